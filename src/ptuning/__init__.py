@@ -1,0 +1,75 @@
+"""P-tuning that works: teach a frozen Hugging Face model a task by training a few thousand prompt numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptuning._lazy import lazy
+
+if TYPE_CHECKING:
+    from ptuning.errors import PTuningError
+    from ptuning.inference import Prediction, Predictor
+    from ptuning.model import (
+        DeepMLPEncoder,
+        DeepPrompt,
+        EmbeddingEncoder,
+        InputPrompt,
+        LSTMEncoder,
+        MLPEncoder,
+        PTuningModel,
+        RandomInit,
+        ResidualEncoder,
+        TextInit,
+        VocabularyInit,
+    )
+    from ptuning.task import Task
+    from ptuning.training import DataConfig, FitConfig, TrainConfig, TrainResult, fit, train
+
+__version__ = "0.1.0"
+
+_MODEL = [
+    "DeepMLPEncoder",
+    "DeepPrompt",
+    "EmbeddingEncoder",
+    "InputPrompt",
+    "LSTMEncoder",
+    "MLPEncoder",
+    "PTuningModel",
+    "RandomInit",
+    "ResidualEncoder",
+    "TextInit",
+    "VocabularyInit",
+]
+__getattr__, __dir__ = lazy(
+    __name__,
+    dict.fromkeys(_MODEL, "ptuning.model")
+    | dict.fromkeys(
+        ["DataConfig", "FitConfig", "TrainConfig", "TrainResult", "fit", "train"], "ptuning.training"
+    )
+    | dict.fromkeys(("Prediction", "Predictor"), "ptuning.inference")
+    | {"PTuningError": "ptuning.errors", "Task": "ptuning.task"},
+)
+
+__all__ = [
+    "DataConfig",
+    "DeepMLPEncoder",
+    "DeepPrompt",
+    "EmbeddingEncoder",
+    "FitConfig",
+    "InputPrompt",
+    "LSTMEncoder",
+    "MLPEncoder",
+    "PTuningError",
+    "PTuningModel",
+    "Prediction",
+    "Predictor",
+    "RandomInit",
+    "ResidualEncoder",
+    "Task",
+    "TextInit",
+    "TrainConfig",
+    "TrainResult",
+    "VocabularyInit",
+    "fit",
+    "train",
+]

@@ -1,0 +1,238 @@
+"""The model card: what the adapter does, how well, on which backbone, and how to use it.
+
+Filled in from the :class:`~ptuning.adapters.record.Adapter` alone; nothing is left for the reader to
+complete. The front matter is the Hub's (https://huggingface.co/docs/hub/model-cards).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ptuning.adapters.peft_format import why_not_peft
+from ptuning.adapters.record import Adapter, installed_versions
+
+_KINDS = {
+    "single_label_classification": "single-label classification",
+    "multi_label_classification": "multi-label classification",
+    "regression": "regression",
+}
+_SHOWN_LABELS = 50
+_BASELINE = "baseline"
+
+
+def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str, str] | None = None) -> str:
+    """Markdown with YAML front matter.
+
+    Args:
+        adapter: What to describe.
+        name: The folder's name, as the examples spell it.
+        versions: Packages and their versions; those installed if left out.
+    """
+    sections = (
+        f"# {_line(name)}",
+        _summary(adapter),
+        "## Task\n\n" + "\n".join(_task(adapter)),
+        _metrics(adapter),
+        "## How to use\n\n" + _usage(adapter, name),
+        "## Prompt\n\n" + "\n".join(_prompt(adapter)),
+        "## Backbone\n\n" + "\n".join(_facts(adapter.backbone)),
+        "## Versions\n\n" + "\n".join(_facts(versions or installed_versions())),
+    )
+    return f"---\n{_front_matter(adapter, name)}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+# ------------------------------------------------------------------------------------ front matter
+
+
+def _front_matter(adapter: Adapter, name: str) -> str:
+    base = str(adapter.backbone.get("name"))
+    data = ModelCardData(
+        library_name="ptuning",
+        base_model=base if _is_hub_id(base) else None,
+        pipeline_tag="text-classification",
+        tags=[
+            "ptuning",
+            "prompt-tuning",
+            "p-tuning-v2" if adapter.deep else "p-tuning",
+            adapter.task.problem_type,
+        ],
+        model_name=name,
+        eval_results=_eval_results(adapter) or None,
+    )
+    return data.to_yaml().strip()
+
+
+def _eval_results(adapter: Adapter) -> list[EvalResult]:
+    """The Hub's ``model-index``: what was measured on rows that were not trained on."""
+    dataset = adapter.extra.get("dataset")
+    known = dataset if isinstance(dataset, str) and dataset else None
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=known if known is not None and _is_hub_id(known) else "custom",
+            dataset_name=known or "the task's own data",
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for split in ("test", "validation")
+        for metric, value in _numbers(adapter.metrics.get(split)).items()
+    ]
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII)) and not Path(name).is_dir()
+
+
+# ---------------------------------------------------------------------------------------- sections
+
+
+def _summary(adapter: Adapter) -> str:
+    where = "in every layer" if adapter.deep else "at the embeddings"
+    if adapter.deep and (first := adapter.prompt.get("first_layer", 0)):
+        where = f"in every layer from layer {first} on"
+    return (
+        f"A prompt of {adapter.virtual_tokens} virtual tokens {where}, trained with "
+        f"[ptuning](https://pypi.org/project/ptuning/), teaches the frozen backbone "
+        f"{_code(adapter.backbone.get('name'))} {_KINDS[adapter.task.problem_type]} of "
+        f"{'pairs of texts' if adapter.task.pair else 'texts'}. {_size(adapter)}"
+    )
+
+
+def _size(adapter: Adapter) -> str:
+    prompt, head = adapter.prompt_parameters, adapter.head_parameters
+    parts = f"{prompt:,} in the prompt" + (
+        f", {head:,} in the head" if head else "; the head was left as it was"
+    )
+    whole = adapter.backbone.get("num_parameters")
+    share = f" That is {(prompt + head) / whole:.3%} of the backbone's {whole:,}." if whole else ""
+    return f"It holds {prompt + head:,} trained numbers: {parts}.{share}"
+
+
+def _task(adapter: Adapter) -> Iterator[str]:
+    task = adapter.task
+    yield f"- kind: {_KINDS[task.problem_type]}"
+    yield f"- input: {'two texts' if task.pair else 'one text'}"
+    limit = f"{task.max_length} tokens" if task.max_length else "as long as the backbone allows"
+    yield f"- longest input: {limit}"
+    if task.is_regression:
+        yield f"- output: one number (trained on targets less {task.mean:g}, divided by {task.scale:g})"
+        return
+    yield f"- labels, in the order of the logits ({task.num_labels}):"
+    for label in task.labels[:_SHOWN_LABELS]:
+        yield f"  - {_code(label if isinstance(label, str) else json.dumps(label))}"
+    if (more := task.num_labels - _SHOWN_LABELS) > 0:
+        yield f"  - and {more} more, listed in `ptuning.json`"
+
+
+def _metrics(adapter: Adapter) -> str:
+    """A row a metric, a column a split, the baseline last."""
+    splits = {name: _numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
+    rows = list(dict.fromkeys(metric for values in splits.values() for metric in values))
+    if not rows:
+        return ""
+    lines = ["| metric | " + " | ".join(map(_cell, splits)) + " |", "|---|" + "---:|" * len(splits)]
+    for metric in rows:
+        cells = (_number(values[metric]) if metric in values else "" for values in splits.values())
+        lines.append(f"| {_cell(metric)} | " + " | ".join(cells) + " |")
+    note = ""
+    if _BASELINE in splits:
+        what = "the mean of the training targets" if adapter.task.is_regression else "the most frequent label"
+        note = f"\n\nThe baseline always answers {what}."
+    return "## Metrics\n\n" + "\n".join(lines) + note
+
+
+def _columns(adapter: Adapter) -> list[str]:
+    given = [name for name, values in adapter.metrics.items() if _numbers(values)]
+    order = {"test": 0, "validation": 1, _BASELINE: 3}
+    return sorted(given, key=lambda name: order.get(name, 2))
+
+
+def _usage(adapter: Adapter, name: str) -> str:
+    python = (
+        "```python\nfrom ptuning import PTuningModel\n\n"
+        f"model = PTuningModel.from_pretrained({json.dumps(name)})\n```"
+    )
+    command = f"```bash\nptuning predict {shlex.quote(_line(name))} --input texts.txt\n```"
+    return f"In Python:\n\n{python}\n\nAt the command line:\n\n{command}\n\n{_peft_usage(adapter, name)}"
+
+
+def _peft_usage(adapter: Adapter, name: str) -> str:
+    reason = why_not_peft(adapter)
+    if reason is not None:
+        return f"PEFT cannot load this adapter: {reason}."
+    base = json.dumps(adapter.backbone.get("name"))
+    options = f"revision={json.dumps(revision)}, " if (revision := adapter.backbone.get("revision")) else ""
+    return (
+        "With PEFT:\n\n```python\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForSequenceClassification\n\n"
+        f"base = AutoModelForSequenceClassification.from_pretrained(\n"
+        f"    {base}, {options}num_labels={adapter.task.num_labels}, ignore_mismatched_sizes=True\n)\n"
+        f"model = PeftModel.from_pretrained(base, {json.dumps(name)})\n```"
+    )
+
+
+def _prompt(adapter: Adapter) -> Iterator[str]:
+    yield from _facts(adapter.prompt)
+    yield f"- shape: `{list(adapter.prompt_tensor.shape)}`"
+
+
+# ------------------------------------------------------------------------------------------ pieces
+
+
+def _facts(values: Mapping[str, Any]) -> Iterator[str]:
+    """A line a fact; those that are ``None`` say nothing and are left out."""
+    for key, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            inner = ", ".join(f"{_line(k)} {_code(v)}" for k, v in value.items())
+            yield f"- {_line(key).replace('_', ' ')}: {inner}"
+        else:
+            yield f"- {_line(key).replace('_', ' ')}: {_code(value)}"
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """The numbers among ``values``; anything else in a free dictionary is not a metric."""
+    if not isinstance(values, Mapping):
+        return {}
+    numbers = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
+    return {k: v for k, v in numbers.items() if type(v) in (int, float) and math.isfinite(v)}
+
+
+def _number(value: float) -> str:
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:.4f}"
+        if abs(value) >= 1e-4 or not value
+        else f"{value:.2e}"
+    )
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _cell(text: Any) -> str:
+    return _line(text).replace("|", "\\|")
+
+
+def _code(value: Any) -> str:
+    """Inline code that holds anything, backticks and line breaks included."""
+    text = (
+        json.dumps(value, ensure_ascii=False)[1:-1]
+        if isinstance(value, str) and not value.isprintable()
+        else str(value)
+    )
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    pad = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"

@@ -1,0 +1,366 @@
+"""The adapter folder: written in one step, and read only if every byte is as it was written.
+
+| file | what |
+|---|---|
+| ``adapter_config.json``, ``adapter_model.safetensors`` | prompt and head (``peft_format.py``) |
+| ``ptuning.json`` | the task, every choice, facts of the backbone, metrics, sha256 of every other file |
+| ``README.md`` | the model card (``card.py``) |
+
+Others may add files in sub-folders while it is written (a checkpoint's ``resume/``). Nothing is ever
+pickled. ``atomic.py`` does the replacing, ``hub.py`` finds folders on the Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from ptuning.adapters.atomic import moved_aside, replace_folder, write_bytes
+from ptuning.adapters.card import model_card
+from ptuning.adapters.peft_format import from_peft, to_peft
+from ptuning.adapters.record import Adapter, installed_versions
+from ptuning.errors import AdapterError, PTuningError
+from ptuning.task import Task
+
+CONFIG, WEIGHTS, RECORD, CARD = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "ptuning.json",
+    "README.md",
+)
+OWN_FILES = (CONFIG, WEIGHTS, RECORD, CARD)
+FORMAT_VERSION = 1
+
+_EXPECTED = f"expected a folder with {CONFIG}, {WEIGHTS} and {RECORD}, as ptuning writes it"
+_SELF = "sha256_self"
+_BLANK = "0" * 64
+"""What stands in for ``ptuning.json``'s digest of itself while that is computed."""
+
+
+# ------------------------------------------------------------------------------------------- write
+
+
+def save(
+    adapter: Adapter, folder: str | os.PathLike[str], *, extra_files: Callable[[Path], None] | None = None
+) -> Path:
+    """Write an adapter folder in one step, in place of the adapter that stands there, if one does.
+
+    Args:
+        adapter: What to write.
+        folder: Where to; its parents are made if need be. A symbolic link is followed.
+        extra_files: Writes more files into the new folder before it is put in place (sub-folders are fine);
+            they are listed and digested with the rest.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        AdapterError: numbers that are not finite, values that JSON cannot hold, or a destination that
+            :func:`check_destination` refuses.
+        OutputError: disk full, no permission. What stood there before is untouched.
+    """
+    target = check_destination(folder)
+    _check_finite({"the prompt": adapter.prompt_tensor, **adapter.head})
+    content = _content(adapter)
+    config, tensors = to_peft(adapter)
+
+    def fill(new: Path) -> None:
+        if extra_files is not None:
+            extra_files(new)
+        if taken := [name for name in OWN_FILES if (new / name).exists()]:
+            raise AdapterError(f"extra_files wrote {taken[0]}, a name of the adapter's own; choose another")
+        write_bytes(new / CONFIG, _json(config))
+        write_bytes(new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt"}))
+        card = model_card(adapter, name=target.name, versions=content["versions"])
+        write_bytes(new / CARD, card.encode("utf-8", "backslashreplace"))
+        files = {name: _digest((new / name).read_bytes()) for name in sorted(_files(new))}
+        write_bytes(new / RECORD, _sealed({**content, "files": files}))
+
+    replace_folder(target, fill)
+    return target
+
+
+def check_destination(folder: str | os.PathLike[str]) -> Path:
+    """Refuse a destination where :func:`save` would delete what is not an adapter's. Worth asking early.
+
+    Returns:
+        The absolute path, symbolic links resolved.
+
+    Raises:
+        AdapterError: a file, a folder of something else, or an adapter with files beside its own.
+    """
+    target = Path(os.path.realpath(Path(folder).expanduser()))
+    if not target.exists():
+        return target
+    if not target.is_dir():
+        raise AdapterError(
+            f"{target} is a file, expected a folder to write an adapter to; choose another name"
+        )
+    names = _files(target)
+    if not names and not any(target.iterdir()):
+        return target
+    if not is_adapter(target):
+        raise AdapterError(
+            f"{target} is not empty and holds no adapter of ptuning; choose another folder, or empty it"
+        )
+    if strange := sorted(names - set(details(target)["files"]) - {RECORD}):
+        raise AdapterError(
+            f"{target} holds {strange[0]}, which is not part of the adapter there and would be lost; "
+            "move it elsewhere, or choose another folder"
+        )
+    return target
+
+
+def _content(adapter: Adapter) -> dict[str, Any]:
+    """``ptuning.json`` but for the digests."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": _plain(adapter.task.to_dict(), "task"),
+        "prompt": _plain(adapter.prompt, "prompt"),
+        "backbone": _plain(adapter.backbone, "backbone"),
+        "anchors": _plain(adapter.anchors, "anchors"),
+        "metrics": _plain(adapter.metrics, "metrics", undefined=True),
+        "extra": _plain(adapter.extra, "extra", undefined=True),
+        "versions": installed_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
+    """``value`` as JSON holds it. ``undefined``: a number that is not finite becomes null, not an error.
+
+    A correlation of constant predictions has no value; that must not cost the adapter.
+    """
+    if hasattr(value, "item"):  # a number of numpy or torch
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {
+            str(key): _plain(inner, f"{where}.{key}", undefined=undefined) for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{where}[{i}]", undefined=undefined) for i, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        if undefined:
+            return None
+        raise AdapterError(f"{where} is {value}, expected a finite number")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise AdapterError(
+        f"{where} is a {type(value).__name__}, expected what JSON can hold: text, numbers, lists, dicts"
+    )
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise AdapterError(
+                f"{name} holds {count} of {tensor.numel()} numbers that are not finite (NaN or infinite), "
+                "so it is not saved; train with a lower learning rate, or go back to the last good checkpoint"
+            )
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode("ascii")
+
+
+def _sealed(values: Mapping[str, Any]) -> bytes:
+    """JSON that holds the digest of its own bytes, taken with the digest blanked."""
+    blank = _json({**values, _SELF: _BLANK})
+    before, after = blank.rsplit(_BLANK.encode(), 1)  # the last field is ours, whatever stands in the others
+    return before + _digest(blank).encode() + after
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _files(folder: Path) -> set[str]:
+    """Every file below ``folder``, by its relative name with ``/``; links to folders are not entered."""
+    return {
+        Path(place, name).relative_to(folder).as_posix()
+        for place, folders, files in os.walk(folder)
+        for name in (*files, *(sub for sub in folders if os.path.islink(os.path.join(place, sub))))
+    }
+
+
+# -------------------------------------------------------------------------------------------- read
+
+
+def load(folder: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter folder; see ``hub.locate`` for one on the Hub.
+
+    The files that it is made of are checked against their digests. The model card, which people edit, and
+    what ``extra_files`` added are not read, so they are not checked here: :func:`verify` does that.
+
+    Raises:
+        AdapterError: no adapter, one of a newer format, or one that was altered or cut short.
+    """
+    path = Path(folder).expanduser()
+    content = details(path)
+    config = _parse(path / CONFIG, _checked(path, CONFIG, content["files"]))
+    data = _checked(path, WEIGHTS, content["files"])
+    try:
+        tensor, head = from_peft(config, safetensors.load(data))
+        return Adapter(
+            prompt=content["prompt"],
+            task=Task.from_dict(content["task"]),
+            backbone=content["backbone"],
+            prompt_tensor=tensor,
+            head=head,
+            anchors=tuple(tuple(ids) for ids in content["anchors"]),
+            metrics=content["metrics"],
+            extra=content["extra"],
+        )
+    except (
+        PTuningError,
+        SafetensorError,
+        KeyError,
+        TypeError,
+    ) as error:  # digests fit, yet not what we write
+        raise AdapterError(
+            f"{path} is not an adapter that this version of ptuning can read: {error}"
+        ) from error
+
+
+def verify(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Check every file that an adapter folder lists, the model card and sub-folders included.
+
+    Returns:
+        The names that were checked.
+
+    Raises:
+        AdapterError: what :func:`load` raises, or any listed file that is missing, altered or cut short.
+    """
+    path = Path(folder).expanduser()
+    listed = details(path)["files"]
+    for name in listed:
+        _checked(path, name, listed)
+    load(path)
+    return (RECORD, *listed)
+
+
+def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """``ptuning.json``, checked against its own digest.
+
+    Besides an :class:`Adapter`'s facts it holds ``versions``, ``created`` and ``files``.
+
+    Raises:
+        AdapterError: no adapter, one of a newer format, or a ``ptuning.json`` that was altered or cut short.
+    """
+    path = Path(folder).expanduser()
+    _check_folder(path)
+    data = _read(path / RECORD)
+    content = _parse(path / RECORD, data)
+    version = content.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise AdapterError(f"{path / RECORD} has no format_version of ptuning's; {_EXPECTED}")
+    if version > FORMAT_VERSION:
+        raise AdapterError(
+            f"{path} is of format {version}, and this version of ptuning reads up to {FORMAT_VERSION}; "
+            "update it with: pip install --upgrade ptuning"
+        )
+    seal = content.get(_SELF)
+    if not isinstance(seal, str) or _digest(_BLANK.join(data.decode().rsplit(seal, 1)).encode()) != seal:
+        raise AdapterError(_altered(path, RECORD))
+    return content
+
+
+def is_adapter(folder: str | os.PathLike[str]) -> bool:
+    """Whether ``folder`` is a readable adapter folder of ours, of a format that this version knows."""
+    try:
+        details(folder)
+    except AdapterError:
+        return False
+    return True
+
+
+def _check_folder(path: Path) -> None:
+    """One clear sentence for each way in which there is no adapter at ``path``."""
+    if not path.exists():
+        aside = moved_aside(Path(os.path.abspath(path)))
+        hint = (
+            f"; an interrupted save left the former one at {aside}: rename it back"
+            if aside
+            else f"; {_EXPECTED}"
+        )
+        raise AdapterError(f"no adapter at {path}: there is no such folder{hint}")
+    if not path.is_dir():
+        raise AdapterError(f"no adapter at {path}: it is a file; {_EXPECTED}")
+    if (path / RECORD).exists():
+        return
+    if kind := _peft_type(path):
+        raise AdapterError(
+            f"{path} is an adapter written by PEFT ({kind}), without {RECORD}; importing those is not "
+            "available yet in this version of ptuning. Load it with peft.PeftModel.from_pretrained"
+        )
+    raise AdapterError(f"no adapter at {path}: it has no {RECORD}; {_EXPECTED}")
+
+
+def _peft_type(path: Path) -> str | None:
+    """What ``adapter_config.json`` names, where there is one that can be read."""
+    try:
+        values = json.loads((path / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None
+    kind = values.get("peft_type") if isinstance(values, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:
+    """The bytes of a listed file, once they have been found to be those that were written."""
+    if name not in listed:
+        raise AdapterError(f"{folder / RECORD} does not list {name}; {_EXPECTED}")
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts:
+        raise AdapterError(
+            f"{folder / RECORD} lists {name!r}, which is outside the folder; do not trust this adapter"
+        )
+    if not (folder / place).is_file():
+        raise AdapterError(f"{folder} lacks {name}, which {RECORD} lists; {_ask_again(name)}")
+    data = _read(folder / place)
+    if _digest(data) != listed[name]:
+        raise AdapterError(_altered(folder, name))
+    return data
+
+
+def _altered(folder: Path, name: str) -> str:
+    return (
+        f"{name} in {folder} was altered or cut short: its sha256 is not the recorded one; {_ask_again(name)}"
+    )
+
+
+def _ask_again(name: str) -> str:
+    return f"copy or download {name} again from where the adapter came from, or train it again"
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise AdapterError(
+            f"{file} cannot be read: {error.strerror or error}; check its permissions"
+        ) from error
+
+
+def _parse(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise AdapterError(
+            f"{file.name} in {file.parent} was altered or cut short: it is no JSON; {_ask_again(file.name)}"
+        ) from None
+    if not isinstance(values, dict):
+        raise AdapterError(f"{file} holds a {type(values).__name__}, expected a JSON object; {_EXPECTED}")
+    return values

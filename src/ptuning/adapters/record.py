@@ -1,0 +1,106 @@
+"""One trained task as plain data: what the adapter folder holds, and nothing of how it is laid out.
+
+``peft_format.py`` turns an :class:`Adapter` into tensors, ``folder.py`` puts it on disk, ``card.py``
+describes it, ``ptuning.model`` makes and uses it. This module knows none of them.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptuning.errors import AdapterError
+from ptuning.task import Task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapter:
+    """A trained task: prompt, head, labels, and facts of the backbone that it fits.
+
+    Args:
+        prompt: Every choice of the prompt, as ``prompt_to_dict`` gives it.
+        task: Kind, labels, scale.
+        backbone: ``BackboneFacts`` as a dict.
+        prompt_tensor: fp32; input depth ``[P, E]``, deep ``[L−s, 2, P, H_kv]``, keys then values.
+        head: The head's parameters by the backbone's own names (``classifier.weight``,
+            ``bert.pooler.dense.weight``); empty if the backbone's own head serves.
+        anchors: Token ids of the literal words in a template, one tuple a piece of text.
+        metrics: What was measured, by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
+        extra: Anything else that JSON can hold, such as a summary of the training.
+
+    Raises:
+        AdapterError: tensors that do not fit the choices or the facts of the backbone.
+    """
+
+    prompt: Mapping[str, Any]
+    task: Task
+    backbone: Mapping[str, Any]
+    prompt_tensor: Tensor
+    head: Mapping[str, Tensor]
+    anchors: tuple[tuple[int, ...], ...] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tensor = self.prompt_tensor
+        if tensor.dtype != torch.float32:
+            raise AdapterError(
+                f"the prompt is {tensor.dtype}, expected torch.float32; convert it with .float()"
+            )
+        shape, expected = tuple(tensor.shape), self._expected_shape()
+        if len(shape) != len(expected) or any(
+            e not in (None, s) for s, e in zip(shape, expected, strict=True)
+        ):
+            wanted = ", ".join("P" if e is None else str(e) for e in expected)
+            raise AdapterError(
+                f"the prompt's shape is {list(shape)}, expected [{wanted}] for depth "
+                f"{self.prompt.get('depth')!r} on {self.backbone.get('name')}"
+            )
+
+    def _expected_shape(self) -> tuple[int | None, ...]:
+        """What choices and facts call for; ``None`` where neither says (a template counts its own P)."""
+        tokens = self.prompt.get("num_virtual_tokens")
+        if self.deep:
+            layers = self.backbone["num_layers"] - self.prompt.get("first_layer", 0)
+            return layers, 2, tokens, self.backbone["key_value_size"]
+        return tokens, self.backbone["embedding_size"]
+
+    @property
+    def deep(self) -> bool:
+        """Whether every layer from ``first_layer`` on has its own prompt."""
+        return bool(self.prompt.get("depth") == "deep")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """P."""
+        return int(self.prompt_tensor.shape[-2])
+
+    @property
+    def prompt_parameters(self) -> int:
+        return self.prompt_tensor.numel()
+
+    @property
+    def head_parameters(self) -> int:
+        """Numbers in the head that were trained; 0 if it was frozen."""
+        return (
+            sum(value.numel() for value in self.head.values()) if self.prompt.get("train_head", True) else 0
+        )
+
+
+def installed_versions() -> dict[str, str]:
+    """What this process runs, by package; ``"unknown"`` for one run from its sources, uninstalled."""
+    packages = ("ptuning", "torch", "transformers", "safetensors")
+    return {**{name: _version(name) for name in packages}, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

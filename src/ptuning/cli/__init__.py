@@ -1,0 +1,87 @@
+"""The command line. Each command is a module of this package with ``HELP`` and ``main(argv)``; all are thin.
+
+Exit codes: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "train a prompt and save the adapter",
+    "evaluate": "measure an adapter on labelled rows, beside the baseline",
+    "predict": "classify rows of a file or of standard input",
+    "inspect": "show what an adapter is, and whether it fits a backbone",
+    "check-data": "say what would be trained on: rows, labels, lengths, duplicates, leaks",
+    "demo": "train on the data that ptuning ships, and compare",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ptuning COMMAND …`` and return its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if given else 2
+    if given[0] == "--version":
+        from ptuning import __version__
+
+        print(f"ptuning {__version__}")
+        return 0
+    if given[0] not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(given[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+        return _say(f"unknown command {given[0]!r}; {hint}", 2)
+    return _run(given[0], given[1:])
+
+
+def console() -> None:
+    """The ``ptuning`` program."""
+    sys.exit(main())
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    from ptuning.errors import PTuningError, UserError
+
+    try:
+        module = import_module(f"ptuning.cli.{command.replace('-', '_')}")
+        module.main(argv)
+    except UserError as error:
+        return _say(str(error), 2)
+    except PTuningError as error:
+        return _say(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _say(str(error) or "interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (``| head``): nothing to say, and nobody to say it to.
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        return _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    return 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"ptuning: {'' if code == 130 else 'error: '}{' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ptuning COMMAND [options]",
+            "",
+            "Teach a frozen Hugging Face model a new task by training a few thousand prompt numbers.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "ptuning COMMAND --help shows a command's options; ptuning demo needs no data and no network.",
+        ]
+    )

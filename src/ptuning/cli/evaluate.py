@@ -1,0 +1,59 @@
+"""``ptuning evaluate``: an adapter's metrics on labelled rows, beside the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptuning.cli.options import Parser
+from ptuning.cli.shared import add_columns, add_model, load_model
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="ptuning evaluate",
+        usage="ADAPTER FILE [options]",
+        description="Measure an adapter on labelled rows, beside what a constant answer would score.",
+    )
+    add_model(made)
+    made.add_argument(
+        "file", type=str, help="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]"
+    )
+    add_columns(made, label=True)
+    made.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parser().parse_args(list(argv))
+    import json
+
+    from rich.console import Console
+
+    from ptuning.cli.tables import metrics_table
+    from ptuning.data import load_examples
+    from ptuning.training.loop import evaluate
+    from ptuning.training.metrics import Baseline
+    from ptuning.training.prepare import tokenised
+
+    model = load_model(given)
+    examples = load_examples(
+        given.file,
+        text=given.text,
+        text_b=given.text_b,
+        label=given.label,
+        label_separator=given.label_separator,
+        pair=model.task.pair,
+    ).examples
+    split = tokenised(model, examples, given.too_long)
+    baseline = Baseline.of(split.targets, model.task)
+    found, floor = evaluate(model, split), baseline.measure(split.targets, model.task)
+    if given.json:
+        print(
+            json.dumps(
+                {"rows": len(examples), "metrics": found, "baseline": floor, "rule": baseline.rule}, indent=1
+            )
+        )
+    else:
+        Console().print(
+            metrics_table({f"{len(examples)} rows": found}, {f"{len(examples)} rows": floor}, baseline.rule)
+        )

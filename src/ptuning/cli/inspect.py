@@ -1,0 +1,103 @@
+"""``ptuning inspect``: what an adapter is, its figures, and whether it fits a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptuning.cli.options import Parser
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="ptuning inspect",
+        usage="ADAPTER [options]",
+        description="Show what an adapter is, and whether it fits a backbone.",
+    )
+    made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
+    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
+    made.add_argument("--backbone", type=str | None, help="Hub id or folder to check it against")
+    made.add_argument("--json", action="store_true", help="print everything as JSON")
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parser().parse_args(list(argv))
+    from ptuning import adapters
+
+    adapter = adapters.load(adapters.locate(given.adapter, revision=given.revision))
+    if given.json:
+        import json
+
+        facts = {
+            "task": adapter.task.to_dict(),
+            "prompt": dict(adapter.prompt),
+            "backbone": dict(adapter.backbone),
+            "metrics": dict(adapter.metrics),
+            "numbers": _numbers(adapter),
+            "peft": adapters.why_not_peft(adapter) or "readable",
+        }
+        print(json.dumps(facts, indent=1))
+    else:
+        _print(adapter)
+    if given.backbone is not None:
+        _check(given.backbone, adapter)
+        print(f"fits {given.backbone}")
+
+
+def _check(name: str, adapter: object) -> None:
+    from ptuning import adapters
+    from ptuning.model import backbone
+    from ptuning.model.embedded import canonical
+    from ptuning.model.ptuning import check_backbone
+
+    assert isinstance(adapter, adapters.Adapter)
+    held = backbone.load(
+        canonical(name), num_labels=adapter.task.num_labels, problem_type=adapter.task.problem_type
+    )
+    check_backbone(held, adapter)
+
+
+def _numbers(adapter: object) -> int:
+    from ptuning import adapters
+
+    assert isinstance(adapter, adapters.Adapter)
+    return adapter.prompt_tensor.numel() + sum(value.numel() for value in adapter.head.values())
+
+
+def _print(adapter: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ptuning import adapters
+    from ptuning.cli.tables import metrics_table
+
+    assert isinstance(adapter, adapters.Adapter)
+    task, prompt, backbone = adapter.task, adapter.prompt, adapter.backbone
+    table = Table(show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    rows = {
+        "task": f"{task.problem_type}, {'pairs' if task.pair else 'single texts'}",
+        "labels": ", ".join(map(str, task.labels))
+        or f"a number (mean {task.mean:.4g}, deviation {task.scale:.4g})",
+        "prompt": f"{prompt['depth']}, shape {list(adapter.prompt_tensor.shape)}, "
+        + (
+            f"placement {prompt['placement']}"
+            if prompt["depth"] == "input"
+            else f"from layer {prompt['first_layer']}"
+        ),
+        "made by": f"{prompt['encoder']['kind']} encoder",
+        "numbers": f"{_numbers(adapter):,}",
+        "backbone": f"{backbone['name']} ({backbone['model_type']}, {backbone['num_layers']} layers)",
+        "weights": str(backbone["fingerprint"])[:16],
+        "PEFT": adapters.why_not_peft(adapter) or "reads this folder",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    found = {name: values for name, values in adapter.metrics.items() if name in ("validation", "test")}
+    if found:
+        split = "test" if "test" in found else "validation"
+        rule = str(adapter.metrics.get("baseline_rule", ""))
+        console.print(metrics_table(found, {split: adapter.metrics.get("baseline", {})}, rule))

@@ -1,0 +1,118 @@
+"""``ptuning predict``: rows in, labels and probabilities out, in order, in bounded memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ptuning.cli.options import Parser
+from ptuning.cli.shared import add_columns, add_model, load_model
+
+if TYPE_CHECKING:
+    from ptuning.inference.predictor import Prediction
+    from ptuning.task import Task
+
+FORMATS = ["text", "csv", "tsv", "jsonl", "parquet"]
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="ptuning predict",
+        usage="ADAPTER [options]",
+        description="Classify the rows of a file or of standard input. Rows stream: a window is held.",
+        epilog="example: echo 'where is my parcel?' | ptuning predict support",
+    )
+    add_model(made)
+    made.add_argument(
+        "--input", type=str, default="-", help="file, hf: name, or - for standard input (default)"
+    )
+    made.add_argument(
+        "--input_format",
+        choices=FORMATS,
+        help="of the input; told from the file's name, and 'text' (a text a line) on standard input",
+    )
+    made.add_argument("--output", type=str, default="-", help="file, or - for standard output (default)")
+    made.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of the output")
+    add_columns(made, label=False)
+    made.add_argument("--batch_size", type=int, default=32, help="rows that go through the backbone together")
+    made.add_argument("--window", type=int, default=1024, help="rows held in memory at once")
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parser().parse_args(list(argv))
+    from ptuning.data import stream_examples
+    from ptuning.errors import ConfigError
+    from ptuning.inference.predictor import Predictor
+
+    for option in ("batch_size", "window"):
+        if getattr(given, option) < 1:
+            raise ConfigError(f"--{option}: got {getattr(given, option)}, expected at least 1")
+    model = load_model(given)
+    source: Any = sys.stdin.buffer if given.input == "-" else given.input
+    form: Any = given.input_format or ("text" if given.input == "-" else None)
+    found = stream_examples(source, format=form, text=given.text, text_b=given.text_b, pair=model.task.pair)
+    predictor = Predictor(
+        model=model, batch_size=given.batch_size, window=given.window, too_long=given.too_long
+    )
+    with _open(given.output) as stream:
+        write = _writer(stream, given.format, model.task)
+        for prediction in predictor.stream(found.examples):
+            write(prediction)
+
+
+def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:
+    if form == "jsonl":
+        return lambda found: print(
+            json.dumps({"row": found.row, **found.to_dict()}, ensure_ascii=False),
+            file=stream,
+            flush=stream.isatty(),
+        )
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(
+        ["row", "value"]
+        if task.is_regression
+        else ["row", "label", *(f"p({label})" for label in task.labels)]
+    )
+
+    def write(found: Prediction) -> None:
+        label = "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
+        table.writerow([found.row, label, *(f"{chance:.6f}" for _, chance in found.probabilities)])
+
+    return write
+
+
+@contextmanager
+def _open(output: str) -> Iterator[IO[str]]:
+    """Standard output, or a file that appears only when it is whole."""
+    if output == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    from ptuning.errors import OutputError
+
+    target = Path(output)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise OutputError(f"--output {output}: {error.strerror}; name another file") from error
+    try:
+        with open(handle, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+        os.replace(name, target)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, BrokenPipeError)
+            and error.filename in (None, name)
+        ):
+            raise OutputError(f"--output {output}: {error.strerror}; nothing was written") from error
+        raise

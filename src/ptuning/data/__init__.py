@@ -1,0 +1,61 @@
+"""From files, streams, Hub data sets and rows in memory to checked examples, labels and splits.
+
+::
+
+    loaded = load_examples("train.csv")                          # or "hf:stanfordnlp/sst2:train"
+    task = infer_task(loaded.examples, names=loaded.label_names)
+    train, validation = split_off(loaded.examples, task, fraction=0.1, seed=0)
+    targets = encode_labels(train, task)
+
+    for example in stream_examples("new.csv", pair=task.pair).examples:
+        ...
+
+The layers, downward: :mod:`dataset` and :mod:`checks`; :mod:`splits`; :mod:`labels`; :mod:`examples`;
+:mod:`columns` and :mod:`tables`; :mod:`places`. Importing this imports nothing heavy: pyarrow and
+``datasets`` are imported when a source needs them.
+"""
+
+from ptuning.data.checks import (
+    Baseline,
+    Finding,
+    LabelCount,
+    Lengths,
+    Report,
+    SplitReport,
+    check,
+)
+from ptuning.data.columns import Columns, find_columns
+from ptuning.data.dataset import Loaded, Stream, load_examples, stream_examples
+from ptuning.data.examples import Example, Problem, as_examples
+from ptuning.data.labels import encode_labels, infer_task
+from ptuning.data.places import Origin
+from ptuning.data.splits import split_off
+from ptuning.data.tables import Format, Source, Table, open_table, read_rows
+
+__all__ = [
+    "Baseline",
+    "Columns",
+    "Example",
+    "Finding",
+    "Format",
+    "LabelCount",
+    "Lengths",
+    "Loaded",
+    "Origin",
+    "Problem",
+    "Report",
+    "Source",
+    "SplitReport",
+    "Stream",
+    "Table",
+    "as_examples",
+    "check",
+    "encode_labels",
+    "find_columns",
+    "infer_task",
+    "load_examples",
+    "open_table",
+    "read_rows",
+    "split_off",
+    "stream_examples",
+]

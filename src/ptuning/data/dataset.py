@@ -1,0 +1,126 @@
+"""Open a source, find its columns and read its examples: all of them, or one at a time.
+
+This ties :mod:`tables`, :mod:`columns` and :mod:`examples` together; training loads, prediction streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ptuning.data.columns import Columns, find_columns
+from ptuning.data.examples import Example, Problem, as_examples
+from ptuning.data.places import Origin, listing
+from ptuning.data.tables import Format, Source, Table, open_table
+from ptuning.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Every example of a source.
+
+    Args:
+        origin: What errors call the source.
+        columns: The columns that were read.
+        examples: The examples, in the source's order.
+        label_names: The names of a ``ClassLabel`` column in order, for :func:`ptuning.data.infer_task`.
+        problems: The rows that were left out, if they were to be collected.
+    """
+
+    origin: Origin
+    columns: Columns
+    examples: list[Example]
+    label_names: tuple[str, ...] | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The examples of a source, one at a time; ``examples`` can be read once."""
+
+    origin: Origin
+    columns: Columns
+    examples: Iterator[Example]
+
+
+def load_examples(
+    source: Source,
+    *,
+    format: Format | None = None,
+    text: str | None = None,
+    text_b: str | None = None,
+    label: str | None = None,
+    need_label: bool = True,
+    label_separator: str | None = None,
+    pair: bool | None = None,
+    collect_problems: bool = False,
+) -> Loaded:
+    """Read every example of a source.
+
+    Args:
+        source, format: See :func:`ptuning.data.open_table`.
+        text, text_b, label: The columns; see :func:`ptuning.data.find_columns`.
+        need_label: Whether every row has to have a label.
+        label_separator: See :func:`ptuning.data.as_examples`.
+        pair: Whether the rows must (or must not) have two texts, where a trained task says so.
+        collect_problems: Leave bad rows out and report them, instead of raising at the first.
+
+    Raises:
+        DataError: The source, a column or a row cannot be used.
+    """
+    table, columns = _open(source, format, text, text_b, label, need_label, pair)
+    problems: list[Problem] = []
+    found = as_examples(
+        table.rows,
+        columns,
+        table.origin,
+        need_label,
+        label_separator=label_separator,
+        problems=problems if collect_problems else None,
+    )
+    return Loaded(
+        origin=table.origin,
+        columns=columns,
+        examples=list(found),
+        label_names=table.label_names.get(columns.label) if columns.label is not None else None,
+        problems=tuple(problems),
+    )
+
+
+def stream_examples(
+    source: Source,
+    *,
+    format: Format | None = None,
+    text: str | None = None,
+    text_b: str | None = None,
+    pair: bool | None = None,
+) -> Stream:
+    """Open a source for prediction: its columns are checked now, its rows as they are taken.
+
+    Args and errors are those of :func:`load_examples`; labels are not read.
+    """
+    table, columns = _open(source, format, text, text_b, None, False, pair)
+    found = as_examples(table.rows, columns, table.origin, need_label=False)
+    return Stream(origin=table.origin, columns=columns, examples=found)
+
+
+def _open(
+    source: Source,
+    format: Format | None,
+    text: str | None,
+    text_b: str | None,
+    label: str | None,
+    need_label: bool,
+    pair: bool | None,
+) -> tuple[Table, Columns]:
+    table = open_table(source, format=format)
+    name = table.origin.name
+    columns = find_columns(table.columns, text, text_b, label, need_label, source_name=name)
+    if pair is not None and columns.pair != pair:
+        got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
+        raise DataError(
+            f"{name}: the text is {got}, expected {'two texts' if pair else 'one text'} in a row, as in "
+            f"training; name {'both with text and text_b' if pair else 'it with text'}, of "
+            f"{listing(table.columns, 40)}"
+        )
+    return table, columns

@@ -1,0 +1,275 @@
+"""From the labels that stand in the data to a task, and from labels to targets.
+
+Labels keep their type: the number 1 of a JSON file and the text "1" of a CSV are different labels, and
+one column does not mix them. Their order never depends on the order of the rows: numbers (and texts that
+are all numbers) by value, ``False`` before ``True``, other texts by their characters, and class labels
+that come with names in the order of the names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, get_args
+
+from ptuning.data.examples import Example
+from ptuning.data.places import listing, shortened
+from ptuning.errors import ConfigError, DataError
+from ptuning.task import Label, ProblemType, Task
+
+#: Under "auto", more distinct labels than this are taken for a mistake.
+MOST_LABELS = 1000
+#: Under "auto", above this many rows, labels that are distinct in over half of them are a mistake.
+FEW_ROWS = 50
+
+_Key = tuple[type, Label]  # because 1 == 1.0 == True for a dictionary
+
+
+def infer_task(
+    examples: Sequence[Example],
+    *,
+    problem_type: ProblemType | Literal["auto"] = "auto",
+    names: Sequence[Label] | None = None,
+) -> Task:
+    """The task that training examples describe.
+
+    Under ``"auto"``: lists of labels make it multi-label; numbers (or texts that are all finite numbers)
+    of which one is not whole make it regression; anything else is one label a row. ``names`` (a
+    ``ClassLabel``'s) rule regression out.
+
+    Args:
+        examples: The training examples, with labels.
+        problem_type: The kind of task, or ``"auto"``.
+        names: All labels, in order, also those that no example has; without, those that are seen.
+
+    Raises:
+        DataError: The labels do not fit the kind of task, or "auto" cannot tell.
+        ConfigError: ``problem_type`` is unknown.
+    """
+    if problem_type != "auto" and problem_type not in get_args(ProblemType):
+        raise ConfigError(
+            f"problem_type {problem_type!r} is unknown, expected one of "
+            f"{listing(('auto', *get_args(ProblemType)))}"
+        )
+    if not examples:
+        raise DataError("no examples to infer a task from, expected at least two; check the training data")
+    pair = examples[0].text_b is not None
+    kind = _detect(examples, names) if problem_type == "auto" else problem_type
+    if kind == "regression":
+        mean, scale = _scaling(examples)
+        return Task(problem_type=kind, pair=pair, mean=mean, scale=scale)
+    pairs = _labelled(examples, kind)
+    seen = _distinct(pairs)
+    if problem_type == "auto" and names is None and kind == "single_label_classification":
+        _refuse_many(seen, examples)
+    if kind == "single_label_classification" and len(seen) == 1:
+        raise DataError(
+            f"{examples[0].origin.name}: every row has the label {pairs[0][1]!r}, expected at least two "
+            "different labels; check the label column, or add rows of another class"
+        )
+    if not seen:
+        raise DataError(
+            f"{examples[0].origin.name}: no row has any label, expected at least one; check the label column"
+        )
+    if names is None:
+        labels = _ordered(seen)
+    else:
+        labels = tuple(names)
+        _indices(pairs, labels)  # every label is among the names
+    return Task(problem_type=kind, labels=labels, pair=pair)
+
+
+def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[float] | list[list[float]]:
+    """The targets of examples, in order, for a task.
+
+    Returns:
+        Class indices for one label a row; numbers in the data's own unit for regression (the caller
+        subtracts ``task.mean`` and divides by ``task.scale``); rows of 0.0 and 1.0, one column a label,
+        for multi-label.
+
+    Raises:
+        DataError: A label that the task does not know, or that does not fit its kind; the row is named.
+    """
+    if task.problem_type == "regression":
+        return [_target(example) for example in examples]
+    pairs = _labelled(examples, task.problem_type)
+    indices = _indices(pairs, task.labels)
+    if task.problem_type == "single_label_classification":
+        return indices
+    hot = iter(indices)
+    rows = [[0.0] * task.num_labels for _ in examples]
+    for row, example in zip(rows, examples, strict=True):
+        for _ in example.label or ():
+            row[next(hot)] = 1.0
+    return rows
+
+
+# Kinds -------------------------------------------------------------------------------------------
+
+
+def _detect(examples: Sequence[Example], names: Sequence[Label] | None) -> ProblemType:
+    lists = next((example for example in examples if isinstance(example.label, tuple | list)), None)
+    if lists is not None:
+        return "multi_label_classification"
+    if names is not None:
+        return "single_label_classification"
+    numbers = [_number(example.label) for example in examples]
+    if all(number is not None for number in numbers) and any(
+        number != round(number) for number in numbers if number
+    ):
+        return "regression"
+    return "single_label_classification"
+
+
+def _number(label: object) -> float | None:
+    """The finite number that a label is or spells."""
+    if isinstance(label, bool) or not isinstance(label, int | float | str) or "_" in str(label):
+        return None
+    try:
+        number = float(label)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
+    rows = len(examples)
+    if len(seen) > MOST_LABELS or (rows > FEW_ROWS and len(seen) > rows / 2):
+        raise DataError(
+            f"{examples[0].origin.name}: {len(seen)} different labels in {rows} rows ({listing(seen, 3)}), "
+            "expected far fewer labels than rows; check the label column, and if it is right, say "
+            "what it is with problem_type: 'single_label_classification' or 'regression'"
+        )
+
+
+# Regression --------------------------------------------------------------------------------------
+
+
+def _target(example: Example) -> float:
+    number = _number(example.label)
+    if number is None:
+        raise DataError(
+            f"{example.place}: the label is {shortened(example.label)}, expected a finite number "
+            "(regression); mend or remove the row, or set another problem_type"
+        )
+    return number
+
+
+def _scaling(examples: Sequence[Example]) -> tuple[float, float]:
+    """The mean and the population standard deviation of the targets."""
+    targets = [_target(example) for example in examples]
+    _refuse_mixture(((example, example.label) for example in examples), numbers_mix=True)
+    name = examples[0].origin.name
+    if min(targets) == max(targets):
+        raise DataError(
+            f"{name}: every target is {targets[0]!r}, expected different numbers; check the label column, or "
+            "add rows with other targets"
+        )
+    try:
+        mean = math.fsum(targets) / len(targets)
+        scale = math.sqrt(math.fsum((target - mean) ** 2 for target in targets) / len(targets))
+    except OverflowError:
+        scale = math.inf
+    if not 0 < scale < math.inf:
+        raise DataError(
+            f"{name}: the targets run from {min(targets)!r} to {max(targets)!r}, whose spread cannot be "
+            "computed, expected ordinary numbers; give them in another unit"
+        )
+    return mean, scale
+
+
+# Classes -----------------------------------------------------------------------------------------
+
+
+def _labelled(examples: Sequence[Example], kind: ProblemType) -> list[tuple[Example, Label]]:
+    """Every (example, label), several for an example with several; all of a kind and of one type."""
+    pairs: list[tuple[Example, Label]] = []
+    for example in examples:
+        pairs.extend((example, label) for label in _labels_of(example, kind))
+    _refuse_mixture(pairs)
+    return pairs
+
+
+def _labels_of(example: Example, kind: ProblemType) -> Iterator[Label]:
+    label = example.label
+    several = isinstance(label, tuple | list)
+    if label is None or (isinstance(label, float) and not math.isfinite(label)):
+        raise DataError(f"{example.place}: the label is {label}, expected one; fill it in, or remove the row")
+    if several != (kind == "multi_label_classification"):
+        raise DataError(
+            f"{example.place}: the label is {'the list ' if several else ''}{shortened(label)}, expected "
+            + ("one label" if several else "a list of labels")
+            + f" ({kind}); "
+            + (
+                "write one label in every row, or lists in every row with problem_type "
+                "'multi_label_classification'"
+                if several
+                else "write a list in every row, or, in a CSV, give label_separator"
+            )
+        )
+    items: Sequence[Label] = label if several else (label,)
+    for position, item in enumerate(items):
+        if several and isinstance(item, float):
+            raise DataError(
+                f"{example.place}: the list of labels holds {item!r}, expected names or whole numbers; "
+                "scores cannot be learnt as labels, round them or list the labels that apply"
+            )
+        if item in items[:position]:
+            raise DataError(
+                f"{example.place}: the label {item!r} stands twice in {shortened(list(items))}, expected the "
+                "labels that apply, each once; a row of zeros and ones has to be written as the "
+                "list of its names"
+            )
+        yield item
+
+
+def _refuse_mixture(pairs: Iterable[tuple[Example, object]], *, numbers_mix: bool = False) -> None:
+    """One column, one type: ``1`` and ``"1"`` side by side are a mistake in the file."""
+    first: tuple[Example, object] | None = None
+    for example, label in pairs:
+        one, this = first = first or (example, label)
+        alike = type(label) is type(this)
+        if not alike and not (numbers_mix and {type(label), type(this)} == {int, float}):
+            raise DataError(
+                f"{one.place}: the label is {this!r} ({type(this).__name__}), but {label!r} "
+                f"({type(label).__name__}) in {example.origin.unit} {example.row}, expected one type "
+                "throughout; write them all the same way, for example all in quotes"
+            )
+
+
+def _distinct(pairs: Iterable[tuple[Example, Label]]) -> list[Label]:
+    return [label for _, label in {(type(label), label): None for _, label in pairs}]
+
+
+def _ordered(labels: Iterable[Label]) -> tuple[Label, ...]:
+    """Labels by value if all are numbers or spell one, otherwise by their characters."""
+    labels = list(labels)
+    numbers = {label: number for label in labels if (number := _number(label)) is not None}
+    if len(numbers) == len(labels):
+        return tuple(sorted(labels, key=lambda label: (numbers[label], str(label))))
+    return tuple(sorted(labels, key=lambda label: label if isinstance(label, bool) else str(label)))
+
+
+def _indices(pairs: Iterable[tuple[Example, Label]], labels: Sequence[Label]) -> list[int]:
+    known: dict[_Key, int] = {(type(label), label): index for index, label in enumerate(labels)}
+    indices = []
+    for example, label in pairs:
+        index = known.get((type(label), label))
+        if index is None:
+            raise DataError(unseen(example, label, labels))
+        indices.append(index)
+    return indices
+
+
+def unseen(example: Example, label: Label, labels: Sequence[Label]) -> str:
+    """What to say of a label that the task does not know."""
+    twin = next((known for known in labels if str(known) == str(label)), None)
+    remedy = (
+        f"{twin!r} was a {type(twin).__name__} in training, so give this data in the training data's format"
+        if twin is not None
+        else "correct the label, remove the row, or train again with rows that have it"
+    )
+    return (
+        f"{example.place}: the label {shortened(label)} was unseen in training, expected one of "
+        f"{listing(labels, 20)}; {remedy}"
+    )

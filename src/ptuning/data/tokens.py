@@ -1,0 +1,172 @@
+"""Texts to token ids, and token ids to padded batches.
+
+Truncation cuts the longest text first and never the prompt: the limit that it works to has the
+prompt's places taken off already (``PTuningModel.max_text_tokens``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.data.examples import Example
+from ptuning.errors import ConfigError, DataError
+from ptuning.model.ptuning import PTuningModel
+
+TooLong = Literal["truncate", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRow:
+    """One tokenised row: what the model takes, unpadded, and where the second text is."""
+
+    input_ids: list[int]
+    token_type_ids: list[int] | None
+    segment_ids: list[int] | None
+    label: Any = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenise:
+    """How one model's texts become rows.
+
+    Args:
+        tokenizer: The backbone's.
+        limit: The most tokens a row may have, special tokens included; ``None`` for no limit.
+        segments: Whether the backbone reads ``token_type_ids``.
+        places: Whether the placement needs to know where each text begins.
+        too_long: Cut a text that does not fit, or refuse it, naming the row.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    limit: int | None
+    segments: bool = False
+    places: bool = False
+    too_long: TooLong = "truncate"
+
+    @classmethod
+    def for_model(cls, model: PTuningModel, too_long: TooLong = "truncate") -> Tokenise:
+        """How ``model``'s texts become rows.
+
+        Raises:
+            ConfigError: a model without a tokenizer.
+        """
+        if model.tokenizer is None:
+            raise ConfigError("the model has no tokenizer; pass tokenizer=… where it is made")
+        limit = model.max_text_tokens
+        if limit is None and model.tokenizer.model_max_length < 1_000_000:  # more means "not said"
+            limit = model.tokenizer.model_max_length - model.inserted_tokens
+        return cls(
+            tokenizer=model.tokenizer,
+            limit=limit,
+            segments=model.backbone.uses_segments,
+            places=model.needs_segments,
+            too_long=too_long,
+        )
+
+    def __call__(self, examples: Sequence[Example], labels: Sequence[Any] | None = None) -> list[TokenRow]:
+        """Rows in the order of ``examples``, each with its encoded label if ``labels`` are given.
+
+        Raises:
+            DataError: a text that does not fit, with ``too_long="error"``.
+        """
+        if not examples:
+            return []
+        if self.too_long == "error":
+            self._refuse_long(examples)
+        encoded = self._encode(examples, truncate=True)
+        types = encoded.get("token_type_ids") if self.segments else None
+        return [
+            TokenRow(
+                input_ids=ids,
+                token_type_ids=types[i] if types else None,
+                segment_ids=_segments(encoded.sequence_ids(i)) if self.places else None,
+                label=None if labels is None else labels[i],
+            )
+            for i, ids in enumerate(encoded["input_ids"])
+        ]
+
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """How many tokens each row would have, uncut."""
+        return [len(ids) for ids in self._encode(examples, truncate=False)["input_ids"]] if examples else []
+
+    def _encode(self, examples: Sequence[Example], *, truncate: bool) -> Any:
+        seconds = [example.text_b for example in examples]
+        return self.tokenizer(
+            [example.text for example in examples],
+            seconds if seconds[0] is not None else None,
+            truncation="longest_first" if truncate and self.limit is not None else False,
+            max_length=self.limit if truncate else None,
+            return_attention_mask=False,
+            verbose=False,
+        )
+
+    def _refuse_long(self, examples: Sequence[Example]) -> None:
+        if self.limit is None:
+            return
+        for example, length in zip(examples, self.lengths(examples), strict=True):
+            if length > self.limit:
+                raise DataError(
+                    f"{example.place}: {length} tokens, and at most {self.limit} fit beside the prompt; "
+                    "shorten the text, or allow cutting with too_long: truncate"
+                )
+
+
+def _segments(sequence_ids: list[int | None]) -> list[int]:
+    return [-1 if segment is None else segment for segment in sequence_ids]
+
+
+def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
+    """A padded batch: ``input_ids``, ``attention_mask``, and what else the rows have, ``[B, T]`` each;
+    ``labels`` ``[B]`` or ``[B, C]``.
+    """
+    width = max(map(len, rows))
+
+    def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in values])
+
+    batch = {
+        "input_ids": padded([row.input_ids for row in rows], pad_id),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+    }
+    if rows[0].token_type_ids is not None:
+        batch["token_type_ids"] = padded([row.token_type_ids or [] for row in rows], 0)
+    if rows[0].segment_ids is not None:
+        batch["segment_ids"] = padded([row.segment_ids or [] for row in rows], -1)
+    if rows[0].label is not None:
+        batch["labels"] = torch.tensor([row.label for row in rows])
+    return batch
+
+
+def shuffled_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch's batches of row numbers, each of rows of similar length.
+
+    Rows are shuffled, cut into windows of many batches, sorted by length inside each window and cut
+    into batches, whose order is shuffled again: padding falls to a few per cent, and which rows meet
+    still changes from epoch to epoch. A pure function of its arguments, so a resumed run finds the
+    same batches.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    window = batch_size * 50
+    batches = [
+        part[at : at + batch_size]
+        for start in range(0, len(order), window)
+        for part in [sorted(order[start : start + window], key=lengths.__getitem__)]
+        for at in range(0, len(part), batch_size)
+    ]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of row numbers by length, longest first, so that memory that is too small fails at once."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]

@@ -1,0 +1,59 @@
+"""Every error that ptuning raises on purpose: what was got, what was expected, what to do.
+
+::
+
+    PTuningError (Exception)
+    ├── UserError                 the caller can mend it: exit code 2 at the command line
+    │   ├── ConfigError           an unknown, missing or contradictory choice
+    │   ├── DataError             a file, column, row, text or label that cannot be used
+    │   ├── BackboneNotFound      the model is neither a folder, nor cached, nor reachable
+    │   ├── UnsupportedBackbone   this architecture cannot do what the configuration asks
+    │   └── AdapterError          a folder that is not an adapter of ours, altered or cut short
+    │       └── AdapterMismatch   an adapter made for another backbone
+    ├── TrainingDiverged          a loss or gradient that is not finite; the last good checkpoint is kept
+    └── OutputError               a result that could not be written: disk full, no permission
+
+A message is one paragraph: what was got, what was expected, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class PTuningError(Exception):
+    """The root of the tree; catch it to catch everything that ptuning raises on purpose."""
+
+
+class UserError(PTuningError):
+    """Something the caller can mend: a configuration, a file, a name."""
+
+
+class ConfigError(UserError, ValueError):
+    """An option that is unknown, missing, of the wrong type, or contradicts another."""
+
+
+class DataError(UserError, ValueError):
+    """A file, column, row, text or label that cannot be used as it stands."""
+
+
+class BackboneNotFound(UserError, OSError):
+    """A backbone that is neither a local folder, nor cached, nor reachable."""
+
+
+class UnsupportedBackbone(UserError, NotImplementedError):
+    """An architecture that cannot do what the configuration asks of it."""
+
+
+class AdapterError(UserError, ValueError):
+    """A folder that holds no adapter, or one that was altered or cut short."""
+
+
+class AdapterMismatch(AdapterError):
+    """An adapter that was trained on a different backbone from the one it is put on."""
+
+
+class TrainingDiverged(PTuningError, ArithmeticError):
+    """A loss or gradient that is not finite. The last good checkpoint is kept."""
+
+
+class OutputError(PTuningError, OSError):
+    """A result that could not be written. What stood there before is untouched."""

@@ -1,0 +1,16 @@
+"""Inference: texts in, labels and probabilities out, in order and in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptuning._lazy import lazy
+
+if TYPE_CHECKING:
+    from ptuning.inference.predictor import Prediction, Predictor
+
+__getattr__, __dir__ = lazy(
+    __name__, dict.fromkeys(("Prediction", "Predictor"), "ptuning.inference.predictor")
+)
+
+__all__ = ["Prediction", "Predictor"]

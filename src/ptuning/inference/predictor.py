@@ -1,0 +1,103 @@
+"""Predictions: a window of examples at a time, each window in batches of similar length, order kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from ptuning.data import Example
+from ptuning.data.tokens import Tokenise, TooLong
+from ptuning.errors import ConfigError
+from ptuning.inference.evaluate import logits_of
+from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of one row.
+
+    Attributes:
+        row: The row's number in its source.
+        label: The likeliest class; a tuple of labels above one half for several labels; the value,
+            in the target's unit, for a regression.
+        probabilities: By class, in the task's order; empty for a regression.
+    """
+
+    row: int
+    label: Label | tuple[Label, ...]
+    probabilities: tuple[tuple[Label, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"label": …, "probabilities": {…}}``, ready for JSON; a regression's is ``{"value": …}``."""
+        if not self.probabilities:
+            return {"value": self.label}
+        return {
+            "label": list(self.label) if isinstance(self.label, tuple) else self.label,
+            "probabilities": {str(name): round(value, 6) for name, value in self.probabilities},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A model, ready to be asked.
+
+    Args:
+        model: A trained model.
+        batch_size: Rows that go through the backbone together.
+        window: Rows held in memory at once; sorted by length among themselves.
+        too_long: Cut a text that does not fit, or refuse it, naming the row.
+    """
+
+    model: PTuningModel
+    batch_size: int = 32
+    window: int = 1024
+    too_long: TooLong = "truncate"
+
+    def __call__(self, texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
+        """Classify a text, or texts, or pairs of texts."""
+        given = [texts] if isinstance(texts, str) else texts
+        examples = [
+            Example(row=number, text=text)
+            if isinstance(text, str)
+            else Example(row=number, text=text[0], text_b=text[1])
+            for number, text in enumerate(given, start=1)
+        ]
+        return list(self.stream(examples))
+
+    def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
+        """Predictions in the order of ``examples``, of which ``window`` are held at a time."""
+        tokenise = self._tokenise()
+        left = iter(examples)
+        while part := list(islice(left, self.window)):
+            self._check(part)
+            logits = logits_of(self.model, tokenise(part), batch_size=self.batch_size)
+            yield from (self._prediction(example.row, row) for example, row in zip(part, logits, strict=True))
+
+    def _tokenise(self) -> Tokenise:
+        return Tokenise.for_model(self.model, self.too_long)
+
+    def _check(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            if (example.text_b is not None) != self.model.task.pair:
+                got, trained = (
+                    ("one text", "pairs") if self.model.task.pair else ("two texts", "single texts")
+                )
+                raise ConfigError(f"{example.place}: got {got}, but this task was trained on {trained}")
+
+    def _prediction(self, row: int, logits: torch.Tensor) -> Prediction:
+        task = self.model.task
+        if task.is_regression:
+            return Prediction(row=row, label=float(logits[0]))
+        if task.problem_type == "multi_label_classification":
+            chances = logits.double().sigmoid().tolist()
+            named = tuple(zip(task.labels, chances, strict=True))
+            return Prediction(
+                row=row, label=tuple(name for name, chance in named if chance > 0.5), probabilities=named
+            )
+        named = tuple(zip(task.labels, logits.double().softmax(0).tolist(), strict=True))
+        return Prediction(row=row, label=task.labels[int(logits.argmax())], probabilities=named)

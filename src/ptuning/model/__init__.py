@@ -1,0 +1,63 @@
+"""The heart: a prompt, its placement, a frozen backbone, a head. Knows torch and transformers only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptuning._lazy import lazy
+
+if TYPE_CHECKING:
+    from ptuning.model.backbone import ARCHITECTURES, Architecture, Backbone, BackboneFacts
+    from ptuning.model.config import (
+        DeepMLPEncoder,
+        DeepPrompt,
+        EmbeddingEncoder,
+        InputPrompt,
+        LSTMEncoder,
+        MLPEncoder,
+        PromptConfig,
+        RandomInit,
+        ResidualEncoder,
+        TextInit,
+        VocabularyInit,
+    )
+    from ptuning.model.ptuning import PTuningModel
+
+_CONFIG = [
+    "DeepMLPEncoder",
+    "DeepPrompt",
+    "EmbeddingEncoder",
+    "InputPrompt",
+    "LSTMEncoder",
+    "MLPEncoder",
+    "PromptConfig",
+    "RandomInit",
+    "ResidualEncoder",
+    "TextInit",
+    "VocabularyInit",
+]
+_HOMES = (
+    dict.fromkeys(_CONFIG, "ptuning.model.config")
+    | dict.fromkeys(("ARCHITECTURES", "Architecture", "Backbone", "BackboneFacts"), "ptuning.model.backbone")
+    | {"PTuningModel": "ptuning.model.ptuning"}
+)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Backbone",
+    "BackboneFacts",
+    "DeepMLPEncoder",
+    "DeepPrompt",
+    "EmbeddingEncoder",
+    "InputPrompt",
+    "LSTMEncoder",
+    "MLPEncoder",
+    "PTuningModel",
+    "PromptConfig",
+    "RandomInit",
+    "ResidualEncoder",
+    "TextInit",
+    "VocabularyInit",
+]

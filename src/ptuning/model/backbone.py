@@ -1,0 +1,470 @@
+"""The frozen model, and every quirk of every architecture; nothing else knows one.
+
+:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it, sends its
+attention through ``attention.py``, and answers one question, :meth:`Backbone.logits`, in one way for
+all of them: rows come aligned, with explicit positions, and the pooled token is the native one.
+
+A row of :data:`ARCHITECTURES` says all that differs between them; docs/backbones.md shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.utils import logging as transformers_logging
+
+from ptuning.errors import BackboneNotFound, ConfigError, UnsupportedBackbone
+from ptuning.model import attention, disentangled
+from ptuning.model.attention import ForwardPass
+from ptuning.model.embedded import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What tells one family of models from another.
+
+    Args:
+        causal: A decoder: it pools its last token, and padding belongs in front of the text.
+        deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
+            DeBERTa's own attention.
+        takes_positions: Whether its forward takes ``position_ids``.
+        learned_positions: Whether a table bounds the positions for good.
+        after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
+        segments: Whether ``token_type_ids`` mean the two texts.
+    """
+
+    causal: bool = False
+    deep: Literal["attention", "cache", "disentangled"] = "attention"
+    takes_positions: bool = True
+    learned_positions: bool = True
+    after_padding: bool = False
+    segments: bool = False
+
+
+_BERT = Architecture(segments=True)
+_ROBERTA = Architecture(segments=True, after_padding=True)
+_LEARNED_DECODER = Architecture(causal=True)
+_ROTARY_DECODER = Architecture(causal=True, learned_positions=False)
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "bert": _BERT,
+    "electra": _BERT,
+    "albert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "distilbert": Architecture(),
+    "modernbert": Architecture(learned_positions=False),
+    "deberta-v2": Architecture(deep="disentangled", segments=True, learned_positions=False),
+    "gpt2": _LEARNED_DECODER,
+    "opt": _LEARNED_DECODER,
+    "gpt_neox": _ROTARY_DECODER,
+    "bloom": Architecture(causal=True, deep="cache", takes_positions=False, learned_positions=False),
+    "llama": _ROTARY_DECODER,
+    "mistral": _ROTARY_DECODER,
+    "qwen2": _ROTARY_DECODER,
+    "qwen3": _ROTARY_DECODER,
+    "gemma": _ROTARY_DECODER,
+    "gemma2": _ROTARY_DECODER,
+    "gemma3_text": _ROTARY_DECODER,
+    "phi3": _ROTARY_DECODER,
+}
+"""By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneFacts:
+    """What an adapter remembers of its backbone, to be put back on the same one.
+
+    ``fingerprint`` is a SHA-256 over the names and the bf16-rounded values of the pretrained
+    weights, so that it is the same whether they are held in fp32 or bf16; ``None`` for weights that
+    are not there (the meta device).
+    """
+
+    name: str
+    revision: str | None
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    embedding_size: int
+    key_value_size: int
+    vocab_size: int
+    num_parameters: int
+    fingerprint: str | None
+
+
+class Backbone(nn.Module):
+    """A frozen ``AutoModelForSequenceClassification``.
+
+    The module is adopted: its parameters are frozen in place, it is kept in eval mode (dropout off)
+    unless asked, and its attention implementation is set. No value of its weights or of its public
+    configuration is ever changed, the head's included: a task's head is a copy.
+
+    Args:
+        model: The model.
+        name: Its Hub id or folder.
+        revision: Its commit, if it came from the Hub.
+        missing: Names of the parameters that the checkpoint did not hold; they are the task's to train.
+
+    Raises:
+        UnsupportedBackbone: an architecture that is not in the table.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str = "",
+        revision: str | None = None,
+        missing: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        config = model.config.get_text_config()
+        if config.model_type not in ARCHITECTURES:
+            raise UnsupportedBackbone(
+                f"{config.model_type!r} ({type(model).__name__}) is not supported; "
+                f"expected one of {', '.join(ARCHITECTURES)} (docs/backbones.md)"
+            )
+        self.model = model.requires_grad_(False).eval()
+        self.name = name or str(getattr(config, "_name_or_path", "") or config.model_type)
+        self.revision = revision
+        self.architecture = ARCHITECTURES[config.model_type]
+        if self.architecture.deep == "attention":
+            model.set_attn_implementation(attention.NAME)
+        elif self.architecture.deep == "disentangled":
+            disentangled.install(self.base.encoder)
+        inside = f"{model.base_model_prefix}."
+        self.head_names = tuple(
+            name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
+        )
+        for owner in sorted({name.rpartition(".")[0] for name in self.head_names}):
+            model.get_submodule(owner).register_forward_pre_hook(_to_own_dtype)
+        self.dropout = False
+        self._fingerprint: str | None = None
+
+    # ------------------------------------------------------------------------------------ facts
+
+    @property
+    def config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def base(self) -> Any:
+        """The transformer without its head."""
+        return self.model.base_model
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The word embedding, ``[V, E]``."""
+        found: nn.Module = self.model.get_input_embeddings()
+        return found
+
+    @property
+    def embedding_size(self) -> int:
+        """E; other than the hidden width in ALBERT, ELECTRA and OPT-350m."""
+        return int(next(self.embedding.parameters()).shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(next(self.embedding.parameters()).shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one attention head."""
+        own = getattr(self.config, "head_dim", None)
+        return int(own or self.config.hidden_size // self.config.num_attention_heads)
+
+    @property
+    def key_value_size(self) -> int:
+        """H_kv: the width of a layer's keys; grouped-query models have fewer key heads than heads."""
+        heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+        return int(heads) * self.head_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.embedding.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.embedding.parameters()).device
+
+    @property
+    def first_position(self) -> int:
+        return int(self.config.pad_token_id) + 1 if self.architecture.after_padding else 0
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence in tokens; ``None`` where nothing bounds it (BLOOM's ALiBi)."""
+        table = getattr(self.config, "max_position_embeddings", None)
+        return None if table is None else int(table) - self.first_position
+
+    @property
+    def uses_segments(self) -> bool:
+        return self.architecture.segments and int(getattr(self.config, "type_vocab_size", 0) or 0) > 1
+
+    def facts(self) -> BackboneFacts:
+        return BackboneFacts(
+            name=self.name,
+            revision=self.revision,
+            model_type=self.config.model_type,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            embedding_size=self.embedding_size,
+            key_value_size=self.key_value_size,
+            vocab_size=self.vocab_size,
+            num_parameters=sum(value.numel() for value in self.parameters()),
+            fingerprint=self.fingerprint(),
+        )
+
+    def fingerprint(self) -> str | None:
+        """See :class:`BackboneFacts`. About a second for each gigabyte of fp32 weights, once."""
+        if self._fingerprint is None and self.device.type != "meta":
+            digest = hashlib.sha256()
+            for name, weight in sorted(self.model.named_parameters()):
+                if name not in self.head_names:
+                    digest.update(f"{name}{tuple(weight.shape)}".encode())
+                    rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
+                    digest.update(rounded.view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def head_parameters(self) -> dict[str, Tensor]:
+        """The original head, by name: what stands outside the transformer, and what its checkpoint lacked."""
+        return {name: self.model.get_parameter(name) for name in self.head_names}
+
+    # ------------------------------------------------------------------------------------- use
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in eval mode unless :attr:`dropout` asks otherwise: a frozen backbone's only adds noise."""
+        super().train(mode and self.dropout)
+        return self
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """``[B, T]`` → ``[B, T, E]``, word embeddings alone: positions and segments come later, once."""
+        found: Tensor = self.embedding(input_ids)
+        return found
+
+    def segments(self, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """``[B, T]``: which text each token belongs to, as far as it can be told without its tokenizer.
+
+        Encoders begin with one special token; ``token_type_ids`` tell the second text where they exist.
+        """
+        real = attention_mask.bool()
+        second = (
+            token_type_ids if token_type_ids is not None and self.uses_segments else torch.zeros_like(real)
+        )
+        first_rank = 0 if self.architecture.causal else 1
+        text = real & (real.cumsum(1) > first_rank)
+        return torch.where(text, second.long(), -1)
+
+    def logits(
+        self,
+        *,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor,
+        positions: Tensor,
+        token_type_ids: Tensor | None = None,
+        prompts: Tensor | None = None,
+        first_layer: int = 0,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """``[B, C]``: what the head says of each row.
+
+        Args:
+            input_ids: ``[B, S]``; or
+            inputs_embeds: ``[B, S, E]``.
+            attention_mask: ``[B, S]``; padding behind the row for encoders, in front for decoders.
+            positions: ``[B, S]``, from 0.
+            token_type_ids: ``[B, S]``; ignored where the architecture has no segments.
+            prompts: ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``, deep prompts.
+            first_layer: s.
+            head: Parameters that stand in for the backbone's own, by name.
+        """
+        shared = ForwardPass(prompts, first_layer=first_layer, head_dim=self.head_dim)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if self.architecture.takes_positions:
+            inputs["position_ids"] = (positions + self.first_position) * attention_mask + (
+                (1 - attention_mask) * max(self.first_position - 1, 0)
+            )
+        if self.uses_segments and token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        scope: AbstractContextManager[None] = nullcontext()
+        if self.architecture.deep == "attention":
+            inputs[attention.ARGUMENT] = shared
+        elif self.architecture.deep == "disentangled":
+            scope = disentangled.bound(shared)
+        elif prompts is not None:
+            attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
+        with scope:
+            if self.architecture.causal:
+                out = self._last_token(inputs, attention_mask, head or {})
+            else:
+                out = functional_call(
+                    self.model, dict(head or {}), kwargs={**inputs, "attention_mask": attention_mask}
+                ).logits
+        shared.check_used(self.num_layers, type(self.model).__name__)
+        return out
+
+    def _last_token(
+        self, inputs: dict[str, Any], attention_mask: Tensor, head: Mapping[str, Tensor]
+    ) -> Tensor:
+        """A decoder's head reads the last token; padding stands in front, so that is place -1."""
+        inside = f"{self.model.base_model_prefix}."
+        base = {name.removeprefix(inside): value for name, value in head.items() if name.startswith(inside)}
+        score = {
+            name.removeprefix("score."): value for name, value in head.items() if name.startswith("score.")
+        }
+        hidden = functional_call(
+            self.base, base, kwargs={**inputs, "attention_mask": attention_mask, "use_cache": False}
+        ).last_hidden_state
+        out: Tensor = functional_call(self.model.score, score, (hidden[:, -1],))
+        return out
+
+    def _cached(
+        self, shared: ForwardPass, attention_mask: Tensor, prompts: Tensor
+    ) -> tuple[Tensor, DynamicCache]:
+        """A key/value cache that holds the prompt, and the mask that covers it."""
+        cache = DynamicCache()
+        batch = attention_mask.shape[0]
+        for layer in range(self.num_layers):
+            keys_values = shared.keys_values(layer, batch, self.dtype)
+            assert keys_values is not None  # check_prompt refused a first_layer above 0
+            cache.update(*keys_values, layer)
+        tokens = attention_mask.new_ones(batch, prompts.shape[-2])
+        return torch.cat((tokens, attention_mask), dim=1), cache
+
+    def check_deep(self, first_layer: int, position_offset: int) -> None:
+        """Refuse a deep prompt that this architecture cannot hold.
+
+        Raises:
+            ConfigError: no layer left to prompt.
+            UnsupportedBackbone: the architecture cannot do it.
+        """
+        kind = self.config.model_type
+        if first_layer >= self.num_layers:
+            raise ConfigError(
+                f"prompt.first_layer is {first_layer}, but {self.name} has {self.num_layers} layers, "
+                f"counted from 0; expected at most {self.num_layers - 1}"
+            )
+        if self.architecture.deep == "cache" and first_layer > 0:
+            raise UnsupportedBackbone(
+                f"{kind} takes deep prompts through its key/value cache, which needs one in every layer; "
+                "set prompt.first_layer to 0"
+            )
+        if position_offset and not self.architecture.takes_positions:
+            raise UnsupportedBackbone(f"{kind} has no position ids to move; set prompt.position_offset to 0")
+
+
+def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A task's head is fp32 on a backbone that may be bf16: cast what comes in, never the weights."""
+    dtype = next(module.parameters(recurse=False)).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def load(
+    name: str,
+    *,
+    num_labels: int,
+    problem_type: str,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Backbone:
+    """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
+
+    Args:
+        name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
+        num_labels: C.
+        problem_type: transformers' ``config.problem_type``.
+        revision: A branch, tag or commit of the Hub.
+        dtype: What to hold the weights in; the checkpoint's own if ``None``. The fingerprint does
+            not depend on it.
+
+    Raises:
+        BackboneNotFound: no such folder, or no such model in reach.
+        UnsupportedBackbone: an architecture that is not in the table, or a checkpoint that lacks
+            parts of the transformer.
+    """
+    source = resolve(name)
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, revision=revision)
+            config.num_labels, config.problem_type = num_labels, problem_type
+            if config.model_type not in ARCHITECTURES:
+                raise UnsupportedBackbone(
+                    f"{name}: {config.model_type!r} is not supported; expected one of "
+                    f"{', '.join(ARCHITECTURES)} (docs/backbones.md)"
+                )
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                config=config,
+                revision=revision,
+                ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
+                output_loading_info=True,
+            )
+    except UnsupportedBackbone:
+        raise
+    except (OSError, ValueError) as error:
+        raise not_found(name, error) from error
+    missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    backbone = Backbone(
+        model,
+        name=name,
+        revision=getattr(config, "_commit_hash", None),
+        missing=frozenset(key for key in missing if _is_pooler(key)),
+    )
+    if lost := sorted(missing - set(backbone.head_names)):
+        raise UnsupportedBackbone(
+            f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
+            "it would be frozen at random, so it cannot be a backbone"
+        )
+    if dtype is not None:
+        backbone.fingerprint()
+        backbone.to(dtype)
+    return backbone
+
+
+def _is_pooler(key: str) -> bool:
+    """The one part of a transformer that checkpoints may lack, because only classification uses it."""
+    return ".pooler." in key
+
+
+def not_found(name: str, error: Exception) -> BackboneNotFound:
+    """The error for a model, or tokenizer, that could not be loaded; transformers' first line says why."""
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return BackboneNotFound(
+        f"backbone {name!r} could not be loaded: {reason}. Expected a folder with config.json and "
+        "model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the cache), "
+        "or 'demo' for the embedded MiniLM"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting a fresh head: it is expected, found, trained and saved."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,255 @@
+"""The choices that make a prompt. Choices only: no fact read from a backbone stands here.
+
+One frozen class a choice, so that an option its part does not take cannot be written. The classes
+are plain dataclasses; ``__pydantic_config__`` tells pydantic, where it reads a user's file, to
+refuse unknown keys. Nothing here imports torch: ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ptuning.errors import ConfigError
+from ptuning.model.template import Insertion, insertions
+from ptuning.validation import validated
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+# ------------------------------------------------------------------------------- prompt encoders
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingEncoder:
+    """The prompt itself is trained: P × E numbers (prompt tuning, arXiv:2104.08691)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["embedding"] = "embedding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPEncoder:
+    """Three linear layers make the prompt, as PEFT's ``PromptEncoder`` does.
+
+    Args:
+        width: The width of the two hidden layers; ``None`` for the embedding width E.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["mlp"] = "mlp"
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMEncoder:
+    """A bidirectional LSTM, then an MLP: the encoder of the P-tuning paper (arXiv:2103.10385).
+
+    Args:
+        width: The LSTM's hidden width in each direction; ``None`` for the embedding width E.
+        num_layers: LSTM layers; the paper has two.
+        dropout: Between LSTM layers, while training.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["lstm"] = "lstm"
+    width: int | None = None
+    num_layers: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
+        _require(self.num_layers >= 1, f"encoder.num_layers must be at least 1, got {self.num_layers}")
+        _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
+        _require(
+            self.num_layers > 1 or self.dropout == 0,
+            "encoder.dropout acts between LSTM layers, so with encoder.num_layers 1 it must be 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualEncoder:
+    """``p + MLP(p)``, one shared bottleneck for all tokens (residual prompt tuning, arXiv:2305.03937).
+
+    Args:
+        width: The bottleneck's width.
+        dropout: Before the bottleneck's way back up, while training.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["residual"] = "residual"
+    width: int = 128
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
+        _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepMLPEncoder:
+    """Deep prompts from one ``[P, H]`` table through linear–tanh–linear (prefix tuning, arXiv:2101.00190).
+
+    Args:
+        width: The hidden layer's width; ``None`` for the backbone's hidden width H.
+        dropout: Behind the tanh, while training.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["mlp"] = "mlp"
+    width: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
+        _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
+
+
+InputEncoderConfig = Annotated[
+    EmbeddingEncoder | MLPEncoder | LSTMEncoder | ResidualEncoder, Field(discriminator="kind")
+]
+DeepEncoderConfig = Annotated[EmbeddingEncoder | DeepMLPEncoder, Field(discriminator="kind")]
+
+
+# -------------------------------------------------------------------------------- initialisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomInit:
+    """Normal numbers with the mean and the deviation of the backbone's own vocabulary."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["random"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyInit:
+    """P rows sampled from the backbone's vocabulary."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    kind: Literal["vocabulary"] = "vocabulary"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInit:
+    """The embeddings of a text, repeated or cut to P tokens.
+
+    Args:
+        text: Words that describe the task, such as ``"do these two sentences mean the same?"``.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    text: str
+    kind: Literal["text"] = "text"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.text.strip()), "init.text is blank; give the words to start from")
+
+
+InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------------------- prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputPrompt:
+    """Virtual tokens that join the text once, at the embeddings: P-tuning (arXiv:2103.10385).
+
+    Args:
+        num_virtual_tokens: P; 20 if left out. A template counts its own.
+        placement: ``start`` (PEFT's place, before ``[CLS]``), ``front``, ``between``, ``middle``,
+            ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
+        encoder: What makes the prompt while training.
+        init: What it starts from. The ``mlp`` and ``lstm`` encoders transform it at once; with
+            ``embedding`` and ``residual`` the prompt begins as exactly this.
+        train_head: ``False`` freezes the head as well, as the notebook does.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    depth: Literal["input"] = "input"
+    num_virtual_tokens: int | None = None
+    placement: str = "front"
+    encoder: InputEncoderConfig = field(default_factory=EmbeddingEncoder)
+    init: InitConfig = field(default_factory=VocabularyInit)
+    train_head: bool = True
+
+    def __post_init__(self) -> None:
+        count = self.num_virtual_tokens
+        _require(count is None or count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
+        _ = self.insertions  # a malformed template is refused here, not at the first batch
+
+    @property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """What stands where, in the order of the row."""
+        return insertions(self.placement, self.num_virtual_tokens)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """P."""
+        return sum(piece.tokens for piece in self.insertions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepPrompt:
+    """A prompt in every layer from ``first_layer`` on, as keys and values: P-tuning v2 (arXiv:2110.07602).
+
+    Args:
+        num_virtual_tokens: P.
+        first_layer: s, counted from 0; the layers below it have no prompt.
+        position_offset: How far the text's position ids are moved up. PEFT's ``PREFIX_TUNING``
+            implies P; with 0 the text keeps its own positions and the whole of the limit.
+        encoder: What makes the prompt while training.
+        train_head: ``False`` freezes the head as well.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    depth: Literal["deep"] = "deep"
+    num_virtual_tokens: int = 20
+    first_layer: int = 0
+    position_offset: int = 0
+    encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
+    train_head: bool = True
+
+    def __post_init__(self) -> None:
+        count = self.num_virtual_tokens
+        _require(count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
+        _require(self.first_layer >= 0, f"first_layer counts from 0, got {self.first_layer}")
+        _require(self.position_offset >= 0, f"position_offset must be at least 0, got {self.position_offset}")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """P."""
+        return self.num_virtual_tokens
+
+
+PromptConfig = Annotated[InputPrompt | DeepPrompt, Field(discriminator="depth")]
+
+
+# ------------------------------------------------------------------------------- to and from dicts
+
+
+def prompt_to_dict(config: PromptConfig) -> dict[str, Any]:
+    """Every choice, by name, ready for JSON."""
+    return asdict(config)
+
+
+def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:
+    """The inverse of :func:`prompt_to_dict`.
+
+    Raises:
+        ConfigError: an unknown key, kind or depth, or a value of the wrong type.
+    """
+    config: PromptConfig = validated(PromptConfig, dict(values), "prompt")
+    return config

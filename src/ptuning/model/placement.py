@@ -1,0 +1,119 @@
+"""Joining prompt and text at the embeddings: pure functions, no Python loop over rows or tokens.
+
+Glossary: B rows, T text tokens (padding included), A anchor tokens, P virtual tokens, E embedding
+width, S = T + A + P.
+
+A *layout* says for every place of the combined sequence which piece stands there. It is found by
+giving each piece a sort key (a text token its rank among the row's real tokens, an insertion the
+rank of the token that it stands in front of) and one stable sort a batch. Padding goes to the far
+end: behind an encoder's row, so that ``[CLS]`` is at 0; in front of a decoder's, so that the last
+real token is at -1 whichever side the caller padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptuning.errors import DataError
+from ptuning.model.template import Insertion, Landmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where everything stands.
+
+    Attributes:
+        index: ``[B, S]``, what stands at each place: a column of ``text ‖ insertions``, the
+            insertions in their written order.
+        mask: ``[B, S]``, 1 at real places (text, anchors, prompt), 0 at padding.
+        positions: ``[B, S]``, each real place's rank from 0; 0 at padding.
+    """
+
+    index: Tensor
+    mask: Tensor
+    positions: Tensor
+
+    def arrange(self, pieces: Tensor) -> Tensor:
+        """``pieces`` ``[B, T + A + P, …]`` in the order of the layout: ``[B, S, …]``."""
+        index = self.index.reshape(*self.index.shape, *(1,) * (pieces.dim() - 2)).expand(
+            *self.index.shape, *pieces.shape[2:]
+        )
+        return pieces.gather(1, index)
+
+
+def layout(
+    attention_mask: Tensor,
+    pieces: Sequence[Insertion],
+    sizes: Sequence[int],
+    segment_ids: Tensor | None,
+    *,
+    pad_left: bool,
+) -> Layout:
+    """The combined sequence's layout.
+
+    Args:
+        attention_mask: ``[B, T]``, 1 at the text's real tokens, special tokens included.
+        pieces: What is inserted, in the order of the row; empty to align only.
+        sizes: The number of tokens of each piece (an anchor's are known once it is tokenised).
+        segment_ids: ``[B, T]``: 0 for the first text, 1 for the second, -1 for special tokens and
+            padding. Needed where a piece stands before ``text_b``.
+        pad_left: Padding in front (decoders) or behind (encoders).
+
+    Raises:
+        DataError: a row without the text that a piece stands in front of.
+    """
+    real = attention_mask.bool()
+    rank = (real.cumsum(1) - 1).masked_fill(~real, 0)
+    count = real.sum(1)
+    behind = rank.new_full((), 2 * real.shape[1] + 2)
+    padding = -torch.ones_like(behind) if pad_left else behind
+    # Twice the rank leaves an odd number in front of each token for what is inserted there.
+    keys = [torch.where(real, 2 * rank + 2, padding)]
+    for piece, size in zip(pieces, sizes, strict=True):
+        place = _rank_of(piece.before, real, rank, count, segment_ids)
+        keys.append((2 * place + 1)[:, None].expand(-1, size))
+    key = torch.cat(keys, dim=1)
+    order, index = key.sort(dim=1, stable=True)
+    mask = (order >= 0) & (order < behind)
+    positions = (mask.cumsum(1) - 1).clamp(min=0) * mask
+    return Layout(index=index, mask=mask.to(attention_mask.dtype), positions=positions)
+
+
+def _rank_of(
+    landmark: Landmark, real: Tensor, rank: Tensor, count: Tensor, segment_ids: Tensor | None
+) -> Tensor:
+    """``[B]``: the rank of the token that ``landmark`` names; the row's length for its end."""
+    match landmark:
+        case Landmark.START:
+            return torch.zeros_like(count)
+        case Landmark.MIDDLE:
+            return count // 2
+        case Landmark.END:
+            return count
+        case Landmark.TEXT_A:
+            return _first(0, real, rank, segment_ids)
+        case Landmark.TEXT_B:
+            return _first(1, real, rank, segment_ids)
+
+
+def _first(segment: int, real: Tensor, rank: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """``[B]``: the rank of the first real token of a segment."""
+    which = "first" if segment == 0 else "second"
+    if segment_ids is None:
+        raise DataError(
+            f"the prompt stands before the {which} text, and nothing says where that begins; "
+            "pass segment_ids (0 first text, 1 second text, -1 special), as ptuning's own tokenisation does"
+        )
+    inside = real & (segment_ids == segment)
+    found = inside.any(1)
+    if not bool(found.all()):
+        row = int((~found).nonzero()[0, 0])
+        raise DataError(
+            f"row {row} of the batch has no {which} text, and the prompt stands before it; "
+            "choose another placement or give every row both texts"
+        )
+    return rank.gather(1, inside.int().argmax(1, keepdim=True)).squeeze(1)

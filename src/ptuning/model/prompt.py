@@ -1,0 +1,208 @@
+"""Prompt encoders: what makes the prompt while it is trained, and what it starts from.
+
+References: prompt tuning arXiv:2104.08691 (``embedding``), P-tuning arXiv:2103.10385 (``mlp``,
+``lstm``), residual prompt tuning arXiv:2305.03937 (``residual``), prefix tuning arXiv:2101.00190
+(deep ``mlp``). Neighbours: ``placement.py`` joins an input prompt to the text, ``attention.py`` a
+deep one.
+
+Every encoder is a module whose ``forward()`` takes nothing and returns the prompt: ``[P, E]`` at
+input depth, ``[L−s, 2, P, H_kv]`` deep. A trained prompt is kept without its encoder, as an
+``embedding``: what made it is not needed to use it.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from ptuning.errors import ConfigError
+from ptuning.model.config import (
+    DeepEncoderConfig,
+    DeepMLPEncoder,
+    EmbeddingEncoder,
+    InitConfig,
+    InputEncoderConfig,
+    LSTMEncoder,
+    MLPEncoder,
+    RandomInit,
+    ResidualEncoder,
+    TextInit,
+    VocabularyInit,
+)
+
+DEEP_INIT_STD = 0.5
+"""The deviation that deep keys and values start from; see docs/recipes in the benchmark results."""
+
+
+class PromptEncoder(nn.Module):
+    """A module that makes a prompt out of nothing but its own parameters."""
+
+    def forward(self) -> Tensor:
+        """The prompt: ``[P, E]`` at input depth, ``[L−s, 2, P, H_kv]`` deep."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+
+class Embedding(PromptEncoder):
+    """The prompt is the parameter.
+
+    Args:
+        start: ``[P, E]`` or ``[L−s, 2, P, H_kv]``, what it starts from.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(start)
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class MLP(PromptEncoder):
+    """Three linear layers with ReLU between, over a trained table ``[P, E]``."""
+
+    def __init__(self, start: Tensor, config: MLPEncoder) -> None:
+        super().__init__()
+        embedding, width = start.shape[1], config.width or start.shape[1]
+        self.weight = nn.Parameter(start)
+        self.layers = nn.Sequential(
+            nn.Linear(embedding, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, embedding),
+        ).to(start.device)
+
+    def forward(self) -> Tensor:
+        out: Tensor = self.layers(self.weight)
+        return out
+
+
+class LSTM(PromptEncoder):
+    """A bidirectional LSTM and an MLP with one ReLU, over a trained table ``[P, E]``."""
+
+    def __init__(self, start: Tensor, config: LSTMEncoder) -> None:
+        super().__init__()
+        embedding, width = start.shape[1], config.width or start.shape[1]
+        self.weight = nn.Parameter(start)
+        self.lstm = nn.LSTM(
+            embedding,
+            width,
+            num_layers=config.num_layers,
+            dropout=config.dropout,
+            bidirectional=True,
+            batch_first=True,
+        ).to(start.device)
+        self.layers = nn.Sequential(
+            nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, embedding)
+        ).to(start.device)
+
+    def forward(self) -> Tensor:
+        out: Tensor = self.layers(self.lstm(self.weight[None])[0][0])
+        return out
+
+
+class Residual(PromptEncoder):
+    """``p + MLP(p)``. The way back up starts at nought, so the prompt begins as what it starts from."""
+
+    def __init__(self, start: Tensor, config: ResidualEncoder) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(start)
+        up = nn.Linear(config.width, start.shape[1])
+        nn.init.zeros_(up.weight)
+        nn.init.zeros_(up.bias)
+        self.layers = nn.Sequential(
+            nn.Linear(start.shape[1], config.width), nn.ReLU(), nn.Dropout(config.dropout), up
+        ).to(start.device)
+
+    def forward(self) -> Tensor:
+        out: Tensor = self.weight + self.layers(self.weight)
+        return out
+
+
+class DeepMLP(PromptEncoder):
+    """Linear, tanh, linear over a trained table ``[P, H]``, giving ``[L−s, 2, P, H_kv]``."""
+
+    def __init__(self, shape: tuple[int, int, int, int], hidden: int, config: DeepMLPEncoder) -> None:
+        super().__init__()
+        layers, _, tokens, width = shape
+        self.shape = shape
+        self.weight = nn.Parameter(torch.randn(tokens, hidden))
+        self.layers = nn.Sequential(
+            nn.Linear(hidden, config.width or hidden),
+            nn.Tanh(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.width or hidden, layers * 2 * width),
+        )
+
+    def forward(self) -> Tensor:
+        layers, _, tokens, width = self.shape
+        out: Tensor = self.layers(self.weight)
+        return out.view(tokens, layers, 2, width).permute(1, 2, 0, 3)
+
+
+def input_encoder(config: InputEncoderConfig, start: Tensor) -> PromptEncoder:
+    """The encoder that ``config`` asks for, over ``start`` ``[P, E]``."""
+    match config:
+        case EmbeddingEncoder():
+            return Embedding(start)
+        case MLPEncoder():
+            return MLP(start, config)
+        case LSTMEncoder():
+            return LSTM(start, config)
+        case ResidualEncoder():
+            return Residual(start, config)
+        case _:
+            assert_never(config)
+
+
+def deep_encoder(
+    config: DeepEncoderConfig, shape: tuple[int, int, int, int], hidden: int, device: torch.device
+) -> PromptEncoder:
+    """The encoder that ``config`` asks for.
+
+    Args:
+        shape: ``(L−s, 2, P, H_kv)``.
+        hidden: H, the width of the ``mlp`` encoder's table.
+    """
+    match config:
+        case EmbeddingEncoder():
+            return Embedding(torch.randn(shape, device=device) * DEEP_INIT_STD)
+        case DeepMLPEncoder():
+            return DeepMLP(shape, hidden, config).to(device)
+        case _:
+            assert_never(config)
+
+
+def initial_prompt(
+    config: InitConfig, tokens: int, embedding: nn.Module, vocabulary: int, text_ids: list[int] | None
+) -> Tensor:
+    """What an input prompt starts from: ``[P, E]`` in fp32.
+
+    Args:
+        tokens: P.
+        embedding: The backbone's word embedding; called, not read, because some scale what they look up.
+        vocabulary: The number of its rows.
+        text_ids: The token ids of ``TextInit.text``, without special tokens.
+    """
+    device = next(embedding.parameters()).device
+    with torch.no_grad():
+        match config:
+            case RandomInit():
+                # A sample says the scale as well as the whole, and never copies a large table.
+                rows = embedding(torch.randperm(vocabulary, device=device)[:4096]).float()
+                drawn: Tensor = torch.randn(tokens, rows.shape[1], device=device) * rows.std() + rows.mean()
+                return drawn
+            case VocabularyInit():
+                ids = torch.randint(vocabulary, (tokens,), device=device)
+            case TextInit():
+                if not text_ids:
+                    raise ConfigError(
+                        f"init.text {config.text!r} gave no tokens; pass the tokenizer, or other words"
+                    )
+                ids = torch.tensor(text_ids, device=device).repeat(-(-tokens // len(text_ids)))[:tokens]
+            case _:
+                assert_never(config)
+        start: Tensor = embedding(ids).float().clone()
+        return start

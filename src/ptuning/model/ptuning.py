@@ -1,0 +1,600 @@
+"""PTuningModel: prompt + placement + backbone + head.
+
+One batch's way: tokens come padded on either side; :meth:`PTuningModel.forward` lays them out
+(``placement.py``), the prompt encoder makes the prompt (``prompt.py``), the backbone runs with the
+prompt inside it and the task's head on top (``backbone.py``), and the loss is taken in fp32.
+
+The task owns its prompt encoder and a copy of the head; the backbone is never written to, so any
+number of tasks can stand on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ptuning import adapters
+from ptuning.errors import AdapterMismatch, ConfigError, DataError
+from ptuning.model import backbone as backbones
+from ptuning.model.backbone import Backbone
+from ptuning.model.config import (
+    DeepPrompt,
+    EmbeddingEncoder,
+    InputPrompt,
+    PromptConfig,
+    TextInit,
+    prompt_from_dict,
+    prompt_to_dict,
+)
+from ptuning.model.embedded import canonical, resolve
+from ptuning.model.placement import layout
+from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder
+from ptuning.model.template import Insertion
+from ptuning.task import ProblemType, Task
+
+
+class Head(nn.Module):
+    """A task's own copy of the layers that turn the pooled token into logits, in fp32."""
+
+    def __init__(self, original: Mapping[str, Tensor], *, trained: bool) -> None:
+        super().__init__()
+        for name, value in original.items():
+            copy = nn.Parameter(value.detach().float().clone(), requires_grad=trained)
+            self.register_parameter(_escaped(name), copy)
+        self.names = tuple(original)
+
+    def named(self) -> dict[str, Tensor]:
+        return {name: self.get_parameter(_escaped(name)) for name in self.names}
+
+
+def _escaped(name: str) -> str:
+    return name.replace(".", "-")  # a parameter's own name may hold no dot
+
+
+class PTuningModel(nn.Module):
+    """A frozen backbone that has learned a task through a prompt.
+
+    An ordinary ``nn.Module`` that returns transformers' ``SequenceClassifierOutput``: it works in
+    this project's loop, in ``transformers.Trainer``, and in anyone's own. Its ``state_dict`` holds
+    the task alone, a few thousand numbers; the backbone's never leaves it.
+
+    Args:
+        backbone: The frozen model.
+        config: What kind of prompt, where.
+        task: What the logits mean.
+        tokenizer: Needed for a template's literal words and for ``TextInit``.
+        anchors: The token ids of a template's literal words, where they are known already.
+        class_weights: ``[C]``, the loss's weight of each class (for multi-label, of each label's positives).
+
+    Raises:
+        ConfigError: choices that contradict each other, the task or the backbone.
+        UnsupportedBackbone: the architecture cannot hold such a prompt.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: PromptConfig,
+        task: Task,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        anchors: Sequence[Sequence[int]] | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.prompt_config = config
+        self.task = task
+        self.tokenizer = tokenizer
+        self.head = Head(backbone.head_parameters(), trained=config.train_head)
+        if (width := backbone.model.config.num_labels) != task.num_labels:
+            raise ConfigError(f"the backbone's head has {width} outputs, but the task has {task.num_labels}")
+        self.anchors: tuple[tuple[int, ...], ...] = ()
+        if isinstance(config, DeepPrompt):
+            backbone.check_deep(config.first_layer, config.position_offset)
+            shape = (
+                backbone.num_layers - config.first_layer,
+                2,
+                config.num_virtual_tokens,
+                backbone.key_value_size,
+            )
+            self.prompt_encoder = deep_encoder(config.encoder, shape, backbone.hidden_size, backbone.device)
+        else:
+            given = [tuple(ids) for ids in anchors] if anchors is not None else None
+            self.anchors = tuple(given if given is not None else self._tokenised_anchors(config.insertions))
+            text_ids = (
+                self._token_ids(config.init.text, "init.text") if isinstance(config.init, TextInit) else None
+            )
+            start = initial_prompt(
+                config.init, config.virtual_tokens, backbone.embedding, backbone.vocab_size, text_ids
+            )
+            self.prompt_encoder = input_encoder(config.encoder, start)
+        self.register_buffer("class_weights", None, persistent=False)
+        self.weigh_classes(class_weights)
+        self._disabled = False
+        hooks: Any = self  # torch leaves these two untyped
+        hooks.register_state_dict_post_hook(_drop_backbone)
+        hooks.register_load_state_dict_post_hook(_expect_no_backbone)
+        if (limit := self.max_text_tokens) is not None and limit < 3:
+            raise ConfigError(
+                f"{self.inserted_tokens} virtual tokens and a position offset of {self._offset} leave "
+                f"{limit} of {backbone.max_positions} places for the text; use fewer virtual tokens"
+            )
+
+    # -------------------------------------------------------------------------------- making one
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel | Backbone,
+        config: PromptConfig | None = None,
+        *,
+        num_labels: int | None = None,
+        problem_type: ProblemType | None = None,
+        task: Task | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> PTuningModel:
+        """An untrained task on a backbone.
+
+        Args:
+            backbone: A Hub id, a folder, ``demo``; or an ``AutoModelForSequenceClassification``, which
+                is adopted: frozen in place, its attention sent through ours.
+            config: The prompt; ``DeepPrompt()`` if left out.
+            num_labels: C, the number of classes; or give ``task``. 1 means regression.
+            problem_type: transformers' own; told from ``num_labels`` if left out.
+            task: Everything about the task, labels included.
+            tokenizer: By default the backbone's own, loaded where it is needed.
+            revision: A branch, tag or commit of the Hub.
+            dtype: What to hold the frozen weights in; prompt and head are always fp32.
+            class_weights: ``[C]``, for unbalanced classes.
+        """
+        if task is None:
+            width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
+            task = _plain_task(num_labels or int(width), problem_type)
+        if isinstance(backbone, str):
+            name = canonical(backbone)
+            held = backbones.load(
+                name,
+                num_labels=task.num_labels,
+                problem_type=task.problem_type,
+                revision=revision,
+                dtype=dtype,
+            )
+            tokenizer = tokenizer or load_tokenizer(name, revision)
+        elif isinstance(backbone, PreTrainedModel):
+            held = Backbone(backbone)
+            if dtype is not None:
+                held.fingerprint()
+                held.to(dtype)
+        else:
+            held = backbone
+        return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        backbone: str | PreTrainedModel | Backbone | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> PTuningModel:
+        """A trained task from its adapter folder.
+
+        Args:
+            folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub.
+            backbone: The backbone's name or module; by default the one that the adapter names.
+            revision: The adapter's branch, tag or commit on the Hub.
+            dtype: What to hold the frozen weights in.
+
+        Raises:
+            AdapterError: no adapter there, or one altered or cut short.
+            AdapterMismatch: the backbone is not the one that the task was trained on.
+        """
+        adapter = adapters.load(adapters.locate(folder_or_hub_id, revision=revision))
+        config = prompt_from_dict(adapter.prompt)
+        # What made the prompt is not needed to use it, and its own initialisation is overwritten below.
+        plain: PromptConfig = (
+            replace(config, encoder=EmbeddingEncoder())
+            if isinstance(config, DeepPrompt)
+            else replace(config, encoder=EmbeddingEncoder(), init=InputPrompt().init)
+        )
+        if backbone is None:
+            backbone, backbone_revision = adapter.backbone["name"], adapter.backbone["revision"]
+        else:
+            backbone_revision = None
+        model = cls._on(backbone, plain, adapter, backbone_revision, dtype)
+        model.provenance = config
+        return model
+
+    @classmethod
+    def _on(
+        cls,
+        backbone: str | PreTrainedModel | Backbone,
+        config: PromptConfig,
+        adapter: adapters.Adapter,
+        revision: str | None,
+        dtype: torch.dtype | None,
+    ) -> PTuningModel:
+        task = adapter.task
+        tokenizer = None
+        if isinstance(backbone, str):
+            name = canonical(backbone)
+            held = backbones.load(
+                name,
+                num_labels=task.num_labels,
+                problem_type=task.problem_type,
+                revision=revision,
+                dtype=dtype,
+            )
+            tokenizer = load_tokenizer(name, revision)
+        else:
+            held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
+        # A checkpoint may lack a pooler on one machine's file and hold it on another's: the adapter knows.
+        check_backbone(held, adapter)
+        model = cls(held, config, task, tokenizer=tokenizer, anchors=adapter.anchors)
+        with torch.no_grad():
+            cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
+            for name, parameter in model.head.named().items():
+                parameter.copy_(adapter.head[name])
+        return model
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the adapter folder, whole or not at all.
+
+        Args:
+            folder: Where; an adapter that stands there is replaced, anything else is refused.
+            metrics: What was measured, for the model card.
+            extra: Anything else worth keeping, as JSON.
+
+        Raises:
+            OutputError: it could not be written; what stood there is untouched.
+        """
+        return adapters.save(self.to_adapter(metrics=metrics, extra=extra), Path(folder))
+
+    def to_adapter(
+        self, *, metrics: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None
+    ) -> adapters.Adapter:
+        """The task as plain data: what :meth:`save_pretrained` writes."""
+        with torch.no_grad(), _eval(self.prompt_encoder):
+            prompt = self.prompt_encoder().float().cpu().clone()
+        return adapters.Adapter(
+            prompt=prompt_to_dict(self.provenance),
+            task=self.task,
+            backbone=asdict(self.backbone.facts()),
+            prompt_tensor=prompt,
+            head={name: value.detach().float().cpu().clone() for name, value in self.head.named().items()},
+            anchors=self.anchors,
+            metrics=dict(metrics or {}),
+            extra=dict(extra or {}),
+        )
+
+    # ------------------------------------------------------------------------------------- facts
+
+    @property
+    def provenance(self) -> PromptConfig:
+        """The configuration that the prompt was trained with; a loaded adapter has dropped the encoder."""
+        return self._provenance if self._provenance is not None else self.prompt_config
+
+    @provenance.setter
+    def provenance(self, config: PromptConfig) -> None:
+        self._provenance = config
+
+    _provenance: PromptConfig | None = None
+    class_weights: Tensor | None
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration, for tools that look for one."""
+        return self.backbone.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def inserted_tokens(self) -> int:
+        """P + A at input depth: what stands among the text's own tokens. 0 deep."""
+        if isinstance(self.prompt_config, DeepPrompt):
+            return 0
+        return self.prompt_config.virtual_tokens + sum(map(len, self.anchors))
+
+    @property
+    def max_text_tokens(self) -> int | None:
+        """The most tokens that a text, or pair, may have, special tokens included; ``None`` for no limit."""
+        limits = [n for n in (self.backbone.max_positions, self.task.max_length) if n is not None]
+        return min(limits) - self.inserted_tokens - self._offset if limits else None
+
+    @property
+    def _offset(self) -> int:
+        return self.prompt_config.position_offset if isinstance(self.prompt_config, DeepPrompt) else 0
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether the placement stands before a text, so that rows come best with ``segment_ids``."""
+        return isinstance(self.prompt_config, InputPrompt) and any(
+            piece.before.value.startswith("text") for piece in self.prompt_config.insertions
+        )
+
+    def task_parameters(self) -> dict[str, nn.Parameter]:
+        """The numbers that training changes, by name: the one definition that freezing, the optimizer,
+        counting and checkpoints share.
+        """
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def num_parameters(self, *, only_trainable: bool = False) -> int:
+        """How many numbers the model has; every one counts once (the head is the backbone's in number)."""
+        if only_trainable:
+            return sum(value.numel() for value in self.task_parameters().values())
+        prompt = sum(value.numel() for value in self.prompt_encoder.parameters())
+        return prompt + sum(value.numel() for value in self.backbone.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print the line that everyone knows."""
+        trained, total = self.num_parameters(only_trainable=True), self.num_parameters()
+        print(f"trainable params: {trained} || all params: {total} || trainable%: {100 * trained / total}")
+
+    # --------------------------------------------------------------------------------------- use
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        prompt: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify a batch.
+
+        Args:
+            input_ids: ``[B, T]``, padded on either side.
+            attention_mask: ``[B, T]``, 1 at real tokens; all of them if left out.
+            token_type_ids: ``[B, T]``, as the tokenizer gives them; ignored where the backbone has none.
+            labels: ``[B]`` class indices, ``[B, C]`` zeros and ones for several labels, or ``[B]``
+                targets in their own unit for regression.
+            segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; told from the other
+                arguments where that is possible.
+            prompt: In place of the task's own: ``[P, E]`` or one a row ``[B, P, E]``; deep
+                ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``.
+
+        Returns:
+            ``logits`` ``[B, C]`` in fp32, a regression's in the target's unit; ``loss`` if labels were given.
+
+        Raises:
+            DataError: text and prompt together are longer than the backbone's limit.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        attention_mask = attention_mask.to(torch.long)
+        if token_type_ids is not None and not self.backbone.uses_segments:
+            token_type_ids = None
+        if self._disabled:
+            logits = self._run(input_ids, attention_mask, token_type_ids, None, None, with_head=False)
+        else:
+            self._check_length(attention_mask)
+            made = self.prompt_encoder() if prompt is None else prompt
+            logits = self._run(input_ids, attention_mask, token_type_ids, segment_ids, made, with_head=True)
+        logits = logits.float()
+        if self.task.is_regression and not self._disabled:
+            logits = logits * self.task.scale + self.task.mean
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self.loss(logits, labels), logits=logits
+        )
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None,
+        segment_ids: Tensor | None,
+        prompt: Tensor | None,
+        *,
+        with_head: bool,
+    ) -> Tensor:
+        head = self.head.named() if with_head else None
+        pad_left = self.backbone.architecture.causal
+        if prompt is None or isinstance(self.prompt_config, DeepPrompt):
+            rows = layout(attention_mask, (), (), None, pad_left=pad_left)
+            first_layer = self.prompt_config.first_layer if isinstance(self.prompt_config, DeepPrompt) else 0
+            return self.backbone.logits(
+                input_ids=rows.arrange(input_ids),
+                attention_mask=rows.mask,
+                positions=rows.positions + (0 if prompt is None else self._offset),
+                token_type_ids=None if token_type_ids is None else rows.arrange(token_type_ids),
+                prompts=prompt,
+                first_layer=first_layer,
+                head=head,
+            )
+        pieces = self.prompt_config.insertions
+        if self.needs_segments and segment_ids is None:
+            segment_ids = self.backbone.segments(attention_mask, token_type_ids)
+        inserted = self._inserted_embeddings(pieces, prompt, input_ids)
+        sizes = [part.shape[1] for part in inserted]
+        rows = layout(attention_mask, pieces, sizes, segment_ids, pad_left=pad_left)
+        text = self.backbone.embed(input_ids)
+        combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
+        return self.backbone.logits(
+            inputs_embeds=rows.arrange(combined),
+            attention_mask=rows.mask,
+            positions=rows.positions,
+            token_type_ids=None
+            if token_type_ids is None
+            else _spread(rows.arrange, token_type_ids, sum(sizes)),
+            head=head,
+        )
+
+    def _inserted_embeddings(self, pieces: Sequence[Insertion], prompt: Tensor, like: Tensor) -> list[Tensor]:
+        """Each insertion's embeddings, ``[B, n, E]``: its share of the prompt, or its anchor's words."""
+        batch = like.shape[0]
+        rows = (prompt if prompt.dim() == 3 else prompt[None]).expand(batch, -1, -1)
+        shares = iter(rows.split([piece.tokens for piece in pieces if piece.tokens], dim=1))
+        words = iter(self.anchors)
+        return [
+            next(shares)
+            if piece.tokens
+            else self.backbone.embed(like.new_tensor(next(words)))[None].expand(batch, -1, -1)
+            for piece in pieces
+        ]
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The task's loss: cross-entropy, binary cross-entropy, or the squared error of standardised targets.
+
+        Args:
+            logits: ``[B, C]``, as :meth:`forward` gives them.
+            labels: As :meth:`forward` takes them.
+        """
+        weights = self.class_weights
+        match self.task.problem_type:
+            case "regression":
+                error = (logits.view(-1) - labels.float().view(-1)) / self.task.scale
+                return error.square().mean()
+            case "multi_label_classification":
+                return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
+            case "single_label_classification":
+                return F.cross_entropy(logits, labels.view(-1), weight=weights)
+
+    def weigh_classes(self, weights: Sequence[float] | None) -> None:
+        """Set the loss's weight of each class, ``[C]``; for multi-label, of each label's positives."""
+        found = _class_weights(weights, self.task)
+        self.class_weights = None if found is None else found.to(self.device)
+
+    def _check_length(self, attention_mask: Tensor) -> None:
+        limit = self.max_text_tokens
+        if limit is None or attention_mask.shape[1] <= limit:
+            return  # the common case costs no look at the values
+        lengths = attention_mask.sum(1)
+        if bool((lengths > limit).any()):
+            row = int(lengths.argmax())
+            raise DataError(
+                f"row {row} of the batch has {int(lengths[row])} tokens; with {self.inserted_tokens} "
+                f"inserted tokens and a position offset of {self._offset}, {self.backbone.name} takes at "
+                f"most {limit}. "
+                "Truncate the text (never the prompt), or use fewer virtual tokens"
+            )
+
+    @contextmanager
+    def disabled(self) -> Iterator[PTuningModel]:
+        """Inside the ``with`` block this is the plain backbone, with its original head."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield self
+        finally:
+            self._disabled = before
+
+    # ------------------------------------------------------------------------------- tokenisation
+
+    def _tokenised_anchors(self, pieces: Sequence[Insertion]) -> list[tuple[int, ...]]:
+        return [tuple(self._token_ids(piece.anchor, "prompt.placement")) for piece in pieces if piece.anchor]
+
+    def _token_ids(self, text: str, option: str) -> list[int]:
+        if self.tokenizer is None:
+            raise ConfigError(f"{option} holds words ({text!r}), which need a tokenizer; pass tokenizer=…")
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+# ------------------------------------------------------------------------------------------ helpers
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, with a padding token where it came without one.
+
+    Raises:
+        BackboneNotFound: there is none in reach.
+    """
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise backbones.not_found(name, error) from error
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token  # never read: the attention mask says what is padding
+    return found
+
+
+def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
+    """Refuse a backbone that is not the one the adapter was trained on.
+
+    Raises:
+        AdapterMismatch: naming the first fact that differs.
+    """
+    have, want = asdict(backbone.facts()), adapter.backbone
+    for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
+        if have[fact] != want[fact]:
+            raise AdapterMismatch(
+                f"this adapter was trained on {want['name']} ({fact} {want[fact]}), "
+                f"but {have['name']} has {fact} {have[fact]}; put it on {want['name']}"
+            )
+    if None not in (have["fingerprint"], want["fingerprint"]) and have["fingerprint"] != want["fingerprint"]:
+        raise AdapterMismatch(
+            f"this adapter was trained on {want['name']}"
+            f"{'@' + want['revision'] if want['revision'] else ''}; {have['name']} has the same shape but "
+            "other weights (fingerprints differ), so its answers would mean nothing; use the original one"
+        )
+    if set(adapter.head) != set(backbone.head_names):
+        odd = sorted(set(adapter.head) ^ set(backbone.head_names))[0]
+        raise AdapterMismatch(
+            f"the adapter's head and {have['name']}'s differ at {odd}; use the backbone {want['name']} "
+            "by name, loaded the way it was for training"
+        )
+
+
+def _plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:
+    kind: ProblemType = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
+    return Task(problem_type=kind, labels=() if kind == "regression" else tuple(range(num_labels)))
+
+
+def _class_weights(weights: Sequence[float] | None, task: Task) -> Tensor | None:
+    if weights is None:
+        return None
+    if task.is_regression or len(weights) != task.num_labels or not all(w > 0 for w in weights):
+        raise ConfigError(
+            f"class_weights: got {list(weights)}; expected {task.num_labels} numbers above 0, one a class"
+            if not task.is_regression
+            else "class_weights: a regression has no classes; leave it out"
+        )
+    return torch.tensor(list(weights), dtype=torch.float32)
+
+
+def _spread(arrange: Any, token_type_ids: Tensor, inserted: int) -> Tensor:
+    """Token types of the combined sequence: what is inserted belongs to the text in front of it."""
+    wide = F.pad(token_type_ids, (0, inserted))
+    spread: Tensor = arrange(wide).cummax(dim=1).values
+    return spread
+
+
+@contextmanager
+def _eval(module: nn.Module) -> Iterator[None]:
+    mode = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(mode)
+
+
+def _drop_backbone(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}backbone.")]:
+        del state[name]
+
+
+def _expect_no_backbone(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [name for name in keys.missing_keys if "backbone." not in name]

@@ -1,0 +1,71 @@
+"""What a task is, apart from the prompt that solves it: its kind, its labels, its scale.
+
+A :class:`Task` is plain data. It travels in the adapter folder, so that a prediction made next
+year names the same labels, in the same order, in the same unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ptuning.errors import ConfigError
+
+ProblemType = Literal[
+    "single_label_classification", "multi_label_classification", "regression"
+]  # transformers' own names
+Label = str | int | float | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task's facts.
+
+    Args:
+        problem_type: transformers' ``config.problem_type``.
+        labels: The classes in the order of the logits, each as it stood in the training data
+            (``"refund"``, ``1``, ``True``); empty for regression.
+        pair: Whether a row has two texts.
+        mean: Regression: what is subtracted from a target before training, in the target's unit.
+        scale: Regression: what a target is then divided by, in the target's unit; above 0.
+        max_length: The longest input in tokens, special tokens and input prompt included;
+            ``None`` for the backbone's own limit.
+    """
+
+    problem_type: ProblemType
+    labels: tuple[Label, ...] = ()
+    pair: bool = False
+    mean: float = 0.0
+    scale: float = 1.0
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.problem_type == "regression":
+            if self.labels:
+                raise ConfigError(f"a regression task has no labels, got {len(self.labels)}")
+            if not self.scale > 0:
+                raise ConfigError(f"a regression task's scale must be above 0, got {self.scale}")
+        elif len(self.labels) < (1 if self.problem_type == "multi_label_classification" else 2):
+            raise ConfigError(
+                f"a {self.problem_type} task needs at least two labels, got {list(self.labels)}; "
+                "use problem_type 'regression' for one number a text"
+            )
+        elif len(set(map(repr, self.labels))) != len(self.labels):
+            raise ConfigError(f"labels must be distinct, got {list(self.labels)}")
+
+    @property
+    def num_labels(self) -> int:
+        """The width of the logits, C: the number of labels, or 1 for regression."""
+        return len(self.labels) or 1
+
+    @property
+    def is_regression(self) -> bool:
+        return self.problem_type == "regression"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Task:
+        return cls(**{**values, "labels": tuple(values.get("labels", ()))})

@@ -1,0 +1,394 @@
+"""The training loop: batches of similar length through a prompted model, on Accelerate.
+
+Everything that changes while it runs is in the model, the optimizer and one :class:`Position`; a
+checkpoint holds all three, and the batches are a pure function of seed and epoch, so a resumed run is
+the straight run to the bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import get_scheduler
+
+from ptuning.data.tokens import TooLong, collate, shuffled_batches
+from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.inference.evaluate import logits_of, pad_id
+from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Task
+from ptuning.training import checkpoint
+from ptuning.training.checkpoint import Position
+from ptuning.training.config import DataConfig, FitConfig, run_folder
+from ptuning.training.console import Reporter, Silent
+from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
+from ptuning.training.metrics import Baseline, Metrics, Selection, measure
+from ptuning.training.prepare import Examples, Split, gather, tokenised
+from ptuning.training.result import Evaluation, TrainResult
+from ptuning.validation import validated
+
+
+def fit(
+    model: PTuningModel,
+    data: Mapping[str, Any],
+    config: FitConfig | None = None,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainResult:
+    """Train ``model`` in place; it ends with the best evaluation's parameters.
+
+    Args:
+        model: From ``PTuningModel.from_backbone``; its task says what the labels mean.
+        data: ``train``, and if wanted ``validation`` (otherwise split off from ``train``) and
+            ``test``: each a file, an ``hf:`` name, a ``datasets.Dataset`` or a list of mappings.
+        config: How to train.
+        columns: Options of :class:`~ptuning.training.config.DataConfig` other than the files, such
+            as ``{"text": "review", "label": "stars"}``.
+        output: The adapter folder to write; ``None`` keeps the result in memory only.
+        resume: Go on from the checkpoint beside ``output``.
+        reporter: Told of every step; silent by default.
+        accelerator: Yours, if you have one.
+
+    Raises:
+        TrainingDiverged: a loss or gradient that is not finite; the last good checkpoint is kept.
+        Interrupted: Ctrl-C; the run is saved where it was.
+    """
+    config = config or FitConfig()
+    options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
+    examples, _ = gather(data, options, seed=config.seed, task=model.task)
+    return run(
+        model,
+        examples,
+        config,
+        too_long=options.too_long,
+        output=None if output is None else Path(output),
+        resume=resume,
+        reporter=reporter or Silent(),
+        accelerator=accelerator or Accelerator(),
+    )
+
+
+def run(
+    model: PTuningModel,
+    examples: Examples,
+    config: FitConfig,
+    *,
+    too_long: TooLong,
+    output: Path | None,
+    resume: bool,
+    reporter: Reporter,
+    accelerator: Accelerator,
+    setting: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """:func:`fit` on examples that have been read and checked."""
+    if resume and output is None:
+        raise ConfigError("resume needs an output folder: the checkpoint is beside it")
+    set_seed(config.seed)
+    train, held = tokenised(model, examples.train, too_long), tokenised(model, examples.validation, too_long)
+    test = tokenised(model, examples.test, too_long) if examples.test else None
+    model.weigh_classes(class_weights(config, train.targets, model.task))
+    model.backbone.dropout = config.backbone_dropout
+    model.to(accelerator.device)
+    loop = _Loop(
+        model=model,
+        train=train,
+        validation=held,
+        config=config,
+        select=Selection.for_task(config.select_by, model.task),
+        folder=None if output is None else run_folder(output) / checkpoint.FOLDER,
+        reporter=reporter,
+        accelerator=accelerator,
+        setting={
+            "fit": config.model_dump(mode="json"),
+            "data": checkpoint.data_digest(train.rows, held.rows),
+            **(setting or {}),
+        },
+    )
+    if resume:
+        loop.resume()
+    with stop_requests() as stop:
+        reporter.begin(model, loop.steps, loop.position.step, config)
+        try:
+            stopped_early = loop.until_done(stop)
+        finally:
+            reporter.end()
+    loop.keep_best()
+    baseline = Baseline.of(train.targets, model.task)
+    splits = {"validation": held} | ({"test": test} if test else {})
+    position = loop.position
+    assert position.best is not None  # the last step of a run is always followed by an evaluation
+    result = TrainResult(
+        metric=loop.select.metric,
+        best=position.history[position.best],
+        history=tuple(position.history),
+        metrics={name: evaluate(model, split) for name, split in splits.items()},
+        baseline={name: baseline.measure(split.targets, model.task) for name, split in splits.items()},
+        baseline_rule=baseline.rule,
+        trained=model.num_parameters(only_trainable=True),
+        total=model.num_parameters(),
+        seconds=position.seconds,
+        examples_per_second=position.rows / max(position.train_seconds, 1e-9),
+        stopped_early=stopped_early,
+        adapter=output,
+        setting={
+            "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}}
+        },
+    )
+    if output is not None and accelerator.is_main_process:
+        metrics = {
+            **result.metrics,
+            "baseline": result.baseline[result.reported],
+            "baseline_rule": result.baseline_rule,
+        }
+        model.save_pretrained(output, metrics=metrics, extra={"fit": config.model_dump(mode="json")})
+    return result
+
+
+def evaluate(model: PTuningModel, split: Split) -> Metrics:
+    """The split's metrics, ``loss`` included (in a regression, of standardised targets)."""
+    logits = logits_of(model, split.rows)
+    targets = torch.as_tensor(split.targets)
+    if model.task.problem_type == "single_label_classification":
+        targets = targets.long()
+    loss = float(model.loss(logits.to(model.device), targets.to(model.device)))
+    return {"loss": loss, **measure(logits.double().numpy(), split.targets, model.task)}
+
+
+def class_weights(config: FitConfig, targets: np.ndarray[Any, Any], task: Task) -> tuple[float, ...] | None:
+    """The loss's weight of each class, as the configuration asks.
+
+    ``balanced`` gives a class N / (C · its rows), as scikit-learn does; a label of several gets as
+    many times the weight for its positives as it has more negatives.
+    """
+    if config.class_weights != "balanced":
+        return config.class_weights
+    if task.is_regression:
+        raise ConfigError("fit.class_weights: a regression has no classes; leave it out")
+    if task.problem_type == "multi_label_classification":
+        positive = np.maximum(targets.sum(0), 1)
+        return tuple(np.maximum(len(targets) - positive, 1) / positive)
+    counts = np.bincount(targets.astype(int), minlength=task.num_labels)
+    return tuple(len(targets) / (task.num_labels * np.maximum(counts, 1)))
+
+
+@dataclass(kw_only=True)
+class _Loop:
+    """One run: what it works on, and the position it has reached."""
+
+    model: PTuningModel
+    train: Split
+    validation: Split
+    config: FitConfig
+    select: Selection
+    folder: Path | None
+    reporter: Reporter
+    accelerator: Accelerator
+    setting: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self.position = Position()
+        self.best: dict[str, Tensor] | None = None
+        self.batches = math.ceil(len(self.train.rows) / self.config.batch_size)
+        self.epoch_steps = math.ceil(self.batches / self.config.accumulation)
+        self.steps = self.epoch_steps * self.config.epochs
+        parameters = self.model.task_parameters()
+        if not parameters:
+            raise ConfigError("nothing to train: every parameter of the model is frozen")
+        head = [value for name, value in parameters.items() if name.startswith("head.")]
+        prompt = [value for name, value in parameters.items() if not name.startswith("head.")]
+        rates = [(prompt, self.config.prompt_rate), (head, self.config.head_rate)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group, "lr": rate} for group, rate in rates if group],
+            weight_decay=self.config.weight_decay,
+        )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.parameters = list(parameters.values())
+        self.started = time.perf_counter()
+
+    # ----------------------------------------------------------------------------------- running
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one yet."""
+        assert self.folder is not None
+        if self.folder.exists():
+            self.position, self.best = checkpoint.load(
+                self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
+            )
+        self.started = time.perf_counter() - self.position.seconds
+
+    def until_done(self, stop: StopRequest) -> bool:
+        """Train to the last step, or until patience runs out; returns which (True for patience)."""
+        scheduler = self._scheduler()
+        position, config = self.position, self.config
+        self.model.train()
+        while position.epoch < config.epochs:
+            for group in self._groups():
+                began = time.perf_counter()
+                loss, rows = self._step(group)
+                scheduler.step()
+                position.batch += len(group)
+                position.step += 1
+                position.loss_sum += loss * rows
+                position.loss_rows += rows
+                position.rows += rows
+                position.train_seconds += time.perf_counter() - began
+                self.reporter.step(
+                    position.step, loss, scheduler.get_last_lr()[0], position.rows / position.train_seconds
+                )
+                last = position.batch >= self.batches
+                if last:
+                    position.epoch, position.batch = position.epoch + 1, 0
+                if self._due(last):
+                    self._evaluate()
+                    if config.patience is not None and position.stale >= config.patience:
+                        return position.step < self.steps
+                if stop.made and position.step < self.steps:
+                    self._interrupt()
+        return False
+
+    def keep_best(self) -> None:
+        """Leave the model with the best evaluation's parameters."""
+        if self.best is not None:
+            checkpoint.restore(self.model, self.best)
+        self.model.eval()
+
+    def _groups(self) -> Iterator[list[list[int]]]:
+        """What is left of this epoch: for each optimizer step its batches of row numbers."""
+        position, size = self.position, self.config.accumulation
+        batches = shuffled_batches(
+            self.train.lengths, self.config.batch_size, seed=self.config.seed, epoch=position.epoch
+        )[position.batch :]
+        for at in range(0, len(batches), size):
+            yield batches[at : at + size]
+
+    def _step(self, group: list[list[int]]) -> tuple[float, int]:
+        """One optimizer step over a group of batches; the mean loss and the rows it was taken over."""
+        rows = sum(map(len, group))
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(group):
+            last = number == len(group) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                total += self._backward(batch, rows)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            self.optimizer.zero_grad()
+            raise TrainingDiverged(self._diverged(loss, size))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, rows
+
+    def _backward(self, batch: list[int], rows: int) -> Tensor:
+        """Add one batch's gradient of the group's mean loss; returns its share of that mean."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = batch[rank::world] or batch[:1]  # a process without rows still takes part in the exchange
+        inputs = collate([self.train.rows[i] for i in mine], pad_id(self.model))
+        inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
+        share = len(batch[rank::world]) / rows
+        loss = self.wrapped(**inputs).loss * share
+        self.accelerator.backward(loss * world)  # processes' gradients are averaged, not added
+        found: Tensor = loss.detach()
+        if world > 1:
+            found = self.accelerator.reduce(found)
+        return found
+
+    def _due(self, epoch_ended: bool) -> bool:
+        every = self.config.evaluate_every
+        return self.position.step == self.steps or (
+            epoch_ended if every == "epoch" else self.position.step % every == 0
+        )
+
+    def _evaluate(self) -> None:
+        position = self.position
+        metrics = evaluate(self.model, self.validation)
+        self.model.train()
+        position.history.append(
+            Evaluation(
+                epoch=position.epoch + position.batch / self.batches,
+                step=position.step,
+                train_loss=position.loss_sum / max(position.loss_rows, 1),
+                metrics=metrics,
+            )
+        )
+        position.loss_sum, position.loss_rows = 0.0, 0
+        best = None if position.best is None else position.history[position.best]
+        better = best is None or self.select.key(metrics) > self.select.key(best.metrics)
+        if better:
+            position.best, position.stale = len(position.history) - 1, 0
+            self.best = checkpoint.snapshot(self.model)
+        else:
+            position.stale += 1
+        self._save()
+        self.reporter.evaluation(position.history[-1], self.select.metric, better)
+
+    # ------------------------------------------------------------------------------------ saving
+
+    def _save(self) -> None:
+        self.position.seconds = time.perf_counter() - self.started
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(
+                self.folder,
+                model=self.model,
+                optimizer=self._adamw,
+                position=self.position,
+                best=self.best,
+                setting=self.setting,
+            )
+
+    def _interrupt(self) -> None:
+        self._save()
+        at = f"step {self.position.step} of {self.steps}"
+        if self.folder is None:
+            raise Interrupted(f"interrupted at {at}; nothing was saved, because no output folder was given")
+        raise Interrupted(f"interrupted at {at} and saved; to go on, run the same command with --resume")
+
+    def _diverged(self, loss: float, norm: float) -> str:
+        kept = (
+            "nothing was evaluated before, so no checkpoint was written"
+            if self.position.best is None
+            else f"the best checkpoint so far is kept in {self.folder}"
+            if self.folder is not None
+            else "the model keeps the parameters from before this step"
+        )
+        return (
+            f"training diverged at step {self.position.step + 1} of {self.steps}: loss {loss}, gradient norm "
+            f"{norm}, expected finite numbers; {kept}. Lower fit.prompt_rate (now "
+            f"{self.config.prompt_rate:g}) or fit.head_rate (now {self.config.head_rate:g}) "
+            "by ten, or set precision: fp32"
+        )
+
+    # ------------------------------------------------------------------------------------- parts
+
+    @property
+    def _adamw(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
+
+    def _scheduler(self) -> Any:
+        """The rates' schedule at the position reached; it is a pure function of the step."""
+        scheduler = get_scheduler(
+            self.config.schedule,
+            self._adamw,
+            num_warmup_steps=math.ceil(self.config.warmup * self.steps),
+            num_training_steps=self.steps,
+        )
+        for group, rate in zip(self._adamw.param_groups, scheduler.base_lrs, strict=True):
+            factor: Callable[[int], float] = scheduler.lr_lambdas[0]
+            group["lr"] = rate * factor(self.position.step)
+        scheduler.last_epoch = self.position.step
+        return scheduler

@@ -1,0 +1,172 @@
+"""Metrics, by scikit-learn and scipy, always beside the baseline that a model has to beat."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import expit, softmax
+from sklearn import metrics as sk
+
+from ptuning.errors import ConfigError
+from ptuning.task import Task
+
+Floats = NDArray[np.float64]
+Metrics = dict[str, float]
+
+MAIN = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "f1_micro",
+    "regression": "pearson",
+}
+"""The metric that selects and that a run is judged by, unless ``select_by`` says otherwise."""
+
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+
+
+def measure(logits: Floats, targets: Floats, task: Task) -> Metrics:
+    """What can be said of ``logits`` ``[N, C]`` against ``targets``, ``[N]`` or ``[N, C]``.
+
+    A metric that the rows leave undefined (AUC with one class among them, a correlation with constant
+    predictions) is left out rather than reported as a number.
+    """
+    match task.problem_type:
+        case "regression":
+            found = _regression(logits[:, 0], targets)
+        case "multi_label_classification":
+            found = _multi_label(expit(logits), targets)
+        case "single_label_classification":
+            found = _single_label(softmax(logits, axis=1), targets.astype(int))
+    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def _single_label(probabilities: Floats, targets: NDArray[np.int_]) -> Metrics:
+    predicted = probabilities.argmax(1)
+    binary = probabilities.shape[1] == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # undefined on rows of one class: nan, and left out
+        found = {
+            "accuracy": sk.accuracy_score(targets, predicted),
+            "f1": sk.f1_score(targets, predicted, zero_division=0.0)
+            if binary
+            else sk.f1_score(targets, predicted, average="macro", zero_division=0.0),
+            "matthews": sk.matthews_corrcoef(targets, predicted),
+        }
+        if binary and len(np.unique(targets)) == 2:
+            found["auc"] = sk.roc_auc_score(targets, probabilities[:, 1])
+        elif not binary and len(np.unique(targets)) == probabilities.shape[1]:
+            found["auc"] = sk.roc_auc_score(targets, probabilities, multi_class="ovr")
+    return found
+
+
+def _multi_label(probabilities: Floats, targets: Floats) -> Metrics:
+    predicted = probabilities > 0.5
+    truth = targets > 0.5
+    found = {
+        "f1_micro": sk.f1_score(truth, predicted, average="micro", zero_division=0.0),
+        "f1_macro": sk.f1_score(truth, predicted, average="macro", zero_division=0.0),
+        "exact_match": float((predicted == truth).all(axis=1).mean()),
+    }
+    both = truth.any(axis=0) & (~truth).any(axis=0)
+    if both.any():
+        found["auc"] = sk.roc_auc_score(truth[:, both], probabilities[:, both], average="macro")
+    return found
+
+
+def _regression(predicted: Floats, targets: Floats) -> Metrics:
+    found = {
+        "mse": sk.mean_squared_error(targets, predicted),
+        "mae": sk.mean_absolute_error(targets, predicted),
+    }
+    if len(targets) > 1 and np.ptp(predicted) > 0 and np.ptp(targets) > 0:
+        found["pearson"] = stats.pearsonr(predicted, targets).statistic
+        found["spearman"] = stats.spearmanr(predicted, targets).statistic
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What no model would reach: always the training set's majority class, label set, or mean.
+
+    Attributes:
+        rule: What it always answers, in words.
+        logits: ``[C]``, the constant answer.
+    """
+
+    rule: str
+    logits: tuple[float, ...]
+
+    @classmethod
+    def of(cls, targets: Floats, task: Task) -> Baseline:
+        """The baseline that the training targets give."""
+        if task.is_regression:
+            return cls(rule=f"always the mean, {targets.mean():.4g}", logits=(float(targets.mean()),))
+        if task.problem_type == "multi_label_classification":
+            sets, counts = np.unique(targets > 0.5, axis=0, return_counts=True)
+            usual = sets[counts.argmax()]
+            names = [repr(label) for label, has in zip(task.labels, usual, strict=True) if has]
+            return cls(
+                rule=f"always {' and '.join(names) or 'no label'}",
+                logits=tuple(20.0 if has else -20.0 for has in usual),
+            )
+        counts = np.bincount(targets.astype(int), minlength=task.num_labels)
+        usual = int(counts.argmax())
+        return cls(
+            rule=f"always {task.labels[usual]!r}",
+            logits=tuple(20.0 if label == usual else 0.0 for label in range(task.num_labels)),
+        )
+
+    def measure(self, targets: Floats, task: Task) -> Metrics:
+        """What the constant answer scores; a correlation with a constant is 0."""
+        found = measure(np.tile(np.array(self.logits), (len(targets), 1)), targets, task)
+        found.pop("auc", None)
+        if task.is_regression:
+            found |= {"pearson": 0.0, "spearman": 0.0}
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of two evaluations is the better one."""
+
+    metric: str
+
+    @classmethod
+    def for_task(cls, select_by: str, task: Task) -> Selection:
+        """The metric that a configuration asks for.
+
+        Raises:
+            ConfigError: a metric that this kind of task does not have.
+        """
+        metric = MAIN[task.problem_type] if select_by == "auto" else select_by
+        known = _KNOWN[task.problem_type]
+        if metric not in known:
+            raise ConfigError(
+                f"fit.select_by: got {select_by!r}, expected one of auto, {', '.join(known)} "
+                f"for {task.problem_type}"
+            )
+        return cls(metric=metric)
+
+    @property
+    def sign(self) -> int:
+        return -1 if self.metric in LOWER_IS_BETTER else 1
+
+    def key(self, found: Mapping[str, float]) -> tuple[float, float]:
+        """Larger is better; of equals, the lower loss. An undefined metric is the worst."""
+        value = found.get(self.metric)
+        return (-np.inf if value is None else self.sign * value, -found.get("loss", np.inf))
+
+    def beats(self, found: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        """Whether ``found`` is better than ``other`` by the metric alone."""
+        return self.key(found)[0] > self.key(other)[0]
+
+
+_KNOWN = {
+    "single_label_classification": ("loss", "accuracy", "f1", "matthews", "auc"),
+    "multi_label_classification": ("loss", "f1_micro", "f1_macro", "exact_match", "auc"),
+    "regression": ("loss", "mse", "mae", "pearson", "spearman"),
+}

@@ -1,0 +1,96 @@
+"""What a prompt is compared with: the head alone, and full fine-tuning, in plain PyTorch.
+
+Both take the configuration's data, backbone, batch size and seed, and are selected on the same
+validation rows by the same metric. They are peers for a table, not products: nothing is saved.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from transformers import get_scheduler
+
+from ptuning.data.tokens import collate, shuffled_batches
+from ptuning.inference.evaluate import pad_id
+from ptuning.model.config import DeepPrompt
+from ptuning.model.ptuning import PTuningModel
+from ptuning.training.checkpoint import restore, snapshot
+from ptuning.training.config import TrainConfig
+from ptuning.training.loop import evaluate
+from ptuning.training.metrics import Metrics, Selection
+from ptuning.training.prepare import Split, read, tokenised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """What a method reached on the test rows, or on the validation rows where there are none."""
+
+    name: str
+    trained: int
+    metrics: Metrics
+    seconds: float
+
+
+def head_only(config: TrainConfig, *, rate: float = 1e-2, epochs: int = 15) -> Peer:
+    """The backbone frozen, its head trained."""
+    return _train("head only", config, rate, epochs, whole=False)
+
+
+def fine_tune(config: TrainConfig, *, rate: float = 5e-5, epochs: int = 6) -> Peer:
+    """Every weight trained, the backbone's own dropout on, as the notebook style does."""
+    return _train("full fine-tuning", config, rate, epochs, whole=True)
+
+
+def _train(name: str, config: TrainConfig, rate: float, epochs: int, *, whole: bool) -> Peer:
+    began = time.perf_counter()
+    examples, task = read(config.data, seed=config.fit.seed)
+    set_seed(config.fit.seed)
+    # A prompt of one token that is never used: with it off, the model is its plain backbone.
+    model = PTuningModel.from_backbone(config.backbone, DeepPrompt(num_virtual_tokens=1), task=task)
+    model.to(Accelerator(cpu=config.device == "cpu").device)
+    model.prompt_encoder.requires_grad_(False)
+    model.head.requires_grad_(False)
+    model.backbone.model.requires_grad_(whole)
+    for parameter in model.backbone.head_parameters().values():
+        parameter.requires_grad_(True)
+    model.backbone.dropout = whole
+    train, held = tokenised(model, examples.train), tokenised(model, examples.validation)
+    with model.disabled():
+        _loop(model, train, held, config, rate, epochs)
+        metrics = evaluate(model, tokenised(model, examples.test) if examples.test else held)
+    trained = model.num_parameters(only_trainable=True)
+    return Peer(name=name, trained=trained, metrics=metrics, seconds=time.perf_counter() - began)
+
+
+def _loop(
+    model: PTuningModel, train: Split, held: Split, config: TrainConfig, rate: float, epochs: int
+) -> None:
+    """AdamW, 6 % warm-up, linear decay; ends with the best epoch's weights."""
+    parameters = list(model.task_parameters().values())
+    optimizer = torch.optim.AdamW(parameters, lr=rate)
+    size, pad = config.fit.batch_size, pad_id(model)
+    steps = epochs * -(-len(train.rows) // size)
+    schedule = get_scheduler(
+        "linear", optimizer, num_warmup_steps=int(0.06 * steps), num_training_steps=steps
+    )
+    select = Selection.for_task(config.fit.select_by, model.task)
+    best: tuple[tuple[float, float], dict[str, torch.Tensor]] | None = None
+    for epoch in range(epochs):
+        model.train()
+        for batch in shuffled_batches(train.lengths, size, seed=config.fit.seed, epoch=epoch):
+            inputs = collate([train.rows[i] for i in batch], pad)
+            model(**{name: value.to(model.device) for name, value in inputs.items()}).loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        key = select.key(evaluate(model, held))
+        if best is None or key > best[0]:
+            best = (key, snapshot(model))
+    assert best is not None
+    restore(model, best[1])

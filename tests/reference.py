@@ -1,0 +1,208 @@
+"""Slow, plain oracles: one unpadded row at a time, written from the papers, with nothing of ptuning in them.
+
+``spliced`` puts input virtual tokens among a row's tokens with a Python list. ``SlowReference`` runs
+a transformers model in float64 with deep prompts as more keys and values in front of each layer's,
+through an attention of its own, counting layers by the order in which they call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+Piece = tuple[str, int]
+"""``("text", i)``, ``("prompt", j)`` or ``("anchor", token id)``."""
+
+
+# ------------------------------------------------------------------------------------ input depth
+
+
+def landmark(where: str, segments: Sequence[int]) -> int:
+    """The place in a row that ``where`` names; ``segments`` has one entry a token: 0, 1, or -1 for special."""
+    return {
+        "start": lambda: 0,
+        "front": lambda: segments.index(0),
+        "between": lambda: segments.index(1),
+        "middle": lambda: len(segments) // 2,
+        "end": lambda: len(segments),
+    }[where]()
+
+
+def spliced(segments: Sequence[int], inserted: Sequence[tuple[str, Sequence[Piece]]]) -> list[Piece]:
+    """A row's pieces in order; ``inserted`` says in front of which place which pieces go."""
+    row: list[Piece] = []
+    for place in range(len(segments) + 1):
+        for where, pieces in inserted:
+            if landmark(where, segments) == place:
+                row += pieces
+        if place < len(segments):
+            row.append(("text", place))
+    return row
+
+
+def token_types(row: Sequence[Piece], types: Sequence[int]) -> list[int]:
+    """What is inserted belongs to the text in front of it, and to the first text at the start."""
+    found: list[int] = []
+    for kind, index in row:
+        found.append(types[index] if kind == "text" else found[-1] if found else 0)
+    return found
+
+
+# ------------------------------------------------------------------------------------------- deep
+
+
+class SlowReference:
+    """``model`` in float64, one row at a time, prompts in front of every layer's keys and values."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = deepcopy(model).double().eval()
+        self.kind: str = model.config.model_type
+        self.prompts: dict[int, Tensor] = {}
+        self.calls = 0
+        if self.kind == "deberta-v2":
+            for layer, block in enumerate(self.model.deberta.encoder.layer):
+                block.attention.self.forward = self._disentangled(block.attention.self, layer)
+        elif self.kind != "bloom":
+            self.model.set_attn_implementation(_NAME)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        ids: Sequence[int],
+        prompt: Tensor | None,
+        *,
+        first_layer: int = 0,
+        position_offset: int = 0,
+        token_type_ids: Sequence[int] | None = None,
+    ) -> Tensor:
+        """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved."""
+        layers = [] if prompt is None else list(prompt.double())
+        self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
+        self.calls = 0
+        row = torch.tensor([list(ids)])
+        if self.kind == "bloom":
+            return self._bloom(row)
+        inputs: dict[str, Any] = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = torch.tensor([list(token_type_ids)])
+        if position_offset:
+            first = self.model.config.pad_token_id + 1 if "roberta" in self.kind or self.kind == "camembert" else 0
+            inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
+        global _running
+        _running = self
+        logits: Tensor = self.model(**inputs).logits[0]
+        if self.kind != "deberta-v2":
+            assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
+        return logits
+
+    def keys_values(self, layer: int, head: int, width: int) -> tuple[Tensor, Tensor]:
+        """One head's prompt, ``[P, d]`` twice; no rows where the layer has none."""
+        if layer not in self.prompts:
+            return torch.zeros(0, width).double(), torch.zeros(0, width).double()
+        keys, values = self.prompts[layer]
+        return keys[:, head * width : (head + 1) * width], values[:, head * width : (head + 1) * width]
+
+    def _bloom(self, row: Tensor) -> Tensor:
+        """BLOOM by hand: ALiBi counts the prompt as the row's first tokens."""
+        base, heads = self.model.transformer, self.model.config.n_head
+        assert heads & (heads - 1) == 0, "the plain slopes hold for powers of two"
+        hidden = base.word_embeddings_layernorm(base.word_embeddings(row[0]))
+        length = hidden.shape[0]
+        for layer, block in enumerate(base.h):
+            attention = block.self_attention
+            fused = attention.query_key_value(block.input_layernorm(hidden)).view(length, heads, 3, -1)
+            mixed = []
+            for head in range(heads):
+                query, key, value = fused[:, head].unbind(1)
+                more_keys, more_values = self.keys_values(layer, head, query.shape[1])
+                keys, values = torch.cat((more_keys, key)), torch.cat((more_values, value))
+                place = torch.arange(len(keys)).double()
+                now = torch.arange(length)[:, None] + len(more_keys)
+                scores = query @ keys.T / math.sqrt(query.shape[1]) + 2.0 ** (-8 * (head + 1) / heads) * place
+                scores = scores.masked_fill(place > now, -math.inf)
+                mixed.append(scores.softmax(-1) @ values)
+            hidden = hidden + attention.dense(torch.cat(mixed, dim=1))
+            wide = block.mlp.dense_h_to_4h(block.post_attention_layernorm(hidden))
+            hidden = hidden + block.mlp.dense_4h_to_h(nn.functional.gelu(wide, approximate="tanh"))
+        logits: Tensor = self.model.score(base.ln_f(hidden)[-1])
+        return logits
+
+    def _disentangled(self, module: Any, layer: int) -> Callable[..., tuple[Tensor, None]]:
+        """DeBERTa's equation 4 for each pair of places; a prompt has content alone."""
+        config = self.model.config
+        span = config.position_buckets
+
+        def forward(hidden: Tensor, *_: Any, rel_embeddings: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
+            assert hidden.shape[0] == 1 and rel_embeddings is not None
+            length = hidden.shape[1]
+            share = config.share_att_key if hasattr(config, "share_att_key") else False
+            place_keys = (module.key_proj if share else module.pos_key_proj)(rel_embeddings)
+            place_queries = (module.query_proj if share else module.pos_query_proj)(rel_embeddings)
+            apart = torch.tensor(
+                [[min(max(_bucket(i - j, config) + span, 0), 2 * span - 1) for j in range(length)] for i in range(length)]
+            )
+            query, key, value = (p(hidden)[0] for p in (module.query_proj, module.key_proj, module.value_proj))
+            heads = config.num_attention_heads
+            mixed = []
+            for head, (q, k, v, pk, pq) in enumerate(
+                zip(*(x.chunk(heads, dim=1) for x in (query, key, value, place_keys, place_queries)), strict=True)
+            ):
+                more_keys, more_values = self.keys_values(layer, head, q.shape[1])
+                content_to_place = torch.einsum("id,ijd->ij", q, pk[apart])
+                place_to_content = torch.einsum("jd,ijd->ij", k, pq[apart])
+                scores = torch.cat((q @ more_keys.T, q @ k.T + content_to_place + place_to_content), dim=1)
+                mixed.append((scores / math.sqrt(3 * q.shape[1])).softmax(-1) @ torch.cat((more_values, v)))
+            return torch.cat(mixed, dim=1)[None], None
+
+        return forward
+
+
+def _bucket(distance: int, config: Any) -> int:
+    """Near distances are their own bucket, far ones share them logarithmically (arXiv:2006.03654, appendix)."""
+    middle = config.position_buckets // 2
+    if abs(distance) <= middle:
+        return distance
+    far = math.log(abs(distance) / middle) / math.log((config.max_relative_positions - 1) / middle)
+    return int(math.copysign(math.ceil(far * (middle - 1)) + middle, distance))
+
+
+_NAME = "slow_reference"
+_running: SlowReference | None = None
+
+
+def _slow_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """``[1, T, h, d]``, a head at a time. The text's own mask is transformers'; a prompt is seen by every query."""
+    assert _running is not None and query.shape[0] == 1
+    layer, _running.calls = _running.calls, _running.calls + 1
+    heads, group, width = query.shape[1], query.shape[1] // key.shape[1], query.shape[3]
+    mixed = []
+    for head in range(heads):
+        q, k, v = query[0, head], key[0, head // group], value[0, head // group]
+        more_keys, more_values = _running.keys_values(layer, head // group, width)
+        scores = q @ torch.cat((more_keys, k)).T * (scaling if scaling is not None else 1 / math.sqrt(width))
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if attention_mask is not None:
+            scores[:, len(more_keys) :] += attention_mask[0, 0, :, : len(k)]
+        mixed.append(scores.softmax(-1) @ torch.cat((more_values, v)))
+    return torch.stack(mixed, dim=1)[None], None
+
+
+AttentionInterface.register(_NAME, _slow_attention)
+AttentionMaskInterface.register(_NAME, eager_mask)

@@ -1,0 +1,144 @@
+"""The model card: complete, true, and readable by the Hub."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_adapters_record import an_adapter
+
+from ptuning.adapters import model_card, save
+from ptuning.task import Task
+
+METRICS: dict[str, Any] = {
+    "baseline": {"accuracy": 0.665, "f1": 0.799},
+    "validation": {"accuracy": 0.79},
+    "test": {
+        "accuracy": 0.781,
+        "f1": 0.842,
+        "rows": 1725,
+        "confusion": [[1, 2], [3, 4]],
+        "pearson": math.nan,
+    },
+}
+
+
+def front_matter(card: str) -> Any:
+    """What the Hub reads."""
+    return ModelCard(card).data
+
+
+def test_front_matter() -> None:
+    adapter = an_adapter({"depth": "deep"}, metrics=METRICS, extra={"dataset": "nyu-mll/glue"})
+    data = front_matter(model_card(adapter, name="paraphrase"))
+    assert data.library_name == "ptuning"
+    assert data.base_model == "someone/tiny-bert"
+    assert data.pipeline_tag == "text-classification"
+    assert data.tags == ["ptuning", "prompt-tuning", "p-tuning-v2", "single_label_classification"]
+    assert data.model_name == "paraphrase"
+    results = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
+    assert results == {
+        ("test", "accuracy"): 0.781,
+        ("test", "f1"): 0.842,
+        ("test", "rows"): 1725,
+        ("validation", "accuracy"): 0.79,
+    }
+    assert {(r.dataset_type, r.dataset_name) for r in data.eval_results} == {("nyu-mll/glue", "nyu-mll/glue")}
+
+
+def test_nothing_is_claimed_that_is_not_known() -> None:
+    data = front_matter(model_card(an_adapter(facts={"name": "./my models/bert"})))
+    assert data.eval_results is None
+    assert data.base_model is None
+    named = front_matter(model_card(an_adapter(metrics=METRICS, extra={"dataset": "my tickets.csv"})))
+    assert {(r.dataset_type, r.dataset_name) for r in named.eval_results} == {("custom", "my tickets.csv")}
+
+
+def test_metrics_stand_beside_the_baseline() -> None:
+    card = model_card(an_adapter(metrics=METRICS))
+    assert "| metric | test | validation | baseline |" in card
+    assert "| accuracy | 0.7810 | 0.7900 | 0.6650 |" in card
+    assert "| f1 | 0.8420 |  | 0.7990 |" in card
+    assert "| rows | 1,725 |  |  |" in card
+    assert "The baseline always answers the most frequent label." in card
+    assert "confusion" not in card
+    assert "## Metrics" not in model_card(an_adapter())
+
+
+def test_the_task() -> None:
+    card = model_card(
+        an_adapter(task=Task(problem_type="multi_label_classification", labels=("a`b", True, 3, "x\ny")))
+    )
+    assert "multi-label classification of texts" in card
+    assert "  - ``a`b``\n  - `true`\n  - `3`\n  - `x\\ny`\n" in card
+    many = model_card(
+        an_adapter(task=Task(problem_type="single_label_classification", labels=tuple(range(77)), pair=True))
+    )
+    assert "classification of pairs of texts" in many
+    assert "(77):" in many
+    assert "  - and 27 more, listed in `ptuning.json`" in many
+    scaled = model_card(an_adapter(task=Task(problem_type="regression", mean=2.5, scale=1.5, max_length=64)))
+    assert "one number (trained on targets less 2.5, divided by 1.5)" in scaled
+    assert "longest input: 64 tokens" in scaled
+
+
+def test_the_numbers_that_were_trained() -> None:
+    assert "It holds 98 trained numbers: 64 in the prompt, 34 in the head." in model_card(an_adapter())
+    frozen = model_card(an_adapter({"train_head": False}))
+    assert "It holds 64 trained numbers: 64 in the prompt; the head was left as it was." in frozen
+    known = model_card(an_adapter(facts={"num_parameters": 9_800}))
+    assert "That is 1.000% of the backbone's 9,800." in known
+
+
+def test_how_to_use() -> None:
+    card = model_card(an_adapter(facts={"revision": "abc123"}), name="my refunds")
+    assert 'model = PTuningModel.from_pretrained("my refunds")' in card
+    assert "ptuning predict 'my refunds' --input texts.txt" in card
+    assert '"someone/tiny-bert", revision="abc123", num_labels=2, ignore_mismatched_sizes=True' in card
+    assert 'PeftModel.from_pretrained(base, "my refunds")' in card
+    other = model_card(an_adapter({"placement": "front"}))
+    assert "PEFT cannot load this adapter: its virtual tokens stand at 'front'" in other
+    assert "PeftModel" not in other
+
+
+@pytest.mark.parametrize("prompt", [{}, {"placement": "front"}, {"depth": "deep", "first_layer": 1}])
+def test_examples_are_valid_python(prompt: dict[str, Any]) -> None:
+    examples = re.findall(
+        r"```python\n(.*?)```", model_card(an_adapter(prompt), name='it\'s "mine"'), re.DOTALL
+    )
+    assert examples
+    for example in examples:
+        compile(example, "README.md", "exec")
+
+
+def test_no_placeholder_is_left() -> None:
+    template = {"placement": "{prompt:4} {text_a}", "num_virtual_tokens": None}
+    for prompt in (template, {}, {"depth": "deep", "first_layer": 1}):
+        card = model_card(an_adapter(prompt, metrics=METRICS))
+        assert not re.search(r"\{\{|\}\}|\[\]|TODO|More Information|<[a-z_ ]+>|\bNone\b", card)
+    assert "in every layer from layer 1 on" in card
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    name=st.text(min_size=1),
+    labels=st.lists(st.text(), min_size=2, max_size=3, unique=True),
+    metric=st.text(),
+)
+def test_any_name_label_and_metric_leave_the_card_readable(name: str, labels: list[str], metric: str) -> None:
+    task = Task(problem_type="single_label_classification", labels=tuple(labels))
+    card = model_card(an_adapter(task=task, metrics={"test": {metric: 0.5}}), name=name)
+    assert front_matter(card.encode("utf-8", "backslashreplace").decode()).library_name == "ptuning"
+    assert len([line for line in card.splitlines() if line.startswith("## ")]) == 6
+
+
+def test_the_folder_holds_it(tmp_path: Path) -> None:
+    folder = save(an_adapter(), tmp_path / "refunds")
+    assert front_matter((folder / "README.md").read_text()).library_name == "ptuning"
+    assert 'from_pretrained("refunds")' in (folder / "README.md").read_text()

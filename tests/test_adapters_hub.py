@@ -1,0 +1,124 @@
+"""Where an adapter is found: folders, and the Hub's answers turned into one clear sentence each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from test_adapters_record import an_adapter
+
+from ptuning.adapters import hub, load, locate, save
+from ptuning.errors import AdapterError
+
+RESPONSE: Any = SimpleNamespace(headers={}, request=None, status_code=500)
+"""As much of an HTTP response as the Hub's errors look at."""
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    folder = save(an_adapter(), tmp_path / "adapter")
+    assert locate(folder) == locate(str(folder)) == folder
+
+
+def test_a_folder_wins_over_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(an_adapter(), tmp_path / "someone" / "refunds")
+    monkeypatch.chdir(tmp_path)
+    assert locate("someone/refunds") == Path("someone/refunds")
+
+
+@pytest.mark.parametrize("name", ["./adapter", "/nowhere/adapter", "a/b/c", Path("someone/refunds")])
+def test_a_path_is_not_looked_up(name: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", None)
+    with pytest.raises(
+        AdapterError, match=r"there is no such folder; expected a folder with adapter_config.json"
+    ):
+        locate(name)
+
+
+def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(an_adapter(), tmp_path / "snapshot")
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    load(locate("someone/refunds", revision="v1", token="t"))
+    assert asked == {
+        "name": "someone/refunds",
+        "revision": "v1",
+        "token": "t",
+        "allow_patterns": ["adapter_config.json", "adapter_model.safetensors", "ptuning.json", "README.md"],
+    }
+
+
+def test_a_repository_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(
+        AdapterError, match=r"'someone/lora' holds no ptuning.json.*peft.PeftModel.from_pretrained"
+    ):
+        locate("someone/lora")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            GatedRepoError("no", response=RESPONSE),
+            r"is gated; ask for access at https://huggingface.co/some/one",
+        ),
+        (
+            RepositoryNotFoundError("no", response=RESPONSE),
+            r"the Hub has no such repository, or it is private",
+        ),
+        (
+            RevisionNotFoundError("no", response=RESPONSE),
+            r"has no revision 'v9'; leave it out for the newest",
+        ),
+        (
+            LocalEntryNotFoundError("no"),
+            r"at revision 'v9': .*the Hub is out of reach; check the name and the conn",
+        ),
+        (OfflineModeIsEnabled("no"), r"unset HF_HUB_OFFLINE"),
+        (
+            HfHubHTTPError("Server\nerror.", response=RESPONSE),
+            r"could not be fetched: Server error; try again",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            r"could not be fetched: .*No space left on device; try again",
+        ),
+    ],
+)
+def test_the_hubs_answers(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(AdapterError, match=message) as caught:
+        locate("some/one", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["two words", "a--b/c..d", "-x"])
+def test_no_name_of_the_hub(name: str) -> None:
+    with pytest.raises(AdapterError, match=r"no Hub id of the form 'owner/name'"):
+        locate(name)
+
+
+def test_offline_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(AdapterError, match="not in the Hub's cache, and the Hub is out of reach"):
+        locate("someone/refunds")

@@ -1,0 +1,195 @@
+"""Examples: a bad row is named, never repaired; and loading ties the parts together."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptuning.data import (
+    Columns,
+    Example,
+    Origin,
+    Problem,
+    as_examples,
+    encode_labels,
+    infer_task,
+    load_examples,
+    stream_examples,
+)
+from ptuning.errors import DataError
+
+COLUMNS = Columns(text="t", text_b=None, label="l")
+ORIGIN = Origin(name="a.csv", unit="line")
+
+
+def one(row: dict[str, Any], columns: Columns = COLUMNS, **options: Any) -> Example:
+    (example,) = as_examples([(7, row)], columns, ORIGIN, **options)
+    return example
+
+
+@pytest.mark.parametrize("word", ["NA", "null", "None", "nan", " x "])
+def test_words_are_text(word: str) -> None:
+    assert one({"t": word, "l": word}).text == word
+    assert one({"t": word, "l": word}).label == word
+
+
+@pytest.mark.parametrize("label", ["1", 1, 1.0, True, 0, False])
+def test_labels_keep_their_type(label: Any) -> None:
+    found = one({"t": "x", "l": label}).label
+    assert (type(found), found) == (type(label), label)
+
+
+def test_numpy_labels_become_plain() -> None:
+    assert type(one({"t": "x", "l": np.int64(3)}).label) is int
+    assert type(one({"t": "x", "l": np.str_("a")}).label) is str
+    assert one({"t": "x", "l": np.array([1, 2])}).label == (1, 2)
+
+
+def test_lists_and_separated_labels_become_tuples() -> None:
+    assert one({"t": "x", "l": ["a", "b"]}).label == ("a", "b")
+    assert one({"t": "x", "l": "a; b"}, label_separator=";").label == ("a", "b")
+    assert one({"t": "x", "l": ""}, label_separator=";").label == ()
+
+
+def test_labels_are_not_read_unless_needed() -> None:
+    assert one({"t": "x"}, need_label=False).label is None
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"l": "a"}, ["no 't', expected it in every row; this row has 'l'", "remove the row"]),
+        ({"t": None, "l": "a"}, ["the text in 't' is null", "fill it in"]),
+        ({"t": " \t\u00a0", "l": "a"}, ["the text in 't' is blank", "fill it in"]),
+        ({"t": "", "l": "a"}, ["the text in 't' is blank ('')"]),
+        ({"t": 3, "l": "a"}, ["'t' holds the int 3, expected a string", "quotes"]),
+        ({"t": ["x"], "l": "a"}, ["'t' holds the list"]),
+        ({"t": "x\ud83d", "l": "a"}, ["half a surrogate pair", "as UTF-8"]),
+        ({"t": "x"}, ["no 'l', expected it in every row"]),
+        ({"t": "x", "l": None}, ["the label in 'l' is null, expected one", "remove the row"]),
+        ({"t": "x", "l": float("nan")}, ["the label in 'l' is nan"]),
+        ({"t": "x", "l": "  "}, ["the label in 'l' is blank"]),
+        ({"t": "x", "l": {"a": 1}}, ["the label in 'l' holds the dict", "convert it"]),
+        ({"t": "x", "l": [["a"]]}, ["the label in 'l' holds the list"]),
+    ],
+)
+def test_a_bad_row_is_named(row: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        one(row)
+    assert str(caught.value).startswith("a.csv, line 7: ")
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(("label", "part"), [("a;;b", "both sides"), (3, "leave label_separator out")])
+def test_labels_that_cannot_be_separated(label: Any, part: str) -> None:
+    with pytest.raises(DataError, match=f"a.csv, line 7: .*{part}"):
+        one({"t": "x", "l": label}, label_separator=";")
+
+
+def test_the_second_text_is_checked_too() -> None:
+    pair = Columns(text="t", text_b="u", label="l")
+    assert one({"t": "x", "u": "y", "l": 1}, pair).text_b == "y"
+    with pytest.raises(DataError, match="line 7: the text in 'u' is blank"):
+        one({"t": "x", "u": "", "l": 1}, pair)
+
+
+def test_problems_are_collected_on_request() -> None:
+    problems: list[Problem] = []
+    rows: list[tuple[int, dict[str, Any]]] = [
+        (1, {"t": "", "l": "a"}),
+        (2, {"t": "x", "l": "a"}),
+        (3, {"t": "x", "l": None}),
+    ]
+    found = list(as_examples(rows, COLUMNS, "memory", problems=problems))
+    assert [example.row for example in found] == [2]
+    assert [(problem.row, problem.kind) for problem in problems] == [
+        (1, "blank text in 't'"),
+        (3, "null label"),
+    ]
+    assert problems[1].message.startswith("memory, row 3: the label in 'l' is null")
+
+
+# Loading -----------------------------------------------------------------------------------------
+
+
+def saved(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_load_examples(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.csv", "id,premise,hypothesis,label\n1,x,y,no\n2,z,w,yes\n")
+    loaded = load_examples(path)
+    assert loaded.columns == Columns(text="premise", text_b="hypothesis", label="label")
+    assert [(e.row, e.text, e.text_b, e.label) for e in loaded.examples] == [
+        (2, "x", "y", "no"),
+        (3, "z", "w", "yes"),
+    ]
+    assert loaded.examples[0].place == f"{path}, line 2"
+    assert loaded.label_names is None
+
+
+def test_load_examples_of_a_data_set() -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["z", "a"])}
+    )
+    source = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
+    loaded = load_examples(source)
+    task = infer_task(loaded.examples, names=loaded.label_names)
+    assert task.labels == ("z", "a")
+    assert encode_labels(loaded.examples, task) == [1, 0]
+
+
+def test_collecting_problems(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.csv", "text,label\n,no\nx,\ny,yes\n")
+    loaded = load_examples(path, collect_problems=True)
+    assert [problem.row for problem in loaded.problems] == [2, 3]
+    assert [example.row for example in loaded.examples] == [4]
+    with pytest.raises(DataError, match="line 2: the text in 'text' is blank"):
+        load_examples(path)
+
+
+def test_streaming_fails_early_on_columns_and_late_on_rows(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.csv", "text,other\nx,1\n ,2\n")
+    stream = stream_examples(path)
+    assert next(stream.examples) == Example(row=2, text="x", origin=Origin(name=str(path), unit="line"))
+    with pytest.raises(DataError, match="line 3: the text in 'text' is blank"):
+        next(stream.examples)
+    with pytest.raises(DataError, match=r"no column 'texts' for text.*did you mean 'text'"):
+        stream_examples(path, text="texts")
+
+
+def test_one_and_two_texts_are_compared_with_training(tmp_path: Path) -> None:
+    single = saved(tmp_path / "a.csv", "text,label\nx,1\n")
+    double = saved(tmp_path / "b.csv", "text_a,text_b\nx,y\n")
+    assert stream_examples(double, pair=True).columns.pair
+    with pytest.raises(
+        DataError, match=r"a.csv: the text is 'text' alone, expected two texts.*with text and text_b"
+    ):
+        stream_examples(single, pair=True)
+    with pytest.raises(DataError, match=r"b.csv: the text is 'text_a' and 'text_b', expected one text"):
+        stream_examples(double, pair=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "pair"),
+    [
+        ("sst2", "single_label_classification", False),
+        ("mrpc", "single_label_classification", True),
+        ("stsb", "regression", True),
+    ],
+)
+def test_real_data(name: str, kind: str, pair: bool) -> None:
+    folder = os.environ.get("PTUNING_DATA")
+    if not folder:
+        pytest.skip("PTUNING_DATA is not set to a folder with sst2, mrpc and stsb")
+    loaded = load_examples(Path(folder) / name / "validation.jsonl")
+    task = infer_task(loaded.examples)
+    assert (task.problem_type, task.pair) == (kind, pair)
+    assert len(encode_labels(loaded.examples, task)) == len(loaded.examples) > 400

@@ -1,0 +1,177 @@
+"""Labels: the kind of task, a stable order, targets, and errors that name the row."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptuning.data import Example, Origin, encode_labels, infer_task
+from ptuning.errors import ConfigError, DataError
+from ptuning.task import ProblemType, Task
+
+ORIGIN = Origin(name="a.csv", unit="line")
+SINGLE: ProblemType = "single_label_classification"
+MULTI: ProblemType = "multi_label_classification"
+REGRESSION: ProblemType = "regression"
+
+
+def rows(labels: Sequence[Any]) -> list[Example]:
+    return [
+        Example(row=row, text=f"text {row}", label=label, origin=ORIGIN)
+        for row, label in enumerate(labels, 2)
+    ]
+
+
+def failure(labels: Sequence[Any], **options: Any) -> str:
+    with pytest.raises((DataError, ConfigError)) as caught:
+        infer_task(rows(labels), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "order"),
+    [
+        (["b", "a", "b"], SINGLE, ("a", "b")),
+        ([2, 10, 1], SINGLE, (1, 2, 10)),
+        (["2", "10", "1"], SINGLE, ("1", "2", "10")),
+        (["2", "10", "x"], SINGLE, ("10", "2", "x")),
+        ([True, False], SINGLE, (False, True)),
+        ([1.0, 0.0], SINGLE, (0.0, 1.0)),
+        (["1.0", "-2"], SINGLE, ("-2", "1.0")),
+        (["nan", "1.5"], SINGLE, ("1.5", "nan")),
+        (["1_0", "1.5"], SINGLE, ("1.5", "1_0")),
+        ([1, 2.5], REGRESSION, ()),
+        (["1", "2.5"], REGRESSION, ()),
+        ([("b", "a"), ()], MULTI, ("a", "b")),
+        ([(3,), (20, 1)], MULTI, (1, 3, 20)),
+    ],
+)
+def test_auto(labels: list[Any], kind: str, order: tuple[Any, ...]) -> None:
+    task = infer_task(rows(labels))
+    assert task.problem_type == kind
+    assert [(type(label), label) for label in task.labels] == [(type(label), label) for label in order]
+
+
+@given(
+    st.one_of(
+        st.lists(st.text(min_size=1), min_size=2, unique=True),
+        st.lists(st.integers(), min_size=2, unique=True),
+        st.lists(st.integers().map(str), min_size=2, unique=True),
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_label_order_does_not_depend_on_row_order(labels: list[Any], random: Any) -> None:
+    first = infer_task(rows(labels), problem_type=SINGLE)
+    random.shuffle(labels)
+    task = infer_task(rows(labels), problem_type=SINGLE)
+    assert first == task
+    targets = encode_labels(rows(labels), task)
+    assert [task.labels[int(target)] for target in targets] == labels  # type: ignore[arg-type]
+
+
+def test_pairs_are_seen() -> None:
+    assert not infer_task(rows(["a", "b"])).pair
+    pairs = [Example(row=row, text="x", text_b="y", label=row) for row in (1, 2)]
+    assert infer_task(pairs).pair
+
+
+def test_names_give_the_order_and_rule_regression_out() -> None:
+    task = infer_task(rows(["1.5", "z"]), names=("z", "absent", "1.5"))
+    assert task.labels == ("z", "absent", "1.5")
+    assert "a.csv, line 3: the label 'q' was unseen" in failure(["z", "q"], names=("z", "a"))
+
+
+def test_regression_scale() -> None:
+    targets = [0.5, 2.0, 4.25, 1.0]
+    task = infer_task(rows([str(target) for target in targets]))
+    assert task.mean == pytest.approx(statistics.fmean(targets))
+    assert task.scale == pytest.approx(statistics.pstdev(targets))
+    assert encode_labels(rows(["2", 3, 0.5]), task) == [2.0, 3.0, 0.5]
+
+
+def test_whole_numbers_are_regression_on_request() -> None:
+    assert infer_task(rows([1, 5]), problem_type="regression").scale == 2.0
+
+
+def test_multi_label_targets() -> None:
+    examples = rows([("b", "a"), (), ("c",)])
+    task = infer_task(examples)
+    assert encode_labels(examples, task) == [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+def test_single_targets() -> None:
+    task = Task(problem_type=SINGLE, labels=("b", "a"))
+    assert encode_labels(rows(["a", "b", "a"]), task) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "parts"),
+    [
+        ([], {}, ["no examples", "expected at least two"]),
+        (["a", "a"], {}, ["a.csv: every row has the label 'a'", "add rows of another class"]),
+        (
+            [1, "1"],
+            {},
+            ["line 2: the label is 1 (int), but '1' (str) in line 3", "write them all the same way"],
+        ),
+        ([1, True], {}, ["1 (int), but True (bool)"]),
+        ([1, 2.0], {}, ["1 (int), but 2.0 (float)"]),
+        ([1.5, "2"], {}, ["1.5 (float), but '2' (str)"]),
+        (["a", ("b",)], {}, ["line 2: the label is 'a', expected a list of labels", "label_separator"]),
+        (
+            ["a", "b"],
+            {"problem_type": MULTI},
+            ["line 2: the label is 'a', expected a list", "label_separator"],
+        ),
+        ([("a",), ("b",)], {"problem_type": SINGLE}, ["line 2: the label is the list ('a',)", "one label"]),
+        ([(), ()], {}, ["a.csv: no row has any label"]),
+        ([("a", "a")], {}, ["line 2: the label 'a' stands twice", "each once"]),
+        ([(0, 1, 0), (1, 0, 0)], {}, ["line 2: the label 0 stands twice", "zeros and ones"]),
+        ([(0.5, 1.0)], {}, ["line 2: the list of labels holds 0.5", "round"]),
+        (["a", None], {}, ["line 3: the label is None, expected one"]),
+        (["1.5", "x"], {"problem_type": REGRESSION}, ["line 3: the label is 'x', expected a finite number"]),
+        ([1.5, float("inf")], {"problem_type": REGRESSION}, ["line 3: the label is inf"]),
+        (["1.5", "nan"], {"problem_type": REGRESSION}, ["line 3: the label is 'nan'", "mend or remove"]),
+        ([True, False], {"problem_type": REGRESSION}, ["line 2: the label is True"]),
+        ([1.5, 1.5], {}, ["a.csv: every target is 1.5, expected different numbers"]),
+        ([1e308, -1e308, 0.5], {}, ["whose spread cannot be computed", "another unit"]),
+        ([f"id {n}" for n in range(60)], {}, ["60 different labels in 60 rows", "problem_type: 'single"]),
+        ([str(n % 1001) for n in range(5000)], {}, ["1001 different labels in 5000 rows"]),
+        (["a"], {"problem_type": "ranking"}, ["problem_type 'ranking' is unknown", "'auto'"]),
+    ],
+)
+def test_labels_that_cannot_be_learnt(labels: list[Any], options: dict[str, Any], parts: list[str]) -> None:
+    message = failure(labels, **options)
+    assert [part for part in parts if part not in message] == []
+
+
+def test_many_labels_are_accepted_when_stated() -> None:
+    labels = [f"id {n}" for n in range(60)]
+    assert infer_task(rows(labels), problem_type=SINGLE).num_labels == 60
+    assert infer_task(rows(labels), names=labels).num_labels == 60
+    assert infer_task(rows(labels[:50])).num_labels == 50
+
+
+@pytest.mark.parametrize(
+    ("label", "parts"),
+    [
+        (
+            "maybe",
+            ["a.csv, line 3: the label 'maybe' was unseen in training", "'1', 'no'", "correct the label"],
+        ),
+        (1, ["the label 1 was unseen", "'1' was a str in training", "training data's format"]),
+    ],
+)
+def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
+    task = Task(problem_type=SINGLE, labels=("1", "no"))
+    with pytest.raises(DataError) as caught:
+        encode_labels([Example(row=3, text="x", label=label, origin=ORIGIN)], task)
+    assert [part for part in parts if part not in str(caught.value)] == []
+    with pytest.raises(DataError, match=r"line 3: the label .* was unseen in training"):
+        encode_labels(rows([(), (label,)]), Task(problem_type=MULTI, labels=("1", "no")))

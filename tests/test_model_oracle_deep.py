@@ -1,0 +1,238 @@
+"""Oracle, deep: PEFT's ``PREFIX_TUNING``, and for every architecture the slow float64 reference."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from reference import SlowReference
+from tiny import CASES, HEADS, HIDDEN, LAYERS, SPECIFICS, ragged, tiny, tiny_case
+from torch import Tensor
+
+from ptuning.errors import ConfigError, UnsupportedBackbone
+from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
+
+P = 4
+LENGTHS = [9, 3, 6, 2]
+
+NO_CACHE = ("distilbert", "albert", "modernbert", "deberta-v2")
+"""PEFT's PREFIX_TUNING is a key/value cache, and their forward takes none."""
+HAS_NO_POSITIONS = {"bloom"}
+HAS_SEGMENTS = {"bert", "electra", "albert", "albert, own weights a layer"} | {
+    "roberta, two segments",
+    "deberta-v2, segments and places",
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+@cache
+def backbone(case: str) -> Backbone:
+    return Backbone(tiny_case(case))
+
+
+@cache
+def reference(case: str) -> SlowReference:
+    return SlowReference(tiny_case(case))
+
+
+def deep(case: str, **choices: Any) -> PTuningModel:
+    """A deep task whose prompt is large enough to matter, with the backbone's own head."""
+    config = DeepPrompt(num_virtual_tokens=P, **choices)
+    model = PTuningModel.from_backbone(backbone(case), config, num_labels=3).eval()
+    with torch.no_grad():
+        model.prompt_encoder.weight.normal_()
+    return model
+
+
+def moved(case: str) -> int:
+    """The position offset that PEFT's cache implies."""
+    return 0 if case in HAS_NO_POSITIONS else P
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    scale = max(1.0, float(expected.detach().abs().max()))
+    torch.testing.assert_close(got, expected.to(got.dtype), rtol=0, atol=tolerance * scale)
+
+
+# ----------------------------------------------------------------------------------- PEFT as oracle
+
+
+def prefix_tuned(case: str, prompt: Tensor, **facts: Any) -> Any:
+    """PEFT's ``PREFIX_TUNING`` on a fresh model. Its row is ``[P, L·2·H_kv]``, layer-major, keys then values."""
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P, **facts)
+    model = peft.get_peft_model(tiny_case(case), config)
+    packed = torch.cat([layer[which] for layer in prompt for which in (0, 1)], dim=1)
+    model.prompt_encoder["default"].embedding.weight.data.copy_(packed)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.parametrize("case", [kind for kind in SPECIFICS if kind not in NO_CACHE])
+def test_logits_are_those_of_pefts_prefix_tuning(case: str) -> None:
+    """Ragged, padded behind: there PEFT pools and places rightly, decoders included."""
+    model = deep(case, position_offset=moved(case))
+    ids, mask = ragged(LENGTHS)
+    with torch.no_grad():
+        peers = prefix_tuned(case, model.prompt_encoder.weight)
+        assert_close(model(ids, mask).logits, peers(input_ids=ids, attention_mask=mask).logits)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+@pytest.mark.parametrize("case", NO_CACHE)
+def test_peft_still_cannot_do_these(case: str) -> None:
+    """If this fails, PEFT has learned it: move the architecture to the test above."""
+    model = deep(case)
+    ids, mask = ragged(LENGTHS)
+    peers = prefix_tuned(
+        case, model.prompt_encoder.weight, token_dim=HIDDEN, num_attention_heads=HEADS, num_layers=LAYERS
+    )
+    with pytest.raises(ValueError, match="does not support past key values"):
+        peers(input_ids=ids, attention_mask=mask)
+
+
+# --------------------------------------------------------------------- the slow reference as oracle
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_without_a_prompt_is_plain_transformers(case: str) -> None:
+    """The oracle's own oracle."""
+    ids, _ = ragged([9])
+    with torch.no_grad():
+        plain = tiny_case(case)(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    assert_close(plain, reference(case).logits(ids[0].tolist(), None))
+
+
+@pytest.mark.parametrize("position_offset", [0, P])
+@pytest.mark.parametrize("first_layer", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_the_slow_reference(case: str, first_layer: int, position_offset: int) -> None:
+    """A ragged batch, padded on either side, against each row alone in float64."""
+    if case == "bloom" and (first_layer or position_offset):
+        with pytest.raises(UnsupportedBackbone, match=r"bloom .*set prompt\.(first_layer|position_offset) to 0"):
+            deep(case, first_layer=first_layer, position_offset=position_offset)
+        return
+    model = deep(case, first_layer=first_layer, position_offset=position_offset)
+    ids, mask = ragged(LENGTHS)
+    left_ids, left_mask = ragged(LENGTHS, left=True)
+    types = segments(case, mask)
+    expected = torch.stack(
+        [
+            reference(case).logits(
+                row[:length].tolist(),
+                model.prompt_encoder.weight,
+                first_layer=first_layer,
+                position_offset=position_offset,
+                token_type_ids=None if types is None else types[n, :length].tolist(),
+            )
+            for n, (row, length) in enumerate(zip(ids, LENGTHS, strict=True))
+        ]
+    )
+    with torch.no_grad():
+        assert_close(model(ids, mask, types).logits, expected)
+        left_types = None if types is None else segments_on_the_left(types, mask, left_mask)
+        assert_close(model(left_ids, left_mask, left_types).logits, expected)
+
+
+def segments(case: str, mask: Tensor) -> Tensor | None:
+    """The second half of each row is its second text."""
+    if case not in HAS_SEGMENTS:
+        return None
+    return ((mask.cumsum(1) * 2 > mask.sum(1, keepdim=True)) & mask.bool()).long()
+
+
+def segments_on_the_left(types: Tensor, mask: Tensor, left_mask: Tensor) -> Tensor:
+    moved_types = torch.zeros_like(types)
+    moved_types[left_mask.bool()] = types[mask.bool()]
+    return moved_types
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layers_keys_and_values_are_read(case: str) -> None:
+    """The oracles could agree on ignoring a layer; a gradient cannot."""
+    model = deep(case)
+    ids, mask = ragged([5, 7])
+    model(ids, mask).logits.square().sum().backward()
+    gradient = model.prompt_encoder.weight.grad
+    assert gradient is not None
+    per_layer = gradient.abs().amax(dim=(2, 3))  # [L, 2]
+    assert (per_layer > 0).all(), per_layer
+
+
+@pytest.mark.parametrize("case", ["bert", "llama", "deberta-v2", "distilbert"])
+def test_layers_below_the_first_have_no_prompt(case: str) -> None:
+    assert deep(case, first_layer=2).prompt_encoder().shape[0] == LAYERS - 2
+    with pytest.raises(ConfigError, match=rf"first_layer is {LAYERS}.*{LAYERS} layers.*at most {LAYERS - 1}"):
+        deep(case, first_layer=LAYERS)
+
+
+@pytest.mark.parametrize("depth", ["input", "deep"])
+@pytest.mark.parametrize("case", ["bert", "albert", "deberta-v2", "modernbert", "gpt2", "bloom", "gemma2"])
+def test_a_prompt_for_each_row_equals_separate_calls(case: str, depth: str) -> None:
+    config = DeepPrompt(num_virtual_tokens=P) if depth == "deep" else InputPrompt(num_virtual_tokens=P)
+    model = PTuningModel.from_backbone(backbone(case), config, num_labels=3).eval()
+    ids, mask = ragged(LENGTHS)
+    prompts = torch.randn(len(LENGTHS), *model.prompt_encoder().shape)
+    with torch.no_grad():
+        together = model(ids, mask, prompt=prompts).logits
+        for row, prompt in enumerate(prompts):
+            alone = model(ids[row : row + 1], mask[row : row + 1], prompt=prompt).logits[0]
+            assert_close(together[row], alone)
+
+
+@pytest.mark.parametrize("case", ["bert", "llama"])
+def test_prompts_that_nobody_reads_are_refused_not_ignored(case: str) -> None:
+    """Somebody set another attention implementation after the model was adopted: no layer sees a prompt."""
+    model = PTuningModel.from_backbone(tiny(case), DeepPrompt(num_virtual_tokens=P))
+    model.backbone.model.set_attn_implementation("sdpa")
+    with pytest.raises(UnsupportedBackbone, match=r"read the deep prompts of 0 of its 3 layers.*input-depth"):
+        model(*ragged([4]))
+
+
+# ------------------------------------------------------------------------------------------- bf16
+
+
+@pytest.mark.parametrize("depth", ["input", "deep"])
+@pytest.mark.parametrize("case", SPECIFICS)
+def test_a_bf16_backbone_stays_near_fp32(case: str, depth: str) -> None:
+    """A small spread of weights, as trained models have: bf16 keeps eight bits."""
+    config = DeepPrompt(num_virtual_tokens=P) if depth == "deep" else InputPrompt(num_virtual_tokens=P)
+    ids, mask = ragged(LENGTHS)
+    models = [
+        PTuningModel.from_backbone(tiny_case(case, initializer_range=0.05), config, num_labels=3, dtype=dtype)
+        for dtype in (None, torch.bfloat16)
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    full, half = models[0](ids, mask).logits, models[1](ids, mask).logits
+    assert models[1].backbone.dtype == torch.bfloat16 and half.dtype == torch.float32
+    assert_close(half, full, tolerance=0.1)
+
+    half.square().sum().backward()
+    for name, value in models[1].task_parameters().items():
+        assert value.dtype == torch.float32, name
+        assert value.grad is not None and value.grad.dtype == torch.float32, name
+        assert torch.isfinite(value.grad).all() and value.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("case", ["bert", "llama", "gemma2, sliding", "gemma2", "qwen2", "modernbert", "albert"])
+def test_plain_attention_is_the_fused_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 on a CPU takes the other way through the attention function; in fp32 both ways are one."""
+    model = deep(case, first_layer=1)
+    ids, mask = ragged(LENGTHS)
+    with torch.no_grad():
+        fused = model(ids, mask).logits
+        monkeypatch.setattr("ptuning.model.attention.prefers_plain", lambda query: True)
+        assert_close(model(ids, mask).logits, fused)
+
+
+def test_every_architecture_is_here() -> None:
+    assert set(SPECIFICS) == set(ARCHITECTURES)
