@@ -25,7 +25,7 @@ Piece = tuple[str, int]
 
 
 def landmark(where: str, segments: Sequence[int]) -> int:
-    """The place in a row that ``where`` names; ``segments`` has one entry a token: 0, 1, or -1 for special."""
+    """The place in a row that ``where`` names; ``segments`` has an entry a token: 0, 1, -1 for special."""
     return {
         "start": lambda: 0,
         "front": lambda: segments.index(0),
@@ -93,7 +93,11 @@ class SlowReference:
         if token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor([list(token_type_ids)])
         if position_offset:
-            first = self.model.config.pad_token_id + 1 if "roberta" in self.kind or self.kind == "camembert" else 0
+            first = (
+                self.model.config.pad_token_id + 1
+                if "roberta" in self.kind or self.kind == "camembert"
+                else 0
+            )
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
         global _running
         _running = self
@@ -139,20 +143,31 @@ class SlowReference:
         config = self.model.config
         span = config.position_buckets
 
-        def forward(hidden: Tensor, *_: Any, rel_embeddings: Tensor | None = None, **__: Any) -> tuple[Tensor, None]:
-            assert hidden.shape[0] == 1 and rel_embeddings is not None
+        def forward(
+            hidden: Tensor, *_: Any, rel_embeddings: Tensor | None = None, **__: Any
+        ) -> tuple[Tensor, None]:
+            assert hidden.shape[0] == 1
+            assert rel_embeddings is not None
             length = hidden.shape[1]
-            share = config.share_att_key if hasattr(config, "share_att_key") else False
+            share = getattr(config, "share_att_key", False)
             place_keys = (module.key_proj if share else module.pos_key_proj)(rel_embeddings)
             place_queries = (module.query_proj if share else module.pos_query_proj)(rel_embeddings)
             apart = torch.tensor(
-                [[min(max(_bucket(i - j, config) + span, 0), 2 * span - 1) for j in range(length)] for i in range(length)]
+                [
+                    [min(max(_bucket(i - j, config) + span, 0), 2 * span - 1) for j in range(length)]
+                    for i in range(length)
+                ]
             )
-            query, key, value = (p(hidden)[0] for p in (module.query_proj, module.key_proj, module.value_proj))
+            query, key, value = (
+                p(hidden)[0] for p in (module.query_proj, module.key_proj, module.value_proj)
+            )
             heads = config.num_attention_heads
             mixed = []
             for head, (q, k, v, pk, pq) in enumerate(
-                zip(*(x.chunk(heads, dim=1) for x in (query, key, value, place_keys, place_queries)), strict=True)
+                zip(
+                    *(x.chunk(heads, dim=1) for x in (query, key, value, place_keys, place_queries)),
+                    strict=True,
+                )
             ):
                 more_keys, more_values = self.keys_values(layer, head, q.shape[1])
                 content_to_place = torch.einsum("id,ijd->ij", q, pk[apart])
@@ -165,7 +180,7 @@ class SlowReference:
 
 
 def _bucket(distance: int, config: Any) -> int:
-    """Near distances are their own bucket, far ones share them logarithmically (arXiv:2006.03654, appendix)."""
+    """Near distances are buckets of their own, far ones share them logarithmically (arXiv:2006.03654)."""
     middle = config.position_buckets // 2
     if abs(distance) <= middle:
         return distance
@@ -187,8 +202,9 @@ def _slow_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """``[1, T, h, d]``, a head at a time. The text's own mask is transformers'; a prompt is seen by every query."""
-    assert _running is not None and query.shape[0] == 1
+    """``[1, T, h, d]``, a head at a time. The text's mask is transformers'; every query sees the prompt."""
+    assert _running is not None
+    assert query.shape[0] == 1
     layer, _running.calls = _running.calls, _running.calls + 1
     heads, group, width = query.shape[1], query.shape[1] // key.shape[1], query.shape[3]
     mixed = []

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from reference import SlowReference
-from tiny import CASES, HEADS, HIDDEN, LAYERS, SPECIFICS, ragged, tiny, tiny_case
 from torch import Tensor
 
 from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
+from reference import SlowReference
+from tiny import CASES, HEADS, HIDDEN, LAYERS, SPECIFICS, ragged, tiny, tiny_case
 
 P = 4
 LENGTHS = [9, 3, 6, 2]
@@ -67,7 +67,7 @@ def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None
 
 
 def prefix_tuned(case: str, prompt: Tensor, **facts: Any) -> Any:
-    """PEFT's ``PREFIX_TUNING`` on a fresh model. Its row is ``[P, L·2·H_kv]``, layer-major, keys then values."""
+    """PEFT's ``PREFIX_TUNING``. Its row is ``[P, L·2·H_kv]``: layer by layer, keys then values."""
     peft = pytest.importorskip("peft")
     config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=P, **facts)
     model = peft.get_peft_model(tiny_case(case), config)
@@ -118,7 +118,9 @@ def test_the_reference_without_a_prompt_is_plain_transformers(case: str) -> None
 def test_logits_are_those_of_the_slow_reference(case: str, first_layer: int, position_offset: int) -> None:
     """A ragged batch, padded on either side, against each row alone in float64."""
     if case == "bloom" and (first_layer or position_offset):
-        with pytest.raises(UnsupportedBackbone, match=r"bloom .*set prompt\.(first_layer|position_offset) to 0"):
+        with pytest.raises(
+            UnsupportedBackbone, match=r"bloom .*set prompt\.(first_layer|position_offset) to 0"
+        ):
             deep(case, first_layer=first_layer, position_offset=position_offset)
         return
     model = deep(case, first_layer=first_layer, position_offset=position_offset)
@@ -213,17 +215,21 @@ def test_a_bf16_backbone_stays_near_fp32(case: str, depth: str) -> None:
     ]
     models[1].load_state_dict(models[0].state_dict())
     full, half = models[0](ids, mask).logits, models[1](ids, mask).logits
-    assert models[1].backbone.dtype == torch.bfloat16 and half.dtype == torch.float32
+    assert models[1].backbone.dtype == torch.bfloat16
+    assert half.dtype == torch.float32
     assert_close(half, full, tolerance=0.1)
 
     half.square().sum().backward()
     for name, value in models[1].task_parameters().items():
         assert value.dtype == torch.float32, name
-        assert value.grad is not None and value.grad.dtype == torch.float32, name
-        assert torch.isfinite(value.grad).all() and value.grad.abs().max() > 0, name
+        assert value.grad is not None, name
+        assert value.grad.dtype == torch.float32, name
+        assert 0 < value.grad.abs().max() < float("inf"), name
 
 
-@pytest.mark.parametrize("case", ["bert", "llama", "gemma2, sliding", "gemma2", "qwen2", "modernbert", "albert"])
+@pytest.mark.parametrize(
+    "case", ["bert", "llama", "gemma2, sliding", "gemma2", "qwen2", "modernbert", "albert"]
+)
 def test_plain_attention_is_the_fused_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 on a CPU takes the other way through the attention function; in fp32 both ways are one."""
     model = deep(case, first_layer=1)

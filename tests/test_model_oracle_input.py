@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Piece, landmark, spliced, token_types
-from tiny import CASES, PAD, SPECIFICS, VARIANTS, VOCAB, tiny_case
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +17,9 @@ from ptuning.errors import ConfigError, DataError
 from ptuning.model import ARCHITECTURES, Backbone, InputPrompt, PTuningModel
 from ptuning.model.placement import layout
 from ptuning.model.template import Insertion, Landmark, insertions
+from ptuning.task import Task
+from reference import Piece, landmark, spliced, token_types
+from tiny import CASES, PAD, SPECIFICS, VARIANTS, VOCAB, tiny_case
 
 P = 5
 ANCHORS = ((11, 12),)
@@ -87,10 +88,13 @@ def backbone(case: str) -> Backbone:
 
 
 def task_on(case: str, placement: str) -> PTuningModel:
-    """A task with a prompt and a head that are nobody's initial values; ``plain(case)`` gets the same head."""
+    """A task whose prompt and head are nobody's initial values; ``plain(case)`` gets the same head."""
     count = None if placement == TEMPLATE else P
     model = PTuningModel.from_backbone(
-        backbone(case), InputPrompt(placement=placement, num_virtual_tokens=count), num_labels=3, **anchored(placement)
+        backbone(case),
+        InputPrompt(placement=placement, num_virtual_tokens=count),
+        num_labels=3,
+        **anchored(placement),
     )
     with torch.no_grad():
         model.prompt_encoder.weight.normal_(std=0.5)
@@ -121,7 +125,9 @@ def by_hand(case: str, model: PTuningModel, row: Row, placement: str) -> Tensor:
     vectors = [prompt[n] if kind == "prompt" else embed(torch.tensor(ids[kind](n))) for kind, n in pieces]
     segments = {"token_type_ids": torch.tensor([token_types(pieces, row.types)])} if case in SEGMENTED else {}
     mask = torch.ones(1, len(vectors), dtype=torch.long)
-    logits: Tensor = plain(case)(inputs_embeds=torch.stack(vectors)[None], attention_mask=mask, **segments).logits
+    logits: Tensor = plain(case)(
+        inputs_embeds=torch.stack(vectors)[None], attention_mask=mask, **segments
+    ).logits
     return logits[0]
 
 
@@ -157,7 +163,10 @@ def test_logits_are_affected_by_where_the_prompt_stands(case: str) -> None:
     row = Row(4, 3)
     models = {placement: task_on(case, placement) for placement in NAMED}
     with torch.no_grad():
-        prompt, head = torch.randn_like(models["start"].prompt_encoder.weight), models["start"].head.state_dict()
+        prompt, head = (
+            torch.randn_like(models["start"].prompt_encoder.weight),
+            models["start"].head.state_dict(),
+        )
         for model in models.values():
             model.head.load_state_dict(head)
         answers = [model(**batch([row], left=False), prompt=prompt).logits for model in models.values()]
@@ -177,7 +186,9 @@ def test_token_types_mean_nothing_where_there_are_no_segments(case: str) -> None
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("case", ["bert", "electra", "albert"])
 @pytest.mark.parametrize("placement", ["front", "between", TEMPLATE])
-def test_token_types_tell_the_segments_where_they_are_not_given(case: str, placement: str, left: bool) -> None:
+def test_token_types_tell_the_segments_where_they_are_not_given(
+    case: str, placement: str, left: bool
+) -> None:
     model, inputs = task_on(case, placement), batch([Row(3, 3), Row(6, 2)], left=left)
     with torch.no_grad():
         told = model(**inputs).logits
@@ -216,8 +227,6 @@ def test_a_prompt_for_each_row_equals_separate_calls(case: str) -> None:
 
 
 def test_given_anchors_stand_for_the_templates_words() -> None:
-    from ptuning.task import Task
-
     task = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
     spoken = task_on("bert", TEMPLATE)
     given_ids = PTuningModel(backbone("bert"), spoken.prompt_config, task, anchors=ANCHORS)
@@ -256,7 +265,7 @@ def p_tuned(case: str, prompt: Tensor) -> Any:
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 @pytest.mark.parametrize("case", SPECIFICS)
 def test_start_equals_pefts_p_tuning(case: str) -> None:
-    """Right-padded batches for encoders; rows alone for decoders, where PEFT pools a pad or drops positions."""
+    """Right-padded batches for encoders; rows alone for decoders: PEFT pools a pad or drops positions."""
     model = PTuningModel.from_backbone(
         backbone(case), InputPrompt(placement="start", num_virtual_tokens=P), num_labels=3
     ).eval()
@@ -276,7 +285,7 @@ def test_start_equals_pefts_p_tuning(case: str) -> None:
 
 
 class Sentinels:
-    """A batch whose every token is a number of its own: row · 1000 + place; pads are -1, insertions below -1000."""
+    """A batch whose every token is a number of its own: row · 1000 + place; -1 is padding."""
 
     def __init__(self, shapes: Sequence[tuple[int, int, int, int]]) -> None:
         """Each row: padding in front, first text, second text, padding behind."""
@@ -298,11 +307,11 @@ class Sentinels:
 FRONT, BETWEEN, MIDDLE, END = Landmark.TEXT_A, Landmark.TEXT_B, Landmark.MIDDLE, Landmark.END
 PLACES = {Landmark.START: "start", FRONT: "front", BETWEEN: "between", MIDDLE: "middle", END: "end"}
 shapes = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3)), min_size=1, max_size=4
+    st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3)),
+    min_size=1,
+    max_size=4,
 )
-places = st.lists(
-    st.tuples(st.sampled_from(list(PLACES)), st.integers(1, 4)), max_size=4
-)
+places = st.lists(st.tuples(st.sampled_from(list(PLACES)), st.integers(1, 4)), max_size=4)
 
 
 @settings(deadline=None, max_examples=200)

@@ -327,11 +327,14 @@ class _Loop:
         position.loss_sum, position.loss_rows = 0.0, 0
         best = None if position.best is None else position.history[position.best]
         better = best is None or self.select.key(metrics) > self.select.key(best.metrics)
-        if better:
-            position.best, position.stale = len(position.history) - 1, 0
-            self.best = checkpoint.snapshot(self.model)
+        # Patience counts by the metric alone: a saturated one is not kept waiting by a loss that still falls.
+        if best is None or self.select.beats(metrics, best.metrics):
+            position.stale = 0
         else:
             position.stale += 1
+        if better:
+            position.best = len(position.history) - 1
+            self.best = checkpoint.snapshot(self.model)
         self._save()
         self.reporter.evaluation(position.history[-1], self.select.metric, better)
 

@@ -1,0 +1,103 @@
+"""Fixtures that every test may use: one seed, a tiny backbone on disk with a tokenizer, tiny tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach out
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings, and tests may run side by side
+
+WORDS = (
+    "the a of to and in it is was parcel bill crash late wrong good bad great awful film food very not slow "
+    "fast kind rude cheap dear happy sad one two three four five red blue green page app shop card door"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The real data sets; the test is skipped, saying so, where they are not."""
+    root = os.environ.get("PTUNING_DATA")
+    if not root or not Path(root, "mrpc", "train.jsonl").is_file():
+        pytest.skip("the real data sets are not here: set PTUNING_DATA to a folder with mrpc/, sst2/ and stsb/")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random tiny BERT with a word-level tokenizer, as a model folder."""
+    from tiny import tiny
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("backbone") / "tiny-bert"
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    tokenizer.save_pretrained(folder)
+    model = tiny("bert", num_labels=2, vocab_size=len(vocabulary), pad_token_id=0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def sentiment(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows that a prompt can learn: a text is ``good`` or ``bad`` by one word that stands anywhere in it."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = number % 2
+        words = draw.choices(WORDS[:9] + WORDS[30:], k=draw.randint(1, 4))
+        words.insert(draw.randrange(len(words)), ("bad", "good")[label])
+        rows.append({"text": " ".join(words), "label": ("negative", "positive")[label]})
+    return rows
+
+
+@pytest.fixture
+def rows() -> Callable[..., list[dict[str, Any]]]:
+    return sentiment
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write rows to a JSON lines file."""
+
+    def write(name: str, rows: list[dict[str, Any]]) -> Path:
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return file
+
+    return write

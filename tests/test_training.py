@@ -1,0 +1,416 @@
+"""Training: it learns, it resumes to the bit, it stops cleanly, it never hides a number that is not one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ptuning import DeepPrompt, FitConfig, InputPrompt, PTuningModel, Task, TrainConfig, TrainResult, fit, train
+from ptuning import adapters
+from ptuning.errors import ConfigError, DataError, TrainingDiverged
+from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
+from ptuning.training.console import Silent
+from ptuning.training.interrupt import Interrupted
+from ptuning.training.result import Evaluation
+
+Rows = Callable[..., list[dict[str, Any]]]
+Files = Callable[..., Path]
+
+
+@pytest.fixture
+def config(tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Files) -> Callable[..., TrainConfig]:
+    """A configuration of a small run that learns; dotted options change it."""
+    data = {"train": str(jsonl("train.jsonl", rows(96))), "test": str(jsonl("test.jsonl", rows(40, seed=1)))}
+
+    def make(**options: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "data": {**data, "validation_fraction": 0.25},
+            "backbone": str(tiny_folder),
+            "output": str(tmp_path / "out"),
+            "precision": "fp32",
+            "device": "cpu",
+            "prompt": {"num_virtual_tokens": 4},
+            "fit": {"epochs": 4, "batch_size": 8, "head_rate": 3e-2},
+        }
+        for key, value in options.items():
+            place = values
+            *above, last = key.split("__")
+            for part in above:
+                place = place.setdefault(part, {})
+            place[last] = value
+        return TrainConfig.checked(values)
+
+    return make
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    adapter = adapters.load(folder)
+    return {"prompt": adapter.prompt_tensor, **adapter.head}
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = tensors(one), tensors(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+class StopAfter(Silent):
+    """Presses Ctrl-C when step ``step`` is done."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_it_learns_and_the_result_says_everything(config: Callable[..., TrainConfig]) -> None:
+    made = config(fit__epochs=8)
+    result = train(made)
+    assert result.metrics["test"]["accuracy"] > 0.9
+    assert result.beats_baseline
+    assert result.advice is None
+    assert result.baseline["test"]["accuracy"] == pytest.approx(0.5)
+    assert result.best in result.history
+    assert len(result.history) == 8
+    assert result.setting["rows"] == {"train": 72, "validation": 24, "test": 40}
+    loaded = PTuningModel.from_pretrained(made.output)
+    assert loaded.task.labels == ("negative", "positive")
+    found = json.loads((made.run_folder / "result.json").read_text())
+    assert found["metrics"]["test"] == pytest.approx(dict(result.metrics["test"]))
+
+
+def test_the_best_evaluation_is_what_is_kept(config: Callable[..., TrainConfig]) -> None:
+    made = config(fit__epochs=6)
+    result = train(made)
+    key = lambda found: (found.metrics["accuracy"], -found.metrics["loss"])  # noqa: E731
+    assert result.best == max(result.history, key=key)
+    assert result.metrics["validation"] == pytest.approx(result.best.metrics)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_others(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    first = train(config(output=str(tmp_path / "a")))
+    again = train(config(output=str(tmp_path / "b")))
+    other = train(config(output=str(tmp_path / "c"), fit__seed=1))
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert [each.metrics for each in first.history] == [each.metrics for each in again.history]
+    assert not same(tmp_path / "a", tmp_path / "c")
+    assert other.history != first.history
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (5, {}),
+        (9, {}),  # exactly at an epoch's end
+        (14, {"fit__accumulation": 2, "fit__epochs": 8}),
+        (7, {"fit__evaluate_every": 4}),
+        (11, {"prompt": {"depth": "input", "placement": "front", "num_virtual_tokens": 4,
+                         "encoder": {"kind": "lstm", "num_layers": 2, "dropout": 0.5}}}),
+        (6, {"prompt__encoder": {"kind": "mlp", "dropout": 0.3}, "fit__schedule": "cosine"}),
+        (6, {"fit__backbone_dropout": True}),
+    ],
+    ids=["mid-epoch", "epoch-end", "accumulation", "every-4", "lstm-dropout", "deep-mlp-cosine", "dropout"],
+)  # fmt: skip
+def test_a_resumed_run_is_the_straight_run_to_the_bit(
+    config: Callable[..., TrainConfig], tmp_path: Path, step: int, options: dict[str, Any]
+) -> None:
+    straight = train(config(output=str(tmp_path / "straight"), **options))
+    broken = config(output=str(tmp_path / "broken"), **options)
+    with pytest.raises(Interrupted, match=rf"interrupted at step {step} of \d+ and saved; .* --resume"):
+        train(broken, reporter=StopAfter(step))
+    assert not Path(broken.output).exists()
+    torch.manual_seed(12345)  # whatever happened in between
+    resumed = train(broken, resume=True)
+    assert same(tmp_path / "straight", tmp_path / "broken")
+    assert resumed.history == straight.history
+    assert resumed.metrics == straight.metrics
+
+
+def test_the_checkpoint_of_an_interrupted_run_is_a_usable_adapter(config: Callable[..., TrainConfig]) -> None:
+    made = config()
+    with pytest.raises(Interrupted):
+        train(made, reporter=StopAfter(20))
+    model = PTuningModel.from_pretrained(made.run_folder / "checkpoint")
+    assert model.task.labels == ("negative", "positive")
+    names = {file.suffix for file in (made.run_folder / "checkpoint").rglob("*") if file.is_file()}
+    assert names == {".json", ".safetensors", ".md"}  # nothing that would have to be unpickled
+
+
+def test_resume_refuses_another_configuration_and_other_data(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
+) -> None:
+    with pytest.raises(Interrupted):
+        train(config(), reporter=StopAfter(3))
+    with pytest.raises(ConfigError, match="cannot resume: fit: the run began with .* use the same configuration"):
+        train(config(fit__prompt_rate=0.5), resume=True)
+    with pytest.raises(ConfigError, match="cannot resume: the data has changed"):
+        train(config(data__train=str(jsonl("other.jsonl", rows(80)))), resume=True)
+    with pytest.raises(ConfigError, match="cannot resume: prompt"):
+        train(config(prompt__num_virtual_tokens=5), resume=True)
+
+
+@pytest.mark.parametrize("file", ["resume/state.safetensors", "resume/state.json", "adapter_model.safetensors"])
+def test_resume_refuses_an_altered_checkpoint(config: Callable[..., TrainConfig], file: str) -> None:
+    made = config()
+    with pytest.raises(Interrupted):
+        train(made, reporter=StopAfter(3))
+    path = made.run_folder / "checkpoint" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(adapters_error(), match=Path(file).name):
+        train(made, resume=True)
+
+
+def adapters_error() -> type[Exception]:
+    from ptuning.errors import AdapterError
+
+    return AdapterError
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config()
+    real, calls = PTuningModel.loss, []
+
+    def poisoned(self: PTuningModel, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        found = real(self, logits, labels)
+        calls.append(1)
+        return found * math.nan if self.training and len(calls) > 15 else found
+
+    monkeypatch.setattr(PTuningModel, "loss", poisoned)
+    with pytest.raises(TrainingDiverged, match=r"diverged at step \d+ of 36: loss nan, .* kept in .*checkpoint.*Lower"):
+        train(made)
+    kept = tensors(made.run_folder / "checkpoint")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+    assert not Path(made.output).exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(TrainingDiverged, match="gradient norm (inf|nan)"):
+        train(config(fit__prompt_rate=1e30, fit__head_rate=1e30, fit__warmup=0.0))
+
+
+def test_a_run_that_learns_nothing_says_so(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
+) -> None:
+    noise = [{**row, "label": "positive" if i % 4 else "negative"} for i, row in enumerate(rows(96, seed=3))]
+    result = train(config(data__train=str(jsonl("noise.jsonl", noise)), fit__prompt_rate=1e-9, fit__head_rate=1e-9))
+    assert not result.beats_baseline
+    assert result.advice is not None
+    assert result.advice.startswith("NOT LEARNED: on the validation rows the best accuracy is 0.")
+    assert "--fit.prompt_rate" in result.advice
+
+
+def test_patience_stops_early(config: Callable[..., TrainConfig]) -> None:
+    result = train(config(fit__epochs=50, fit__patience=2, fit__prompt_rate=1e-7, fit__head_rate=1e-7))
+    assert result.stopped_early
+    assert len(result.history) < 50
+
+
+def test_only_the_task_changes(config: Callable[..., TrainConfig], tiny_folder: Path) -> None:
+    task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    fit(model, {"train": config().data.train}, FitConfig(epochs=2))
+    after = model.backbone.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_fit_takes_datasets_lists_and_files(rows: Rows, jsonl: Files, tiny_folder: Path) -> None:
+    from datasets import Dataset
+
+    task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+    histories = []
+    for source in (rows(64), Dataset.from_list(rows(64)), str(jsonl("x.jsonl", rows(64)))):
+        torch.manual_seed(0)
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
+        histories.append(fit(model, {"train": source}, FitConfig(epochs=1)).history)
+    assert histories[0] == histories[1] == histories[2]
+
+
+def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> None:
+    model = PTuningModel.from_backbone(str(tiny_folder), num_labels=2)
+    with pytest.raises(ConfigError, match="a split 'valid', expected train, validation and test"):
+        fit(model, {"train": rows(8), "valid": rows(8)})
+    with pytest.raises(ConfigError, match="no split 'train'"):
+        fit(model, {"test": rows(8)})
+    with pytest.raises(DataError, match="negative"):  # the model's labels are 0 and 1
+        fit(model, {"train": rows(8)})
+    with pytest.raises(ConfigError, match="columns.txt: unknown option"):
+        fit(model, {"train": rows(8)}, columns={"txt": "text"})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        DeepPrompt(num_virtual_tokens=4, first_layer=1),
+        DeepPrompt(num_virtual_tokens=4, position_offset=4),
+        InputPrompt(num_virtual_tokens=4, placement="between", encoder=EmbeddingEncoder()),
+        InputPrompt(num_virtual_tokens=4, placement="start", encoder=MLPEncoder(width=16)),
+        InputPrompt(placement="{prompt:2} {text_a} film {prompt:2} {text_b}", encoder=LSTMEncoder(width=8)),
+    ],
+    ids=["deep-upper", "deep-offset", "between", "start-mlp", "template-lstm"],
+)
+def test_save_load_is_exact_for_every_kind_of_prompt(
+    prompt: Any, tiny_folder: Path, tmp_path: Path, rows: Rows
+) -> None:
+    pairs = [{"text": row["text"], "text_b": "good film", "label": row["label"]} for row in rows(32)]
+    task = Task(problem_type="single_label_classification", labels=("negative", "positive"), pair=True)
+    model = PTuningModel.from_backbone(str(tiny_folder), prompt, task=task)
+    fit(model, {"train": pairs}, FitConfig(epochs=1))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PTuningModel.from_pretrained(tmp_path / "adapter").eval()
+    from ptuning import Predictor
+
+    texts = [(row["text"], row["text_b"]) for row in pairs]
+    assert Predictor(model=model)(texts) == Predictor(model=loaded)(texts)
+    loaded.save_pretrained(tmp_path / "again")
+    assert same(tmp_path / "adapter", tmp_path / "again")
+    assert adapters.load(tmp_path / "again").prompt == adapters.load(tmp_path / "adapter").prompt
+
+
+def test_regression_standardises_and_undoes_it(tiny_folder: Path, rows: Rows, tmp_path: Path) -> None:
+    scored = [{"text": row["text"], "label": 100.0 + 7.5 * (row["label"] == "positive")} for row in rows(96)]
+    file = tmp_path / "scored.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in scored))
+    made = TrainConfig.checked(
+        {
+            "data": {"train": str(file), "problem_type": "regression"},
+            "backbone": str(tiny_folder),
+            "output": str(tmp_path / "out"),
+            "precision": "fp32",
+            "prompt": {"num_virtual_tokens": 4},
+            "fit": {"epochs": 8, "batch_size": 8},
+        }
+    )
+    result = train(made)
+    assert result.metrics["validation"]["pearson"] > 0.9
+    model = PTuningModel.from_pretrained(made.output)
+    assert model.task.mean == pytest.approx(103.75, abs=0.5)
+    assert model.task.scale == pytest.approx(3.75, abs=0.1)
+    from ptuning import Predictor
+
+    low, high = Predictor(model=model)(["the bad film", "the good film"])
+    assert low.label < 102 < 105 < high.label
+
+
+def test_several_labels_at_once(tiny_folder: Path, rows: Rows, tmp_path: Path) -> None:
+    many = [
+        {"text": f"{row['text']} {'red' if i % 3 else 'blue'}", "labels": [row["label"], *(["red"] if i % 3 else [])]}
+        for i, row in enumerate(rows(120))
+    ]
+    task = Task(problem_type="multi_label_classification", labels=("negative", "positive", "red"))
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
+    result = fit(model, {"train": many}, FitConfig(epochs=10, batch_size=8, class_weights="balanced"))
+    assert result.metrics["validation"]["f1_micro"] > 0.9
+    from ptuning import Predictor
+
+    (found,) = Predictor(model=model)("the good red film")
+    assert set(found.label) == {"positive", "red"}  # type: ignore[arg-type]
+
+
+def test_balanced_class_weights_are_scikit_learns(tiny_folder: Path) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    from ptuning.training.loop import class_weights
+
+    targets = np.array([0.0] * 30 + [1.0] * 10 + [2.0] * 5)
+    task = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
+    found = class_weights(FitConfig(class_weights="balanced"), targets, task)
+    assert found == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=targets))
+
+
+def test_the_test_set_is_never_selected_on(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files, tmp_path: Path
+) -> None:
+    flipped = [
+        {**row, "label": {"positive": "negative", "negative": "positive"}[row["label"]]} for row in rows(40, seed=1)
+    ]
+    one = train(config(output=str(tmp_path / "a")))
+    other = train(config(output=str(tmp_path / "b"), data__test=str(jsonl("flipped.jsonl", flipped))))
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert one.history == other.history
+    assert one.metrics["test"]["accuracy"] == pytest.approx(1 - other.metrics["test"]["accuracy"])
+
+
+def test_an_output_that_is_not_ours_is_refused_before_training(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    mine = tmp_path / "out"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(Exception, match="out") as caught:
+        train(config())
+    assert "thesis" in str(caught.value) or "not" in str(caught.value)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+
+
+def test_too_long_can_be_refused_and_names_the_row(config: Callable[..., TrainConfig], rows: Rows, jsonl: Files) -> None:
+    long = [*rows(30), {"text": "film " * 80, "label": "positive"}]
+    file = str(jsonl("long.jsonl", long))
+    with pytest.raises(DataError, match=r"long.jsonl, line 31: 82 tokens, and at most 64 fit"):
+        train(config(data__train=file, data__too_long="error"))
+    assert isinstance(train(config(data__train=file, fit__epochs=1)), TrainResult)
+
+
+def test_accumulating_two_batches_is_one_batch_of_their_rows(tiny_folder: Path, rows: Rows) -> None:
+    """One step's gradient: mean over all rows of the group, whatever the batches' sizes."""
+    found = []
+    for size, accumulation in ((24, 1), (9, 3)):
+        torch.manual_seed(0)
+        task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
+        config = FitConfig(epochs=1, batch_size=size, accumulation=accumulation, prompt_rate=1e-3, head_rate=1e-3)
+        fit(model, {"train": rows(24), "validation": rows(8)}, config)
+        found.append({name: value.detach().clone() for name, value in model.task_parameters().items()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_reports_progress(config: Callable[..., TrainConfig]) -> None:
+    class Recorder(Silent):
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+            self.found: list[tuple[Evaluation, str, bool]] = []
+
+        def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+            assert loss > 0
+            assert speed > 0
+            self.steps.append(step)
+
+        def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
+            self.found.append((found, metric, best))
+
+    recorder = Recorder()
+    train(config(fit__epochs=2), reporter=recorder)
+    assert recorder.steps == list(range(1, 19))
+    assert [found.step for found, _, _ in recorder.found] == [9, 18]
+    assert recorder.found[0][1:] == ("accuracy", True)
+
+
+def test_rates_rise_and_fall_as_configured(config: Callable[..., TrainConfig]) -> None:
+    class Rates(Silent):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+            self.seen.append(rate)
+
+    rates = Rates()
+    train(config(fit__warmup=0.25), reporter=rates)  # 36 steps, 9 of them warm-up
+    assert rates.seen[8] == pytest.approx(3e-2)
+    assert rates.seen == sorted(rates.seen[:9]) + sorted(rates.seen[9:], reverse=True)
+    assert rates.seen[-1] == pytest.approx(0.0, abs=1e-9)
