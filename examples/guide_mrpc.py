@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--online", action="store_true", help="roberta-large and GLUE, from the Hub")
     parser.add_argument("--deep", action="store_true", help="the deep prompt, at its own learning rate")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=None, help="adapter folder; a temporary one if left out")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="adapter folder; a temporary one if left out"
+    )
     given = parser.parse_args()
     backbone = "roberta-large" if given.online else "demo"
 
@@ -109,6 +111,7 @@ def main() -> None:
                 save_strategy="epoch",
                 load_best_model_at_end=True,
                 report_to="none",
+                dataloader_pin_memory=torch.cuda.is_available(),
                 seed=0,
             ),
             train_dataset=tokenized["train"],

@@ -13,14 +13,15 @@ Offline on the embedded MiniLM, or on bert-base-uncased from the Hub::
 from __future__ import annotations
 
 import argparse
+from typing import cast
 
 import torch
 from torch.optim import AdamW
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ptuning import EmbeddingEncoder, InputPrompt, PTuningModel
 from ptuning.data import Example
-from ptuning.data.tokens import Tokenise, collate
+from ptuning.data.tokens import Tokenise, TokenRow, collate
 from ptuning.inference.evaluate import pad_id
 
 TEXTS = {
@@ -42,7 +43,7 @@ TEXTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--online", action="store_true", help="bert-base-uncased, from the Hub")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=30, help="the notebook's 3 are too few")
     parser.add_argument("--rate", type=float, default=3e-2, help="the notebook's 1e-5 moves a prompt nowhere")
     given = parser.parse_args()
 
@@ -56,7 +57,12 @@ def main() -> None:
 
     tokenise = Tokenise.for_model(model)
     rows = tokenise([Example(row=i, text=text) for i, text in enumerate(TEXTS, 1)], list(TEXTS.values()))
-    loader = DataLoader(rows, batch_size=4, shuffle=True, collate_fn=lambda part: collate(part, pad_id(model)))
+    loader: DataLoader[TokenRow] = DataLoader(
+        cast("Dataset[TokenRow]", rows),
+        batch_size=4,
+        shuffle=True,
+        collate_fn=lambda part: collate(part, pad_id(model)),
+    )
     optimizer = AdamW(model.task_parameters().values(), lr=given.rate)
 
     for epoch in range(given.epochs):

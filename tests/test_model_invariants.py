@@ -622,6 +622,26 @@ def test_encoders_compute_what_pefts_compute(kind: str) -> None:
     torch.testing.assert_close(ours(), theirs(torch.arange(P)[None])[0])
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
+def test_the_deep_encoder_computes_what_pefts_prefix_projection_computes() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=P, token_dim=H, num_layers=LAYERS, encoder_hidden_size=W, prefix_projection=True
+    )
+    theirs = peft.PrefixEncoder(config)
+    ours = encoder_of(DeepPrompt(num_virtual_tokens=P, encoder=DeepMLPEncoder(width=W)))
+    renames = {"embedding.": "", "transform.0": "layers.0", "transform.2": "layers.3"}
+    state = {}
+    for name, value in theirs.state_dict().items():
+        old = next(old for old in renames if name.startswith(old))
+        state[name.replace(old, renames[old])] = value
+    ours.load_state_dict(state)
+    blocks = theirs(torch.arange(P)[None])[0].split(H, dim=1)  # layer by layer, keys then values
+    for layer, (keys, values) in enumerate(ours()):
+        torch.testing.assert_close(keys, blocks[2 * layer])
+        torch.testing.assert_close(values, blocks[2 * layer + 1])
+
+
 def test_the_line_that_everyone_knows(capsys: pytest.CaptureFixture[str]) -> None:
     """The guide's own figures: roberta-large, 20 tokens, MLP of width 128; no weight is made for them."""
     config = AutoConfig.for_model(

@@ -24,8 +24,8 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning demo",
         usage="[options]",
-        description="Train a classifier of support messages (six intents, 570 rows that ptuning ships) on the "
-        "embedded MiniLM, compare it with the baseline, the head alone and full fine-tuning, and use it.",
+        description="Train a classifier of support messages (570 rows of six intents, shipped) on the "
+        "embedded MiniLM, compare it with the baseline, the head alone and full fine-tuning.",
     )
     made.add_argument("--output", type=str, default="demo-adapter", help="folder of the adapter")
     made.add_argument("--epochs", type=int, default=15, help="passes over the 378 training rows")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         console.print(f"  {found.label:<10} {chance:4.0%}  {sentence}", highlight=False)
     size = sum(file.stat().st_size for file in Path(given.output).iterdir())
     console.print(
-        f"\nThe adapter is {given.output}/, {size / 1e3:.0f} kB. With your own CSV (columns text and label):\n\n"
+        f"\nThe adapter is {given.output}/, {size / 1e3:.0f} kB. With your own CSV (columns text, label):\n\n"
         "  ptuning check-data my.csv\n"
         "  ptuning train my.csv --output my-adapter\n"
         "  ptuning predict my-adapter --input new.csv\n",
@@ -78,25 +78,15 @@ def _table(console: object, result: TrainResult, peers: Sequence[Peer]) -> None:
 
     assert isinstance(console, Console)
     table = Table(title=f"test set, {result.setting['rows']['test']} rows", title_justify="left")
-    for name, justify in (
-        ("method", "left"),
-        ("trained numbers", "right"),
-        ("accuracy", "right"),
-        ("macro F1", "right"),
-        ("seconds", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("method")
+    for name in ("trained numbers", "accuracy", "macro F1", "seconds"):
+        table.add_column(name, justify="right")
     floor = result.baseline["test"]
     table.add_row(result.baseline_rule, "0", f"{floor['accuracy']:.3f}", f"{floor['f1']:.3f}", "")
     for peer in peers:
         found = peer.metrics
-        table.add_row(
-            peer.name,
-            f"{peer.trained:,}",
-            f"{found['accuracy']:.3f}",
-            f"{found['f1']:.3f}",
-            f"{peer.seconds:.0f}",
-        )
+        figures = (f"{found['accuracy']:.3f}", f"{found['f1']:.3f}", f"{peer.seconds:.0f}")
+        table.add_row(peer.name, f"{peer.trained:,}", *figures)
     mine = result.metrics["test"]
     table.add_row(
         "ptuning, deep prompt",

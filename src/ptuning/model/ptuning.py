@@ -340,12 +340,21 @@ class PTuningModel(nn.Module):
         """
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
-    def num_parameters(self, *, only_trainable: bool = False) -> int:
-        """How many numbers the model has; every one counts once (the head is the backbone's in number)."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the model has, as transformers' models say it.
+
+        Every one counts once: the task's head stands for the backbone's own.
+
+        Args:
+            only_trainable: Those that training changes.
+            exclude_embeddings: Without the word embeddings.
+        """
         if only_trainable:
             return sum(value.numel() for value in self.task_parameters().values())
         prompt = sum(value.numel() for value in self.prompt_encoder.parameters())
-        return prompt + sum(value.numel() for value in self.backbone.parameters())
+        embedding = sum(value.numel() for value in self.backbone.embedding.parameters())
+        whole = sum(value.numel() for value in self.backbone.parameters())
+        return prompt + whole - (embedding if exclude_embeddings else 0)
 
     def print_trainable_parameters(self) -> None:
         """Print the line that everyone knows."""
