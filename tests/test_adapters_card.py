@@ -11,10 +11,10 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_adapters_record import an_adapter
 
 from ptuning.adapters import model_card, save
 from ptuning.task import Task
+from test_adapters_record import an_adapter
 
 METRICS: dict[str, Any] = {
     "baseline": {"accuracy": 0.665, "f1": 0.799},

@@ -18,11 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_adapters_record import an_adapter
 
 from ptuning.adapters import Adapter, check_destination, details, is_adapter, load, save, verify
 from ptuning.errors import AdapterError, OutputError
 from ptuning.task import Task
+from test_adapters_record import an_adapter
 
 OWN = ["README.md", "adapter_config.json", "adapter_model.safetensors", "ptuning.json"]
 

@@ -16,10 +16,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from test_adapters_record import an_adapter
 
 from ptuning.adapters import hub, load, locate, save
 from ptuning.errors import AdapterError
+from test_adapters_record import an_adapter
 
 RESPONSE: Any = SimpleNamespace(headers={}, request=None, status_code=500)
 """As much of an HTTP response as the Hub's errors look at."""
@@ -57,6 +57,7 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     load(locate("someone/refunds", revision="v1", token="t"))
     assert asked == {
         "name": "someone/refunds",
+        "local_files_only": hub.hub_out_of_reach(),
         "revision": "v1",
         "token": "t",
         "allow_patterns": ["adapter_config.json", "adapter_model.safetensors", "ptuning.json", "README.md"],

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_adapters_record import an_adapter
-from tiny import SPECIFICS, tiny
 from transformers import PreTrainedModel
 
 from ptuning.adapters import Adapter, from_peft, load, save, to_peft, why_not_peft
 from ptuning.adapters.peft_format import HEADS_NOT_FOUND, LAYOUTS, NO_CACHE, NO_POSITION_IDS
 from ptuning.errors import AdapterError
 from ptuning.task import Task
+from test_adapters_record import an_adapter
+from tiny import SPECIFICS, tiny
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")

@@ -14,8 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from ptuning import DeepPrompt, FitConfig, InputPrompt, PTuningModel, Task, TrainConfig, TrainResult, fit, train
-from ptuning import adapters
+from ptuning import (
+    DeepPrompt,
+    FitConfig,
+    InputPrompt,
+    PTuningModel,
+    Task,
+    TrainConfig,
+    TrainResult,
+    adapters,
+    fit,
+    train,
+)
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
 from ptuning.training.console import Silent
@@ -153,7 +163,9 @@ def test_resume_refuses_another_configuration_and_other_data(
 ) -> None:
     with pytest.raises(Interrupted):
         train(config(), reporter=StopAfter(3))
-    with pytest.raises(ConfigError, match="cannot resume: fit: the run began with .* use the same configuration"):
+    with pytest.raises(
+        ConfigError, match=r"cannot resume: fit: the run began with .* use the same configuration"
+    ):
         train(config(fit__prompt_rate=0.5), resume=True)
     with pytest.raises(ConfigError, match="cannot resume: the data has changed"):
         train(config(data__train=str(jsonl("other.jsonl", rows(80)))), resume=True)
@@ -161,7 +173,9 @@ def test_resume_refuses_another_configuration_and_other_data(
         train(config(prompt__num_virtual_tokens=5), resume=True)
 
 
-@pytest.mark.parametrize("file", ["resume/state.safetensors", "resume/state.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["resume/state.safetensors", "resume/state.json", "adapter_model.safetensors"]
+)
 def test_resume_refuses_an_altered_checkpoint(config: Callable[..., TrainConfig], file: str) -> None:
     made = config()
     with pytest.raises(Interrupted):
@@ -192,7 +206,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
         return found * math.nan if self.training and len(calls) > 15 else found
 
     monkeypatch.setattr(PTuningModel, "loss", poisoned)
-    with pytest.raises(TrainingDiverged, match=r"diverged at step \d+ of 36: loss nan, .* kept in .*checkpoint.*Lower"):
+    with pytest.raises(
+        TrainingDiverged, match=r"diverged at step \d+ of 36: loss nan, .* kept in .*checkpoint.*Lower"
+    ):
         train(made)
     kept = tensors(made.run_folder / "checkpoint")
     assert all(torch.isfinite(value).all() for value in kept.values())
@@ -200,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(config: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(TrainingDiverged, match="gradient norm (inf|nan)"):
+    with pytest.raises(TrainingDiverged, match=r"gradient norm (inf|nan)"):
         train(config(fit__prompt_rate=1e30, fit__head_rate=1e30, fit__warmup=0.0))
 
 
@@ -208,7 +224,9 @@ def test_a_run_that_learns_nothing_says_so(
     config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
 ) -> None:
     noise = [{**row, "label": "positive" if i % 4 else "negative"} for i, row in enumerate(rows(96, seed=3))]
-    result = train(config(data__train=str(jsonl("noise.jsonl", noise)), fit__prompt_rate=1e-9, fit__head_rate=1e-9))
+    result = train(
+        config(data__train=str(jsonl("noise.jsonl", noise)), fit__prompt_rate=1e-9, fit__head_rate=1e-9)
+    )
     assert not result.beats_baseline
     assert result.advice is not None
     assert result.advice.startswith("NOT LEARNED: on the validation rows the best accuracy is 0.")
@@ -251,7 +269,7 @@ def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> Non
         fit(model, {"test": rows(8)})
     with pytest.raises(DataError, match="negative"):  # the model's labels are 0 and 1
         fit(model, {"train": rows(8)})
-    with pytest.raises(ConfigError, match="columns.txt: unknown option"):
+    with pytest.raises(ConfigError, match=r"columns\.txt: unknown option"):
         fit(model, {"train": rows(8)}, columns={"txt": "text"})
 
 
@@ -311,7 +329,10 @@ def test_regression_standardises_and_undoes_it(tiny_folder: Path, rows: Rows, tm
 
 def test_several_labels_at_once(tiny_folder: Path, rows: Rows, tmp_path: Path) -> None:
     many = [
-        {"text": f"{row['text']} {'red' if i % 3 else 'blue'}", "labels": [row["label"], *(["red"] if i % 3 else [])]}
+        {
+            "text": f"{row['text']} {'red' if i % 3 else 'blue'}",
+            "labels": [row["label"], *(["red"] if i % 3 else [])],
+        }
         for i, row in enumerate(rows(120))
     ]
     task = Task(problem_type="multi_label_classification", labels=("negative", "positive", "red"))
@@ -339,7 +360,8 @@ def test_the_test_set_is_never_selected_on(
     config: Callable[..., TrainConfig], rows: Rows, jsonl: Files, tmp_path: Path
 ) -> None:
     flipped = [
-        {**row, "label": {"positive": "negative", "negative": "positive"}[row["label"]]} for row in rows(40, seed=1)
+        {**row, "label": {"positive": "negative", "negative": "positive"}[row["label"]]}
+        for row in rows(40, seed=1)
     ]
     one = train(config(output=str(tmp_path / "a")))
     other = train(config(output=str(tmp_path / "b"), data__test=str(jsonl("flipped.jsonl", flipped))))
@@ -348,7 +370,9 @@ def test_the_test_set_is_never_selected_on(
     assert one.metrics["test"]["accuracy"] == pytest.approx(1 - other.metrics["test"]["accuracy"])
 
 
-def test_an_output_that_is_not_ours_is_refused_before_training(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+def test_an_output_that_is_not_ours_is_refused_before_training(
+    config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
     mine = tmp_path / "out"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
@@ -358,7 +382,9 @@ def test_an_output_that_is_not_ours_is_refused_before_training(config: Callable[
     assert (mine / "thesis.tex").read_text() == "years of work"
 
 
-def test_too_long_can_be_refused_and_names_the_row(config: Callable[..., TrainConfig], rows: Rows, jsonl: Files) -> None:
+def test_too_long_can_be_refused_and_names_the_row(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
+) -> None:
     long = [*rows(30), {"text": "film " * 80, "label": "positive"}]
     file = str(jsonl("long.jsonl", long))
     with pytest.raises(DataError, match=r"long.jsonl, line 31: 82 tokens, and at most 64 fit"):
@@ -373,7 +399,9 @@ def test_accumulating_two_batches_is_one_batch_of_their_rows(tiny_folder: Path, 
         torch.manual_seed(0)
         task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
-        config = FitConfig(epochs=1, batch_size=size, accumulation=accumulation, prompt_rate=1e-3, head_rate=1e-3)
+        config = FitConfig(
+            epochs=1, batch_size=size, accumulation=accumulation, prompt_rate=1e-3, head_rate=1e-3
+        )
         fit(model, {"train": rows(24), "validation": rows(8)}, config)
         found.append({name: value.detach().clone() for name, value in model.task_parameters().items()})
     for name, value in found[0].items():

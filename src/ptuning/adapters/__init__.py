@@ -6,7 +6,7 @@ no backbone.
 
 from ptuning.adapters.card import model_card
 from ptuning.adapters.folder import check_destination, details, is_adapter, load, save, verify
-from ptuning.adapters.hub import locate
+from ptuning.adapters.hub import hub_out_of_reach, locate
 from ptuning.adapters.peft_format import from_peft, to_peft, why_not_peft
 from ptuning.adapters.record import Adapter
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_destination",
     "details",
     "from_peft",
+    "hub_out_of_reach",
     "is_adapter",
     "load",
     "locate",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +21,24 @@ from huggingface_hub.errors import (
 
 from ptuning.adapters.folder import OWN_FILES, RECORD, details
 from ptuning.errors import AdapterError
+
+
+@cache
+def hub_out_of_reach() -> bool:
+    """Whether the Hub's name cannot even be looked up, so that only its cache can serve.
+
+    A client that does not know would try again and again for most of a minute. Behind a proxy the name
+    need not be known here, so there nothing is concluded.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return True
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def locate(name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> Path:
@@ -54,7 +76,13 @@ def locate(name_or_path: str | Path, *, revision: str | None = None, token: str 
 def _download(name: str, revision: str | None, token: str | bool | None) -> str:
     at = f" at revision {revision!r}" if revision else ""
     try:
-        return snapshot_download(name, revision=revision, token=token, allow_patterns=list(OWN_FILES))
+        return snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            allow_patterns=list(OWN_FILES),
+            local_files_only=hub_out_of_reach(),
+        )
     except HFValidationError as error:
         raise AdapterError(
             f"no adapter {name!r}: there is no such folder, and it is no Hub id of the form 'owner/name'"

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,9 +23,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ptuning COMMAND …`` and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not given:
+        return _say(f"no command; expected one of {', '.join(COMMANDS)}; see: ptuning --help", 2)
+    if given[0] in ("-h", "--help", "help"):
         print(_usage())
-        return 0 if given else 2
+        return 0
     if given[0] == "--version":
         from ptuning import __version__
 
@@ -41,7 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The ``ptuning`` program."""
-    sys.exit(main())
+    code = main()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a reader that has gone
+        code = code or (1 if isinstance(error, BrokenPipeError) else _say(_os_error(error), 1))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+    sys.exit(code)
 
 
 def _run(command: str, argv: Sequence[str]) -> int:
@@ -50,6 +59,8 @@ def _run(command: str, argv: Sequence[str]) -> int:
     try:
         module = import_module(f"ptuning.cli.{command.replace('-', '_')}")
         module.main(argv)
+    except SystemExit as done:  # --help
+        return int(done.code or 0)
     except UserError as error:
         return _say(str(error), 2)
     except PTuningError as error:
@@ -57,12 +68,29 @@ def _run(command: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         return _say(str(error) or "interrupted", 130)
     except BrokenPipeError:
-        # Whoever read our output has gone (``| head``): nothing to say, and nobody to say it to.
-        sys.stderr.close()
-        return 1
+        return 1  # whoever read our output has gone (``| head``): nothing to say, and nobody to say it to
     except OSError as error:
-        return _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        return _say(_os_error(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        return _say(f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter", 1)
     return 0
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether the device or the machine has run out of it: torch says so in words."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "allocate memory")
+    )
+
+
+def _os_error(error: OSError) -> str:
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _say(message: str, code: int) -> int:

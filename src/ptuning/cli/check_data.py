@@ -9,7 +9,7 @@ from ptuning.cli.options import Parser
 from ptuning.cli.shared import add_columns
 
 if TYPE_CHECKING:
-    from ptuning.data import Example
+    from ptuning.data import Example, Loaded
 
 
 def parser() -> Parser:
@@ -26,6 +26,12 @@ def parser() -> Parser:
         "--backbone", type=str, default="demo", help="whose tokenizer counts and whose limit holds"
     )
     add_columns(made, label=True)
+    made.add_argument(
+        "--problem_type",
+        choices=["auto", "single_label_classification", "multi_label_classification", "regression"],
+        default="auto",
+        help="what a label is; told from the labels",
+    )
     made.add_argument("--json", action="store_true", help="print the report as JSON")
     return made
 
@@ -37,24 +43,24 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.data import check, load_examples
     from ptuning.errors import DataError
 
-    sources = {"train": given.file, "validation": given.validation, "test": given.test}
-    loaded = {
-        name: load_examples(
-            source,
-            text=given.text,
-            text_b=given.text_b,
-            label=given.label,
-            label_separator=given.label_separator,
-            collect_problems=True,
-        )
-        for name, source in sources.items()
-        if source is not None
-    }
+    loaded: dict[str, Loaded] = {}
+    for name, source in {"train": given.file, "validation": given.validation, "test": given.test}.items():
+        if source is not None:
+            loaded[name] = load_examples(
+                source,
+                text=given.text,
+                text_b=given.text_b,
+                label=given.label,
+                label_separator=given.label_separator,
+                pair=loaded["train"].columns.pair if loaded else None,
+                collect_problems=True,
+            )
     lengths, limit = _lengths(given.backbone)
     report = check(
         {name: split.examples for name, split in loaded.items()},
         columns=loaded["train"].columns,
         problems={name: split.problems for name, split in loaded.items()},
+        problem_type=given.problem_type,
         names=loaded["train"].label_names,
         lengths=lengths,
         limit=limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_columns, add_model, load_model
+from ptuning.cli.shared import add_columns, add_model, add_too_long, load_model
 
 
 def parser() -> Parser:
@@ -19,6 +19,7 @@ def parser() -> Parser:
         "file", type=str, help="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]"
     )
     add_columns(made, label=True)
+    add_too_long(made)
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
     return made
 

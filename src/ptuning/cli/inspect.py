@@ -28,6 +28,9 @@ def main(argv: Sequence[str]) -> None:
     if given.json:
         import json
 
+        if given.backbone is not None:
+            _check(given.backbone, adapter)
+
         facts = {
             "task": adapter.task.to_dict(),
             "prompt": dict(adapter.prompt),
@@ -35,10 +38,11 @@ def main(argv: Sequence[str]) -> None:
             "metrics": dict(adapter.metrics),
             "numbers": _numbers(adapter),
             "peft": adapters.why_not_peft(adapter) or "readable",
+            **({} if given.backbone is None else {"fits": given.backbone}),
         }
         print(json.dumps(facts, indent=1))
-    else:
-        _print(adapter)
+        return
+    _print(adapter)
     if given.backbone is not None:
         _check(given.backbone, adapter)
         print(f"fits {given.backbone}")

@@ -12,6 +12,7 @@ import re
 import types
 from argparse import HelpFormatter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
@@ -20,6 +21,9 @@ from jsonargparse import SUPPRESS, ArgumentParser
 from pydantic import BaseModel
 
 from ptuning.errors import ConfigError
+
+
+_WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected an? <class '(\w+)'>\. Got value: (.*)")
 
 
 class Option(NamedTuple):
@@ -48,6 +52,10 @@ class Parser(ArgumentParser):
             close = difflib.get_close_matches(f"--{wrong.group(1)}", known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             line = f"unknown option {wrong.group(1)}"
+        elif typed := re.match(
+            r"Parser key \"([\w.]+)\": Expected an? <class '(\w+)'>\. Got value: (.*)", line
+        ):
+            line = f"--{typed[1]}: got {typed[3]!r}, expected {typed[2]}"
         raise ConfigError(f"{line}{hint}; see: {self.prog} --help")
 
 
@@ -79,10 +87,33 @@ def parse(
     parser: Parser, config: type[BaseModel], argv: Sequence[str], extra: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """``argv`` as the configuration's nested mapping, the ``extra`` options' values, whether to print."""
+    for option, value in zip(argv, [*argv[1:], ""], strict=True):
+        if option == "--config" or option.startswith("--config="):
+            _check_file(Path(option.partition("=")[2] or value))
     printing = "--print_config" in argv
     found = parser.parse_args([given for given in argv if given != "--print_config"]).as_dict()
     found.pop("config", None)
     return found, {name: found.pop(name, None) for name in extra}, printing
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a file of options that cannot be read as one, by its name."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}, expected a YAML file of options") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path}: not UTF-8 text ({error}), expected a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--config {path}: not YAML: {str(error).replace('<unicode string>', 'it')}"
+        ) from error
+    if not isinstance(values, dict):
+        got = "nothing" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(
+            f"--config {path}: holds {got}, expected options such as 'data:' and 'fit:'; "
+            "--print_config shows them all"
+        )
 
 
 def dump(config: BaseModel) -> str:

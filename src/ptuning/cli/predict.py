@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import secrets
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_columns, add_model, load_model
+from ptuning.cli.shared import add_columns, add_model, add_too_long, load_model
+from ptuning.errors import ConfigError, OutputError, PTuningError
 
 if TYPE_CHECKING:
     from ptuning.inference.predictor import Prediction
@@ -41,6 +44,7 @@ def parser() -> Parser:
     made.add_argument("--output", type=str, default="-", help="file, or - for standard output (default)")
     made.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of the output")
     add_columns(made, label=False)
+    add_too_long(made)
     made.add_argument("--batch_size", type=int, default=32, help="rows that go through the backbone together")
     made.add_argument("--window", type=int, default=1024, help="rows held in memory at once")
     return made
@@ -49,16 +53,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     from ptuning.data import stream_examples
-    from ptuning.errors import ConfigError
     from ptuning.inference.predictor import Predictor
 
     for option in ("batch_size", "window"):
         if getattr(given, option) < 1:
             raise ConfigError(f"--{option}: got {getattr(given, option)}, expected at least 1")
     model = load_model(given)
-    source: Any = sys.stdin.buffer if given.input == "-" else given.input
     form: Any = given.input_format or ("text" if given.input == "-" else None)
-    found = stream_examples(source, format=form, text=given.text, text_b=given.text_b, pair=model.task.pair)
+    found = stream_examples(
+        given.input, format=form, text=given.text, text_b=given.text_b, pair=model.task.pair
+    )
     predictor = Predictor(
         model=model, batch_size=given.batch_size, window=given.window, too_long=given.too_long
     )
@@ -91,28 +95,42 @@ def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], No
 
 @contextmanager
 def _open(output: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that appears only when it is whole."""
+    """Standard output, or a file that appears only when it is whole; UTF-8, both."""
     if output == "-":
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")
         yield sys.stdout
         sys.stdout.flush()
         return
-    from ptuning.errors import OutputError
+    target = Path(os.path.realpath(output))
+    if target.is_dir():
+        raise ConfigError(f"--output {output!r} is a folder, expected a file; name a file in it")
+    if target.exists() and not target.is_file():
+        with _blaming(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
+            yield stream  # a device or a pipe is written to, never replaced
+        return
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with _blaming(output, str(part)):
+            with open(part, "x", encoding="utf-8", newline="") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            if target.exists():
+                shutil.copymode(target, part)
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
-    target = Path(output)
+
+@contextmanager
+def _blaming(output: str, file: str) -> Iterator[None]:
+    """Say of what the system refuses for ``file`` that it is about ``--output``."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        yield
     except OSError as error:
-        raise OutputError(f"--output {output}: {error.strerror}; name another file") from error
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as stream:
-            yield stream
-        os.replace(name, target)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError)
-            and not isinstance(error, BrokenPipeError)
-            and error.filename in (None, name)
-        ):
-            raise OutputError(f"--output {output}: {error.strerror}; nothing was written") from error
-        raise
+        if isinstance(error, (PTuningError, BrokenPipeError)) or error.filename not in (None, file):
+            raise
+        raise OutputError(
+            f"--output {output}: {error.strerror or error}; nothing was written, make room or name another"
+        ) from error

@@ -34,6 +34,10 @@ def add_columns(parser: Parser, *, label: bool) -> None:
     if label:
         parser.add_argument("--label", type=str | None, help="column of the label; found by name")
         parser.add_argument("--label_separator", type=str | None, help="splits a cell into several labels")
+
+
+def add_too_long(parser: Parser) -> None:
+    """What becomes of a text that does not fit."""
     parser.add_argument(
         "--too_long", choices=["truncate", "error"], default="truncate", help="cut long texts, or refuse them"
     )

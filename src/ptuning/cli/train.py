@@ -24,8 +24,9 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     values, extra, printing = parse(parser(), TrainConfig, argv, ("train_file", "resume"))
-    if extra["train_file"] is not None:
-        values.setdefault("data", {})["train"] = extra["train_file"]
+    data = values.setdefault("data", {})
+    if extra["train_file"] is not None and isinstance(data, dict):  # what else it may be, the check refuses
+        data["train"] = extra["train_file"]
     config = TrainConfig.checked(values)
     if printing:
         print(dump(config), end="")

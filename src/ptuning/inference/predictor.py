@@ -58,6 +58,11 @@ class Predictor:
     window: int = 1024
     too_long: TooLong = "truncate"
 
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("window", self.window)):
+            if value < 1:
+                raise ConfigError(f"{name}: got {value}, expected at least 1")
+
     def __call__(self, texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
         """Classify a text, or texts, or pairs of texts."""
         given = [texts] if isinstance(texts, str) else texts

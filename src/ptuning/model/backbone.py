@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
+from ptuning import adapters
 from ptuning.errors import BackboneNotFound, ConfigError, UnsupportedBackbone
 from ptuning.model import attention, disentangled
 from ptuning.model.attention import ForwardPass
@@ -37,7 +38,6 @@ class Architecture:
         deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
             DeBERTa's own attention.
         takes_positions: Whether its forward takes ``position_ids``.
-        learned_positions: Whether a table bounds the positions for good.
         after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
         segments: Whether ``token_type_ids`` mean the two texts.
     """
@@ -45,15 +45,13 @@ class Architecture:
     causal: bool = False
     deep: Literal["attention", "cache", "disentangled"] = "attention"
     takes_positions: bool = True
-    learned_positions: bool = True
     after_padding: bool = False
     segments: bool = False
 
 
 _BERT = Architecture(segments=True)
 _ROBERTA = Architecture(segments=True, after_padding=True)
-_LEARNED_DECODER = Architecture(causal=True)
-_ROTARY_DECODER = Architecture(causal=True, learned_positions=False)
+_DECODER = Architecture(causal=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": _BERT,
@@ -63,20 +61,20 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "distilbert": Architecture(),
-    "modernbert": Architecture(learned_positions=False),
-    "deberta-v2": Architecture(deep="disentangled", segments=True, learned_positions=False),
-    "gpt2": _LEARNED_DECODER,
-    "opt": _LEARNED_DECODER,
-    "gpt_neox": _ROTARY_DECODER,
-    "bloom": Architecture(causal=True, deep="cache", takes_positions=False, learned_positions=False),
-    "llama": _ROTARY_DECODER,
-    "mistral": _ROTARY_DECODER,
-    "qwen2": _ROTARY_DECODER,
-    "qwen3": _ROTARY_DECODER,
-    "gemma": _ROTARY_DECODER,
-    "gemma2": _ROTARY_DECODER,
-    "gemma3_text": _ROTARY_DECODER,
-    "phi3": _ROTARY_DECODER,
+    "modernbert": Architecture(),
+    "deberta-v2": Architecture(deep="disentangled", segments=True),
+    "gpt2": _DECODER,
+    "opt": _DECODER,
+    "gpt_neox": _DECODER,
+    "bloom": Architecture(causal=True, deep="cache", takes_positions=False),
+    "llama": _DECODER,
+    "mistral": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "gemma": _DECODER,
+    "gemma2": _DECODER,
+    "gemma3_text": _DECODER,
+    "phi3": _DECODER,
 }
 """By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
 
@@ -369,6 +367,11 @@ class Backbone(nn.Module):
                 f"{kind} takes deep prompts through its key/value cache, which needs one in every layer; "
                 "set prompt.first_layer to 0"
             )
+        if getattr(self.config, "inner_group_num", 1) > 1:
+            raise UnsupportedBackbone(
+                f"{kind} with inner_group_num {self.config.inner_group_num} attends more than once a layer; "
+                "use an input-depth prompt (prompt.depth: input)"
+            )
         if position_offset and not self.architecture.takes_positions:
             raise UnsupportedBackbone(f"{kind} has no position ids to move; set prompt.position_offset to 0")
 
@@ -405,7 +408,8 @@ def load(
     source = resolve(name)
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(source, revision=revision)
+            cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
+            config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=cached_only)
             config.num_labels, config.problem_type = num_labels, problem_type
             if config.model_type not in ARCHITECTURES:
                 raise UnsupportedBackbone(
@@ -416,6 +420,7 @@ def load(
                 source,
                 config=config,
                 revision=revision,
+                local_files_only=cached_only,
                 ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
                 output_loading_info=True,
             )

@@ -111,6 +111,11 @@ class PTuningModel(nn.Module):
         else:
             given = [tuple(ids) for ids in anchors] if anchors is not None else None
             self.anchors = tuple(given if given is not None else self._tokenised_anchors(config.insertions))
+            if len(self.anchors) != (wanted := sum(bool(piece.anchor) for piece in config.insertions)):
+                raise ConfigError(
+                    f"anchors: got token ids for {len(self.anchors)} literal texts, but the placement "
+                    f"{config.placement!r} holds {wanted}"
+                )
             text_ids = (
                 self._token_ids(config.init.text, "init.text") if isinstance(config.init, TextInit) else None
             )
@@ -123,6 +128,7 @@ class PTuningModel(nn.Module):
         self._disabled = False
         hooks: Any = self  # torch leaves these two untyped
         hooks.register_state_dict_post_hook(_drop_backbone)
+        hooks.register_load_state_dict_pre_hook(_refuse_backbone)
         hooks.register_load_state_dict_post_hook(_expect_no_backbone)
         if (limit := self.max_text_tokens) is not None and limit < 3:
             raise ConfigError(
@@ -320,8 +326,12 @@ class PTuningModel(nn.Module):
     @property
     def max_text_tokens(self) -> int | None:
         """The most tokens that a text, or pair, may have, special tokens included; ``None`` for no limit."""
-        limits = [n for n in (self.backbone.max_positions, self.task.max_length) if n is not None]
-        return min(limits) - self.inserted_tokens - self._offset if limits else None
+        limits = []
+        if (places := self.backbone.max_positions) is not None:
+            limits.append(places - self._offset)  # the offset takes up positions, not tokens
+        if self.task.max_length is not None:
+            limits.append(self.task.max_length)
+        return min(limits) - self.inserted_tokens if limits else None
 
     @property
     def _offset(self) -> int:
@@ -347,12 +357,13 @@ class PTuningModel(nn.Module):
 
         Args:
             only_trainable: Those that training changes.
-            exclude_embeddings: Without the word embeddings.
+            exclude_embeddings: Without the backbone's embedding tables.
         """
         if only_trainable:
             return sum(value.numel() for value in self.task_parameters().values())
         prompt = sum(value.numel() for value in self.prompt_encoder.parameters())
-        embedding = sum(value.numel() for value in self.backbone.embedding.parameters())
+        tables = (each for each in self.backbone.modules() if isinstance(each, nn.Embedding))
+        embedding = sum(table.weight.numel() for table in tables)
         whole = sum(value.numel() for value in self.backbone.parameters())
         return prompt + whole - (embedding if exclude_embeddings else 0)
 
@@ -494,9 +505,9 @@ class PTuningModel(nn.Module):
         if bool((lengths > limit).any()):
             row = int(lengths.argmax())
             raise DataError(
-                f"row {row} of the batch has {int(lengths[row])} tokens; with {self.inserted_tokens} "
-                f"inserted tokens and a position offset of {self._offset}, {self.backbone.name} takes at "
-                f"most {limit}. "
+                f"row {row} of the batch has {int(lengths[row])} tokens, expected at most {limit}: "
+                f"{self.backbone.name} takes {self.backbone.max_positions}, the task {self.task.max_length} "
+                f"(None: no limit), of which {self.inserted_tokens} are inserted and {self._offset} skipped. "
                 "Truncate the text (never the prompt), or use fewer virtual tokens"
             )
 
@@ -531,7 +542,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         BackboneNotFound: there is none in reach.
     """
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolve(name), revision=revision)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            resolve(name), revision=revision, local_files_only=adapters.hub_out_of_reach()
+        )
     except (OSError, ValueError) as error:
         raise backbones.not_found(name, error) from error
     if found.pad_token_id is None:
@@ -603,6 +616,22 @@ def _eval(module: nn.Module) -> Iterator[None]:
 def _drop_backbone(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}backbone.")]:
         del state[name]
+
+
+def _refuse_backbone(
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    _: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}backbone.")]:
+        del state[name]
+        if strict:
+            unexpected.append(name)
 
 
 def _expect_no_backbone(module: nn.Module, keys: Any) -> None:

@@ -4,15 +4,15 @@ A tokenised row is ``[CLS] a… [SEP] b… [SEP]`` (or whatever its tokenizer ma
 :class:`Insertion` says what is put in front of which of its *landmarks*. Every named placement is
 the template that means the same, so there is one mechanism:
 
-==========  =================================  ==========================================
-placement   as a template                      stands
-==========  =================================  ==========================================
-``start``   (has none)                         before everything, ``[CLS]`` too
-``front``   ``"{prompt} {text_a} {text_b}"``   before the first token of the text
-``between`` ``"{text_a} {prompt} {text_b}"``   before the first token of the second text
-``middle``  (has none)                         halfway through the row's tokens
-``end``     ``"{text_a} {text_b} {prompt}"``   after everything, the last ``[SEP]`` too
-==========  =================================  ==========================================
+==========  =====================================  ========================================
+placement   as a template                          stands
+==========  =====================================  ========================================
+``start``   (has none)                             before everything, ``[CLS]`` too
+``front``   ``"{prompt:20} {text_a} {text_b}"``    before the first token of the text
+``between`` ``"{text_a} {prompt:20} {text_b}"``    before the first token of the second text
+``middle``  (has none)                             halfway through the row's tokens
+``end``     ``"{text_a} {text_b} {prompt:20}"``    after everything, the last ``[SEP]`` too
+==========  =====================================  ========================================
 
 Pure Python: nothing here knows torch.
 """

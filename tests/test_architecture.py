@@ -1,0 +1,189 @@
+"""The house: imports run downward, the public surface is a list, nothing unpickles or evaluates text."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import ptuning
+
+SOURCE = Path(ptuning.__file__).parent
+#: From low to high. A module may import what stands on its own level or below.
+LAYERS = (
+    ("ptuning", "ptuning._lazy", "ptuning.errors", "ptuning.task", "ptuning.validation"),
+    ("ptuning.adapters",),
+    ("ptuning.model",),
+    ("ptuning.data",),
+    ("ptuning.inference",),
+    ("ptuning.training",),
+    ("ptuning.cli", "ptuning.__main__"),
+)
+PUBLIC = [
+    "DataConfig",
+    "DeepMLPEncoder",
+    "DeepPrompt",
+    "EmbeddingEncoder",
+    "FitConfig",
+    "InputPrompt",
+    "LSTMEncoder",
+    "MLPEncoder",
+    "PTuningError",
+    "PTuningModel",
+    "Prediction",
+    "Predictor",
+    "RandomInit",
+    "ResidualEncoder",
+    "Task",
+    "TextInit",
+    "TrainConfig",
+    "TrainResult",
+    "VocabularyInit",
+    "fit",
+    "train",
+]
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(file): ast.parse(file.read_text("utf-8")) for file in sorted(SOURCE.rglob("*.py"))}
+
+
+def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from run_time_nodes(child)
+
+
+def imports_of(name: str) -> set[str]:
+    """The modules of ours that a module imports, at its top or inside its functions."""
+    found: set[str] = set()
+    for node in run_time_nodes(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: a relative import; this project writes them whole"
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= below & TREES.keys() or {str(node.module)}
+    return (found & TREES.keys()) - {name}
+
+
+GRAPH = {name: imports_of(name) for name in TREES}
+
+
+def layer(name: str) -> int:
+    for level, rooms in enumerate(LAYERS):
+        if any(name == room or (room != "ptuning" and name.startswith(f"{room}.")) for room in rooms):
+            return level
+    raise AssertionError(f"{name} stands in no layer: give it one in LAYERS")
+
+
+def test_the_graph_is_the_real_one() -> None:
+    """Guards the two tests below: a graph without edges would pass them."""
+    assert "ptuning.model.ptuning" in GRAPH["ptuning.data.tokens"]
+    assert "ptuning.training.run" in GRAPH["ptuning.cli.train"]  # inside a function
+    assert "ptuning.adapters" in GRAPH["ptuning.model.ptuning"]  # from ptuning import adapters
+    assert sum(map(len, GRAPH.values())) > 100
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_imports_run_downward(name: str) -> None:
+    upward = {other for other in GRAPH[name] if layer(other) > layer(name)}
+    assert not upward, f"{name} imports {sorted(upward)}, which stand above it"
+
+
+def test_there_is_no_import_cycle() -> None:
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError, naming the modules
+
+
+def test_the_public_surface_is_this_list_and_every_name_is_there() -> None:
+    assert ptuning.__all__ == PUBLIC
+    assert dir(ptuning) == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(ptuning, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'ptuning' has no attribute 'nothing'"):
+        _ = ptuning.nothing
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_public_is_documented(name: str) -> None:
+    found = getattr(ptuning, name)
+    text = found.__doc__
+    assert text
+    assert not text.startswith(f"{name}("), "that is what dataclass writes, not a person"
+    if not inspect.isclass(found):
+        return
+    methods = [
+        value
+        for key, value in vars(found).items()
+        if not key.startswith("_") and inspect.isfunction(value) and value.__module__ == found.__module__
+    ]
+    for method in methods:
+        assert method.__annotations__, f"{name}.{method.__name__} is not typed"
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_every_module_says_what_it_is_for(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
+
+
+@pytest.mark.parametrize(
+    "statement", ["import ptuning", "import ptuning.cli", "import ptuning.training.config"]
+)
+def test_importing_is_light(statement: str) -> None:
+    heavy = {"torch", "transformers", "datasets", "accelerate", "sklearn", "pyarrow", "numpy"}
+    code = f"{statement}; import sys; print(*sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_nothing_unpickles_or_runs_text(name: str) -> None:
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {
+                "eval",
+                "exec",
+                "compile",
+                "torch.load",
+                "yaml.load",
+                "yaml.unsafe_load",
+                "np.load",
+            }
+            for keyword in node.keywords:
+                assert keyword.arg != "trust_remote_code" or ast.unparse(keyword.value) == "False"
+
+
+def test_the_package_is_typed_and_brings_its_data() -> None:
+    assert (SOURCE / "py.typed").is_file()
+    assert (SOURCE / "demo_data" / "README.md").is_file()
+
+
+def test_the_demo_data_is_six_classes_without_repeats_or_leaks() -> None:
+    splits = {}
+    for name in ("train", "validation", "test"):
+        with (SOURCE / "demo_data" / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+            splits[name] = list(csv.DictReader(stream))
+    texts = [" ".join(row["text"].casefold().split()) for rows in splits.values() for row in rows]
+    assert len(texts) >= 480
+    assert len(set(texts)) == len(texts)  # distinct within a split and across splits
+    labels = {name: {row["label"] for row in rows} for name, rows in splits.items()}
+    assert len(labels["train"]) == 6
+    assert labels["train"] == labels["validation"] == labels["test"]
