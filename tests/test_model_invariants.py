@@ -346,8 +346,9 @@ def test_the_same_seed_gives_the_same_task(depth: str) -> None:
     [
         ("bert", InputPrompt(num_virtual_tokens=P), 64 - P),
         ("roberta", InputPrompt(num_virtual_tokens=P), 64 - (PAD + 1) - P),
-        ("xlm-roberta", DeepPrompt(num_virtual_tokens=P), 64 - (PAD + 1)),
-        ("bert", DeepPrompt(num_virtual_tokens=P), 64),
+        ("xlm-roberta", DeepPrompt(num_virtual_tokens=P, position_offset=0), 64 - (PAD + 1)),
+        ("bert", DeepPrompt(num_virtual_tokens=P, first_layer=1), 64),
+        ("bert", DeepPrompt(num_virtual_tokens=P), 64 - P),  # PEFT's offset, the default in every layer
         ("bert", DeepPrompt(num_virtual_tokens=P, position_offset=P), 64 - P),
         ("opt", InputPrompt(num_virtual_tokens=P), 64 - P),
         ("gpt2", DeepPrompt(num_virtual_tokens=P, position_offset=9), 64 - 9),

@@ -22,44 +22,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ptuning COMMAND …`` and return its exit code."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given:
-        return _say(f"no command; expected one of {', '.join(COMMANDS)}; see: ptuning --help", 2)
-    if given[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    if given[0] == "--version":
-        from ptuning import __version__
-
-        print(f"ptuning {__version__}")
-        return 0
-    if given[0] not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(given[0], COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
-        return _say(f"unknown command {given[0]!r}; {hint}", 2)
-    return _run(given[0], given[1:])
-
-
-def console() -> None:
-    """The ``ptuning`` program."""
-    code = main()
-    try:
-        sys.stdout.flush()
-    except OSError as error:  # a full disk, or a reader that has gone
-        code = code or (1 if isinstance(error, BrokenPipeError) else _say(_os_error(error), 1))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
-    sys.exit(code)
-
-
-def _run(command: str, argv: Sequence[str]) -> int:
     from ptuning.errors import PTuningError, UserError
 
     try:
-        module = import_module(f"ptuning.cli.{command.replace('-', '_')}")
-        module.main(argv)
-    except SystemExit as done:  # --help
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as done:  # a command's --help
         return int(done.code or 0)
     except UserError as error:
         return _say(str(error), 2)
@@ -75,6 +42,37 @@ def _run(command: str, argv: Sequence[str]) -> int:
         if not _is_of_memory(error):
             raise
         return _say(f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter", 1)
+
+
+def console() -> None:
+    """The ``ptuning`` program."""
+    code = main()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or a reader that has gone
+        code = code or (1 if isinstance(error, BrokenPipeError) else _say(_os_error(error), 1))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
+    sys.exit(code)
+
+
+def _run(given: list[str]) -> int:
+    if not given:
+        return _say(f"no command; expected one of {', '.join(COMMANDS)}; see: ptuning --help", 2)
+    command, *argv = given
+    if command in ("-h", "--help", "help"):
+        print(_usage())
+    elif command == "--version":
+        from ptuning import __version__
+
+        print(f"ptuning {__version__}")
+    elif command in COMMANDS:
+        import_module(f"ptuning.cli.{command.replace('-', '_')}").main(argv)
+    else:
+        import difflib
+
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+        return _say(f"unknown command {command!r}; {hint}", 2)
     return 0
 
 

@@ -22,7 +22,6 @@ from pydantic import BaseModel
 
 from ptuning.errors import ConfigError
 
-
 _WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected an? <class '(\w+)'>\. Got value: (.*)")
 
 

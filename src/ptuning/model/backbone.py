@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ from ptuning import adapters
 from ptuning.errors import BackboneNotFound, ConfigError, UnsupportedBackbone
 from ptuning.model import attention, disentangled
 from ptuning.model.attention import ForwardPass
+from ptuning.model.config import DeepPrompt
 from ptuning.model.embedded import resolve
 
 
@@ -344,25 +345,25 @@ class Backbone(nn.Module):
         batch = attention_mask.shape[0]
         for layer in range(self.num_layers):
             keys_values = shared.keys_values(layer, batch, self.dtype)
-            assert keys_values is not None  # check_prompt refused a first_layer above 0
+            assert keys_values is not None  # settle refused a first_layer above 0
             cache.update(*keys_values, layer)
         tokens = attention_mask.new_ones(batch, prompts.shape[-2])
         return torch.cat((tokens, attention_mask), dim=1), cache
 
-    def check_deep(self, first_layer: int, position_offset: int) -> None:
-        """Refuse a deep prompt that this architecture cannot hold.
+    def settle(self, config: DeepPrompt) -> DeepPrompt:
+        """``config`` with its position offset decided; refuses what this architecture cannot hold.
 
         Raises:
             ConfigError: no layer left to prompt.
             UnsupportedBackbone: the architecture cannot do it.
         """
         kind = self.config.model_type
-        if first_layer >= self.num_layers:
+        if config.first_layer >= self.num_layers:
             raise ConfigError(
-                f"prompt.first_layer is {first_layer}, but {self.name} has {self.num_layers} layers, "
+                f"prompt.first_layer is {config.first_layer}, but {self.name} has {self.num_layers} layers, "
                 f"counted from 0; expected at most {self.num_layers - 1}"
             )
-        if self.architecture.deep == "cache" and first_layer > 0:
+        if self.architecture.deep == "cache" and config.first_layer > 0:
             raise UnsupportedBackbone(
                 f"{kind} takes deep prompts through its key/value cache, which needs one in every layer; "
                 "set prompt.first_layer to 0"
@@ -372,8 +373,12 @@ class Backbone(nn.Module):
                 f"{kind} with inner_group_num {self.config.inner_group_num} attends more than once a layer; "
                 "use an input-depth prompt (prompt.depth: input)"
             )
-        if position_offset and not self.architecture.takes_positions:
+        if config.position_offset is None:
+            like_peft = config.first_layer == 0 and self.architecture.takes_positions
+            config = replace(config, position_offset=config.num_virtual_tokens if like_peft else 0)
+        if config.position_offset and not self.architecture.takes_positions:
             raise UnsupportedBackbone(f"{kind} has no position ids to move; set prompt.position_offset to 0")
+        return config
 
 
 def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

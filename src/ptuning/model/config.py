@@ -208,8 +208,9 @@ class DeepPrompt:
     Args:
         num_virtual_tokens: P.
         first_layer: s, counted from 0; the layers below it have no prompt.
-        position_offset: How far the text's position ids are moved up. PEFT's ``PREFIX_TUNING``
-            implies P; with 0 the text keeps its own positions and the whole of the limit.
+        position_offset: How far the text's position ids are moved up. If left out, P where every layer
+            has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
+            0 elsewhere, and for backbones without position ids.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """
@@ -218,7 +219,7 @@ class DeepPrompt:
     depth: Literal["deep"] = "deep"
     num_virtual_tokens: int = 20
     first_layer: int = 0
-    position_offset: int = 0
+    position_offset: int | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
 
@@ -226,7 +227,8 @@ class DeepPrompt:
         count = self.num_virtual_tokens
         _require(count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
         _require(self.first_layer >= 0, f"first_layer counts from 0, got {self.first_layer}")
-        _require(self.position_offset >= 0, f"position_offset must be at least 0, got {self.position_offset}")
+        offset = self.position_offset
+        _require(offset is None or offset >= 0, f"position_offset must be at least 0, got {offset}")
 
     @property
     def virtual_tokens(self) -> int:

@@ -100,7 +100,7 @@ class PTuningModel(nn.Module):
             raise ConfigError(f"the backbone's head has {width} outputs, but the task has {task.num_labels}")
         self.anchors: tuple[tuple[int, ...], ...] = ()
         if isinstance(config, DeepPrompt):
-            backbone.check_deep(config.first_layer, config.position_offset)
+            self.prompt_config = config = backbone.settle(config)
             shape = (
                 backbone.num_layers - config.first_layer,
                 2,
@@ -335,7 +335,8 @@ class PTuningModel(nn.Module):
 
     @property
     def _offset(self) -> int:
-        return self.prompt_config.position_offset if isinstance(self.prompt_config, DeepPrompt) else 0
+        config = self.prompt_config
+        return config.position_offset or 0 if isinstance(config, DeepPrompt) else 0
 
     @property
     def needs_segments(self) -> bool:

@@ -1,0 +1,119 @@
+"""The main job on real weights: MiniLM learns from the demo's rows, from the examples, from SST-2."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptuning import Predictor, PTuningModel, TrainConfig, train
+from ptuning.cli import main
+from ptuning.model.embedded import HUB_ID, resolve
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _all_cores() -> Iterator[None]:
+    """MiniLM is large enough for every core, which tiny models are not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_demo_learns_and_says_what_to_type_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--epochs", "8"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("head only", "full fine-tuning", "ptuning, deep prompt", "ptuning train my.csv"):
+        assert words in printed
+    result = json.loads((tmp_path / "demo-adapter.run" / "result.json").read_text())
+    assert result["baseline"]["test"]["accuracy"] == pytest.approx(1 / 6)
+    assert result["metrics"]["test"]["accuracy"] > 0.7
+    assert result["trained"] / result["total"] < 0.01
+    model = PTuningModel.from_pretrained("demo-adapter")
+    found = Predictor(model=model)(["my parcel has not arrived", "the app crashes when I open it"])
+    assert [each.label for each in found] == ["delivery", "technical"]
+    assert main(["inspect", "demo-adapter", "--backbone", "demo"]) == 0
+    assert "fits demo" in capsys.readouterr().out
+
+
+def test_the_embedded_backbone_stands_in_for_its_hub_id() -> None:
+    assert resolve("demo") == resolve(HUB_ID)
+    assert Path(resolve("demo"), "model.safetensors").is_file()
+    assert resolve("roberta-base") == "roberta-base"
+
+
+def run_example(name: str, *arguments: str) -> None:
+    """An example as a user runs it, in this process."""
+    before = sys.argv
+    sys.argv = [name, *arguments]
+    try:
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def test_the_guide_runs_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PTUNING_DATA", raising=False)
+    run_example("guide_mrpc.py", "--output", str(tmp_path / "guide"), "--epochs", "2")
+    printed = capsys.readouterr().out
+    assert "trainable params: 123778 || all params: 22836994 || trainable%: 0.5420065355361569" in printed
+    assert printed.count("'eval_accuracy'") >= 3  # each epoch, and the best model at the end
+    assert "equivalent: " in printed
+    loaded = PTuningModel.from_pretrained(tmp_path / "guide")
+    assert loaded.task.labels == ("not equivalent", "equivalent")
+    assert loaded.provenance.encoder.kind == "mlp"
+
+
+def test_the_prompt_in_the_middle_learns_with_everything_else_frozen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_example("prompt_in_the_middle.py")
+    lines = capsys.readouterr().out.splitlines()
+    assert "trained: ['prompt_encoder.weight']" in lines
+    losses = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("Epoch")]
+    assert len(losses) == 30
+    assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.data
+def test_a_thousand_rows_of_sst2_beat_the_baseline_by_far(data_root: Path, tmp_path: Path) -> None:
+    with (data_root / "sst2" / "train.jsonl").open(encoding="utf-8") as stream:
+        rows = list(itertools.islice(stream, 1000))
+    (tmp_path / "train.jsonl").write_text("".join(rows), encoding="utf-8")
+    config = TrainConfig.checked(
+        {
+            "data": {
+                "train": str(tmp_path / "train.jsonl"),
+                "test": str(data_root / "sst2" / "validation.jsonl"),
+            },
+            "output": str(tmp_path / "sst2"),
+            "fit": {"epochs": 3},
+        }
+    )
+    result = train(config)
+    assert result.metrics["test"]["accuracy"] > result.baseline["test"]["accuracy"] + 0.15
+
+
+def test_a_backbone_in_bf16_and_in_fp32_take_the_same_adapter(tmp_path: Path) -> None:
+    model = PTuningModel.from_backbone("demo", num_labels=2, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "adapter")
+    ids = torch.randint(1000, 2000, (2, 9))
+    full = PTuningModel.from_pretrained(tmp_path / "adapter").eval()(ids).logits
+    half = PTuningModel.from_pretrained(tmp_path / "adapter", dtype=torch.bfloat16).eval()(ids).logits
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)

@@ -1,0 +1,213 @@
+"""Predictions: in order, the same whatever the window and the batch, with labels as they were trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import WORDS
+from ptuning import DeepPrompt, FitConfig, InputPrompt, Prediction, Predictor, PTuningModel, Task, fit
+from ptuning.data import Example
+from ptuning.data.tokens import Tokenise
+from ptuning.errors import ConfigError, DataError
+from ptuning.inference.evaluate import logits_of
+
+SINGLE = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+MULTI = Task(problem_type="multi_label_classification", labels=("b", "a", "c"))
+SCORE = Task(problem_type="regression", mean=100.0, scale=4.0)
+
+texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+many_texts = st.lists(texts, min_size=1, max_size=25)
+
+
+def perturbed(folder: Path, task: Task, prompt: DeepPrompt | InputPrompt | None = None) -> PTuningModel:
+    """A model whose prompt and head are random: answers differ from text to text without any training."""
+    torch.manual_seed(1)
+    prompt = prompt or DeepPrompt(num_virtual_tokens=4)
+    model = PTuningModel.from_backbone(str(folder), prompt, task=task, dtype=torch.float32)
+    with torch.no_grad():
+        for value in model.task_parameters().values():
+            value.add_(torch.randn_like(value))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> PTuningModel:
+    return perturbed(tiny_folder, SINGLE)
+
+
+@pytest.fixture(scope="module", params=["deep", "front", "between"])
+def any_prompt(tiny_folder: Path, request: pytest.FixtureRequest) -> PTuningModel:
+    placed = InputPrompt(num_virtual_tokens=4, placement=request.param) if request.param != "deep" else None
+    pair = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+    return perturbed(tiny_folder, pair if request.param == "between" else SINGLE, placed)
+
+
+def close(found: list[Prediction], expected: list[Prediction]) -> None:
+    assert [each.row for each in found] == [each.row for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert dict(one.probabilities) == pytest.approx(dict(other.probabilities), abs=1e-5)
+        first, second = sorted((chance for _, chance in other.probabilities), reverse=True)[:2]
+        assert one.label == other.label or first - second < 1e-4  # a tie may fall either way
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(given_texts=many_texts, window=st.integers(1, 9), batch_size=st.integers(1, 9))
+def test_window_and_batch_size_change_nothing(
+    any_prompt: PTuningModel, given_texts: list[str], window: int, batch_size: int
+) -> None:
+    asked: list[Any] = (
+        [(text, text[::-1]) for text in given_texts] if any_prompt.task.pair else list(given_texts)
+    )
+    whole = Predictor(model=any_prompt)(asked)
+    assert [each.row for each in whole] == list(range(1, len(asked) + 1))
+    close(Predictor(model=any_prompt, window=window, batch_size=batch_size)(asked), whole)
+
+
+@settings(max_examples=15, deadline=None)
+@given(given_texts=many_texts, seed=st.randoms(use_true_random=False))
+def test_a_text_gets_its_own_answer_in_any_order(
+    model: PTuningModel, given_texts: list[str], seed: Any
+) -> None:
+    """Rows are sorted by length inside: each answer must come back to the text that it is about."""
+    alone = {text: Predictor(model=model)(text)[0] for text in given_texts}
+    seed.shuffle(given_texts)
+    found = Predictor(model=model)(given_texts)
+    for text, each in zip(given_texts, found, strict=True):
+        assert dict(each.probabilities) == pytest.approx(dict(alone[text].probabilities), abs=1e-5)
+
+
+def test_the_model_answers_differently_to_different_texts(model: PTuningModel) -> None:
+    """Guards the tests above: a model that always says the same would pass them."""
+    found = Predictor(model=model)(["good", "bad awful film", "the the the the red", "two cheap cards"])
+    assert len({round(each.probabilities[0][1], 3) for each in found}) == 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(given_texts=many_texts)
+def test_probabilities_sum_to_one_and_the_label_is_the_likeliest(
+    model: PTuningModel, given_texts: list[str]
+) -> None:
+    for each in Predictor(model=model)(given_texts):
+        chances = dict(each.probabilities)
+        assert list(chances) == ["negative", "positive"]  # the task's order
+        assert sum(chances.values()) == pytest.approx(1.0, abs=1e-9)
+        assert chances[str(each.label)] == max(chances.values())
+
+
+def test_logits_are_the_models_own(model: PTuningModel) -> None:
+    rows = Tokenise.for_model(model)([Example(row=1, text="good film"), Example(row=2, text="bad")])
+    found = logits_of(model, rows, batch_size=1)
+    assert found.dtype == torch.float32
+    for row, logits in zip(rows, found, strict=True):
+        with torch.no_grad():
+            plain = model(torch.tensor([row.input_ids]), torch.ones(1, len(row), dtype=torch.long)).logits[0]
+        torch.testing.assert_close(logits, plain, rtol=1e-5, atol=1e-6)
+    expected = found.double().softmax(1)[:, 1].tolist()
+    predicted = Predictor(model=model)(["good film", "bad"])
+    assert [dict(each.probabilities)["positive"] for each in predicted] == pytest.approx(expected, abs=1e-6)
+
+
+def test_predicting_leaves_the_model_in_the_mode_it_was_in(model: PTuningModel) -> None:
+    for mode in (True, False):
+        model.train(mode)
+        Predictor(model=model)("good film")
+        assert model.training is mode
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_one_text_for_two_and_two_for_one_are_errors_that_name_the_row(tiny_folder: Path, pair: bool) -> None:
+    task = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=pair)
+    right, wrong = (("good", "bad"), "film") if pair else ("film", ("good", "bad"))
+    got = "got one text, but .* pairs" if pair else "got two texts, but .* single texts"
+    with pytest.raises(ConfigError, match=f"the rows, row 3: {got}"):
+        Predictor(model=perturbed(tiny_folder, task))([right, right, wrong])
+
+
+def test_a_pairs_second_text_counts(tiny_folder: Path) -> None:
+    pair = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+    one, other = Predictor(model=perturbed(tiny_folder, pair))([("good film", "bad"), ("good film", "good")])
+    assert one.probabilities != other.probabilities
+
+
+def test_several_labels_are_those_above_one_half(tiny_folder: Path) -> None:
+    found = Predictor(model=perturbed(tiny_folder, MULTI))(["good", "bad film", "the red card", "two three"])
+    for each in found:
+        assert [name for name, _ in each.probabilities] == ["b", "a", "c"]
+        assert each.label == tuple(name for name, chance in each.probabilities if chance > 0.5)
+        assert each.to_dict()["label"] == list(each.label)  # type: ignore[arg-type]
+    assert len({each.label for each in found}) > 1
+
+
+def test_a_regression_answers_in_the_targets_unit(tiny_folder: Path) -> None:
+    model = perturbed(tiny_folder, SCORE)
+    plain = perturbed(tiny_folder, Task(problem_type="regression"))
+    (found,), (raw,) = Predictor(model=model)("good film"), Predictor(model=plain)("good film")
+    assert found.label == pytest.approx(100 + 4 * float(raw.label), rel=1e-5)  # type: ignore[arg-type]
+    assert found.to_dict() == {"value": found.label}
+    assert found.probabilities == ()
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (3, 7), (False, True)])
+def test_labels_keep_their_type_in_json(tiny_folder: Path, labels: tuple[Any, ...]) -> None:
+    task = Task(problem_type="single_label_classification", labels=labels)
+    (found,) = Predictor(model=perturbed(tiny_folder, task))("good film")
+    back = json.loads(json.dumps(found.to_dict()))
+    assert type(back["label"]) is type(labels[0])
+    assert back["label"] in labels
+    assert list(back["probabilities"]) == list(map(str, labels))
+
+
+def test_labels_keep_their_type_and_order_through_training_and_saving(
+    tiny_folder: Path, tmp_path: Path, rows: Callable[..., list[dict[str, Any]]]
+) -> None:
+    task = Task(problem_type="single_label_classification", labels=(2, 10))
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
+    numbered = [{**row, "label": {"negative": 10, "positive": 2}[row["label"]]} for row in rows(96)]
+    fit(model, {"train": numbered}, FitConfig(epochs=6, batch_size=8))
+    model.save_pretrained(tmp_path / "adapter")
+    bad, good = Predictor(model=PTuningModel.from_pretrained(tmp_path / "adapter"))(["bad film", "good film"])
+    assert (bad.label, good.label) == (10, 2)
+
+
+def test_only_a_window_is_taken_before_the_first_answer(model: PTuningModel) -> None:
+    taken = []
+
+    def source() -> Iterator[Example]:
+        for number in range(1, 1001):
+            taken.append(number)
+            yield Example(row=number, text="good film")
+
+    stream = Predictor(model=model, window=3).stream(source())
+    assert taken == []
+    assert next(stream).row == 1
+    assert taken == [1, 2, 3]
+    assert [next(stream).row for _ in range(3)] == [2, 3, 4]
+    assert taken == [1, 2, 3, 4, 5, 6]
+
+
+def test_nothing_asked_nothing_answered(model: PTuningModel) -> None:
+    assert Predictor(model=model)([]) == []
+
+
+def test_long_texts_are_cut_or_refused(model: PTuningModel) -> None:
+    long = "film " * 100
+    (found,) = Predictor(model=model)([long])
+    assert math.isfinite(found.probabilities[0][1])
+    with pytest.raises(DataError, match="the rows, row 2: 102 tokens, and at most 64 fit"):
+        Predictor(model=model, too_long="error")(["good", long])
+
+
+@pytest.mark.parametrize("option", ["window", "batch_size"])
+def test_sizes_below_one_are_refused(model: PTuningModel, option: str) -> None:
+    """A window of 0 would answer nothing, in silence."""
+    with pytest.raises(ConfigError, match=f"{option}: got 0, expected at least 1"):
+        Predictor(model=model, **{option: 0})  # type: ignore[arg-type]
