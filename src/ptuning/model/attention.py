@@ -64,7 +64,7 @@ class ForwardPass:
             self._prompts = batched.unflatten(-1, (-1, head_dim)).permute(1, 2, 0, 4, 3, 5)
         self._calls = 0
         self._used: set[int] = set()
-        self._masks: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        self._masks: dict[tuple[int, bool, torch.dtype | None], tuple[Tensor, Tensor]] = {}
 
     def layer_of(self, module: nn.Module) -> int:
         """The module's layer; by order of call where it carries none (DistilBERT, ALBERT)."""
@@ -87,7 +87,7 @@ class ForwardPass:
 
         Made once a pass for each mask: a backbone has one, or two where some of its layers slide.
         """
-        key = (id(mask), tokens > 0)
+        key = (id(mask), tokens > 0, dtype)
         if key not in self._masks:
             wide = torch.nn.functional.pad(mask, (tokens, 0), value=True)
             if dtype is not None:
