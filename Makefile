@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality bench lock clean
+.PHONY: demo test check lint types format quality lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo

@@ -7,10 +7,11 @@ no backbone.
 from ptuning.adapters.card import model_card
 from ptuning.adapters.folder import check_destination, details, is_adapter, load, save, verify
 from ptuning.adapters.hub import hub_out_of_reach, locate
-from ptuning.adapters.peft_format import from_peft, to_peft, why_not_peft
+from ptuning.adapters.peft_format import NO_CACHE, from_peft, to_peft, why_not_peft
 from ptuning.adapters.record import Adapter
 
 __all__ = [
+    "NO_CACHE",
     "Adapter",
     "check_destination",
     "details",

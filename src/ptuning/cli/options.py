@@ -115,12 +115,6 @@ def _check_file(path: Path) -> None:
         )
 
 
-def dump(config: BaseModel) -> str:
-    """The whole configuration as YAML, defaults included."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
-
-
 def leaves(kind: type, prefix: str = "") -> Iterator[Option]:
     """Every option of a configuration class, nested ones dotted; a choice of classes gives all of theirs."""
     seen: set[str] = set()

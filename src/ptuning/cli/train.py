@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ptuning.cli.options import Parser, add_options, dump, parse
-from ptuning.training.config import TrainConfig
+from ptuning.cli.options import Parser, add_options, parse
+from ptuning.training.config import TrainConfig, dump
 
 
 def parser() -> Parser:

@@ -127,7 +127,7 @@ class Backbone(nn.Module):
         missing: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
-        config = model.config.get_text_config()
+        config = model.config
         if config.model_type not in ARCHITECTURES:
             raise UnsupportedBackbone(
                 f"{config.model_type!r} ({type(model).__name__}) is not supported; "
@@ -244,9 +244,23 @@ class Backbone(nn.Module):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def head_parameters(self) -> dict[str, Tensor]:
-        """The original head, by name: what stands outside the transformer, and what its checkpoint lacked."""
-        return {name: self.model.get_parameter(name) for name in self.head_names}
+    def head_parameters(self, num_labels: int | None = None) -> dict[str, Tensor]:
+        """The head, by name: what stands outside the transformer, and what its checkpoint lacked.
+
+        Args:
+            num_labels: C. If it is not the width that the backbone's own head has, the output layer is a
+                fresh one of that width, so that tasks of any width share a backbone.
+        """
+        found: dict[str, Tensor] = {name: self.model.get_parameter(name) for name in self.head_names}
+        if num_labels is not None and num_labels != self.model.config.num_labels:
+            output = self.head_names[-1].rpartition(".")[0]  # the layer that is applied last is named last
+            for name in [name for name in found if name.rpartition(".")[0] == output]:
+                old = found[name]
+                fresh = old.new_zeros(num_labels, *old.shape[1:])
+                if fresh.dim() > 1:
+                    fresh.normal_(std=float(getattr(self.config, "initializer_range", 0.02)))
+                found[name] = fresh
+        return found
 
     # ------------------------------------------------------------------------------------- use
 
@@ -254,6 +268,12 @@ class Backbone(nn.Module):
         """Stay in eval mode unless :attr:`dropout` asks otherwise: a frozen backbone's only adds noise."""
         super().train(mode and self.dropout)
         return self
+
+    def store(self, dtype: torch.dtype) -> None:
+        """Hold the frozen weights in ``dtype``; the fingerprint is taken before they are rounded."""
+        if dtype != self.dtype:
+            self.fingerprint()
+            self.to(dtype)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` → ``[B, T, E]``, word embeddings alone: positions and segments come later, once."""
@@ -374,7 +394,11 @@ class Backbone(nn.Module):
                 "use an input-depth prompt (prompt.depth: input)"
             )
         if config.position_offset is None:
-            like_peft = config.first_layer == 0 and self.architecture.takes_positions
+            like_peft = (
+                config.first_layer == 0
+                and self.architecture.takes_positions
+                and kind not in adapters.NO_CACHE
+            )
             config = replace(config, position_offset=config.num_virtual_tokens if like_peft else 0)
         if config.position_offset and not self.architecture.takes_positions:
             raise UnsupportedBackbone(f"{kind} has no position ids to move; set prompt.position_offset to 0")
@@ -393,7 +417,6 @@ def load(
     num_labels: int,
     problem_type: str,
     revision: str | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
 
@@ -402,8 +425,6 @@ def load(
         num_labels: C.
         problem_type: transformers' ``config.problem_type``.
         revision: A branch, tag or commit of the Hub.
-        dtype: What to hold the weights in; the checkpoint's own if ``None``. The fingerprint does
-            not depend on it.
 
     Raises:
         BackboneNotFound: no such folder, or no such model in reach.
@@ -445,9 +466,6 @@ def load(
             f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
             "it would be frozen at random, so it cannot be a backbone"
         )
-    if dtype is not None:
-        backbone.fingerprint()
-        backbone.to(dtype)
     return backbone
 
 

@@ -33,7 +33,7 @@ from ptuning.model.config import (
 )
 
 DEEP_INIT_STD = 0.5
-"""The deviation that deep keys and values start from; see docs/recipes in the benchmark results."""
+"""The deviation that deep keys and values start from: large enough to be attended to from the first step."""
 
 
 class PromptEncoder(nn.Module):

@@ -95,9 +95,7 @@ class PTuningModel(nn.Module):
         self.prompt_config = config
         self.task = task
         self.tokenizer = tokenizer
-        self.head = Head(backbone.head_parameters(), trained=config.train_head)
-        if (width := backbone.model.config.num_labels) != task.num_labels:
-            raise ConfigError(f"the backbone's head has {width} outputs, but the task has {task.num_labels}")
+        self.head = Head(backbone.head_parameters(task.num_labels), trained=config.train_head)
         self.anchors: tuple[tuple[int, ...], ...] = ()
         if isinstance(config, DeepPrompt):
             self.prompt_config = config = backbone.settle(config)
@@ -169,23 +167,7 @@ class PTuningModel(nn.Module):
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
             task = _plain_task(num_labels or int(width), problem_type)
-        if isinstance(backbone, str):
-            name = canonical(backbone)
-            held = backbones.load(
-                name,
-                num_labels=task.num_labels,
-                problem_type=task.problem_type,
-                revision=revision,
-                dtype=dtype,
-            )
-            tokenizer = tokenizer or load_tokenizer(name, revision)
-        elif isinstance(backbone, PreTrainedModel):
-            held = Backbone(backbone)
-            if dtype is not None:
-                held.fingerprint()
-                held.to(dtype)
-        else:
-            held = backbone
+        held, tokenizer = _hold(backbone, task, tokenizer, revision, dtype)
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
 
     @classmethod
@@ -194,6 +176,7 @@ class PTuningModel(nn.Module):
         folder_or_hub_id: str | Path,
         *,
         backbone: str | PreTrainedModel | Backbone | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> PTuningModel:
@@ -202,6 +185,7 @@ class PTuningModel(nn.Module):
         Args:
             folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub.
             backbone: The backbone's name or module; by default the one that the adapter names.
+            tokenizer: By default the backbone's own, where the backbone is given by name.
             revision: The adapter's branch, tag or commit on the Hub.
             dtype: What to hold the frozen weights in.
 
@@ -221,40 +205,14 @@ class PTuningModel(nn.Module):
             backbone, backbone_revision = adapter.backbone["name"], adapter.backbone["revision"]
         else:
             backbone_revision = None
-        model = cls._on(backbone, plain, adapter, backbone_revision, dtype)
-        model.provenance = config
-        return model
-
-    @classmethod
-    def _on(
-        cls,
-        backbone: str | PreTrainedModel | Backbone,
-        config: PromptConfig,
-        adapter: adapters.Adapter,
-        revision: str | None,
-        dtype: torch.dtype | None,
-    ) -> PTuningModel:
-        task = adapter.task
-        tokenizer = None
-        if isinstance(backbone, str):
-            name = canonical(backbone)
-            held = backbones.load(
-                name,
-                num_labels=task.num_labels,
-                problem_type=task.problem_type,
-                revision=revision,
-                dtype=dtype,
-            )
-            tokenizer = load_tokenizer(name, revision)
-        else:
-            held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
-        # A checkpoint may lack a pooler on one machine's file and hold it on another's: the adapter knows.
+        held, tokenizer = _hold(backbone, adapter.task, tokenizer, backbone_revision, dtype)
         check_backbone(held, adapter)
-        model = cls(held, config, task, tokenizer=tokenizer, anchors=adapter.anchors)
+        model = cls(held, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors)
         with torch.no_grad():
             cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
             for name, parameter in model.head.named().items():
                 parameter.copy_(adapter.head[name])
+        model.provenance = config
         return model
 
     def save_pretrained(
@@ -534,6 +492,27 @@ class PTuningModel(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------ helpers
+
+
+def _hold(
+    backbone: str | PreTrainedModel | Backbone,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    dtype: torch.dtype | None,
+) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
+    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known."""
+    if isinstance(backbone, str):
+        name = canonical(backbone)
+        held = backbones.load(
+            name, num_labels=task.num_labels, problem_type=task.problem_type, revision=revision
+        )
+        tokenizer = tokenizer or load_tokenizer(name, revision)
+    else:
+        held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
+    if dtype is not None:
+        held.store(dtype)
+    return held, tokenizer
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ptuning.model.config import DeepPrompt, PromptConfig
@@ -31,7 +32,7 @@ class DataConfig(_Strict):
     text_b: str | None = Field(None, description="column of a pair's second text; found by name")
     label: str | None = Field(None, description="column of the label; found by name")
     label_separator: str | None = Field(
-        None, description="splits a text cell into several labels, such as '|'"
+        None, description="splits a label cell into several labels, such as '|'"
     )
     problem_type: Literal[
         "auto", "single_label_classification", "multi_label_classification", "regression"
@@ -118,6 +119,12 @@ class TrainConfig(_Strict):
         """
         config: TrainConfig = validated(cls, values)
         return config
+
+
+def dump(config: BaseModel) -> str:
+    """The whole configuration as YAML, defaults included."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def run_folder(output: str | Path) -> Path:

@@ -100,7 +100,8 @@ def run(
     set_seed(config.seed)
     train, held = tokenised(model, examples.train, too_long), tokenised(model, examples.validation, too_long)
     test = tokenised(model, examples.test, too_long) if examples.test else None
-    model.weigh_classes(class_weights(config, train.targets, model.task))
+    if config.class_weights is not None:  # otherwise the model keeps those it was made with
+        model.weigh_classes(class_weights(config, train.targets, model.task))
     model.backbone.dropout = config.backbone_dropout
     model.to(accelerator.device)
     loop = _Loop(
@@ -113,7 +114,7 @@ def run(
         reporter=reporter,
         accelerator=accelerator,
         setting={
-            "fit": config.model_dump(mode="json"),
+            **{f"fit.{name}": value for name, value in config.model_dump(mode="json").items()},
             "data": checkpoint.data_digest(train.rows, held.rows),
             **(setting or {}),
         },
@@ -222,12 +223,13 @@ class _Loop:
     # ----------------------------------------------------------------------------------- running
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one yet."""
+        """Go on from the checkpoint."""
         assert self.folder is not None
-        if self.folder.exists():
-            self.position, self.best = checkpoint.load(
-                self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
-            )
+        if not self.folder.exists():
+            raise ConfigError(f"nothing to resume: there is no {self.folder}; leave --resume out to begin")
+        self.position, self.best = checkpoint.load(
+            self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
+        )
         self.started = time.perf_counter() - self.position.seconds
 
     def until_done(self, stop: StopRequest) -> bool:

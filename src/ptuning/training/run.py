@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ptuning import adapters
+from ptuning.errors import OutputError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.training.config import TrainConfig
+from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
 from ptuning.training.prepare import read
@@ -40,9 +40,8 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
         revision=config.revision,
         dtype=precision(config.precision, accelerator.device),
     )
-    config.run_folder.mkdir(parents=True, exist_ok=True)
-    written = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (config.run_folder / "config.yaml").write_text(written, encoding="utf-8")
+    if not resume:  # a resumed run's configuration is there, and has to be the same
+        _write(config.run_folder / "config.yaml", dump(config), accelerator)
     result = run(
         model,
         examples,
@@ -53,14 +52,22 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
         reporter=reporter or Silent(),
         accelerator=accelerator,
         setting={
-            "prompt": config.model_dump(mode="json")["prompt"],
+            **{f"prompt.{name}": value for name, value in config.model_dump(mode="json")["prompt"].items()},
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
         },
     )
-    found = json.dumps(result.to_dict(), indent=1)
-    (config.run_folder / "result.json").write_text(found + "\n", encoding="utf-8")
+    _write(config.run_folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
+
+
+def _write(file: Path, text: str, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{file} could not be written: {error.strerror}") from error
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype | None:
