@@ -23,7 +23,10 @@ def parser() -> Parser:
     made.add_argument("--validation", type=str | None, help="the validation rows")
     made.add_argument("--test", type=str | None, help="the test rows")
     made.add_argument(
-        "--backbone", type=str, default="demo", help="whose tokenizer counts and whose limit holds"
+        "--backbone",
+        type=str,
+        default="demo",
+        help="whose tokenizer counts, and whose limit, less the default prompt, holds",
     )
     add_columns(made, label=True)
     made.add_argument(
@@ -72,8 +75,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _lengths(backbone: str) -> tuple[Callable[[Sequence[Example]], list[int]], int | None]:
     from ptuning.data.tokens import Tokenise
+    from ptuning.model.config import DeepPrompt
     from ptuning.model.ptuning import load_tokenizer
 
     tokenizer = load_tokenizer(backbone)
-    limit = tokenizer.model_max_length if tokenizer.model_max_length < 1_000_000 else None
+    limit = None
+    if tokenizer.model_max_length < 1_000_000:  # more means "not said"
+        limit = tokenizer.model_max_length - DeepPrompt().virtual_tokens
     return Tokenise(tokenizer=tokenizer, limit=None).lengths, limit

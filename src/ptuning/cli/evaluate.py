@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
     from rich.console import Console
 
+    from ptuning import adapters
     from ptuning.cli.tables import metrics_table
     from ptuning.data import load_examples
     from ptuning.training.loop import evaluate
@@ -46,7 +47,9 @@ def main(argv: Sequence[str]) -> None:
         pair=model.task.pair,
     ).examples
     split = tokenised(model, examples, given.too_long)
-    baseline = Baseline.of(split.targets, model.task)
+    # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
+    known = adapters.load(adapters.locate(given.adapter, revision=given.revision)).extra.get("baseline")
+    baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)
     found, floor = evaluate(model, split), baseline.measure(split.targets, model.task)
     if given.json:
         print(

@@ -98,7 +98,7 @@ def _open(output: str) -> Iterator[IO[str]]:
     """Standard output, or a file that appears only when it is whole; UTF-8, both."""
     if output == "-":
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")
+            sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
         yield sys.stdout
         sys.stdout.flush()
         return

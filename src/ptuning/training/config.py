@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ptuning.errors import ConfigError
 from ptuning.model.config import DeepPrompt, PromptConfig
 from ptuning.validation import validated
 
@@ -79,7 +80,9 @@ class TrainConfig(_Strict):
 
     data: DataConfig
     output: str = Field(
-        "adapter", description="folder of the adapter; the run's own files go beside it, in OUTPUT.run"
+        "adapter",
+        min_length=1,
+        description="folder of the adapter; the run's own files go beside it, in OUTPUT.run",
     )
     backbone: str = Field("demo", description="Hub id or folder of a model; 'demo' is the embedded MiniLM")
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
@@ -129,5 +132,9 @@ def dump(config: BaseModel) -> str:
 
 def run_folder(output: str | Path) -> Path:
     """Where the files of the run that makes ``output`` are: beside it."""
-    path = Path(output)
+    path = Path(output).expanduser().resolve()
+    if not path.name or path == Path.cwd():
+        raise ConfigError(
+            f"output: got {str(output)!r}, expected a folder of its own, which is replaced as a whole"
+        )
     return path.with_name(path.name + ".run")

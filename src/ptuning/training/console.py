@@ -66,6 +66,7 @@ class ConsoleReporter:
             f"backbone in {str(model.backbone.dtype).removeprefix('torch.')}; {steps} steps"
             + (f", going on from step {done}" if done else ""),
             highlight=False,
+            soft_wrap=True,
         )
         self._progress.start()
         self._task = self._progress.add_task(
@@ -84,6 +85,7 @@ class ConsoleReporter:
             + (f"  {metric} {value:.4f}" if metric != "loss" and value is not None else "")
             + ("  *best" if best else ""),
             highlight=False,
+            soft_wrap=True,
         )
 
     def end(self) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,9 @@ def run(
     reporter: Reporter,
     accelerator: Accelerator,
     setting: Mapping[str, Any] | None = None,
+    began: Callable[[], None] = lambda: None,
 ) -> TrainResult:
-    """:func:`fit` on examples that have been read and checked."""
+    """:func:`fit` on examples that have been read and checked; ``began`` is called before the first step."""
     if resume and output is None:
         raise ConfigError("resume needs an output folder: the checkpoint is beside it")
     set_seed(config.seed)
@@ -121,6 +122,7 @@ def run(
     )
     if resume:
         loop.resume()
+    began()
     with stop_requests() as stop:
         reporter.begin(model, loop.steps, loop.position.step, config)
         try:
@@ -155,7 +157,11 @@ def run(
             "baseline": result.baseline[result.reported],
             "baseline_rule": result.baseline_rule,
         }
-        model.save_pretrained(output, metrics=metrics, extra={"fit": config.model_dump(mode="json")})
+        model.save_pretrained(
+            output,
+            metrics=metrics,
+            extra={"fit": config.model_dump(mode="json"), "baseline": asdict(baseline)},
+        )
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,11 @@ class Baseline:
 
     rule: str
     logits: tuple[float, ...]
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Baseline:
+        """The inverse of ``dataclasses.asdict``, as an adapter's JSON holds it."""
+        return cls(rule=str(values["rule"]), logits=tuple(map(float, values["logits"])))
 
     @classmethod
     def of(cls, targets: Floats, task: Task) -> Baseline:

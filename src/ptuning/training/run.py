@@ -30,6 +30,7 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
         reporter: Told of every step; silent by default.
     """
     output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
+    folder = config.run_folder
     examples, task = read(config.data, seed=config.fit.seed)
     accelerator = Accelerator(cpu=config.device == "cpu")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
@@ -40,8 +41,11 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
         revision=config.revision,
         dtype=precision(config.precision, accelerator.device),
     )
-    if not resume:  # a resumed run's configuration is there, and has to be the same
-        _write(config.run_folder / "config.yaml", dump(config), accelerator)
+
+    def began() -> None:
+        if not resume:  # a resumed run's configuration is there, and has to be the same
+            _write(folder / "config.yaml", dump(config), accelerator)
+
     result = run(
         model,
         examples,
@@ -51,13 +55,14 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
         resume=resume,
         reporter=reporter or Silent(),
         accelerator=accelerator,
+        began=began,
         setting={
             **{f"prompt.{name}": value for name, value in config.model_dump(mode="json")["prompt"].items()},
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
         },
     )
-    _write(config.run_folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
+    _write(folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
 
 
