@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import get_scheduler
 
+from ptuning import adapters
 from ptuning.data.tokens import TooLong, collate, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import logits_of, pad_id
@@ -75,7 +76,7 @@ def fit(
         examples,
         config,
         too_long=options.too_long,
-        output=None if output is None else Path(output),
+        output=None if output is None else adapters.check_destination(Path(output)),
         resume=resume,
         reporter=reporter or Silent(),
         accelerator=accelerator or Accelerator(),

@@ -1,0 +1,73 @@
+"""Two processes train what one does: each takes its share of every batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import torch
+from accelerate import Accelerator
+from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, fit
+
+backbone, train, validation, output = sys.argv[1:]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+accelerator = Accelerator(cpu=True)
+task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+model = PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4), task=task)
+config = FitConfig(epochs=2, batch_size=9, accumulation=2)
+data = {"train": train, "validation": validation}
+result = fit(model, data, config, output=output + "/adapter", accelerator=accelerator)
+if accelerator.is_main_process:
+    losses = [value for found in result.history for value in (found.train_loss, found.metrics["loss"])]
+    with open(output + "/losses.json", "w") as stream:
+        json.dump({"processes": accelerator.num_processes, "losses": losses}, stream)
+"""
+
+
+def losses(processes: int, folder: Path, *arguments: str) -> list[float]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    output = folder / str(processes)
+    output.mkdir()
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        if processes > 1
+        else []
+    )
+    done = subprocess.run(
+        [sys.executable, *launch, str(script), *arguments, str(output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((output / "losses.json").read_text())
+    assert found["processes"] == processes
+    values: list[float] = found["losses"]
+    return values
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(
+    tiny_folder: Path, tmp_path: Path, rows: Callable[..., list[dict[str, Any]]], jsonl: Callable[..., Path]
+) -> None:
+    # 40 rows in batches of 9: the last holds 4, and odd ones are shared unevenly.
+    arguments = [
+        str(tiny_folder),
+        str(jsonl("train.jsonl", rows(40))),
+        str(jsonl("held.jsonl", rows(16, seed=1))),
+    ]
+    one, two = losses(1, tmp_path, *arguments), losses(2, tmp_path, *arguments)
+    assert two == pytest.approx(one, abs=1e-5)
