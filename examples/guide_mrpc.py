@@ -102,7 +102,7 @@ def main() -> None:
             model=model,
             args=TrainingArguments(
                 output_dir=scratch,
-                learning_rate=3e-2 if given.deep else 1e-3,
+                learning_rate=1e-2 if given.deep else 1e-3,
                 per_device_train_batch_size=32,
                 per_device_eval_batch_size=32,
                 num_train_epochs=given.epochs,

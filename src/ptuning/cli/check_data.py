@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
 def _lengths(backbone: str) -> tuple[Callable[[Sequence[Example]], list[int]], int | None]:
     from ptuning.data.tokens import Tokenise
     from ptuning.model.config import DeepPrompt
-    from ptuning.model.ptuning import load_tokenizer
+    from ptuning.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(backbone)
     limit = None

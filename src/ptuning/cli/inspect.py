@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
+
+if TYPE_CHECKING:
+    from ptuning.adapters import Adapter
 
 
 def parser() -> Parser:
@@ -48,34 +52,26 @@ def main(argv: Sequence[str]) -> None:
         print(f"fits {given.backbone}")
 
 
-def _check(name: str, adapter: object) -> None:
-    from ptuning import adapters
-    from ptuning.model import backbone
+def _check(name: str, adapter: Adapter) -> None:
     from ptuning.model.embedded import canonical
-    from ptuning.model.ptuning import check_backbone
+    from ptuning.model.loading import check_backbone, load
 
-    assert isinstance(adapter, adapters.Adapter)
-    held = backbone.load(
-        canonical(name), num_labels=adapter.task.num_labels, problem_type=adapter.task.problem_type
-    )
+    task = adapter.task
+    held = load(canonical(name), num_labels=task.num_labels, problem_type=task.problem_type)
     check_backbone(held, adapter)
 
 
-def _numbers(adapter: object) -> int:
-    from ptuning import adapters
-
-    assert isinstance(adapter, adapters.Adapter)
-    return adapter.prompt_tensor.numel() + sum(value.numel() for value in adapter.head.values())
+def _numbers(adapter: Adapter) -> int:
+    return adapter.prompt_parameters + adapter.head_parameters
 
 
-def _print(adapter: object) -> None:
+def _print(adapter: Adapter) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from ptuning import adapters
     from ptuning.cli.tables import metrics_table
 
-    assert isinstance(adapter, adapters.Adapter)
     task, prompt, backbone = adapter.task, adapter.prompt, adapter.backbone
     table = Table(show_header=False, box=None)
     table.add_column(style="dim")

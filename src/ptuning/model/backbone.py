@@ -10,24 +10,22 @@ A row of :data:`ARCHITECTURES` says all that differs between them; docs/backbone
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
-from transformers.utils import logging as transformers_logging
 
 from ptuning import adapters
-from ptuning.errors import BackboneNotFound, ConfigError, UnsupportedBackbone
+from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import attention, disentangled
 from ptuning.model.attention import ForwardPass
 from ptuning.model.config import DeepPrompt
-from ptuning.model.embedded import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,90 +407,3 @@ def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]
     """A task's head is fp32 on a backbone that may be bf16: cast what comes in, never the weights."""
     dtype = next(module.parameters(recurse=False)).dtype
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-
-
-def load(
-    name: str,
-    *,
-    num_labels: int,
-    problem_type: str,
-    revision: str | None = None,
-) -> Backbone:
-    """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
-
-    Args:
-        name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
-        num_labels: C.
-        problem_type: transformers' ``config.problem_type``.
-        revision: A branch, tag or commit of the Hub.
-
-    Raises:
-        BackboneNotFound: no such folder, or no such model in reach.
-        UnsupportedBackbone: an architecture that is not in the table, or a checkpoint that lacks
-            parts of the transformer.
-    """
-    source = resolve(name)
-    try:
-        with _quiet():
-            cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
-            config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=cached_only)
-            config.num_labels, config.problem_type = num_labels, problem_type
-            if config.model_type not in ARCHITECTURES:
-                raise UnsupportedBackbone(
-                    f"{name}: {config.model_type!r} is not supported; expected one of "
-                    f"{', '.join(ARCHITECTURES)} (docs/backbones.md)"
-                )
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                config=config,
-                revision=revision,
-                local_files_only=cached_only,
-                ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
-                output_loading_info=True,
-            )
-    except UnsupportedBackbone:
-        raise
-    except (OSError, ValueError) as error:
-        raise not_found(name, error) from error
-    missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    backbone = Backbone(
-        model,
-        name=name,
-        revision=getattr(config, "_commit_hash", None),
-        missing=frozenset(key for key in missing if _is_pooler(key)),
-    )
-    if lost := sorted(missing - set(backbone.head_names)):
-        raise UnsupportedBackbone(
-            f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
-            "it would be frozen at random, so it cannot be a backbone"
-        )
-    return backbone
-
-
-def _is_pooler(key: str) -> bool:
-    """The one part of a transformer that checkpoints may lack, because only classification uses it."""
-    return ".pooler." in key
-
-
-def not_found(name: str, error: Exception) -> BackboneNotFound:
-    """The error for a model, or tokenizer, that could not be loaded; transformers' first line says why."""
-    reason = str(error).strip().splitlines()[0].rstrip(".")
-    return BackboneNotFound(
-        f"backbone {name!r} could not be loaded: {reason}. Expected a folder with config.json and "
-        "model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the cache), "
-        "or 'demo' for the embedded MiniLM"
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting a fresh head: it is expected, found, trained and saved."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

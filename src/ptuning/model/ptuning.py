@@ -19,12 +19,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
-from ptuning.errors import AdapterMismatch, ConfigError, DataError
-from ptuning.model import backbone as backbones
+from ptuning.errors import ConfigError, DataError
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
     DeepPrompt,
@@ -35,7 +34,7 @@ from ptuning.model.config import (
     prompt_from_dict,
     prompt_to_dict,
 )
-from ptuning.model.embedded import canonical, resolve
+from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder
 from ptuning.model.template import Insertion
@@ -167,7 +166,7 @@ class PTuningModel(nn.Module):
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
             task = _plain_task(num_labels or int(width), problem_type)
-        held, tokenizer = _hold(backbone, task, tokenizer, revision, dtype)
+        held, tokenizer = hold(backbone, task, tokenizer, revision, dtype)
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
 
     @classmethod
@@ -205,7 +204,7 @@ class PTuningModel(nn.Module):
             backbone, backbone_revision = adapter.backbone["name"], adapter.backbone["revision"]
         else:
             backbone_revision = None
-        held, tokenizer = _hold(backbone, adapter.task, tokenizer, backbone_revision, dtype)
+        held, tokenizer = hold(backbone, adapter.task, tokenizer, backbone_revision, dtype)
         check_backbone(held, adapter)
         model = cls(held, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors)
         with torch.no_grad():
@@ -492,71 +491,6 @@ class PTuningModel(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------ helpers
-
-
-def _hold(
-    backbone: str | PreTrainedModel | Backbone,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase | None,
-    revision: str | None,
-    dtype: torch.dtype | None,
-) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known."""
-    if isinstance(backbone, str):
-        name = canonical(backbone)
-        held = backbones.load(
-            name, num_labels=task.num_labels, problem_type=task.problem_type, revision=revision
-        )
-        tokenizer = tokenizer or load_tokenizer(name, revision)
-    else:
-        held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
-    if dtype is not None:
-        held.store(dtype)
-    return held, tokenizer
-
-
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, with a padding token where it came without one.
-
-    Raises:
-        BackboneNotFound: there is none in reach.
-    """
-    try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            resolve(name), revision=revision, local_files_only=adapters.hub_out_of_reach()
-        )
-    except (OSError, ValueError) as error:
-        raise backbones.not_found(name, error) from error
-    if found.pad_token_id is None:
-        found.pad_token = found.eos_token  # never read: the attention mask says what is padding
-    return found
-
-
-def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
-    """Refuse a backbone that is not the one the adapter was trained on.
-
-    Raises:
-        AdapterMismatch: naming the first fact that differs.
-    """
-    have, want = asdict(backbone.facts()), adapter.backbone
-    for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
-        if have[fact] != want[fact]:
-            raise AdapterMismatch(
-                f"this adapter was trained on {want['name']} ({fact} {want[fact]}), "
-                f"but {have['name']} has {fact} {have[fact]}; put it on {want['name']}"
-            )
-    if None not in (have["fingerprint"], want["fingerprint"]) and have["fingerprint"] != want["fingerprint"]:
-        raise AdapterMismatch(
-            f"this adapter was trained on {want['name']}"
-            f"{'@' + want['revision'] if want['revision'] else ''}; {have['name']} has the same shape but "
-            "other weights (fingerprints differ), so its answers would mean nothing; use the original one"
-        )
-    if set(adapter.head) != set(backbone.head_names):
-        odd = sorted(set(adapter.head) ^ set(backbone.head_names))[0]
-        raise AdapterMismatch(
-            f"the adapter's head and {have['name']}'s differ at {odd}; use the backbone {want['name']} "
-            "by name, loaded the way it was for training"
-        )
 
 
 def _plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:

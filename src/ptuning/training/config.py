@@ -50,10 +50,10 @@ class DataConfig(_Strict):
 class FitConfig(_Strict):
     """How the numbers are trained."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training rows")
-    batch_size: int = Field(32, ge=1, description="rows a batch, of similar length")
+    epochs: int = Field(8, ge=1, description="passes over the training rows")
+    batch_size: int = Field(16, ge=1, description="rows a batch, of similar length")
     accumulation: int = Field(1, ge=1, description="batches an optimizer step")
-    prompt_rate: float = Field(2e-2, gt=0, description="AdamW's peak learning rate for the prompt")
+    prompt_rate: float = Field(1e-2, gt=0, description="AdamW's peak learning rate for the prompt")
     head_rate: float = Field(1e-3, gt=0, description="AdamW's peak learning rate for the head")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, on all that is trained")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")

@@ -1,0 +1,176 @@
+"""Finding a backbone: by Hub id or folder or as a module, with its tokenizer; and telling it from another.
+
+What a checkpoint lacks is found here: a fresh head or pooler is the task's to train, all else is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from ptuning import adapters
+from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
+from ptuning.model.backbone import ARCHITECTURES, Backbone
+from ptuning.model.embedded import canonical, resolve
+from ptuning.task import Task
+
+
+def hold(
+    backbone: str | PreTrainedModel | Backbone,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase | None,
+    revision: str | None,
+    dtype: torch.dtype | None,
+) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
+    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known."""
+    if isinstance(backbone, str):
+        name = canonical(backbone)
+        held = load(name, num_labels=task.num_labels, problem_type=task.problem_type, revision=revision)
+        tokenizer = tokenizer or load_tokenizer(name, revision)
+    else:
+        held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
+    if dtype is not None:
+        held.store(dtype)
+    return held, tokenizer
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, with a padding token where it came without one.
+
+    Raises:
+        BackboneNotFound: there is none in reach.
+    """
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            resolve(name), revision=revision, local_files_only=adapters.hub_out_of_reach()
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token  # never read: the attention mask says what is padding
+    return found
+
+
+def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
+    """Refuse a backbone that is not the one the adapter was trained on.
+
+    Raises:
+        AdapterMismatch: naming the first fact that differs.
+    """
+    have, want = asdict(backbone.facts()), adapter.backbone
+    for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
+        if have[fact] != want[fact]:
+            raise AdapterMismatch(
+                f"this adapter was trained on {want['name']} ({fact} {want[fact]}), "
+                f"but {have['name']} has {fact} {have[fact]}; put it on {want['name']}"
+            )
+    if None not in (have["fingerprint"], want["fingerprint"]) and have["fingerprint"] != want["fingerprint"]:
+        raise AdapterMismatch(
+            f"this adapter was trained on {want['name']}"
+            f"{'@' + want['revision'] if want['revision'] else ''}; {have['name']} has the same shape but "
+            "other weights (fingerprints differ), so its answers would mean nothing; use the original one"
+        )
+    if set(adapter.head) != set(backbone.head_names):
+        odd = sorted(set(adapter.head) ^ set(backbone.head_names))[0]
+        raise AdapterMismatch(
+            f"the adapter's head and {have['name']}'s differ at {odd}; use the backbone {want['name']} "
+            "by name, loaded the way it was for training"
+        )
+
+
+def load(
+    name: str,
+    *,
+    num_labels: int,
+    problem_type: str,
+    revision: str | None = None,
+) -> Backbone:
+    """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
+
+    Args:
+        name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
+        num_labels: C.
+        problem_type: transformers' ``config.problem_type``.
+        revision: A branch, tag or commit of the Hub.
+
+    Raises:
+        BackboneNotFound: no such folder, or no such model in reach.
+        UnsupportedBackbone: an architecture that is not in the table, or a checkpoint that lacks
+            parts of the transformer.
+    """
+    source = resolve(name)
+    try:
+        with _quiet():
+            cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
+            config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=cached_only)
+            config.num_labels, config.problem_type = num_labels, problem_type
+            if config.model_type not in ARCHITECTURES:
+                raise UnsupportedBackbone(
+                    f"{name}: {config.model_type!r} is not supported; expected one of "
+                    f"{', '.join(ARCHITECTURES)} (docs/backbones.md)"
+                )
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                config=config,
+                revision=revision,
+                local_files_only=cached_only,
+                ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
+                output_loading_info=True,
+            )
+    except UnsupportedBackbone:
+        raise
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+    missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    backbone = Backbone(
+        model,
+        name=name,
+        revision=getattr(config, "_commit_hash", None),
+        missing=frozenset(key for key in missing if _is_pooler(key)),
+    )
+    if lost := sorted(missing - set(backbone.head_names)):
+        raise UnsupportedBackbone(
+            f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
+            "it would be frozen at random, so it cannot be a backbone"
+        )
+    return backbone
+
+
+def _is_pooler(key: str) -> bool:
+    """The one part of a transformer that checkpoints may lack, because only classification uses it."""
+    return ".pooler." in key
+
+
+def _not_found(name: str, error: Exception) -> BackboneNotFound:
+    """The error for a model, or tokenizer, that could not be loaded; transformers' first line says why."""
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return BackboneNotFound(
+        f"backbone {name!r} could not be loaded: {reason}. Expected a folder with config.json and "
+        "model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the cache), "
+        "or 'demo' for the embedded MiniLM"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from reporting a fresh head: it is expected, found, trained and saved."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
