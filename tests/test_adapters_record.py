@@ -118,5 +118,5 @@ def test_this_room_stands_below_the_model() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(adapters.__all__) == adapters.__all__
+    assert sorted(adapters.__all__, key=lambda name: (not name.isupper(), name)) == adapters.__all__
     assert all(getattr(adapters, name).__doc__ for name in adapters.__all__)

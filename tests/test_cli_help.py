@@ -13,7 +13,7 @@ import pytest
 from ptuning import __version__
 from ptuning.cli import COMMANDS, main
 from ptuning.cli.options import Parser, leaves
-from ptuning.training.config import TrainConfig
+from ptuning.training.config import FitConfig, TrainConfig
 
 
 def parser_of(command: str) -> Parser:
@@ -63,7 +63,7 @@ def test_every_choice_of_the_configuration_is_an_option_with_its_default() -> No
     for leaf in leaves(TrainConfig):
         assert f"--{leaf.key}" in options
         assert f"(default: {leaf.default})" in str(options[f"--{leaf.key}"].help)
-    assert "(default: 0.03)" in str(options["--fit.prompt_rate"].help)
+    assert f"(default: {FitConfig().prompt_rate})" in str(options["--fit.prompt_rate"].help)
     assert "(default: required)" in str(options["--data.train"].help)
 
 

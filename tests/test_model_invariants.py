@@ -782,7 +782,6 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
         (lambda: prompt_from_dict({"depth": "input", "init": {"kind": "text"}}), r"text"),
         (lambda: task_on("bert", class_weights=[1.0, 2.0]), r"class_weights.*expected 3 numbers above 0"),
         (lambda: task_on("bert", class_weights=[1.0, 2.0, 0.0]), r"class_weights.*above 0"),
-        (lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=2), r"3 outputs, but the task has 2"),
         (
             lambda: PTuningModel(
                 Backbone(tiny("bert")), InputPrompt(placement="{prompt:2} so {text_a}"), THREE, anchors=[]
@@ -966,3 +965,27 @@ def test_no_labels_no_loss(depth: str, batch: tuple[Tensor, Tensor]) -> None:
     out = task_on("bert", depth)(*batch)
     assert out.loss is None
     assert out.logits.shape == (4, 3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "gpt2"])
+def test_tasks_of_any_width_share_a_backbone(kind: str) -> None:
+    """A task wider than the backbone's head gets an output layer of its own; nothing else is fresh."""
+    held = Backbone(tiny(kind, num_labels=3))
+    before = {name: value.clone() for name, value in held.state_dict().items()}
+    wide = Task(problem_type="single_label_classification", labels=tuple("abcde"))
+    five, three = (
+        PTuningModel(held, DeepPrompt(num_virtual_tokens=2), wide),
+        PTuningModel(held, DeepPrompt(), THREE),
+    )
+    ids, mask = ragged([5, 9])
+    loss = five(ids, mask, labels=torch.tensor([4, 0])).loss
+    loss.backward()
+    assert five(ids, mask).logits.shape == (2, 5)
+    assert three(ids, mask).logits.shape == (2, 3)
+    assert all(parameter.grad is not None for parameter in five.task_parameters().values())
+    own = held.head_parameters()
+    fresh = {name for name, value in five.head.named().items() if value.shape != own[name].shape}
+    assert {name.rpartition(".")[0] for name in fresh} == {held.head_names[-1].rpartition(".")[0]}
+    kept = {name: value for name, value in five.head.named().items() if name not in fresh}
+    assert all(torch.equal(value, own[name].float()) for name, value in kept.items())
+    assert all(torch.equal(value, before[name]) for name, value in held.state_dict().items())

@@ -49,7 +49,7 @@ def config(tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Files) -> Calla
             "precision": "fp32",
             "device": "cpu",
             "prompt": {"num_virtual_tokens": 4},
-            "fit": {"epochs": 4, "batch_size": 8, "head_rate": 3e-2},
+            "fit": {"epochs": 4, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2},
         }
         for key, value in options.items():
             place = values
@@ -164,7 +164,8 @@ def test_resume_refuses_another_configuration_and_other_data(
     with pytest.raises(Interrupted):
         train(config(), reporter=StopAfter(3))
     with pytest.raises(
-        ConfigError, match=r"cannot resume: fit: the run began with .* use the same configuration"
+        ConfigError,
+        match=r"cannot resume: fit.prompt_rate: the run began with 0.03, got 0.5; use the same configuration",
     ):
         train(config(fit__prompt_rate=0.5), resume=True)
     with pytest.raises(ConfigError, match="cannot resume: the data has changed"):
@@ -313,7 +314,7 @@ def test_regression_standardises_and_undoes_it(tiny_folder: Path, rows: Rows, tm
             "output": str(tmp_path / "out"),
             "precision": "fp32",
             "prompt": {"num_virtual_tokens": 4},
-            "fit": {"epochs": 8, "batch_size": 8},
+            "fit": {"epochs": 8, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2},
         }
     )
     result = train(made)
@@ -338,7 +339,9 @@ def test_several_labels_at_once(tiny_folder: Path, rows: Rows, tmp_path: Path) -
     task = Task(problem_type="multi_label_classification", labels=("negative", "positive", "red"))
     model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
     result = fit(
-        model, {"train": many}, FitConfig(epochs=10, batch_size=8, head_rate=3e-2, class_weights="balanced")
+        model,
+        {"train": many},
+        FitConfig(epochs=10, batch_size=8, prompt_rate=3e-2, head_rate=3e-2, class_weights="balanced"),
     )
     assert result.metrics["validation"]["f1_micro"] > 0.9
     from ptuning import Predictor

@@ -29,8 +29,8 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
         resume: Go on from the run's checkpoint.
         reporter: Told of every step; silent by default.
     """
-    output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
     folder = config.run_folder
+    output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
     examples, task = read(config.data, seed=config.fit.seed)
     accelerator = Accelerator(cpu=config.device == "cpu")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
