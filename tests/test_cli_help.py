@@ -63,7 +63,7 @@ def test_every_choice_of_the_configuration_is_an_option_with_its_default() -> No
     for leaf in leaves(TrainConfig):
         assert f"--{leaf.key}" in options
         assert f"(default: {leaf.default})" in str(options[f"--{leaf.key}"].help)
-    assert f"(default: {FitConfig().prompt_rate})" in str(options["--fit.prompt_rate"].help)
+    assert f"(default: {FitConfig().batch_size})" in str(options["--fit.batch_size"].help)
     assert "(default: required)" in str(options["--data.train"].help)
 
 
@@ -99,4 +99,4 @@ def test_python_m_ptuning_is_the_program() -> None:
 
 def test_demo_has_a_parser_and_defaults() -> None:
     found = parser_of("demo").parse_args([])
-    assert (found.output, found.epochs, found.seed) == ("demo-adapter", 15, 0)
+    assert (found.output, found.epochs, found.seed) == ("demo-adapter", 12, 0)

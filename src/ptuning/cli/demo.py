@@ -28,7 +28,7 @@ def parser() -> Parser:
         "embedded MiniLM, compare it with the baseline, the head alone and full fine-tuning.",
     )
     made.add_argument("--output", type=str, default="demo-adapter", help="folder of the adapter")
-    made.add_argument("--epochs", type=int, default=15, help="passes over the 378 training rows")
+    made.add_argument("--epochs", type=int, default=12, help="passes over the 378 training rows")
     made.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     return made
 

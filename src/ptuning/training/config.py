@@ -53,8 +53,12 @@ class FitConfig(_Strict):
     epochs: int = Field(8, ge=1, description="passes over the training rows")
     batch_size: int = Field(16, ge=1, description="rows a batch, of similar length")
     accumulation: int = Field(1, ge=1, description="batches an optimizer step")
-    prompt_rate: float = Field(1e-2, gt=0, description="AdamW's peak learning rate for the prompt")
-    head_rate: float = Field(1e-3, gt=0, description="AdamW's peak learning rate for the head")
+    prompt_rate: float | None = Field(
+        None, gt=0, description="AdamW's peak learning rate for the prompt; 0.01, or 0.03 in a short run"
+    )
+    head_rate: float | None = Field(
+        None, gt=0, description="AdamW's peak learning rate for the head; 0.001, or 0.01 in a short run"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, on all that is trained")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the rates fall")
@@ -73,6 +77,20 @@ class FitConfig(_Strict):
         None, ge=1, description="stop after so many evaluations without a better one"
     )
     seed: int = Field(0, ge=0, description="of everything that is drawn")
+
+
+SHORT_RUN = 600
+"""Fewer optimizer steps than this do not get a prompt off the ground at the usual rates."""
+
+
+def rates(config: FitConfig, steps: int) -> tuple[float, float]:
+    """The peak rates of prompt and head for a run of ``steps`` optimizer steps, where none are given.
+
+    Measured on MiniLM: 1,840 steps of MRPC end higher and steadier at the lower rates; 288 steps of the
+    demo's rows end at 0.85 rather than 0.80 at the higher ones.
+    """
+    prompt, head = (3e-2, 1e-2) if steps < SHORT_RUN else (1e-2, 1e-3)
+    return config.prompt_rate or prompt, config.head_rate or head
 
 
 class TrainConfig(_Strict):

@@ -30,7 +30,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training import checkpoint
 from ptuning.training.checkpoint import Position
-from ptuning.training.config import DataConfig, FitConfig, run_folder
+from ptuning.training.config import DataConfig, FitConfig, rates, run_folder
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
@@ -218,9 +218,13 @@ class _Loop:
             raise ConfigError("nothing to train: every parameter of the model is frozen")
         head = [value for name, value in parameters.items() if name.startswith("head.")]
         prompt = [value for name, value in parameters.items() if not name.startswith("head.")]
-        rates = [(prompt, self.config.prompt_rate), (head, self.config.head_rate)]
+        self.rates = rates(self.config, self.steps)
         self.optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": rate} for group, rate in rates if group],
+            [
+                {"params": group, "lr": rate}
+                for group, rate in zip((prompt, head), self.rates, strict=True)
+                if group
+            ],
             weight_decay=self.config.weight_decay,
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -380,7 +384,7 @@ class _Loop:
         return (
             f"training diverged at step {self.position.step + 1} of {self.steps}: loss {loss}, gradient norm "
             f"{norm}, expected finite numbers; {kept}. Lower fit.prompt_rate (now "
-            f"{self.config.prompt_rate:g}) or fit.head_rate (now {self.config.head_rate:g}) "
+            f"{self.rates[0]:g}) or fit.head_rate (now {self.rates[1]:g}) "
             "by ten, or set precision: fp32"
         )
 
