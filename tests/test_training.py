@@ -93,6 +93,7 @@ def test_it_learns_and_the_result_says_everything(config: Callable[..., TrainCon
     assert result.best in result.history
     assert len(result.history) == 8
     assert result.setting["rows"] == {"train": 72, "validation": 24, "test": 40}
+    assert result.setting["rates"] == {"prompt": 3e-2, "head": 3e-2}
     loaded = PTuningModel.from_pretrained(made.output)
     assert loaded.task.labels == ("negative", "positive")
     found = json.loads((made.run_folder / "result.json").read_text())

@@ -149,7 +149,8 @@ def run(
         stopped_early=stopped_early,
         adapter=output,
         setting={
-            "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}}
+            "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}},
+            "rates": {"prompt": loop.rates[0], "head": loop.rates[1]},
         },
     )
     if output is not None and accelerator.is_main_process:

@@ -36,12 +36,12 @@ class Peer:
     seconds: float
 
 
-def head_only(config: TrainConfig, *, rate: float = 2e-2, epochs: int = 8) -> Peer:
+def head_only(config: TrainConfig, *, rate: float = 5e-2, epochs: int = 5) -> Peer:
     """The backbone frozen, its head trained."""
     return _train("head only", config, rate, epochs, whole=False)
 
 
-def fine_tune(config: TrainConfig, *, rate: float = 5e-5, epochs: int = 4) -> Peer:
+def fine_tune(config: TrainConfig, *, rate: float = 1e-4, epochs: int = 5) -> Peer:
     """Every weight trained, the backbone's own dropout on, as the notebook style does."""
     return _train("full fine-tuning", config, rate, epochs, whole=True)
 
