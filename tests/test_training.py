@@ -103,8 +103,9 @@ def test_it_learns_and_the_result_says_everything(config: Callable[..., TrainCon
 def test_the_best_evaluation_is_what_is_kept(config: Callable[..., TrainConfig]) -> None:
     made = config(fit__epochs=6)
     result = train(made)
-    key = lambda found: (found.metrics["accuracy"], -found.metrics["loss"])  # noqa: E731
-    assert result.best == max(result.history, key=key)
+    assert result.best == max(
+        result.history, key=lambda found: (found.metrics["accuracy"], -found.metrics["loss"])
+    )
     assert result.metrics["validation"] == pytest.approx(result.best.metrics)
 
 

@@ -101,7 +101,7 @@ def _summary(adapter: Adapter) -> str:
         where = f"in every layer from layer {first} on"
     return (
         f"A prompt of {adapter.virtual_tokens} virtual tokens {where}, trained with "
-        f"[ptuning](https://pypi.org/project/ptuning/), teaches the frozen backbone "
+        f"ptuning, teaches the frozen backbone "
         f"{_code(adapter.backbone.get('name'))} {_KINDS[adapter.task.problem_type]} of "
         f"{'pairs of texts' if adapter.task.pair else 'texts'}. {_size(adapter)}"
     )

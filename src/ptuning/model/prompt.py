@@ -33,7 +33,7 @@ from ptuning.model.config import (
 )
 
 DEEP_INIT_STD = 0.5
-"""The deviation that deep keys and values start from: large enough to be attended to from the first step."""
+"""The deviation that deep keys and values start from; the measured recipe has it."""
 
 
 class PromptEncoder(nn.Module):

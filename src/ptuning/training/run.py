@@ -78,7 +78,7 @@ def _write(file: Path, text: str, accelerator: Accelerator) -> None:
 def precision(choice: str, device: torch.device) -> torch.dtype | None:
     """What to hold frozen weights in: bf16 where the device multiplies it fast, told by capability.
 
-    On CPUs that is AMX or AVX512-BF16, where bf16 products run two to six times as fast as fp32's.
+    On CPUs that is AMX or AVX512-BF16, whose bf16 products run at a multiple of fp32's speed.
     """
     if choice != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
