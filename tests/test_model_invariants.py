@@ -20,7 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from ptuning.errors import BackboneNotFound, ConfigError, DataError, UnsupportedBackbone
+from ptuning.errors import (
+    AdapterError,
+    AdapterMismatch,
+    BackboneNotFound,
+    ConfigError,
+    DataError,
+    UnsupportedBackbone,
+)
 from ptuning.model import (
     Backbone,
     DeepMLPEncoder,
@@ -37,6 +44,7 @@ from ptuning.model import (
     VocabularyInit,
 )
 from ptuning.model.config import prompt_from_dict, prompt_to_dict
+from ptuning.model.state import KEY
 from ptuning.task import Task
 from tiny import CASES, HIDDEN, LAYERS, PAD, SPECIFICS, VOCAB, ragged, tiny, tiny_case
 
@@ -214,6 +222,7 @@ def test_embeddings_can_be_left_out_of_the_count() -> None:
 def test_state_holds_the_task_alone(depth: str) -> None:
     model = task_on("roberta", depth)
     assert set(model.state_dict()) == {
+        KEY,  # what the numbers are: see state.py
         "prompt_encoder.weight",
         "head.classifier-dense-weight",
         "head.classifier-dense-bias",
@@ -239,13 +248,28 @@ def test_state_round_trips_to_the_bit(case: str, depth: str, tmp_path: Path) -> 
 
 def test_state_with_a_missing_or_an_unexpected_key_is_refused() -> None:
     model = task_on("bert")
-    for name in model.state_dict():
+    for name in set(model.state_dict()) - {KEY}:
         state = model.state_dict()
         del state[name]
         with pytest.raises(RuntimeError, match=rf'Missing key.*"{name}"'):
             model.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"stray"'):
         model.load_state_dict({**model.state_dict(), "stray": torch.zeros(1)})
+
+
+def test_a_state_says_what_it_is_of() -> None:
+    model = task_on("bert")
+    state = model.state_dict()
+    with pytest.raises(AdapterMismatch, match=r"its prompt.num_virtual_tokens is 4, and this model's is 5"):
+        PTuningModel.from_backbone(tiny("bert"), DeepPrompt(num_virtual_tokens=5)).load_state_dict(state)
+    with pytest.raises(AdapterError, match=r"altered or cut short: the sha256 of its tensors"):
+        model.load_state_dict({**state, "prompt_encoder.weight": state["prompt_encoder.weight"] + 1e-6})
+    with pytest.raises(AdapterError, match="is no record of ptuning's"):
+        model.load_state_dict({**state, KEY: state[KEY][:-1]})
+    del state[KEY]
+    changed = {**state, "prompt_encoder.weight": state["prompt_encoder.weight"] + 1}
+    model.load_state_dict(changed)  # whoever changed it on purpose says so by leaving the record out
+    assert torch.equal(model.state_dict()["prompt_encoder.weight"], changed["prompt_encoder.weight"])
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -944,7 +968,7 @@ def test_regression_speaks_in_the_targets_unit_and_learns_in_deviations(
     task = Task(problem_type="regression", mean=30.0, scale=4.0)
     model = PTuningModel.from_backbone(tiny("bert", num_labels=1), DEPTHS[depth], task=task).eval()
     plain = PTuningModel(model.backbone, DEPTHS[depth], Task(problem_type="regression")).eval()
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != KEY})
     targets = [31.0, 25.5, 30.0, 44.0]
     with torch.no_grad():
         out, standard = model(*batch, labels=torch.tensor(targets)), plain(*batch).logits

@@ -4,25 +4,32 @@ Below ``ptuning.model``, which saves itself through here: this package knows fil
 no backbone.
 """
 
-from ptuning.adapters.card import model_card
+from ptuning.adapters.card import SPLIT_OFF, model_card
 from ptuning.adapters.folder import check_destination, details, is_adapter, load, save, verify
-from ptuning.adapters.hub import hub_out_of_reach, locate
-from ptuning.adapters.peft_format import NO_CACHE, from_peft, to_peft, why_not_peft
+from ptuning.adapters.hub import hub_out_of_reach, locate, push
+from ptuning.adapters.peft_format import NO_CACHE, for_peft, from_peft, to_peft, unpack, why_not_peft
+from ptuning.adapters.peft_import import is_peft, peft_config
 from ptuning.adapters.record import Adapter
 
 __all__ = [
     "NO_CACHE",
+    "SPLIT_OFF",
     "Adapter",
     "check_destination",
     "details",
+    "for_peft",
     "from_peft",
     "hub_out_of_reach",
     "is_adapter",
+    "is_peft",
     "load",
     "locate",
     "model_card",
+    "peft_config",
+    "push",
     "save",
     "to_peft",
+    "unpack",
     "verify",
     "why_not_peft",
 ]

@@ -24,6 +24,9 @@ _KINDS = {
     "multi_label_classification": "multi-label classification",
     "regression": "regression",
 }
+SPLIT_OFF = "split off"
+"""In place of a source in ``extra["data"]``: the rows were taken from the training rows."""
+
 _SHOWN_LABELS = 50
 _BASELINE = "baseline"
 
@@ -33,7 +36,7 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
 
     Args:
         adapter: What to describe.
-        name: The folder's name, as the examples spell it.
+        name: The folder or the Hub's repository, as the examples spell it.
         versions: Packages and their versions; those installed if left out.
     """
     sections = (
@@ -42,9 +45,12 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
         "## Task\n\n" + "\n".join(_task(adapter)),
         _metrics(adapter),
         "## How to use\n\n" + _usage(adapter, name),
+        "## Data\n\n" + ("\n".join(_data(adapter)) or "What it was trained on was not recorded."),
+        "## Training\n\n" + ("\n".join(_training(adapter)) or "How it was trained was not recorded."),
         "## Prompt\n\n" + "\n".join(_prompt(adapter)),
         "## Backbone\n\n" + "\n".join(_facts(adapter.backbone)),
         "## Versions\n\n" + "\n".join(_facts(versions or installed_versions())),
+        "## Licence\n\n" + _licence(adapter),
     )
     return f"---\n{_front_matter(adapter, name)}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
@@ -55,8 +61,10 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
 def _front_matter(adapter: Adapter, name: str) -> str:
     base = str(adapter.backbone.get("name"))
     data = ModelCardData(
+        license=_license(adapter) or "unknown",
         library_name="ptuning",
         base_model=base if _is_hub_id(base) else None,
+        datasets=_datasets(adapter) or None,
         pipeline_tag="text-classification",
         tags=[
             "ptuning",
@@ -72,20 +80,43 @@ def _front_matter(adapter: Adapter, name: str) -> str:
 
 def _eval_results(adapter: Adapter) -> list[EvalResult]:
     """The Hub's ``model-index``: what was measured on rows that were not trained on."""
-    dataset = adapter.extra.get("dataset")
-    known = dataset if isinstance(dataset, str) and dataset else None
-    return [
-        EvalResult(
-            task_type="text-classification",
-            dataset_type=known if known is not None and _is_hub_id(known) else "custom",
-            dataset_name=known or "the task's own data",
-            dataset_split=split,
-            metric_type=metric,
-            metric_value=value,
-        )
-        for split in ("test", "validation")
-        for metric, value in _numbers(adapter.metrics.get(split)).items()
-    ]
+    found: list[EvalResult] = []
+    for split in ("test", "validation"):
+        source = _measured_on(adapter, split)
+        found += [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=(_dataset_id(source) if source else None) or "custom",
+                dataset_name=source or "the task's own data",
+                dataset_split=split,
+                metric_type=metric,
+                metric_value=value,
+            )
+            for metric, value in _numbers(adapter.metrics.get(split)).items()
+        ]
+    return found
+
+
+def _datasets(adapter: Adapter) -> list[str]:
+    """The Hub's data sets that it was trained and measured on; a local file is none of them."""
+    named = (source for source in _sources(adapter).values() if source.startswith("hf:"))
+    return list(dict.fromkeys(filter(None, map(_dataset_id, named))))
+
+
+def _measured_on(adapter: Adapter, split: str) -> str | None:
+    """What a split's rows came out of: ``extra["dataset"]`` if its owner said so, else as recorded."""
+    said = adapter.extra.get("dataset")
+    if isinstance(said, str) and said:
+        return said
+    sources = _sources(adapter)
+    return sources.get(split) or (sources.get("train") if split == "validation" else None)
+
+
+def _dataset_id(source: str) -> str | None:
+    """The data set on the Hub that ``hf:NAME[/CONFIG][:SPLIT]``, or a bare id, names."""
+    if source.startswith("hf:"):
+        return "/".join(source.removeprefix("hf:").partition(":")[0].split("/")[:2])
+    return source if _is_hub_id(source) else None
 
 
 def _is_hub_id(name: str) -> bool:
@@ -157,12 +188,19 @@ def _columns(adapter: Adapter) -> list[str]:
 
 
 def _usage(adapter: Adapter, name: str) -> str:
-    python = (
-        "```python\nfrom ptuning import PTuningModel\n\n"
-        f"model = PTuningModel.from_pretrained({json.dumps(name)})\n```"
+    called, pair = json.dumps(name), adapter.task.pair
+    loaded = f"from ptuning import PTuningModel\n\nmodel = PTuningModel.from_pretrained({called})"
+    text = '{"text": "some text", "text_pair": "another"}' if pair else '"some text"'
+    classify = f"from ptuning import pipeline\n\nclassify = pipeline({called})\nprint(classify({text}))"
+    file = "pairs.csv" if pair else "texts.txt"
+    holds = "a CSV file with the columns `text` and `text_b`" if pair else "a file with a text a line"
+    return (
+        f"Answers, in Python:\n\n```python\n{classify}\n```\n\n"
+        f"The model itself, a `torch.nn.Module`:\n\n```python\n{loaded}\n```\n\n"
+        f"At the command line, for {holds}:\n\n"
+        f"```bash\nptuning predict {shlex.quote(_line(name))} --input {file}\n```\n\n"
+        f"{_peft_usage(adapter, name)}"
     )
-    command = f"```bash\nptuning predict {shlex.quote(_line(name))} --input texts.txt\n```"
-    return f"In Python:\n\n{python}\n\nAt the command line:\n\n{command}\n\n{_peft_usage(adapter, name)}"
 
 
 def _peft_usage(adapter: Adapter, name: str) -> str:
@@ -178,6 +216,58 @@ def _peft_usage(adapter: Adapter, name: str) -> str:
         f"    {base}, {options}num_labels={adapter.task.num_labels}, ignore_mismatched_sizes=True\n)\n"
         f"model = PeftModel.from_pretrained(base, {json.dumps(name)})\n```"
     )
+
+
+def _data(adapter: Adapter) -> Iterator[str]:
+    """A line a split: where its rows came from, and how many."""
+    recorded = adapter.extra.get("data")
+    if not isinstance(recorded, Mapping):
+        return
+    for split, facts in recorded.items():
+        if not isinstance(facts, Mapping):
+            continue
+        source, rows = facts.get("source"), facts.get("rows")
+        count = f"{rows:,} rows" if isinstance(rows, int) else "rows not counted"
+        if source == SPLIT_OFF:
+            yield f"- {_line(split)}: {count}, split off from the training rows"
+        else:
+            yield f"- {_line(split)}: {_code(source)} ({count})"
+
+
+def _sources(adapter: Adapter) -> dict[str, str]:
+    """What each split was read from; one that was split off is not there."""
+    recorded = adapter.extra.get("data")
+    named = {
+        str(split): facts.get("source")
+        for split, facts in (recorded.items() if isinstance(recorded, Mapping) else ())
+        if isinstance(facts, Mapping)
+    }
+    return {
+        split: source for split, source in named.items() if isinstance(source, str) and source != SPLIT_OFF
+    }
+
+
+def _training(adapter: Adapter) -> Iterator[str]:
+    for part in ("fit", "rates"):
+        recorded = adapter.extra.get(part)
+        if isinstance(recorded, Mapping):
+            known = {key: value for key, value in recorded.items() if value is not None}
+            yield from _facts(known if part == "fit" else {"learning rates used": known})
+
+
+def _license(adapter: Adapter) -> str | None:
+    said = adapter.extra.get("license")
+    return said if isinstance(said, str) and said else None
+
+
+def _licence(adapter: Adapter) -> str:
+    said = _license(adapter)
+    own = (
+        f"This adapter: {_code(said)}."
+        if said
+        else "The owner of this adapter has not stated a licence."
+    )
+    return f"{own} The licences of the backbone and of the data apply as well."
 
 
 def _prompt(adapter: Adapter) -> Iterator[str]:

@@ -16,7 +16,9 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +31,7 @@ from torch import Tensor
 from ptuning.adapters.atomic import moved_aside, replace_folder, write_bytes
 from ptuning.adapters.card import model_card
 from ptuning.adapters.peft_format import from_peft, to_peft
+from ptuning.adapters.peft_import import WRITTEN_BY, is_peft, read
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.errors import AdapterError, PTuningError
 from ptuning.task import Task
@@ -81,7 +84,9 @@ def save(
         if taken := [name for name in OWN_FILES if (new / name).exists()]:
             raise AdapterError(f"extra_files wrote {taken[0]}, a name of the adapter's own; choose another")
         write_bytes(new / CONFIG, _json(config))
-        write_bytes(new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt"}))
+        write_bytes(
+            new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt", "written_by": WRITTEN_BY})
+        )
         card = model_card(adapter, name=target.name, versions=content["versions"])
         write_bytes(new / CARD, card.encode("utf-8", "backslashreplace"))
         files = {name: _digest((new / name).read_bytes()) for name in sorted(_files(new))}
@@ -198,16 +203,22 @@ def _files(folder: Path) -> set[str]:
 # -------------------------------------------------------------------------------------------- read
 
 
-def load(folder: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter folder; see ``hub.locate`` for one on the Hub.
+def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapter:
+    """Read an adapter folder, ours or one that PEFT wrote; see ``hub.locate`` for one on the Hub.
 
     The files that it is made of are checked against their digests. The model card, which people edit, and
     what ``extra_files`` added are not read, so they are not checked here: :func:`verify` does that.
+
+    Args:
+        folder: The folder.
+        allow_pickle: Read the ``adapter_model.bin`` of an old version of PEFT, where there is nothing else.
 
     Raises:
         AdapterError: no adapter, one of a newer format, or one that was altered or cut short.
     """
     path = Path(folder).expanduser()
+    if not (path / RECORD).exists() and is_peft(path):
+        return read(path, allow_pickle=allow_pickle)
     content = details(path)
     config = _parse(path / CONFIG, _checked(path, CONFIG, content["files"]))
     data = _checked(path, WEIGHTS, content["files"])
@@ -277,6 +288,49 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def for_repository(
+    folder: str | os.PathLike[str], *, name: str, license: str | None = None
+) -> dict[str, bytes]:
+    """An adapter's own files as they stand in a repository; the folder itself is left as it is.
+
+    What a machine reads goes to the byte. The model card is written anew, so that its examples
+    name the repository, unless its digest shows that a person edited it: then it goes as it is. Only
+    digests and the licence change in ``ptuning.json``, which is sealed again: :func:`verify` holds there too.
+
+    Args:
+        name: The repository, as the card's examples spell it.
+        license: Kept in ``extra``, where the card finds it.
+
+    Raises:
+        AdapterError: what :func:`load` raises, or a licence that an edited card does not name.
+    """
+    path = Path(folder).expanduser()
+    content = details(path)  # before load, which reads what PEFT wrote as well
+    adapter = load(path)
+    listed = content["files"]
+    files = {file: _checked(path, file, listed) for file in (CONFIG, WEIGHTS)}
+    if license is not None:
+        content["extra"] = {**content["extra"], "license": license}
+        adapter = replace(adapter, extra=content["extra"])
+    card = _read(path / CARD) if (path / CARD).is_file() else None
+    if card is None or _digest(card) == listed.get(CARD):
+        written = model_card(adapter, name=name, versions=content["versions"])
+        card = written.encode("utf-8", "backslashreplace")
+    elif license is not None and not _names_license(card, license):
+        raise AdapterError(
+            f"{CARD} in {path} was edited by hand, so the licence {license!r} is not filled in; write "
+            f"'license: {license}' between its '---' lines, or delete the file to have it written anew"
+        )
+    files[CARD] = card
+    digests = {file: _digest(data) for file, data in sorted(files.items())}
+    facts = {key: value for key, value in content.items() if key != _SELF}
+    return {**files, RECORD: _sealed({**facts, "files": digests})}
+
+
+def _names_license(card: bytes, license: str) -> bool:
+    return bool(re.search(rb"^license:\s*['\"]?" + re.escape(license.encode()) + rb"['\"]?\s*$", card, re.M))
+
+
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
     """Whether ``folder`` is a readable adapter folder of ours, of a format that this version knows."""
     try:
@@ -300,22 +354,12 @@ def _check_folder(path: Path) -> None:
         raise AdapterError(f"no adapter at {path}: it is a file; {_EXPECTED}")
     if (path / RECORD).exists():
         return
-    if kind := _peft_type(path):
+    if is_peft(path):
         raise AdapterError(
-            f"{path} is an adapter written by PEFT ({kind}), without {RECORD}; importing those is not "
-            "available yet in this version of ptuning. Load it with peft.PeftModel.from_pretrained"
+            f"{path} is an adapter that PEFT wrote, without {RECORD}; turn it into one of ptuning's with: "
+            f"ptuning import {path} NEW_FOLDER"
         )
     raise AdapterError(f"no adapter at {path}: it has no {RECORD}; {_EXPECTED}")
-
-
-def _peft_type(path: Path) -> str | None:
-    """What ``adapter_config.json`` names, where there is one that can be read."""
-    try:
-        values = json.loads((path / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        return None
-    kind = values.get("peft_type") if isinstance(values, dict) else None
-    return kind if isinstance(kind, str) else None
 
 
 def _checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:

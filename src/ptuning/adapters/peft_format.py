@@ -12,7 +12,7 @@ tests hold this module against the installed one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -79,11 +79,40 @@ def why_not_peft(adapter: Adapter) -> str | None:
     if task.mean != 0 or task.scale != 1:
         return (
             f"its scores are in units of {task.scale:g} around {task.mean:g}, and PEFT's format keeps no "
-            "scaling; a regression task with mean 0 and scale 1 can be expressed"
+            "scaling; saved with peft=True (ptuning export) the scaling goes into the head"
         )
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
         return "it holds no head, and PEFT expects one; prompt.train_head true saves one"
     return _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)
+
+
+def for_peft(adapter: Adapter) -> Adapter:
+    """The adapter in a form that PEFT can hold, with the same logits.
+
+    A regression's scaling is folded into the layer that gives the score.
+
+    Raises:
+        AdapterError: it has no such form; says why, and which option would let it.
+    """
+    task = adapter.task
+    if task.mean != 0 or task.scale != 1:
+        # The layer that gives the one score: a row, and beside it perhaps a bias of one number.
+        rows = [name for name, value in adapter.head.items() if value.dim() == 2 and value.shape[0] == 1]
+        bias = rows[-1].removesuffix("weight") + "bias" if rows else ""
+        if rows and (bias in adapter.head or task.mean == 0):
+            head = dict(adapter.head)
+            head[rows[-1]] = head[rows[-1]] * task.scale
+            if bias in head:
+                head[bias] = head[bias] * task.scale + task.mean
+            adapter = replace(adapter, head=head, task=replace(task, mean=0.0, scale=1.0))
+        elif rows:
+            raise AdapterError(
+                f"PEFT cannot hold this adapter: its scores are around {task.mean:g}, and "
+                f"{rows[-1]} has no bias to put that into; train on targets with their mean taken off"
+            )
+    if (reason := why_not_peft(adapter)) is not None:
+        raise AdapterError(f"PEFT cannot hold this adapter: {reason}")
+    return adapter
 
 
 def _why_not_input(adapter: Adapter) -> str | None:
@@ -213,8 +242,15 @@ def _module(name: str) -> str:
     ``classifier.dense.weight`` → ``classifier``; ``bert.pooler.dense.weight`` → ``bert.pooler``.
     """
     parts = name.split(".")
-    return ".".join(parts[: parts.index("pooler") + 1]) if "pooler" in parts else parts[0]
+    if "pooler" in parts:
+        return ".".join(parts[: parts.index("pooler") + 1])
+    return parts[0] if parts[0] in _ALWAYS_SAVED else name.rpartition(".")[0]
 
 
 def _detached(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
+
+
+def unpack(stored: Tensor, layers: int) -> Tensor:
+    """PEFT's prefix ``[P, L·2·H_kv]`` as ours, ``[L, 2, P, H_kv]``."""
+    return _unpack_layers(stored, layers)

@@ -10,7 +10,7 @@ A row of :data:`ARCHITECTURES` says all that differs between them; docs/backbone
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -110,7 +110,8 @@ class Backbone(nn.Module):
         model: The model.
         name: Its Hub id or folder.
         revision: Its commit, if it came from the Hub.
-        missing: Names of the parameters that the checkpoint did not hold; they are the task's to train.
+        missing: Names of the parameters that the checkpoint did not hold, and that were therefore made at
+            random; they are the task's to train.
 
     Raises:
         UnsupportedBackbone: an architecture that is not in the table.
@@ -140,13 +141,13 @@ class Backbone(nn.Module):
         elif self.architecture.deep == "disentangled":
             disentangled.install(self.base.encoder)
         inside = f"{model.base_model_prefix}."
+        self.missing = missing
         self.head_names = tuple(
             name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
         )
-        for owner in sorted({name.rpartition(".")[0] for name in self.head_names}):
-            model.get_submodule(owner).register_forward_pre_hook(_to_own_dtype)
         self.dropout = False
-        self._fingerprint: str | None = None
+        self._cast: set[str] = set()
+        self._fingerprints: dict[frozenset[str], str] = {}
 
     # ------------------------------------------------------------------------------------ facts
 
@@ -216,7 +217,8 @@ class Backbone(nn.Module):
     def uses_segments(self) -> bool:
         return self.architecture.segments and int(getattr(self.config, "type_vocab_size", 0) or 0) > 1
 
-    def facts(self) -> BackboneFacts:
+    def facts(self, without: Iterable[str] = ()) -> BackboneFacts:
+        """What an adapter remembers; ``without`` are further names that the task holds itself."""
         return BackboneFacts(
             name=self.name,
             revision=self.revision,
@@ -227,20 +229,31 @@ class Backbone(nn.Module):
             key_value_size=self.key_value_size,
             vocab_size=self.vocab_size,
             num_parameters=sum(value.numel() for value in self.parameters()),
-            fingerprint=self.fingerprint(),
+            fingerprint=self.fingerprint(without),
         )
 
-    def fingerprint(self) -> str | None:
-        """See :class:`BackboneFacts`. About a second for each gigabyte of fp32 weights, once."""
-        if self._fingerprint is None and self.device.type != "meta":
+    def fingerprint(self, without: Iterable[str] = ()) -> str | None:
+        """See :class:`BackboneFacts`. About a second for each gigabyte of fp32 weights, once.
+
+        Args:
+            without: Names that the task holds itself, besides :attr:`head_names`.
+        """
+        left_out = frozenset(without) | frozenset(self.head_names)
+        if left_out not in self._fingerprints and self.device.type != "meta":
             digest = hashlib.sha256()
             for name, weight in sorted(self.model.named_parameters()):
-                if name not in self.head_names:
+                if name not in left_out:
                     digest.update(f"{name}{tuple(weight.shape)}".encode())
                     rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
                     digest.update(rounded.view(torch.uint8).numpy().data)
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+            self._fingerprints[left_out] = digest.hexdigest()
+        return self._fingerprints.get(left_out)
+
+    def cast_at(self, names: Iterable[str]) -> None:
+        """Let the modules that own these parameters take fp32 parameters in place of their own."""
+        for owner in sorted({name.rpartition(".")[0] for name in names} - self._cast):
+            self.model.get_submodule(owner).register_forward_pre_hook(_to_own_dtype)
+            self._cast.add(owner)
 
     def head_parameters(self, num_labels: int | None = None) -> dict[str, Tensor]:
         """The head, by name: what stands outside the transformer, and what its checkpoint lacked.

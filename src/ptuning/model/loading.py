@@ -68,9 +68,9 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
     Raises:
         AdapterMismatch: naming the first fact that differs.
     """
-    have, want = asdict(backbone.facts()), adapter.backbone
+    have, want = asdict(backbone.facts(without=adapter.head)), adapter.backbone
     for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
-        if have[fact] != want[fact]:
+        if want[fact] not in (None, have[fact]):  # an adapter that PEFT wrote knows few of them
             raise AdapterMismatch(
                 f"this adapter was trained on {want['name']} ({fact} {want[fact]}), "
                 f"but {have['name']} has {fact} {have[fact]}; put it on {want['name']}"
@@ -81,11 +81,35 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
             f"{'@' + want['revision'] if want['revision'] else ''}; {have['name']} has the same shape but "
             "other weights (fingerprints differ), so its answers would mean nothing; use the original one"
         )
-    if set(adapter.head) != set(backbone.head_names):
-        odd = sorted(set(adapter.head) ^ set(backbone.head_names))[0]
+    _check_head(backbone, adapter)
+
+
+def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
+    """Refuse a head that is not this backbone's, and a backbone with random parts that the adapter lacks."""
+    own = dict(backbone.model.named_parameters())
+    for name, value in adapter.head.items():
+        if name not in own:
+            raise AdapterMismatch(
+                f"the adapter's head has {name}, and {backbone.name} has no such parameter; use the backbone "
+                f"{adapter.backbone['name']} by name, loaded the way it was for training"
+            )
+        if own[name] is backbone.embedding.weight:
+            raise AdapterMismatch(
+                f"the adapter brings word embeddings of its own ({name}, {list(value.shape)}), and ptuning "
+                "leaves those of the backbone as they are; train it again with the backbone's vocabulary"
+            )
+        # Only the number of labels may differ: it is the task's.
+        if own[name].shape[1:] != value.shape[1:] or (
+            own[name].shape[0] not in (value.shape[0], backbone.model.config.num_labels)
+        ):
+            raise AdapterMismatch(
+                f"the adapter's {name} has the shape {list(value.shape)}, but {backbone.name}'s has "
+                f"{list(own[name].shape)}; use the backbone {adapter.backbone['name']}"
+            )
+    if lost := sorted(backbone.missing - set(adapter.head)):
         raise AdapterMismatch(
-            f"the adapter's head and {have['name']}'s differ at {odd}; use the backbone {want['name']} "
-            "by name, loaded the way it was for training"
+            f"the adapter lacks {lost[0]}, which {backbone.name}'s checkpoint lacks as well, so it would be "
+            "made at random; hand over the module that it was trained with (backbone=…), or train it again"
         )
 
 
@@ -133,18 +157,13 @@ def load(
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error
     missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    backbone = Backbone(
-        model,
-        name=name,
-        revision=getattr(config, "_commit_hash", None),
-        missing=frozenset(key for key in missing if _is_pooler(key)),
-    )
-    if lost := sorted(missing - set(backbone.head_names)):
+    inside = f"{model.base_model_prefix}."
+    if lost := sorted(key for key in missing if key.startswith(inside) and not _is_pooler(key)):
         raise UnsupportedBackbone(
             f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
             "it would be frozen at random, so it cannot be a backbone"
         )
-    return backbone
+    return Backbone(model, name=name, revision=getattr(config, "_commit_hash", None), missing=missing)
 
 
 def _is_pooler(key: str) -> bool:

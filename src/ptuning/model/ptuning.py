@@ -10,6 +10,8 @@ number of tasks can stand on one.
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -23,7 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
-from ptuning.errors import ConfigError, DataError
+from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged
+from ptuning.model import state
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
     DeepPrompt,
@@ -72,6 +75,8 @@ class PTuningModel(nn.Module):
         task: What the logits mean.
         tokenizer: Needed for a template's literal words and for ``TextInit``.
         anchors: The token ids of a template's literal words, where they are known already.
+        head: Values for parameters of the backbone, by name, that the task holds as its own, beside or in
+            place of those of the backbone's head.
         class_weights: ``[C]``, the loss's weight of each class (for multi-label, of each label's positives).
 
     Raises:
@@ -87,6 +92,7 @@ class PTuningModel(nn.Module):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         anchors: Sequence[Sequence[int]] | None = None,
+        head: Mapping[str, Tensor] | None = None,
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +100,11 @@ class PTuningModel(nn.Module):
         self.prompt_config = config
         self.task = task
         self.tokenizer = tokenizer
-        self.head = Head(backbone.head_parameters(task.num_labels), trained=config.train_head)
+        self.config = _named(backbone.model.config, task)
+        self.head = Head(
+            {**backbone.head_parameters(task.num_labels), **(head or {})}, trained=config.train_head
+        ).to(backbone.device)
+        backbone.cast_at(self.head.names)
         self.anchors: tuple[tuple[int, ...], ...] = ()
         if isinstance(config, DeepPrompt):
             self.prompt_config = config = backbone.settle(config)
@@ -123,10 +133,7 @@ class PTuningModel(nn.Module):
         self.register_buffer("class_weights", None, persistent=False)
         self.weigh_classes(class_weights)
         self._disabled = False
-        hooks: Any = self  # torch leaves these two untyped
-        hooks.register_state_dict_post_hook(_drop_backbone)
-        hooks.register_load_state_dict_pre_hook(_refuse_backbone)
-        hooks.register_load_state_dict_post_hook(_expect_no_backbone)
+        state.leave_backbone_out(self)
         if (limit := self.max_text_tokens) is not None and limit < 3:
             raise ConfigError(
                 f"{self.inserted_tokens} virtual tokens and a position offset of {self._offset} leave "
@@ -177,22 +184,51 @@ class PTuningModel(nn.Module):
         backbone: str | PreTrainedModel | Backbone | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
+        token: str | bool | None = None,
         dtype: torch.dtype | None = None,
+        task: Task | None = None,
+        allow_pickle: bool = False,
     ) -> PTuningModel:
-        """A trained task from its adapter folder.
+        """A trained task from its folder.
 
         Args:
-            folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub.
+            folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub; an adapter that PEFT
+                wrote (``P_TUNING``, ``PROMPT_TUNING``, ``PREFIX_TUNING`` for sequence classification); or
+                a folder that ``transformers.Trainer`` saved this model in, whose prompt encoder comes along.
             backbone: The backbone's name or module; by default the one that the adapter names.
             tokenizer: By default the backbone's own, where the backbone is given by name.
             revision: The adapter's branch, tag or commit on the Hub.
+            token: The Hub's access token; the one that was logged in with if left out.
             dtype: What to hold the frozen weights in.
+            task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
+            allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
+                there are no safetensors.
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: the backbone is not the one that the task was trained on.
         """
-        adapter = adapters.load(adapters.locate(folder_or_hub_id, revision=revision))
+        folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
+        if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
+            return cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, dtype=dtype)
+        adapter = adapters.load(folder, allow_pickle=allow_pickle)
+        held, tokenizer = _held(backbone, adapter.backbone, adapter.task, tokenizer, dtype)
+        check_backbone(held, adapter)
+        own = held.model.config
+        if task is None and "imported" in adapter.extra and own.num_labels == adapter.task.num_labels:
+            task = task_of(own)  # PEFT keeps no labels; the backbone may know them
+        return cls.from_adapter(adapter, held, task=task, tokenizer=tokenizer)
+
+    @classmethod
+    def from_adapter(
+        cls,
+        adapter: adapters.Adapter,
+        backbone: Backbone,
+        *,
+        task: Task | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> PTuningModel:
+        """A trained task from its record, on a backbone that :func:`check_backbone` has found to fit."""
         config = prompt_from_dict(adapter.prompt)
         # What made the prompt is not needed to use it, and its own initialisation is overwritten below.
         plain: PromptConfig = (
@@ -200,18 +236,38 @@ class PTuningModel(nn.Module):
             if isinstance(config, DeepPrompt)
             else replace(config, encoder=EmbeddingEncoder(), init=InputPrompt().init)
         )
-        if backbone is None:
-            backbone, backbone_revision = adapter.backbone["name"], adapter.backbone["revision"]
-        else:
-            backbone_revision = None
-        held, tokenizer = hold(backbone, adapter.task, tokenizer, backbone_revision, dtype)
-        check_backbone(held, adapter)
-        model = cls(held, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors)
+        if (named := task or adapter.task).num_labels != adapter.task.num_labels:
+            raise ConfigError(
+                f"task: got {named.num_labels} labels, but the adapter's head gives {adapter.task.num_labels}"
+            )
+        model = cls(backbone, plain, named, tokenizer=tokenizer, anchors=adapter.anchors, head=adapter.head)
         with torch.no_grad():
             cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
-            for name, parameter in model.head.named().items():
-                parameter.copy_(adapter.head[name])
         model.provenance = config
+        model._loaded = replace(adapter, task=named)
+        return model
+
+    @classmethod
+    def _from_state(
+        cls,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        *,
+        backbone: str | PreTrainedModel | Backbone | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        dtype: torch.dtype | None,
+    ) -> PTuningModel:
+        """A task from a bare state dict that says of itself what it is."""
+        task = Task.from_dict(record["task"])
+        held, tokenizer = _held(backbone, record["backbone"], task, tokenizer, dtype)
+        own = dict(held.model.named_parameters())
+        config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
+        if isinstance(config, InputPrompt):  # what it started from is overwritten below
+            config = replace(config, init=InputPrompt().init)
+        values = {name: tensors[f"head.{_escaped(name)}"] for name in record["head"] if name in own}
+        model = cls(held, config, task, tokenizer=tokenizer, anchors=anchors, head=values)
+        state.compare(record, model._record())
+        model.load_state_dict(tensors)
         return model
 
     def save_pretrained(
@@ -220,6 +276,7 @@ class PTuningModel(nn.Module):
         *,
         metrics: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
+        peft: bool = False,
     ) -> Path:
         """Write the adapter folder, whole or not at all.
 
@@ -227,11 +284,60 @@ class PTuningModel(nn.Module):
             folder: Where; an adapter that stands there is replaced, anything else is refused.
             metrics: What was measured, for the model card.
             extra: Anything else worth keeping, as JSON.
+            peft: Make sure that ``peft.PeftModel.from_pretrained`` can load it: a regression's scaling goes
+                into the head, and what PEFT cannot hold is refused.
 
         Raises:
             OutputError: it could not be written; what stood there is untouched.
+            AdapterError: with ``peft``: what PEFT cannot hold, why, and the option that would let it.
         """
-        return adapters.save(self.to_adapter(metrics=metrics, extra=extra), Path(folder))
+        adapter = self.to_adapter(metrics=metrics, extra=extra)
+        return adapters.save(adapters.for_peft(adapter) if peft else adapter, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Upload the adapter, with its model card, in one commit.
+
+        Args:
+            repo_id: ``"owner/name"``; made if it is not there.
+            private: Whether a new repository is private; by default as the account has it.
+            token: The Hub's access token; the one that was logged in with if left out.
+            revision: A branch, made if it is not there.
+            commit_message: What the commit says.
+            create_pr: Propose it instead, where there is no right to write.
+            license: What the adapter may be used for, as the Hub names licences (``"apache-2.0"``).
+            metrics: As :meth:`save_pretrained` takes them.
+            extra: As :meth:`save_pretrained` takes it.
+
+        Returns:
+            The address of what was made.
+
+        Raises:
+            AdapterError: the Hub said no, or is out of reach; what to do.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self.save_pretrained(Path(scratch) / "adapter", metrics=metrics, extra=extra)
+            return adapters.push(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                license=license,
+            )
 
     def to_adapter(
         self, *, metrics: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None
@@ -239,12 +345,16 @@ class PTuningModel(nn.Module):
         """The task as plain data: what :meth:`save_pretrained` writes."""
         with torch.no_grad(), _eval(self.prompt_encoder):
             prompt = self.prompt_encoder().float().cpu().clone()
+        head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
+        if (source := self._loaded) is not None and _same(source, prompt, head):
+            # As it was loaded, what was measured then is still true of it.
+            metrics, extra = metrics or source.metrics, extra or source.extra
         return adapters.Adapter(
             prompt=prompt_to_dict(self.provenance),
             task=self.task,
-            backbone=asdict(self.backbone.facts()),
+            backbone=asdict(self.backbone.facts(without=head)),
             prompt_tensor=prompt,
-            head={name: value.detach().float().cpu().clone() for name, value in self.head.named().items()},
+            head=head,
             anchors=self.anchors,
             metrics=dict(metrics or {}),
             extra=dict(extra or {}),
@@ -262,12 +372,14 @@ class PTuningModel(nn.Module):
         self._provenance = config
 
     _provenance: PromptConfig | None = None
+    _loaded: adapters.Adapter | None = None
     class_weights: Tensor | None
+    check_loss: bool = True
+    """Whether a loss that is not finite raises :class:`TrainingDiverged` while training, instead of going
+    unseen into the parameters. A loop that looks for itself may turn it off."""
 
-    @property
-    def config(self) -> Any:
-        """The backbone's configuration, for tools that look for one."""
-        return self.backbone.model.config
+    config: Any
+    """A copy of the backbone's configuration with the task's labels, for tools that look for one."""
 
     @property
     def device(self) -> torch.device:
@@ -307,6 +419,40 @@ class PTuningModel(nn.Module):
         counting and checkpoints share.
         """
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def get_extra_state(self) -> Tensor:
+        """What a ``state_dict`` says of itself (``state.py``)."""
+        encoder = self.prompt_encoder.state_dict(prefix="prompt_encoder.")
+        return state.write(self._record(), {**encoder, **self.head.state_dict(prefix="head.")})
+
+    def set_extra_state(self, given: Any) -> None:
+        """Nothing to set: :func:`_check_state` has held it against this model already."""
+
+    def _load_from_state_dict(
+        self,
+        given: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        # An override and no hook: torch ties a hook to the one module that it was registered on, so that a
+        # copy.copy would be held against its original, and fail once that is gone.
+        _check_state(self, given, prefix, strict, unexpected)
+        super()._load_from_state_dict(given, prefix, metadata, strict, missing, unexpected, errors)
+        # Tensors that were changed on purpose, or come from elsewhere, have no record.
+        missing[:] = [name for name in missing if name != prefix + state.KEY]
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "task": self.task.to_dict(),
+            "prompt": prompt_to_dict(self.prompt_config),
+            "backbone": asdict(self.backbone.facts(without=self.head.names)),
+            "anchors": [list(ids) for ids in self.anchors],
+            "head": list(self.head.names),
+        }
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the model has, as transformers' models say it.
@@ -374,9 +520,13 @@ class PTuningModel(nn.Module):
         logits = logits.float()
         if self.task.is_regression and not self._disabled:
             logits = logits * self.task.scale + self.task.mean
-        return SequenceClassifierOutput(
-            loss=None if labels is None else self.loss(logits, labels), logits=logits
-        )
+        loss = None if labels is None else self.loss(logits, labels)
+        if loss is not None and self.training and self.check_loss and not bool(loss.detach().isfinite()):
+            raise TrainingDiverged(
+                f"the loss is {float(loss.detach())}; nothing was learned from this batch. Lower the "
+                "learning rate, or go back to the last good checkpoint"
+            )
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _run(
         self,
@@ -493,9 +643,41 @@ class PTuningModel(nn.Module):
 # ------------------------------------------------------------------------------------------ helpers
 
 
+def task_of(config: Any) -> Task:
+    """The task as a backbone's configuration says it: number and names of labels, kind."""
+    count = int(config.num_labels)
+    kind: ProblemType = config.problem_type or ("regression" if count == 1 else "single_label_classification")
+    if kind == "regression":
+        return Task(problem_type="regression")
+    names = tuple(str(config.id2label[i]) for i in range(count))
+    plain = names == tuple(f"LABEL_{i}" for i in range(count))
+    return Task(problem_type=kind, labels=tuple(range(count)) if plain else names)
+
+
 def _plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:
     kind: ProblemType = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
     return Task(problem_type=kind, labels=() if kind == "regression" else tuple(range(num_labels)))
+
+
+def _held(
+    backbone: str | PreTrainedModel | Backbone | None,
+    facts: Mapping[str, Any],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: torch.dtype | None,
+) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
+    """The backbone that was asked for, or else the one that the task was trained on."""
+    if backbone is not None:
+        return hold(backbone, task, tokenizer, None, dtype)
+    if not facts["name"]:
+        raise AdapterError("the adapter does not say on which backbone it was trained; name it: backbone=…")
+    return hold(facts["name"], task, tokenizer, facts["revision"], dtype)
+
+
+def _same(adapter: adapters.Adapter, prompt: Tensor, head: Mapping[str, Tensor]) -> bool:
+    return torch.equal(adapter.prompt_tensor, prompt) and all(
+        torch.equal(adapter.head[name], value) for name, value in head.items() if name in adapter.head
+    )
 
 
 def _class_weights(weights: Sequence[float] | None, task: Task) -> Tensor | None:
@@ -527,26 +709,30 @@ def _eval(module: nn.Module) -> Iterator[None]:
         module.train(mode)
 
 
-def _drop_backbone(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}backbone.")]:
-        del state[name]
+def _named(config: Any, task: Task) -> Any:
+    """A copy of a backbone's configuration that speaks of the task: its labels, its kind."""
+    named = copy.deepcopy(config)
+    named.problem_type = task.problem_type
+    plain = task.is_regression or task.labels == tuple(range(task.num_labels))
+    labels = [f"LABEL_{i}" for i in range(task.num_labels)] if plain else [str(x) for x in task.labels]
+    named.id2label = dict(enumerate(labels))
+    named.label2id = {label: i for i, label in named.id2label.items()}
+    return named
 
 
-def _refuse_backbone(
-    module: nn.Module,
-    state: dict[str, Any],
+def _check_state(
+    module: PTuningModel,
+    given: dict[str, Any],
     prefix: str,
-    _: Any,
     strict: bool,
-    missing: list[str],
     unexpected: list[str],
-    errors: list[str],
 ) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}backbone.")]:
-        del state[name]
-        if strict:
-            unexpected.append(name)
-
-
-def _expect_no_backbone(module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [name for name in keys.missing_keys if "backbone." not in name]
+    """Before anything is loaded: the tensors are those that were saved, of this task."""
+    if (stored := given.get(prefix + state.KEY)) is None:
+        return
+    own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+    own.pop(state.KEY)
+    record = state.read(stored)
+    if own.keys() == {name for name in module.state_dict() if name != state.KEY}:
+        state.check(record, own)  # otherwise torch itself says which is missing or too much
+    state.compare(record, module._record())

@@ -1,0 +1,289 @@
+"""Reading adapters that PEFT wrote: ``P_TUNING``, ``PROMPT_TUNING`` and ``PREFIX_TUNING`` for classification.
+
+PEFT keeps the prompt as its encoder made it, and the layer called ``classifier`` or ``score``. Labels,
+longest input and what the backbone was are not in its files, so they are not in the :class:`Adapter`
+either: the labels are numbers, and most facts of the backbone ``None``.
+
+What PEFT's options do to the logits is a table, :data:`OPTIONS`. An option that is not in it, and that says
+anything, is refused: it may mean what this module does not know.
+
+Neighbours: ``peft_format.py`` is the other direction, ``folder.py`` calls :func:`read`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from ptuning.adapters.peft_format import HEAD_PREFIX, LAYOUTS
+from ptuning.adapters.record import Adapter
+from ptuning.errors import AdapterError
+from ptuning.task import Task
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+
+PROMPT = "prompt_embeddings"
+"""The prompt's name in every one of PEFT's formats."""
+
+WRITTEN_BY = "ptuning"
+"""What the header of our own tensors says, so that one of our folders that has lost its ``ptuning.json``, and
+with it its labels, is not taken for one of PEFT's."""
+
+KINDS: Mapping[str, str] = {"P_TUNING": "input", "PROMPT_TUNING": "input", "PREFIX_TUNING": "deep"}
+"""``peft_type`` → our depth."""
+
+_SHARED = frozenset(
+    [
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "num_virtual_tokens",
+        "token_dim",
+        "num_transformer_submodules",
+        "num_attention_heads",
+        "num_layers",
+        "modules_to_save",
+    ]
+)
+OPTIONS: Mapping[str, frozenset[str]] = {
+    "P_TUNING": _SHARED
+    | {"encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"},
+    "PROMPT_TUNING": _SHARED
+    | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"},
+    "PREFIX_TUNING": _SHARED | {"init_weights", "encoder_hidden_size", "prefix_projection"},
+}
+"""Options that are understood, by ``peft_type``. What made the prompt is not needed to use it."""
+
+OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
+"""The layer whose rows are the labels, by the name that it has in one architecture or another."""
+
+NAMES: Mapping[str, str] = {".modules_to_save.default.": ".", ".modules_to_save.": "."}
+"""What older versions of PEFT left in the middle of a head's name, and what stands there now."""
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether an adapter of PEFT's stands in ``folder``, of a kind that can be read here or not."""
+    return _peft_type(folder) is not None
+
+
+def peft_config(folder: Path) -> dict[str, Any]:
+    """What PEFT wrote into ``adapter_config.json``, once every option is found to be one that is understood.
+
+    Raises:
+        AdapterError: as :func:`read`.
+    """
+    config = _config(folder)
+    _kind(folder, config)
+    return config
+
+
+def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
+    """An adapter that PEFT wrote, as ours.
+
+    Args:
+        folder: What ``PeftModel.save_pretrained`` wrote.
+        allow_pickle: Read ``adapter_model.bin`` where there are no safetensors.
+
+    Raises:
+        AdapterError: of a kind, a task or with an option that ptuning cannot be exact about, or a file that
+            is altered or cut short.
+    """
+    config = _config(folder)
+    kind = _kind(folder, config)
+    tensors = {_name(name): value.float() for name, value in _tensors(folder, allow_pickle).items()}
+    prompt = _prompt(folder, config, tensors.pop(PROMPT, None))
+    if strange := sorted(name for name in tensors if not name.startswith(HEAD_PREFIX)):
+        raise AdapterError(
+            f"{folder} holds a tensor {strange[0]!r}; expected {PROMPT!r} and {HEAD_PREFIX}* for the head"
+        )
+    head = {name.removeprefix(HEAD_PREFIX): value for name, value in tensors.items()}
+    deep = KINDS[kind] == "deep"
+    facts: dict[str, Any] = dict.fromkeys(
+        ("model_type", "hidden_size", "embedding_size", "key_value_size", "vocab_size", "num_parameters")
+    )
+    return Adapter(
+        prompt=_choices(kind, config, prompt),
+        task=_task(folder, head),
+        backbone={
+            **facts,
+            "name": config.get("base_model_name_or_path"),
+            "revision": config.get("revision"),
+            "num_layers": prompt.shape[0] if deep else None,
+            "key_value_size" if deep else "embedding_size": prompt.shape[-1],
+            "fingerprint": None,
+        },
+        prompt_tensor=prompt,
+        head=head,
+        extra={"imported": {"peft_type": kind, "peft_version": config.get("peft_version")}},
+    )
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / CONFIG).read_bytes())
+    except OSError as error:
+        raise AdapterError(f"{folder / CONFIG} cannot be read: {error.strerror or error}") from error
+    except ValueError:
+        raise AdapterError(
+            f"{CONFIG} in {folder} was altered or cut short: it is no JSON; copy or download it again"
+        ) from None
+    if not isinstance(values, dict):
+        raise AdapterError(f"{folder / CONFIG} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _peft_type(folder: Path) -> str | None:
+    try:
+        kind = _config(folder).get("peft_type")
+    except AdapterError:
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def _kind(folder: Path, config: Mapping[str, Any]) -> str:
+    """The ``peft_type``, once every option is found to be one that is understood."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise AdapterError(
+            f"{folder} is an adapter written by PEFT of type {kind!r}, expected one of {', '.join(KINDS)}; "
+            "load it with peft.PeftModel.from_pretrained"
+        )
+    if (task := config.get("task_type")) != "SEQ_CLS":
+        raise AdapterError(
+            f"{folder} is a {kind} adapter for the task_type {task!r}, and ptuning classifies: expected "
+            "'SEQ_CLS'; load it with peft.PeftModel.from_pretrained"
+        )
+    if (parts := config.get("num_transformer_submodules")) not in (None, 1):
+        raise AdapterError(
+            f"{folder} is for a model of {parts} transformers (encoder and decoder), expected one; load it "
+            "with peft.PeftModel.from_pretrained"
+        )
+    unknown = {name: value for name, value in config.items() if name not in OPTIONS[kind]}
+    if said := sorted(name for name, value in unknown.items() if value not in (None, False, [], {})):
+        raise AdapterError(
+            f"{folder / CONFIG} has the option {said[0]!r} ({unknown[said[0]]!r}), which this version of "
+            f"ptuning does not know for {kind}; update ptuning, or load it with "
+            "peft.PeftModel.from_pretrained"
+        )
+    return kind
+
+
+def _tensors(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    if (file := folder / WEIGHTS).is_file():
+        try:
+            with safe_open(str(file), framework="pt") as header:
+                ours = (header.metadata() or {}).get("written_by") == WRITTEN_BY
+            if ours:
+                raise AdapterError(
+                    f"{folder} was written by ptuning and lacks its ptuning.json, which holds the labels; "
+                    "copy or download the whole folder again"
+                )
+            return safetensors.load(file.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(
+                f"{WEIGHTS} in {folder} was altered or cut short ({error}); copy or download it again"
+            ) from error
+    if not (file := folder / PICKLED).is_file():
+        raise AdapterError(f"{folder} has a {CONFIG} and no {WEIGHTS}; copy or download it again")
+    if not allow_pickle:
+        raise AdapterError(
+            f"{folder} holds its tensors as a pickle ({PICKLED}, from an old version of PEFT) and no "
+            f"{WEIGHTS}; if you trust it, say --allow-pickle (in Python: allow_pickle=True)"
+        )
+    try:  # torch's restricted unpickler makes tensors and containers, and runs nothing
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file makes of it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AdapterError(
+            f"{PICKLED} in {folder} is no pickle of tensors alone, or was cut short ({reason}); "
+            "do not trust it, and ask for safetensors"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise AdapterError(f"{PICKLED} in {folder} holds no dictionary of tensors; ask for safetensors")
+    return found
+
+
+def _name(name: str) -> str:
+    for old, new in NAMES.items():
+        name = name.replace(old, new)
+    return name
+
+
+# ------------------------------------------------------------------------------------------ meaning
+
+
+def _prompt(folder: Path, config: Mapping[str, Any], stored: Tensor | None) -> Tensor:
+    """The prompt in our shape."""
+    if stored is None:
+        raise AdapterError(f"{folder} lacks the tensor {PROMPT!r}; copy or download it again")
+    kind, layers = str(config["peft_type"]), config.get("num_layers")
+    tokens = config.get("num_virtual_tokens")
+    if stored.dim() != 2 or stored.shape[0] != tokens:
+        raise AdapterError(
+            f"{folder}: its {PROMPT!r} has the shape {list(stored.shape)}, expected {tokens} rows as "
+            f"{CONFIG} says; copy or download both again"
+        )
+    if KINDS[kind] == "input":
+        return stored.contiguous()
+    if not isinstance(layers, int) or layers < 1 or stored.shape[1] % (2 * layers):
+        raise AdapterError(
+            f"{folder}: its {PROMPT!r} of shape {list(stored.shape)} is no prefix of {layers} layers; "
+            "copy or download it again"
+        )
+    return LAYOUTS[kind].unpack(stored, layers)
+
+
+def _task(folder: Path, head: Mapping[str, Tensor]) -> Task:
+    """What can be told of the task: how wide its logits are. One is a regression, as transformers has it."""
+    found = (head[name] for layer in OUTPUT_LAYERS if (name := f"{layer}.weight") in head)
+    width = next((weight.shape[0] for weight in found if weight.dim() == 2), None)
+    if width is None:
+        raise AdapterError(
+            f"{folder} holds no classification layer ({', '.join(OUTPUT_LAYERS)}), so PEFT itself would "
+            "put a random one in its place; ask for an adapter that was saved with it"
+        )
+    if width == 1:
+        return Task(problem_type="regression")
+    return Task(problem_type="single_label_classification", labels=tuple(range(width)))
+
+
+def _choices(kind: str, config: Mapping[str, Any], prompt: Tensor) -> dict[str, Any]:
+    """The prompt's configuration, as ours."""
+    choices: dict[str, Any] = {"depth": KINDS[kind], "num_virtual_tokens": int(prompt.shape[-2])}
+    if KINDS[kind] == "deep":
+        # The offset is left to the backbone, which knows where a key/value cache moves positions.
+        projected = {"kind": "mlp", "width": config.get("encoder_hidden_size")}
+        return {
+            **choices,
+            "first_layer": 0,
+            "position_offset": None,
+            **({"encoder": projected} if config.get("prefix_projection") else {}),
+        }
+    choices["placement"] = "start"
+    if kind == "P_TUNING":
+        choices["encoder"] = _encoder(config)
+    return choices
+
+
+def _encoder(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the prompt, for the record: it is not needed to use it."""
+    width = config.get("encoder_hidden_size")
+    if config.get("encoder_reparameterization_type") != "LSTM":
+        return {"kind": "mlp", "width": width}
+    layers = config.get("encoder_num_layers") or 2
+    dropout = config.get("encoder_dropout") or 0.0 if layers > 1 else 0.0
+    return {"kind": "lstm", "width": width, "num_layers": layers, "dropout": dropout}

@@ -1,0 +1,180 @@
+"""What a ``state_dict`` of ours says of itself, so that a bare file of tensors is a task again.
+
+``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours holds the
+whole prompt encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, because
+safetensors holds tensors only. With it :meth:`PTuningModel.from_pretrained` opens a checkpoint of the
+Trainer, a byte that was altered on the way is found, and a checkpoint of another task is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ptuning.errors import AdapterError, AdapterMismatch
+
+KEY = "_extra_state"
+"""Where torch puts what :meth:`torch.nn.Module.get_extra_state` returns."""
+
+FILE = "model.safetensors"
+"""What the Trainer calls a state dict."""
+
+FORMAT_VERSION = 1
+
+
+def leave_backbone_out(module: nn.Module) -> None:
+    """Let ``module``'s state dict neither give nor take what stands under ``backbone.``."""
+    hooks: Any = module  # torch leaves these untyped
+    hooks.register_state_dict_post_hook(_drop_backbone)
+    hooks.register_load_state_dict_pre_hook(_refuse_backbone)
+    hooks.register_load_state_dict_post_hook(_expect_no_backbone)
+
+
+def _drop_backbone(module: nn.Module, given: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in [name for name in given if name.startswith(f"{prefix}backbone.")]:
+        del given[name]
+
+
+def _refuse_backbone(
+    module: nn.Module,
+    given: dict[str, Any],
+    prefix: str,
+    _: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    for name in [name for name in given if name.startswith(f"{prefix}backbone.")]:
+        del given[name]
+        if strict:
+            unexpected.append(name)
+
+
+def _expect_no_backbone(module: nn.Module, keys: Any) -> None:
+    # Neither is the record asked for: whoever averages two states has to leave it out.
+    keys.missing_keys[:] = [
+        name for name in keys.missing_keys if "backbone." not in name and not name.endswith(KEY)
+    ]
+
+
+def write(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The record with the digest of itself and of ``tensors``, as a tensor of bytes."""
+    whole = {"format_version": FORMAT_VERSION, **record}
+    text = json.dumps({**whole, "sha256": _digest(whole, tensors)}, sort_keys=True).encode()
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def read(stored: Tensor) -> dict[str, Any]:
+    """What :func:`write` wrote.
+
+    Raises:
+        AdapterError: bytes that are no such record, or one of a newer format.
+    """
+    try:
+        record = json.loads(bytes(stored.cpu().to(torch.uint8).numpy()))
+        version = record["format_version"]
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        raise AdapterError(
+            f"the state dict's {KEY} is no record of ptuning's: the checkpoint was altered or cut short; "
+            "go back to another checkpoint"
+        ) from None
+    if version > FORMAT_VERSION:
+        raise AdapterError(
+            f"the state dict is of format {version}, and this version of ptuning reads up to "
+            f"{FORMAT_VERSION}; update it with: pip install --upgrade ptuning"
+        )
+    found: dict[str, Any] = record
+    return found
+
+
+def check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a record that is not as it was written, or tensors that are not those it was written for.
+
+    Raises:
+        AdapterError: a byte differs.
+    """
+    whole = {key: value for key, value in record.items() if key != "sha256"}
+    if record.get("sha256") != _digest(whole, tensors):
+        raise AdapterError(
+            "the state dict was altered or cut short: its sha256 is not the recorded one; go back to another "
+            f"checkpoint. If you changed the tensors on purpose, take {KEY!r} out of it"
+        )
+
+
+def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse a record of another task, prompt or backbone; where those come from makes no difference.
+
+    Raises:
+        AdapterMismatch: naming what differs.
+    """
+    for fact in ("task", "prompt", "backbone", "anchors", "head"):
+        theirs, ours = _leaves(fact, record.get(fact)), _leaves(fact, json.loads(json.dumps(here[fact])))
+        if odd := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+            raise AdapterMismatch(
+                f"the state dict is of another model: its {odd[0]} is {theirs.get(odd[0])!r}, and this "
+                f"model's is {ours.get(odd[0])!r}; make the model as it was made for that run, or open the "
+                "checkpoint's folder with PTuningModel.from_pretrained"
+            )
+
+
+def _leaves(name: str, fact: Any) -> dict[str, Any]:
+    """A fact by dotted names, without what may differ between two models that are the same."""
+    if not isinstance(fact, dict):
+        return {name: fact}
+    apart = ("name", "revision", "num_parameters", "init")  # where it came from, and what it began as
+    inner = (_leaves(f"{name}.{key}", value) for key, value in fact.items() if key not in apart)
+    return {key: value for part in inner for key, value in part.items()}
+
+
+def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The record and the tensors of a folder that the Trainer wrote; ``None`` if there is no such file.
+
+    A model that wraps ours (several adapters, a parallel one) puts a prefix before every name; it is
+    taken off.
+
+    Raises:
+        AdapterError: a file that cannot be read, that was altered, or that holds more than one task.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(str(file), framework="pt") as stored:
+            names: list[str] = list(stored.keys())
+            records = [name for name in names if name.rpartition(".")[2] == KEY]
+            if not records:
+                return None
+            if len(records) > 1:
+                raise AdapterError(
+                    f"{file} holds {len(records)} tasks; load it into the model that wrote it, and save each "
+                    "with save_pretrained"
+                )
+            prefix = records[0].removesuffix(KEY)
+            tensors = {
+                name.removeprefix(prefix): stored.get_tensor(name)
+                for name in names
+                if name.startswith(prefix) and name != records[0]
+            }
+            record = read(stored.get_tensor(records[0]))
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(
+            f"{file} cannot be read: it was altered or cut short ({error}); go back to another checkpoint"
+        ) from error
+    check(record, tensors)
+    return record, tensors
+
+
+def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""PEFT's names for prompt learning, so that a program written for PEFT runs here with one line changed.
+
+``from peft import …`` becomes ``from ptuning.peft import …``. Underneath stands ``PTuningModel``; what it
+does otherwise than PEFT, and why, is in docs/from-peft.md. Nothing here needs PEFT to be installed.
+"""
+
+from ptuning.peft.configs import (
+    PeftConfig,
+    PeftType,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptEncoderReparameterizationType,
+    PromptLearningConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    TaskType,
+    get_peft_config,
+)
+from ptuning.peft.model import (
+    PeftModel,
+    PeftModelForSequenceClassification,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+
+__all__ = [
+    "PeftConfig",
+    "PeftModel",
+    "PeftModelForSequenceClassification",
+    "PeftType",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptEncoderReparameterizationType",
+    "PromptLearningConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
+    "TaskType",
+    "get_peft_config",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+    "set_peft_model_state_dict",
+]
