@@ -79,7 +79,7 @@ def why_not_peft(adapter: Adapter) -> str | None:
     if task.mean != 0 or task.scale != 1:
         return (
             f"its scores are in units of {task.scale:g} around {task.mean:g}, and PEFT's format keeps no "
-            "scaling; saved with peft=True (ptuning export) the scaling goes into the head"
+            "scaling; saved with peft=True (ptuning export-peft) the scaling goes into the head"
         )
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
         return "it holds no head, and PEFT expects one; prompt.train_head true saves one"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
+from ptuning.cli.shared import add_pickle
 
 if TYPE_CHECKING:
     from ptuning.adapters import Adapter
@@ -20,6 +21,7 @@ def parser() -> Parser:
     made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
     made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
     made.add_argument("--backbone", type=str | None, help="Hub id or folder to check it against")
+    add_pickle(made)
     made.add_argument("--json", action="store_true", help="print everything as JSON")
     return made
 
@@ -28,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     from ptuning import adapters
 
-    adapter = adapters.load(adapters.locate(given.adapter, revision=given.revision))
+    folder = adapters.locate(given.adapter, revision=given.revision, allow_pickle=given.allow_pickle)
+    adapter = adapters.load(folder, allow_pickle=given.allow_pickle)
     if given.json:
         import json
 
@@ -61,6 +64,10 @@ def _check(name: str, adapter: Adapter) -> None:
     check_backbone(held, adapter)
 
 
+def _known(fact: object) -> object:
+    return "?" if fact is None else fact
+
+
 def _numbers(adapter: Adapter) -> int:
     return adapter.prompt_parameters + adapter.head_parameters
 
@@ -86,10 +93,11 @@ def _print(adapter: Adapter) -> None:
             if prompt["depth"] == "input"
             else f"from layer {prompt['first_layer']}"
         ),
-        "made by": f"{prompt['encoder']['kind']} encoder",
+        "made by": f"{prompt.get('encoder', {}).get('kind', 'embedding')} encoder",
         "numbers": f"{_numbers(adapter):,}",
-        "backbone": f"{backbone['name']} ({backbone['model_type']}, {backbone['num_layers']} layers)",
-        "weights": str(backbone["fingerprint"])[:16],
+        "backbone": f"{backbone['name']} ({_known(backbone['model_type'])}, "
+        f"{_known(backbone['num_layers'])} layers)",
+        "weights": (backbone["fingerprint"] or "")[:16] or "not known: PEFT records nothing of its backbone",
         "PEFT": adapters.why_not_peft(adapter) or "reads this folder",
     }
     for name, value in rows.items():

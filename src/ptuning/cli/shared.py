@@ -25,6 +25,17 @@ def add_model(parser: Parser) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu"], default="auto", help="'auto' takes an accelerator"
     )
+    add_pickle(parser)
+
+
+def add_pickle(parser: Parser) -> None:
+    """What an old version of PEFT left."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read the adapter_model.bin of an old PEFT, with torch's restricted unpickler, where there are "
+        "no safetensors",
+    )
 
 
 def add_columns(parser: Parser, *, label: bool) -> None:
@@ -56,5 +67,6 @@ def load_model(given: Any) -> PTuningModel:
         backbone=given.backbone,
         revision=given.revision,
         dtype=precision(given.precision, device),
+        allow_pickle=given.allow_pickle,
     )
     return model.to(device).eval()

@@ -69,19 +69,25 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
         AdapterMismatch: naming the first fact that differs.
     """
     have, want = asdict(backbone.facts(without=adapter.head)), adapter.backbone
+    origin = _origin(adapter)
     for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
         if want[fact] not in (None, have[fact]):  # an adapter that PEFT wrote knows few of them
             raise AdapterMismatch(
-                f"this adapter was trained on {want['name']} ({fact} {want[fact]}), "
-                f"but {have['name']} has {fact} {have[fact]}; put it on {want['name']}"
+                f"this adapter was trained on {origin} ({fact} {want[fact]}), "
+                f"but {have['name']} has {fact} {have[fact]}; put it on {origin}"
             )
     if None not in (have["fingerprint"], want["fingerprint"]) and have["fingerprint"] != want["fingerprint"]:
         raise AdapterMismatch(
-            f"this adapter was trained on {want['name']}"
+            f"this adapter was trained on {origin}"
             f"{'@' + want['revision'] if want['revision'] else ''}; {have['name']} has the same shape but "
             "other weights (fingerprints differ), so its answers would mean nothing; use the original one"
         )
     _check_head(backbone, adapter)
+
+
+def _origin(adapter: adapters.Adapter) -> str:
+    """What the adapter was trained on, as far as it says."""
+    return str(adapter.backbone["name"] or "the backbone that it was trained on")
 
 
 def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
@@ -90,10 +96,12 @@ def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
     for name, value in adapter.head.items():
         if name not in own:
             raise AdapterMismatch(
-                f"the adapter's head has {name}, and {backbone.name} has no such parameter; use the backbone "
-                f"{adapter.backbone['name']} by name, loaded the way it was for training"
+                f"the adapter's head has {name}, and {backbone.name} has no such parameter; put it on "
+                f"{_origin(adapter)}, loaded the way it was for training"
             )
         if own[name] is backbone.embedding.weight:
+            if torch.equal(own[name].detach().float().cpu(), value):
+                continue  # PEFT saves them on request, changed or not
             raise AdapterMismatch(
                 f"the adapter brings word embeddings of its own ({name}, {list(value.shape)}), and ptuning "
                 "leaves those of the backbone as they are; train it again with the backbone's vocabulary"
@@ -104,7 +112,7 @@ def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
         ):
             raise AdapterMismatch(
                 f"the adapter's {name} has the shape {list(value.shape)}, but {backbone.name}'s has "
-                f"{list(own[name].shape)}; use the backbone {adapter.backbone['name']}"
+                f"{list(own[name].shape)}; put it on {_origin(adapter)}"
             )
     if lost := sorted(backbone.missing - set(adapter.head)):
         raise AdapterMismatch(

@@ -215,7 +215,7 @@ class PTuningModel(nn.Module):
         held, tokenizer = _held(backbone, adapter.backbone, adapter.task, tokenizer, dtype)
         check_backbone(held, adapter)
         own = held.model.config
-        if task is None and "imported" in adapter.extra and own.num_labels == adapter.task.num_labels:
+        if task is None and not adapters.is_adapter(folder) and own.num_labels == adapter.task.num_labels:
             task = task_of(own)  # PEFT keeps no labels; the backbone may know them
         return cls.from_adapter(adapter, held, task=task, tokenizer=tokenizer)
 
@@ -240,7 +240,11 @@ class PTuningModel(nn.Module):
             raise ConfigError(
                 f"task: got {named.num_labels} labels, but the adapter's head gives {adapter.task.num_labels}"
             )
-        model = cls(backbone, plain, named, tokenizer=tokenizer, anchors=adapter.anchors, head=adapter.head)
+        words = {
+            name for name, value in backbone.model.named_parameters() if value is backbone.embedding.weight
+        }
+        head = {name: value for name, value in adapter.head.items() if name not in words}
+        model = cls(backbone, plain, named, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
         with torch.no_grad():
             cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
         model.provenance = config

@@ -1,0 +1,29 @@
+"""``ptuning export-peft``: an adapter that PEFT is sure to load, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptuning.cli.options import Parser
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="ptuning export-peft",
+        usage="ADAPTER OUTPUT [options]",
+        description="Write an adapter that peft.PeftModel.from_pretrained loads and that gives the same logits "
+        "there. What PEFT cannot hold is refused, with the option that would make it expressible.",
+        epilog="example: ptuning export-peft prices prices-for-peft",
+    )
+    made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
+    made.add_argument("output", type=str, help="folder to write")
+    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parser().parse_args(list(argv))
+    from ptuning import adapters
+
+    adapter = adapters.load(adapters.locate(given.adapter, revision=given.revision))
+    print(adapters.save(adapters.for_peft(adapter), given.output))

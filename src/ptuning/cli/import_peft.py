@@ -1,0 +1,65 @@
+"""``ptuning import-peft``: a prompt that PEFT wrote becomes an adapter of ours, with labels and a fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ptuning.cli.options import Parser
+from ptuning.cli.shared import add_pickle
+
+if TYPE_CHECKING:
+    from ptuning.task import Task
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="ptuning import-peft",
+        usage="ADAPTER OUTPUT [options]",
+        description="Turn a P_TUNING, PROMPT_TUNING or PREFIX_TUNING adapter that PEFT wrote into one of "
+        "ptuning's: the same logits, with labels, the backbone's fingerprint and a model card.",
+        epilog="example: ptuning import-peft someone/mrpc-p-tuning mrpc --labels 'different,same' --pair",
+    )
+    made.add_argument("adapter", type=str, help="folder that PEFT wrote, or its name on the Hub")
+    made.add_argument("output", type=str, help="folder to write")
+    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
+    made.add_argument("--backbone", type=str | None, help="Hub id or folder, where PEFT's file names another")
+    made.add_argument(
+        "--labels",
+        type=str | None,
+        help="names in the order of the logits, with commas between; the backbone's own if left out",
+    )
+    made.add_argument("--pair", action="store_true", help="a row has two texts")
+    add_pickle(made)
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parser().parse_args(list(argv))
+    from dataclasses import replace
+
+    from ptuning import adapters
+    from ptuning.errors import AdapterError
+    from ptuning.model.ptuning import PTuningModel
+
+    adapters.check_destination(given.output)  # before the backbone is loaded, not after
+    folder = adapters.locate(given.adapter, revision=given.revision, allow_pickle=given.allow_pickle)
+    if adapters.is_adapter(folder):
+        raise AdapterError(f"{given.adapter} is an adapter of ptuning's already; use it as it is")
+    model = PTuningModel.from_pretrained(folder, backbone=given.backbone, allow_pickle=given.allow_pickle)
+    model.task = replace(_named(model.task, given.labels), pair=given.pair)
+    print(model.save_pretrained(given.output))
+
+
+def _named(task: Task, labels: str | None) -> Task:
+    from dataclasses import replace
+
+    from ptuning.errors import ConfigError
+
+    if labels is None:
+        return task
+    names = tuple(name.strip() for name in labels.split(","))
+    if task.is_regression or len(names) != task.num_labels:
+        got = "a regression has none" if task.is_regression else f"expected {task.num_labels}"
+        raise ConfigError(f"--labels: got {len(names)} names, {got}; the adapter's head decides")
+    return replace(task, labels=names)
