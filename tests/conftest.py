@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hub_server import SERVER, Hub, Server, User
+
+os.environ["HF_ENDPOINT"] = SERVER.url  # the client reads it once, when it is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach out
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -79,6 +84,54 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny("bert", num_labels=2, vocab_size=len(vocabulary), pad_token_id=0)
     model.save_pretrained(folder)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What the Hub's client warns of when it uploads through LFS is between it and its HTTP library."""
+    for item in items:
+        if "hub" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning"))
+
+
+@pytest.fixture(scope="session")
+def _hub_server() -> Iterator[Server]:
+    from huggingface_hub import close_session
+
+    with SERVER.serving(), pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_PROXY", "no_proxy"):
+            patch.setenv(name, "127.0.0.1")
+        close_session()  # a client that was made before has read other proxies
+        yield SERVER
+        close_session()
+
+
+@pytest.fixture
+def hub(_hub_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub of this test's own, empty but for its users; a cache and a home of its own; nobody logged in.
+
+    ``someone`` (token ``hf_someone``) and ``reader`` (``hf_reader``, for reading alone) are users.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from ptuning.adapters import hub_out_of_reach
+
+    home = tmp_path / "huggingface"
+    _hub_server.hub = Hub(tokens={"hf_someone": User("someone"), "hf_reader": User("reader", writes=False)})
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        constants, "HF_HUB_DISABLE_XET", True
+    )  # its storage is not HTTP of the Hub's: plain LFS
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    quick = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
+    monkeypatch.setattr(_http, "time", quick)  # the client tries again after seconds; here at once
+    hub_out_of_reach.cache_clear()
+    yield _hub_server.hub
+    hub_out_of_reach.cache_clear()
 
 
 def sentiment(count: int, seed: int = 0) -> list[dict[str, Any]]:

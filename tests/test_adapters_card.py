@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptuning.adapters import model_card, save
+from ptuning.data import find_columns
 from ptuning.task import Task
 from test_adapters_record import an_adapter
 
@@ -58,6 +59,60 @@ def test_nothing_is_claimed_that_is_not_known() -> None:
     assert data.base_model is None
     named = front_matter(model_card(an_adapter(metrics=METRICS, extra={"dataset": "my tickets.csv"})))
     assert {(r.dataset_type, r.dataset_name) for r in named.eval_results} == {("custom", "my tickets.csv")}
+
+
+DATA: dict[str, Any] = {
+    "train": {"source": "hf:nyu-mll/glue/mrpc:train", "rows": 3301},
+    "validation": {"source": "split off", "rows": 367},
+    "test": {"source": "film `new`.csv", "rows": 378},
+}
+
+
+def test_the_data() -> None:
+    card = model_card(an_adapter(metrics=METRICS, extra={"data": DATA}))
+    assert "- train: `hf:nyu-mll/glue/mrpc:train` (3,301 rows)\n" in card
+    assert "- validation: 367 rows, split off from the training rows\n" in card
+    assert "- test: ``film `new`.csv`` (378 rows)\n" in card
+    data = front_matter(card)
+    assert data.datasets == ["nyu-mll/glue"]
+    places = {r.dataset_split: (r.dataset_type, r.dataset_name) for r in data.eval_results}
+    assert places == {
+        "test": ("custom", "film `new`.csv"),
+        "validation": ("nyu-mll/glue", "hf:nyu-mll/glue/mrpc:train"),
+    }
+    local = front_matter(model_card(an_adapter(extra={"data": {"train": {"source": "film.csv", "rows": 1}}})))
+    assert local.datasets is None
+
+
+@pytest.mark.parametrize(
+    "odd", ["films", 3, ["film.csv"], {"train": "film.csv"}, {"train": {}}, {3: {"rows": 1.5}}]
+)
+def test_what_someone_else_keeps_under_the_same_names_breaks_nothing(odd: Any) -> None:
+    card = model_card(
+        an_adapter(metrics=METRICS, extra=dict.fromkeys(("data", "fit", "rates", "license"), odd))
+    )
+    assert front_matter(card).datasets is None
+    assert "## Data" in card
+
+
+def test_the_training() -> None:
+    fit = {"epochs": 8, "batch_size": 16, "prompt_rate": None, "schedule": "linear"}
+    rates = {"prompt": 0.01, "head": 0.001}
+    card = model_card(an_adapter(extra={"fit": fit, "rates": rates}))
+    assert "## Training\n\n- epochs: `8`\n- batch size: `16`\n- schedule: `linear`\n" in card
+    assert "- learning rates used: prompt `0.01`, head `0.001`\n" in card
+    bare = model_card(an_adapter())
+    assert "What it was trained on was not recorded." in bare
+    assert "How it was trained was not recorded." in bare
+
+
+def test_the_licence() -> None:
+    said = model_card(an_adapter(extra={"license": "cc-by-4.0"}))
+    assert front_matter(said).license == "cc-by-4.0"
+    assert "This adapter: `cc-by-4.0`. The licences of the backbone and of the data apply as well." in said
+    unsaid = model_card(an_adapter())
+    assert front_matter(unsaid).license == "unknown"  # an identifier of the Hub's own list
+    assert "The owner of this adapter has not stated a licence. The licences of the backbone" in unsaid
 
 
 def test_metrics_stand_beside_the_baseline() -> None:
@@ -107,6 +162,17 @@ def test_how_to_use() -> None:
     assert "PeftModel" not in other
 
 
+def test_how_to_use_a_pair() -> None:
+    pair = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+    card = model_card(an_adapter(task=pair), name="someone/same")
+    assert 'classify = pipeline("someone/same")' in card
+    assert 'classify({"text": "some text", "text_pair": "another"})' in card
+    assert "a CSV file with the columns `text` and `text_b`:" in card
+    assert "ptuning predict someone/same --input pairs.csv" in card
+    columns = find_columns(["text", "text_b"], need_label=False)
+    assert (columns.text, columns.text_b) == ("text", "text_b")  # found by these names, as the card says
+
+
 @pytest.mark.parametrize("prompt", [{}, {"placement": "front"}, {"depth": "deep", "first_layer": 1}])
 def test_examples_are_valid_python(prompt: dict[str, Any]) -> None:
     examples = re.findall(
@@ -135,7 +201,7 @@ def test_any_name_label_and_metric_leave_the_card_readable(name: str, labels: li
     task = Task(problem_type="single_label_classification", labels=tuple(labels))
     card = model_card(an_adapter(task=task, metrics={"test": {metric: 0.5}}), name=name)
     assert front_matter(card.encode("utf-8", "backslashreplace").decode()).library_name == "ptuning"
-    assert len([line for line in card.splitlines() if line.startswith("## ")]) == 6
+    assert len([line for line in card.splitlines() if line.startswith("## ")]) == 9
 
 
 def test_the_folder_holds_it(tmp_path: Path) -> None:

@@ -67,9 +67,30 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_repository_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(
-        AdapterError, match=r"'someone/lora' holds no ptuning.json.*peft.PeftModel.from_pretrained"
+        AdapterError, match=r"'someone/lora' holds neither ptuning.json nor an adapter of PEFT's"
     ):
         locate("someone/lora")
+
+
+def test_what_peft_wrote_is_fetched_and_its_pickle_only_if_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "P_TUNING"}')
+    asked: list[list[str]] = []
+
+    def download(_: str, *, allow_patterns: list[str], **__: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(
+        AdapterError, match=r"an adapter of PEFT's without adapter_model.safetensors; .* trust"
+    ):
+        locate("someone/lora")
+    assert locate("someone/lora", allow_pickle=True) == tmp_path
+    assert ["adapter_model.bin" in files for files in asked] == [False, True]
+    (tmp_path / "adapter_model.safetensors").touch()
+    assert locate("someone/lora") == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -77,7 +98,7 @@ def test_a_repository_of_something_else(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (
             GatedRepoError("no", response=RESPONSE),
-            r"is gated; ask for access at https://huggingface.co/some/one",
+            rf"is gated; ask for access at {constants.ENDPOINT}/some/one",
         ),
         (
             RepositoryNotFoundError("no", response=RESPONSE),
@@ -89,12 +110,15 @@ def test_a_repository_of_something_else(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         (
             LocalEntryNotFoundError("no"),
-            r"at revision 'v9': .*the Hub is out of reach; check the name and the conn",
+            r"at revision 'v9': .*the Hub is out of reach because offline mode .*; unset .*; check the",
         ),
-        (OfflineModeIsEnabled("no"), r"unset HF_HUB_OFFLINE"),
+        (
+            OfflineModeIsEnabled("no"),
+            r"because offline mode is on; unset HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE",
+        ),
         (
             HfHubHTTPError("Server\nerror.", response=RESPONSE),
-            r"could not be fetched: Server error; try again",
+            r"the Hub failed \(HTTP 500\), which is not your doing; try again later",
         ),
         (
             OSError(28, "No space left on device"),
@@ -121,5 +145,8 @@ def test_no_name_of_the_hub(name: str) -> None:
 def test_offline_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(AdapterError, match="not in the Hub's cache, and the Hub is out of reach"):
+    hub.hub_out_of_reach.cache_clear()
+    with pytest.raises(
+        AdapterError, match="not whole in the Hub's cache, and the Hub is out of reach because"
+    ):
         locate("someone/refunds")

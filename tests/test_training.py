@@ -30,6 +30,7 @@ from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
 from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
+from ptuning.training.prepare import public_name
 from ptuning.training.result import Evaluation
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -98,6 +99,41 @@ def test_it_learns_and_the_result_says_everything(config: Callable[..., TrainCon
     assert loaded.task.labels == ("negative", "positive")
     found = json.loads((made.run_folder / "result.json").read_text())
     assert found["metrics"]["test"] == pytest.approx(dict(result.metrics["test"]))
+
+
+def test_the_adapter_keeps_what_it_was_trained_on_without_local_folders(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files, tmp_path: Path
+) -> None:
+    made = config(fit__epochs=1)
+    train(made)
+    extra = adapters.load(made.output).extra
+    assert extra["data"] == {
+        "train": {"source": "train.jsonl", "rows": 72},
+        "validation": {"source": "split off", "rows": 24},
+        "test": {"source": "test.jsonl", "rows": 40},
+    }
+    assert extra["rates"] == {"prompt": 3e-2, "head": 3e-2}
+    assert str(tmp_path) not in (Path(made.output) / "ptuning.json").read_text().replace(made.backbone, "")
+    given = config(fit__epochs=1, data__validation=str(jsonl("held.jsonl", rows(16, seed=2))))
+    train(given)
+    data = adapters.load(given.output).extra["data"]
+    assert data["validation"] == {"source": "held.jsonl", "rows": 16}
+    assert data["train"] == {"source": "train.jsonl", "rows": 96}
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [
+        ("hf:nyu-mll/glue/mrpc:train", "hf:nyu-mll/glue/mrpc:train"),
+        ("hf:/home/me/films:train", "films:train"),
+        ("/home/me/film.csv", "film.csv"),
+        ("C:\\Users\\me\\film.csv", "film.csv"),
+        ("the rows", "the rows"),
+        ("standard input", "standard input"),
+    ],
+)
+def test_a_source_is_named_without_the_folders_above_it(source: str, public: str) -> None:
+    assert public_name(source) == public
 
 
 def test_the_best_evaluation_is_what_is_kept(config: Callable[..., TrainConfig]) -> None:

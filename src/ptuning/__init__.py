@@ -8,7 +8,7 @@ from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
     from ptuning.errors import PTuningError
-    from ptuning.inference import Prediction, Predictor
+    from ptuning.inference import Prediction, Predictor, pipeline
     from ptuning.model import (
         DeepMLPEncoder,
         DeepPrompt,
@@ -46,7 +46,7 @@ __getattr__, __dir__ = lazy(
     | dict.fromkeys(
         ["DataConfig", "FitConfig", "TrainConfig", "TrainResult", "fit", "train"], "ptuning.training"
     )
-    | dict.fromkeys(("Prediction", "Predictor"), "ptuning.inference")
+    | dict.fromkeys(("Prediction", "Predictor", "pipeline"), "ptuning.inference")
     | {"PTuningError": "ptuning.errors", "Task": "ptuning.task"},
 )
 
@@ -71,5 +71,6 @@ __all__ = [
     "TrainResult",
     "VocabularyInit",
     "fit",
+    "pipeline",
     "train",
 ]

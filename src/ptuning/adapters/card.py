@@ -262,11 +262,7 @@ def _license(adapter: Adapter) -> str | None:
 
 def _licence(adapter: Adapter) -> str:
     said = _license(adapter)
-    own = (
-        f"This adapter: {_code(said)}."
-        if said
-        else "The owner of this adapter has not stated a licence."
-    )
+    own = f"This adapter: {_code(said)}." if said else "The owner of this adapter has not stated a licence."
     return f"{own} The licences of the backbone and of the data apply as well."
 
 

@@ -357,7 +357,7 @@ def _check_folder(path: Path) -> None:
     if is_peft(path):
         raise AdapterError(
             f"{path} is an adapter that PEFT wrote, without {RECORD}; turn it into one of ptuning's with: "
-            f"ptuning import {path} NEW_FOLDER"
+            f"ptuning import-peft {path} NEW_FOLDER"
         )
     raise AdapterError(f"no adapter at {path}: it has no {RECORD}; {_EXPECTED}")
 

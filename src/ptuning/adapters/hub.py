@@ -332,7 +332,9 @@ def _answer(error: BaseException) -> BaseException:
 
 def _why_out_of_reach() -> str:
     if constants.HF_HUB_OFFLINE:
-        return "the Hub is out of reach because HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it"
+        return (
+            "the Hub is out of reach because offline mode is on; unset HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
+        )
     host = urlsplit(constants.ENDPOINT).hostname
     return f"the Hub is out of reach ({host} does not answer); check the connection"
 

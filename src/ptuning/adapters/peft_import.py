@@ -12,6 +12,7 @@ Neighbours: ``peft_format.py`` is the other direction, ``folder.py`` calls :func
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -174,9 +175,11 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
         )
     unknown = {name: value for name, value in config.items() if name not in OPTIONS[kind]}
     if said := sorted(name for name, value in unknown.items() if value not in (None, False, [], {})):
+        close = difflib.get_close_matches(said[0], OPTIONS[kind], n=1)
+        meant = f"did you mean {close[0]!r}? Otherwise update" if close else "update"
         raise AdapterError(
             f"{folder / CONFIG} has the option {said[0]!r} ({unknown[said[0]]!r}), which this version of "
-            f"ptuning does not know for {kind}; update ptuning, or load it with "
+            f"ptuning does not know for {kind}; {meant} ptuning, or load it with "
             "peft.PeftModel.from_pretrained"
         )
     return kind

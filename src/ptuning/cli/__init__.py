@@ -15,6 +15,9 @@ COMMANDS = {
     "evaluate": "measure an adapter on labelled rows, beside the baseline",
     "predict": "classify rows of a file or of standard input",
     "inspect": "show what an adapter is, and whether it fits a backbone",
+    "push": "put an adapter on the Hugging Face Hub, with a filled-in model card",
+    "import-peft": "turn a prompt that PEFT wrote into an adapter of ptuning's",
+    "export-peft": "write an adapter that PEFT is sure to load",
     "check-data": "say what would be trained on: rows, labels, lengths, duplicates, leaks",
     "demo": "train on the data that ptuning ships, and compare",
 }

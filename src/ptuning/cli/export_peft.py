@@ -11,8 +11,8 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning export-peft",
         usage="ADAPTER OUTPUT [options]",
-        description="Write an adapter that peft.PeftModel.from_pretrained loads and that gives the same logits "
-        "there. What PEFT cannot hold is refused, with the option that would make it expressible.",
+        description="Write an adapter that peft.PeftModel.from_pretrained loads, with the same logits. "
+        "What PEFT cannot hold is refused, with the option that would make it expressible.",
         epilog="example: ptuning export-peft prices prices-for-peft",
     )
     made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")

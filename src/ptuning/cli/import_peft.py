@@ -1,4 +1,4 @@
-"""``ptuning import-peft``: a prompt that PEFT wrote becomes an adapter of ours, with labels and a fingerprint."""
+"""``ptuning import-peft``: a prompt that PEFT wrote becomes an adapter of ours, with labels."""
 
 from __future__ import annotations
 

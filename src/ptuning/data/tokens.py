@@ -53,19 +53,26 @@ class Tokenise:
     too_long: TooLong = "truncate"
 
     @classmethod
-    def for_model(cls, model: PTuningModel, too_long: TooLong = "truncate") -> Tokenise:
-        """How ``model``'s texts become rows.
+    def for_model(
+        cls,
+        model: PTuningModel,
+        too_long: TooLong = "truncate",
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Tokenise:
+        """How ``model``'s texts become rows, by its own tokenizer unless another is given.
 
         Raises:
             ConfigError: a model without a tokenizer.
         """
-        if model.tokenizer is None:
+        tokenizer = tokenizer or model.tokenizer
+        if tokenizer is None:
             raise ConfigError("the model has no tokenizer; pass tokenizer=… where it is made")
         limit = model.max_text_tokens
-        if limit is None and model.tokenizer.model_max_length < 1_000_000:  # more means "not said"
-            limit = model.tokenizer.model_max_length - model.inserted_tokens
+        if limit is None and tokenizer.model_max_length < 1_000_000:  # more means "not said"
+            limit = tokenizer.model_max_length - model.inserted_tokens
         return cls(
-            tokenizer=model.tokenizer,
+            tokenizer=tokenizer,
             limit=limit,
             segments=model.backbone.uses_segments,
             places=model.needs_segments,
@@ -88,7 +95,7 @@ class Tokenise:
             TokenRow(
                 input_ids=ids,
                 token_type_ids=types[i] if types else None,
-                segment_ids=_segments(encoded.sequence_ids(i)) if self.places else None,
+                segment_ids=segments_of(encoded.sequence_ids(i)) if self.places else None,
                 label=None if labels is None else labels[i],
             )
             for i, ids in enumerate(encoded["input_ids"])
@@ -120,7 +127,8 @@ class Tokenise:
                 )
 
 
-def _segments(sequence_ids: list[int | None]) -> list[int]:
+def segments_of(sequence_ids: list[int | None]) -> list[int]:
+    """Which text each token belongs to, -1 for special tokens, from a tokenizer's ``sequence_ids``."""
     return [-1 if segment is None else segment for segment in sequence_ids]
 
 

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
+    from ptuning.inference.pipelines import PTuningPipeline, pipeline
     from ptuning.inference.predictor import Prediction, Predictor
 
 __getattr__, __dir__ = lazy(
-    __name__, dict.fromkeys(("Prediction", "Predictor"), "ptuning.inference.predictor")
+    __name__,
+    dict.fromkeys(("Prediction", "Predictor"), "ptuning.inference.predictor")
+    | dict.fromkeys(("PTuningPipeline", "pipeline"), "ptuning.inference.pipelines"),
 )
 
-__all__ = ["Prediction", "Predictor"]
+__all__ = ["PTuningPipeline", "Prediction", "Predictor", "pipeline"]

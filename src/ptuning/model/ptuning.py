@@ -266,12 +266,14 @@ class PTuningModel(nn.Module):
         held, tokenizer = _held(backbone, record["backbone"], task, tokenizer, dtype)
         own = dict(held.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
+        provenance = config
         if isinstance(config, InputPrompt):  # what it started from is overwritten below
             config = replace(config, init=InputPrompt().init)
         values = {name: tensors[f"head.{_escaped(name)}"] for name in record["head"] if name in own}
         model = cls(held, config, task, tokenizer=tokenizer, anchors=anchors, head=values)
         state.compare(record, model._record())
         model.load_state_dict(tensors)
+        model.provenance = provenance
         return model
 
     def save_pretrained(
@@ -446,8 +448,6 @@ class PTuningModel(nn.Module):
         # copy.copy would be held against its original, and fail once that is gone.
         _check_state(self, given, prefix, strict, unexpected)
         super()._load_from_state_dict(given, prefix, metadata, strict, missing, unexpected, errors)
-        # Tensors that were changed on purpose, or come from elsewhere, have no record.
-        missing[:] = [name for name in missing if name != prefix + state.KEY]
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -717,7 +717,8 @@ def _named(config: Any, task: Task) -> Any:
     """A copy of a backbone's configuration that speaks of the task: its labels, its kind."""
     named = copy.deepcopy(config)
     named.problem_type = task.problem_type
-    plain = task.is_regression or task.labels == tuple(range(task.num_labels))
+    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
+    plain = task.is_regression or (numbers and task.labels == tuple(range(task.num_labels)))
     labels = [f"LABEL_{i}" for i in range(task.num_labels)] if plain else [str(x) for x in task.labels]
     named.id2label = dict(enumerate(labels))
     named.label2id = {label: i for i, label in named.id2label.items()}

@@ -33,7 +33,8 @@ def leave_backbone_out(module: nn.Module) -> None:
     """Let ``module``'s state dict neither give nor take what stands under ``backbone.``."""
     hooks: Any = module  # torch leaves these untyped
     hooks.register_state_dict_post_hook(_drop_backbone)
-    hooks.register_load_state_dict_pre_hook(_refuse_backbone)
+    # Not the public one: it ties the hook to this module, and a copy.copy could not load once that is gone.
+    hooks._register_load_state_dict_pre_hook(_refuse_backbone)
     hooks.register_load_state_dict_post_hook(_expect_no_backbone)
 
 
@@ -43,7 +44,6 @@ def _drop_backbone(module: nn.Module, given: dict[str, Any], prefix: str, _: Any
 
 
 def _refuse_backbone(
-    module: nn.Module,
     given: dict[str, Any],
     prefix: str,
     _: Any,

@@ -491,13 +491,14 @@ def _plain(task: PTuningModel, made: Tensor) -> Embedding:
     """A prompt without an encoder, from what PEFT calls ``prompt_embeddings``."""
     with torch.no_grad():
         now = task.prompt_encoder()
-    prompt = adapters.unpack(made.float(), now.shape[0]) if now.dim() == 4 else made.float()
-    if prompt.shape != now.shape:
+    tokens, numbers = now.shape[-2], now.numel()
+    if made.shape != (tokens, numbers // tokens):
         raise AdapterError(
-            f"the state dict's prompt_embeddings have the shape {list(made.shape)}, which is no prompt of "
-            f"{list(now.shape)}"
+            f"the state dict's prompt_embeddings have the shape {list(made.shape)}, expected "
+            f"{[tokens, numbers // tokens]}"
         )
-    plain = Embedding(prompt.to(now.device).clone())
+    prompt = adapters.unpack(made, now.shape[0]) if now.dim() == 4 else made
+    plain = Embedding(prompt.float().to(now.device).clone())
     plain.train(task.prompt_encoder.training)
     return plain
 

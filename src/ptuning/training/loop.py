@@ -56,6 +56,8 @@ def fit(
         model: From ``PTuningModel.from_backbone``; its task says what the labels mean.
         data: ``train``, and if wanted ``validation`` (otherwise split off from ``train``) and
             ``test``: each a file, an ``hf:`` name, a ``datasets.Dataset`` or a list of mappings.
+            Those with ``input_ids`` are taken as they are, with ``labels`` or ``label`` that are
+            class indices or the task's labels; texts beside them are not read again.
         config: How to train.
         columns: Options of :class:`~ptuning.training.config.DataConfig` other than the files, such
             as ``{"text": "review", "label": "stars"}``.
@@ -126,9 +128,11 @@ def run(
     began()
     with stop_requests() as stop:
         reporter.begin(model, loop.steps, loop.position.step, config)
+        model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
         try:
             stopped_early = loop.until_done(stop)
         finally:
+            model.check_loss = True
             reporter.end()
     loop.keep_best()
     baseline = Baseline.of(train.targets, model.task)
@@ -162,14 +166,28 @@ def run(
         model.save_pretrained(
             output,
             metrics=metrics,
-            extra={"fit": config.model_dump(mode="json"), "baseline": asdict(baseline)},
+            extra={
+                "data": examples.record(),
+                "fit": config.model_dump(mode="json"),
+                "rates": result.setting["rates"],
+                "baseline": asdict(baseline),
+            },
         )
     return result
 
 
 def evaluate(model: PTuningModel, split: Split) -> Metrics:
-    """The split's metrics, ``loss`` included (in a regression, of standardised targets)."""
+    """The split's metrics, ``loss`` included (in a regression, of standardised targets).
+
+    Raises:
+        TrainingDiverged: logits that are not finite, of which there is nothing to measure.
+    """
     logits = logits_of(model, split.rows)
+    if bad := int((~logits.isfinite().all(dim=1)).sum()):
+        raise TrainingDiverged(
+            f"the logits of {bad} of {len(logits)} rows are not finite: the prompt or the head has grown out of "
+            "bounds. Lower fit.prompt_rate or fit.head_rate by ten, or set precision: fp32"
+        )
     targets = torch.as_tensor(split.targets)
     if model.task.problem_type == "single_label_classification":
         targets = targets.long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptuning.data import Example, encode_labels, infer_task, load_examples, split_off
+from ptuning import adapters
+from ptuning.data import Example, Loaded, encode_labels, infer_task, load_examples, split_off
+from ptuning.data.tokenised import (
+    TokenisedExample,
+    TokenisedRows,
+    is_tokenised,
+    load_tokenised,
+    token_rows,
+)
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong
 from ptuning.errors import ConfigError
 from ptuning.model.ptuning import PTuningModel
@@ -19,11 +28,25 @@ from ptuning.training.config import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """The rows of each split; ``test`` may be empty."""
+    """The rows of each split; ``test`` may be empty.
 
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
+    Attributes:
+        sources: What each split was read from, without local folders; one that was split off is not there.
+    """
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
+    sources: Mapping[str, str]
+
+    def record(self) -> dict[str, dict[str, Any]]:
+        """What an adapter keeps of them: where each split's rows came from, and how many they were."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            name: {"source": self.sources.get(name, adapters.SPLIT_OFF), "rows": len(rows)}
+            for name, rows in splits.items()
+            if rows
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +78,14 @@ def gather(
     """As :func:`read`, for sources of any kind: paths, ``datasets.Dataset``, lists of mappings.
 
     Args:
-        task: Where the model has one already; inferred from the training rows otherwise.
+        task: Where the model has one already; inferred from the training rows otherwise. With it, rows
+            in memory may also be tokenised: see :mod:`ptuning.data.tokenised`.
     """
     if odd := set(sources) - {"train", "validation", "test"}:
         raise ConfigError(f"data: got a split {sorted(odd)[0]!r}, expected train, validation and test")
     if "train" not in sources:
         raise ConfigError("data: there is no split 'train'")
-    loaded = {
+    texts = {
         name: load_examples(
             source,
             text=config.text,
@@ -70,19 +94,28 @@ def gather(
             label_separator=config.label_separator,
         )
         for name, source in sources.items()
+        if task is None or not is_tokenised(source)
     }
-    train = loaded["train"]
     if task is None:
-        task = infer_task(train.examples, problem_type=config.problem_type, names=train.label_names)
+        first = texts["train"]
+        task = infer_task(first.examples, problem_type=config.problem_type, names=first.label_names)
         task = replace(task, max_length=config.max_length)
+    tokens = {name: source for name, source in sources.items() if name not in texts}
+    loaded: dict[str, Loaded | TokenisedRows] = {**texts, **load_tokenised(tokens, task, label=config.label)}
+    train = loaded["train"]
+    pair, whose = (
+        (train.columns.pair, "the training rows have")
+        if isinstance(train, Loaded)
+        else (task.pair, "the task has")
+    )
     for name, split in loaded.items():
         encode_labels(
             split.examples, task
         )  # a label unseen in training is refused before anything is trained
-        if split.columns.pair != train.columns.pair:
-            got, expected = ("one text", "two") if train.columns.pair else ("two texts", "one")
+        if isinstance(split, Loaded) and split.columns.pair != pair:
+            got, expected = ("one text", "two") if pair else ("two texts", "one")
             raise ConfigError(
-                f"data.{name}: {got} a row, but the training rows have {expected}; name the columns with "
+                f"data.{name}: {got} a row, but {whose} {expected}; name the columns with "
                 "data.text and data.text_b"
             )
     if "validation" in loaded:
@@ -90,11 +123,23 @@ def gather(
     else:
         rows, held = split_off(train.examples, task, fraction=config.validation_fraction, seed=seed)
     test = loaded["test"].examples if "test" in loaded else []
-    return Examples(train=rows, validation=held, test=test), task
+    named = {name: public_name(split.origin.name) for name, split in loaded.items()}
+    return Examples(train=rows, validation=held, test=test, sources=named), task
+
+
+def public_name(source: str) -> str:
+    """A source's name as others may read it: a data set's whole, a file's without the folders above it."""
+    name = source.removeprefix("hf:")
+    if name != source and not name.startswith((".", "/", "~")) and "\\" not in name:
+        return source
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLong = "truncate") -> Split:
     """``examples`` as ``model`` takes them."""
     labels = encode_labels(examples, model.task)
-    rows = Tokenise.for_model(model, too_long)(examples, labels)
+    tokens = [example for example in examples if isinstance(example, TokenisedExample)]  # all, or none
+    rows = (
+        token_rows(model, tokens, labels) if tokens else Tokenise.for_model(model, too_long)(examples, labels)
+    )
     return Split(rows=rows, targets=np.asarray(labels, dtype=np.float64))

@@ -1,0 +1,245 @@
+"""transformers' text-classification pipeline around a trained task.
+
+It is transformers' own class, so inputs, batches, generators, ``KeyDataset``, ``top_k`` and devices are
+theirs. What a prompt changes is said here: which labels, how long a text may be, and where it begins.
+
+The module is not called ``pipeline``, or it would hide the function of that name from its package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline
+from transformers.pipelines.text_classification import ClassificationFunction
+
+from ptuning.data.places import listing, shortened
+from ptuning.data.tokens import Tokenise, segments_of
+from ptuning.errors import ConfigError
+from ptuning.model.backbone import Backbone
+from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Task
+
+#: What is handed to the tokenizer; its other options change the shape of what it returns.
+TOKENIZER_OPTIONS = (
+    *("truncation", "max_length", "padding", "pad_to_multiple_of", "padding_side", "add_special_tokens"),
+)
+FUNCTIONS = ("default", *(choice.value for choice in ClassificationFunction))
+_UNSAID: Any = ""  # transformers' mark for "top_k was not given": None means all labels
+
+
+def pipeline(
+    model: str | Path | PTuningModel,
+    *,
+    backbone: str | PreTrainedModel | Backbone | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    device: int | str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> PTuningPipeline:
+    """A trained task in transformers' text-classification pipeline.
+
+    Args:
+        model: An adapter's folder or Hub id, or a model.
+        backbone, revision, dtype: For a folder or Hub id, as in ``PTuningModel.from_pretrained``.
+        tokenizer: By default the model's own.
+        device: By default a model stays where it is, and a folder is loaded to where transformers'
+            pipelines go: the first accelerator, or the CPU.
+        options: Those of the pipeline (``batch_size``, ``num_workers``, ``top_k``,
+            ``function_to_apply``) and of its tokenizer (``truncation``, ``max_length``, ``padding``).
+            Texts are cut to what fits beside the prompt, unless ``truncation=False``.
+
+    Raises:
+        ConfigError: an option that is unknown, or that belongs to loading where a model is given.
+        AdapterError: no adapter there, or one altered or cut short.
+    """
+    if isinstance(model, PTuningModel):
+        for name, value in (("backbone", backbone), ("revision", revision), ("dtype", dtype)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name}: got {shortened(value)} beside a model, expected it only with an adapter's "
+                    "folder or Hub id; leave it out"
+                )
+        found, device = model, model.device if device is None else device
+    else:
+        found = PTuningModel.from_pretrained(
+            model, backbone=backbone, tokenizer=tokenizer, revision=revision, dtype=dtype
+        ).eval()
+    return PTuningPipeline(found, tokenizer or found.tokenizer, device=device, **options)
+
+
+class PTuningPipeline(TextClassificationPipeline):
+    """The ``TextClassificationPipeline`` of transformers over a :class:`PTuningModel`; see :func:`pipeline`.
+
+    What it says of a text are the labels of ``model.config``, which are the task's.
+    """
+
+    model: Any  # a PTuningModel; transformers' own annotation knows its own classes alone
+
+    def __init__(
+        self,
+        model: PTuningModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        device: int | str | torch.device | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **options: Any,
+    ) -> None:
+        _check(options)  # before transformers drops those that other pipelines know
+        self._tokenise = Tokenise.for_model(model, tokenizer=tokenizer)
+        super().__init__(  # type: ignore[no-untyped-call]
+            model=model,
+            tokenizer=self._tokenise.tokenizer,
+            task="text-classification",
+            device=device,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            **options,
+        )
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Classify a text, a mapping with ``text`` and ``text_pair``, a list of them, or a data set's column.
+
+        Args:
+            inputs: As transformers' pipeline takes them; generators and ``KeyDataset`` are answered lazily.
+            kwargs: As where the pipeline was made, for this call: ``batch_size``, ``top_k``, …
+
+        Returns:
+            As transformers' pipeline: a list with one ``{"label": …, "score": …}`` for a text, one of
+            them for a mapping, a list of them for a list; with ``top_k`` a list of them a text.
+
+        Raises:
+            ConfigError: a pair for a task of single texts, or the other way round; an unknown option.
+        """
+        if isinstance(inputs, Sized) and not isinstance(inputs, str | Mapping) and not len(inputs):
+            return []  # transformers looks at the first before it asks whether there is one
+        if isinstance(inputs, Sequence) and not isinstance(inputs, str | list | tuple):
+            inputs = list(inputs)  # a column of a ``datasets.Dataset``, which transformers takes for one text
+        return super().__call__(inputs, *args, **kwargs)
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Nothing to check: transformers knows classes by name, and ours classifies by construction."""
+
+    def get_inference_context(self) -> Any:
+        return torch.inference_mode
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights; prompt and head are fp32."""
+        found: torch.dtype = self.model.backbone.dtype
+        return found
+
+    def __repr__(self) -> str:
+        task = self.model.task
+        return (
+            f"{type(self).__name__}({self.model.backbone.name!r}, {task.problem_type}, "
+            f"num_labels={task.num_labels}, device={str(self.device)!r})"
+        )
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Write the adapter folder: see ``PTuningModel.save_pretrained``."""
+        self.model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Put the adapter on the Hub: see ``PTuningModel.push_to_hub``."""
+        return self.model.push_to_hub(repo_id, **kwargs)
+
+    # ------------------------------------------------------------------------- the pipeline's steps
+
+    def _sanitize_parameters(
+        self, function_to_apply: Any = None, top_k: Any = _UNSAID, **options: Any
+    ) -> Any:
+        _check({**options, "function_to_apply": function_to_apply, "top_k": top_k})
+        named = function_to_apply is not None and function_to_apply.lower() != "default"
+        parameters: Any = super()._sanitize_parameters(  # type: ignore[no-untyped-call]
+            function_to_apply.lower() if named else None, top_k, **options
+        )
+        if function_to_apply is not None and not named:  # takes back what was said where it was made
+            parameters[2]["function_to_apply"] = None
+        return parameters
+
+    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:  # type: ignore[override]
+        text, text_pair = _texts(inputs, self.model.task)
+        options = {"truncation": "longest_first", "max_length": self._tokenise.limit, **tokenizer_kwargs}
+        if options["truncation"] in (None, False, "do_not_truncate"):
+            options["max_length"] = tokenizer_kwargs.get("max_length")  # still read by padding="max_length"
+        elif options["max_length"] is None:
+            options["truncation"] = False  # no limit is known
+        encoded: Any = super().preprocess(
+            {"text": text, "text_pair": text_pair}, return_attention_mask=True, verbose=False, **options
+        )
+        if self._tokenise.places:
+            # Padding has to be -1, and transformers pads what it does not know with 0: see _forward().
+            encoded["segment_ids"] = torch.tensor([segments_of(encoded.sequence_ids(0))]) + 1
+        return encoded
+
+    def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
+        inputs = dict(model_inputs)
+        if "segment_ids" in inputs:
+            inputs["segment_ids"] = inputs["segment_ids"] - 1
+        mode = self.model.training
+        self.model.eval()
+        try:
+            return super()._forward(inputs)  # type: ignore[no-untyped-call]
+        finally:
+            self.model.train(mode)
+
+
+def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:
+    """The text, or both of a pair, of one input."""
+    given = inputs
+    if isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], list) and len(inputs[0]) == 2:
+        inputs = dict(
+            zip(("text", "text_pair"), inputs[0], strict=True)
+        )  # an old form that transformers keeps
+    elif isinstance(inputs, str):
+        inputs = {"text": inputs}
+    if (
+        not isinstance(inputs, Mapping)
+        or not {"text"} <= set(inputs) <= {"text", "text_pair"}
+        or not isinstance(inputs["text"], str)
+        or not isinstance(inputs.get("text_pair"), str | None)
+    ):
+        raise ConfigError(
+            f"the input is {shortened(given)}, expected a string, or a mapping with the strings 'text' and, "
+            "for a pair, 'text_pair'; several go in as a list of these"
+        )
+    text, text_pair = inputs["text"], inputs.get("text_pair")
+    if (text_pair is not None) != task.pair:
+        got, trained = ("one text", "pairs") if task.pair else ("two texts", "single texts")
+        raise ConfigError(
+            f"the input {shortened(given)}: got {got}, but this task was trained on {trained}; give "
+            + ('{"text": …, "text_pair": …}' if task.pair else "the text alone")
+        )
+    return text, text_pair
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Refuse what transformers would overlook or stumble over."""
+    known = ("batch_size", "num_workers", "top_k", "function_to_apply", *TOKENIZER_OPTIONS)
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = "top_k=None gives every label" if name == "return_all_scores" else None
+            raise ConfigError(
+                f"the option {name!r} is unknown, expected one of {listing(known)}; "
+                + (hint or (f"did you mean {close[0]!r}?" if close else "leave it out"))
+            )
+    function, top_k = options.get("function_to_apply"), options.get("top_k", _UNSAID)
+    if function is not None and (not isinstance(function, str) or function.lower() not in FUNCTIONS):
+        raise ConfigError(
+            f"function_to_apply: got {function!r}, expected one of {listing(FUNCTIONS)}; leave it out for "
+            "the one that fits the task"
+        )
+    if top_k == _UNSAID or top_k is None:
+        return
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise ConfigError(
+            f"top_k: got {top_k!r}, expected a whole number of at least 1, or None for every label"
+        )

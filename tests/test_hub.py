@@ -1,0 +1,599 @@
+"""Pushing to the Hub and loading from it, through the real client, against a stand-in on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard, constants
+
+from conftest import sentiment
+from hub_server import Hub
+from ptuning import FitConfig, InputPrompt, PTuningModel, Task, fit
+from ptuning.adapters import details, hub_out_of_reach, load, locate, push, save, verify
+from ptuning.adapters import hub as hub_module
+from ptuning.cli import main
+from ptuning.errors import AdapterError, ConfigError
+from test_adapters_record import an_adapter
+
+OWN = {"README.md", "adapter_config.json", "adapter_model.safetensors", "ptuning.json"}
+METRICS = {
+    "test": {"accuracy": 0.75, "f1": 0.8},
+    "baseline": {"accuracy": 0.5},
+    "baseline_rule": "always 'no'",
+}
+TEXTS = ["good film", "the food was awful", "not bad"]
+
+
+@pytest.fixture
+def login(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> Hub:
+    """The Hub, with ``someone`` logged in through the environment."""
+    monkeypatch.setenv("HF_TOKEN", "hf_someone")
+    return hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small adapter folder, called ``local name``."""
+    return save(an_adapter(metrics=METRICS, extra={"license": "mit"}), tmp_path / "local name")
+
+
+def another(folder: Path, seed: int = 1) -> Path:
+    """Put an adapter with another prompt in the folder's place."""
+    torch.manual_seed(seed)
+    return save(an_adapter(prompt_tensor=torch.randn(4, 16)), folder)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def one_line(run: Callable[[], object], *words: str, error: type[Exception] = AdapterError) -> str:
+    """The message of the error that ``run`` raises: one line, with these words, without a token."""
+    with pytest.raises(error) as caught:
+        run()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "hf_" not in message.replace("hf_hub", "")
+    for word in words:
+        assert word in message
+    return message
+
+
+# --------------------------------------------------------------------------------------- round trip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that was trained for real, whose backbone is ``someone/tiny-bert``'s bytes."""
+    model = PTuningModel.from_backbone(
+        str(tiny_folder),
+        InputPrompt(num_virtual_tokens=4, placement="start"),
+        task=Task(problem_type="single_label_classification", labels=("negative", "positive")),
+    )
+    model.backbone.name = "someone/tiny-bert"
+    output = tmp_path_factory.mktemp("trained") / "film"
+    data = {"train": sentiment(48), "validation": sentiment(16, seed=1), "test": sentiment(16, seed=2)}
+    fit(model, data, FitConfig(epochs=2, batch_size=8), output=output)
+    return output
+
+
+def logits(model: PTuningModel) -> torch.Tensor:
+    assert model.tokenizer is not None
+    model.eval()
+    with torch.no_grad():
+        found: torch.Tensor = model(**model.tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+    return found
+
+
+def test_what_was_pushed_is_what_is_loaded_to_the_bit(
+    login: Hub, trained: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Adapter, backbone and tokenizer all come from the Hub; then from its cache, without it."""
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    address = push(trained, "someone/film")
+    head = login.repositories["someone/film"].branches["main"]
+    assert address == f"{constants.ENDPOINT}/someone/film/commit/{head}"
+    here = PTuningModel.from_pretrained(trained, backbone=str(tiny_folder))
+    there = PTuningModel.from_pretrained("someone/film")
+    assert there.backbone.name == "someone/tiny-bert"
+    assert there.task.labels == ("negative", "positive")
+    assert torch.equal(logits(here), logits(there))
+
+    asked = len(login.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_out_of_reach.cache_clear()
+    assert torch.equal(logits(here), logits(PTuningModel.from_pretrained("someone/film")))
+    assert len(login.requests) == asked
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
+    one_line(lambda: locate("someone/film"), "not whole in the Hub's cache", "unset HF_HUB_OFFLINE")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT's
+def test_the_examples_of_the_card_run(login: Hub, trained: Path, tiny_folder: Path) -> None:
+    """All of them, as a reader of the page would run them."""
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    push(trained, "someone/film")
+    card = login.repositories["someone/film"].files()["README.md"].decode()
+    examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    ours = next(example for example in examples if "PTuningModel" in example)
+    theirs = next(example for example in examples if "peft" in example)
+    names: dict[str, Any] = {}
+    exec(next(example for example in examples if "pipeline" in example), names)
+    assert names["classify"]("good film")[0]["label"] in ("negative", "positive")
+    exec(ours, names)
+    expected = logits(names["model"])
+    tokenizer = names["model"].tokenizer
+    exec(theirs, names)
+    model = names["model"].eval()
+    with torch.no_grad():
+        found = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_commands_of_the_card_run(
+    login: Hub,
+    trained: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", str(trained), "someone/film", "--license", "mit", "--message", "First try"]) == 0
+    assert re.fullmatch(
+        rf"{constants.ENDPOINT}/someone/film/commit/[0-9a-f]{{40}}\n", capsys.readouterr().out
+    )
+    there = login.repositories["someone/film"]
+    assert there.messages[-1] == "First try"
+    card = there.files()["README.md"].decode()
+    command = re.search(r"```bash\n(.*?)\n```", card, re.DOTALL)
+    assert command is not None
+    words = command[1].split()
+    assert words[0] == "ptuning"
+    Path(words[-1]).write_text("\n".join(TEXTS))
+    assert main([*words[1:], "--precision", "fp32", "--device", "cpu"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert main(["inspect", "someone/film"]) == 0
+    assert "someone/tiny-bert" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["push", "nowhere", "someone/film"], ("no adapter at nowhere", "there is no such folder")),
+        (["push", "local name", "a/b/c"], ("'a/b/c'", "such as 'owner/name'")),
+        (["push", "local name", "other/film"], ("the user 'someone' has no right", "'other/film'")),
+        (["push", "local name", "someone/film", "--license", "My Own"], ("'My Own'", "'apache-2.0'")),
+        (["predict", "someone/nothing"], ("the Hub has no such repository", "hf auth login")),
+        (["inspect", "someone/nothing"], ("the Hub has no such repository", "hf auth login")),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    argv: list[str],
+    words: tuple[str, ...],
+    login: Hub,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("ptuning: error: ")
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+    for word in words:
+        assert word in printed.err
+
+
+def test_no_option_takes_a_token(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "folder", "someone/film", "--token", "hf_secret"]) == 2
+    assert "unknown option token" in capsys.readouterr().err
+    assert main(["push", "--help"]) == 0
+    assert "comes from HF_TOKEN or from 'hf auth login', never from an option" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+# --------------------------------------------------------------------------------- what is uploaded
+
+
+def test_what_stands_there_is_whole_and_names_the_repository(login: Hub, folder: Path) -> None:
+    before = tree(folder)
+    push(folder, "someone/refunds")
+    assert tree(folder) == before
+    there = login.repositories["someone/refunds"]
+    assert set(there.files()) == OWN | {".gitattributes"}
+    assert len(there.commits) == 2  # the one the repository came with, and ours
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert there.files()[name] == before[name]
+    fetched = locate("someone/refunds")
+    assert set(verify(fetched)) == OWN
+    changed = ("files", "sha256_self")
+    assert {k: v for k, v in details(fetched).items() if k not in changed} == {
+        k: v for k, v in details(folder).items() if k not in changed
+    }
+    card = there.files()["README.md"].decode()
+    assert 'PTuningModel.from_pretrained("someone/refunds")' in card
+    assert "local name" not in card
+
+
+def test_tensors_go_through_lfs(login: Hub, folder: Path) -> None:
+    push(folder, "someone/refunds")
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    oid = hashlib.sha256(data).hexdigest()
+    assert login.objects == {oid: data}
+    assert f"PUT /lfs/{oid}" in login.requests
+    assert f"POST /lfs/{oid}/verify" in login.requests
+
+
+def test_the_card_says_what_the_hub_reads(login: Hub, folder: Path, tmp_path: Path) -> None:
+    push(folder, "someone/refunds")
+    file = tmp_path / "README.md"
+    file.write_bytes(login.repositories["someone/refunds"].files()["README.md"])
+    data = ModelCard.load(file).data
+    assert data.license == "mit"
+    assert data.base_model == "someone/tiny-bert"
+    assert data.model_name == "someone/refunds"
+    assert {(each.dataset_split, each.metric_type, each.metric_value) for each in data.eval_results} == {
+        ("test", "accuracy", 0.75),
+        ("test", "f1", 0.8),
+    }
+
+
+def test_a_second_push_updates_and_an_equal_one_changes_nothing(login: Hub, folder: Path) -> None:
+    first = push(folder, "someone/refunds")
+    there = login.repositories["someone/refunds"]
+    assert push(folder, "someone/refunds") == first
+    assert len(there.commits) == 2
+    another(folder)
+    assert push(folder, "someone/refunds") != first
+    assert len(there.commits) == 3
+    assert torch.equal(load(locate("someone/refunds")).prompt_tensor, load(folder).prompt_tensor)
+
+
+def test_a_branch_a_commit_and_the_newest_are_told_apart(login: Hub, folder: Path) -> None:
+    push(folder, "someone/refunds")
+    there = login.repositories["someone/refunds"]
+    first, old = there.branches["main"], load(folder).prompt_tensor
+    new = load(another(folder)).prompt_tensor
+    push(folder, "someone/refunds", revision="try/2")
+    push(another(folder, 2), "someone/refunds", revision="try/2")
+    assert there.branches["main"] == first
+    assert torch.equal(load(locate("someone/refunds")).prompt_tensor, old)
+    assert torch.equal(load(locate("someone/refunds", revision=first)).prompt_tensor, old)
+    newest = load(locate("someone/refunds", revision="try/2")).prompt_tensor
+    assert torch.equal(newest, load(folder).prompt_tensor)
+    assert not torch.equal(newest, new)
+    one_line(
+        lambda: locate("someone/refunds", revision="v9"), "no revision 'v9'", "leave it out for the newest"
+    )
+    one_line(
+        lambda: push(folder, "someone/refunds", revision=first), first, "expected a branch", error=ConfigError
+    )
+
+
+def test_a_pull_request_leaves_the_main_branch(login: Hub, folder: Path) -> None:
+    login.tokens["hf_other"] = type(login.tokens["hf_someone"])("other")
+    push(folder, "someone/refunds")
+    there = login.repositories["someone/refunds"]
+    first = there.branches["main"]
+    found = push(another(folder), "someone/refunds", token="hf_other", create_pr=True)
+    assert found == f"{constants.ENDPOINT}/someone/refunds/discussions/1"
+    assert there.branches["main"] == first
+    proposed = load(locate("someone/refunds", revision="refs/pr/1"))
+    assert torch.equal(proposed.prompt_tensor, load(folder).prompt_tensor)
+
+
+def test_a_checkpoint_goes_without_what_resumes_it(login: Hub, tmp_path: Path) -> None:
+    def resume(new: Path) -> None:
+        (new / "resume").mkdir()
+        (new / "resume" / "state.json").write_text("{}")
+
+    folder = save(an_adapter(), tmp_path / "checkpoint", extra_files=resume)
+    push(folder, "someone/refunds")
+    assert set(login.repositories["someone/refunds"].files()) == OWN | {".gitattributes"}
+    assert set(verify(locate("someone/refunds"))) == OWN
+
+
+def test_a_card_that_a_person_edited_goes_as_it_is(login: Hub, folder: Path) -> None:
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("# local name", "# Refunds, by hand"))
+    push(folder, "someone/refunds")
+    assert login.repositories["someone/refunds"].files()["README.md"] == card.read_bytes()
+    assert set(verify(locate("someone/refunds"))) == OWN
+    push(folder, "someone/refunds", license="mit")  # what it says already
+    asked = len(login.requests)
+    one_line(
+        lambda: push(folder, "someone/refunds", license="apache-2.0"),
+        "was edited by hand",
+        "write 'license: apache-2.0'",
+    )
+    assert len(login.requests) == asked
+    card.unlink()
+    push(folder, "someone/refunds", license="apache-2.0")
+    assert ModelCard.load(locate("someone/refunds") / "README.md").data.license == "apache-2.0"
+    assert load(locate("someone/refunds")).extra["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "ptuning.json"])
+def test_an_altered_folder_is_refused_before_anything_is_sent(login: Hub, folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    one_line(lambda: push(folder, "someone/refunds"), name, "was altered or cut short")
+    assert login.requests == []
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_is_sent(login: Hub, tmp_path: Path) -> None:
+    one_line(lambda: push(tmp_path, "someone/refunds"), "it has no ptuning.json")
+    assert login.requests == []
+
+
+# ------------------------------------------------------------------------------ who may, and where to
+
+
+def test_a_private_repository_is_for_its_owner(
+    login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(folder, "someone/refunds", private=True)
+    assert login.repositories["someone/refunds"].private
+    assert load(locate("someone/refunds")).task.labels == ("no", "yes")
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    monkeypatch.delenv("HF_TOKEN")
+    one_line(lambda: locate("someone/refunds"), "no such repository, or it is private", "hf auth login")
+    one_line(lambda: locate("someone/refunds", token="hf_reader"), "no such repository, or it is private")
+    assert load(locate("someone/refunds", token="hf_someone")).task.labels == ("no", "yes")
+
+
+def test_a_push_changes_no_visibility(login: Hub, folder: Path) -> None:
+    push(folder, "someone/refunds")
+    there = login.repositories["someone/refunds"]
+    another(folder)
+    one_line(
+        lambda: push(folder, "someone/refunds", private=True),
+        "exists and is public",
+        "someone/refunds/settings",
+    )
+    assert not there.private
+    assert len(there.commits) == 2
+    push(folder, "someone/refunds", private=False)
+    push(folder, "someone/secret", private=True)
+    push(another(folder, 2), "someone/secret")
+    assert login.repositories["someone/secret"].private
+
+
+def test_a_name_alone_is_the_users_own(login: Hub, folder: Path) -> None:
+    assert push(folder, "refunds").startswith(f"{constants.ENDPOINT}/someone/refunds/commit/")
+    card = login.repositories["someone/refunds"].files()["README.md"].decode()
+    assert 'from_pretrained("someone/refunds")' in card
+
+
+def test_a_repository_of_something_else_is_left_alone(login: Hub, folder: Path, tiny_folder: Path) -> None:
+    there = login.add_folder("someone/tiny-bert", tiny_folder)
+    one_line(
+        lambda: push(folder, "someone/tiny-bert"), "holds config.json and no ptuning.json", "another name"
+    )
+    assert len(there.commits) == 1
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "two words", "a--b/c", "", "-x", "x" * 97])
+def test_what_is_no_name_of_the_hub(login: Hub, folder: Path, name: str) -> None:
+    one_line(lambda: push(folder, name), repr(name), "expected a Hub id such as 'owner/name'")
+    assert login.requests == []
+
+
+def test_the_token_comes_from_the_login_too(hub: Hub, folder: Path) -> None:
+    file = Path(constants.HF_TOKEN_PATH)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("hf_someone")
+    push(folder, "someone/refunds", private=True)
+    assert load(locate("someone/refunds")).virtual_tokens == 4
+
+
+def test_without_a_token(hub: Hub, folder: Path) -> None:
+    for token in (None, False, ""):
+        one_line(
+            lambda token=token: push(folder, "someone/refunds", token=token),  # type: ignore[misc]
+            "needs an access token",
+            "hf auth login",
+            "set HF_TOKEN",
+        )
+    one_line(lambda: push(folder, "someone/refunds", token="hf_some\none"), "holds blanks or letters")
+    assert hub.requests == []
+
+
+def test_a_token_that_the_hub_does_not_know(
+    hub: Hub, folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_folder("someone/refunds", folder)
+    words = ("does not accept the access token", "hf auth login", "HF_TOKEN", "/settings/tokens")
+    one_line(lambda: push(folder, "someone/refunds", token="hf_wrong"), *words)
+    one_line(lambda: push(folder, "refunds", token="hf_wrong"), *words)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    one_line(lambda: locate("someone/refunds"), *words)
+
+
+def test_a_token_that_only_reads(hub: Hub, folder: Path) -> None:
+    there = hub.add_folder("someone/refunds", folder)
+    there.commit({**there.files(), "README.md": b"old"}, "older card")
+    hub.tokens["hf_reads"] = type(hub.tokens["hf_reader"])("someone", writes=False)
+    for name, token, user in (
+        ("reader/refunds", "hf_reader", "reader"),
+        ("someone/refunds", "hf_reads", "someone"),
+        ("someone/refunds", "hf_reader", "reader"),
+    ):
+        one_line(
+            lambda name=name, token=token: push(folder, name, token=token),  # type: ignore[misc]
+            f"the user {user!r} has no right",
+            repr(name),
+            "a name of your own",
+        )
+    assert len(there.commits) == 2
+
+
+def test_a_gated_repository(hub: Hub, folder: Path) -> None:
+    hub.add_folder("someone/refunds", folder, gated=True)
+    page = f"{constants.ENDPOINT}/someone/refunds"
+    one_line(lambda: locate("someone/refunds"), "is gated", f"ask for access at {page}", "hf auth login")
+    one_line(lambda: locate("someone/refunds", token="hf_reader"), "is gated")
+    assert load(locate("someone/refunds", token="hf_someone")).virtual_tokens == 4
+
+
+# ----------------------------------------------------------------------------------- when it goes wrong
+
+
+def test_offline(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_out_of_reach.cache_clear()
+    one_line(lambda: push(folder, "someone/refunds"), "nothing was pushed", "unset HF_HUB_OFFLINE")
+    assert login.requests == []
+
+
+def test_a_host_that_nobody_knows(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example")
+    monkeypatch.setattr(hub_module.socket, "getaddrinfo", unknown)
+    hub_out_of_reach.cache_clear()
+    words = ("hub.example does not answer", "check the connection")
+    one_line(lambda: push(folder, "someone/refunds"), "nothing was pushed", *words)
+    one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", *words)
+
+
+def test_a_host_that_does_not_answer(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    one_line(lambda: push(folder, "someone/refunds"), "the Hub at http://127.0.0.1:1 gives no answer")
+    one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", "check the connection")
+
+
+def test_a_proxy_for_others_is_none_for_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_PROXY, or a proxy that the Hub is exempt from, must not hide that its name is unknown."""
+
+    def unknown(*_: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(hub_module.socket, "getaddrinfo", unknown)
+    for proxy, exempt, out in (
+        ("", "127.0.0.1", True),
+        ("http://p:1", "127.0.0.1", True),
+        ("http://p:1", "", False),
+    ):
+        monkeypatch.setenv("http_proxy", proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, exempt)
+        hub_out_of_reach.cache_clear()
+        assert hub_out_of_reach() is out
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (429, ("too many requests", "wait some minutes")),
+        (500, ("the Hub failed (HTTP 500)", "try again later")),
+        (503, ("the Hub failed (HTTP 503)", "try again later")),
+    ],
+)
+def test_a_hub_in_trouble(login: Hub, folder: Path, status: int, words: tuple[str, ...]) -> None:
+    login.fail("POST", "/api/repos/create", status)
+    login.fail("GET", "/api/models/", status)
+    one_line(lambda: push(folder, "someone/refunds"), *words)
+    one_line(lambda: locate("someone/refunds"), *words)
+
+
+@pytest.mark.parametrize("status", [500, None], ids=["error", "hung up"])
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [("POST", "/preupload/"), ("POST", "/lfs/objects/batch"), ("PUT", "/lfs/"), ("POST", "/commit/")],
+)
+def test_a_push_that_breaks_off_leaves_the_old_commit(
+    login: Hub, folder: Path, method: str, part: str, status: int | None
+) -> None:
+    push(folder, "someone/refunds")
+    there = login.repositories["someone/refunds"]
+    head, old = there.branches["main"], load(folder).prompt_tensor
+    another(folder)
+    login.fail(method, part, status)
+    word = "the Hub failed (HTTP 500)" if status else "gives no answer"
+    one_line(lambda: push(folder, "someone/refunds"), word)
+    assert there.branches["main"] == head
+    login.failures.clear()
+    assert torch.equal(load(locate("someone/refunds")).prompt_tensor, old)
+    push(folder, "someone/refunds")
+    assert torch.equal(load(locate("someone/refunds")).prompt_tensor, load(folder).prompt_tensor)
+
+
+def test_ctrl_c_leaves_the_old_commit(
+    login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(folder, "someone/refunds")
+    head = login.repositories["someone/refunds"].branches["main"]
+    another(folder)
+    upload = HfApi.preupload_lfs_files
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        upload(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", interrupted)
+    assert main(["push", str(folder), "someone/refunds"]) == 130
+    assert capsys.readouterr().err.endswith("ptuning: interrupted\n")
+    assert len(login.objects) == 2  # it had got that far
+    assert login.repositories["someone/refunds"].branches["main"] == head
+
+
+def test_two_pushes_at_once_never_mix(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Did it not name the commit it builds on, a push would skip files that the other one has changed."""
+    push(folder, "someone/refunds")
+    there = login.repositories["someone/refunds"]
+    upload = HfApi.preupload_lfs_files
+
+    def overtaken(*args: Any, **options: Any) -> None:
+        upload(*args, **options)
+        there.commit({**there.files(), "adapter_model.safetensors": b"theirs"}, "theirs")
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", overtaken)
+    one_line(
+        lambda: push(folder, "someone/refunds", license="apache-2.0"),
+        "was changed by somebody else",
+        "push again",
+    )
+    assert there.messages[-1] == "theirs"
+
+
+def test_metadata_that_the_hub_does_not_take(login: Hub, folder: Path) -> None:
+    one_line(
+        lambda: push(folder, "someone/refunds", license="made-up"),
+        "Invalid metadata in README.md",
+        '"license"',
+    )
+    assert len(login.repositories["someone/refunds"].commits) == 1
+
+
+def test_the_stand_in_holds_its_users_to_their_rights(hub: Hub, folder: Path) -> None:
+    """Guards the tests above: a stand-in that lets everyone do everything would pass some of them."""
+    api = HfApi(token="hf_reader")
+    with pytest.raises(Exception, match="403"):
+        api.create_repo("reader/new")
+    hub.add_folder("someone/secret", folder, private=True)
+    with pytest.raises(Exception, match="404"):
+        api.model_info("someone/secret")
+    with pytest.raises(ValueError, match=r"metrics\[0\].value"):
+        api._validate_yaml(
+            "---\nmodel-index:\n- name: x\n  results:\n  - task: {type: t}\n    dataset: {type: d, name: d}\n"
+            "    metrics: [{type: accuracy}]\n---\n"
+        )
+    assert not hub.repositories["someone/secret"].branches.keys() - {"main"}
