@@ -278,7 +278,7 @@ EXPECTED = (
         (put("adapter_config.json", "[1]"), "it has no ptuning.json"),
         (
             put("adapter_config.json", '{"peft_type": "LORA"}'),
-            r"an adapter written by PEFT of type 'LORA', expected one of P_TUNING, PROMPT_TUNING, PREFIX_TUNING",
+            r"written by PEFT of type 'LORA', expected one of P_TUNING, PROMPT_TUNING, PREFIX_TUNING",
         ),
         (
             put("ptuning.json", "{"),

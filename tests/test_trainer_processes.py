@@ -67,7 +67,7 @@ def learn(processes: int, name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     """What each process does."""
     torch.set_num_threads(1)
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -78,9 +78,9 @@ def main(folder: Path) -> None:
         save(tensors, file, *rest, **options)
 
     safetensors.torch.save_file = saving
-    found = {name: learn(processes, name, folder) for name in CONFIGS}
+    found = {name: learn(processes, name, folder) for name in names}
     safetensors.torch.save_file = save
-    for name in CONFIGS:
+    for name in names:
         made = made_for(processes, name, folder / "wrapped")
         made.train(resume_from_checkpoint=str(folder / name / f"checkpoint-{SAVED}"))
         wrapped = made.model_wrapped
@@ -104,23 +104,26 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "torchrun": (["torch.distributed.run", "--standalone", "--nproc-per-node=2"], list(CONFIGS)),
     # With --cpu it starts several processes through MPI alone; the Trainer's use_cpu keeps it off any GPU.
-    "accelerate launch": [
-        "accelerate.commands.launch",
-        *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
-        *("--mixed_precision=no", "--dynamo_backend=no"),
-    ],
+    "accelerate launch": (
+        [
+            "accelerate.commands.launch",
+            *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
+            *("--mixed_precision=no", "--dynamo_backend=no"),
+        ],
+        ["deep"],
+    ),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+@pytest.mark.parametrize(("launcher", "names"), LAUNCHERS.values(), ids=LAUNCHERS)
 def test_two_processes_train_what_one_does(
-    launcher: list[str], alone: dict[str, Any], tmp_path: Path
+    launcher: list[str], names: list[str], alone: dict[str, Any], tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, __file__, str(tmp_path)],
+        [sys.executable, "-m", *launcher, __file__, str(tmp_path), *names],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
@@ -130,9 +133,9 @@ def test_two_processes_train_what_one_does(
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     # Every checkpoint and the last save of each run, by the first process alone.
-    assert len(first["written"]) == (STEPS + 1) * len(CONFIGS)
+    assert len(first["written"]) == (STEPS + 1) * len(names)
     assert second["written"] == []
-    for name in CONFIGS:
+    for name in names:
         one, two = alone[name], first["runs"][name]
         assert len(one["steps"]) == len(one["held"]) == STEPS
         assert torch.tensor(two["steps"]) == pytest.approx(torch.tensor(one["steps"]), abs=1e-5)
@@ -164,4 +167,4 @@ def check_folders(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -34,6 +34,9 @@ from ptuning.errors import AdapterError, ConfigError
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 """What no answer at all is raised as. Which library's it is depends on the client's version."""
 
+TRAINERS = "model.safetensors"
+"""What ``transformers.Trainer`` calls a model's state dict."""
+
 _LOGIN = "log in with: hf auth login, or set HF_TOKEN"
 _LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
 
@@ -70,8 +73,8 @@ def locate(
     """The local folder of an adapter, downloaded first if need be.
 
     Args:
-        name_or_path: A folder, which wins over a repository of the same name; or a Hub id
-            such as ``"someone/refunds"``.
+        name_or_path: A folder, which wins over a repository of the same name if it holds a model; or a Hub
+            id such as ``"someone/refunds"``.
         revision: A branch, tag or commit of the Hub; of no meaning for a folder.
         token: The Hub's access token; the one that was logged in with if ``None``.
         allow_pickle: Fetch the ``adapter_model.bin`` of an old version of PEFT, too.
@@ -79,18 +82,25 @@ def locate(
     Raises:
         AdapterError: neither a folder nor a repository in reach; says what to do.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
-    name = str(name_or_path)
-    if (
+    path, name = Path(name_or_path).expanduser(), str(name_or_path)
+    is_path = (
         isinstance(name_or_path, Path)
         or name.startswith((".", "/", "~"))
         or name.count("/") > 1
         or "\\" in name
-    ):
+    )
+    # A Trainer's output folder often has the name of the repository, and holds no adapter itself.
+    holds = any((path / file).is_file() for file in (RECORD, CONFIG, TRAINERS))
+    if path.exists() and (holds or is_path or name.count("/") != 1):
+        return path
+    if is_path:
         details(path)  # it can only be meant as a folder: let its absence be explained
-    folder = Path(_download(name, revision, token, (*OWN_FILES, PICKLED) if allow_pickle else OWN_FILES))
+    try:
+        folder = Path(_download(name, revision, token, (*OWN_FILES, PICKLED) if allow_pickle else OWN_FILES))
+    except AdapterError as error:
+        if path.exists():
+            raise AdapterError(f"the folder {path} holds no adapter, and on the Hub: {error}") from error
+        raise
     if (folder / RECORD).is_file():
         return folder
     if not is_peft(folder):

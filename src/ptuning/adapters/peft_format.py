@@ -76,13 +76,13 @@ _ALWAYS_SAVED = ("classifier", "score")
 def why_not_peft(adapter: Adapter) -> str | None:
     """Why PEFT cannot express this adapter, and which option would let it; ``None`` if it can."""
     task = adapter.task
+    if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
+        return "it holds no head, and PEFT expects one; prompt.train_head true saves one"
     if task.mean != 0 or task.scale != 1:
         return (
             f"its scores are in units of {task.scale:g} around {task.mean:g}, and PEFT's format keeps no "
             "scaling; saved with peft=True (ptuning export-peft) the scaling goes into the head"
         )
-    if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
-        return "it holds no head, and PEFT expects one; prompt.train_head true saves one"
     return _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)
 
 
@@ -96,8 +96,13 @@ def for_peft(adapter: Adapter) -> Adapter:
     """
     task = adapter.task
     if task.mean != 0 or task.scale != 1:
-        # The layer that gives the one score: a row, and beside it perhaps a bias of one number.
-        rows = [name for name, value in adapter.head.items() if value.dim() == 2 and value.shape[0] == 1]
+        # The layer that gives the one score: a row, and beside it perhaps a bias of one number. A table of
+        # one row elsewhere (RoBERTa's token types) may be the task's own, too.
+        rows = [
+            name
+            for name, value in adapter.head.items()
+            if _module(name) in _ALWAYS_SAVED and value.dim() == 2 and value.shape[0] == 1
+        ]
         bias = rows[-1].removesuffix("weight") + "bias" if rows else ""
         if rows and (bias in adapter.head or task.mean == 0):
             head = dict(adapter.head)
@@ -139,7 +144,7 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
             "prompt.first_layer 0 can be expressed"
         )
     expected = 0 if kind in NO_POSITION_IDS else adapter.virtual_tokens
-    if offset != expected:
+    if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides as PEFT does
         return (
             f"its prompt.position_offset is {offset}, and PEFT's PREFIX_TUNING always means {expected} for "
             f"{adapter.virtual_tokens} virtual tokens on {kind}; that value can be expressed"

@@ -24,6 +24,10 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     from ptuning import adapters
+    from ptuning.errors import AdapterError
 
-    adapter = adapters.load(adapters.locate(given.adapter, revision=given.revision))
+    folder = adapters.locate(given.adapter, revision=given.revision)
+    adapter = adapters.load(folder)
+    if not adapters.is_adapter(folder):  # and yet it was read
+        raise AdapterError(f"{given.adapter} is an adapter of PEFT's already; use it as it is")
     print(adapters.save(adapters.for_peft(adapter), given.output))

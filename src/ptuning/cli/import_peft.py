@@ -62,4 +62,6 @@ def _named(task: Task, labels: str | None) -> Task:
     if task.is_regression or len(names) != task.num_labels:
         got = "a regression has none" if task.is_regression else f"expected {task.num_labels}"
         raise ConfigError(f"--labels: got {len(names)} names, {got}; the adapter's head decides")
+    if not all(names):
+        raise ConfigError(f"--labels: got an empty name in {labels!r}, expected one for each logit")
     return replace(task, labels=names)

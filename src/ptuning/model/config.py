@@ -42,11 +42,14 @@ class MLPEncoder:
 
     Args:
         width: The width of the two hidden layers; ``None`` for the embedding width E.
+        residual: Whether the layers' output is added to what goes in, ``p + MLP(p)``, and begins at nought,
+            so that the prompt begins as what it starts from (arXiv:2305.03937).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["mlp"] = "mlp"
     width: int | None = None
+    residual: bool = False
 
     def __post_init__(self) -> None:
         _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")

@@ -16,6 +16,7 @@ from typing import assert_never
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ptuning.errors import ConfigError
 from ptuning.model.config import (
@@ -59,8 +60,42 @@ class Embedding(PromptEncoder):
         return self.weight
 
 
+class Faster(nn.Module):
+    """A parameter that moves ``scale`` times as far as the optimizer's rate says: ``start + scale · θ``.
+
+    Adam's step is as long as its rate, whatever the gradient, and a Trainer has one rate for everything. θ is
+    what is trained, from nought; weight decay therefore draws the value to its start. To be registered with
+    :func:`torch.nn.utils.parametrize.register_parametrization`.
+
+    Args:
+        start: The value to start from, of any shape.
+        scale: How many times as far.
+    """
+
+    start: Tensor
+
+    def __init__(self, start: Tensor, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("start", start.detach().clone())
+
+    def forward(self, offset: Tensor) -> Tensor:
+        return self.start + self.scale * offset
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """What is assigned becomes the start, so that it is met to the bit."""
+        self.start.copy_(value.detach())
+        return torch.zeros_like(value)
+
+
+def move_faster(module: nn.Module, name: str, scale: float) -> None:
+    """Let a parameter of ``module`` move ``scale`` times as far as the optimizer's rate says."""
+    if scale != 1:
+        parametrize.register_parametrization(module, name, Faster(getattr(module, name), scale))
+
+
 class MLP(PromptEncoder):
-    """Three linear layers with ReLU between, over a trained table ``[P, E]``."""
+    """Three linear layers with ReLU between, over a trained table ``[P, E]``; added to it if ``residual``."""
 
     def __init__(self, start: Tensor, config: MLPEncoder) -> None:
         super().__init__()
@@ -73,10 +108,15 @@ class MLP(PromptEncoder):
             nn.ReLU(),
             nn.Linear(width, embedding),
         ).to(start.device)
+        self.residual = config.residual
+        if config.residual:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self) -> Tensor:
-        out: Tensor = self.layers(self.weight)
-        return out
+        table = self.weight
+        out: Tensor = self.layers(table)
+        return table + out if self.residual else out
 
 
 class LSTM(PromptEncoder):

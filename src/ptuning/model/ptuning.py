@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -39,7 +40,7 @@ from ptuning.model.config import (
 )
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
-from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder
+from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.template import Insertion
 from ptuning.task import ProblemType, Task
 
@@ -55,7 +56,21 @@ class Head(nn.Module):
         self.names = tuple(original)
 
     def named(self) -> dict[str, Tensor]:
-        return {name: self.get_parameter(_escaped(name)) for name in self.names}
+        return {name: getattr(self, _escaped(name)) for name in self.names}
+
+    def copy_(self, values: Mapping[str, Tensor]) -> None:
+        """Take these values, by the backbone's names."""
+        with torch.no_grad():
+            for name in self.names:
+                if parametrize.is_parametrized(self, _escaped(name)):
+                    setattr(self, _escaped(name), values[name].to(getattr(self, _escaped(name))))
+                else:
+                    self.get_parameter(_escaped(name)).copy_(values[name])
+
+    def move_faster(self, scale: float) -> None:
+        """Let every parameter move ``scale`` times as far as the optimizer's rate says."""
+        for name in self.names:
+            move_faster(self, _escaped(name), scale)
 
 
 def _escaped(name: str) -> str:
@@ -77,6 +92,8 @@ class PTuningModel(nn.Module):
         anchors: The token ids of a template's literal words, where they are known already.
         head: Values for parameters of the backbone, by name, that the task holds as its own, beside or in
             place of those of the backbone's head.
+        rate_scales: How many times as far as the optimizer's rate says the prompt's table and the head move
+            (:class:`~ptuning.model.prompt.Faster`), for loops that have one rate for everything.
         class_weights: ``[C]``, the loss's weight of each class (for multi-label, of each label's positives).
 
     Raises:
@@ -93,6 +110,7 @@ class PTuningModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         anchors: Sequence[Sequence[int]] | None = None,
         head: Mapping[str, Tensor] | None = None,
+        rate_scales: tuple[float, float] = (1.0, 1.0),
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -130,6 +148,10 @@ class PTuningModel(nn.Module):
                 config.init, config.virtual_tokens, backbone.embedding, backbone.vocab_size, text_ids
             )
             self.prompt_encoder = input_encoder(config.encoder, start)
+        self.rate_scales = rate_scales
+        if config.train_head:
+            self.head.move_faster(rate_scales[1])
+        move_faster(self.prompt_encoder, "weight", rate_scales[0])
         self.register_buffer("class_weights", None, persistent=False)
         self.weigh_classes(class_weights)
         self._disabled = False
@@ -269,8 +291,18 @@ class PTuningModel(nn.Module):
         provenance = config
         if isinstance(config, InputPrompt):  # what it started from is overwritten below
             config = replace(config, init=InputPrompt().init)
-        values = {name: tensors[f"head.{_escaped(name)}"] for name in record["head"] if name in own}
-        model = cls(held, config, task, tokenizer=tokenizer, anchors=anchors, head=values)
+        # The head's names are the record's; its values, like the prompt's, come with the state.
+        values = {name: own[name] for name in record["head"] if name in own and name not in held.head_names}
+        prompt_scale, head_scale = record["rate_scales"]
+        model = cls(
+            held,
+            config,
+            task,
+            tokenizer=tokenizer,
+            anchors=anchors,
+            head=values,
+            rate_scales=(prompt_scale, head_scale),
+        )
         state.compare(record, model._record())
         model.load_state_dict(tensors)
         model.provenance = provenance
@@ -456,6 +488,7 @@ class PTuningModel(nn.Module):
             "backbone": asdict(self.backbone.facts(without=self.head.names)),
             "anchors": [list(ids) for ids in self.anchors],
             "head": list(self.head.names),
+            "rate_scales": list(self.rate_scales),
         }
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:

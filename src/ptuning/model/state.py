@@ -115,7 +115,7 @@ def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     Raises:
         AdapterMismatch: naming what differs.
     """
-    for fact in ("task", "prompt", "backbone", "anchors", "head"):
+    for fact in ("task", "prompt", "backbone", "anchors", "head", "rate_scales"):
         theirs, ours = _leaves(fact, record.get(fact)), _leaves(fact, json.loads(json.dumps(here[fact])))
         if odd := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             raise AdapterMismatch(

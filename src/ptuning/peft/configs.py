@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -178,6 +179,10 @@ class PromptEncoderConfig(PromptLearningConfig):
         placement: Ours. ``front`` (after ``[CLS]``, which stays the pooled token), ``between``, ``middle``,
             ``end``, a template, or ``start``: PEFT's place, where the first virtual token is pooled, and the
             only one whose files PEFT can read.
+        prompt_rate_scale: Ours. How many times as far as the Trainer's one learning rate says the prompt
+            moves; 1 for just as far. Everyone's P-tuning script says 1e-3, which moves neither the prompt nor
+            the head enough to leave the majority class.
+        head_rate_scale: Ours. The same for the head.
     """
 
     encoder_reparameterization_type: PromptEncoderReparameterizationType | str = "MLP"
@@ -185,6 +190,8 @@ class PromptEncoderConfig(PromptLearningConfig):
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
     placement: str = "front"
+    prompt_rate_scale: float = 30.0
+    head_rate_scale: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,12 +208,15 @@ class PromptEncoderConfig(PromptLearningConfig):
                 "are for the LSTM: the MLP has three linear layers and no dropout; leave them out, or set "
                 "encoder_reparameterization_type to 'LSTM'"
             )
+        for name in ("prompt_rate_scale", "head_rate_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number above 0")
         self.prompt()
 
     def prompt(self) -> InputPrompt:
         width = self.encoder_hidden_size
         encoder = (
-            MLPEncoder(width=width)
+            MLPEncoder(width=width, residual=True)
             if self.encoder_reparameterization_type == "MLP"
             else LSTMEncoder(width=width, num_layers=self.encoder_num_layers, dropout=self.encoder_dropout)
         )

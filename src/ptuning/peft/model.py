@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -31,6 +32,9 @@ BASE = "__base__"
 """The adapter name that means none: the backbone with its own head."""
 
 DEFAULT = "default"
+
+_FASTER = "parametrizations."
+"""Where torch keeps the parts of a parameter that moves faster (``model/prompt.py``)."""
 
 
 class IncompatibleKeys(NamedTuple):
@@ -135,6 +139,10 @@ class PeftModel(nn.Module):
             task_of(self.backbone.model.config),
             tokenizer=load_tokenizer(str(named)) if isinstance(init, TextInit) else None,
             head=_modules(self.backbone, peft_config.modules_to_save or ()),
+            rate_scales=(
+                getattr(peft_config, "prompt_rate_scale", 1.0),
+                getattr(peft_config, "head_rate_scale", 1.0),
+            ),
         )
         if isinstance(peft_config, PrefixTuningConfig) and peft_config.init_weights == "zero":
             _start_at_zero(task.prompt_encoder)
@@ -434,7 +442,7 @@ def get_peft_model_state_dict(
 ) -> dict[str, Tensor]:
     """An adapter's parameters: the prompt encoder as ``prompt_encoder.*``, the head as PEFT names it."""
     task = _of(model, adapter_name)
-    encoder = task.prompt_encoder.state_dict(prefix="prompt_encoder.")
+    encoder = {f"prompt_encoder.{name}": value for name, value in _values(task.prompt_encoder).items()}
     head = {f"base_model.{name}": value.detach() for name, value in task.head.named().items()}
     return {**encoder, **head}
 
@@ -477,10 +485,23 @@ def set_peft_model_state_dict(
     }
     with torch.no_grad():
         if inner:
-            task.prompt_encoder.load_state_dict(inner)
-        for name, parameter in task.head.named().items():
-            parameter.copy_(given[f"base_model.{name}"])
+            _set_values(task.prompt_encoder, inner)
+        task.head.copy_({name: given[f"base_model.{name}"] for name in task.head.names})
     return IncompatibleKeys([], [])
+
+
+def _values(encoder: PromptEncoder) -> dict[str, Tensor]:
+    """An encoder's parameters by their plain names, whether they move faster or not."""
+    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(_FASTER)}
+    if parametrize.is_parametrized(encoder, "weight"):
+        state["weight"] = cast(Embedding, encoder).weight.detach()
+    return state
+
+
+def _set_values(encoder: PromptEncoder, values: Mapping[str, Tensor]) -> None:
+    if parametrize.is_parametrized(encoder, "weight"):
+        cast(Any, encoder).weight = values["weight"].to(cast(Embedding, encoder).weight)
+    encoder.load_state_dict(dict(values), strict=False)  # the names have been compared
 
 
 def _of(model: PeftModel | PTuningModel, adapter_name: str) -> PTuningModel:

@@ -185,8 +185,8 @@ def evaluate(model: PTuningModel, split: Split) -> Metrics:
     logits = logits_of(model, split.rows)
     if bad := int((~logits.isfinite().all(dim=1)).sum()):
         raise TrainingDiverged(
-            f"the logits of {bad} of {len(logits)} rows are not finite: the prompt or the head has grown out of "
-            "bounds. Lower fit.prompt_rate or fit.head_rate by ten, or set precision: fp32"
+            f"the logits of {bad} of {len(logits)} rows are not finite: the prompt or the head has grown out "
+            "of bounds. Lower fit.prompt_rate or fit.head_rate by ten, or set precision: fp32"
         )
     targets = torch.as_tensor(split.targets)
     if model.task.problem_type == "single_label_classification":

@@ -1,0 +1,171 @@
+"""The P-tuning guide runs and learns: docs/from-peft.md as it stands, and the guide where a copy is at hand.
+
+What cannot be had offline is stood in for: the backbone by the embedded one, GLUE by rows on disk, the Hub
+by a server on loopback, ``evaluate`` by scikit-learn. Nothing else of the programs is changed but the import
+and the arguments that transformers has renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from sklearn.metrics import accuracy_score, f1_score
+
+from hub_server import Hub
+from ptuning.model.embedded import resolve
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "examples" / "paraphrases.jsonl"
+
+RENAMED = {
+    r"from peft import": "from ptuning.peft import",
+    r"evaluation_strategy=": "eval_strategy=",
+    r"(?m)^(\s*)tokenizer=tokenizer,$": r"\1processing_class=tokenizer,",
+    r"use_auth_token=": "token=",
+}
+"""One import is ours; the arguments are transformers' own new names."""
+
+STANDING_IN = {
+    r"roberta-large(?=\")": "{backbone}",
+    r"(your-name|smangrul)/": "someone/",
+    r"(?m)^!.*$": "",
+}
+"""What a machine without a network has in place of the model, the account and the shell."""
+
+
+def blocks(page: Path, fence: str) -> str:
+    text = page.read_text(encoding="utf-8", errors="replace")
+    return "\n".join(re.findall(rf"^```{fence}\n(.*?)^```", text, flags=re.S | re.M))
+
+
+def offline(source: str) -> str:
+    # Not as an f-string: a path may hold anything.
+    for pattern, text in STANDING_IN.items():
+        source = re.sub(pattern, lambda _, text=text: text.replace("{backbone}", resolve("demo")), source)
+    return source
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def glue(root: Path | None) -> DatasetDict:
+    """MRPC as GLUE has it; a few sentence pairs of our own where it is not at hand."""
+    if root is not None:
+        found = {split: rows(root / "mrpc" / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    else:
+        ours = rows(SHIPPED)
+        found = {split: [row for row in ours if row["split"] == split] for split in ("train", "test")}
+        found["validation"] = found["test"]
+    keep = ("sentence1", "sentence2", "label")
+    return DatasetDict(
+        {
+            split: Dataset.from_list([{**{k: row[k] for k in keep}, "idx": i} for i, row in enumerate(part)])
+            for split, part in found.items()
+        }
+    )
+
+
+class Metric:
+    """GLUE's metric of MRPC."""
+
+    def compute(self, *, predictions: Any, references: Any) -> dict[str, float]:
+        return {
+            "accuracy": float(accuracy_score(references, predictions)),
+            "f1": float(f1_score(references, predictions)),
+        }
+
+
+@pytest.fixture
+def elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A folder of its own to run in, somebody logged in at the stand-in, both cores."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_someone")
+    monkeypatch.setitem(sys.modules, "evaluate", SimpleNamespace(load=lambda *_: Metric()))  # type: ignore[arg-type]
+    monkeypatch.setattr(huggingface_hub, "notebook_login", lambda: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield hub
+    torch.set_num_threads(threads)
+
+
+def run(source: str, data: DatasetDict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: data)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "guide", "exec"), names)
+    return names
+
+
+def losses(trainer: Any, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def page() -> str:
+    return blocks(ROOT / "docs" / "from-peft.md", "python")
+
+
+def guide(data_root: Path) -> str | None:
+    """The guide itself, with what had to be renamed renamed, if a copy of it is at hand."""
+    copy = Path(os.environ.get("PTUNING_GUIDE") or data_root.parent / "seeds" / "guide.md")
+    if not copy.is_file():
+        return None
+    source = blocks(copy, "").replace("\\", "")
+    for old, new in RENAMED.items():
+        assert re.search(old, source), f"the guide no longer says {old}"
+        source = re.sub(old, new, source)
+    return source
+
+
+def assert_shared(names: dict[str, Any]) -> None:
+    """What came back from the Hub is what was trained, to the bit."""
+    used, trained = names["model"], names["trainer"].model.eval()
+    assert used is not trained
+    with torch.no_grad():
+        assert torch.equal(used(**names["inputs"]).logits, trained(**names["inputs"]).logits)
+
+
+@pytest.mark.slow
+def test_the_migration_page_runs(elsewhere: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of it, on the few pairs that ptuning ships."""
+    names = run(offline(page()), glue(None), monkeypatch)
+    assert len(losses(names["trainer"], "eval_loss")) == 2
+    assert_shared(names)
+    assert set(elsewhere.repositories) == {"someone/mrpc-p-tuning"}
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_guide_learns(
+    elsewhere: Hub, data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two epochs of MRPC at the guide's own rate: PEFT ends at the majority class, this does not.
+
+    The guide's own program, or the migration page's where there is no copy of the guide.
+    """
+    given = guide(data_root)
+    names = run(offline(given or page()), glue(data_root), monkeypatch)
+    trainer, tokenized = names["trainer"], names["tokenized_datasets" if given else "tokenized"]
+    found, labels = trainer.evaluate(tokenized["test"]), list(tokenized["test"]["labels"])
+    always = Metric().compute(predictions=[1] * len(labels), references=labels)
+    assert found["eval_accuracy"] > always["accuracy"] + 0.01
+    assert found["eval_f1"] > always["f1"]
+    falling = losses(trainer, "eval_loss")
+    assert falling[1] < falling[0]
+    assert_shared(names)
+    printed = capsys.readouterr().out
+    assert re.search(r"trainable params: 123778 \|\| all params: \d+ \|\| trainable%: 0.5", printed)
+    assert re.search(r"not equivalent.*\d.*equivalent.*\d", printed, flags=re.S)
+    print(found)
