@@ -12,12 +12,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ptuning.adapters import Adapter, from_peft, load, save, to_peft, why_not_peft
+from ptuning import DeepPrompt, InputPrompt, PTuningModel
+from ptuning.adapters import Adapter, for_peft, from_peft, load, save, to_peft, why_not_peft
 from ptuning.adapters.peft_format import HEADS_NOT_FOUND, LAYOUTS, NO_CACHE, NO_POSITION_IDS
 from ptuning.errors import AdapterError
+from ptuning.model.backbone import ARCHITECTURES, Backbone
 from ptuning.task import Task
 from test_adapters_record import an_adapter
-from tiny import SPECIFICS, tiny
+from tiny import SPECIFICS, ragged, tiny
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -184,8 +186,13 @@ SCALED = Task(problem_type="regression", mean=3.0, scale=2.0)
             {"facts": {"model_type": "albert"}},
             r"albert models take none; prompt.depth 'input'",
         ),
-        ({}, {"task": SCALED}, r"units of 2 around 3.*mean 0 and scale 1 can be expressed"),
+        (
+            {},
+            {"task": SCALED},
+            r"units of 2 around 3.*saved with peft=True \(ptuning export-peft\) the scaling goes",
+        ),
         ({}, {"head": {}}, r"holds no head.*prompt.train_head true"),
+        ({}, {"head": {}, "task": SCALED}, r"holds no head.*prompt.train_head true"),
     ],
 )
 def test_what_peft_cannot_express_it_refuses_by_name(
@@ -237,3 +244,173 @@ def test_tensors_are_copies() -> None:
     _, tensors = to_peft(adapter)
     assert not any(value.requires_grad for value in tensors.values())
     assert len({value.data_ptr() for value in tensors.values()}) == 3
+
+
+# ------------------------------------------------------------------------------------- saved with peft=True
+
+PROMPTS: dict[str, DeepPrompt | InputPrompt] = {
+    "start": InputPrompt(num_virtual_tokens=P, placement="start"),
+    "deep": DeepPrompt(num_virtual_tokens=P),
+}
+CLASSES = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
+
+
+def saved_for_peft() -> list[tuple[str, str, Task]]:
+    """Every architecture, with the prompts that PEFT can hold on it, and the tasks that its head can.
+
+    A decoder's ``score`` has no bias, so a mean has no place there.
+    """
+    return [
+        (kind, prompt, task)
+        for kind in KINDS
+        for prompt in PROMPTS
+        if prompt == "start" or kind in CACHED
+        for task in (
+            CLASSES,
+            Task(problem_type="regression", mean=0.0 if ARCHITECTURES[kind].causal else 3.0, scale=2.0),
+        )
+    ]
+
+
+def trained(
+    kind: str, prompt: DeepPrompt | InputPrompt, task: Task, head: tuple[str, ...] = ()
+) -> tuple[PTuningModel, PreTrainedModel]:
+    """Our model with random numbers for all that a task holds, and the backbone as PEFT's users load it.
+
+    ``head`` names what the task holds beside the head.
+    """
+    plain = tiny(kind, num_labels=task.num_labels)
+    backbone = Backbone(deepcopy(plain))
+    own = {name: backbone.model.get_parameter(name) for name in head}
+    model = PTuningModel(backbone, prompt, task, head=own).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for value in model.task_parameters().values():
+            value.add_(torch.randn_like(value) * 0.2)
+    return model, plain
+
+
+def assert_peft_agrees(model: PTuningModel, plain: PreTrainedModel, folder: Path) -> None:
+    """Rows without padding on decoders, because there PEFT pools padding; ragged ones on encoders."""
+    model.save_pretrained(folder, peft=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # an unknown key, a missing tensor
+        loaded = peft.PeftModel.from_pretrained(deepcopy(plain), str(folder)).eval()
+    ids, mask = ragged([9, 9, 9] if model.backbone.architecture.causal else [9, 4, 7])
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        found = loaded(input_ids=ids, attention_mask=mask).logits
+        without = plain(input_ids=ids, attention_mask=mask).logits
+    assert expected.std() > 0.05  # there is something to get wrong
+    assert not torch.allclose(found, without, atol=0.05)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    again = PTuningModel.from_pretrained(folder, backbone=Backbone(deepcopy(plain))).eval()
+    with torch.no_grad():
+        back = again(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(back, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "task"),
+    [pytest.param(*each, id=f"{each[0]}-{each[1]}-{each[2].num_labels}") for each in saved_for_peft()],
+)
+def test_peft_gives_the_logits_of_what_was_saved_for_it(
+    kind: str, prompt: str, task: Task, tmp_path: Path
+) -> None:
+    assert_peft_agrees(*trained(kind, PROMPTS[prompt], task), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scaling_that_the_head_cannot_take_is_refused(kind: str, tmp_path: Path) -> None:
+    """Only what has no bias refuses a mean: if an architecture gains one, it is in the test above."""
+    model, _ = trained(kind, PROMPTS["start"], SCALED)
+    if any(name.endswith("bias") for name in model.head.names if name.startswith(("classifier", "score"))):
+        assert for_peft(model.to_adapter()).task == Task(problem_type="regression")
+        return
+    assert ARCHITECTURES[kind].causal
+    with pytest.raises(AdapterError, match=r"scores are around 3, and score.weight has no bias"):
+        model.save_pretrained(tmp_path / "adapter", peft=True)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("kind", sorted(NO_CACHE))
+def test_what_peft_cannot_hold_is_not_saved_for_it(kind: str, tmp_path: Path) -> None:
+    model, _ = trained(kind, PROMPTS["deep"], CLASSES)
+    with pytest.raises(AdapterError, match=r"PEFT cannot hold this adapter: .* prompt.placement 'start' can"):
+        model.save_pretrained(tmp_path / "adapter", peft=True)
+    assert not (tmp_path / "adapter").exists()
+    model.save_pretrained(tmp_path / "adapter")  # as one of ours it is saved all the same
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("task", [CLASSES, SCALED], ids=["classes", "number"])
+@pytest.mark.parametrize(
+    ("kind", "head", "modules"),
+    [
+        ("bert", ("bert.pooler.dense.weight", "bert.pooler.dense.bias"), ["bert.pooler"]),
+        (
+            "bert",
+            ("bert.encoder.layer.2.output.dense.weight", "bert.encoder.layer.2.output.dense.bias"),
+            ["bert.encoder.layer.2.output.dense"],
+        ),
+        (
+            "bert",
+            ("bert.encoder.layer.1.output.LayerNorm.weight", "bert.encoder.layer.1.output.LayerNorm.bias"),
+            ["bert.encoder.layer.1.output.LayerNorm"],
+        ),
+        # A table of one row, which is no output layer; its own name is the module's.
+        (
+            "roberta",
+            ("roberta.embeddings.token_type_embeddings.weight",),
+            ["roberta.embeddings.token_type_embeddings"],
+        ),
+    ],
+)
+def test_modules_beside_the_head_are_named_for_peft(
+    kind: str, head: tuple[str, ...], modules: list[str], prompt: str, task: Task, tmp_path: Path
+) -> None:
+    model, plain = trained(kind, PROMPTS[prompt], task, head)
+    assert to_peft(for_peft(model.to_adapter()))[0]["modules_to_save"] == modules
+    assert_peft_agrees(model, plain, tmp_path / "adapter")
+
+
+def test_a_parameter_without_the_rest_of_its_module(tmp_path: Path) -> None:
+    model, plain = trained("bert", PROMPTS["start"], CLASSES, ("bert.encoder.layer.2.output.dense.weight",))
+    assert to_peft(model.to_adapter())[0]["modules_to_save"] == ["bert.encoder.layer.2.output.dense"]
+    assert_peft_agrees(model, plain, tmp_path / "adapter")
+
+
+def test_only_the_output_layer_is_scaled() -> None:
+    """Whatever the order of the head's names: one that was read from a file has them sorted."""
+    table = "roberta.embeddings.token_type_embeddings.weight"
+    values = {
+        "classifier.dense.weight": torch.randn(16, 16),
+        "classifier.out_proj.bias": torch.randn(1),
+        "classifier.out_proj.weight": torch.randn(1, 16),
+        table: torch.randn(1, 16),
+    }
+    for names in (list(values), list(values)[::-1]):
+        adapter = an_adapter(task=SCALED, head={name: values[name] for name in names})
+        head = for_peft(adapter).head
+        assert list(head) == names
+        for name in ("classifier.dense.weight", table):
+            assert torch.equal(head[name], values[name])
+        assert torch.equal(head["classifier.out_proj.weight"], values["classifier.out_proj.weight"] * 2)
+        assert torch.equal(head["classifier.out_proj.bias"], values["classifier.out_proj.bias"] * 2 + 3)
+
+
+def test_what_peft_can_hold_as_it_is_stays_as_it_is() -> None:
+    for prompt in ({"placement": "start"}, {"depth": "deep"}):
+        adapter = an_adapter(prompt)
+        assert for_peft(adapter) is adapter
+
+
+@pytest.mark.parametrize("method", ["P_TUNING", "PREFIX_TUNING"])
+def test_what_peft_wrote_it_can_hold(method: str, tmp_path: Path) -> None:
+    """Its prefix comes without a position offset, which the backbone settles as PEFT does."""
+    config = {"P_TUNING": peft.PromptEncoderConfig, "PREFIX_TUNING": peft.PrefixTuningConfig}[method]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = peft.get_peft_model(tiny("bert"), config(task_type="SEQ_CLS", num_virtual_tokens=P))
+        made.save_pretrained(str(tmp_path / "theirs"))
+    assert why_not_peft(load(tmp_path / "theirs")) is None

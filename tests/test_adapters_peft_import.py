@@ -147,7 +147,7 @@ def test_labels_are_the_backbones_or_the_callers(tmp_path: Path) -> None:
     saved = given.save_pretrained(tmp_path / "ours")
     assert PTuningModel.from_pretrained(saved, backbone=deepcopy(model)).task == task
     two = Task(problem_type="single_label_classification", labels=("a", "b"))
-    with pytest.raises(ConfigError, match=r"got 2 labels, but the adapter's head gives 3"):
+    with pytest.raises(ConfigError, match=r"got 2 labels, but the head gives 3 logits"):
         PTuningModel.from_pretrained(folder, backbone=deepcopy(model), task=two)
 
 

@@ -591,7 +591,8 @@ def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], ti
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no command; expected one of train, evaluate, predict, inspect, check-data, demo; see:"),
+        ([], "no command; expected one of train, evaluate, predict, inspect, push, import-peft, export-peft, "
+             "check-data, demo; see: ptuning --help"),
         (["predcit"], "unknown command 'predcit'; did you mean predict?"),
         (["check_data"], "unknown command 'check_data'; did you mean check-data?"),
         (["zzz"], "unknown command 'zzz'; expected one of train, "),
@@ -600,6 +601,10 @@ def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], ti
         (["inspect"], "the following arguments are required: adapter; see: ptuning inspect --help"),
         (["evaluate"], "the following arguments are required: adapter, file; see: ptuning evaluate --help"),
         (["check-data"], "the following arguments are required: file; see: ptuning check-data --help"),
+        (["push"], "the following arguments are required: folder, repository; see: ptuning push --help"),
+        (["import-peft"], "the following arguments are required: adapter, output; see: ptuning import-peft"),
+        (["export-peft"], "the following arguments are required: adapter, output; see: ptuning export-peft"),
+        (["import_peft"], "unknown command 'import_peft'; did you mean import-peft?"),
         (["demo", "--epochs", "many"], "--epochs: got 'many', expected int; see: ptuning demo --help"),
         (["demo", "--outptu", "x"], "unknown option outptu; did you mean --output?"),
     ],

@@ -65,6 +65,7 @@ def glue(root: Path | None) -> DatasetDict:
     """MRPC as GLUE has it; a few sentence pairs of our own where it is not at hand."""
     if root is not None:
         found = {split: rows(root / "mrpc" / f"{split}.jsonl") for split in ("train", "validation", "test")}
+        found["test"] = found["test"][:600]  # it is looked at three times, and trained on never
     else:
         ours = rows(SHIPPED)
         found = {split: [row for row in ours if row["split"] == split] for split in ("train", "test")}
@@ -96,7 +97,7 @@ def elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setitem(sys.modules, "evaluate", SimpleNamespace(load=lambda *_: Metric()))  # type: ignore[arg-type]
     monkeypatch.setattr(huggingface_hub, "notebook_login", lambda: None)
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     yield hub
     torch.set_num_threads(threads)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from conftest import sentiment
 from hub_server import Hub
-from ptuning import FitConfig, InputPrompt, PTuningModel, Task, fit
+from ptuning import DeepPrompt, FitConfig, InputPrompt, PTuningModel, Task, fit
+from ptuning import peft as ptuning_peft
 from ptuning.adapters import details, hub_out_of_reach, load, locate, push, save, verify
 from ptuning.adapters import hub as hub_module
 from ptuning.cli import main
@@ -205,6 +209,248 @@ def test_no_option_takes_a_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert "comes from HF_TOKEN or from 'hf auth login', never from an option" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+# ------------------------------------------------------------------------------ pushed by the model itself
+
+
+FILM = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+
+
+def moved(model: PTuningModel, seed: int = 1) -> PTuningModel:
+    """The model with every number of the task away from where it was."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for value in model.task_parameters().values():
+            value.add_(torch.randn_like(value) * 0.3)
+    return model
+
+
+def served(there: Hub, name: str, revision: str = "main") -> tuple[dict[str, Any], str]:
+    """``ptuning.json`` and the model card, as the Hub has them."""
+    files = there.repositories[name].files(revision)
+    return json.loads(files["ptuning.json"]), files["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    "prompt", [DeepPrompt(num_virtual_tokens=4), InputPrompt(num_virtual_tokens=4)], ids=["deep", "input"]
+)
+def test_a_model_that_pushes_itself_is_loaded_to_the_bit(
+    login: Hub, tiny_folder: Path, prompt: DeepPrompt | InputPrompt, tmp_path: Path
+) -> None:
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    here = moved(PTuningModel.from_backbone("someone/tiny-bert", prompt, task=FILM))
+    address = here.push_to_hub(
+        "someone/film", metrics=METRICS, extra={"note": "mine"}, license="mit", commit_message="By the model"
+    )
+    repository = login.repositories["someone/film"]
+    assert address == f"{constants.ENDPOINT}/someone/film/commit/{repository.branches['main']}"
+    assert repository.messages[-1] == "By the model"
+    assert set(repository.files()) == OWN | {".gitattributes"}
+    there = PTuningModel.from_pretrained("someone/film")
+    assert there.task == FILM
+    assert there.backbone.name == "someone/tiny-bert"
+    assert torch.equal(logits(here), logits(there))
+    assert logits(here).std() > 0.05
+    # As if it had been saved and then pushed.
+    by_hand = load(here.save_pretrained(tmp_path / "film"))
+    pushed = load(locate("someone/film"))
+    assert torch.equal(pushed.prompt_tensor, by_hand.prompt_tensor)
+    assert (pushed.prompt, pushed.backbone) == (by_hand.prompt, by_hand.backbone)
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_the_backbones_commit_is_remembered(login: Hub, tiny_folder: Path, revision: str | None) -> None:
+    """So that the adapter is put on the same weights when the backbone's repository has moved on."""
+    there = login.add_folder("someone/tiny-bert", tiny_folder)
+    there.commit(there.files(), "second", revision or "main")
+    commit = there.branches[revision or "main"]
+    model = PTuningModel.from_backbone("someone/tiny-bert", num_labels=2, revision=revision)
+    assert model.backbone.revision == commit
+    model.push_to_hub("someone/film")
+    assert served(login, "someone/film")[0]["backbone"]["revision"] == commit
+    there.commit(dict.fromkeys(there.files(), b""), "moved on", revision or "main")
+    assert torch.equal(logits(PTuningModel.from_pretrained("someone/film")), logits(model))
+
+
+def test_the_metrics_of_a_model_that_pushes_itself_are_on_its_card(
+    login: Hub, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=FILM)
+    model.push_to_hub("someone/film", metrics=METRICS, extra={"note": "mine"}, private=True)
+    assert login.repositories["someone/film"].private
+    record, card = served(login, "someone/film")
+    assert record["metrics"] == METRICS
+    assert record["extra"] == {"note": "mine"}
+    assert 'PTuningModel.from_pretrained("someone/film")' in card
+    file = tmp_path / "README.md"
+    file.write_text(card)
+    data = ModelCard.load(file).data
+    assert data.model_name == "someone/film"
+    assert {(each.metric_type, each.metric_value) for each in data.eval_results} == {
+        ("accuracy", 0.75),
+        ("f1", 0.8),
+    }
+
+
+def test_metrics_are_kept_as_long_as_they_are_true(login: Hub, tiny_folder: Path) -> None:
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    prompt = InputPrompt(num_virtual_tokens=4, placement="start")
+    first = moved(PTuningModel.from_backbone("someone/tiny-bert", prompt, task=FILM))
+    first.push_to_hub("someone/film", metrics=METRICS, extra={"note": "mine"})
+    second = PTuningModel.from_pretrained("someone/film")
+    second.push_to_hub("someone/again")
+    assert served(login, "someone/again")[0]["metrics"] == METRICS
+    assert served(login, "someone/again")[0]["extra"] == {"note": "mine"}
+    assert "0.75" in served(login, "someone/again")[1]
+    optimizer = torch.optim.AdamW(second.task_parameters().values(), lr=1e-2)
+    assert second.tokenizer is not None
+    batch = second.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    second(**batch, labels=torch.tensor([1, 0, 1])).loss.backward()
+    optimizer.step()
+    second.push_to_hub("someone/again")
+    record, card = served(login, "someone/again")
+    assert record["metrics"] == record["extra"] == {}
+    assert "0.75" not in card
+    assert len(login.repositories["someone/again"].commits) == 3
+    newer = {**METRICS, "test": {"accuracy": 0.875}}
+    second.push_to_hub("someone/again", metrics=newer)
+    assert served(login, "someone/again")[0]["metrics"] == newer
+    assert served(login, "someone/film")[0]["metrics"] == METRICS
+
+
+def test_a_model_that_may_not_push_itself(
+    hub: Hub, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=FILM)
+    one_line(lambda: model.push_to_hub("someone/film"), "needs an access token")
+    one_line(lambda: model.push_to_hub("someone/film", token="hf_reader"), "'reader' has no right")
+    monkeypatch.setenv("HF_TOKEN", "hf_someone")
+    one_line(lambda: model.push_to_hub("a/b/c"), "expected a Hub id such as 'owner/name'")
+    one_line(lambda: model.push_to_hub("someone/film", license="My Own"), "license", error=ConfigError)
+    with torch.no_grad():
+        next(iter(model.task_parameters().values())).fill_(float("nan"))
+    one_line(lambda: model.push_to_hub("someone/film"), "not finite")
+    assert hub.repositories == {}
+
+
+def theirs_from_hub() -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained("someone/tiny-bert")
+    return model
+
+
+@pytest.mark.parametrize("depth", ["input", "deep"])
+def test_under_pefts_names(login: Hub, tiny_folder: Path, depth: str) -> None:
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    config: ptuning_peft.PromptLearningConfig = (
+        ptuning_peft.PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=8, placement="end")
+        if depth == "input"
+        else ptuning_peft.PrefixTuningConfig(num_virtual_tokens=4, first_layer=1)
+    )
+    here = ptuning_peft.get_peft_model(theirs_from_hub(), config)
+    moved(here.active)
+    here.push_to_hub("someone/film", revision="try", commit_message="Under PEFT's names")
+    repository = login.repositories["someone/film"]
+    assert set(repository.files("try")) == OWN | {".gitattributes"}
+    assert repository.messages[-1] == "Under PEFT's names"
+    one_line(lambda: ptuning_peft.PeftConfig.from_pretrained("someone/film"), "no adapter")
+    back = ptuning_peft.PeftConfig.from_pretrained("someone/film", revision="try")
+    assert type(back) is type(config)
+    assert back.num_virtual_tokens == 4
+    assert back.base_model_name_or_path == "someone/tiny-bert"
+    for field in ("encoder_hidden_size", "placement", "first_layer"):
+        assert getattr(back, field, None) == getattr(config, field, None)
+    there = ptuning_peft.PeftModel.from_pretrained(theirs_from_hub(), "someone/film", revision="try")
+    tokenizer = AutoTokenizer.from_pretrained("someone/tiny-bert")
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    here.eval()
+    with torch.no_grad():
+        expected = here(**batch).logits
+        assert torch.equal(there(**batch).logits, expected)
+        moved(here.active, seed=2)
+        assert not torch.equal(here(**batch).logits, expected)
+    here.push_to_hub("someone/film", revision="try")  # the newest, and the commit before it
+    first = next(commit for commit, files in repository.commits.items() if "ptuning.json" in files)
+    old = ptuning_peft.PeftModel.from_pretrained(theirs_from_hub(), "someone/film", revision=first)
+    new = ptuning_peft.PeftModel.from_pretrained(theirs_from_hub(), "someone/film", revision="try")
+    with torch.no_grad():
+        assert torch.equal(old(**batch).logits, expected)
+        assert torch.equal(new(**batch).logits, here(**batch).logits)
+
+
+@pytest.fixture
+def theirs(login: Hub, tiny_folder: Path, tmp_path: Path) -> Any:
+    """PEFT's own model on ``someone/tiny-bert``, and what it wrote on the Hub as ``someone/theirs``."""
+    peft = pytest.importorskip("peft")
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(theirs_from_hub(), config).eval()
+        with torch.no_grad():
+            for value in model.parameters():
+                if value.requires_grad:
+                    value.add_(torch.randn_like(value) * 0.3)
+        model.save_pretrained(str(tmp_path / "theirs"))
+    login.add_folder("someone/theirs", tmp_path / "theirs")
+    return model
+
+
+def peft_logits(model: Any) -> torch.Tensor:
+    batch = AutoTokenizer.from_pretrained("someone/tiny-bert")(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found: torch.Tensor = model(**batch).logits
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT's
+def test_what_peft_pushed_is_loaded(
+    login: Hub, theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = peft_logits(theirs)
+    assert expected.std() > 0.05
+    model = PTuningModel.from_pretrained("someone/theirs")
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=0)
+    config = ptuning_peft.PeftConfig.from_pretrained("someone/theirs")
+    assert type(config) is ptuning_peft.PrefixTuningConfig
+    assert config.base_model_name_or_path == "someone/tiny-bert"
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    held = ["--input", str(tmp_path / "texts.txt"), "--precision", "fp32", "--device", "cpu"]
+    capsys.readouterr()
+    assert main(["predict", "someone/theirs", *held]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = torch.tensor([list(row["probabilities"].values()) for row in rows])
+    torch.testing.assert_close(found, expected.softmax(1), atol=2e-6, rtol=0)
+    # Pushed from here it has a record of its own, and PEFT reads it from there as well.
+    model.push_to_hub("someone/ours")
+    assert served(login, "someone/ours")[0]["extra"]["imported"]["peft_type"] == "PREFIX_TUNING"
+    import peft
+
+    again = peft.PeftModel.from_pretrained(theirs_from_hub(), "someone/ours").eval()
+    torch.testing.assert_close(peft_logits(again), expected, atol=1e-5, rtol=0)
+    one_line(lambda: model.push_to_hub("someone/theirs"), "no ptuning.json", "push to another name")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT's
+def test_a_pickle_is_not_even_fetched_unless_allowed(
+    login: Hub, theirs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    torch.save(load_file(file), tmp_path / "theirs" / "adapter_model.bin")
+    file.unlink()
+    login.add_folder("someone/old", tmp_path / "theirs")
+    one_line(lambda: PTuningModel.from_pretrained("someone/old"), "adapter_model.bin", "allow_pickle=True")
+    assert not any("adapter_model.bin" in asked for asked in login.requests)
+    model = PTuningModel.from_pretrained("someone/old", allow_pickle=True)
+    torch.testing.assert_close(logits(model), peft_logits(theirs), atol=1e-5, rtol=0)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    argv = ["predict", "someone/old", "--input", str(tmp_path / "texts.txt"), "--device", "cpu"]
+    capsys.readouterr()
+    assert main(argv) == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # behind the client's bar of progress
+    assert said.startswith("ptuning: error: the Hub repository 'someone/old' is an adapter of PEFT's without")
+    assert main([*argv, "--allow-pickle"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(TEXTS)
 
 
 # --------------------------------------------------------------------------------- what is uploaded

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from ptuning.cli import main
-from ptuning.errors import AdapterError, AdapterMismatch
+from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.model import (
     Backbone,
     DeepPrompt,
@@ -427,3 +427,24 @@ def test_a_frozen_head_is_part_of_it(tmp_path: Path) -> None:
     again = PTuningModel.from_pretrained(saved(model, tmp_path), backbone=tiny("bert"))
     assert torch.equal(logits(again), logits(model))
     assert again.task_parameters().keys() == model.task_parameters().keys()
+
+
+def test_another_name_for_what_the_logits_mean(tmp_path: Path) -> None:
+    given = make(CONFIGS["deep"])
+    save_file(given.state_dict(), tmp_path / "model.safetensors")
+    task = replace(CLASSES, labels=("rouge", "vert", "bleu"), pair=True)
+    opened = PTuningModel.from_pretrained(tmp_path, backbone=tiny("bert"), task=task)
+    assert opened.task == task
+    assert opened.config.id2label == {0: "rouge", 1: "vert", 2: "bleu"}
+    with pytest.raises(ConfigError, match="got 2 labels, but the head gives 3 logits"):
+        PTuningModel.from_pretrained(
+            tmp_path, backbone=tiny("bert"), task=replace(CLASSES, labels=("rouge", "vert"))
+        )
+
+
+def test_class_weights_come_along(tmp_path: Path) -> None:
+    given = make(CONFIGS["deep"], class_weights=[1.0, 2.0, 5.0])
+    save_file(given.state_dict(), tmp_path / "model.safetensors")
+    opened = PTuningModel.from_pretrained(tmp_path, backbone=tiny("bert"))
+    assert opened.class_weights is not None
+    assert opened.class_weights.tolist() == [1.0, 2.0, 5.0]

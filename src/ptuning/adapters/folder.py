@@ -31,7 +31,7 @@ from torch import Tensor
 from ptuning.adapters.atomic import moved_aside, replace_folder, write_bytes
 from ptuning.adapters.card import model_card
 from ptuning.adapters.peft_format import from_peft, to_peft
-from ptuning.adapters.peft_import import WRITTEN_BY, is_peft, read
+from ptuning.adapters.peft_import import is_peft, read
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.errors import AdapterError, PTuningError
 from ptuning.task import Task
@@ -84,9 +84,7 @@ def save(
         if taken := [name for name in OWN_FILES if (new / name).exists()]:
             raise AdapterError(f"extra_files wrote {taken[0]}, a name of the adapter's own; choose another")
         write_bytes(new / CONFIG, _json(config))
-        write_bytes(
-            new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt", "written_by": WRITTEN_BY})
-        )
+        write_bytes(new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt"}))
         card = model_card(adapter, name=target.name, versions=content["versions"])
         write_bytes(new / CARD, card.encode("utf-8", "backslashreplace"))
         files = {name: _digest((new / name).read_bytes()) for name in sorted(_files(new))}
@@ -358,6 +356,10 @@ def _check_folder(path: Path) -> None:
         raise AdapterError(
             f"{path} is an adapter that PEFT wrote, without {RECORD}; turn it into one of ptuning's with: "
             f"ptuning import-peft {path} NEW_FOLDER"
+        )
+    if checkpoints := sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime):
+        raise AdapterError(
+            f"no adapter at {path}: it has no {RECORD}, but checkpoints; name one, such as {checkpoints[-1]}"
         )
     raise AdapterError(f"no adapter at {path}: it has no {RECORD}; {_EXPECTED}")
 

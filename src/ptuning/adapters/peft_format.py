@@ -60,6 +60,10 @@ LAYOUTS: Mapping[str, Layout] = {
     OURS: Layout(key="prompt", pack=_as_it_is, unpack=_as_it_is),
 }
 
+WRITTEN_BY_US: Mapping[str, str] = {"written_by": "ptuning"}
+"""What stands in a field that PEFT does not read beside a ``task_type``: so one of our folders that has lost
+its ``ptuning.json``, and with it its labels, is not taken for one that PEFT wrote."""
+
 # What PEFT (0.21) makes of single architectures, by ``model_type``. The tests hold this against PEFT.
 NO_CACHE = frozenset({"albert", "distilbert", "modernbert", "deberta-v2"})
 """Their forward takes no key/value cache, so PEFT's ``PREFIX_TUNING`` raises."""
@@ -208,7 +212,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
 def _shared_options(adapter: Adapter) -> dict[str, Any]:
     modules = sorted({_module(name) for name in adapter.head} - set(_ALWAYS_SAVED))
     return {
-        "auto_mapping": None,
+        "auto_mapping": WRITTEN_BY_US,
         "num_virtual_tokens": adapter.virtual_tokens,
         "num_transformer_submodules": 1,
         "num_layers": adapter.backbone["num_layers"],

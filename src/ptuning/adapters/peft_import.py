@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ptuning.adapters.peft_format import HEAD_PREFIX, LAYOUTS
+from ptuning.adapters.peft_format import HEAD_PREFIX, LAYOUTS, WRITTEN_BY_US
 from ptuning.adapters.record import Adapter
 from ptuning.errors import AdapterError
 from ptuning.task import Task
@@ -32,10 +32,6 @@ CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "
 
 PROMPT = "prompt_embeddings"
 """The prompt's name in every one of PEFT's formats."""
-
-WRITTEN_BY = "ptuning"
-"""What the header of our own tensors says, so that one of our folders that has lost its ``ptuning.json``, and
-with it its labels, is not taken for one of PEFT's."""
 
 KINDS: Mapping[str, str] = {"P_TUNING": "input", "PROMPT_TUNING": "input", "PREFIX_TUNING": "deep"}
 """``peft_type`` → our depth."""
@@ -101,6 +97,11 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
             is altered or cut short.
     """
     config = _config(folder)
+    if config.get("auto_mapping") == WRITTEN_BY_US:
+        raise AdapterError(
+            f"{folder} was written by ptuning and lacks its ptuning.json, which holds the labels; copy or "
+            "download the whole folder again"
+        )
     kind = _kind(folder, config)
     tensors = {_name(name): value.float() for name, value in _tensors(folder, allow_pickle).items()}
     prompt = _prompt(folder, config, tensors.pop(PROMPT, None))
@@ -188,13 +189,6 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 def _tensors(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if (file := folder / WEIGHTS).is_file():
         try:
-            with safe_open(str(file), framework="pt") as header:
-                ours = (header.metadata() or {}).get("written_by") == WRITTEN_BY
-            if ours:
-                raise AdapterError(
-                    f"{folder} was written by ptuning and lacks its ptuning.json, which holds the labels; "
-                    "copy or download the whole folder again"
-                )
             return safetensors.load(file.read_bytes())
         except (OSError, SafetensorError) as error:
             raise AdapterError(

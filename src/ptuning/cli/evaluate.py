@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> None:
 
     from rich.console import Console
 
-    from ptuning import adapters
     from ptuning.cli.tables import metrics_table
     from ptuning.data import load_examples
     from ptuning.training.loop import evaluate
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     ).examples
     split = tokenised(model, examples, given.too_long)
     # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
-    known = adapters.load(adapters.locate(given.adapter, revision=given.revision)).extra.get("baseline")
+    known = model.loaded.extra.get("baseline") if model.loaded is not None else None
     baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)
     found, floor = evaluate(model, split), baseline.measure(split.targets, model.task)
     if given.json:

@@ -95,7 +95,7 @@ def _print(adapter: Adapter) -> None:
         ),
         "made by": f"{prompt.get('encoder', {}).get('kind', 'embedding')} encoder",
         "numbers": f"{_numbers(adapter):,}",
-        "backbone": f"{backbone['name']} ({_known(backbone['model_type'])}, "
+        "backbone": f"{_known(backbone['name'])} ({_known(backbone['model_type'])}, "
         f"{_known(backbone['num_layers'])} layers)",
         "weights": (backbone["fingerprint"] or "")[:16] or "not known: PEFT records nothing of its backbone",
         "PEFT": adapters.why_not_peft(adapter) or "reads this folder",

@@ -249,6 +249,13 @@ class Backbone(nn.Module):
             self._fingerprints[left_out] = digest.hexdigest()
         return self._fingerprints.get(left_out)
 
+    def siblings(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Every parameter of the modules outside the head that own ``names``: what PEFT saves together."""
+        owners = {name.rpartition(".")[0] for name in names if name not in self.head_names}
+        return {
+            name: value for name, value in self.model.named_parameters() if name.rpartition(".")[0] in owners
+        }
+
     def cast_at(self, names: Iterable[str]) -> None:
         """Let the modules that own these parameters take fp32 parameters in place of their own."""
         for owner in sorted({name.rpartition(".")[0] for name in names} - self._cast):

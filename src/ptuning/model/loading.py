@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -23,12 +25,13 @@ from ptuning import adapters
 from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
 from ptuning.model.backbone import ARCHITECTURES, Backbone
 from ptuning.model.embedded import canonical, resolve
-from ptuning.task import Task
+from ptuning.task import ProblemType
 
 
 def hold(
     backbone: str | PreTrainedModel | Backbone,
-    task: Task,
+    num_labels: int,
+    problem_type: ProblemType | None,
     tokenizer: PreTrainedTokenizerBase | None,
     revision: str | None,
     dtype: torch.dtype | None,
@@ -36,7 +39,7 @@ def hold(
     """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known."""
     if isinstance(backbone, str):
         name = canonical(backbone)
-        held = load(name, num_labels=task.num_labels, problem_type=task.problem_type, revision=revision)
+        held = load(name, num_labels=num_labels, problem_type=problem_type, revision=revision)
         tokenizer = tokenizer or load_tokenizer(name, revision)
     else:
         held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
@@ -93,7 +96,7 @@ def _origin(adapter: adapters.Adapter) -> str:
 def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
     """Refuse a head that is not this backbone's, and a backbone with random parts that the adapter lacks."""
     own = dict(backbone.model.named_parameters())
-    for name, value in adapter.head.items():
+    for name, value in sorted(adapter.head.items()):
         if name not in own:
             raise AdapterMismatch(
                 f"the adapter's head has {name}, and {backbone.name} has no such parameter; put it on "
@@ -125,7 +128,7 @@ def load(
     name: str,
     *,
     num_labels: int,
-    problem_type: str,
+    problem_type: ProblemType | None,
     revision: str | None = None,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
@@ -133,7 +136,7 @@ def load(
     Args:
         name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
         num_labels: C.
-        problem_type: transformers' ``config.problem_type``.
+        problem_type: transformers' ``config.problem_type``; the backbone's own if ``None``.
         revision: A branch, tag or commit of the Hub.
 
     Raises:
@@ -146,7 +149,8 @@ def load(
         with _quiet():
             cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
             config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=cached_only)
-            config.num_labels, config.problem_type = num_labels, problem_type
+            config.num_labels = num_labels
+            config.problem_type = problem_type or config.problem_type
             if config.model_type not in ARCHITECTURES:
                 raise UnsupportedBackbone(
                     f"{name}: {config.model_type!r} is not supported; expected one of "
@@ -171,7 +175,15 @@ def load(
             f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
             "it would be frozen at random, so it cannot be a backbone"
         )
-    return Backbone(model, name=name, revision=getattr(config, "_commit_hash", None), missing=missing)
+    return Backbone(model, name=name, revision=_commit(source, revision), missing=missing)
+
+
+def _commit(source: str, revision: str | None) -> str | None:
+    """Which commit of the Hub was loaded: what the cache has it under. ``None`` for a folder."""
+    found = (
+        None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    )
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _is_pooler(key: str) -> bool:

@@ -119,8 +119,9 @@ class PTuningModel(nn.Module):
         self.task = task
         self.tokenizer = tokenizer
         self.config = _named(backbone.model.config, task)
+        given_head = {**backbone.siblings(head or ()), **(head or {})}
         self.head = Head(
-            {**backbone.head_parameters(task.num_labels), **(head or {})}, trained=config.train_head
+            {**backbone.head_parameters(task.num_labels), **given_head}, trained=config.train_head
         ).to(backbone.device)
         backbone.cast_at(self.head.names)
         self.anchors: tuple[tuple[int, ...], ...] = ()
@@ -195,7 +196,7 @@ class PTuningModel(nn.Module):
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
             task = _plain_task(num_labels or int(width), problem_type)
-        held, tokenizer = hold(backbone, task, tokenizer, revision, dtype)
+        held, tokenizer = hold(backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype)
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
 
     @classmethod
@@ -232,13 +233,18 @@ class PTuningModel(nn.Module):
         """
         folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
         if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
-            return cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, dtype=dtype)
+            model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, dtype=dtype)
+            if task is not None:
+                model.name_task(task)
+            return model
         adapter = adapters.load(folder, allow_pickle=allow_pickle)
-        held, tokenizer = _held(backbone, adapter.backbone, adapter.task, tokenizer, dtype)
+        ours = adapters.is_adapter(folder)
+        kind = adapter.task.problem_type if ours else None  # PEFT keeps none: the backbone may know
+        held, tokenizer = _held(backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, dtype)
         check_backbone(held, adapter)
         own = held.model.config
-        if task is None and not adapters.is_adapter(folder) and own.num_labels == adapter.task.num_labels:
-            task = task_of(own)  # PEFT keeps no labels; the backbone may know them
+        if task is None and not ours and own.num_labels == adapter.task.num_labels:
+            task = task_of(own)
         return cls.from_adapter(adapter, held, task=task, tokenizer=tokenizer)
 
     @classmethod
@@ -258,19 +264,17 @@ class PTuningModel(nn.Module):
             if isinstance(config, DeepPrompt)
             else replace(config, encoder=EmbeddingEncoder(), init=InputPrompt().init)
         )
-        if (named := task or adapter.task).num_labels != adapter.task.num_labels:
-            raise ConfigError(
-                f"task: got {named.num_labels} labels, but the adapter's head gives {adapter.task.num_labels}"
-            )
         words = {
             name for name, value in backbone.model.named_parameters() if value is backbone.embedding.weight
         }
         head = {name: value for name, value in adapter.head.items() if name not in words}
-        model = cls(backbone, plain, named, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
+        model = cls(backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
+        if task is not None:
+            model.name_task(task)
         with torch.no_grad():
             cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
         model.provenance = config
-        model._loaded = replace(adapter, task=named)
+        model.loaded = adapter
         return model
 
     @classmethod
@@ -285,7 +289,9 @@ class PTuningModel(nn.Module):
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
         task = Task.from_dict(record["task"])
-        held, tokenizer = _held(backbone, record["backbone"], task, tokenizer, dtype)
+        held, tokenizer = _held(
+            backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, dtype
+        )
         own = dict(held.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
         provenance = config
@@ -305,6 +311,7 @@ class PTuningModel(nn.Module):
         )
         state.compare(record, model._record())
         model.load_state_dict(tensors)
+        model.weigh_classes(record["class_weights"])
         model.provenance = provenance
         return model
 
@@ -384,7 +391,7 @@ class PTuningModel(nn.Module):
         with torch.no_grad(), _eval(self.prompt_encoder):
             prompt = self.prompt_encoder().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
-        if (source := self._loaded) is not None and _same(source, prompt, head):
+        if (source := self.loaded) is not None and _same(source, prompt, head):
             # As it was loaded, what was measured then is still true of it.
             metrics, extra = metrics or source.metrics, extra or source.extra
         return adapters.Adapter(
@@ -410,7 +417,9 @@ class PTuningModel(nn.Module):
         self._provenance = config
 
     _provenance: PromptConfig | None = None
-    _loaded: adapters.Adapter | None = None
+    loaded: adapters.Adapter | None = None
+    """The adapter that this was loaded from, as it was then; ``None`` for a task that was made here."""
+
     class_weights: Tensor | None
     check_loss: bool = True
     """Whether a loss that is not finite raises :class:`TrainingDiverged` while training, instead of going
@@ -489,6 +498,7 @@ class PTuningModel(nn.Module):
             "anchors": [list(ids) for ids in self.anchors],
             "head": list(self.head.names),
             "rate_scales": list(self.rate_scales),
+            "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
         }
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
@@ -637,6 +647,19 @@ class PTuningModel(nn.Module):
             case "single_label_classification":
                 return F.cross_entropy(logits, labels.view(-1), weight=weights)
 
+    def name_task(self, task: Task) -> None:
+        """Say what the logits mean: another task of the same width.
+
+        Raises:
+            ConfigError: one of another width.
+        """
+        if task.num_labels != self.task.num_labels:
+            raise ConfigError(
+                f"task: got {task.num_labels} labels, but the head gives {self.task.num_labels} logits"
+            )
+        self.task = task
+        self.config = _named(self.backbone.model.config, task)
+
     def weigh_classes(self, weights: Sequence[float] | None) -> None:
         """Set the loss's weight of each class, ``[C]``; for multi-label, of each label's positives."""
         found = _class_weights(weights, self.task)
@@ -699,16 +722,20 @@ def _plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:
 def _held(
     backbone: str | PreTrainedModel | Backbone | None,
     facts: Mapping[str, Any],
-    task: Task,
+    num_labels: int,
+    problem_type: ProblemType | None,
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: torch.dtype | None,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
     """The backbone that was asked for, or else the one that the task was trained on."""
     if backbone is not None:
-        return hold(backbone, task, tokenizer, None, dtype)
+        return hold(backbone, num_labels, problem_type, tokenizer, None, dtype)
     if not facts["name"]:
-        raise AdapterError("the adapter does not say on which backbone it was trained; name it: backbone=…")
-    return hold(facts["name"], task, tokenizer, facts["revision"], dtype)
+        raise AdapterError(
+            "the adapter does not say on which backbone it was trained; name it with --backbone "
+            "(in Python: backbone=…)"
+        )
+    return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype)
 
 
 def _same(adapter: adapters.Adapter, prompt: Tensor, head: Mapping[str, Tensor]) -> bool:
