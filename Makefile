@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality lock clean
+.PHONY: demo test check lint types format quality guide lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -28,6 +28,9 @@ format: $(READY)  ## write what lint asks for
 
 quality: $(READY)  ## the default recipe on MRPC, three seeds (needs PTUNING_DATA; about 20 minutes on two cores)
 	$(BIN)/python benchmarks/mrpc.py
+
+guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds (needs PTUNING_DATA; about 20 minutes)
+	$(BIN)/python benchmarks/guide.py
 
 # The environment is made anew whenever what it is made of changes.
 $(READY): pyproject.toml $(CONSTRAINTS)

@@ -12,40 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
+from measuring import machine, write
 from ptuning import TrainConfig, train
 from ptuning.training.console import ConsoleReporter
 from ptuning.training.peers import fine_tune, head_only
 
 RESULTS = Path(__file__).parent / "results" / "mrpc.json"
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next(
-        (line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), ""
-    )
-    flags = next((line.split() for line in cpu.splitlines() if line.startswith("flags")), [])
-    return {
-        "processor": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "fast_bf16": sorted({"avx512_bf16", "amx_bf16"} & set(flags)),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("ptuning", "torch", "transformers", "accelerate")},
-    }
 
 
 def configuration(root: Path, seed: int, output: Path) -> TrainConfig:
@@ -115,11 +96,6 @@ def main() -> None:
                 )
                 write(given.results, found)
     print(json.dumps({key: found[key] for key in ("command", "median_test_accuracy")}, indent=1))
-
-
-def write(file: Path, found: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

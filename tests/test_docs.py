@@ -311,6 +311,8 @@ def test_python_examples_run(
     blocks = fenced(page.read_text(encoding="utf-8"), "python")
     if not blocks:
         pytest.skip("no Python on this page")
+    if page.name == "from-peft.md":
+        pytest.skip("tests/test_guide.py runs it, with stand-ins for the Hub and GLUE")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, block in enumerate(blocks, 1):

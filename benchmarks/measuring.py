@@ -1,0 +1,34 @@
+"""What the benchmarks share: on what was measured, and how a result is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next(
+        (line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), ""
+    )
+    flags = next((line.split() for line in cpu.splitlines() if line.startswith("flags")), [])
+    return {
+        "processor": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "fast_bf16": sorted({"avx512_bf16", "amx_bf16"} & set(flags)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("ptuning", "torch", "transformers", "accelerate")},
+    }
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
