@@ -286,7 +286,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
     known = frozenset[str]().union(*map(options_of, COMMANDS))
     parts = {"--" + ".".join(name[2:].split(".")[:n]) for name in known for n in range(1, 5)}
     for span in spans(page.read_text(encoding="utf-8")):
-        if found := re.match(r"--[a-z][\w.]*", span):
+        if found := re.match(r"--[a-z][\w.-]*", span):
             assert found[0] in known | {"--write"}, f"{page.name}: {span}"
         if re.fullmatch(r"(data|fit|prompt)(\.[a-z_]+)+", span):
             assert f"--{span}" in parts, f"{page.name}: {span}"

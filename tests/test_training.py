@@ -493,3 +493,20 @@ def test_a_short_run_takes_higher_rates_unless_they_are_given() -> None:
     assert rates(FitConfig(), SHORT_RUN) == (1e-2, 1e-3)
     assert rates(FitConfig(), SHORT_RUN - 1) == (3e-2, 1e-2)
     assert rates(FitConfig(prompt_rate=0.5, head_rate=0.25), 10) == (0.5, 0.25)
+
+
+def test_pairs_make_a_task_of_pairs(tiny_folder: Path) -> None:
+    """A model that was made from a number of labels learns from its rows that they have two texts."""
+    pairs = [
+        {"text_a": "good film", "text_b": word, "label": i % 2} for i, word in enumerate(["bad", "good"] * 6)
+    ]
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=2), num_labels=2)
+    columns = {"text": "text_a", "text_b": "text_b"}
+    fit(model, {"train": pairs, "validation": pairs}, FitConfig(epochs=1), columns=columns)
+    assert model.task.pair
+    from ptuning import Predictor
+
+    assert len(Predictor(model=model)([("good film", "bad")])) == 1
+    single = [{"text": row["text_a"], "label": row["label"]} for row in pairs]
+    with pytest.raises(ConfigError, match=r"data.train: one text a row, but the task has two"):
+        fit(model, {"train": single, "validation": single}, FitConfig(epochs=1))

@@ -72,7 +72,8 @@ def fit(
     """
     config = config or FitConfig()
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
-    examples, _ = gather(data, options, seed=config.seed, task=model.task)
+    examples, task = gather(data, options, seed=config.seed, task=model.task)
+    model.name_task(task)
     return run(
         model,
         examples,

@@ -103,6 +103,13 @@ def gather(
     tokens = {name: source for name, source in sources.items() if name not in texts}
     loaded: dict[str, Loaded | TokenisedRows] = {**texts, **load_tokenised(tokens, task, label=config.label)}
     train = loaded["train"]
+    if isinstance(train, Loaded) and train.columns.pair != task.pair:
+        if task.pair:
+            raise ConfigError(
+                "data.train: one text a row, but the task has two; name the columns with data.text and "
+                "data.text_b"
+            )
+        task = replace(task, pair=True)  # a task that was made from its number of labels could not know
     pair, whose = (
         (train.columns.pair, "the training rows have")
         if isinstance(train, Loaded)
