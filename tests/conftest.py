@@ -114,7 +114,7 @@ def hub(_hub_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    from ptuning.adapters import hub_out_of_reach
+    from ptuning.adapters.hub import known
 
     home = tmp_path / "huggingface"
     _hub_server.hub = Hub(tokens={"hf_someone": User("someone"), "hf_reader": User("reader", writes=False)})
@@ -129,9 +129,9 @@ def hub(_hub_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
     quick = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
     monkeypatch.setattr(_http, "time", quick)  # the client tries again after seconds; here at once
-    hub_out_of_reach.cache_clear()
+    known.cache_clear()
     yield _hub_server.hub
-    hub_out_of_reach.cache_clear()
+    known.cache_clear()
 
 
 def sentiment(count: int, seed: int = 0) -> list[dict[str, Any]]:

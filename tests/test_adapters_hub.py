@@ -145,7 +145,7 @@ def test_no_name_of_the_hub(name: str) -> None:
 def test_offline_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    hub.hub_out_of_reach.cache_clear()
+    hub.known.cache_clear()
     with pytest.raises(
         AdapterError, match="not whole in the Hub's cache, and the Hub is out of reach because"
     ):

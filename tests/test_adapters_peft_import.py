@@ -249,6 +249,9 @@ def changed(folder: Path, **options: Any) -> Path:
         ({"task_type": "CAUSAL_LM"}, r"task_type 'CAUSAL_LM', and ptuning classifies: expected 'SEQ_CLS'"),
         ({"num_transformer_submodules": 2}, r"a model of 2 transformers"),
         ({"virtual_magic": 3}, r"option 'virtual_magic' \(3\), which this version of ptuning does not know"),
+        ({"encoder_num_layers": "2"}, r"encoder_num_layers is '2', expected int; it was altered"),
+        ({"base_model_name_or_path": ["demo"]}, r"base_model_name_or_path is \['demo'\], expected str"),
+        ({"num_layers": True}, r"num_layers is True, expected int"),
         ({"num_virtual_tokens": 5}, r"has the shape \[4, 32\], expected 5 rows as adapter_config.json says"),
     ],
 )
@@ -277,6 +280,14 @@ def test_a_prefix_must_fit_its_layers(layers: int | None, tmp_path: Path) -> Non
     [
         (lambda t: t.pop("prompt_embeddings"), "lacks the tensor 'prompt_embeddings'"),
         (lambda t: t.update(stray=torch.zeros(1)), "holds a tensor 'stray'"),
+        (
+            lambda t: t.update({"base_model.classifier.bias": torch.zeros(5)}),
+            r"classifier.weight gives 3 labels and classifier.bias \[5\]",
+        ),
+        (
+            lambda t: t["prompt_embeddings"].fill_(float("nan")),
+            "prompt_embeddings holds numbers that are not",
+        ),
         (
             lambda t: [t.pop(name) for name in list(t) if "classifier" in name],
             "holds no classification layer",

@@ -113,7 +113,7 @@ def test_what_was_pushed_is_what_is_loaded_to_the_bit(
 
     asked = len(login.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub_out_of_reach.cache_clear()
+    hub_module.known.cache_clear()
     assert torch.equal(logits(here), logits(PTuningModel.from_pretrained("someone/film")))
     assert len(login.requests) == asked
 
@@ -703,7 +703,7 @@ def test_a_gated_repository(hub: Hub, folder: Path) -> None:
 
 def test_offline(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub_out_of_reach.cache_clear()
+    hub_module.known.cache_clear()
     one_line(lambda: push(folder, "someone/refunds"), "nothing was pushed", "unset HF_HUB_OFFLINE")
     assert login.requests == []
 
@@ -714,7 +714,7 @@ def test_a_host_that_nobody_knows(login: Hub, folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example")
     monkeypatch.setattr(hub_module.socket, "getaddrinfo", unknown)
-    hub_out_of_reach.cache_clear()
+    hub_module.known.cache_clear()
     words = ("hub.example does not answer", "check the connection")
     one_line(lambda: push(folder, "someone/refunds"), "nothing was pushed", *words)
     one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", *words)
@@ -741,7 +741,7 @@ def test_a_proxy_for_others_is_none_for_the_hub(hub: Hub, monkeypatch: pytest.Mo
         monkeypatch.setenv("http_proxy", proxy)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, exempt)
-        hub_out_of_reach.cache_clear()
+        hub_module.known.cache_clear()
         assert hub_out_of_reach() is out
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import FrozenInstanceError
 from functools import cache
@@ -247,14 +249,61 @@ def test_state_round_trips_to_the_bit(case: str, depth: str, tmp_path: Path) -> 
 
 
 def test_state_with_a_missing_or_an_unexpected_key_is_refused() -> None:
+    """By the record, however it is loaded; without the record by torch, which is told to be strict."""
     model = task_on("bert")
-    for name in set(model.state_dict()) - {KEY}:
-        state = model.state_dict()
-        del state[name]
+    whole = model.state_dict()
+    bare = {name: value for name, value in whole.items() if name != KEY}
+    for strict in (True, False):
+        for name in bare:
+            with pytest.raises(AdapterError, match="altered or cut short"):
+                model.load_state_dict({k: v for k, v in whole.items() if k != name}, strict)
+        with pytest.raises(AdapterError, match="altered or cut short"):
+            model.load_state_dict({**whole, "stray": torch.zeros(1)}, strict)
+    for name in bare:
         with pytest.raises(RuntimeError, match=rf'Missing key.*"{name}"'):
-            model.load_state_dict(state)
+            model.load_state_dict({k: v for k, v in bare.items() if k != name})
     with pytest.raises(RuntimeError, match=r'Unexpected key.*"stray"'):
-        model.load_state_dict({**model.state_dict(), "stray": torch.zeros(1)})
+        model.load_state_dict({**bare, "stray": torch.zeros(1)})
+
+
+def test_what_else_stands_around_a_task_is_still_asked_for() -> None:
+    """Only our backbone's keys are left out of what is missing, not those of a name that sounds like it."""
+    around = torch.nn.ModuleDict({"inner": task_on("bert"), "vision_backbone": torch.nn.Linear(2, 2)})
+    state = {name: value for name, value in around.state_dict().items() if name.startswith("inner.")}
+    with pytest.raises(RuntimeError, match=r'Missing key.*"vision_backbone.weight"'):
+        around.load_state_dict(state)
+
+
+def test_threads_do_not_meet() -> None:
+    """Two tasks on one backbone, some threads: each answer is the task's own, the backbone stays as it is."""
+    model = task_on("bert")
+    other = PTuningModel(model.backbone, DEPTHS["input"], model.task)
+    train(other, steps=4)
+    own = {name: value.clone() for name, value in model.backbone.model.named_parameters()}
+    expected = {id(each): answers(each.eval()) for each in (model, other)}
+    with model.disabled():
+        plain = answers(model)
+    wrong: list[int] = []
+
+    def ask(each: PTuningModel, disabled: bool) -> None:
+        for _ in range(60):
+            with each.disabled() if disabled else nullcontext():
+                found = answers(each)
+            if not torch.equal(found, plain if disabled else expected[id(each)]):
+                wrong.append(1)
+
+    threads = [
+        threading.Thread(target=ask, args=args)
+        for args in ((model, False), (other, False), (model, True), (other, False))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    for name, value in model.backbone.model.named_parameters():
+        assert torch.equal(value, own[name])
+        assert not value.requires_grad
 
 
 def test_a_state_says_what_it_is_of() -> None:

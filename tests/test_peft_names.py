@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -362,7 +363,7 @@ def test_what_cannot_be_mixed(tmp_path: Path) -> None:
     assert logits(made, adapter_names=["two", "two", "two"]).shape == (3, 2)
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "__base__", "keys"])
+@pytest.mark.parametrize("name", ["", "a.b", "__base__", "keys", "/tmp/evil", "../evil", "a/b"])
 def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be an adapter's name"):
         model().add_adapter(name, config())
@@ -476,3 +477,81 @@ def test_peft_gives_our_logits(name: str, kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(
             theirs(input_ids=ids, attention_mask=mask).logits, expected, atol=1e-5, rtol=0
         )
+
+
+def test_adapters_that_stand_there_are_kept(tmp_path: Path) -> None:
+    """Whichever is saved first, and whichever alone."""
+    made = model()
+    made.add_adapter("deep", config("prefix"))
+    for number, order in enumerate((["default"], ["deep"], ["default", "deep"])):
+        folder = tmp_path / str(number)
+        made.save_pretrained(folder, selected_adapters=order[:1])
+        for name in ("deep", "default", "deep"):
+            made.save_pretrained(folder, selected_adapters=[name])
+        assert not load(folder).deep
+        assert load(folder / "deep").deep
+        back = PeftModel.from_pretrained(tiny("bert"), folder, "other", subfolder="deep")
+        made.set_adapter("deep")
+        assert torch.equal(logits(back), logits(made))
+        made.set_adapter("default")
+
+
+def test_training_goes_on_as_fast_as_before(tmp_path: Path) -> None:
+    made = model()
+    made.save_pretrained(tmp_path / "adapter")
+    config_there = PeftConfig.from_pretrained(tmp_path / "adapter")
+    assert isinstance(config_there, PromptEncoderConfig)
+    assert (config_there.prompt_rate_scale, config_there.head_rate_scale) == (30.0, 10.0)
+    back = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter", is_trainable=True)
+    assert back.active.rate_scales == (30.0, 10.0)
+    assert torch.equal(logits(back), logits(made))
+    frozen = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter")
+    assert frozen.active.rate_scales == (1.0, 1.0)
+
+
+def test_a_prompt_that_pefts_function_gave_is_a_prompt_like_any_other(tmp_path: Path) -> None:
+    made = model("start", inference_mode=True)
+    state = {"prompt_embeddings": torch.randn(4, HIDDEN)}
+    state |= {k: v for k, v in get_peft_model_state_dict(made).items() if k.startswith("base_model")}
+    set_peft_model_state_dict(made, state)
+    assert not any(p.requires_grad for p in made.parameters())  # frozen as it was
+    assert torch.equal(made.active.prompt_encoder(), state["prompt_embeddings"])
+    save_file(made.state_dict(), tmp_path / "model.safetensors")
+    opened = PTuningModel.from_pretrained(tmp_path, backbone=tiny("bert"))
+    assert torch.equal(logits(opened), logits(made))
+
+
+@pytest.mark.parametrize("modules", [["LayerNorm"], ["query"], ["pooler"]])
+def test_modules_inside_a_bf16_backbone(modules: list[str]) -> None:
+    made = get_peft_model(tiny("bert").bfloat16(), config("prefix", modules_to_save=modules))
+    assert made.active.head.named()["classifier.weight"].dtype == torch.float32
+    losses = train(made, steps=6)
+    assert losses[-1] < losses[0]
+
+
+def test_what_pefts_programs_say_besides() -> None:
+    made = model()
+    with pytest.raises(ConfigError, match="ptuning writes no pickles"):
+        made.save_pretrained("anywhere", safe_serialization=False)
+    with pytest.raises(ConfigError, match="a given one is not taken apart"):
+        get_peft_model_state_dict(made, {})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is no folder here"):
+        PeftModel.from_pretrained(tiny("bert"), "someone/film", subfolder="deep")
+    several = tiny("bert", problem_type="regression")
+    with pytest.raises(ConfigError, match="regression with 3 numbers a text"):
+        get_peft_model(several, config())
+    with pytest.raises(ConfigError, match="several labels a row, but the task has one"):
+        made(input_ids=IDS, attention_mask=MASK, labels=torch.ones(3, 3))
+    shared = config()
+    get_peft_model(tiny("bert"), shared)
+    assert shared.base_model_name_or_path is None  # the caller's stays as it was
+
+
+def test_switching_inside_a_disabled_block_does_not_switch_on() -> None:
+    made = model()
+    made.add_adapter("deep", config("prefix"))
+    with made.disable_adapter():
+        plain = logits(made)
+        made.set_adapter("deep")
+        assert torch.equal(logits(made), plain)
+    assert not torch.equal(logits(made), plain)

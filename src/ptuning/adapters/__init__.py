@@ -7,12 +7,22 @@ no backbone.
 from ptuning.adapters.card import SPLIT_OFF, model_card
 from ptuning.adapters.folder import check_destination, details, is_adapter, load, save, verify
 from ptuning.adapters.hub import hub_out_of_reach, locate, push
-from ptuning.adapters.peft_format import NO_CACHE, for_peft, from_peft, to_peft, unpack, why_not_peft
+from ptuning.adapters.peft_format import (
+    NO_CACHE,
+    for_peft,
+    from_peft,
+    modules_to_save,
+    to_peft,
+    unpack,
+    why_not_peft,
+)
+from ptuning.adapters.peft_import import OPTIONS as PEFT_OPTIONS
 from ptuning.adapters.peft_import import is_peft, peft_config
 from ptuning.adapters.record import Adapter
 
 __all__ = [
     "NO_CACHE",
+    "PEFT_OPTIONS",
     "SPLIT_OFF",
     "Adapter",
     "check_destination",
@@ -25,6 +35,7 @@ __all__ = [
     "load",
     "locate",
     "model_card",
+    "modules_to_save",
     "peft_config",
     "push",
     "save",

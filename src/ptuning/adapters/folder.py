@@ -17,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -55,7 +55,11 @@ _BLANK = "0" * 64
 
 
 def save(
-    adapter: Adapter, folder: str | os.PathLike[str], *, extra_files: Callable[[Path], None] | None = None
+    adapter: Adapter,
+    folder: str | os.PathLike[str],
+    *,
+    extra_files: Callable[[Path], None] | None = None,
+    rewritten: Collection[str] = (),
 ) -> Path:
     """Write an adapter folder in one step, in place of the adapter that stands there, if one does.
 
@@ -64,6 +68,7 @@ def save(
         folder: Where to; its parents are made if need be. A symbolic link is followed.
         extra_files: Writes more files into the new folder before it is put in place (sub-folders are fine);
             they are listed and digested with the rest.
+        rewritten: Names of sub-folders that may stand there, because ``extra_files`` writes them again.
 
     Returns:
         The folder's absolute path.
@@ -73,7 +78,7 @@ def save(
             :func:`check_destination` refuses.
         OutputError: disk full, no permission. What stood there before is untouched.
     """
-    target = check_destination(folder)
+    target = check_destination(folder, rewritten)
     _check_finite({"the prompt": adapter.prompt_tensor, **adapter.head})
     content = _content(adapter)
     config, tensors = to_peft(adapter)
@@ -94,8 +99,12 @@ def save(
     return target
 
 
-def check_destination(folder: str | os.PathLike[str]) -> Path:
+def check_destination(folder: str | os.PathLike[str], rewritten: Collection[str] = ()) -> Path:
     """Refuse a destination where :func:`save` would delete what is not an adapter's. Worth asking early.
+
+    Args:
+        folder: The destination.
+        rewritten: Names of sub-folders that are written again, and so not lost.
 
     Returns:
         The absolute path, symbolic links resolved.
@@ -110,8 +119,8 @@ def check_destination(folder: str | os.PathLike[str]) -> Path:
         raise AdapterError(
             f"{target} is a file, expected a folder to write an adapter to; choose another name"
         )
-    names = _files(target)
-    if not names and not any(target.iterdir()):
+    names = {name for name in _files(target) if name.partition("/")[0] not in rewritten}
+    if not names and all(child.name in rewritten for child in target.iterdir()):
         return target
     if not is_adapter(target):
         raise AdapterError(

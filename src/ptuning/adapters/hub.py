@@ -41,7 +41,6 @@ _LOGIN = "log in with: hf auth login, or set HF_TOKEN"
 _LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
 
 
-@cache
 def hub_out_of_reach() -> bool:
     """Whether the Hub's name cannot even be looked up, so that only its cache can serve.
 
@@ -54,10 +53,20 @@ def hub_out_of_reach() -> bool:
     if {place.scheme, "all"} & getproxies().keys() and not proxy_bypass(place.hostname or ""):
         return False
     try:
-        socket.getaddrinfo(place.hostname, None)
+        known(place.hostname)
     except OSError:
         return True
     return False
+
+
+@cache
+def known(host: str | None) -> bool:
+    """Look a host's name up, once it is found; a connection that is not there yet may come.
+
+    Raises:
+        OSError: nobody knows it.
+    """
+    return bool(socket.getaddrinfo(host, None))
 
 
 # ------------------------------------------------------------------------------------------- fetch
@@ -111,7 +120,7 @@ def locate(
     if not allow_pickle and not (folder / WEIGHTS).is_file():
         raise AdapterError(
             f"the Hub repository {name!r} is an adapter of PEFT's without {WEIGHTS}; if it holds a {PICKLED} "
-            "and you trust it, say allow_pickle=True"
+            "and you trust it, say --allow-pickle (in Python: allow_pickle=True)"
         )
     return folder
 
@@ -329,7 +338,7 @@ def _refusal(error: HfHubHTTPError, name: str, revision: str | None, writer: str
     if status >= 500:
         return f"the Hub failed (HTTP {status}), which is not your doing; try again later"
     at = f" at revision {revision!r}" if revision else ""
-    return f"the Hub refused {name!r}{at} (HTTP {status}): {_line(error)}; mend that and try again"
+    return f"the Hub refused {name!r}{at} (HTTP {status}); look at {page}, mend that and try again"
 
 
 def _answer(error: BaseException) -> BaseException:

@@ -209,8 +209,13 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
     return prompt, {name.removeprefix(HEAD_PREFIX): value for name, value in rest.items()}
 
 
+def modules_to_save(adapter: Adapter) -> list[str]:
+    """The modules besides the head of which the task holds a copy, as PEFT names them."""
+    return sorted({_module(name) for name in adapter.head} - set(_ALWAYS_SAVED))
+
+
 def _shared_options(adapter: Adapter) -> dict[str, Any]:
-    modules = sorted({_module(name) for name in adapter.head} - set(_ALWAYS_SAVED))
+    modules = modules_to_save(adapter)
     return {
         "auto_mapping": WRITTEN_BY_US,
         "num_virtual_tokens": adapter.virtual_tokens,

@@ -62,6 +62,12 @@ OPTIONS: Mapping[str, frozenset[str]] = {
 }
 """Options that are understood, by ``peft_type``. What made the prompt is not needed to use it."""
 
+TYPES: Mapping[type, tuple[str, ...]] = {
+    str: ("peft_type", "task_type", "base_model_name_or_path", "revision"),
+    int: ("num_virtual_tokens", "num_layers", "encoder_hidden_size", "encoder_num_layers"),
+}
+"""What the options that are read are, where they are said."""
+
 OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
 """The layer whose rows are the labels, by the name that it has in one architecture or another."""
 
@@ -80,7 +86,7 @@ def peft_config(folder: Path) -> dict[str, Any]:
     Raises:
         AdapterError: as :func:`read`.
     """
-    config = _config(folder)
+    config = _checked(folder)
     _kind(folder, config)
     return config
 
@@ -96,7 +102,7 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
         AdapterError: of a kind, a task or with an option that ptuning cannot be exact about, or a file that
             is altered or cut short.
     """
-    config = _config(folder)
+    config = _checked(folder)
     if config.get("auto_mapping") == WRITTEN_BY_US:
         raise AdapterError(
             f"{folder} was written by ptuning and lacks its ptuning.json, which holds the labels; copy or "
@@ -104,6 +110,9 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
         )
     kind = _kind(folder, config)
     tensors = {_name(name): value.float() for name, value in _tensors(folder, allow_pickle).items()}
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise AdapterError(f"{folder}: {name} holds numbers that are not finite: its training diverged")
     prompt = _prompt(folder, config, tensors.pop(PROMPT, None))
     if strange := sorted(name for name in tensors if not name.startswith(HEAD_PREFIX)):
         raise AdapterError(
@@ -145,6 +154,19 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise AdapterError(f"{folder / CONFIG} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """The configuration, once what is read of it is found to be of its type."""
+    values = _config(folder)
+    for kind, names in TYPES.items():
+        for name in names:
+            # In Python a truth value is a number; here it is none.
+            if (value := values.get(name)) is not None and type(value) is not kind:
+                raise AdapterError(
+                    f"{folder / CONFIG}: {name} is {value!r}, expected {kind.__name__}; it was altered"
+                )
     return values
 
 
@@ -246,8 +268,14 @@ def _prompt(folder: Path, config: Mapping[str, Any], stored: Tensor | None) -> T
 
 def _task(folder: Path, head: Mapping[str, Tensor]) -> Task:
     """What can be told of the task: how wide its logits are. One is a regression, as transformers has it."""
-    found = (head[name] for layer in OUTPUT_LAYERS if (name := f"{layer}.weight") in head)
-    width = next((weight.shape[0] for weight in found if weight.dim() == 2), None)
+    layer = next((layer for layer in OUTPUT_LAYERS if f"{layer}.weight" in head), None)
+    width = None if layer is None else head[f"{layer}.weight"].shape[0]
+    bias = head.get(f"{layer}.bias")
+    if bias is not None and bias.shape != (width,):
+        raise AdapterError(
+            f"{folder}: {layer}.weight gives {width} labels and {layer}.bias {list(bias.shape)}; "
+            "it was altered"
+        )
     if width is None:
         raise AdapterError(
             f"{folder} holds no classification layer ({', '.join(OUTPUT_LAYERS)}), so PEFT itself would "

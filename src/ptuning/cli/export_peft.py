@@ -27,7 +27,6 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.errors import AdapterError
 
     folder = adapters.locate(given.adapter, revision=given.revision)
-    adapter = adapters.load(folder)
-    if not adapters.is_adapter(folder):  # and yet it was read
+    if not adapters.is_adapter(folder) and adapters.is_peft(folder):
         raise AdapterError(f"{given.adapter} is an adapter of PEFT's already; use it as it is")
-    print(adapters.save(adapters.for_peft(adapter), given.output))
+    print(adapters.save(adapters.for_peft(adapters.load(folder)), given.output))

@@ -22,6 +22,7 @@ from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
+from ptuning.peft import PeftModel
 from ptuning.task import Task
 
 #: What is handed to the tokenizer; its other options change the shape of what it returns.
@@ -33,11 +34,13 @@ _UNSAID: Any = ""  # transformers' mark for "top_k was not given": None means al
 
 
 def pipeline(
-    model: str | Path | PTuningModel,
+    model: str | Path | PTuningModel | PeftModel,
     *,
     backbone: str | PreTrainedModel | Backbone | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    allow_pickle: bool = False,
     device: int | str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
@@ -45,8 +48,9 @@ def pipeline(
     """A trained task in transformers' text-classification pipeline.
 
     Args:
-        model: An adapter's folder or Hub id, or a model.
-        backbone, revision, dtype: For a folder or Hub id, as in ``PTuningModel.from_pretrained``.
+        model: An adapter's folder or Hub id, or a model; of a ``PeftModel``, the active adapter.
+        backbone, revision, token, allow_pickle, dtype: For a folder or Hub id, as in
+            ``PTuningModel.from_pretrained``.
         tokenizer: By default the model's own.
         device: By default a model stays where it is, and a folder is loaded to where transformers'
             pipelines go: the first accelerator, or the CPU.
@@ -58,8 +62,11 @@ def pipeline(
         ConfigError: an option that is unknown, or that belongs to loading where a model is given.
         AdapterError: no adapter there, or one altered or cut short.
     """
+    if isinstance(model, PeftModel):
+        model = model.active
     if isinstance(model, PTuningModel):
-        for name, value in (("backbone", backbone), ("revision", revision), ("dtype", dtype)):
+        loading = {"backbone": backbone, "revision": revision, "token": token, "dtype": dtype}
+        for name, value in loading.items():
             if value is not None:
                 raise ConfigError(
                     f"{name}: got {shortened(value)} beside a model, expected it only with an adapter's "
@@ -68,7 +75,13 @@ def pipeline(
         found, device = model, model.device if device is None else device
     else:
         found = PTuningModel.from_pretrained(
-            model, backbone=backbone, tokenizer=tokenizer, revision=revision, dtype=dtype
+            model,
+            backbone=backbone,
+            tokenizer=tokenizer,
+            revision=revision,
+            token=token,
+            dtype=dtype,
+            allow_pickle=allow_pickle,
         ).eval()
     return PTuningPipeline(found, tokenizer or found.tokenizer, device=device, **options)
 

@@ -10,6 +10,7 @@ A row of :data:`ARCHITECTURES` says all that differs between them; docs/backbone
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -134,7 +135,7 @@ class Backbone(nn.Module):
             )
         self.model = model.requires_grad_(False).eval()
         self.name = name or str(getattr(config, "_name_or_path", "") or config.model_type)
-        self.revision = revision
+        self.revision = revision or getattr(config, "_commit_hash", None)
         self.architecture = ARCHITECTURES[config.model_type]
         if self.architecture.deep == "attention":
             model.set_attn_implementation(attention.NAME)
@@ -146,8 +147,8 @@ class Backbone(nn.Module):
             name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
         )
         self.dropout = False
-        self._cast: set[str] = set()
-        self._fingerprints: dict[frozenset[str], str] = {}
+        self._one_at_a_time = _OneAtATime()
+        self._digests: dict[str, bytes] = {}
 
     # ------------------------------------------------------------------------------------ facts
 
@@ -238,16 +239,19 @@ class Backbone(nn.Module):
         Args:
             without: Names that the task holds itself, besides :attr:`head_names`.
         """
+        if self.device.type == "meta":
+            return None
         left_out = frozenset(without) | frozenset(self.head_names)
-        if left_out not in self._fingerprints and self.device.type != "meta":
-            digest = hashlib.sha256()
-            for name, weight in sorted(self.model.named_parameters()):
-                if name not in left_out:
-                    digest.update(f"{name}{tuple(weight.shape)}".encode())
-                    rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
-                    digest.update(rounded.view(torch.uint8).numpy().data)
-            self._fingerprints[left_out] = digest.hexdigest()
-        return self._fingerprints.get(left_out)
+        whole = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            if name not in self._digests and name not in self.head_names:
+                digest = hashlib.sha256(f"{name}{tuple(weight.shape)}".encode())
+                rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
+                digest.update(rounded.view(torch.uint8).numpy().data)
+                self._digests[name] = digest.digest()
+            if name not in left_out:
+                whole.update(self._digests[name])
+        return whole.hexdigest()
 
     def siblings(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Every parameter of the modules outside the head that own ``names``: what PEFT saves together."""
@@ -258,9 +262,17 @@ class Backbone(nn.Module):
 
     def cast_at(self, names: Iterable[str]) -> None:
         """Let the modules that own these parameters take fp32 parameters in place of their own."""
-        for owner in sorted({name.rpartition(".")[0] for name in names} - self._cast):
-            self.model.get_submodule(owner).register_forward_pre_hook(_to_own_dtype)
-            self._cast.add(owner)
+        inside = {name.rpartition(".")[0] for name in names if name not in self.head_names}
+        for owner in sorted({name.rpartition(".")[0] for name in names}):
+            module = self.model.get_submodule(owner)
+            if _to_own_dtype not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_to_own_dtype)
+            if owner in inside and self._back_to_own_dtype not in module._forward_hooks.values():
+                module.register_forward_hook(self._back_to_own_dtype)
+
+    def _back_to_own_dtype(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """What an fp32 module inside a bf16 backbone gives goes on in bf16."""
+        return output.to(self.dtype) if isinstance(output, Tensor) else output
 
     def head_parameters(self, num_labels: int | None = None) -> dict[str, Tensor]:
         """The head, by name: what stands outside the transformer, and what its checkpoint lacked.
@@ -350,7 +362,8 @@ class Backbone(nn.Module):
             scope = disentangled.bound(shared)
         elif prompts is not None:
             attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
-        with scope:
+        # functional_call swaps parameters in the shared module for as long as the call lasts.
+        with scope, self._one_at_a_time.lock:
             if self.architecture.causal:
                 out = self._last_token(inputs, attention_mask, head or {})
             else:
@@ -421,6 +434,19 @@ class Backbone(nn.Module):
         if config.position_offset and not self.architecture.takes_positions:
             raise UnsupportedBackbone(f"{kind} has no position ids to move; set prompt.position_offset to 0")
         return config
+
+
+class _OneAtATime:
+    """A lock that a copy of its owner does not share, and that is not pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __deepcopy__(self, memo: Any) -> _OneAtATime:
+        return _OneAtATime()
+
+    def __reduce__(self) -> tuple[type[_OneAtATime], tuple[()]]:
+        return _OneAtATime, ()
 
 
 def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

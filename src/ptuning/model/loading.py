@@ -56,7 +56,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            resolve(name), revision=revision, local_files_only=adapters.hub_out_of_reach()
+            resolve(name),
+            revision=revision,
+            local_files_only=adapters.hub_out_of_reach(),
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error
@@ -148,7 +151,9 @@ def load(
     try:
         with _quiet():
             cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
-            config = AutoConfig.from_pretrained(source, revision=revision, local_files_only=cached_only)
+            config = AutoConfig.from_pretrained(
+                source, revision=revision, local_files_only=cached_only, trust_remote_code=False
+            )
             config.num_labels = num_labels
             config.problem_type = problem_type or config.problem_type
             if config.model_type not in ARCHITECTURES:
@@ -163,6 +168,7 @@ def load(
                 local_files_only=cached_only,
                 ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
                 output_loading_info=True,
+                trust_remote_code=False,
             )
     except UnsupportedBackbone:
         raise

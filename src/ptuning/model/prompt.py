@@ -63,8 +63,9 @@ class Embedding(PromptEncoder):
 class Faster(nn.Module):
     """A parameter that moves ``scale`` times as far as the optimizer's rate says: ``start + scale · θ``.
 
-    Adam's step is as long as its rate, whatever the gradient, and a Trainer has one rate for everything. θ is
-    what is trained, from nought; weight decay therefore draws the value to its start. To be registered with
+    A Trainer has one rate for everything. θ is what is trained, from nought; weight decay therefore draws the
+    value to its start. θ's gradient is the value's own, not ``scale`` times it: so clipping sees what it
+    would see otherwise, and SGD, like Adam, goes ``scale`` times as far. To be registered with
     :func:`torch.nn.utils.parametrize.register_parametrization`.
 
     Args:
@@ -80,7 +81,7 @@ class Faster(nn.Module):
         self.register_buffer("start", start.detach().clone())
 
     def forward(self, offset: Tensor) -> Tensor:
-        return self.start + self.scale * offset
+        return self.start + (self.scale - 1) * offset.detach() + offset
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """What is assigned becomes the start, so that it is met to the bit."""

@@ -14,6 +14,7 @@ import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +44,9 @@ from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.template import Insertion
 from ptuning.task import ProblemType, Task
+
+_PLAIN: ContextVar[frozenset[int]] = ContextVar("plain", default=frozenset())
+"""The models, by ``id``, that answer as the plain backbone here and now."""
 
 
 class Head(nn.Module):
@@ -149,13 +153,10 @@ class PTuningModel(nn.Module):
                 config.init, config.virtual_tokens, backbone.embedding, backbone.vocab_size, text_ids
             )
             self.prompt_encoder = input_encoder(config.encoder, start)
-        self.rate_scales = rate_scales
-        if config.train_head:
-            self.head.move_faster(rate_scales[1])
-        move_faster(self.prompt_encoder, "weight", rate_scales[0])
+        self.rate_scales = (1.0, 1.0)
+        self.move_faster(*rate_scales)
         self.register_buffer("class_weights", None, persistent=False)
         self.weigh_classes(class_weights)
-        self._disabled = False
         state.leave_backbone_out(self)
         if (limit := self.max_text_tokens) is not None and limit < 3:
             raise ConfigError(
@@ -264,9 +265,8 @@ class PTuningModel(nn.Module):
             if isinstance(config, DeepPrompt)
             else replace(config, encoder=EmbeddingEncoder(), init=InputPrompt().init)
         )
-        words = {
-            name for name, value in backbone.model.named_parameters() if value is backbone.embedding.weight
-        }
+        parameters = backbone.model.named_parameters()
+        words = {name for name, value in parameters if value is backbone.embedding.weight}
         head = {name: value for name, value in adapter.head.items() if name not in words}
         model = cls(backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
         if task is not None:
@@ -288,7 +288,10 @@ class PTuningModel(nn.Module):
         dtype: torch.dtype | None,
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
-        task = Task.from_dict(record["task"])
+        try:
+            task = Task.from_dict(record["task"])
+        except TypeError as error:
+            raise AdapterError(f"the state dict's task cannot be read: {error}; it was altered") from error
         held, tokenizer = _held(
             backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, dtype
         )
@@ -391,9 +394,12 @@ class PTuningModel(nn.Module):
         with torch.no_grad(), _eval(self.prompt_encoder):
             prompt = self.prompt_encoder().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
+        if self.rate_scales != (1.0, 1.0):
+            extra = {**(extra or {}), "rate_scales": list(self.rate_scales)}
         if (source := self.loaded) is not None and _same(source, prompt, head):
             # As it was loaded, what was measured then is still true of it.
-            metrics, extra = metrics or source.metrics, extra or source.extra
+            metrics = source.metrics if metrics is None else metrics
+            extra = {**source.extra, **(extra or {})}
         return adapters.Adapter(
             prompt=prompt_to_dict(self.provenance),
             task=self.task,
@@ -487,7 +493,7 @@ class PTuningModel(nn.Module):
     ) -> None:
         # An override and no hook: torch ties a hook to the one module that it was registered on, so that a
         # copy.copy would be held against its original, and fail once that is gone.
-        _check_state(self, given, prefix, strict, unexpected)
+        _check_state(self, given, prefix)
         super()._load_from_state_dict(given, prefix, metadata, strict, missing, unexpected, errors)
 
     def _record(self) -> dict[str, Any]:
@@ -558,14 +564,15 @@ class PTuningModel(nn.Module):
         attention_mask = attention_mask.to(torch.long)
         if token_type_ids is not None and not self.backbone.uses_segments:
             token_type_ids = None
-        if self._disabled:
+        plain = id(self) in _PLAIN.get()
+        if plain:
             logits = self._run(input_ids, attention_mask, token_type_ids, None, None, with_head=False)
         else:
             self._check_length(attention_mask)
             made = self.prompt_encoder() if prompt is None else prompt
             logits = self._run(input_ids, attention_mask, token_type_ids, segment_ids, made, with_head=True)
         logits = logits.float()
-        if self.task.is_regression and not self._disabled:
+        if self.task.is_regression and not plain:
             logits = logits * self.task.scale + self.task.mean
         loss = None if labels is None else self.loss(logits, labels)
         if loss is not None and self.training and self.check_loss and not bool(loss.detach().isfinite()):
@@ -645,7 +652,39 @@ class PTuningModel(nn.Module):
             case "multi_label_classification":
                 return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
             case "single_label_classification":
+                if labels.dim() == 2 and labels.is_floating_point():
+                    raise ConfigError(
+                        f"labels: got zeros and ones of shape {list(labels.shape)}, several labels a row, "
+                        "but the task has one; make it with problem_type 'multi_label_classification' "
+                        "(under PEFT's names: in the backbone's configuration)"
+                    )
                 return F.cross_entropy(logits, labels.view(-1), weight=weights)
+
+    def move_faster(self, prompt: float, head: float) -> None:
+        """Let the prompt's table and the head move so many times as far as the optimizer's rate says.
+
+        Their values stay as they are. An optimizer that was made before does not know them any more.
+        """
+        if self.rate_scales != (1.0, 1.0):
+            raise ConfigError(f"the prompt and the head move {self.rate_scales} times as far already")
+        self.rate_scales = (prompt, head)
+        move_faster(self.prompt_encoder, "weight", prompt)
+        if self.prompt_config.train_head:
+            self.head.move_faster(head)
+
+    def take_prompt(self, prompt: Tensor) -> None:
+        """Put a prompt in the place of the encoder: from now on it is trained as it is.
+
+        Args:
+            prompt: As the encoder makes it: ``[P, E]``, deep ``[L−s, 2, P, H_kv]``.
+        """
+        old, config = self.prompt_encoder, self.prompt_config
+        trained = any(value.requires_grad for value in old.parameters())
+        self.provenance = self.provenance
+        self.prompt_config = replace(config, encoder=EmbeddingEncoder())
+        self.prompt_encoder = Embedding(prompt.detach().float().to(self.device).clone()).train(old.training)
+        move_faster(self.prompt_encoder, "weight", self.rate_scales[0])
+        self.prompt_encoder.requires_grad_(trained)
 
     def name_task(self, task: Task) -> None:
         """Say what the logits mean: another task of the same width.
@@ -681,12 +720,12 @@ class PTuningModel(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[PTuningModel]:
-        """Inside the ``with`` block this is the plain backbone, with its original head."""
-        before, self._disabled = self._disabled, True
+        """In the ``with`` block this is the plain backbone, with its original head; in this thread alone."""
+        token = _PLAIN.set(_PLAIN.get() | {id(self)})
         try:
             yield self
         finally:
-            self._disabled = before
+            _PLAIN.reset(token)
 
     # ------------------------------------------------------------------------------- tokenisation
 
@@ -708,6 +747,11 @@ def task_of(config: Any) -> Task:
     count = int(config.num_labels)
     kind: ProblemType = config.problem_type or ("regression" if count == 1 else "single_label_classification")
     if kind == "regression":
+        if count > 1:
+            raise ConfigError(
+                f"the backbone's configuration says regression with {count} numbers a text, and ptuning "
+                "predicts one; load it with num_labels=1, or one task for each number"
+            )
         return Task(problem_type="regression")
     names = tuple(str(config.id2label[i]) for i in range(count))
     plain = names == tuple(f"LABEL_{i}" for i in range(count))
@@ -785,19 +829,14 @@ def _named(config: Any, task: Task) -> Any:
     return named
 
 
-def _check_state(
-    module: PTuningModel,
-    given: dict[str, Any],
-    prefix: str,
-    strict: bool,
-    unexpected: list[str],
-) -> None:
+def _check_state(module: PTuningModel, given: Mapping[str, Any], prefix: str) -> None:
     """Before anything is loaded: the tensors are those that were saved, of this task."""
     if (stored := given.get(prefix + state.KEY)) is None:
         return
     own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
-    own.pop(state.KEY)
+    own = {
+        name: value for name, value in own.items() if not name.startswith("backbone.") and name != state.KEY
+    }
     record = state.read(stored)
-    if own.keys() == {name for name in module.state_dict() if name != state.KEY}:
-        state.check(record, own)  # otherwise torch itself says which is missing or too much
+    state.check(record, own)
     state.compare(record, module._record())

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,9 @@ FILE = "model.safetensors"
 """What the Trainer calls a state dict."""
 
 FORMAT_VERSION = 1
+
+_FIELDS = {"task": dict, "prompt": dict, "backbone": dict, "anchors": list, "head": list, "rate_scales": list}
+"""What a record must have."""
 
 
 def leave_backbone_out(module: nn.Module) -> None:
@@ -60,9 +63,15 @@ def _refuse_backbone(
 
 def _expect_no_backbone(module: nn.Module, keys: Any) -> None:
     # Neither is the record asked for: whoever averages two states has to leave it out.
-    keys.missing_keys[:] = [
-        name for name in keys.missing_keys if "backbone." not in name and not name.endswith(KEY)
-    ]
+    own = {f"backbone.{name}" for name in cast(nn.Module, module.backbone).state_dict()}
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not _is_apart(name, own)]
+
+
+def _is_apart(name: str, backbone: set[str]) -> bool:
+    """Whether a key is the record's or the backbone's, whatever stands before it."""
+    parts = name.split(".")
+    ends = (".".join(parts[at:]) for at, part in enumerate(parts) if part == "backbone")
+    return parts[-1] == KEY or any(end in backbone for end in ends)
 
 
 def write(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
@@ -80,7 +89,11 @@ def read(stored: Tensor) -> dict[str, Any]:
     """
     try:
         record = json.loads(bytes(stored.cpu().to(torch.uint8).numpy()))
-        version = record["format_version"]
+        version = int(record["format_version"])
+        if version <= FORMAT_VERSION and any(
+            not isinstance(record[key], kind) for key, kind in _FIELDS.items()
+        ):
+            raise TypeError
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         raise AdapterError(
             f"the state dict's {KEY} is no record of ptuning's: the checkpoint was altered or cut short; "

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptuning import adapters
-from ptuning.errors import ConfigError, OutputError
+from ptuning.errors import AdapterError, ConfigError, OutputError
+from ptuning.model import state
 from ptuning.model.config import (
     DeepMLPEncoder,
     DeepPrompt,
@@ -126,6 +127,11 @@ class PeftConfig:
         folder = adapters.locate(pretrained_model_name_or_path, revision=revision, token=token)
         if adapters.is_adapter(folder):
             return config_of(adapters.load(folder))
+        if (folder / state.FILE).is_file():
+            raise AdapterError(
+                f"{folder} is a checkpoint of the Trainer, without a configuration of PEFT's; open it with "
+                "PeftModel.from_pretrained, and save it with save_pretrained"
+            )
         return _of_peft(adapters.peft_config(folder))
 
 
@@ -346,6 +352,7 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
         "revision": facts.get("revision"),
         "num_layers": facts.get("num_layers"),
         "inference_mode": True,
+        "modules_to_save": adapters.modules_to_save(adapter) or None,
     }
     if isinstance(prompt, DeepPrompt):
         projection = prompt.encoder if isinstance(prompt.encoder, DeepMLPEncoder) else None
@@ -357,12 +364,20 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
             encoder_hidden_size=projection.width if projection else None,
         )
     placed = {**shared, "placement": prompt.placement, "token_dim": facts.get("embedding_size")}
+    scales = dict(
+        zip(
+            ("prompt_rate_scale", "head_rate_scale"),
+            adapter.extra.get("rate_scales", (1.0, 1.0)),
+            strict=True,
+        )
+    )
     match prompt.encoder:
         case MLPEncoder(width=width):
-            return PromptEncoderConfig(**placed, encoder_hidden_size=width)
+            return PromptEncoderConfig(**placed, **scales, encoder_hidden_size=width)
         case LSTMEncoder(width=width, num_layers=layers, dropout=dropout):
             return PromptEncoderConfig(
                 **placed,
+                **scales,
                 encoder_reparameterization_type="LSTM",
                 encoder_hidden_size=width,
                 encoder_num_layers=layers,
@@ -374,7 +389,8 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
 
 def _of_peft(written: Mapping[str, Any]) -> PromptLearningConfig:
     """The configuration in a file that PEFT wrote: every input prompt of its stands before ``[CLS]``."""
-    values = {name: value for name, value in written.items() if value is not None}
+    known = adapters.PEFT_OPTIONS[written["peft_type"]]
+    values = {name: value for name, value in written.items() if name in known and value is not None}
     if values["peft_type"] != "PREFIX_TUNING":
         values["placement"] = "start"
     if values.get("encoder_reparameterization_type") == "MLP":  # PEFT writes them, and does not read them

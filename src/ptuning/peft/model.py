@@ -7,8 +7,10 @@ weight. ``state_dict`` holds the adapters alone, their prompt encoders included.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -88,6 +90,7 @@ class PeftModel(nn.Module):
         is_trainable: bool = False,
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
         token: str | bool | None = None,
         allow_pickle: bool = False,
     ) -> PeftModel:
@@ -100,6 +103,8 @@ class PeftModel(nn.Module):
             is_trainable: Let training go on. What made the prompt is not in an adapter, so the prompt goes on
                 as a plain one, from exactly where it is.
             revision: The adapter's branch, tag or commit on the Hub.
+            subfolder: The folder within ``model_id`` where the adapter is, as :meth:`save_pretrained` writes
+                any but ``default``; on this machine only.
             token: The Hub's access token.
             allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
 
@@ -113,6 +118,7 @@ class PeftModel(nn.Module):
             adapter_name,
             is_trainable=is_trainable,
             revision=revision,
+            subfolder=subfolder,
             token=token,
             allow_pickle=allow_pickle,
         )
@@ -129,6 +135,7 @@ class PeftModel(nn.Module):
                 f"peft_config: got a {type(peft_config).__name__}, expected one of ptuning.peft's, such as "
                 "PromptEncoderConfig"
             )
+        peft_config = replace(peft_config)  # the caller's stays as it is, to be used again
         _check_facts(peft_config, self.backbone)
         choice = peft_config.prompt()
         init = getattr(choice, "init", None)
@@ -156,6 +163,7 @@ class PeftModel(nn.Module):
         is_trainable: bool = False,
         *,
         revision: str | None = None,
+        subfolder: str | None = None,
         token: str | bool | None = None,
         allow_pickle: bool = False,
     ) -> None:
@@ -165,9 +173,16 @@ class PeftModel(nn.Module):
         """
         self._check_new(adapter_name)
         task = PTuningModel.from_pretrained(
-            model_id, backbone=self.backbone, revision=revision, token=token, allow_pickle=allow_pickle
+            model_id if subfolder is None else _inside(model_id, subfolder),
+            backbone=self.backbone,
+            revision=revision,
+            token=token,
+            allow_pickle=allow_pickle,
         )
-        config = config_of(task.to_adapter())
+        adapter = task.to_adapter()
+        if (scales := adapter.extra.get("rate_scales")) and is_trainable and task.rate_scales == (1.0, 1.0):
+            task.move_faster(*scales)  # it goes on as fast as it was trained
+        config = config_of(adapter)
         config.inference_mode = not is_trainable
         self._add(adapter_name, task, config)
         _train(task, is_trainable and adapter_name == self.active_adapter)
@@ -194,7 +209,8 @@ class PeftModel(nn.Module):
             )
         del self.adapters[adapter_name], self.peft_config[adapter_name]
         if adapter_name == self.active_adapter:
-            self.set_adapter(next(iter(self.adapters)))
+            left = next(iter(self.adapters))
+            self.set_adapter(left, inference_mode=self.peft_config[left].inference_mode)
 
     @property
     def active_adapters(self) -> list[str]:
@@ -207,7 +223,9 @@ class PeftModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Inside the ``with`` block this is the plain backbone, with its original head."""
-        with self.active.disabled():
+        with ExitStack() as stack:
+            for task in self.adapters.values():  # whichever is the active one inside
+                stack.enter_context(cast(PTuningModel, task).disabled())
             yield
 
     @property
@@ -227,14 +245,9 @@ class PeftModel(nn.Module):
                 f"there is an adapter {adapter_name!r} already; choose another name, or delete it first with "
                 "model.delete_adapter"
             )
-        if (
-            not adapter_name
-            or "." in adapter_name
-            or adapter_name == BASE
-            or adapter_name in dir(nn.ModuleDict)
-        ):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter_name) or adapter_name in (BASE, *dir(nn.ModuleDict)):
             raise ConfigError(
-                f"{adapter_name!r} cannot be an adapter's name; expected letters, digits and _: 'refunds'"
+                f"{adapter_name!r} cannot be an adapter's name; expected letters, digits, _ and -: 'refunds'"
             )
 
     def _add(self, name: str, task: PTuningModel, config: PromptLearningConfig) -> None:
@@ -352,24 +365,31 @@ class PeftModel(nn.Module):
     def save_pretrained(
         self,
         save_directory: str | Path,
+        safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
         is_main_process: bool = True,
     ) -> None:
         """Write the adapters: ``default`` into the folder itself, any other into a folder of its name below.
 
+        Adapters of other names that stand there are kept.
+
         Args:
             save_directory: Where; an adapter that stands there is replaced, anything else is refused.
+            safe_serialization: ``True``; there are no pickles here.
             selected_adapters: Which; all if left out.
             is_main_process: ``False`` writes nothing.
 
         Raises:
             OutputError: it could not be written; what stood there is untouched.
         """
+        if not safe_serialization:
+            raise ConfigError("safe_serialization: got False, and ptuning writes no pickles; leave it out")
         names = list(self.adapters) if selected_adapters is None else list(selected_adapters)
         tasks = {name: self._task(name).to_adapter() for name in names}
         if not is_main_process:
             return
         folder = Path(save_directory)
+        tasks = {**_standing(folder), **tasks}
         own = tasks.pop(DEFAULT, None)
 
         def others(below: Path) -> None:
@@ -379,7 +399,7 @@ class PeftModel(nn.Module):
         if own is None:
             others(folder)
         else:
-            adapters.save(own, folder, extra_files=others if tasks else None)
+            adapters.save(own, folder, extra_files=others if tasks else None, rewritten=tasks)
 
     def push_to_hub(
         self,
@@ -438,9 +458,19 @@ def get_peft_model(
 
 
 def get_peft_model_state_dict(
-    model: PeftModel | PTuningModel, adapter_name: str = DEFAULT
+    model: PeftModel | PTuningModel, state_dict: None = None, adapter_name: str = DEFAULT
 ) -> dict[str, Tensor]:
-    """An adapter's parameters: the prompt encoder as ``prompt_encoder.*``, the head as PEFT names it."""
+    """An adapter's parameters: the prompt encoder as ``prompt_encoder.*``, the head as PEFT names it.
+
+    Args:
+        model: The model.
+        state_dict: Not taken: the model's own are meant.
+        adapter_name: Which adapter.
+    """
+    if state_dict is not None:
+        raise ConfigError(
+            "state_dict: a given one is not taken apart; leave it out, and name the adapter: adapter_name=…"
+        )
     task = _of(model, adapter_name)
     encoder = {f"prompt_encoder.{name}": value for name, value in _values(task.prompt_encoder).items()}
     head = {f"base_model.{name}": value.detach() for name, value in task.head.named().items()}
@@ -461,7 +491,7 @@ def set_peft_model_state_dict(
     task = _of(model, adapter_name)
     given = {name: value for name, value in peft_model_state_dict.items() if name != KEY}
     made = given.pop("prompt_embeddings", None)
-    wanted = get_peft_model_state_dict(model, adapter_name)
+    wanted = get_peft_model_state_dict(model, adapter_name=adapter_name)
     if made is not None:
         wanted = {name: value for name, value in wanted.items() if not name.startswith("prompt_encoder.")}
     if odd := sorted(wanted.keys() ^ given.keys()):
@@ -477,7 +507,7 @@ def set_peft_model_state_dict(
                 f"{list(value.shape)}"
             )
     if made is not None:
-        task.prompt_encoder = _plain(task, made)
+        task.take_prompt(_unpacked(task, made))
     inner = {
         name.removeprefix("prompt_encoder."): value
         for name, value in given.items()
@@ -508,8 +538,8 @@ def _of(model: PeftModel | PTuningModel, adapter_name: str) -> PTuningModel:
     return model if isinstance(model, PTuningModel) else model._task(adapter_name)
 
 
-def _plain(task: PTuningModel, made: Tensor) -> Embedding:
-    """A prompt without an encoder, from what PEFT calls ``prompt_embeddings``."""
+def _unpacked(task: PTuningModel, made: Tensor) -> Tensor:
+    """What PEFT calls ``prompt_embeddings``, in our shape."""
     with torch.no_grad():
         now = task.prompt_encoder()
     tokens, numbers = now.shape[-2], now.numel()
@@ -518,13 +548,30 @@ def _plain(task: PTuningModel, made: Tensor) -> Embedding:
             f"the state dict's prompt_embeddings have the shape {list(made.shape)}, expected "
             f"{[tokens, numbers // tokens]}"
         )
-    prompt = adapters.unpack(made, now.shape[0]) if now.dim() == 4 else made
-    plain = Embedding(prompt.float().to(now.device).clone())
-    plain.train(task.prompt_encoder.training)
-    return plain
+    return adapters.unpack(made, now.shape[0]) if now.dim() == 4 else made
 
 
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _standing(folder: Path) -> dict[str, adapters.Adapter]:
+    """The adapters that a folder holds already, by the names that they were saved under."""
+    if not folder.is_dir():
+        return {}
+    inner = {child.name: child for child in folder.iterdir() if child.is_dir()}
+    places = {DEFAULT: folder, **inner}
+    return {name: adapters.load(place) for name, place in places.items() if adapters.is_adapter(place)}
+
+
+def _inside(model_id: str | Path, subfolder: str) -> Path:
+    """A folder within an adapter's folder; what is on the Hub has none, because a push is one adapter."""
+    folder = Path(model_id).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"subfolder {subfolder!r}: {model_id} is no folder here; on the Hub an adapter has a repository "
+            "of its own"
+        )
+    return folder / subfolder
 
 
 def _train(task: PTuningModel, on: bool) -> None:
