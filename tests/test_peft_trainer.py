@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ptuning import PTuningModel
+from ptuning import FitConfig, PTuningModel, fit, pipeline
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model import EmbeddingEncoder, InputPrompt
 from ptuning.model.prompt import Faster
@@ -174,3 +175,23 @@ def test_a_residual_encoder_begins_as_what_it_starts_from() -> None:
 def test_scales_that_are_none(name: str, scale: float) -> None:
     with pytest.raises(ConfigError, match=f"{name}: got .*expected a number above 0"):
         PromptEncoderConfig(num_virtual_tokens=4, **{name: scale})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # it is to be called otherwise
+def test_gradient_checkpointing_says_that_it_is_not_there(tmp_path: Path) -> None:
+    made = trainer(tmp_path, UNUSED, model=peft_model("prefix"), gradient_checkpointing=True)
+    with pytest.raises(ConfigError, match=r"\(gradient\) checkpointing is not in this version"):
+        made.train()
+
+
+def test_our_own_loop_and_pipeline_take_a_peft_model(tiny_folder: Path) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_folder)
+    model = get_peft_model(base, KINDS["prefix"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    texts = [("good film", 1), ("bad film", 0), ("good food", 1), ("bad food", 0)] * 4
+    rows = [{**tokenizer(text), "labels": label} for text, label in texts]
+    before = model.active.prompt_encoder().detach().clone()
+    fit(model, {"train": rows, "validation": rows}, FitConfig(epochs=2, batch_size=4))
+    assert not torch.equal(model.active.prompt_encoder(), before)
+    (found,) = pipeline(model, tokenizer=tokenizer)("good film")
+    assert found["label"] in ("LABEL_0", "LABEL_1")

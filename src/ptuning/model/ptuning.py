@@ -660,6 +660,19 @@ class PTuningModel(nn.Module):
                     )
                 return F.cross_entropy(logits, labels.view(-1), weight=weights)
 
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """Not in this version; the Trainer asks for it where its arguments say so.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "activation (gradient) checkpointing is not in this version of ptuning; leave it out, and lower "
+            "the batch size (with accumulation) if memory is short"
+        )
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5
+
     def move_faster(self, prompt: float, head: float) -> None:
         """Let the prompt's table and the head move so many times as far as the optimizer's rate says.
 

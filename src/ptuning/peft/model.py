@@ -352,6 +352,12 @@ class PeftModel(nn.Module):
         """As :meth:`PTuningModel.num_parameters`, of the active adapter on the backbone."""
         return self.active.num_parameters(only_trainable, exclude_embeddings)
 
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
+        """As :meth:`PTuningModel.activation_checkpointing_enable`: it says that there is none."""
+        self.active.activation_checkpointing_enable()
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """How many numbers training changes, and how many there are, each counted once."""
         return self.num_parameters(only_trainable=True), self.num_parameters()

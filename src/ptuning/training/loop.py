@@ -27,6 +27,7 @@ from ptuning.data.tokens import TooLong, collate, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import logits_of, pad_id
 from ptuning.model.ptuning import PTuningModel
+from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.training import checkpoint
 from ptuning.training.checkpoint import Position
@@ -40,7 +41,7 @@ from ptuning.validation import validated
 
 
 def fit(
-    model: PTuningModel,
+    model: PTuningModel | PeftModel,
     data: Mapping[str, Any],
     config: FitConfig | None = None,
     *,
@@ -53,7 +54,8 @@ def fit(
     """Train ``model`` in place; it ends with the best evaluation's parameters.
 
     Args:
-        model: From ``PTuningModel.from_backbone``; its task says what the labels mean.
+        model: From ``PTuningModel.from_backbone``; its task says what the labels mean. Of a
+            ``PeftModel`` the active adapter is trained, at ``config``'s rates times its own scales.
         data: ``train``, and if wanted ``validation`` (otherwise split off from ``train``) and
             ``test``: each a file, an ``hf:`` name, a ``datasets.Dataset`` or a list of mappings.
             Those with ``input_ids`` are taken as they are, with ``labels`` or ``label`` that are
@@ -70,6 +72,8 @@ def fit(
         TrainingDiverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the run is saved where it was.
     """
+    if isinstance(model, PeftModel):
+        model = model.active
     config = config or FitConfig()
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
     examples, task = gather(data, options, seed=config.seed, task=model.task)
