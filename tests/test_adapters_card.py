@@ -208,3 +208,9 @@ def test_the_folder_holds_it(tmp_path: Path) -> None:
     folder = save(an_adapter(), tmp_path / "refunds")
     assert front_matter((folder / "README.md").read_text()).library_name == "ptuning"
     assert 'from_pretrained("refunds")' in (folder / "README.md").read_text()
+
+
+def test_an_adapter_that_did_not_learn_says_so() -> None:
+    assert "Do not use it" in model_card(an_adapter(extra={"beats_baseline": False}))
+    assert "Do not use it" not in model_card(an_adapter(extra={"beats_baseline": True}))
+    assert "trained with PEFT" in model_card(an_adapter(extra={"imported": {"peft_type": "P_TUNING"}}))

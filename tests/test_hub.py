@@ -24,7 +24,7 @@ from ptuning import peft as ptuning_peft
 from ptuning.adapters import details, hub_out_of_reach, load, locate, push, save, verify
 from ptuning.adapters import hub as hub_module
 from ptuning.cli import main
-from ptuning.errors import AdapterError, ConfigError
+from ptuning.errors import AdapterError, BackboneNotFound, ConfigError
 from test_adapters_record import an_adapter
 
 OWN = {"README.md", "adapter_config.json", "adapter_model.safetensors", "ptuning.json"}
@@ -826,7 +826,26 @@ def test_metadata_that_the_hub_does_not_take(login: Hub, folder: Path) -> None:
         "Invalid metadata in README.md",
         '"license"',
     )
-    assert len(login.repositories["someone/refunds"].commits) == 1
+    assert "someone/refunds" not in login.repositories  # nothing was made for it
+
+
+def test_no_folder_of_this_machine_is_published(
+    login: Hub, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backbone that was a folder here goes under its own name alone, or under the one that is given."""
+    made = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=2), num_labels=2)
+    folder = made.save_pretrained(tmp_path / "adapter")
+    push(folder, "someone/refunds")
+    pushed = login.repositories["someone/refunds"].files()
+    assert not any(str(tiny_folder.parent).encode() in data for data in pushed.values())
+    assert json.loads(pushed["ptuning.json"])["backbone"]["name"] == tiny_folder.name
+    with pytest.raises(BackboneNotFound, match=f"{tiny_folder.name}.*--backbone"):
+        PTuningModel.from_pretrained("someone/refunds")
+    there = PTuningModel.from_pretrained("someone/refunds", backbone=str(tiny_folder))
+    assert torch.equal(logits(there), logits(made))
+    login.add_folder("someone/tiny-bert", tiny_folder)
+    push(folder, "someone/refunds", backbone="someone/tiny-bert")
+    assert torch.equal(logits(PTuningModel.from_pretrained("someone/refunds")), logits(made))
 
 
 def test_the_stand_in_holds_its_users_to_their_rights(hub: Hub, folder: Path) -> None:

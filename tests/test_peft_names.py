@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+import ptuning.peft
 from ptuning import PTuningModel
 from ptuning.adapters import load, why_not_peft
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, UnsupportedBackbone
 from ptuning.peft import (
+    AutoPeftModelForSequenceClassification,
     PeftConfig,
     PeftModel,
     PeftType,
@@ -232,7 +234,7 @@ def test_configurations_round_trip(name: str, tmp_path: Path) -> None:
     for field in CONFIGS[name]:
         assert getattr(back, field) == getattr(given, field)
     given.save_pretrained(tmp_path / "alone")
-    assert (tmp_path / "alone" / "adapter_config.json").is_file()
+    assert type(given).from_pretrained(tmp_path / "alone") == given
 
 
 def test_enumerations_are_their_names() -> None:
@@ -555,3 +557,42 @@ def test_switching_inside_a_disabled_block_does_not_switch_on() -> None:
         made.set_adapter("deep")
         assert torch.equal(logits(made), plain)
     assert not torch.equal(logits(made), plain)
+
+
+def test_arguments_that_programs_pass(tiny_folder: Path, tmp_path: Path) -> None:
+    """What changes no number is taken; what would is refused by name, rather than forgotten."""
+    made = get_peft_model(tiny("bert"), config(), autocast_adapter_dtype=True, low_cpu_mem_usage=False)
+    made.save_pretrained(tmp_path / "adapter", state_dict={}, save_embedding_layers="auto")
+    back = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter", low_cpu_mem_usage=True)
+    assert torch.equal(logits(back), logits(made))
+    assert back.peft_type == "P_TUNING"
+    with pytest.raises(ConfigError, match=r"from_pretrained: device_map .* is not taken by ptuning.peft"):
+        PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter", device_map="auto")
+    with pytest.raises(ConfigError, match="mixed adapters"):
+        get_peft_model(tiny("bert"), config(), mixed=True)
+
+
+def test_an_adapter_finds_its_backbone(tiny_folder: Path, tmp_path: Path) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_folder)
+    made = get_peft_model(base, config())
+    made.save_pretrained(tmp_path / "adapter")
+    found = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[1, 20, 30, 2]])
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=ids).logits, made.eval()(input_ids=ids).logits)
+    assert found.get_nb_trainable_parameters()[0] == 0
+
+
+@pytest.mark.parametrize("name", ["LoraConfig", "PeftModelForCausalLM", "prepare_model_for_kbit_training"])
+def test_what_is_pefts_alone(name: str) -> None:
+    with pytest.raises(ImportError, match=f"ptuning.peft has no {name}.*import it from peft"):
+        getattr(ptuning.peft, name)
+    assert not hasattr(ptuning.peft, "nothing")
+
+
+def test_a_model_can_be_copied() -> None:
+    made = model()
+    copied = deepcopy(made)
+    assert torch.equal(logits(copied), logits(made))
+    train(copied)
+    assert not torch.equal(logits(copied), logits(made))

@@ -510,3 +510,16 @@ def test_pairs_make_a_task_of_pairs(tiny_folder: Path) -> None:
     single = [{"text": row["text_a"], "label": row["label"]} for row in pairs]
     with pytest.raises(ConfigError, match=r"data.train: one text a row, but the task has two"):
         fit(model, {"train": single, "validation": single}, FitConfig(epochs=1))
+
+
+def test_an_unfinished_run_is_not_thrown_away(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Whoever forgets --resume is told, before a night's work is overwritten."""
+    run = config(output=str(tmp_path / "a"))
+    train(run)
+    train(run)  # a finished one may be run again
+    (tmp_path / "a.run" / "result.json").unlink()  # as an interrupted one stands there
+    with pytest.raises(ConfigError, match=r"a.run holds a run that was not finished.*--resume"):
+        train(run)
+    assert (tmp_path / "a.run" / "checkpoint").is_dir()
+    train(run, resume=True)
+    assert (tmp_path / "a.run" / "result.json").is_file()

@@ -9,6 +9,7 @@ from ptuning.adapters.folder import check_destination, details, is_adapter, load
 from ptuning.adapters.hub import hub_out_of_reach, locate, push
 from ptuning.adapters.peft_format import (
     NO_CACHE,
+    WRITTEN_BY_US,
     for_peft,
     from_peft,
     modules_to_save,
@@ -24,6 +25,7 @@ __all__ = [
     "NO_CACHE",
     "PEFT_OPTIONS",
     "SPLIT_OFF",
+    "WRITTEN_BY_US",
     "Adapter",
     "check_destination",
     "details",

@@ -64,6 +64,7 @@ def _front_matter(adapter: Adapter, name: str) -> str:
         license=_license(adapter) or "unknown",
         library_name="ptuning",
         base_model=base if _is_hub_id(base) else None,
+        base_model_relation="adapter" if _is_hub_id(base) else None,
         datasets=_datasets(adapter) or None,
         pipeline_tag="text-classification",
         tags=[
@@ -132,9 +133,14 @@ def _summary(adapter: Adapter) -> str:
         where = f"in every layer from layer {first} on"
     return (
         f"A prompt of {adapter.virtual_tokens} virtual tokens {where}, trained with "
-        f"ptuning, teaches the frozen backbone "
+        f"{'PEFT' if 'imported' in adapter.extra else 'ptuning'}, teaches the frozen backbone "
         f"{_code(adapter.backbone.get('name'))} {_KINDS[adapter.task.problem_type]} of "
         f"{'pairs of texts' if adapter.task.pair else 'texts'}. {_size(adapter)}"
+        + (
+            ""
+            if adapter.extra.get("beats_baseline", True)
+            else "\n\n**It did not learn: its figures do not beat the baseline's. Do not use it.**"
+        )
     )
 
 
@@ -195,6 +201,7 @@ def _usage(adapter: Adapter, name: str) -> str:
     file = "pairs.csv" if pair else "texts.txt"
     holds = "a CSV file with the columns `text` and `text_b`" if pair else "a file with a text a line"
     return (
+        "With ptuning (`pip install ptuning`). "
         f"Answers, in Python:\n\n```python\n{classify}\n```\n\n"
         f"The model itself, a `torch.nn.Module`:\n\n```python\n{loaded}\n```\n\n"
         f"At the command line, for {holds}:\n\n"

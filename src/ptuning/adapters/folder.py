@@ -296,17 +296,19 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def for_repository(
-    folder: str | os.PathLike[str], *, name: str, license: str | None = None
+    folder: str | os.PathLike[str], *, name: str, license: str | None = None, backbone: str | None = None
 ) -> dict[str, bytes]:
     """An adapter's own files as they stand in a repository; the folder itself is left as it is.
 
-    What a machine reads goes to the byte. The model card is written anew, so that its examples
-    name the repository, unless its digest shows that a person edited it: then it goes as it is. Only
-    digests and the licence change in ``ptuning.json``, which is sealed again: :func:`verify` holds there too.
+    The tensors go to the byte. The model card is written anew, so that its examples name the repository,
+    unless its digest shows that a person edited it: then it goes as it is. Only digests, the licence and
+    the backbone's name change in ``ptuning.json``, which is sealed again: :func:`verify` holds there too.
 
     Args:
         name: The repository, as the card's examples spell it.
         license: Kept in ``extra``, where the card finds it.
+        backbone: Where others find the backbone. By default where it was found, but of a folder of this
+            machine, which is nobody else's business, the last part alone.
 
     Raises:
         AdapterError: what :func:`load` raises, or a licence that an edited card does not name.
@@ -316,6 +318,11 @@ def for_repository(
     adapter = load(path)
     listed = content["files"]
     files = {file: _checked(path, file, listed) for file in (CONFIG, WEIGHTS)}
+    public = backbone or _public(str(adapter.backbone["name"]))
+    if public != adapter.backbone["name"]:
+        content["backbone"] = {**content["backbone"], "name": public}
+        adapter = replace(adapter, backbone=content["backbone"])
+        files[CONFIG] = _json({**json.loads(files[CONFIG]), "base_model_name_or_path": public})
     if license is not None:
         content["extra"] = {**content["extra"], "license": license}
         adapter = replace(adapter, extra=content["extra"])
@@ -332,6 +339,12 @@ def for_repository(
     digests = {file: _digest(data) for file, data in sorted(files.items())}
     facts = {key: value for key, value in content.items() if key != _SELF}
     return {**files, RECORD: _sealed({**facts, "files": digests})}
+
+
+def _public(name: str) -> str:
+    """A backbone's name as others may read it: a Hub id whole, a folder without those above it."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path or Path(name).is_dir() else name
 
 
 def _names_license(card: bytes, license: str) -> bool:
@@ -365,6 +378,12 @@ def _check_folder(path: Path) -> None:
         raise AdapterError(
             f"{path} is an adapter that PEFT wrote, without {RECORD}; turn it into one of ptuning's with: "
             f"ptuning import-peft {path} NEW_FOLDER"
+        )
+    if (path / "model.safetensors").is_file():
+        raise AdapterError(
+            f"no adapter at {path}: it is what transformers' Trainer saved, or a whole model. Of a prompt, "
+            "PTuningModel.from_pretrained opens it (as does ptuning predict), and save_pretrained makes an "
+            "adapter of it"
         )
     if checkpoints := sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime):
         raise AdapterError(

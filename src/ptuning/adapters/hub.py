@@ -6,6 +6,7 @@ that says what to do; none of them shows the access token.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi, RepoCard, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,7 +28,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in its __all__
 
-from ptuning.adapters.folder import CONFIG, OWN_FILES, RECORD, WEIGHTS, details, for_repository
+from ptuning.adapters.folder import CARD, CONFIG, OWN_FILES, RECORD, WEIGHTS, details, for_repository
 from ptuning.adapters.peft_import import PICKLED, is_peft
 from ptuning.errors import AdapterError, ConfigError
 
@@ -115,7 +116,8 @@ def locate(
     if not is_peft(folder):
         raise AdapterError(
             f"the Hub repository {name!r} holds neither {RECORD} nor an adapter of PEFT's, so it is no "
-            "adapter; check the name"
+            "adapter; check the name. If transformers' Trainer pushed it, push the adapter itself with "
+            "model.push_to_hub"
         )
     if not allow_pickle and not (folder / WEIGHTS).is_file():
         raise AdapterError(
@@ -172,6 +174,7 @@ def push(
     commit_message: str | None = None,
     create_pr: bool = False,
     license: str | None = None,
+    backbone: str | None = None,
 ) -> str:
     """Put an adapter folder on the Hub, in one commit.
 
@@ -190,6 +193,7 @@ def push(
         commit_message: The commit's first line.
         create_pr: Propose the commit as a pull request, which needs no right to write.
         license: An identifier of the Hub's list, such as ``"mit"``; kept in ``extra``.
+        backbone: The backbone's name for others, where it was a folder of this machine.
 
     Returns:
         The address of the commit or of the pull request.
@@ -199,11 +203,13 @@ def push(
         ConfigError: a licence or a revision that cannot be one.
     """
     _check_choices(repo_id, revision, license)
-    for_repository(folder, name=repo_id, license=license)  # one that cannot go is refused before all else
+    # One that cannot go is refused before all else.
+    first = for_repository(folder, name=repo_id, license=license, backbone=backbone)
     secret = _access(token)
     api = HfApi(token=secret, library_name="ptuning")
     try:
         name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+        _validate(first[CARD].decode())  # before a repository is made for it
         head = _prepare(api, name, private, None if create_pr else revision)
         if create_pr and revision is not None:
             head = api.model_info(name, revision=revision).sha
@@ -211,7 +217,9 @@ def push(
             name,
             [
                 CommitOperationAdd(path_in_repo=file, path_or_fileobj=data)
-                for file, data in for_repository(folder, name=name, license=license).items()
+                for file, data in for_repository(
+                    folder, name=name, license=license, backbone=backbone
+                ).items()
             ],
             commit_message=commit_message or "Upload an adapter of ptuning",
             revision=revision,
@@ -232,6 +240,22 @@ def push(
             message = f"{repo_id!r} was not pushed: {_line(error, secret)}; try again"
         raise AdapterError(message) from error
     return str(done.pr_url or done.commit_url)
+
+
+def _validate(card: str) -> None:
+    """Ask the Hub whether it takes the card's metadata.
+
+    Raises:
+        ValueError: it does not; what it says of them.
+    """
+    try:
+        RepoCard(card).validate(repo_type="model")
+    except ValueError as error:
+        try:
+            said = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+        except (ValueError, KeyError, TypeError):
+            said = str(error)
+        raise ValueError(f"Invalid metadata in README.md: {said}") from error
 
 
 def _check_choices(repo_id: str, revision: str | None, license: str | None) -> None:

@@ -24,6 +24,9 @@ def parser() -> Parser:
     made.add_argument(
         "--create_pr", action="store_true", help="propose it as a pull request, which needs no right to write"
     )
+    made.add_argument(
+        "--backbone", type=str | None, help="where others find the backbone, if it was a folder of yours"
+    )
     made.add_argument("--license", type=str | None, help="identifier of the Hub's list, such as apache-2.0")
     return made
 
@@ -41,5 +44,6 @@ def main(argv: Sequence[str]) -> None:
             commit_message=given.message,
             create_pr=given.create_pr,
             license=given.license,
+            backbone=given.backbone,
         )
     )

@@ -203,7 +203,8 @@ def _not_found(name: str, error: Exception) -> BackboneNotFound:
     return BackboneNotFound(
         f"backbone {name!r} could not be loaded: {reason}. Expected a folder with config.json and "
         "model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the cache), "
-        "or 'demo' for the embedded MiniLM"
+        "or 'demo' for the embedded MiniLM. If an adapter names it, say where it is here with --backbone (in "
+        "Python: backbone=…)"
     )
 
 

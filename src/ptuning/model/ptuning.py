@@ -352,6 +352,7 @@ class PTuningModel(nn.Module):
         commit_message: str | None = None,
         create_pr: bool = False,
         license: str | None = None,
+        backbone: str | None = None,
         metrics: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
@@ -365,6 +366,7 @@ class PTuningModel(nn.Module):
             commit_message: What the commit says.
             create_pr: Propose it instead, where there is no right to write.
             license: What the adapter may be used for, as the Hub names licences (``"apache-2.0"``).
+            backbone: The backbone's name for others, where it was a folder of this machine.
             metrics: As :meth:`save_pretrained` takes them.
             extra: As :meth:`save_pretrained` takes it.
 
@@ -385,6 +387,7 @@ class PTuningModel(nn.Module):
                 commit_message=commit_message,
                 create_pr=create_pr,
                 license=license,
+                backbone=backbone,
             )
 
     def to_adapter(

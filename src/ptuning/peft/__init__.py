@@ -17,6 +17,7 @@ from ptuning.peft.configs import (
     get_peft_config,
 )
 from ptuning.peft.model import (
+    AutoPeftModelForSequenceClassification,
     PeftModel,
     PeftModelForSequenceClassification,
     get_peft_model,
@@ -25,6 +26,7 @@ from ptuning.peft.model import (
 )
 
 __all__ = [
+    "AutoPeftModelForSequenceClassification",
     "PeftConfig",
     "PeftModel",
     "PeftModelForSequenceClassification",
@@ -41,3 +43,12 @@ __all__ = [
     "get_peft_model_state_dict",
     "set_peft_model_state_dict",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """One sentence for what programs import from PEFT besides."""
+    if name.endswith("Config") or name.startswith(("PeftModelFor", "AutoPeftModel", "prepare_model_for")):
+        raise ImportError(
+            f"ptuning.peft has no {name}: it does prompts for sequence classification; import it from peft"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

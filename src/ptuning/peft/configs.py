@@ -107,7 +107,8 @@ class PeftConfig:
         folder = Path(save_directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            values = {**self.to_dict(), "auto_mapping": adapters.WRITTEN_BY_US}
+            (folder / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{folder / FILE} could not be written: {error.strerror}") from error
 
@@ -125,6 +126,8 @@ class PeftConfig:
             AdapterError: there is none.
         """
         folder = adapters.locate(pretrained_model_name_or_path, revision=revision, token=token)
+        if not adapters.is_adapter(folder) and (own := _own(folder)) is not None:
+            return get_peft_config(own)
         if adapters.is_adapter(folder):
             return config_of(adapters.load(folder))
         if (folder / state.FILE).is_file():
@@ -385,6 +388,17 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
             )
         case _:  # PEFT has no residual encoder; what it made is a plain prompt
             return PromptTuningConfig(**placed)
+
+
+def _own(folder: Path) -> dict[str, Any] | None:
+    """What :meth:`PeftConfig.save_pretrained` wrote, if it is that."""
+    try:
+        values = json.loads((folder / FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or values.get("auto_mapping") != adapters.WRITTEN_BY_US:
+        return None
+    return {**values, "auto_mapping": None}
 
 
 def _of_peft(written: Mapping[str, Any]) -> PromptLearningConfig:

@@ -28,12 +28,21 @@ from ptuning.model.loading import load_tokenizer
 from ptuning.model.prompt import DeepMLP, Embedding, PromptEncoder
 from ptuning.model.ptuning import PTuningModel, task_of
 from ptuning.model.state import KEY, leave_backbone_out
-from ptuning.peft.configs import PeftConfig, PrefixTuningConfig, PromptLearningConfig, config_of
+from ptuning.peft.configs import PeftConfig, PeftType, PrefixTuningConfig, PromptLearningConfig, config_of
 
 BASE = "__base__"
 """The adapter name that means none: the backbone with its own head."""
 
 DEFAULT = "default"
+
+HARMLESS = frozenset(
+    {
+        *("autocast_adapter_dtype", "low_cpu_mem_usage", "ephemeral_gpu_offload", "torch_device", "mixed"),
+        *("use_safetensors", "ignore_mismatched_sizes", "save_embedding_layers", "state_dict"),
+    }
+)
+"""Arguments of PEFT's that programs pass, and that change no number here: prompts and heads are always fp32
+and small, files always safetensors, and what is saved is always the model's own."""
 
 _FASTER = "parametrizations."
 """Where torch keeps the parts of a parameter that moves faster (``model/prompt.py``)."""
@@ -93,6 +102,7 @@ class PeftModel(nn.Module):
         subfolder: str | None = None,
         token: str | bool | None = None,
         allow_pickle: bool = False,
+        **others: Any,
     ) -> PeftModel:
         """A backbone with a trained adapter: a folder or Hub id of ours, or one that PEFT wrote.
 
@@ -107,11 +117,13 @@ class PeftModel(nn.Module):
                 any but ``default``; on this machine only.
             token: The Hub's access token.
             allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
+            others: Those of :data:`HARMLESS`.
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: trained on another backbone.
         """
+        _check_others("from_pretrained", others)
         made = cls(model)
         made.load_adapter(
             model_id,
@@ -166,11 +178,13 @@ class PeftModel(nn.Module):
         subfolder: str | None = None,
         token: str | bool | None = None,
         allow_pickle: bool = False,
+        **others: Any,
     ) -> None:
         """A trained adapter beside the others; :meth:`set_adapter` makes it the active one.
 
         Args and errors are those of :meth:`from_pretrained`.
         """
+        _check_others("load_adapter", others)
         self._check_new(adapter_name)
         task = PTuningModel.from_pretrained(
             model_id if subfolder is None else _inside(model_id, subfolder),
@@ -179,6 +193,10 @@ class PeftModel(nn.Module):
             token=token,
             allow_pickle=allow_pickle,
         )
+        self._take(adapter_name, task, is_trainable)
+
+    def _take(self, adapter_name: str, task: PTuningModel, is_trainable: bool) -> None:
+        """A loaded task, as one of the adapters."""
         adapter = task.to_adapter()
         if (scales := adapter.extra.get("rate_scales")) and is_trainable and task.rate_scales == (1.0, 1.0):
             task.move_faster(*scales)  # it goes on as fast as it was trained
@@ -215,6 +233,10 @@ class PeftModel(nn.Module):
     @property
     def active_adapters(self) -> list[str]:
         return [self.active_adapter]
+
+    @property
+    def peft_type(self) -> PeftType | None:
+        return self.active_peft_config.peft_type
 
     @property
     def active_peft_config(self) -> PromptLearningConfig:
@@ -374,6 +396,7 @@ class PeftModel(nn.Module):
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
         is_main_process: bool = True,
+        **others: Any,
     ) -> None:
         """Write the adapters: ``default`` into the folder itself, any other into a folder of its name below.
 
@@ -384,10 +407,12 @@ class PeftModel(nn.Module):
             safe_serialization: ``True``; there are no pickles here.
             selected_adapters: Which; all if left out.
             is_main_process: ``False`` writes nothing.
+            others: Those of :data:`HARMLESS`.
 
         Raises:
             OutputError: it could not be written; what stood there is untouched.
         """
+        _check_others("save_pretrained", others)
         if not safe_serialization:
             raise ConfigError("safe_serialization: got False, and ptuning writes no pickles; leave it out")
         names = list(self.adapters) if selected_adapters is None else list(selected_adapters)
@@ -398,40 +423,49 @@ class PeftModel(nn.Module):
         tasks = {**_standing(folder), **tasks}
         own = tasks.pop(DEFAULT, None)
 
-        def others(below: Path) -> None:
+        def rest(below: Path) -> None:
             for name, adapter in tasks.items():
                 adapters.save(adapter, below / name)
 
         if own is None:
-            others(folder)
+            rest(folder)
         else:
-            adapters.save(own, folder, extra_files=others if tasks else None, rewritten=tasks)
+            adapters.save(own, folder, extra_files=rest if tasks else None, rewritten=tasks)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        license: str | None = None,
-    ) -> str:
-        """Upload the active adapter; see :meth:`PTuningModel.push_to_hub`."""
-        return self.active.push_to_hub(
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            license=license,
-        )
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the active adapter; the options are those of :meth:`PTuningModel.push_to_hub`."""
+        return self.active.push_to_hub(repo_id, **options)
 
 
 PeftModelForSequenceClassification = PeftModel
 """PEFT's name for what :func:`get_peft_model` returns."""
+
+
+class AutoPeftModelForSequenceClassification:
+    """An adapter on the backbone that it names, in one call."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str | Path,
+        adapter_name: str = DEFAULT,
+        is_trainable: bool = False,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        allow_pickle: bool = False,
+        dtype: torch.dtype | None = None,
+        **others: Any,
+    ) -> PeftModel:
+        """As :meth:`PeftModel.from_pretrained`; ``dtype`` is what to hold the backbone in."""
+        _check_others("from_pretrained", others)
+        task = PTuningModel.from_pretrained(
+            model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=dtype
+        )
+        made = PeftModel(task.backbone)
+        made._take(adapter_name, task, is_trainable)
+        made.set_adapter(adapter_name, inference_mode=not is_trainable)
+        return made.eval()
 
 
 def get_peft_model(
@@ -440,6 +474,7 @@ def get_peft_model(
     adapter_name: str = DEFAULT,
     *,
     revision: str | None = None,
+    **others: Any,
 ) -> PeftModel:
     """A model with an untrained prompt.
 
@@ -448,7 +483,9 @@ def get_peft_model(
         peft_config: One of this package's configurations.
         adapter_name: What to call the adapter.
         revision: The backbone's branch, tag or commit, to be remembered.
+        others: Those of :data:`HARMLESS`.
     """
+    _check_others("get_peft_model", others)
     if not isinstance(peft_config, PromptLearningConfig):
         raise ConfigError(
             f"peft_config: got a {type(peft_config).__module__}.{type(peft_config).__name__}, expected "
@@ -558,6 +595,18 @@ def _unpacked(task: PTuningModel, made: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------- helpers
+
+
+def _check_others(where: str, others: Mapping[str, Any]) -> None:
+    """Refuse arguments that PEFT would act on, and that nothing here does."""
+    for name, value in others.items():
+        if name not in HARMLESS:
+            raise ConfigError(
+                f"{where}: {name} ({type(value).__name__}) is not taken by ptuning.peft; set it where the "
+                "backbone is loaded, or leave it out"
+            )
+    if others.get("mixed"):
+        raise ConfigError(f"{where}: mixed adapters of several methods are PEFT's own; leave it out")
 
 
 def _standing(folder: Path) -> dict[str, adapters.Adapter]:

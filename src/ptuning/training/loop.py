@@ -176,6 +176,7 @@ def run(
                 "fit": config.model_dump(mode="json"),
                 "rates": result.setting["rates"],
                 "baseline": asdict(baseline),
+                "beats_baseline": result.beats_baseline,
             },
         )
     return result

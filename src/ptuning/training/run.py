@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,13 +11,17 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ptuning import adapters
-from ptuning.errors import OutputError
+from ptuning.errors import ConfigError, OutputError
 from ptuning.model.ptuning import PTuningModel
+from ptuning.training import checkpoint
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
 from ptuning.training.prepare import read
 from ptuning.training.result import TrainResult
+
+RESULT = "result.json"
+"""What a finished run leaves, and an unfinished one lacks."""
 
 
 def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | None = None) -> TrainResult:
@@ -31,6 +36,11 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
     """
     folder = config.run_folder
     output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
+    if not resume and (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
+        raise ConfigError(
+            f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
+            "to begin anew"
+        )
     examples, task = read(config.data, seed=config.fit.seed)
     accelerator = Accelerator(cpu=config.device == "cpu")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
@@ -44,6 +54,9 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
 
     def began() -> None:
         if not resume:  # a resumed run's configuration is there, and has to be the same
+            if accelerator.is_main_process:
+                with suppress(OSError):  # what is wrong with the folder is said below
+                    (folder / RESULT).unlink()  # that of the run before this one
             _write(folder / "config.yaml", dump(config), accelerator)
 
     result = run(
@@ -62,7 +75,7 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
             "precision": str(model.backbone.dtype),
         },
     )
-    _write(folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
+    _write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
 
 
