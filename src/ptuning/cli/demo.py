@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         }
     )
     console.print("1. a prompt on the frozen MiniLM", style="bold")
-    result = train(config, reporter=ConsoleReporter(console))
+    result = train(config, anew=True, reporter=ConsoleReporter(console))
     console.print("2. for comparison: the head alone, and full fine-tuning", style="bold")
     peers = [head_only(config), fine_tune(config)]
     _table(console, result, peers)

@@ -24,7 +24,9 @@ RESULT = "result.json"
 """What a finished run leaves, and an unfinished one lacks."""
 
 
-def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | None = None) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: bool = False, anew: bool = False, reporter: Reporter | None = None
+) -> TrainResult:
     """Train a prompt as ``config`` says and write the adapter to ``config.output``.
 
     The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``) stand beside it in
@@ -32,11 +34,12 @@ def train(config: TrainConfig, *, resume: bool = False, reporter: Reporter | Non
 
     Args:
         resume: Go on from the run's checkpoint.
+        anew: Begin again where a run was not finished; without it, that is refused.
         reporter: Told of every step; silent by default.
     """
     folder = config.run_folder
     output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
-    if not resume and (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
+    if not (resume or anew) and (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
         raise ConfigError(
             f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
             "to begin anew"
