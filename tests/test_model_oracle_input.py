@@ -17,7 +17,6 @@ from ptuning.errors import ConfigError, DataError
 from ptuning.model import ARCHITECTURES, Backbone, InputPrompt, PTuningModel
 from ptuning.model.placement import layout
 from ptuning.model.template import Insertion, Landmark, insertions
-from ptuning.task import Task
 from reference import Piece, landmark, spliced, token_types
 from tiny import CASES, PAD, SPECIFICS, VARIANTS, VOCAB, tiny_case
 
@@ -227,9 +226,8 @@ def test_a_prompt_for_each_row_equals_separate_calls(case: str) -> None:
 
 
 def test_given_anchors_stand_for_the_templates_words() -> None:
-    task = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
     spoken = task_on("bert", TEMPLATE)
-    given_ids = PTuningModel(backbone("bert"), spoken.prompt_config, task, anchors=ANCHORS)
+    given_ids = PTuningModel(backbone("bert"), spoken.prompt_config, spoken.task, anchors=ANCHORS)
     assert given_ids.anchors == spoken.anchors == ANCHORS
     given_ids.load_state_dict(spoken.state_dict())
     inputs = batch([Row(3, 2)], left=False)
