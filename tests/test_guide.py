@@ -164,7 +164,7 @@ def test_the_guide_learns(
     found, labels = trainer.evaluate(tokenized["test"]), list(tokenized["test"]["labels"])
     share = sum(labels) / len(labels)
     assert found["eval_accuracy"] > max(share, 1 - share) + 0.01
-    # What it costs to know no more than how frequent each class is. F1 would not tell: it rewards "always yes".
+    # What it costs to know only how frequent each class is. F1 would not tell: it rewards "always yes".
     assert found["eval_loss"] < -(share * math.log(share) + (1 - share) * math.log(1 - share))
     falling = losses(trainer, "eval_loss")
     assert falling[1] < falling[0]
