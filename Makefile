@@ -29,7 +29,7 @@ format: $(READY)  ## write what lint asks for
 quality: $(READY)  ## the default recipe on MRPC, three seeds (needs PTUNING_DATA; about 20 minutes on two cores)
 	$(BIN)/python benchmarks/mrpc.py
 
-guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds (needs PTUNING_DATA; about 20 minutes)
+guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py
 
 # The environment is made anew whenever what it is made of changes.
