@@ -85,8 +85,8 @@ class BackboneFacts:
     """What an adapter remembers of its backbone, to be put back on the same one.
 
     ``fingerprint`` is a SHA-256 over the SHA-256 of each pretrained weight's name, shape and bf16-rounded
-    values, those that the task's head holds left out, so that it is the same whether they are held in fp32 or bf16; ``None`` for weights that
-    are not there (the meta device).
+    values, those that the task's head holds left out: the same whether they are held in fp32 or bf16;
+    ``None`` for weights that are not there (the meta device).
     """
 
     name: str
