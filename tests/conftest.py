@@ -34,6 +34,14 @@ WORDS = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes to the user's own cache; processes that tests start inherit this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     random.seed(0)

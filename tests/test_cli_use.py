@@ -592,7 +592,7 @@ def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], ti
     ("argv", "said"),
     [
         ([], "no command; expected one of train, evaluate, predict, inspect, push, import-peft, export-peft, "
-             "check-data, demo; see: ptuning --help"),
+             "check-data, cache, demo; see: ptuning --help"),
         (["predcit"], "unknown command 'predcit'; did you mean predict?"),
         (["check_data"], "unknown command 'check_data'; did you mean check-data?"),
         (["zzz"], "unknown command 'zzz'; expected one of train, "),

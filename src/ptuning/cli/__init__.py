@@ -19,6 +19,7 @@ COMMANDS = {
     "import-peft": "turn a prompt that PEFT wrote into an adapter of ptuning's",
     "export-peft": "write an adapter that PEFT is sure to load",
     "check-data": "say what would be trained on: rows, labels, lengths, duplicates, leaks",
+    "cache": "show what is kept on disk for the next run, or delete it",
     "demo": "train on the data that ptuning ships, and compare",
 }
 

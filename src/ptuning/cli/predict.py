@@ -45,31 +45,49 @@ def parser() -> Parser:
     made.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of the output")
     add_columns(made, label=False)
     add_too_long(made)
-    made.add_argument("--batch_size", type=int, default=32, help="rows that go through the backbone together")
+    made.add_argument(
+        "--batch_tokens",
+        type=int,
+        default=4096,
+        help="tokens, padding included, that go through the backbone together (default 4096)",
+    )
+    made.add_argument(
+        "--batch_size", type=int, help="the most rows that go through it together; as the tokens allow"
+    )
     made.add_argument("--window", type=int, default=1024, help="rows held in memory at once")
     return made
 
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    from rich.console import Console
+
+    from ptuning.cli.rate import Rate
     from ptuning.data import stream_examples
     from ptuning.inference.predictor import Predictor
 
-    for option in ("batch_size", "window"):
-        if getattr(given, option) < 1:
-            raise ConfigError(f"--{option}: got {getattr(given, option)}, expected at least 1")
+    for option in ("batch_size", "batch_tokens", "window"):
+        value = getattr(given, option)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{option}: got {value}, expected at least 1")
     model = load_model(given)
     form: Any = given.input_format or ("text" if given.input == "-" else None)
     found = stream_examples(
         given.input, format=form, text=given.text, text_b=given.text_b, pair=model.task.pair
     )
     predictor = Predictor(
-        model=model, batch_size=given.batch_size, window=given.window, too_long=given.too_long
+        model=model,
+        batch_size=given.batch_size,
+        batch_tokens=given.batch_tokens,
+        window=given.window,
+        too_long=given.too_long,
     )
-    with _open(given.output) as stream:
+    apart = given.output != "-" or not sys.stdout.isatty()
+    with Rate(Console(stderr=True), live=apart) as rate, _open(given.output) as stream:
         write = _writer(stream, given.format, model.task)
-        for prediction in predictor.stream(found.examples):
+        for prediction in predictor.stream(rate.waiting_for(found.examples)):
             write(prediction)
+            rate.one_more()
 
 
 def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:

@@ -154,27 +154,91 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
     return batch
 
 
-def shuffled_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+def shuffled_batches(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, batch_tokens: int | None = None
+) -> list[list[int]]:
     """One epoch's batches of row numbers, each of rows of similar length.
 
     Rows are shuffled, cut into windows of many batches, sorted by length inside each window and cut
     into batches, whose order is shuffled again: padding falls to a few per cent, and which rows meet
     still changes from epoch to epoch. A pure function of its arguments, so a resumed run finds the
     same batches.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: The most rows a batch.
+        batch_tokens: The most places a batch, padding included, as in :func:`cut`.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     window = batch_size * 50
     batches = [
-        part[at : at + batch_size]
+        batch
         for start in range(0, len(order), window)
         for part in [sorted(order[start : start + window], key=lengths.__getitem__)]
-        for at in range(0, len(part), batch_size)
+        for batch in cut(part, lengths, batch_size, batch_tokens)
     ]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of row numbers by length, longest first, so that memory that is too small fails at once."""
+SLACK = 0.04
+"""The share of padding at which a batch of sorted rows ends."""
+
+WORTHWHILE = 1024
+"""Places below which a batch is too small to end for the sake of padding."""
+
+
+def sorted_batches(
+    lengths: Sequence[int], batch_size: int | None, batch_tokens: int | None = None
+) -> list[list[int]]:
+    """Batches of row numbers by length, longest first, so that memory that is too small fails at once.
+
+    The arguments are those of :func:`cut`. With a budget a batch also ends before padding takes more than
+    :data:`SLACK` of it, once it is large enough to be worth its while.
+    """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    return cut(order, lengths, batch_size, batch_tokens, slack=1.0 if batch_tokens is None else SLACK)
+
+
+def cut(
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    batch_size: int | None,
+    batch_tokens: int | None,
+    *,
+    slack: float = 1.0,
+) -> list[list[int]]:
+    """``rows``, in their order, as batches that are as large as they may be, of one row at least.
+
+    Args:
+        rows: Row numbers.
+        lengths: Tokens of each row, by its number.
+        batch_size: The most rows a batch; ``None`` for as many as the tokens allow.
+        batch_tokens: The most places a batch, which is its rows times the longest of them, so that
+            batches of short and of long rows cost alike; ``None`` for as many as the rows need.
+        slack: The share of padding at which a batch of :data:`WORTHWHILE` places or more ends.
+    """
+    batches: list[list[int]] = []
+    longest = tokens = 0
+    for row in rows:
+        size = len(batches[-1]) if batches else 0
+        wider = max(longest, lengths[row])
+        places = (size + 1) * wider
+        if (
+            not size
+            or size == batch_size
+            or (batch_tokens is not None and places > batch_tokens)
+            or (size * longest >= WORTHWHILE and places - tokens - lengths[row] > slack * places)
+        ):
+            batches.append([])
+            wider, tokens = lengths[row], 0
+        batches[-1].append(row)
+        longest, tokens = wider, tokens + lengths[row]
+    return batches
+
+
+def padding(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """The share of places in ``batches`` that hold no token of a row but padding, 0 to 1."""
+    places = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    tokens = sum(lengths[row] for batch in batches for row in batch)
+    return 1 - tokens / places if places else 0.0

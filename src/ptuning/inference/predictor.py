@@ -12,7 +12,7 @@ import torch
 from ptuning.data import Example
 from ptuning.data.tokens import Tokenise, TooLong
 from ptuning.errors import ConfigError
-from ptuning.inference.evaluate import logits_of
+from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Label
 
@@ -48,19 +48,22 @@ class Predictor:
 
     Args:
         model: A trained model.
-        batch_size: Rows that go through the backbone together.
+        batch_size: The most rows that go through the backbone together, if the budget allows more.
+        batch_tokens: The budget: the most places that go through it together, padding included.
         window: Rows held in memory at once; sorted by length among themselves.
         too_long: Cut a text that does not fit, or refuse it, naming the row.
     """
 
     model: PTuningModel
-    batch_size: int = 32
+    batch_size: int | None = None
+    batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong = "truncate"
 
     def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("window", self.window)):
-            if value < 1:
+        for name in ("batch_size", "batch_tokens", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ConfigError(f"{name}: got {value}, expected at least 1")
 
     def __call__(self, texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
@@ -80,7 +83,9 @@ class Predictor:
         left = iter(examples)
         while part := list(islice(left, self.window)):
             self._check(part)
-            logits = logits_of(self.model, tokenise(part), batch_size=self.batch_size)
+            logits = logits_of(
+                self.model, tokenise(part), batch_size=self.batch_size, batch_tokens=self.batch_tokens
+            )
             yield from (self._prediction(example.row, row) for example, row in zip(part, logits, strict=True))
 
     def _tokenise(self) -> Tokenise:
