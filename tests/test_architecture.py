@@ -17,7 +17,7 @@ import ptuning
 SOURCE = Path(ptuning.__file__).parent
 #: From low to high. A module may import what stands on its own level or below.
 LAYERS = (
-    ("ptuning", "ptuning._lazy", "ptuning.errors", "ptuning.task", "ptuning.validation"),
+    ("ptuning", "ptuning._lazy", "ptuning.cache", "ptuning.errors", "ptuning.task", "ptuning.validation"),
     ("ptuning.adapters",),
     ("ptuning.model",),
     ("ptuning.data", "ptuning.peft"),
@@ -31,6 +31,7 @@ PUBLIC = [
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",
+    "Engine",
     "FitConfig",
     "InputPrompt",
     "LSTMEncoder",
@@ -41,6 +42,7 @@ PUBLIC = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "SeveralResult",
     "Task",
     "TextInit",
     "TrainConfig",
@@ -49,6 +51,7 @@ PUBLIC = [
     "fit",
     "pipeline",
     "train",
+    "train_several",
 ]
 
 

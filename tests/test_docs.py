@@ -45,7 +45,7 @@ def options(_: str) -> str:
     from ptuning.cli.options import leaves
     from ptuning.training.config import TrainConfig
 
-    sections: dict[str, list[tuple[str, ...]]] = {"run": [], "data": [], "prompt": [], "fit": []}
+    sections: dict[str, list[tuple[str, ...]]] = {"run": [], "data": [], "prompt": [], "fit": [], "engine": []}
     for option in leaves(TrainConfig):
         section = option.key.partition(".")[0] if "." in option.key else "run"
         sections[section].append((f"`{option.key}`", option.default, option.help))
@@ -163,11 +163,19 @@ def measured(_: str) -> str:
     return table(("MRPC test, MiniLM", "trained numbers", "accuracy", "F1", "seconds"), rows) + "\n\n" + note
 
 
+def performance(_: str) -> str:
+    """What the benchmarks have measured so far, from the committed results."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    tables: Callable[..., str] = import_module("report").tables
+    return tables(table)
+
+
 GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("configuration.md", "options"): options,
     ("configuration.md", "prompt choices"): prompt_choices,
     ("backbones.md", "backbones"): backbones,
     ("../README.md", "measured"): measured,
+    ("performance.md", "performance"): performance,
 }
 
 

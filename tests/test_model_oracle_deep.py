@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
+from ptuning.model.config import Engine
 from reference import SlowReference
 from tiny import CASES, HEADS, HIDDEN, LAYERS, SPECIFICS, ragged, tiny, tiny_case
 
@@ -230,14 +231,17 @@ def test_a_bf16_backbone_stays_near_fp32(case: str, depth: str) -> None:
 @pytest.mark.parametrize(
     "case", ["bert", "llama", "gemma2, sliding", "gemma2", "qwen2", "modernbert", "albert"]
 )
-def test_plain_attention_is_the_fused_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_attention_is_the_fused_one(case: str) -> None:
     """bf16 on a CPU takes the other way through the attention function; in fp32 both ways are one."""
     model = deep(case, first_layer=1)
     ids, mask = ragged(LENGTHS)
-    with torch.no_grad():
-        fused = model(ids, mask).logits
-        monkeypatch.setattr("ptuning.model.attention.prefers_plain", lambda query: True)
-        assert_close(model(ids, mask).logits, fused)
+    found = {}
+    for way in ("fused", "plain", "auto"):
+        model.backbone.engine = Engine(attention=way)  # type: ignore[arg-type]
+        with torch.no_grad():
+            found[way] = model(ids, mask).logits
+    assert_close(found["plain"], found["fused"])
+    assert torch.equal(found["auto"], found["fused"])
 
 
 def test_every_architecture_is_here() -> None:

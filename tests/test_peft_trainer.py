@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from ptuning import FitConfig, PTuningModel, fit, pipeline
 from ptuning.errors import AdapterError, ConfigError
@@ -178,10 +178,15 @@ def test_scales_that_are_none(name: str, scale: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # it is to be called otherwise
-def test_gradient_checkpointing_says_that_it_is_not_there(tmp_path: Path) -> None:
-    made = trainer(tmp_path, UNUSED, model=peft_model("prefix"), gradient_checkpointing=True)
-    with pytest.raises(ConfigError, match=r"\(gradient\) checkpointing is not in this version"):
+def test_gradient_checkpointing_learns_the_same(tmp_path: Path) -> None:
+    learned = []
+    for wanted in (False, True):
+        set_seed(0)
+        made = trainer(tmp_path, UNUSED, model=peft_model("prefix"), gradient_checkpointing=wanted)
         made.train()
+        assert made.model.active.backbone.engine.checkpoint_activations is wanted
+        learned.append(made.model.active.prompt_encoder().detach())
+    assert torch.equal(*learned)
 
 
 def test_our_own_loop_and_pipeline_take_a_peft_model(tiny_folder: Path) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         DeepMLPEncoder,
         DeepPrompt,
         EmbeddingEncoder,
+        Engine,
         InputPrompt,
         LSTMEncoder,
         MLPEncoder,
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
         VocabularyInit,
     )
     from ptuning.task import Task
-    from ptuning.training import DataConfig, FitConfig, TrainConfig, TrainResult, fit, train
+    from ptuning.training import (
+        DataConfig,
+        FitConfig,
+        SeveralResult,
+        TrainConfig,
+        TrainResult,
+        fit,
+        train,
+        train_several,
+    )
 
 __version__ = "0.1.0"
 
@@ -31,6 +41,7 @@ _MODEL = [
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",
+    "Engine",
     "InputPrompt",
     "LSTMEncoder",
     "MLPEncoder",
@@ -40,12 +51,20 @@ _MODEL = [
     "TextInit",
     "VocabularyInit",
 ]
+_TRAINING = [
+    "DataConfig",
+    "FitConfig",
+    "SeveralResult",
+    "TrainConfig",
+    "TrainResult",
+    "fit",
+    "train",
+    "train_several",
+]
 __getattr__, __dir__ = lazy(
     __name__,
     dict.fromkeys(_MODEL, "ptuning.model")
-    | dict.fromkeys(
-        ["DataConfig", "FitConfig", "TrainConfig", "TrainResult", "fit", "train"], "ptuning.training"
-    )
+    | dict.fromkeys(_TRAINING, "ptuning.training")
     | dict.fromkeys(("Prediction", "Predictor", "pipeline"), "ptuning.inference")
     | {"PTuningError": "ptuning.errors", "Task": "ptuning.task"},
 )
@@ -55,6 +74,7 @@ __all__ = [
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",
+    "Engine",
     "FitConfig",
     "InputPrompt",
     "LSTMEncoder",
@@ -65,6 +85,7 @@ __all__ = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "SeveralResult",
     "Task",
     "TextInit",
     "TrainConfig",
@@ -73,4 +94,5 @@ __all__ = [
     "fit",
     "pipeline",
     "train",
+    "train_several",
 ]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from ptuning.training.result import SeveralResult
 
 
 def metrics_table(
@@ -25,6 +29,46 @@ def metrics_table(
         ]
         table.add_row(name, *cells)
     return table
+
+
+def several_table(found: SeveralResult) -> Table:
+    """A row a run, the best marked, and the mean and deviation of runs that differ by their seed alone."""
+    assert found.best.result is not None  # the best of those that did not diverge
+    title = f"baseline: {found.best.result.baseline_rule}; best by validation {found.metric}"
+    table = Table(title=title, title_justify="left", title_style="dim")
+    splits = [split for split in ("validation", "test") if split in found.best.result.metrics]
+    table.add_column("run")
+    for split in splits:
+        table.add_column(f"{split} {found.metric}", justify="right")
+        table.add_column("baseline", justify="right", style="dim")
+    table.add_column("epoch", justify="right")
+    table.add_column("seconds", justify="right")
+    for run in found.runs:
+        if run.result is None:
+            table.add_row(run.name, "diverged", style="red")
+            continue
+        figures = [
+            _number(of[split].get(found.metric))
+            for split in splits
+            for of in (run.result.metrics, run.result.baseline)
+        ]
+        best = run is found.best
+        table.add_row(
+            run.name + (" *best" if best else ""),
+            *figures,
+            f"{run.result.best.epoch:g}",
+            f"{run.result.seconds:.0f}",
+            style="bold" if best else None,
+        )
+    for group in found.over_seeds:
+        common = "".join(f", {name} {value:g}" for name, value in group.values.items())
+        spread = [cell for split in splits for cell in (_spread(group.metrics[split].get(found.metric)), "")]
+        table.add_row(f"{len(group.runs)} seeds{common}, mean ± sd", *spread)
+    return table
+
+
+def _spread(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f"{found[0]:.4f} ± {found[1]:.4f}"
 
 
 def _number(value: float | None) -> str:

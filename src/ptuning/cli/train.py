@@ -1,11 +1,23 @@
-"""``ptuning train``: a prompt, trained and saved."""
+"""``ptuning train``: a prompt, trained and saved; or several of them on one backbone, the best saved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser, add_options, parse
+from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig, dump
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LISTS: Mapping[str, tuple[str, Callable[[str], int | float], str]] = {
+    "seeds": ("fit.seed", int, "whole numbers with commas between, such as 0,1,2"),
+    "prompt_rates": ("fit.prompt_rate", float, "numbers with commas between, such as 0.01,0.03"),
+    "head_rates": ("fit.head_rate", float, "numbers with commas between, such as 0.001,0.01"),
+}
+"""By option: the option of a single run that it takes the place of, how a value is read, what is expected."""
 
 
 def parser() -> Parser:
@@ -17,13 +29,20 @@ def parser() -> Parser:
         epilog="example: ptuning train reviews.csv --output reviews --data.label stars",
     )
     made.add_argument("train_file", nargs="?", help="short for --data.train")
-    made.add_argument("--resume", action="store_true", help="go on from the checkpoint in OUTPUT.run")
+    made.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint, or checkpoints, in OUTPUT.run"
+    )
+    several = made.add_argument_group("several runs on one backbone, every combination; the best is saved")
+    for name, (single, _, expected) in LISTS.items():
+        several.add_argument(
+            f"--{name}", type=str | None, metavar="LIST", help=f"values of {single}: {expected}"
+        )
     add_options(made, TrainConfig)
     return made
 
 
 def main(argv: Sequence[str]) -> None:
-    values, extra, printing = parse(parser(), TrainConfig, argv, ("train_file", "resume"))
+    values, extra, printing = parse(parser(), TrainConfig, argv, ("train_file", "resume", *LISTS))
     data = values.setdefault("data", {})
     if extra["train_file"] is not None and isinstance(data, dict):  # what else it may be, the check refuses
         data["train"] = extra["train_file"]
@@ -31,15 +50,35 @@ def main(argv: Sequence[str]) -> None:
     if printing:
         print(dump(config), end="")
         return
+    lists = {name: _listed(name, extra[name], argv) for name in LISTS if extra[name] is not None}
     # From here on torch is needed; --help and a wrong option were answered without it.
     from rich.console import Console
 
+    train = _several if lists else _single
+    chosen = train(config, lists, bool(extra["resume"]), Console(stderr=True))
+    print(f"saved {config.output}{chosen}")
+    print(f"next: ptuning predict {config.output} --input FILE")
+
+
+def _listed(name: str, text: str, argv: Sequence[str]) -> list[int | float]:
+    """The values of one of :data:`LISTS`."""
+    single, read, expected = LISTS[name]
+    if any(given == f"--{single}" or given.startswith(f"--{single}=") for given in argv):
+        raise ConfigError(
+            f"--{name} and --{single}: got both, expected one of them; --{name} may list one value"
+        )
+    try:
+        return [read(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--{name}: got {text!r}, expected {expected}") from None
+
+
+def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
     from ptuning.cli.tables import metrics_table
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.run import train
 
-    console = Console(stderr=True)
-    result = train(config, resume=bool(extra["resume"]), reporter=ConsoleReporter(console))
+    result = train(config, resume=resume, reporter=ConsoleReporter(console))
     console.print(metrics_table(result.metrics, result.baseline, result.baseline_rule))
     console.print(
         f"{result.examples_per_second:.0f} rows/s, {result.seconds:.0f} s; best at epoch "
@@ -49,5 +88,19 @@ def main(argv: Sequence[str]) -> None:
     )
     if result.advice:
         console.print(f"\n{result.advice}", style="bold red", highlight=False)
-    print(f"saved {config.output}")
-    print(f"next: ptuning predict {config.output} --input FILE")
+    return ""
+
+
+def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+    from ptuning.cli.tables import several_table
+    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.several import train_several
+
+    found = train_several(config, **lists, resume=resume, reporter=ConsoleReporter(console))
+    console.print(several_table(found))
+    for run in found.runs:
+        if run.diverged:
+            console.print(f"{run.name}: {run.diverged}", style="red", highlight=False)
+    if found.best.result is not None and found.best.result.advice:
+        console.print(f"\n{found.best.result.advice}", style="bold red", highlight=False)
+    return f" ({found.best.name}, best by validation {found.metric})"

@@ -7,39 +7,58 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ptuning.data.stems import Stems
 from ptuning.data.tokens import TokenRow, collate, sorted_batches
 from ptuning.model.ptuning import PTuningModel
+
+BATCH_TOKENS = 4096
+"""Places, padding included, that go through the backbone together unless said otherwise."""
 
 
 def logits_of(
     model: PTuningModel,
     rows: Sequence[TokenRow],
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    stems: Stems | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
     """``[N, C]`` in fp32 on the CPU, row for row; the model is left in the mode it was in.
 
     Args:
+        batch_size: The most rows a batch, if the budget allows more.
+        batch_tokens: The budget: the most places a batch, which is its rows times the longest of
+            them, a prompt at the input included.
+        stems: Where the stem's outputs for these rows are, if they are kept.
         on_batch: Called with the number of rows after each batch.
     """
+    lengths = [len(row) + model.inserted_tokens for row in rows]
     mode = model.training
     model.eval()
     found = torch.empty(len(rows), model.task.num_labels)
     pad = pad_id(model)
     try:
         with torch.inference_mode():
-            for batch in sorted_batches([len(row) for row in rows], batch_size):
-                inputs = collate([rows[i] for i in batch], pad)
+            prompt = model.prepared()
+            for batch in sorted_batches(lengths, batch_size, batch_tokens):
+                inputs = batch_of([rows[i] for i in batch], pad, stems)
                 inputs.pop("labels", None)
-                found[batch] = model(
-                    **{name: value.to(model.device) for name, value in inputs.items()}
-                ).logits.cpu()
+                there = {name: value.to(model.device) for name, value in inputs.items()}
+                found[batch] = model(**there, prompt=prompt).logits.cpu()
                 if on_batch is not None:
                     on_batch(len(batch))
     finally:
         model.train(mode)
     return found
+
+
+def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict[str, Tensor]:
+    """A padded batch as the model takes it, with the stem's outputs where they are kept."""
+    inputs = collate(rows, pad_id)
+    if stems is not None:
+        inputs["stem"] = stems.of(rows)
+    return inputs
 
 
 def pad_id(model: PTuningModel) -> int:

@@ -3,7 +3,8 @@
 A deep prompt is, in every layer, P more keys and values in front of the text's (P-tuning v2,
 arXiv:2110.07602). One function does that for every architecture that uses transformers' attention
 interface: the backbone hands its keyword arguments through to the attention function, so a
-:class:`ForwardPass` travels with the batch and nothing is kept on a module or in a global.
+:class:`LayerPass` travels with the batch (``layers.py`` makes one a layer) and nothing is kept on a module or
+in a global.
 
 Glossary: B rows, T queries, S keys, h heads, h_kv key/value heads, d head width, P virtual tokens.
 """
@@ -11,6 +12,7 @@ Glossary: B rows, T queries, S keys, h heads, h_kv key/value heads, d head width
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ NAME = "ptuning"
 """The name under which the function is registered: ``model.set_attn_implementation(NAME)``."""
 
 ARGUMENT = "forward_pass"
-"""The keyword under which a :class:`ForwardPass` reaches the attention function."""
+"""The keyword under which a ``ForwardPass`` reaches each layer, and a :class:`LayerPass` its attention."""
 
 _MASK_ONLY = {
     "sliding_window",
@@ -45,66 +47,34 @@ _KNOWN = _MASK_ONLY | {
 }
 
 
-class ForwardPass:
-    """What the attention calls of one forward pass share: the layers' prompts and the widened masks.
+@dataclass(kw_only=True, slots=True)
+class LayerPass:
+    """What one layer's attention is given for one batch, and what is known of it afterwards.
 
-    Args:
-        prompts: ``[L−s, 2, P, H_kv]``, or one a row ``[B, L−s, 2, P, H_kv]``; keys, then values.
-            ``None`` where no layer has a prompt.
-        first_layer: s, the first layer that has one.
-        head_dim: d, so that h_kv = H_kv / d.
+    Attributes:
+        keys: ``[B, h_kv, P, d]``, the layer's prompt; ``None`` where it has none.
+        values: As ``keys``.
+        plain: Matmul, softmax, matmul in place of the fused kernel.
+        text: Keys and values ``[B, h_kv, S, d]`` that stand in for those of the tokens at hand: a layer that
+            is run for the pooled token alone looks at the whole text through them.
+        look: Stop as soon as keys and values are there: :class:`Looked` brings them.
+        seen: The keys and values of the tokens, once they are there.
     """
 
-    def __init__(self, prompts: Tensor | None = None, *, first_layer: int = 0, head_dim: int = 1) -> None:
-        self.first_layer = first_layer
-        self._prompts: Tensor | None = None
-        if prompts is not None:
-            batched = prompts if prompts.dim() == 5 else prompts[None]
-            # [B, L−s, 2, P, H_kv] → [L−s, 2, B, h_kv, P, d]
-            self._prompts = batched.unflatten(-1, (-1, head_dim)).permute(1, 2, 0, 4, 3, 5)
-        self._calls = 0
-        self._used: set[int] = set()
-        self._masks: dict[tuple[int, bool, torch.dtype | None], tuple[Tensor, Tensor]] = {}
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    plain: bool = False
+    text: tuple[Tensor, Tensor] | None = None
+    look: bool = False
+    seen: tuple[Tensor, Tensor] | None = None
 
-    def layer_of(self, module: nn.Module) -> int:
-        """The module's layer; by order of call where it carries none (DistilBERT, ALBERT)."""
-        index = getattr(module, "layer_idx", None)
-        if index is None:
-            index = self._calls
-            self._calls += 1
-        return int(index)
 
-    def keys_values(self, layer: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Layer ``layer``'s keys and values, each ``[B, h_kv, P, d]``; ``None`` below ``first_layer``."""
-        if self._prompts is None or layer < self.first_layer:
-            return None
-        self._used.add(layer)
-        keys, values = self._prompts[layer - self.first_layer].to(dtype).expand(2, batch, -1, -1, -1)
-        return keys, values
+class Looked(Exception):
+    """Not an error: ends a layer's forward pass at the point where its keys and values are known."""
 
-    def mask(self, mask: Tensor, tokens: int, dtype: torch.dtype | None) -> Tensor:
-        """``mask`` with ``tokens`` columns more in front, open to every query; additive with a ``dtype``.
-
-        Made once a pass for each mask: a backbone has one, or two where some of its layers slide.
-        """
-        key = (id(mask), tokens > 0, dtype)
-        if key not in self._masks:
-            wide = torch.nn.functional.pad(mask, (tokens, 0), value=True)
-            if dtype is not None:
-                wide = torch.zeros(wide.shape, dtype=dtype, device=wide.device).masked_fill_(
-                    ~wide, torch.finfo(dtype).min
-                )
-            self._masks[key] = (wide, mask)  # holding the mask keeps its id from being given away
-        return self._masks[key][0]
-
-    def check_used(self, layers: int, architecture: str) -> None:
-        """Refuse a backbone that left a prompt unread: its answers would be the prompt-less model's."""
-        if self._prompts is not None and self._used != set(range(self.first_layer, layers)):
-            raise UnsupportedBackbone(
-                f"{architecture} read the deep prompts of {len(self._used)} of its "
-                f"{layers - self.first_layer} layers: it does not go through transformers' attention "
-                "interface; use an input-depth prompt (prompt.depth: input)"
-            )
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys_values = keys, values
 
 
 def attention(
@@ -116,7 +86,7 @@ def attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    forward_pass: ForwardPass | None = None,
+    forward_pass: LayerPass | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with this layer's prompt in front.
@@ -126,17 +96,18 @@ def attention(
         query: ``[B, h, T, d]``.
         key: ``[B, h_kv, T, d]``.
         value: ``[B, h_kv, T, d]``.
-        attention_mask: ``[B, 1, T, T]``, boolean, True where a query may look; ``None`` where it
-            may look everywhere.
+        attention_mask: ``[B, 1, T, P + T]`` (or one row for all queries), boolean, True where a query may
+            look, or additive; ``None`` where it may look everywhere.
         dropout: On the attention weights.
         scaling: On the scores; 1/√d if ``None``.
-        forward_pass: This pass's prompts and masks.
+        forward_pass: This layer's prompt, and how to go about it.
 
     Returns:
         ``[B, T, h, d]``, and ``None`` for the weights, which are not kept.
 
     Raises:
         UnsupportedBackbone: the architecture asks for something that this function does not do.
+        Looked: keys and values, where only these were asked for.
     """
     unknown = {name for name, given in kwargs.items() if given is not None} - _KNOWN
     if unknown:
@@ -144,29 +115,38 @@ def attention(
             f"{type(module).__name__} asks its attention for {', '.join(sorted(unknown))}, which prompts "
             "do not support; use an architecture of the table in docs/backbones.md"
         )
-    shared = forward_pass or ForwardPass()
-    prompt = shared.keys_values(shared.layer_of(module), query.shape[0], key.dtype)
-    tokens = 0
-    if prompt is not None:
-        key, value = torch.cat((prompt[0], key), dim=2), torch.cat((prompt[1], value), dim=2)
-        tokens = prompt[0].shape[2]
+    given = forward_pass or LayerPass(plain=prefers_plain(query.device, query.dtype))
+    if given.look:
+        raise Looked(key, value)
+    given.seen = key, value
+    if given.text is not None:
+        key, value = given.text
+    if given.keys is not None and given.values is not None:
+        key = torch.cat((given.keys.to(key.dtype), key), dim=2)
+        value = torch.cat((given.values.to(value.dtype), value), dim=2)
     softcap = kwargs.get("softcap")
-    plain = softcap is not None or prefers_plain(query)
-    if attention_mask is not None:
-        attention_mask = shared.mask(attention_mask, tokens, query.dtype if plain else None)
-    if plain:
-        return _plain(query, key, value, attention_mask, dropout, scaling, softcap, module.training), None
+    if given.plain or softcap is not None:
+        bias = None if attention_mask is None else additive(attention_mask, query.dtype)
+        return _plain(query, key, value, bias, dropout, scaling, softcap, module.training), None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False
     )
     return out, None
 
 
-def prefers_plain(query: Tensor) -> bool:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as what is added to the scores; one that is additive already stays."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, lowest)
+
+
+def prefers_plain(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether matmul, softmax, matmul beats the fused kernel: in half precision on a CPU it does, because
     torch's kernel there is slow; in fp32, and on CUDA, the fused kernels win.
     """
-    return query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
 
 
 def _plain(
@@ -182,16 +162,21 @@ def _plain(
     """``[B, T, h, d]``: attention as it is written down."""
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
     # Grouped queries: fold a group's heads into its key's rows, rather than copy the keys.
-    folded = query.reshape(batch, key.shape[1], groups * length, width)
-    scores = (folded * (width**-0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
-    scores = scores.view(batch, heads, length, -1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if bias is not None:
-        scores = scores + bias
+    folded = query.reshape(batch * key.shape[1], groups * length, width)
+    across = key.flatten(0, 1).transpose(1, 2)
+    if bias is not None and softcap is None:  # scale and mask in the product itself: a pass less over scores
+        everywhere = bias.expand(batch, heads, length, -1).reshape(len(folded), groups * length, -1)
+        scores = torch.baddbmm(everywhere, folded, across, alpha=scale)
+    else:
+        scores = (folded * scale) @ across
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if bias is not None:
+            scores = (scores.view(batch, heads, length, -1) + bias).view_as(scores)
     weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=training)
-    out = weights.reshape(batch, key.shape[1], groups * length, -1) @ value
+    out = weights @ value.flatten(0, 1)
     return out.view(batch, heads, length, width).transpose(1, 2).contiguous()
 
 

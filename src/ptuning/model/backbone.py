@@ -10,9 +10,10 @@ A row of :data:`ARCHITECTURES` says all that differs between them; docs/backbone
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,10 +25,11 @@ from transformers.cache_utils import DynamicCache
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, UnsupportedBackbone
-from ptuning.model import attention, disentangled
-from ptuning.model.attention import ForwardPass
-from ptuning.model.config import DeepPrompt
+from ptuning.model import attention, disentangled, layers
+from ptuning.model.config import DeepPrompt, Engine
 from ptuning.model.embedded import canonical
+from ptuning.model.fresh import fresh_parameters
+from ptuning.model.layers import ForwardPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,39 +37,43 @@ class Architecture:
     """What tells one family of models from another.
 
     Args:
+        layers: Where in the transformer its layers are.
         causal: A decoder: it pools its last token, and padding belongs in front of the text.
         deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
             DeBERTa's own attention.
         takes_positions: Whether its forward takes ``position_ids``.
         after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
         segments: Whether ``token_type_ids`` mean the two texts.
+        whole: Whether its code behind the layers counts on as many tokens as went in.
     """
 
+    layers: str = "layers"
     causal: bool = False
     deep: Literal["attention", "cache", "disentangled"] = "attention"
     takes_positions: bool = True
     after_padding: bool = False
     segments: bool = False
+    whole: bool = False
 
 
-_BERT = Architecture(segments=True)
-_ROBERTA = Architecture(segments=True, after_padding=True)
+_BERT = Architecture(layers="encoder.layer", segments=True)
+_ROBERTA = replace(_BERT, after_padding=True)
 _DECODER = Architecture(causal=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": _BERT,
     "electra": _BERT,
-    "albert": _BERT,
+    "albert": replace(_BERT, layers="encoder.albert_layer_groups"),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "distilbert": Architecture(),
+    "distilbert": Architecture(layers="transformer.layer"),
     "modernbert": Architecture(),
-    "deberta-v2": Architecture(deep="disentangled", segments=True),
-    "gpt2": _DECODER,
-    "opt": _DECODER,
+    "deberta-v2": replace(_BERT, deep="disentangled"),
+    "gpt2": replace(_DECODER, layers="h", whole=True),
+    "opt": replace(_DECODER, layers="decoder.layers"),
     "gpt_neox": _DECODER,
-    "bloom": Architecture(causal=True, deep="cache", takes_positions=False),
+    "bloom": Architecture(layers="h", causal=True, deep="cache", takes_positions=False),
     "llama": _DECODER,
     "mistral": _DECODER,
     "qwen2": _DECODER,
@@ -78,6 +84,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": _DECODER,
 }
 """By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
+
+_NAMES_ONLY = frozenset(
+    {
+        "_name_or_path",
+        "_commit_hash",
+        "architectures",
+        "dtype",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "transformers_version",
+    }
+)
+"""Of a configuration: what changes no hidden state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +163,12 @@ class Backbone(nn.Module):
             model.set_attn_implementation(attention.NAME)
         elif self.architecture.deep == "disentangled":
             disentangled.install(self.base.encoder)
+        if self.architecture.deep != "cache":
+            layers.install(
+                self.base.get_submodule(self.architecture.layers).children(),
+                disentangled=self.architecture.deep == "disentangled",
+            )
+        self.engine = Engine()
         inside = f"{model.base_model_prefix}."
         self.missing = missing
         self.head_names = tuple(
@@ -254,6 +281,20 @@ class Backbone(nn.Module):
                 whole.update(self._digests[name])
         return whole.hexdigest()
 
+    def digest(self) -> str:
+        """A SHA-256 of all that the transformer's outputs depend on, to the last bit, as it is held now.
+
+        Unlike :meth:`fingerprint` it tells fp32 weights from their bf16 rounding, and it is never remembered:
+        about a second for each gigabyte.
+        """
+        told = {name: value for name, value in self.config.to_dict().items() if name not in _NAMES_ONLY}
+        whole = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
+        held = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
+        for name, value in sorted(held.items()):
+            whole.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return whole.hexdigest()
+
     def siblings(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Every parameter of the modules outside the head that own ``names``: what PEFT saves together."""
         owners = {name.rpartition(".")[0] for name in names if name not in self.head_names}
@@ -279,19 +320,22 @@ class Backbone(nn.Module):
         """The head, by name: what stands outside the transformer, and what its checkpoint lacked.
 
         Args:
-            num_labels: C. If it is not the width that the backbone's own head has, the output layer is a
-                fresh one of that width, so that tasks of any width share a backbone.
+            num_labels: C, for a task to begin with. What the checkpoint lacked is then made anew for every
+                task, and so is the output layer if C is not the width of the backbone's own, so that tasks of
+                any width share a backbone.
         """
         found: dict[str, Tensor] = {name: self.model.get_parameter(name) for name in self.head_names}
-        if num_labels is not None and num_labels != self.model.config.num_labels:
+        if num_labels is None:
+            return found
+        shapes = {name: tuple(found[name].shape) for name in self.head_names if name in self.missing}
+        if num_labels != self.model.config.num_labels:
             output = self.head_names[-1].rpartition(".")[0]  # the layer that is applied last is named last
-            for name in [name for name in found if name.rpartition(".")[0] == output]:
-                old = found[name]
-                fresh = old.new_zeros(num_labels, *old.shape[1:])
-                if fresh.dim() > 1:
-                    fresh.normal_(std=float(getattr(self.config, "initializer_range", 0.02)))
-                found[name] = fresh
-        return found
+            for name in self.head_names:
+                if name.rpartition(".")[0] == output:
+                    shapes[name] = (num_labels, *found[name].shape[1:])
+        fresh = fresh_parameters(self.model, shapes, self.head_names) if shapes else {}
+        # In the backbone's precision, as if it had been loaded with it.
+        return {**found, **{name: value.to(self.dtype) for name, value in fresh.items()}}
 
     # ------------------------------------------------------------------------------------- use
 
@@ -334,6 +378,7 @@ class Backbone(nn.Module):
         token_type_ids: Tensor | None = None,
         prompts: Tensor | None = None,
         first_layer: int = 0,
+        stem: Tensor | None = None,
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """``[B, C]``: what the head says of each row.
@@ -346,9 +391,106 @@ class Backbone(nn.Module):
             token_type_ids: ``[B, S]``; ignored where the architecture has no segments.
             prompts: ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``, deep prompts.
             first_layer: s.
+            stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
             head: Parameters that stand in for the backbone's own, by name.
         """
-        shared = ForwardPass(prompts, first_layer=first_layer, head_dim=self.head_dim)
+        shared = self._pass(
+            prompts, first_layer=first_layer, stem=stem, pooled=self._pooled, spread=self.architecture.whole
+        )
+        inputs = self._inputs(input_ids, inputs_embeds, positions, token_type_ids, attention_mask)
+        if prompts is not None and self.architecture.deep == "cache":
+            attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
+        inputs["attention_mask"] = attention_mask
+        with self._under_way(shared, inputs):
+            if self.architecture.causal:
+                out = self._last_token(inputs, head or {})
+            else:
+                out = functional_call(self.model, dict(head or {}), kwargs=inputs).logits
+        if self.architecture.deep != "cache":
+            shared.check_read(type(self.model).__name__)
+        return out
+
+    def stem(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        token_type_ids: Tensor | None = None,
+        first_layer: int,
+    ) -> Tensor:
+        """``[B, S, H]``: the hidden states that enter layer ``first_layer``; arguments as for :meth:`logits`.
+
+        They depend on the frozen weights and the text alone: there is no gradient, and they can be kept.
+        """
+        shared = self._pass(None, first_layer=first_layer, stop=first_layer)
+        inputs = self._inputs(input_ids, None, positions, token_type_ids, attention_mask)
+        with torch.no_grad(), self._under_way(shared, inputs):
+            self.base(**inputs, attention_mask=attention_mask)
+        assert shared.entered is not None  # every architecture with a stem asks its layers, all of them
+        return shared.entered
+
+    def leading(self, inputs_embeds: Tensor) -> Tensor:
+        """``[L, 2, P, H_kv]``: in every layer the keys and values of a prompt ``[P, E]`` before any text.
+
+        In a decoder nothing that stands behind them changes them: one computation serves every row.
+        """
+        shared = self._pass(None, record=True)
+        places = torch.arange(len(inputs_embeds), device=inputs_embeds.device)[None]
+        everywhere = torch.ones_like(places)
+        inputs = self._inputs(None, inputs_embeds[None], places, None, everywhere)
+        with self._under_way(shared, inputs):
+            self.base(**inputs, attention_mask=everywhere, use_cache=False)
+        if len(shared.recorded) != self.num_layers:
+            raise UnsupportedBackbone(
+                f"{type(self.model).__name__} showed the keys and values of {len(shared.recorded)} of its "
+                f"{self.num_layers} layers: it does not go through transformers' attention interface; set "
+                "engine.shared_prompt to false"
+            )
+        # Each layer's keys and values are [1, h_kv, P, d].
+        return torch.stack(
+            [
+                torch.stack([states[0].transpose(0, 1).flatten(1) for states in keys_values])
+                for keys_values in shared.recorded
+            ]
+        )
+
+    def shares_leading(self, length: int) -> bool:
+        """Whether rows of ``length`` tokens, prompt included, may be run behind :meth:`leading`.
+
+        Not where layers with a sliding window would have lost sight of it.
+        """
+        if not (self.engine.shared_prompt and self.architecture.causal):
+            return False
+        window = getattr(self.config, "sliding_window", None)
+        return self.architecture.deep == "attention" and (window is None or length <= int(window))
+
+    def has_stem(self, head: Iterable[str]) -> bool:
+        """Whether the layers below the first prompt are the same for every task: none of their weights is in
+        the task's head, and dropout is off.
+        """
+        own = set(head) <= set(self.head_names)
+        return own and not self.dropout and self.architecture.deep != "cache"
+
+    @property
+    def _pooled(self) -> Literal["first", "last"] | None:
+        """The token that the head reads."""
+        if self.architecture.causal:
+            return "last"
+        return "first" if getattr(self.config, "classifier_pooling", "cls") == "cls" else None
+
+    def _pass(self, prompts: Tensor | None, **options: Any) -> ForwardPass:
+        return ForwardPass(self.num_layers, prompts, head_dim=self.head_dim, engine=self.engine, **options)
+
+    def _inputs(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        positions: Tensor,
+        token_type_ids: Tensor | None,
+        attention_mask: Tensor,
+    ) -> dict[str, Any]:
+        """The transformer's arguments, but for the mask."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         if self.architecture.takes_positions:
             inputs["position_ids"] = (positions + self.first_position) * attention_mask + (
@@ -356,36 +498,27 @@ class Backbone(nn.Module):
             )
         if self.uses_segments and token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
+        return inputs
+
+    @contextmanager
+    def _under_way(self, shared: ForwardPass, inputs: dict[str, Any]) -> Iterator[None]:
+        """Let the layers find the pass; one at a time, as functional_call swaps parameters in the module."""
         scope: AbstractContextManager[None] = nullcontext()
         if self.architecture.deep == "attention":
             inputs[attention.ARGUMENT] = shared
         elif self.architecture.deep == "disentangled":
             scope = disentangled.bound(shared)
-        elif prompts is not None:
-            attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
-        # functional_call swaps parameters in the shared module for as long as the call lasts.
         with scope, self._one_at_a_time.lock:
-            if self.architecture.causal:
-                out = self._last_token(inputs, attention_mask, head or {})
-            else:
-                out = functional_call(
-                    self.model, dict(head or {}), kwargs={**inputs, "attention_mask": attention_mask}
-                ).logits
-        shared.check_used(self.num_layers, type(self.model).__name__)
-        return out
+            yield
 
-    def _last_token(
-        self, inputs: dict[str, Any], attention_mask: Tensor, head: Mapping[str, Tensor]
-    ) -> Tensor:
+    def _last_token(self, inputs: dict[str, Any], head: Mapping[str, Tensor]) -> Tensor:
         """A decoder's head reads the last token; padding stands in front, so that is place -1."""
         inside = f"{self.model.base_model_prefix}."
         base = {name.removeprefix(inside): value for name, value in head.items() if name.startswith(inside)}
         score = {
             name.removeprefix("score."): value for name, value in head.items() if name.startswith("score.")
         }
-        hidden = functional_call(
-            self.base, base, kwargs={**inputs, "attention_mask": attention_mask, "use_cache": False}
-        ).last_hidden_state
+        hidden = functional_call(self.base, base, kwargs={**inputs, "use_cache": False}).last_hidden_state
         out: Tensor = functional_call(self.model.score, score, (hidden[:, -1],))
         return out
 

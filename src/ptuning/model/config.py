@@ -242,6 +242,46 @@ class DeepPrompt:
 PromptConfig = Annotated[InputPrompt | DeepPrompt, Field(discriminator="depth")]
 
 
+# --------------------------------------------------------------------------------------- the engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How a backbone computes: what frozen weights make constant is not computed again.
+
+    None of it changes what is computed: with any of it switched off the logits are the same within the
+    precision's rounding.
+
+    Args:
+        attention: ``plain`` (matmul, softmax, matmul), ``fused`` (torch's kernels), or ``auto``: plain in
+            half precision on a CPU, where it is faster, fused elsewhere.
+        pooled_layer: The last layer runs for the one token that the head reads.
+        shared_prompt: A decoder's input prompt in front of the text is computed once a batch, not once a row.
+        reuse_stem: The layers below ``first_layer`` run once a text, not once an epoch.
+        stem_memory: GiB of stem outputs held in memory; what is larger is mapped from disk.
+        stem_disk: GiB of stem outputs kept on disk for later runs and further tasks; 0 for none.
+        checkpoint_activations: Keep each layer's input alone and compute the rest again on the way back: less
+            memory, a third more work.
+        compile: ``torch.compile`` each layer, for any length; needs a C++ compiler, and a minute to begin.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    attention: Literal["auto", "plain", "fused"] = "auto"
+    pooled_layer: bool = True
+    shared_prompt: bool = True
+    reuse_stem: bool = True
+    stem_memory: float = 2.0
+    stem_disk: float = 4.0
+    checkpoint_activations: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("stem_memory", "stem_disk"):
+            _require(
+                getattr(self, name) >= 0, f"engine.{name} is in GiB, at least 0; got {getattr(self, name)}"
+            )
+
+
 # ------------------------------------------------------------------------------- to and from dicts
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
-from ptuning.model.attention import ForwardPass
+if TYPE_CHECKING:
+    from ptuning.model.layers import ForwardPass
 
 # DeBERTa's forward hands no keyword arguments down, so here, and only here, the pass is reached
 # through a context variable: bound for one call, and apart for every thread.
@@ -31,6 +32,11 @@ def bound(forward_pass: ForwardPass) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def current() -> ForwardPass | None:
+    """The pass that is under way here, if one is."""
+    return _current.get()
 
 
 class PromptedSelfAttention(DisentangledSelfAttention):
@@ -49,7 +55,7 @@ class PromptedSelfAttention(DisentangledSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]``; returns ``[B, T, H]``."""
         forward_pass = _current.get()
-        prompt = forward_pass and forward_pass.keys_values(
+        prompt = forward_pass and forward_pass.reads(
             self.layer_idx, hidden_states.shape[0], hidden_states.dtype
         )
         if not prompt:

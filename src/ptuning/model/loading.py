@@ -149,7 +149,8 @@ def load(
     """
     source = resolve(name)
     try:
-        with _quiet():
+        # What is drawn for parts that the checkpoint lacks is drawn again for each task; see fresh.py.
+        with _quiet(), torch.random.fork_rng(devices=()):
             cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
             config = AutoConfig.from_pretrained(
                 source, revision=revision, local_files_only=cached_only, trust_remote_code=False

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
     DeepPrompt,
     EmbeddingEncoder,
+    Engine,
     InputPrompt,
     PromptConfig,
     TextInit,
@@ -42,11 +43,27 @@ from ptuning.model.config import (
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
-from ptuning.model.template import Insertion
+from ptuning.model.template import Insertion, Landmark
 from ptuning.task import ProblemType, Task
 
 _PLAIN: ContextVar[frozenset[int]] = ContextVar("plain", default=frozenset())
 """The models, by ``id``, that answer as the plain backbone here and now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prompt with all computed that does not depend on the text; :meth:`PTuningModel.prepared` makes it.
+
+    Attributes:
+        prompt: As :meth:`PTuningModel.forward` takes it.
+        tokens: The tokens that stand in front of the prompt in every row, such as a decoder's ``<s>``.
+        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` where the
+            prompt does not lead, or the backbone is not causal.
+    """
+
+    prompt: Tensor
+    tokens: tuple[int, ...] = ()
+    leading: Tensor | None = None
 
 
 class Head(nn.Module):
@@ -137,7 +154,8 @@ class PTuningModel(nn.Module):
                 config.num_virtual_tokens,
                 backbone.key_value_size,
             )
-            self.prompt_encoder = deep_encoder(config.encoder, shape, backbone.hidden_size, backbone.device)
+            made = deep_encoder(config.encoder, shape, backbone.hidden_size, torch.device("cpu"))
+            self.prompt_encoder = made.to(backbone.device)  # drawn here, so the device does not matter
         else:
             given = [tuple(ids) for ids in anchors] if anchors is not None else None
             self.anchors = tuple(given if given is not None else self._tokenised_anchors(config.insertions))
@@ -160,8 +178,8 @@ class PTuningModel(nn.Module):
         state.leave_backbone_out(self)
         if (limit := self.max_text_tokens) is not None and limit < 3:
             raise ConfigError(
-                f"{self.inserted_tokens} virtual tokens and a position offset of {self._offset} leave "
-                f"{limit} of {backbone.max_positions} places for the text; use fewer virtual tokens"
+                f"{self.inserted_tokens} virtual tokens and a position offset of {self.position_offset} "
+                f"leave {limit} of {backbone.max_positions} places for the text; use fewer virtual tokens"
             )
 
     # -------------------------------------------------------------------------------- making one
@@ -179,6 +197,7 @@ class PTuningModel(nn.Module):
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         class_weights: Sequence[float] | None = None,
+        engine: Engine | None = None,
     ) -> PTuningModel:
         """An untrained task on a backbone.
 
@@ -193,11 +212,13 @@ class PTuningModel(nn.Module):
             revision: A branch, tag or commit of the Hub.
             dtype: What to hold the frozen weights in; prompt and head are always fp32.
             class_weights: ``[C]``, for unbalanced classes.
+            engine: How the backbone computes, for every task on it; see :class:`Engine`.
         """
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
             task = _plain_task(num_labels or int(width), problem_type)
         held, tokenizer = hold(backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype)
+        held.engine = engine or held.engine
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
 
     @classmethod
@@ -212,6 +233,7 @@ class PTuningModel(nn.Module):
         dtype: torch.dtype | None = None,
         task: Task | None = None,
         allow_pickle: bool = False,
+        engine: Engine | None = None,
     ) -> PTuningModel:
         """A trained task from its folder.
 
@@ -227,12 +249,28 @@ class PTuningModel(nn.Module):
             task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
             allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
                 there are no safetensors.
+            engine: How the backbone computes, for every task on it.
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: the backbone is not the one that the task was trained on.
         """
         folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
+        model = cls._opened(folder, backbone, tokenizer, dtype, task, allow_pickle)
+        model.backbone.engine = engine or model.backbone.engine
+        return model
+
+    @classmethod
+    def _opened(
+        cls,
+        folder: Path,
+        backbone: str | PreTrainedModel | Backbone | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        dtype: torch.dtype | None,
+        task: Task | None,
+        allow_pickle: bool,
+    ) -> PTuningModel:
+        """A trained task from a folder that is here."""
         if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
             model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, dtype=dtype)
             if task is not None:
@@ -453,13 +491,14 @@ class PTuningModel(nn.Module):
         """The most tokens that a text, or pair, may have, special tokens included; ``None`` for no limit."""
         limits = []
         if (places := self.backbone.max_positions) is not None:
-            limits.append(places - self._offset)  # the offset takes up positions, not tokens
+            limits.append(places - self.position_offset)  # the offset takes up positions, not tokens
         if self.task.max_length is not None:
             limits.append(self.task.max_length)
         return min(limits) - self.inserted_tokens if limits else None
 
     @property
-    def _offset(self) -> int:
+    def position_offset(self) -> int:
+        """How far a deep prompt moves the text's positions; 0 at input depth."""
         config = self.prompt_config
         return config.position_offset or 0 if isinstance(config, DeepPrompt) else 0
 
@@ -541,7 +580,8 @@ class PTuningModel(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        prompt: Tensor | None = None,
+        prompt: Tensor | Prepared | None = None,
+        stem: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Classify a batch.
 
@@ -554,7 +594,8 @@ class PTuningModel(nn.Module):
             segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; told from the other
                 arguments where that is possible.
             prompt: In place of the task's own: ``[P, E]`` or one a row ``[B, P, E]``; deep
-                ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``.
+                ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``; or what :meth:`prepared` gave.
+            stem: ``[B, T, H]``, what :meth:`stem` gave for these tokens.
 
         Returns:
             ``logits`` ``[B, C]`` in fp32, a regression's in the target's unit; ``loss`` if labels were given.
@@ -569,11 +610,10 @@ class PTuningModel(nn.Module):
             token_type_ids = None
         plain = id(self) in _PLAIN.get()
         if plain:
-            logits = self._run(input_ids, attention_mask, token_type_ids, None, None, with_head=False)
+            logits = self._run_deep(input_ids, attention_mask, token_type_ids, None)
         else:
             self._check_length(attention_mask)
-            made = self.prompt_encoder() if prompt is None else prompt
-            logits = self._run(input_ids, attention_mask, token_type_ids, segment_ids, made, with_head=True)
+            logits = self._prompted(input_ids, attention_mask, token_type_ids, segment_ids, prompt, stem)
         logits = logits.float()
         if self.task.is_regression and not plain:
             logits = logits * self.task.scale + self.task.mean
@@ -585,35 +625,122 @@ class PTuningModel(nn.Module):
             )
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def _run(
+    def prepared(self) -> Prepared:
+        """The prompt with all computed that does not depend on the text.
+
+        For many batches of one task: the prompt encoder runs once, and so does a decoder's prompt in front of
+        the text.
+        It holds for as long as the task's parameters stay as they are.
+        """
+        made: Tensor = self.prompt_encoder()
+        tokens = self._usual_front()
+        if tokens is None or not self.backbone.shares_leading(len(tokens) + self.inserted_tokens):
+            return Prepared(prompt=made)
+        before = torch.tensor(tokens, dtype=torch.long, device=self.device)
+        leading = self.backbone.leading(self._leading_embeddings(before, made))
+        return Prepared(prompt=made, tokens=tokens, leading=leading)
+
+    @property
+    def stem_layer(self) -> int:
+        """s, if the layers below it give a text the same whatever the task; 0 if there is nothing to keep."""
+        config = self.prompt_config
+        if not isinstance(config, DeepPrompt) or not self.backbone.has_stem(self.head.names):
+            return 0
+        return config.first_layer
+
+    def stem(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """``[B, T, H]``: what enters layer :attr:`stem_layer`, token for token as they were given.
+
+        Arguments are those of :meth:`forward`. Nothing of the task is in it; see :meth:`Backbone.stem`.
+        """
+        attention_mask = attention_mask.long()
+        rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
+        types = token_type_ids if self.backbone.uses_segments else None
+        found = self.backbone.stem(
+            input_ids=rows.arrange(input_ids),
+            attention_mask=rows.mask,
+            positions=rows.positions + self.position_offset,
+            token_type_ids=None if types is None else rows.arrange(types),
+            first_layer=self.stem_layer,
+        )
+        back = rows.index.argsort(dim=1)[..., None].expand_as(found)
+        return found.gather(1, back)
+
+    def _prompted(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         token_type_ids: Tensor | None,
         segment_ids: Tensor | None,
-        prompt: Tensor | None,
-        *,
-        with_head: bool,
+        prompt: Tensor | Prepared | None,
+        stem: Tensor | None,
     ) -> Tensor:
-        head = self.head.named() if with_head else None
-        pad_left = self.backbone.architecture.causal
-        if prompt is None or isinstance(self.prompt_config, DeepPrompt):
-            rows = layout(attention_mask, (), (), None, pad_left=pad_left)
-            first_layer = self.prompt_config.first_layer if isinstance(self.prompt_config, DeepPrompt) else 0
-            return self.backbone.logits(
-                input_ids=rows.arrange(input_ids),
-                attention_mask=rows.mask,
-                positions=rows.positions + (0 if prompt is None else self._offset),
-                token_type_ids=None if token_type_ids is None else rows.arrange(token_type_ids),
-                prompts=prompt,
-                first_layer=first_layer,
+        head = self.head.named()
+        if not isinstance(prompt, Prepared):
+            prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
+        made = prompt.prompt
+        if isinstance(self.prompt_config, DeepPrompt):
+            return self._run_deep(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                made,
+                first_layer=self.prompt_config.first_layer,
+                offset=self.position_offset,
+                stem=stem,
                 head=head,
             )
+        front = self._front(input_ids, attention_mask, token_type_ids, segment_ids)
+        if front is None or made.dim() == 3:
+            return self._run_input(input_ids, attention_mask, token_type_ids, segment_ids, made, head)
+        leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
+        if leading is None:
+            leading = self.backbone.leading(self._leading_embeddings(front, made))
+        behind = attention_mask * (attention_mask.cumsum(1) > len(front))
+        return self._run_deep(input_ids, behind, token_type_ids, leading, offset=leading.shape[-2], head=head)
+
+    def _run_deep(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None,
+        prompts: Tensor | None,
+        *,
+        first_layer: int = 0,
+        offset: int = 0,
+        stem: Tensor | None = None,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The text by itself, with what stands in front of it in the layers."""
+        rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
+        return self.backbone.logits(
+            input_ids=rows.arrange(input_ids),
+            attention_mask=rows.mask,
+            positions=rows.positions + offset,
+            token_type_ids=None if token_type_ids is None else rows.arrange(token_type_ids),
+            prompts=prompts,
+            first_layer=first_layer,
+            stem=None if stem is None else rows.arrange(stem),
+            head=head,
+        )
+
+    def _run_input(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None,
+        segment_ids: Tensor | None,
+        prompt: Tensor,
+        head: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Prompt and text as one sequence."""
+        assert isinstance(self.prompt_config, InputPrompt)
         pieces = self.prompt_config.insertions
         if self.needs_segments and segment_ids is None:
             segment_ids = self.backbone.segments(attention_mask, token_type_ids)
         inserted = self._inserted_embeddings(pieces, prompt, input_ids)
         sizes = [part.shape[1] for part in inserted]
+        pad_left = self.backbone.architecture.causal
         rows = layout(attention_mask, pieces, sizes, segment_ids, pad_left=pad_left)
         text = self.backbone.embed(input_ids)
         combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
@@ -626,6 +753,63 @@ class PTuningModel(nn.Module):
             else _spread(rows.arrange, token_type_ids, sum(sizes)),
             head=head,
         )
+
+    # ------------------------------------------------------- a decoder's prompt in front of the text
+
+    @property
+    def _leads(self) -> Landmark | None:
+        """Where everything is inserted, if that is in front of the text; ``None`` if it is not."""
+        if isinstance(self.prompt_config, DeepPrompt):
+            return None
+        places = {piece.before for piece in self.prompt_config.insertions}
+        leads = len(places) == 1 and places <= {Landmark.START, Landmark.TEXT_A}
+        return places.pop() if leads else None
+
+    def _front(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None,
+        segment_ids: Tensor | None,
+    ) -> Tensor | None:
+        """``[k]``: the tokens in front of the prompt, if every row has the same ones, and only these and the
+        prompt stand in front of the text; ``None`` if prompt and text have to go as one sequence.
+        """
+        place = self._leads
+        length = attention_mask.shape[1] + self.inserted_tokens
+        if place is None or not self.backbone.shares_leading(length):
+            return None
+        if place is Landmark.START:
+            return input_ids[0, :0]
+        if segment_ids is None:
+            segment_ids = self.backbone.segments(attention_mask, token_type_ids)
+        rows = layout(attention_mask, (), (), None, pad_left=False)
+        inside = rows.arrange(segment_ids) == 0
+        first = inside.int().argmax(1)
+        count = int(first[0])
+        before = rows.arrange(input_ids)[:, :count]
+        same = bool(((first == count) & inside.any(1)).all() & (before == before[:1]).all())
+        return before[0] if same else None
+
+    def _usual_front(self) -> tuple[int, ...] | None:
+        """:meth:`_front` as the tokenizer makes it; ``None`` also where it cannot be told."""
+        match self._leads:
+            case Landmark.START:
+                return ()
+            case Landmark.TEXT_A if self.tokenizer is not None:
+                found = self.tokenizer("a", return_special_tokens_mask=True)
+                text = found["special_tokens_mask"].index(0)
+                return tuple(found["input_ids"][:text])
+            case _:
+                return None
+
+    def _leading_embeddings(self, before: Tensor, prompt: Tensor) -> Tensor:
+        """``[k + A + P, E]``: tokens, and all that is inserted behind them."""
+        assert isinstance(self.prompt_config, InputPrompt)
+        like = before.new_zeros(1, 0)
+        parts = self._inserted_embeddings(self.prompt_config.insertions, prompt, like)
+        text = self.backbone.embed(before)
+        return torch.cat((text, *(part[0].to(text.dtype) for part in parts)))
 
     def _inserted_embeddings(self, pieces: Sequence[Insertion], prompt: Tensor, like: Tensor) -> list[Tensor]:
         """Each insertion's embeddings, ``[B, n, E]``: its share of the prompt, or its anchor's words."""
@@ -664,17 +848,22 @@ class PTuningModel(nn.Module):
                 return F.cross_entropy(logits, labels.view(-1), weight=weights)
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        """Not in this version; the Trainer asks for it where its arguments say so.
+        """Keep each layer's input alone, and compute the rest again on the way back.
 
-        Raises:
-            ConfigError: always.
+        The Trainer asks for it where its arguments say so; its options are torch's, and change nothing here.
         """
-        raise ConfigError(
-            "activation (gradient) checkpointing is not in this version of ptuning; leave it out, and lower "
-            "the batch size (with accumulation) if memory is short"
-        )
+        self._checkpoint_activations(True)
 
-    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the layers' activations, as it is by default."""
+        self._checkpoint_activations(False)
+
+    # Their names before transformers 5.
+    gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_disable = activation_checkpointing_disable
+
+    def _checkpoint_activations(self, wanted: bool) -> None:
+        self.backbone.engine = replace(self.backbone.engine, checkpoint_activations=wanted)
 
     def move_faster(self, prompt: float, head: float) -> None:
         """Let the prompt's table and the head move so many times as far as the optimizer's rate says.
@@ -730,7 +919,8 @@ class PTuningModel(nn.Module):
             raise DataError(
                 f"row {row} of the batch has {int(lengths[row])} tokens, expected at most {limit}: "
                 f"{self.backbone.name} takes {self.backbone.max_positions}, the task {self.task.max_length} "
-                f"(None: no limit), of which {self.inserted_tokens} are inserted and {self._offset} skipped. "
+                f"(None: no limit), of which {self.inserted_tokens} are inserted and "
+                f"{self.position_offset} skipped. "
                 "Truncate the text (never the prompt), or use fewer virtual tokens"
             )
 

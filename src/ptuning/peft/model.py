@@ -375,10 +375,15 @@ class PeftModel(nn.Module):
         return self.active.num_parameters(only_trainable, exclude_embeddings)
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        """As :meth:`PTuningModel.activation_checkpointing_enable`: it says that there is none."""
+        """As :meth:`PTuningModel.activation_checkpointing_enable`; it holds for every adapter here."""
         self.active.activation_checkpointing_enable()
 
+    def activation_checkpointing_disable(self) -> None:
+        """As :meth:`PTuningModel.activation_checkpointing_disable`."""
+        self.active.activation_checkpointing_disable()
+
     gradient_checkpointing_enable = activation_checkpointing_enable
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """How many numbers training changes, and how many there are, each counted once."""

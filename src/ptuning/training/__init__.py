@@ -9,14 +9,29 @@ from ptuning._lazy import lazy
 if TYPE_CHECKING:
     from ptuning.training.config import DataConfig, FitConfig, TrainConfig
     from ptuning.training.loop import fit
-    from ptuning.training.result import Evaluation, TrainResult
+    from ptuning.training.result import Evaluation, SeveralResult, TrainResult
     from ptuning.training.run import train
+    from ptuning.training.several import train_several
 
 __getattr__, __dir__ = lazy(
     __name__,
     dict.fromkeys(("DataConfig", "FitConfig", "TrainConfig"), "ptuning.training.config")
-    | dict.fromkeys(("Evaluation", "TrainResult"), "ptuning.training.result")
-    | {"fit": "ptuning.training.loop", "train": "ptuning.training.run"},
+    | dict.fromkeys(("Evaluation", "SeveralResult", "TrainResult"), "ptuning.training.result")
+    | {
+        "fit": "ptuning.training.loop",
+        "train": "ptuning.training.run",
+        "train_several": "ptuning.training.several",
+    },
 )
 
-__all__ = ["DataConfig", "Evaluation", "FitConfig", "TrainConfig", "TrainResult", "fit", "train"]
+__all__ = [
+    "DataConfig",
+    "Evaluation",
+    "FitConfig",
+    "SeveralResult",
+    "TrainConfig",
+    "TrainResult",
+    "fit",
+    "train",
+    "train_several",
+]

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ptuning.errors import ConfigError
-from ptuning.model.config import DeepPrompt, PromptConfig
+from ptuning.model.config import DeepPrompt, Engine, PromptConfig
 from ptuning.validation import validated
 
 
@@ -52,6 +52,12 @@ class FitConfig(_Strict):
 
     epochs: int = Field(8, ge=1, description="passes over the training rows")
     batch_size: int = Field(16, ge=1, description="rows a batch, of similar length")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens a batch, padding included, so that batches of short rows are larger up to "
+        "batch_size; no such limit",
+    )
     accumulation: int = Field(1, ge=1, description="batches an optimizer step")
     prompt_rate: float | None = Field(
         None, gt=0, description="AdamW's peak learning rate for the prompt; 0.01, or 0.03 in a short run"
@@ -106,6 +112,7 @@ class TrainConfig(_Strict):
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
     prompt: PromptConfig = Field(default_factory=DeepPrompt, description="what is trained")
     fit: FitConfig = Field(default_factory=FitConfig, description="how it is trained")
+    engine: Engine = Field(default_factory=Engine, description="how it is computed")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="of the frozen weights: bf16 where the device computes it fast; prompt and head are fp32",

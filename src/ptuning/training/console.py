@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.config import FitConfig
@@ -18,6 +25,12 @@ class Reporter(Protocol):
     def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
         """A run of ``steps`` optimizer steps begins, ``done`` of them before."""
 
+    def stem(self, done: int, total: int) -> None:
+        """The frozen layers below the first prompt have been run for ``done`` of ``total`` distinct texts.
+
+        Not called where they are not run, or where what they gave was kept before.
+        """
+
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         """A step was taken, at ``speed`` rows a second so far."""
 
@@ -28,10 +41,21 @@ class Reporter(Protocol):
         """The run is over, one way or another."""
 
 
+class SeveralReporter(Reporter, Protocol):
+    """Told of everything that happens in several runs, one after another."""
+
+    def run(self, name: str, number: int, count: int, kept: bool) -> None:
+        """The run ``name`` is next, ``number`` of ``count``; ``kept`` if it was finished before."""
+
+
 class Silent:
     """Says nothing."""
 
+    def run(self, name: str, number: int, count: int, kept: bool) -> None: ...
+
     def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None: ...
+
+    def stem(self, done: int, total: int) -> None: ...
 
     def step(self, step: int, loss: float, rate: float, speed: float) -> None: ...
 
@@ -46,18 +70,25 @@ class ConsoleReporter:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._progress = Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn(
-                "loss {task.fields[loss]:.3f}  rate {task.fields[rate]:.1e}  {task.fields[speed]:.0f} rows/s"
-            ),
+            TextColumn("{task.fields[told]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         self._loss: float | None = None
+        self._stem: TaskID | None = None
+
+    def run(self, name: str, number: int, count: int, kept: bool) -> None:
+        self.console.print(
+            f"run {number} of {count}: {name}" + (", finished before" if kept else ""),
+            style="bold",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
         trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
@@ -68,14 +99,27 @@ class ConsoleReporter:
             highlight=False,
             soft_wrap=True,
         )
+        self._loss = self._stem = None
+        for past in self._progress.task_ids:  # of the run before this one
+            self._progress.remove_task(past)
         self._progress.start()
-        self._task = self._progress.add_task(
-            "training", total=steps, completed=done, loss=0.0, rate=0.0, speed=0.0
-        )
+        self._task = self._progress.add_task("training", total=steps, completed=done, told="")
+
+    def stem(self, done: int, total: int) -> None:
+        if self._stem is None:
+            self._stem = self._progress.add_task("stem", total=total, told="texts")
+        self._progress.update(self._stem, completed=done)
+        if done == total:
+            self._progress.remove_task(self._stem)
+            self._stem = None
+            self.console.print(
+                f"the layers below the first prompt are done for all {total:,} texts, once", highlight=False
+            )
 
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
-        self._progress.update(self._task, completed=step, loss=self._loss, rate=rate, speed=speed)
+        told = f"loss {self._loss:.3f}  rate {rate:.1e}  {speed:.0f} rows/s"
+        self._progress.update(self._task, completed=step, told=told)
 
     def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
         value = found.metrics.get(metric)

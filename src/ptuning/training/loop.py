@@ -23,9 +23,10 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from ptuning import adapters
-from ptuning.data.tokens import TooLong, collate, shuffled_batches
+from ptuning.data.stems import Stems
+from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
-from ptuning.inference.evaluate import logits_of, pad_id
+from ptuning.inference.evaluate import batch_of, logits_of, pad_id
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
 from ptuning.task import Task
@@ -35,8 +36,9 @@ from ptuning.training.config import DataConfig, FitConfig, rates, run_folder
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
-from ptuning.training.prepare import Examples, Split, gather, tokenised
+from ptuning.training.prepare import Examples, Split, gather
 from ptuning.training.result import Evaluation, TrainResult
+from ptuning.training.shared import Shared
 from ptuning.validation import validated
 
 
@@ -102,13 +104,15 @@ def run(
     accelerator: Accelerator,
     setting: Mapping[str, Any] | None = None,
     began: Callable[[], None] = lambda: None,
+    shared: Shared | None = None,
 ) -> TrainResult:
     """:func:`fit` on examples that have been read and checked; ``began`` is called before the first step."""
     if resume and output is None:
         raise ConfigError("resume needs an output folder: the checkpoint is beside it")
     set_seed(config.seed)
-    train, held = tokenised(model, examples.train, too_long), tokenised(model, examples.validation, too_long)
-    test = tokenised(model, examples.test, too_long) if examples.test else None
+    shared = shared or Shared()
+    train, held = (shared.split(model, rows, too_long) for rows in (examples.train, examples.validation))
+    test = shared.split(model, examples.test, too_long) if examples.test else None
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, model.task))
     model.backbone.dropout = config.backbone_dropout
@@ -135,6 +139,7 @@ def run(
         reporter.begin(model, loop.steps, loop.position.step, config)
         model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
         try:
+            loop.keep_stems(shared, stop)
             stopped_early = loop.until_done(stop)
         finally:
             model.check_loss = True
@@ -148,7 +153,10 @@ def run(
         metric=loop.select.metric,
         best=position.history[position.best],
         history=tuple(position.history),
-        metrics={name: evaluate(model, split) for name, split in splits.items()},
+        metrics={
+            name: evaluate(model, split, loop.stems if split is held else None)
+            for name, split in splits.items()
+        },
         baseline={name: baseline.measure(split.targets, model.task) for name, split in splits.items()},
         baseline_rule=baseline.rule,
         trained=model.num_parameters(only_trainable=True),
@@ -182,13 +190,16 @@ def run(
     return result
 
 
-def evaluate(model: PTuningModel, split: Split) -> Metrics:
+def evaluate(model: PTuningModel, split: Split, stems: Stems | None = None) -> Metrics:
     """The split's metrics, ``loss`` included (in a regression, of standardised targets).
+
+    Args:
+        stems: Where the stem's outputs for its rows are, if they are kept.
 
     Raises:
         TrainingDiverged: logits that are not finite, of which there is nothing to measure.
     """
-    logits = logits_of(model, split.rows)
+    logits = logits_of(model, split.rows, stems=stems)
     if bad := int((~logits.isfinite().all(dim=1)).sum()):
         raise TrainingDiverged(
             f"the logits of {bad} of {len(logits)} rows are not finite: the prompt or the head has grown out "
@@ -235,9 +246,9 @@ class _Loop:
     def __post_init__(self) -> None:
         self.position = Position()
         self.best: dict[str, Tensor] | None = None
-        self.batches = math.ceil(len(self.train.rows) / self.config.batch_size)
-        self.epoch_steps = math.ceil(self.batches / self.config.accumulation)
-        self.steps = self.epoch_steps * self.config.epochs
+        self.stems: Stems | None = None
+        self.batches = [self._count(epoch) for epoch in range(self.config.epochs)]
+        self.steps = sum(math.ceil(count / self.config.accumulation) for count in self.batches)
         parameters = self.model.task_parameters()
         if not parameters:
             raise ConfigError("nothing to train: every parameter of the model is frozen")
@@ -268,6 +279,20 @@ class _Loop:
         )
         self.started = time.perf_counter() - self.position.seconds
 
+    def keep_stems(self, shared: Shared, stop: StopRequest) -> None:
+        """Run the frozen layers below the first prompt, once for each text, where there are any."""
+
+        def on_rows(done: int, total: int) -> None:
+            self.reporter.stem(done, total)
+            if stop.made:
+                self._interrupt()
+
+        began = time.perf_counter()
+        with self.accelerator.main_process_first():  # the others find them on disk
+            self.stems = shared.stems(self.model, (self.train, self.validation), on_rows)
+        if self.stems is not None:
+            self.position.train_seconds += time.perf_counter() - began
+
     def until_done(self, stop: StopRequest) -> bool:
         """Train to the last step, or until patience runs out; returns which (True for patience)."""
         scheduler = self._scheduler()
@@ -287,7 +312,7 @@ class _Loop:
                 self.reporter.step(
                     position.step, loss, scheduler.get_last_lr()[0], position.rows / position.train_seconds
                 )
-                last = position.batch >= self.batches
+                last = position.batch >= self.batches[position.epoch]
                 if last:
                     position.epoch, position.batch = position.epoch + 1, 0
                 if self._due(last):
@@ -307,11 +332,25 @@ class _Loop:
     def _groups(self) -> Iterator[list[list[int]]]:
         """What is left of this epoch: for each optimizer step its batches of row numbers."""
         position, size = self.position, self.config.accumulation
-        batches = shuffled_batches(
-            self.train.lengths, self.config.batch_size, seed=self.config.seed, epoch=position.epoch
-        )[position.batch :]
+        batches = self._batches(position.epoch)[position.batch :]
         for at in range(0, len(batches), size):
             yield batches[at : at + size]
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """An epoch's batches of row numbers."""
+        config = self.config
+        lengths, tokens = self.train.lengths, config.batch_tokens
+        if tokens is not None:  # what an input prompt adds to each row counts
+            lengths = [length + self.model.inserted_tokens for length in lengths]
+        return shuffled_batches(
+            lengths, config.batch_size, seed=config.seed, epoch=epoch, batch_tokens=tokens
+        )
+
+    def _count(self, epoch: int) -> int:
+        """How many batches an epoch has; with a budget of tokens it depends on how the rows fall."""
+        if self.config.batch_tokens is None:
+            return math.ceil(len(self.train.rows) / self.config.batch_size)
+        return len(self._batches(epoch))
 
     def _step(self, group: list[list[int]]) -> tuple[float, int]:
         """One optimizer step over a group of batches; the mean loss and the rows it was taken over."""
@@ -334,7 +373,7 @@ class _Loop:
         """Add one batch's gradient of the group's mean loss; returns its share of that mean."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = batch[rank::world] or batch[:1]  # a process without rows still takes part in the exchange
-        inputs = collate([self.train.rows[i] for i in mine], pad_id(self.model))
+        inputs = batch_of([self.train.rows[i] for i in mine], pad_id(self.model), self.stems)
         inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
         share = len(batch[rank::world]) / rows
         loss = self.wrapped(**inputs).loss * share
@@ -352,11 +391,11 @@ class _Loop:
 
     def _evaluate(self) -> None:
         position = self.position
-        metrics = evaluate(self.model, self.validation)
+        metrics = evaluate(self.model, self.validation, self.stems)
         self.model.train()
         position.history.append(
             Evaluation(
-                epoch=position.epoch + position.batch / self.batches,
+                epoch=position.epoch + (position.batch and position.batch / self.batches[position.epoch]),
                 step=position.step,
                 train_loss=position.loss_sum / max(position.loss_rows, 1),
                 metrics=metrics,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptuning import adapters
 from ptuning.data import Example, Loaded, encode_labels, infer_task, load_examples, split_off
+from ptuning.data.token_cache import token_rows_of
 from ptuning.data.tokenised import (
     TokenisedExample,
     TokenisedRows,
@@ -50,6 +51,32 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """The rows of every source, checked, before any are put aside for validation.
+
+    Attributes:
+        train: The training rows, those included that are yet to be split off.
+        validation: ``None`` where they are to be split off.
+        test: May be empty.
+        sources: As in :class:`Examples`.
+        task: What the labels mean.
+    """
+
+    train: Sequence[Example]
+    validation: Sequence[Example] | None
+    test: Sequence[Example]
+    sources: Mapping[str, str]
+    task: Task
+
+    def examples(self, *, fraction: float, seed: int) -> Examples:
+        """The splits; ``seed`` decides which rows are split off, where there is no validation source."""
+        rows, held = self.train, self.validation
+        if held is None:
+            rows, held = split_off(rows, self.task, fraction=fraction, seed=seed)
+        return Examples(train=rows, validation=held, test=self.test, sources=self.sources)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """A split, tokenised.
 
@@ -68,14 +95,26 @@ class Split:
 
 def read(config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
     """The examples that a configuration names, and the task that the training rows describe."""
-    sources = {"train": config.train, "validation": config.validation, "test": config.test}
-    return gather({name: source for name, source in sources.items() if source is not None}, config, seed=seed)
+    found = read_all(config)
+    return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
 
 def gather(
     sources: Mapping[str, Any], config: DataConfig, *, seed: int, task: Task | None = None
 ) -> tuple[Examples, Task]:
-    """As :func:`read`, for sources of any kind: paths, ``datasets.Dataset``, lists of mappings.
+    """As :func:`read`, for sources of any kind; see :func:`gather_all`."""
+    found = gather_all(sources, config, task=task)
+    return found.examples(fraction=config.validation_fraction, seed=seed), found.task
+
+
+def read_all(config: DataConfig) -> Gathered:
+    """The rows that a configuration names, and the task that the training rows describe."""
+    sources = {"train": config.train, "validation": config.validation, "test": config.test}
+    return gather_all({name: source for name, source in sources.items() if source is not None}, config)
+
+
+def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | None = None) -> Gathered:
+    """As :func:`read_all`, for sources of any kind: paths, ``datasets.Dataset``, lists of mappings.
 
     Args:
         task: Where the model has one already; inferred from the training rows otherwise. With it, rows
@@ -125,13 +164,13 @@ def gather(
                 f"data.{name}: {got} a row, but {whose} {expected}; name the columns with "
                 "data.text and data.text_b"
             )
-    if "validation" in loaded:
-        rows, held = train.examples, loaded["validation"].examples
-    else:
-        rows, held = split_off(train.examples, task, fraction=config.validation_fraction, seed=seed)
-    test = loaded["test"].examples if "test" in loaded else []
-    named = {name: public_name(split.origin.name) for name, split in loaded.items()}
-    return Examples(train=rows, validation=held, test=test, sources=named), task
+    return Gathered(
+        train=train.examples,
+        validation=loaded["validation"].examples if "validation" in loaded else None,
+        test=loaded["test"].examples if "test" in loaded else [],
+        sources={name: public_name(split.origin.name) for name, split in loaded.items()},
+        task=task,
+    )
 
 
 def public_name(source: str) -> str:
@@ -147,6 +186,8 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
     labels = encode_labels(examples, model.task)
     tokens = [example for example in examples if isinstance(example, TokenisedExample)]  # all, or none
     rows = (
-        token_rows(model, tokens, labels) if tokens else Tokenise.for_model(model, too_long)(examples, labels)
+        token_rows(model, tokens, labels)
+        if tokens
+        else token_rows_of(Tokenise.for_model(model, too_long), examples, labels)
     )
     return Split(rows=rows, targets=np.asarray(labels, dtype=np.float64))

@@ -1,10 +1,11 @@
-"""What a run found, as plain data."""
+"""What a run found, or several of them, as plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 
@@ -96,3 +97,123 @@ class TrainResult:
             "adapter": None if self.adapter is None else str(self.adapter),
             "beats_baseline": self.beats_baseline,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainResult:
+        """The inverse of :meth:`to_dict`, by way of JSON."""
+        own = {name: value for name, value in values.items() if name != "beats_baseline"}
+        return cls(
+            **{
+                **own,
+                "best": Evaluation(**values["best"]),
+                "history": tuple(Evaluation(**each) for each in values["history"]),
+                "adapter": None if values["adapter"] is None else Path(values["adapter"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRun:
+    """One run of several.
+
+    Attributes:
+        name: Such as ``seed-1_prompt_rate-0.03``; the run is in ``OUTPUT.run/NAME`` and ``NAME.run``.
+        values: What is its own, by option of ``fit``.
+        result: What it found; ``None`` if it diverged.
+        diverged: How it ended, if its loss or logits ceased to be finite.
+    """
+
+    name: str
+    values: Mapping[str, int | float]
+    result: TrainResult | None
+    diverged: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        found = self.result
+        if found is None:
+            return {"name": self.name, "values": dict(self.values), "diverged": self.diverged}
+        return {
+            "name": self.name,
+            "values": dict(self.values),
+            "best_epoch": found.best.epoch,
+            "metrics": found.metrics,
+            "baseline": found.baseline,
+            "beats_baseline": found.beats_baseline,
+            "stopped_early": found.stopped_early,
+            "seconds": found.seconds,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        values: What they have in common of that which varies, by option of ``fit``.
+        runs: Their names.
+        metrics: By split and metric, the mean and the sample standard deviation; of the metrics that every
+            one of them has.
+    """
+
+    values: Mapping[str, int | float]
+    runs: tuple[str, ...]
+    metrics: Mapping[str, Mapping[str, tuple[float, float]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "values": dict(self.values),
+            "runs": list(self.runs),
+            "metrics": {
+                split: {name: {"mean": mean, "sd": sd} for name, (mean, sd) in found.items()}
+                for split, found in self.metrics.items()
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralResult:
+    """What several runs on one backbone found.
+
+    Attributes:
+        metric: The metric that picked each run's checkpoint, and the best run, on the validation rows.
+        runs: In the order in which they ran.
+        best: The best of them; of equals, the first.
+        adapter: Where its adapter was saved.
+    """
+
+    metric: str
+    runs: tuple[OneRun, ...]
+    best: OneRun
+    adapter: Path
+
+    @property
+    def over_seeds(self) -> tuple[OverSeeds, ...]:
+        """Means and deviations, wherever two runs or more differ by their seed alone."""
+        groups: dict[tuple[tuple[str, int | float], ...], list[OneRun]] = {}
+        for run in self.runs:
+            if run.result is not None and "seed" in run.values:
+                common = tuple((name, value) for name, value in run.values.items() if name != "seed")
+                groups.setdefault(common, []).append(run)
+        return tuple(_over_seeds(dict(common), found) for common, found in groups.items() if len(found) > 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "metric": self.metric,
+            "best": self.best.name,
+            "runs": [run.to_dict() for run in self.runs],
+            "over_seeds": [group.to_dict() for group in self.over_seeds],
+        }
+
+
+def _over_seeds(common: Mapping[str, int | float], runs: Sequence[OneRun]) -> OverSeeds:
+    found = [run.result.metrics for run in runs if run.result is not None]
+    metrics = {
+        split: {
+            name: (fmean(values), stdev(values))
+            for name in found[0][split]
+            if len(values := [each[split][name] for each in found if name in each[split]]) == len(found)
+        }
+        for split in found[0]
+    }
+    return OverSeeds(values=common, runs=tuple(run.name for run in runs), metrics=metrics)

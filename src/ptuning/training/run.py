@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from ptuning.training import checkpoint
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
-from ptuning.training.prepare import read
 from ptuning.training.result import TrainResult
+from ptuning.training.shared import Shared
 
+CONFIG = "config.yaml"
 RESULT = "result.json"
 """What a finished run leaves, and an unfinished one lacks."""
 
@@ -37,6 +39,23 @@ def train(
         anew: Begin again where a run was not finished; without it, that is refused.
         reporter: Told of every step; silent by default.
     """
+    return train_on(Shared(), config, resume=resume, anew=anew, reporter=reporter or Silent())
+
+
+def train_on(
+    shared: Shared,
+    config: TrainConfig,
+    *,
+    resume: bool,
+    anew: bool,
+    reporter: Reporter,
+    began: Callable[[], None] = lambda: None,
+) -> TrainResult:
+    """:func:`train`, with what other runs have read, loaded and tokenised.
+
+    Args:
+        began: Called before the first step, when nothing can be refused any more.
+    """
     folder = config.run_folder
     output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
     if not (resume or anew) and (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
@@ -44,23 +63,23 @@ def train(
             f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
             "to begin anew"
         )
-    examples, task = read(config.data, seed=config.fit.seed)
+    examples, task = shared.examples(config.data, seed=config.fit.seed)
     accelerator = Accelerator(cpu=config.device == "cpu")
-    set_seed(config.fit.seed)  # the prompt's and the head's first values
-    model = PTuningModel.from_backbone(
-        config.backbone,
-        config.prompt,
-        task=task,
-        revision=config.revision,
-        dtype=precision(config.precision, accelerator.device),
+    device = accelerator.device
+    backbone, tokenizer = shared.backbone(
+        config, task, dtype=precision(config.precision, device), device=device
     )
+    backbone.engine = config.engine
+    set_seed(config.fit.seed)  # the prompt's and the head's first values
+    model = PTuningModel(backbone, config.prompt, task, tokenizer=tokenizer)
 
-    def began() -> None:
+    def beginning() -> None:
+        began()
         if not resume:  # a resumed run's configuration is there, and has to be the same
             if accelerator.is_main_process:
                 with suppress(OSError):  # what is wrong with the folder is said below
                     (folder / RESULT).unlink()  # that of the run before this one
-            _write(folder / "config.yaml", dump(config), accelerator)
+            write(folder / CONFIG, dump(config), accelerator)
 
     result = run(
         model,
@@ -69,20 +88,22 @@ def train(
         too_long=config.data.too_long,
         output=output,
         resume=resume,
-        reporter=reporter or Silent(),
+        reporter=reporter,
         accelerator=accelerator,
-        began=began,
+        began=beginning,
+        shared=shared,
         setting={
             **{f"prompt.{name}": value for name, value in config.model_dump(mode="json")["prompt"].items()},
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
         },
     )
-    _write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
+    write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
 
 
-def _write(file: Path, text: str, accelerator: Accelerator) -> None:
+def write(file: Path, text: str, accelerator: Accelerator) -> None:
+    """Write one of a run's own files, in the main process alone."""
     if accelerator.is_main_process:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,205 @@
+"""What enters the first prompted layer, kept: below it frozen weights give a text the same every time.
+
+The texts of a run are put into one order that does not depend on how they came (distinct rows by length,
+then by their tokens), run through the stem once in batches of that order, and laid end to end in one tensor
+``[tokens, H]``. So the numbers are a function of the texts and the backbone alone, whichever run needs them,
+and one file on disk, under a digest of both, serves every run and every task on the same texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ptuning.cache import Cache
+from ptuning.data.tokens import TokenRow, collate, sorted_batches
+from ptuning.model.ptuning import PTuningModel
+
+BATCH_TOKENS = 4096
+"""Tokens of a batch through the stem. It is part of what the numbers are, to the last bit, so it is fixed."""
+
+GIB = 2**30
+_NAME = "hidden"
+
+
+class Stems:
+    """Stem outputs by text.
+
+    Args:
+        hidden: ``[tokens, H]``, the rows' outputs end to end; in memory, or mapped from a file.
+        places: Where each row begins, by :func:`identity`.
+    """
+
+    def __init__(self, hidden: Tensor, places: dict[bytes, int]) -> None:
+        self.hidden = hidden
+        self._places = places
+
+    def __contains__(self, row: TokenRow) -> bool:
+        return identity(row) in self._places
+
+    def of(self, rows: Sequence[TokenRow]) -> Tensor:
+        """``[B, T, H]``, padded behind each row as :func:`~ptuning.data.tokens.collate` pads."""
+        found = self.hidden.new_zeros(len(rows), max(map(len, rows)), self.hidden.shape[1])
+        for number, row in enumerate(rows):
+            begin = self._places[identity(row)]
+            found[number, : len(row)] = self.hidden[begin : begin + len(row)]
+        return found
+
+
+def identity(row: TokenRow) -> bytes:
+    """What tells a row from another, as the backbone sees it."""
+    ids = array("i", row.input_ids)
+    types = b"" if row.token_type_ids is None else bytes(row.token_type_ids)
+    return b"%d " % len(ids) + ids.tobytes() + types
+
+
+def stems_of(
+    model: PTuningModel,
+    rows: Iterable[TokenRow],
+    *,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+    known: MutableMapping[str, Stems] | None = None,
+) -> Stems | None:
+    """The stem's outputs for ``rows``: from disk if they are there, computed and kept otherwise.
+
+    Args:
+        model: Its first layer, its backbone and the engine's limits decide.
+        on_rows: Told, after each batch, how many of the distinct rows are done; what it raises ends this.
+        known: Those that were made before in this process; what is made is put there.
+
+    Returns:
+        ``None`` where there is no stem to keep, or where neither memory nor disk may hold so much.
+    """
+    engine, layer = model.backbone.engine, model.stem_layer
+    if layer == 0 or not engine.reuse_stem:
+        return None
+    distinct = {identity(row): row for row in rows}
+    order = sorted(distinct, key=lambda text: (-len(distinct[text]), text))
+    places, total = {}, 0
+    for text in order:
+        places[text] = total
+        total += len(distinct[text])
+    size = total * model.backbone.hidden_size * model.backbone.dtype.itemsize
+    in_memory = size <= engine.stem_memory * GIB
+    cache = Cache("stems", int(engine.stem_disk * GIB))
+    key = _digest(model, layer, order)
+    known = {} if known is None else known
+    if key in known:
+        return known[key]
+    hidden = _read(cache.get(key), total)
+    if hidden is not None:
+        known[key] = Stems(hidden.clone() if in_memory else hidden, places)
+        return known[key]
+    parts = _computed(model, [distinct[text] for text in order], on_rows)
+    with cache.adding(key, size + _HEADER) as path:
+        if in_memory:
+            hidden = torch.empty(total, model.backbone.hidden_size, dtype=model.backbone.dtype)
+            begin = 0
+            for part in parts:
+                hidden[begin : begin + len(part)] = part
+                begin += len(part)
+            if path is not None:
+                with suppress(OSError):  # a full disk: what is in memory serves this run
+                    _write(path, [hidden], hidden.dtype, (total, hidden.shape[1]))
+        elif path is not None:
+            with suppress(OSError):  # a full disk: the stem is run in every epoch
+                _write(path, parts, model.backbone.dtype, (total, model.backbone.hidden_size))
+                hidden = _read(path, total)
+    if hidden is None:
+        return None
+    known[key] = Stems(hidden, places)
+    return known[key]
+
+
+def _computed(
+    model: PTuningModel, rows: Sequence[TokenRow], on_rows: Callable[[int, int], None]
+) -> Iterator[Tensor]:
+    """The stem's outputs for rows that come longest first: ``[tokens, H]`` for each batch, in order."""
+    done = 0
+    for batch in sorted_batches(list(map(len, rows)), len(rows), BATCH_TOKENS):
+        inputs = collate([replace(rows[i], label=None, segment_ids=None) for i in batch], 0)
+        real = inputs["attention_mask"].bool()
+        found = model.stem(**{name: value.to(model.device) for name, value in inputs.items()})
+        done += len(batch)
+        on_rows(done, len(rows))
+        yield found.cpu()[real]
+
+
+def _digest(model: PTuningModel, layer: int, order: Sequence[bytes]) -> str:
+    """What the numbers depend on, to the last bit; the texts by their tokens."""
+    backbone = model.backbone
+    facts = {
+        "backbone": backbone.digest(),
+        "layer": layer,
+        "position_offset": model.position_offset,
+        "device": backbone.device.type,
+        "attention": backbone.engine.attention,
+        "compile": backbone.engine.compile,
+        "batch_tokens": BATCH_TOKENS,
+        "versions": {name: version(name) for name in ("ptuning", "torch", "transformers")},
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for row in order:
+        digest.update(b"%d:" % len(row))
+        digest.update(row)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------ on disk
+#
+# A safetensors file, whose header is written here because the library wants the whole tensor in memory.
+
+_HEADER = 4096
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+
+
+def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """One tensor, from its ``parts`` in order; the digest of its bytes goes into the header.
+
+    Raises:
+        OSError: the disk is full; nothing is left of the file.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("wb") as file:
+            file.write(b" " * _HEADER)
+            for part in parts:
+                numbers = part.contiguous().view(torch.uint8).numpy().data
+                digest.update(numbers)
+                file.write(numbers)
+            file.seek(0)
+            file.write(_header(dtype, shape, digest.hexdigest()))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _header(dtype: torch.dtype, shape: tuple[int, int], digest: str) -> bytes:
+    size = shape[0] * shape[1] * dtype.itemsize
+    entry = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": {"sha256": digest}, _NAME: entry}).encode()
+    return (_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8)
+
+
+def _read(path: Path | None, tokens: int) -> Tensor | None:
+    """The tensor, mapped from its file; ``None`` where there is none, or it is damaged."""
+    if path is None:
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = (file.metadata() or {}).get("sha256")
+            hidden: Tensor = file.get_tensor(_NAME)
+    except (OSError, SafetensorError):
+        return None
+    digest = hashlib.sha256(hidden.view(torch.uint8).numpy().data).hexdigest()
+    return hidden if digest == told and len(hidden) == tokens else None

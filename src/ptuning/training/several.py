@@ -1,0 +1,288 @@
+"""``train_several(config, seeds=…)``: seeds and rates one after another on one backbone in memory.
+
+Each of them is a run like any other, in a folder of its own, and finds what a run alone would find, to the
+bit: what they share (:mod:`ptuning.training.shared`) depends on no seed and no rate.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+
+from ptuning import adapters
+from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.training import checkpoint
+from ptuning.training.config import FitConfig, TrainConfig
+from ptuning.training.console import SeveralReporter, Silent
+from ptuning.training.interrupt import Interrupted
+from ptuning.training.metrics import Selection
+from ptuning.training.result import OneRun, SeveralResult, TrainResult
+from ptuning.training.run import CONFIG, RESULT, train_on, write
+from ptuning.training.shared import Shared
+from ptuning.validation import validated
+
+MOST = 64
+"""Runs of one set; more are a search, and should be planned as one."""
+
+_DECIDES = ("data", "backbone", "revision", "prompt", "fit", "precision")
+"""The parts of a configuration that decide what a run finds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """One run of the set: its name, what is its own, its whole configuration."""
+
+    name: str
+    values: Mapping[str, int | float]
+    config: TrainConfig
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.config.run_folder / checkpoint.FOLDER
+
+    @property
+    def result(self) -> Path:
+        return self.config.run_folder / RESULT
+
+
+def train_several(
+    config: TrainConfig,
+    *,
+    seeds: Sequence[int] | None = None,
+    prompt_rates: Sequence[float] | None = None,
+    head_rates: Sequence[float] | None = None,
+    resume: bool = False,
+    anew: bool = False,
+    reporter: SeveralReporter | None = None,
+) -> SeveralResult:
+    """Train every combination of the given seeds and rates on one backbone, and keep the best.
+
+    A run ``seed-1`` writes its adapter to ``OUTPUT.run/seed-1``, its own files to ``OUTPUT.run/seed-1.run``.
+    The adapter of the best run by the validation metric (of equals, the first) is also written to
+    ``config.output``, and ``OUTPUT.run/result.json`` has all of them. The test rows select nothing.
+
+    A run that diverges is reported as that, and the others go on.
+
+    Args:
+        config: What the runs have in common; its own seed and rates give way to those that are listed.
+        seeds: Of everything that is drawn, the validation rows included where they are split off.
+        prompt_rates: Peak learning rates of the prompt.
+        head_rates: Peak learning rates of the head.
+        resume: Keep what is finished, go on from the checkpoint of what is not, and train the rest.
+        anew: Begin again where a set was not finished; without it, that is refused.
+        reporter: Told of every run and every step; silent by default.
+
+    Raises:
+        ConfigError: no list, an empty one, a value twice, or more than :data:`MOST` runs.
+        TrainingDiverged: all of them diverged.
+        Interrupted: Ctrl-C; the run that was on is saved where it was.
+    """
+    plan = _plan(config, {"seed": seeds, "prompt_rate": prompt_rates, "head_rate": head_rates})
+    folder, output = config.run_folder, adapters.check_destination(Path(config.output))
+    for each in plan:
+        adapters.check_destination(Path(each.config.output))
+    if not anew:
+        _refuse_unfinished(plan, folder, resume=resume)
+    kept = _kept(plan) if resume else {}
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    accelerator.wait_for_everyone()  # all processes have read what the first one now changes
+
+    def beginning() -> None:
+        if accelerator.is_main_process:
+            _clear(folder, () if resume else plan)
+
+    runs = _run_all(plan, kept, beginning, resume=resume, reporter=reporter or Silent())
+    best = _best(runs)
+    assert best.result is not None
+    result = SeveralResult(metric=best.result.metric, runs=tuple(runs), best=best, adapter=output)
+    if accelerator.is_main_process:
+        adapters.save(adapters.load(folder / best.name), output)
+    write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
+    return result
+
+
+# ---------------------------------------------------------------------------------------- the plan
+
+
+def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]) -> list[_Planned]:
+    """The runs in the order in which they are trained: every combination, the last list's values fastest."""
+    given = {name: tuple(values) for name, values in lists.items() if values is not None}
+    if not given:
+        raise ConfigError("nothing to vary: give seeds, prompt_rates or head_rates, or train a single run")
+    for name, values in given.items():
+        if not values or len(set(values)) != len(values):
+            raise ConfigError(f"{name}s: got {list(values)}, expected one value or more, each of them once")
+    if "head_rate" in given and not config.prompt.train_head:
+        raise ConfigError("head_rates: the head is frozen (prompt.train_head), so its rate changes nothing")
+    chosen = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+    if len(chosen) > MOST:
+        sizes = " x ".join(f"{len(values)} {name}s" for name, values in given.items())
+        raise ConfigError(f"{sizes} are {len(chosen)} runs, expected at most {MOST}; try fewer values")
+    return [_planned(config, values) for values in chosen]
+
+
+def _planned(config: TrainConfig, values: Mapping[str, int | float]) -> _Planned:
+    fit: FitConfig = validated(FitConfig, {**config.fit.model_dump(), **values}, "fit")
+    own = {name: getattr(fit, name) for name in values}
+    name = "_".join(f"{option}-{repr(value).removesuffix('.0')}" for option, value in own.items())
+    output = str(config.run_folder / name)
+    return _Planned(name=name, values=own, config=config.model_copy(update={"fit": fit, "output": output}))
+
+
+# ------------------------------------------------------------------------------- what stands there
+
+
+def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) -> None:
+    """Refuse to throw away a single run, or without ``resume`` a set of runs, that was not finished."""
+    if (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
+        raise ConfigError(
+            f"{folder} holds a single run that was not finished; go on from it with --resume and without "
+            "further seeds or rates, or delete that folder to begin anew"
+        )
+    listed = _listed(folder / RESULT)
+    left = [each.name for each in plan if each.checkpoint.exists() and each.name not in listed]
+    if left and not resume:
+        raise ConfigError(
+            f"{folder} holds a set of runs that was not finished ({left[0]} is one of them); go on from it "
+            "with --resume, or delete that folder to begin anew"
+        )
+
+
+def _listed(file: Path) -> frozenset[str]:
+    """The names of the runs in a finished set's table; none, if it is not there or is a single run's."""
+    try:
+        return frozenset(run["name"] for run in json.loads(file.read_text(encoding="utf-8"))["runs"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return frozenset()
+
+
+def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
+    """What the finished runs found, by name.
+
+    Raises:
+        ConfigError: there is nothing to go on from, or a run that was made with another configuration.
+    """
+    begun = [each for each in plan if each.checkpoint.exists()]
+    if not begun:
+        raise ConfigError(
+            f"nothing to resume: there is no {plan[0].checkpoint}, nor one of another run of the set; leave "
+            "--resume out to begin"
+        )
+    for each in begun:
+        _check_same(each)
+    return {
+        each.name: _found(each.result)
+        for each in begun
+        if each.result.exists() and adapters.is_adapter(each.config.output)
+    }
+
+
+def _found(file: Path) -> TrainResult:
+    try:
+        return TrainResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"cannot resume: {file} cannot be read ({error}); delete it, and that run is gone on with"
+        ) from None
+
+
+def _check_same(planned: _Planned) -> None:
+    """Refuse to go on from a run with other choices than it was begun with."""
+    file = planned.config.run_folder / CONFIG
+    try:
+        begun = TrainConfig.checked(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
+        ) from None
+    then, now = (
+        _leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, planned.config)
+    )
+    for key in (*then, *(key for key in now if key not in then)):
+        if then.get(key) != now.get(key):
+            raise ConfigError(
+                f"cannot resume: {key}: {planned.name} began with {then.get(key)!r}, got {now.get(key)!r}; "
+                "use the same configuration, or start again without --resume"
+            )
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return found
+
+
+def _clear(folder: Path, stale: Iterable[_Planned]) -> None:
+    """Take away the table of the set before this one, and what runs of these names left to go on from."""
+    if _listed(folder / RESULT):  # a single run's result stays until the table of this set takes its place
+        with suppress(OSError):
+            (folder / RESULT).unlink()
+    for each in stale:
+        with suppress(OSError):
+            each.result.unlink()
+        shutil.rmtree(each.checkpoint, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------- the runs
+
+
+def _run_all(
+    plan: Sequence[_Planned],
+    kept: Mapping[str, TrainResult],
+    beginning: Callable[[], None],
+    *,
+    resume: bool,
+    reporter: SeveralReporter,
+) -> list[OneRun]:
+    """Train what is not kept; ``beginning`` is called once, before the first step of all."""
+    shared, runs = Shared(), list[OneRun]()
+    begun = False
+
+    def began() -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            beginning()
+
+    for number, each in enumerate(plan, 1):
+        reporter.run(each.name, number, len(plan), each.name in kept)
+        found, diverged = kept.get(each.name), None
+        if found is None:
+            go_on = resume and each.checkpoint.exists()
+            try:
+                found = train_on(shared, each.config, resume=go_on, anew=True, reporter=reporter, began=began)
+            except TrainingDiverged as error:
+                diverged = str(error)
+            except KeyboardInterrupt as stop:
+                if not (begun or kept) or not any(other.checkpoint.exists() for other in plan):
+                    raise
+                how = str(stop) or (
+                    "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+                )
+                raise Interrupted(f"run {number} of {len(plan)}, {each.name}: {how}") from None
+        runs.append(OneRun(name=each.name, values=each.values, result=found, diverged=diverged))
+    return runs
+
+
+def _best(runs: Sequence[OneRun]) -> OneRun:
+    """The best by its validation metric; of equals, the first."""
+    best: tuple[float, OneRun] | None = None
+    for run in runs:
+        if run.result is not None:
+            value = Selection(metric=run.result.metric).key(run.result.metrics["validation"])[0]
+            if best is None or value > best[0]:
+                best = (value, run)
+    if best is None:
+        first = runs[0]
+        raise TrainingDiverged(f"all {len(runs)} runs diverged; the first, {first.name}: {first.diverged}")
+    return best[1]
