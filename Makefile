@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide lock clean
+.PHONY: demo test check lint types format quality guide bench bench-quick lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -31,6 +31,15 @@ quality: $(READY)  ## the default recipe on MRPC, three seeds (needs PTUNING_DAT
 
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py
+
+bench: $(READY)  ## speed and memory beside PEFT and full fine-tuning (needs PTUNING_DATA; one to one and a half hours on two cores)
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/memory.py
+
+bench-quick: $(READY)  ## the same for MiniLM on MRPC in bf16 alone
+	$(BIN)/python benchmarks/training.py --models minilm
+	$(BIN)/python benchmarks/inference.py --models minilm
 
 # The environment is made anew whenever what it is made of changes.
 $(READY): pyproject.toml $(CONSTRAINTS)

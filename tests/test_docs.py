@@ -45,7 +45,13 @@ def options(_: str) -> str:
     from ptuning.cli.options import leaves
     from ptuning.training.config import TrainConfig
 
-    sections: dict[str, list[tuple[str, ...]]] = {"run": [], "data": [], "prompt": [], "fit": [], "engine": []}
+    sections: dict[str, list[tuple[str, ...]]] = {
+        "run": [],
+        "data": [],
+        "prompt": [],
+        "fit": [],
+        "engine": [],
+    }
     for option in leaves(TrainConfig):
         section = option.key.partition(".")[0] if "." in option.key else "run"
         sections[section].append((f"`{option.key}`", option.default, option.help))

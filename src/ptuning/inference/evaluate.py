@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TokenRow, collate, sorted_batches
-from ptuning.model.ptuning import PTuningModel
+from ptuning.model.ptuning import Prepared, PTuningModel
 
 BATCH_TOKENS = 4096
 """Places, padding included, that go through the backbone together unless said otherwise."""
@@ -21,6 +22,7 @@ def logits_of(
     *,
     batch_size: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    prompt: Prepared | None = None,
     stems: Stems | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -30,27 +32,41 @@ def logits_of(
         batch_size: The most rows a batch, if the budget allows more.
         batch_tokens: The budget: the most places a batch, which is its rows times the longest of
             them, a prompt at the input included.
+        prompt: What ``model.prepared()`` gave; by default it is made here, once for all rows.
         stems: Where the stem's outputs for these rows are, if they are kept.
         on_batch: Called with the number of rows after each batch.
     """
     lengths = [len(row) + model.inserted_tokens for row in rows]
-    mode = model.training
-    model.eval()
     found = torch.empty(len(rows), model.task.num_labels)
     pad = pad_id(model)
+    prompt = prompt or prepared(model)
+    with _in_use(model):
+        for batch in sorted_batches(lengths, batch_size, batch_tokens):
+            inputs = batch_of([rows[i] for i in batch], pad, stems)
+            inputs.pop("labels", None)
+            there = {name: value.to(model.device) for name, value in inputs.items()}
+            found[batch] = model(**there, prompt=prompt).logits.cpu()
+            if on_batch is not None:
+                on_batch(len(batch))
+    return found
+
+
+def prepared(model: PTuningModel) -> Prepared:
+    """``model.prepared()`` for use: no dropout, no gradients."""
+    with _in_use(model):
+        return model.prepared()
+
+
+@contextmanager
+def _in_use(model: PTuningModel) -> Iterator[None]:
+    """Neither trained nor in training mode, for as long as this lasts."""
+    mode = model.training
+    model.eval()
     try:
         with torch.inference_mode():
-            prompt = model.prepared()
-            for batch in sorted_batches(lengths, batch_size, batch_tokens):
-                inputs = batch_of([rows[i] for i in batch], pad, stems)
-                inputs.pop("labels", None)
-                there = {name: value.to(model.device) for name, value in inputs.items()}
-                found[batch] = model(**there, prompt=prompt).logits.cpu()
-                if on_batch is not None:
-                    on_batch(len(batch))
+            yield
     finally:
         model.train(mode)
-    return found
 
 
 def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict[str, Tensor]:

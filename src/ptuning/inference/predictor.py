@@ -12,7 +12,7 @@ import torch
 from ptuning.data import Example
 from ptuning.data.tokens import Tokenise, TooLong
 from ptuning.errors import ConfigError
-from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
+from ptuning.inference.evaluate import BATCH_TOKENS, logits_of, prepared
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Label
 
@@ -80,11 +80,16 @@ class Predictor:
     def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Predictions in the order of ``examples``, of which ``window`` are held at a time."""
         tokenise = self._tokenise()
+        prompt = prepared(self.model)  # once for the task, however long the stream
         left = iter(examples)
         while part := list(islice(left, self.window)):
             self._check(part)
             logits = logits_of(
-                self.model, tokenise(part), batch_size=self.batch_size, batch_tokens=self.batch_tokens
+                self.model,
+                tokenise(part),
+                batch_size=self.batch_size,
+                batch_tokens=self.batch_tokens,
+                prompt=prompt,
             )
             yield from (self._prediction(example.row, row) for example, row in zip(part, logits, strict=True))
 
