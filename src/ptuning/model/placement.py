@@ -39,10 +39,13 @@ class Layout:
 
     def arrange(self, pieces: Tensor) -> Tensor:
         """``pieces`` ``[B, T + A + P, …]`` in the order of the layout: ``[B, S, …]``."""
-        index = self.index.reshape(*self.index.shape, *(1,) * (pieces.dim() - 2)).expand(
-            *self.index.shape, *pieces.shape[2:]
-        )
-        return pieces.gather(1, index)
+        if pieces.dim() == 2:
+            return pieces.gather(1, self.index)
+        # Places of all rows in one list: whole vectors are copied, where gather would look up each number.
+        begins = torch.arange(len(pieces), device=pieces.device)[:, None] * pieces.shape[1]
+        chosen = pieces.flatten(0, 1).index_select(0, (self.index + begins).flatten())
+        arranged: Tensor = chosen.unflatten(0, self.index.shape)
+        return arranged
 
 
 def layout(

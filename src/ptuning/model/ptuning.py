@@ -663,8 +663,7 @@ class PTuningModel(nn.Module):
             token_type_ids=None if types is None else rows.arrange(types),
             first_layer=self.stem_layer,
         )
-        back = rows.index.argsort(dim=1)[..., None].expand_as(found)
-        return found.gather(1, back)
+        return replace(rows, index=rows.index.argsort(dim=1)).arrange(found)
 
     def _prompted(
         self,
