@@ -12,7 +12,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -96,25 +95,24 @@ def stems_of(
     known = {} if known is None else known
     if key in known:
         return known[key]
-    hidden = _read(cache.get(key), total)
+    known.clear()  # one is what the limit is for
+    shape = (total, model.backbone.hidden_size)
+    hidden = _read(cache.get(key), shape, model.backbone.dtype)
     if hidden is not None:
         known[key] = Stems(hidden.clone() if in_memory else hidden, places)
         return known[key]
     parts = _computed(model, [distinct[text] for text in order], on_rows)
     with cache.adding(key, size + _HEADER) as path:
         if in_memory:
-            hidden = torch.empty(total, model.backbone.hidden_size, dtype=model.backbone.dtype)
+            hidden = torch.empty(shape, dtype=model.backbone.dtype)
             begin = 0
             for part in parts:
                 hidden[begin : begin + len(part)] = part
                 begin += len(part)
-            if path is not None:
-                with suppress(OSError):  # a full disk: what is in memory serves this run
-                    _write(path, [hidden], hidden.dtype, (total, hidden.shape[1]))
-        elif path is not None:
-            with suppress(OSError):  # a full disk: the stem is run in every epoch
-                _write(path, parts, model.backbone.dtype, (total, model.backbone.hidden_size))
-                hidden = _read(path, total)
+            if path is not None:  # a full disk: what is in memory serves this run
+                _write(path, [hidden], hidden.dtype, shape)
+        elif path is not None and _write(path, parts, model.backbone.dtype, shape):
+            hidden = _read(path, shape, model.backbone.dtype)
     if hidden is None:
         return None
     known[key] = Stems(hidden, places)
@@ -163,17 +161,25 @@ _HEADER = 4096
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
-def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, int]) -> None:
+class _Foreign(Exception):
+    """Wraps what was raised while the parts were made, so that it is not taken for the disk's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, int]) -> bool:
     """One tensor, from its ``parts`` in order; the digest of its bytes goes into the header.
 
-    Raises:
-        OSError: the disk is full; nothing is left of the file.
+    Returns:
+        Whether there was room for it; if not, nothing is left of the file.
     """
     digest = hashlib.sha256()
     try:
         with path.open("wb") as file:
             file.write(b" " * _HEADER)
-            for part in parts:
+            for part in _foreign(parts):
                 numbers = part.contiguous().view(torch.uint8).numpy().data
                 digest.update(numbers)
                 file.write(numbers)
@@ -181,7 +187,17 @@ def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple
             file.write(_header(dtype, shape, digest.hexdigest()))
     except OSError:
         path.unlink(missing_ok=True)
-        raise
+        return False
+    except _Foreign as foreign:
+        raise foreign.error from None
+    return True
+
+
+def _foreign(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    try:
+        yield from parts
+    except OSError as error:
+        raise _Foreign(error) from error
 
 
 def _header(dtype: torch.dtype, shape: tuple[int, int], digest: str) -> bytes:
@@ -191,7 +207,7 @@ def _header(dtype: torch.dtype, shape: tuple[int, int], digest: str) -> bytes:
     return (_HEADER - 8).to_bytes(8, "little") + text.ljust(_HEADER - 8)
 
 
-def _read(path: Path | None, tokens: int) -> Tensor | None:
+def _read(path: Path | None, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
     """The tensor, mapped from its file; ``None`` where there is none, or it is damaged."""
     if path is None:
         return None
@@ -201,5 +217,6 @@ def _read(path: Path | None, tokens: int) -> Tensor | None:
             hidden: Tensor = file.get_tensor(_NAME)
     except (OSError, SafetensorError):
         return None
-    digest = hashlib.sha256(hidden.view(torch.uint8).numpy().data).hexdigest()
-    return hidden if digest == told and len(hidden) == tokens else None
+    if hidden.dtype != dtype or hidden.shape != shape:
+        return None
+    return hidden if hashlib.sha256(hidden.view(torch.uint8).numpy().data).hexdigest() == told else None

@@ -58,7 +58,9 @@ class LayerPass:
         text: Keys and values ``[B, h_kv, S, d]`` that stand in for those of the tokens at hand: a layer that
             is run for the pooled token alone looks at the whole text through them.
         look: Stop as soon as keys and values are there: :class:`Looked` brings them.
-        seen: The keys and values of the tokens, once they are there.
+        record: Put the tokens' keys and values into ``seen``; otherwise nothing holds on to them.
+        seen: See ``record``.
+        read: Whether the layer's attention came by here.
     """
 
     keys: Tensor | None = None
@@ -66,6 +68,8 @@ class LayerPass:
     plain: bool = False
     text: tuple[Tensor, Tensor] | None = None
     look: bool = False
+    record: bool = False
+    read: bool = False
     seen: tuple[Tensor, Tensor] | None = None
 
 
@@ -118,7 +122,9 @@ def attention(
     given = forward_pass or LayerPass(plain=prefers_plain(query.device, query.dtype))
     if given.look:
         raise Looked(key, value)
-    given.seen = key, value
+    given.read = True
+    if given.record:
+        given.seen = key, value
     if given.text is not None:
         key, value = given.text
     if given.keys is not None and given.values is not None:

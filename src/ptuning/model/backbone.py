@@ -425,7 +425,11 @@ class Backbone(nn.Module):
         """
         shared = self._pass(None, first_layer=first_layer, stop=first_layer)
         inputs = self._inputs(input_ids, None, positions, token_type_ids, attention_mask)
-        with torch.no_grad(), self._under_way(shared, inputs):
+        if self.architecture.causal:
+            inputs["use_cache"] = False
+        # In the precision that the weights are held in, so that it does not matter who asks.
+        exact = torch.autocast(self.device.type, enabled=False)
+        with torch.no_grad(), exact, self._under_way(shared, inputs):
             self.base(**inputs, attention_mask=attention_mask)
         assert shared.entered is not None  # every architecture with a stem asks its layers, all of them
         return shared.entered
@@ -469,18 +473,28 @@ class Backbone(nn.Module):
         """Whether the layers below the first prompt are the same for every task: none of their weights is in
         the task's head, and dropout is off.
         """
-        own = set(head) <= set(self.head_names)
-        return own and not self.dropout and self.architecture.deep != "cache"
+        inside = f"{self.model.base_model_prefix}."
+        own = any(name.startswith(inside) and ".pooler." not in name for name in head)
+        return not own and not self.dropout and self.architecture.deep != "cache"
 
     @property
     def _pooled(self) -> Literal["first", "last"] | None:
         """The token that the head reads."""
         if self.architecture.causal:
             return "last"
+        if getattr(self.config, "inner_group_num", 1) > 1:  # an ALBERT layer that attends more than once
+            return None
         return "first" if getattr(self.config, "classifier_pooling", "cls") == "cls" else None
 
     def _pass(self, prompts: Tensor | None, **options: Any) -> ForwardPass:
-        return ForwardPass(self.num_layers, prompts, head_dim=self.head_dim, engine=self.engine, **options)
+        return ForwardPass(
+            self.num_layers,
+            prompts,
+            head_dim=self.head_dim,
+            engine=self.engine,
+            lock=self._one_at_a_time.lock,
+            **options,
+        )
 
     def _inputs(
         self,

@@ -262,7 +262,8 @@ class Engine:
         stem_disk: GiB of stem outputs kept on disk for later runs and further tasks; 0 for none.
         checkpoint_activations: Keep each layer's input alone and compute the rest again on the way back: less
             memory, a third more work.
-        compile: ``torch.compile`` each layer, for any length; needs a C++ compiler, and a minute to begin.
+        compile: ``torch.compile`` the layers, for any length; needs a C++ compiler, and a minute to begin.
+            DeBERTa's are left as they are.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT

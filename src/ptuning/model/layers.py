@@ -12,14 +12,20 @@ Glossary: B rows, T tokens, L layers, H hidden width, P virtual tokens, s the fi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ptuning.errors import UnsupportedBackbone
+from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import disentangled
 from ptuning.model.attention import ARGUMENT, LayerPass, Looked, additive, prefers_plain
 from ptuning.model.config import Engine
@@ -44,6 +50,7 @@ class ForwardPass:
         stop: A layer; it and those above are passed by, and :attr:`entered` is what would have entered it.
         record: Keep every layer's keys and values of the tokens in :attr:`recorded`; no more of the last
             layer is run than that takes.
+        lock: Held while a checkpointed layer runs again, on the way back.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class ForwardPass:
         stem: Tensor | None = None,
         stop: int | None = None,
         record: bool = False,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.layers = layers
         self.first_layer = first_layer
@@ -68,6 +76,7 @@ class ForwardPass:
         self.stem = stem
         self.stop = stop
         self.record = record
+        self.lock = lock
         self.entered: Tensor | None = None
         self.recorded: list[tuple[Tensor, Tensor]] = []
         self._prompts: Tensor | None = None
@@ -94,7 +103,7 @@ class ForwardPass:
         if self.stem is not None and index == self.first_layer:
             hidden = self.stem
         if layer.disentangled:  # reads its prompt itself
-            return self._run(layer, hidden, arguments)
+            return self._run(layer, index, hidden, arguments)
         given = self._given(index, hidden)
         arguments = self._with_wide_mask(arguments, given, hidden)
         known = _keys_values(layer, hidden, arguments) if self._cuts(index) else None
@@ -105,11 +114,11 @@ class ForwardPass:
             given.text = known
             out = self._pooled_token(layer, hidden, {**arguments, ARGUMENT: given})
         else:
-            out = self._run(layer, hidden, {**arguments, ARGUMENT: given})
-        if given.seen is not None:
+            out = self._run(layer, index, hidden, {**arguments, ARGUMENT: given})
+        if given.read:
             self._read.add(index)
-            if self.record:
-                self.recorded.append(given.seen)
+        if given.seen is not None:
+            self.recorded.append(given.seen)
         return out
 
     def _cuts(self, index: int) -> bool:
@@ -119,22 +128,33 @@ class ForwardPass:
     def _given(self, index: int, hidden: Tensor) -> LayerPass:
         dtype = _computing_dtype(hidden)
         way = self.engine.attention
-        given = LayerPass(plain=prefers_plain(hidden.device, dtype) if way == "auto" else way == "plain")
+        plain = prefers_plain(hidden.device, dtype) if way == "auto" else way == "plain"
+        given = LayerPass(plain=plain, record=self.record)
         if (prompt := self.keys_values(index, hidden.shape[0], dtype)) is not None:
             given.keys, given.values = prompt
         return given
 
-    def _run(self, layer: Layer, hidden: Tensor, arguments: dict[str, Any]) -> Any:
-        run = layer.compiled() if self.engine.compile else layer.original
-        given = arguments.get(ARGUMENT)
-        prompted = given is not None and given.keys is not None and given.keys.requires_grad
-        if (
-            self.engine.checkpoint_activations
-            and torch.is_grad_enabled()
-            and (prompted or hidden.requires_grad)
-        ):
-            return checkpoint(run, hidden, use_reentrant=False, **arguments)
-        return run(hidden, **arguments)
+    def _run(self, layer: Layer, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Any:
+        """The whole layer, in one of the ways there are."""
+        compiled = self.engine.compile and not layer.disentangled
+        run = layer.compiled(hidden.device) if compiled else layer.original
+        prompted = self._prompts is not None and self._prompts.requires_grad and index >= self.first_layer
+        learns = torch.is_grad_enabled() and (prompted or hidden.requires_grad)
+        if not (learns and self.engine.checkpoint_activations):
+            return run(hidden, **arguments)
+        return checkpoint(
+            layer.as_it_is(run),
+            hidden,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), self._again()),
+            **arguments,
+        )
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """Around a checkpointed layer that runs again, when the pass itself is long over."""
+        with self.lock or nullcontext(), disentangled.bound(self):
+            yield
 
     def _pooled_token(self, layer: Layer, hidden: Tensor, arguments: dict[str, Any]) -> Any:
         """The layer for one token: the text is to it what a prompt is, keys and values."""
@@ -199,6 +219,7 @@ class Layer:
     """
 
     def __init__(self, module: nn.Module, *, disentangled: bool = False) -> None:
+        self.module = module
         self.original: Callable[..., Any] = module.forward
         self.disentangled = disentangled
         self._names = list(inspect.signature(type(module).forward).parameters)[2:]
@@ -218,16 +239,52 @@ class Layer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # a copy compiles its own: the original's has its weights
 
-    def compiled(self) -> Callable[..., Any]:
+    def as_it_is(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """``run`` with the parameters that the layer has now, whenever it is called.
+
+        A head that holds parameters of a layer puts them there for as long as the pass lasts.
+        """
+        alone = _Alone(self.module, run)
+        own: dict[str, Tensor] = dict(alone.named_parameters())
+        return lambda hidden, **arguments: functional_call(alone, own, (hidden,), arguments)
+
+    def compiled(self, device: torch.device) -> Callable[..., Any]:
+        """:attr:`original`, compiled; layers share the program, as they share the code.
+
+        Raises:
+            ConfigError: there is nothing to compile with.
+        """
         if self._compiled is None:
+            compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+            if device.type == "cpu" and shutil.which(compiler) is None:
+                raise ConfigError(
+                    f"engine.compile needs a C++ compiler, and there is no {compiler!r}; install one, name "
+                    "it in the environment variable CXX, or leave engine.compile out"
+                )
+            # One program each for training and evaluation, prompted or not, one row or more, padded or not
+            # and so on: more than the 8 that torch stops at, whatever the lengths and the number of layers.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             self._compiled = torch.compile(self.original, dynamic=True)
         return self._compiled
 
 
+class _Alone(nn.Module):
+    """A layer, called in another way than its own."""
+
+    def __init__(self, layer: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.run = run
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Any:
+        return self.run(hidden, **arguments)
+
+
 def install(layers: Iterable[nn.Module], *, disentangled: bool = False) -> None:
-    """Let every layer ask the pass that comes by; one without stays as it was."""
+    """Let every layer ask the pass that comes by; one without stays as it was, and one that does already."""
     for layer in layers:
-        layer.forward = Layer(layer, disentangled=disentangled)
+        if not isinstance(layer.forward, Layer):
+            layer.forward = Layer(layer, disentangled=disentangled)
 
 
 def _keys_values(layer: Layer, hidden: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:

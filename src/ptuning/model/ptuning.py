@@ -633,7 +633,7 @@ class PTuningModel(nn.Module):
         It holds for as long as the task's parameters stay as they are.
         """
         made: Tensor = self.prompt_encoder()
-        tokens = self._usual_front()
+        tokens = self._usual_front() if self.backbone.shares_leading(self.inserted_tokens) else None
         if tokens is None or not self.backbone.shares_leading(len(tokens) + self.inserted_tokens):
             return Prepared(prompt=made)
         before = torch.tensor(tokens, dtype=torch.long, device=self.device)
@@ -652,7 +652,11 @@ class PTuningModel(nn.Module):
         """``[B, T, H]``: what enters layer :attr:`stem_layer`, token for token as they were given.
 
         Arguments are those of :meth:`forward`. Nothing of the task is in it; see :meth:`Backbone.stem`.
+
+        Raises:
+            ConfigError: :attr:`stem_layer` is 0.
         """
+        self._check_stem()
         attention_mask = attention_mask.long()
         rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
         types = token_type_ids if self.backbone.uses_segments else None
@@ -665,6 +669,14 @@ class PTuningModel(nn.Module):
         )
         return replace(rows, index=rows.index.argsort(dim=1)).arrange(found)
 
+    def _check_stem(self) -> None:
+        if self.stem_layer == 0:
+            raise ConfigError(
+                "stem: what is below this model's first prompt cannot be kept; that takes a deep prompt with "
+                "first_layer above 0, the backbone's dropout off, a head that holds nothing of the "
+                "transformer's layers, and an architecture with an attention interface"
+            )
+
     def _prompted(
         self,
         input_ids: Tensor,
@@ -674,6 +686,8 @@ class PTuningModel(nn.Module):
         prompt: Tensor | Prepared | None,
         stem: Tensor | None,
     ) -> Tensor:
+        if stem is not None:
+            self._check_stem()
         head = self.head.named()
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
@@ -797,8 +811,9 @@ class PTuningModel(nn.Module):
                 return ()
             case Landmark.TEXT_A if self.tokenizer is not None:
                 found = self.tokenizer("a", return_special_tokens_mask=True)
-                text = found["special_tokens_mask"].index(0)
-                return tuple(found["input_ids"][:text])
+                if 0 not in (special := found["special_tokens_mask"]):
+                    return None  # it has no word for it
+                return tuple(found["input_ids"][: special.index(0)])
             case _:
                 return None
 
