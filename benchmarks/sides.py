@@ -73,6 +73,11 @@ SWITCHES: Mapping[str, Side] = {
         kind="ptuning", prompt="upper", engine={"stem_disk": 0.0}
     ),
     "ptuning input, prompt once a row": Side(kind="ptuning", prompt="input", engine={"shared_prompt": False}),
+    "ptuning deep, torch.compile": Side(kind="ptuning", prompt="deep", engine={"compile": True}),
+    "ptuning deep, all tokens in the last layer": Side(
+        kind="ptuning", prompt="deep", engine={"pooled_layer": False}
+    ),
+    "ptuning deep, fused attention": Side(kind="ptuning", prompt="deep", engine={"attention": "fused"}),
     "ptuning deep, upper half, torch.compile": Side(kind="ptuning", prompt="upper", engine={"compile": True}),
 }
 """One optimisation changed at a time, held against the side of which it is a variant."""
