@@ -36,6 +36,7 @@ bench: $(READY)  ## speed and memory beside PEFT and full fine-tuning (needs PTU
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/step.py
 
 bench-quick: $(READY)  ## the same for MiniLM on MRPC in bf16 alone
 	$(BIN)/python benchmarks/training.py --models minilm

@@ -119,6 +119,8 @@ class Stopwatch:
 
     def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None: ...
 
+    def say(self, message: str) -> None: ...
+
     def stem(self, done: int, total: int) -> None:
         if done == total and self.stemmed is None:  # a second time is the validation rows'
             self.stemmed = clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,9 +146,10 @@ def test_both_caps_are_options_and_change_no_answer(predict: Callable[..., tuple
     ):
         code, out, err = predict("--precision", "fp32", *argv, quiet=float("inf"))
         assert (code, err) == (0, "")
-        assert [line.split(",")[1] for line in out.splitlines()] == [
-            line.split(",")[1] for line in plain[1].splitlines()
-        ]
+        got, expected = ([json.loads(line) for line in each.splitlines()] for each in (out, plain[1]))
+        assert [row["row"] for row in got] == [row["row"] for row in expected]
+        for one, other in zip(got, expected, strict=True):
+            assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 def test_the_options_default_is_the_librarys() -> None:

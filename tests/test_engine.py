@@ -736,3 +736,32 @@ def test_a_prompt_that_was_trained_on_is_not_answered_with_from_before() -> None
 def test_there_is_no_negative_room(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"engine\.{name} is in GiB, at least 0; got -1"):
         Engine(**{name: -1})
+
+
+# ------------------------------------------------------------- decoders that are not, and rows that are not
+
+
+@pytest.mark.parametrize(
+    ("case", "overrides"),
+    [("gemma3_text", {"use_bidirectional_attention": True}), ("qwen2", {"is_causal": False})],
+)
+def test_a_decoder_made_into_an_encoder_shows_its_prompt_the_text(
+    case: str, overrides: dict[str, Any]
+) -> None:
+    """As embedding models are made of them: a prompt in front is then not the same for every text."""
+    hf = tiny(case, **{name: value for name, value in overrides.items() if name != "is_causal"})
+    for name, value in overrides.items():
+        setattr(hf.config, name, value)
+    model = task_on(Backbone(hf), prompt("input", placement="start"))
+    expected = learned(model, OFF, batch())
+    assert_same(learned(model, Engine(), batch()), expected)
+    causal = task_on(Backbone(tiny(case)), prompt("input", placement="start"))
+    assert not torch.allclose(learned(causal, OFF, batch())[0], expected[0], atol=1e-3), "it is causal still"
+
+
+@pytest.mark.parametrize("case", ["gpt2", "qwen2"])
+def test_a_row_without_a_token_is_the_prompt_alone(case: str) -> None:
+    model = task_on(case, prompt("input", placement="start"))
+    inputs = batch()
+    inputs["attention_mask"][1] = 0
+    assert_same(learned(model, Engine(), inputs), learned(model, OFF, inputs))

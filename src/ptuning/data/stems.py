@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from io import RawIOBase
 from pathlib import Path
 
 import torch
@@ -102,17 +103,19 @@ def stems_of(
         known[key] = Stems(hidden.clone() if in_memory else hidden, places)
         return known[key]
     parts = _computed(model, [distinct[text] for text in order], on_rows)
-    with cache.adding(key, size + _HEADER) as path:
-        if in_memory:
-            hidden = torch.empty(shape, dtype=model.backbone.dtype)
-            begin = 0
-            for part in parts:
-                hidden[begin : begin + len(part)] = part
-                begin += len(part)
-            if path is not None:  # a full disk: what is in memory serves this run
+    if in_memory:
+        hidden = torch.empty(shape, dtype=model.backbone.dtype)
+        begin = 0
+        for part in parts:
+            hidden[begin : begin + len(part)] = part
+            begin += len(part)
+        with cache.adding(key, size + _HEADER) as path:
+            if path is not None:  # on a full disk what is in memory serves this run
                 _write(path, [hidden], hidden.dtype, shape)
-        elif path is not None and _write(path, parts, model.backbone.dtype, shape):
-            hidden = _read(path, shape, model.backbone.dtype)
+    else:
+        with cache.adding(key, size + _HEADER) as path:
+            if path is not None and _write(path, parts, model.backbone.dtype, shape):
+                hidden = _read(path, shape, model.backbone.dtype)
     if hidden is None:
         return None
     known[key] = Stems(hidden, places)
@@ -144,6 +147,12 @@ def _digest(model: PTuningModel, layer: int, order: Sequence[bytes]) -> str:
         "attention": backbone.engine.attention,
         "compile": backbone.engine.compile,
         "batch_tokens": BATCH_TOKENS,
+        "format": _FORMAT,
+        "products": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name(backbone.device)
+        if backbone.device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
         "versions": {name: version(name) for name in ("ptuning", "torch", "transformers")},
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -158,15 +167,9 @@ def _digest(model: PTuningModel, layer: int, order: Sequence[bytes]) -> str:
 # A safetensors file, whose header is written here because the library wants the whole tensor in memory.
 
 _HEADER = 4096
+_FORMAT = 1
+"""Goes up when what is computed, or how it is written, changes."""
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-
-
-class _Foreign(Exception):
-    """Wraps what was raised while the parts were made, so that it is not taken for the disk's."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__()
-        self.error = error
 
 
 def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, int]) -> bool:
@@ -176,28 +179,29 @@ def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple
         Whether there was room for it; if not, nothing is left of the file.
     """
     digest = hashlib.sha256()
-    try:
-        with path.open("wb") as file:
-            file.write(b" " * _HEADER)
-            for part in _foreign(parts):
-                numbers = part.contiguous().view(torch.uint8).numpy().data
-                digest.update(numbers)
-                file.write(numbers)
-            file.seek(0)
-            file.write(_header(dtype, shape, digest.hexdigest()))
-    except OSError:
+    with path.open("wb", buffering=0) as file:
+        room = _put(file, b" " * _HEADER)
+        for part in parts:
+            numbers = part.contiguous().view(torch.uint8).numpy().data.cast("B")
+            digest.update(numbers)
+            if not (room := room and _put(file, numbers)):
+                break
+        file.seek(0)
+        room = room and _put(file, _header(dtype, shape, digest.hexdigest()))
+    if not room:
         path.unlink(missing_ok=True)
-        return False
-    except _Foreign as foreign:
-        raise foreign.error from None
-    return True
+    return room
 
 
-def _foreign(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+def _put(file: RawIOBase, data: bytes | memoryview) -> bool:
+    """Write all of it; whether there was room."""
+    left = memoryview(data)
     try:
-        yield from parts
-    except OSError as error:
-        raise _Foreign(error) from error
+        while left:
+            left = left[file.write(left) or 0 :]
+    except OSError:
+        return False
+    return True
 
 
 def _header(dtype: torch.dtype, shape: tuple[int, int], digest: str) -> bytes:

@@ -144,7 +144,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A boolean mask as what is added to the scores; one that is additive already stays."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
-    lowest = torch.finfo(dtype).min
+    lowest = torch.finfo(dtype).min / 2  # half: with a score added it is still a number, also in fp16
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, lowest)
 
 

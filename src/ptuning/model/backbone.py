@@ -156,6 +156,9 @@ class Backbone(nn.Module):
                 f"expected one of {', '.join(ARCHITECTURES)} (docs/backbones.md)"
             )
         self.model = model.requires_grad_(False).eval()
+        for module in model.modules():  # the engine has its own checkpointing, which knows what a pass is
+            if "gradient_checkpointing" in vars(module):
+                vars(module)["gradient_checkpointing"] = False
         self.name = canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type))
         self.revision = revision or getattr(config, "_commit_hash", None)
         self.architecture = ARCHITECTURES[config.model_type]
@@ -282,7 +285,7 @@ class Backbone(nn.Module):
         return whole.hexdigest()
 
     def digest(self) -> str:
-        """A SHA-256 of all that the transformer's outputs depend on, to the last bit, as it is held now.
+        """A SHA-256 of what the layers' outputs depend on, to the last bit, as it is held now.
 
         Unlike :meth:`fingerprint` it tells fp32 weights from their bf16 rounding, and it is never remembered:
         about a second for each gigabyte.
@@ -291,6 +294,8 @@ class Backbone(nn.Module):
         whole = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
         held = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
         for name, value in sorted(held.items()):
+            if name.startswith("pooler."):
+                continue  # above all layers, and where a checkpoint lacks it another one each time
             whole.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return whole.hexdigest()
@@ -466,6 +471,9 @@ class Backbone(nn.Module):
         """
         if not (self.engine.shared_prompt and self.architecture.causal):
             return False
+        both_ways = getattr(self.config, "use_bidirectional_attention", None)
+        if both_ways or getattr(self.config, "is_causal", None) is False:
+            return False  # a decoder made into an encoder: its prompt sees the text
         window = getattr(self.config, "sliding_window", None)
         return self.architecture.deep == "attention" and (window is None or length <= int(window))
 

@@ -793,11 +793,11 @@ class PTuningModel(nn.Module):
         if place is None or not self.backbone.shares_leading(length):
             return None
         if place is Landmark.START:
-            return input_ids[0, :0]
+            return input_ids[0, :0] if bool(attention_mask.any(1).all()) else None  # None: a row without text
         if segment_ids is None:
             segment_ids = self.backbone.segments(attention_mask, token_type_ids)
         rows = layout(attention_mask, (), (), None, pad_left=False)
-        inside = rows.arrange(segment_ids) == 0
+        inside = (rows.arrange(segment_ids) == 0) & rows.mask.bool()
         first = inside.int().argmax(1)
         count = int(first[0])
         before = rows.arrange(input_ids)[:, :count]

@@ -31,6 +31,9 @@ class Reporter(Protocol):
         Not called where they are not run, or where what they gave was kept before.
         """
 
+    def say(self, message: str) -> None:
+        """Something that the user should know, in a sentence."""
+
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         """A step was taken, at ``speed`` rows a second so far."""
 
@@ -56,6 +59,8 @@ class Silent:
     def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None: ...
 
     def stem(self, done: int, total: int) -> None: ...
+
+    def say(self, message: str) -> None: ...
 
     def step(self, step: int, loss: float, rate: float, speed: float) -> None: ...
 
@@ -115,6 +120,9 @@ class ConsoleReporter:
             self.console.print(
                 f"the layers below the first prompt are done for all {total:,} texts, once", highlight=False
             )
+
+    def say(self, message: str) -> None:
+        self.console.print(message, highlight=False, soft_wrap=True)
 
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from ptuning import adapters
+from ptuning.cache import root as cache_root
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
@@ -281,6 +282,9 @@ class _Loop:
 
     def keep_stems(self, shared: Shared, stop: StopRequest) -> None:
         """Run the frozen layers below the first prompt, once for each text, where there are any."""
+        engine = self.model.backbone.engine
+        if self.model.stem_layer == 0 or not engine.reuse_stem:
+            return
 
         def on_rows(done: int, total: int) -> None:
             self.reporter.stem(done, total)
@@ -288,10 +292,23 @@ class _Loop:
                 self._interrupt()
 
         began = time.perf_counter()
-        with self.accelerator.main_process_first():  # the others find them on disk
-            self.stems = shared.stems(self.model, (self.train, self.validation), on_rows)
-        if self.stems is not None:
-            self.position.train_seconds += time.perf_counter() - began
+        # Where they are kept on disk the other processes wait, and find them there.
+        on_disk = cache_root() is not None and engine.stem_disk > 0
+        interrupted: Interrupted | None = None
+        with self.accelerator.main_process_first() if on_disk else nullcontext():
+            try:
+                self.stems = shared.stems(self.model, (self.train, self.validation), on_rows)
+            except Interrupted as request:  # the others are waiting at the end of this block
+                interrupted = request
+        if interrupted is not None:
+            raise interrupted
+        if self.stems is None:
+            self.reporter.say(
+                "the outputs of the layers below the first prompt take more than engine.stem_memory "
+                f"({engine.stem_memory:g} GiB) and engine.stem_disk ({engine.stem_disk:g} GiB), or than the "
+                "disk has room for: these layers run in every epoch"
+            )
+        self.position.train_seconds += time.perf_counter() - began
 
     def until_done(self, stop: StopRequest) -> bool:
         """Train to the last step, or until patience runs out; returns which (True for patience)."""
