@@ -40,7 +40,7 @@ def draw(
         axes.text(end + longest * 0.012, at, label, va="center", fontsize=9.5, color=INK)
     axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=10)
     axes.invert_yaxis()
-    axes.set_xlim(0, longest * 1.42)  # room for the labels
+    axes.set_xlim(0, longest * 1.55)  # room for the labels
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
