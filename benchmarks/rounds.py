@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def heading(what: str, script: str, settings: Mapping[str, Any]) -> dict[str, An
         found["accelerator"] = torch.cuda.get_device_name()
     return {
         "what": what,
-        "command": " ".join(["python", f"benchmarks/{script}.py", *_asked(sys.argv[1:])]),
+        "command": shlex.join(["python", f"benchmarks/{script}.py", *_asked(sys.argv[1:])]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": found,
         "settings": dict(settings),

@@ -9,6 +9,7 @@ few per cent, so the seconds are for their shares; ``training.py`` has the speed
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -102,7 +103,7 @@ def main() -> None:
     sides = {side: steps(side, folder, given.batch_size, given.steps) for side in SIDES}
     found = {
         "what": "seconds of a training step by kind of operation; MiniLM, MRPC, bf16",
-        "command": " ".join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "settings": {"batch_size": given.batch_size, "steps": given.steps},
