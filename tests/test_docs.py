@@ -50,6 +50,7 @@ def options(_: str) -> str:
         "data": [],
         "prompt": [],
         "fit": [],
+        "search": [],
         "engine": [],
     }
     for option in leaves(TrainConfig):
@@ -134,39 +135,17 @@ def backbones(now: str) -> str:
     return table((*header, "pooled token", "position limit", "notes"), rows)
 
 
-def measured(_: str) -> str:
-    """What the default recipe reached on MRPC, from the committed result."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "mrpc.json").read_text(encoding="utf-8"))
-    runs = sorted(found["runs"], key=lambda run: run["test"]["accuracy"])
-    middle, seeds = runs[len(runs) // 2], ", ".join(str(run["seed"]) for run in found["runs"])
-    spread = f"{runs[0]['test']['accuracy']:.3f} to {runs[-1]['test']['accuracy']:.3f}"
-    floor = middle["baseline"]
-    rows = [("majority class", "0", f"{floor['accuracy']:.3f}", f"{floor['f1']:.3f}", "")]
-    rows += [
-        (
-            f"{peer['name']}, seed {peer['seed']}",
-            f"{peer['trained']:,}",
-            f"{peer['test']['accuracy']:.3f}",
-            f"{peer['test']['f1']:.3f}",
-            f"{peer['seconds']:.0f}",
+def quality(part: str) -> Callable[[str], str]:
+    """What the quality study has found so far: docs/recipes.md's ``tables``, or README's ``short`` one."""
+
+    def make(_: str) -> str:
+        sys.path.append(str(ROOT / "benchmarks"))
+        rendered: str = getattr(import_module("quality_tables"), part)(
+            table, import_module("quality_records").read()
         )
-        for peer in found.get("peers", [])
-    ]
-    rows.append(
-        (
-            f"**ptuning, default recipe**, median of seeds {seeds} ({spread})",
-            f"{middle['trained']:,}",
-            f"**{middle['test']['accuracy']:.3f}**",
-            f"{middle['test']['f1']:.3f}",
-            f"{middle['seconds']:.0f}",
-        )
-    )
-    machine = found["machine"]
-    note = (
-        f"`{found['command']}`, {found['date']}, {machine['processor']}, {machine['cores']} cores, "
-        f"torch {machine['versions']['torch']}, transformers {machine['versions']['transformers']}."
-    )
-    return table(("MRPC test, MiniLM", "trained numbers", "accuracy", "F1", "seconds"), rows) + "\n\n" + note
+        return rendered
+
+    return make
 
 
 def performance(_: str) -> str:
@@ -180,7 +159,8 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("configuration.md", "options"): options,
     ("configuration.md", "prompt choices"): prompt_choices,
     ("backbones.md", "backbones"): backbones,
-    ("../README.md", "measured"): measured,
+    ("../README.md", "measured"): quality("short"),
+    ("recipes.md", "quality"): quality("tables"),
     ("performance.md", "performance"): performance,
 }
 

@@ -1,0 +1,370 @@
+"""The quality study: its plan, how a rate is picked, what is kept, its tables, and real workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptuning.data import load_examples
+from ptuning.task import Task
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import quality
+import quality_plan as plan
+import quality_records
+import quality_tables
+from conftest import sentiment
+from quality_data import drawn, write_rows
+from quality_plan import DATASETS, METHODS, Run, data_set, setting_of
+
+
+def record(dataset: str, method: str, seed: int, rate: float | None, validation: float, test: float) -> Any:
+    """A line of the results, made up."""
+    metric, also = data_set(dataset).metric, data_set(dataset).also
+    return {
+        "dataset": dataset,
+        "method": method,
+        "seed": seed,
+        "rate": rate,
+        "setting": setting_of(method, dataset, rate),
+        "metrics": {
+            "validation": {metric: validation, "loss": 0.5},
+            "test": {metric: test, also: test / 2, "loss": 0.5},
+        },
+        "trained": 1000,
+        "total": 22_000_000,
+        "cpu_seconds": 90.0 + seed,
+        "wall_seconds": 100.0,
+        "peak_mib": 1000.0 + seed,
+        "date": f"2026-01-0{seed + 1}T00:00:00+00:00",
+        "revision": "abc1234",
+        "machine": {
+            "processor": "a processor",
+            "cores": 2,
+            "versions": {"torch": "2", "transformers": "5", "peft": "0"},
+        },
+    }
+
+
+def swept(dataset: str, method: str, validation: tuple[float, ...], test: tuple[float, ...]) -> list[Any]:
+    rates = METHODS[method].rates
+    return [record(dataset, method, 0, *figures) for figures in zip(rates, validation, test, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+def test_a_sweep_comes_first_and_its_winner_gets_the_seeds() -> None:
+    low, middle, high = METHODS["full"].rates
+    first = plan.remaining([], ["mrpc"], ["full"], range(5))
+    assert [(run.setting["rate"], run.seed) for run in first] == [(low, 0), (middle, 0), (high, 0)]
+    done = swept("mrpc", "full", (0.7, 0.8, 0.6), (0, 0, 0))
+    waiting = plan.remaining(done[:2], ["mrpc"], ["full"], range(5))
+    assert [run.setting["rate"] for run in waiting] == [high]
+    assert plan.outstanding(done[:2], "mrpc", "full", range(5)) == 5  # one of the sweep, four seeds
+    rest = plan.remaining(done, ["mrpc"], ["full"], range(5))
+    assert [(run.setting["rate"], run.seed) for run in rest] == [(middle, seed) for seed in (1, 2, 3, 4)]
+    assert plan.outstanding(done, "mrpc", "full", range(5)) == 4
+    done += [record("mrpc", "full", seed, middle, 0.8, 0.8) for seed in range(1, 5)]
+    assert plan.remaining(done, ["mrpc"], ["full"], range(5)) == []
+    assert plan.outstanding(done, "mrpc", "full", range(5)) == 0
+
+
+def test_test_figures_have_no_part_in_picking() -> None:
+    validation = (0.7, 0.8, 0.6)
+    for test in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.5)):
+        done = swept("mrpc", "deep", validation, test)
+        (picked,) = {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["deep"], range(3))}
+        shown = quality_tables.cell(done, "mrpc", "deep")
+        assert shown is not None
+        assert picked == shown.rate == METHODS["deep"].rates[1]
+        for each in done:  # not even that they are there
+            del each["metrics"]["test"]
+        assert {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["deep"], range(3))} == {picked}
+
+
+def test_of_equal_rates_the_lower_loss_and_then_the_lower_rate() -> None:
+    figures = {0.1: {"accuracy": 0.8, "loss": 0.5}, 0.2: {"accuracy": 0.8, "loss": 0.4}, 0.3: {"loss": 0.1}}
+    assert plan.pick(figures, "accuracy") == 0.2
+    assert plan.pick({0.2: {"accuracy": 0.8}, 0.1: {"accuracy": 0.8}, 0.3: {}}, "accuracy") == 0.1
+
+
+def test_a_rate_that_diverged_counts_as_tried_and_is_not_picked() -> None:
+    done = swept("mrpc", "input", (0.7, 0.6, 0.0), (0, 0, 0))
+    done[2] |= {"metrics": None, "diverged": "loss nan"}
+    rest = plan.remaining(done, ["mrpc"], ["input"], range(3))
+    assert {run.setting["rate"] for run in rest} == {METHODS["input"].rates[0]}
+
+
+def test_what_decides_a_run_tells_it_apart() -> None:
+    run = Run(dataset="mrpc", method="full", setting=setting_of("full", "mrpc", 1e-4), seed=0)
+    other = replace(run, setting={**run.setting, "batch_size": 8})
+    assert len({run.key, other.key, replace(run, seed=1).key, replace(run, dataset="sst2").key}) == 4
+    again = json.loads(json.dumps({"dataset": "mrpc", "method": "full", "seed": 0, "setting": run.setting}))
+    assert plan.key_of(again) == run.key
+
+
+def test_every_setting_survives_json_and_no_two_methods_share_one() -> None:
+    for dataset in DATASETS:
+        found = []
+        for name, method in METHODS.items():
+            settings = [setting_of(name, dataset, rate) for rate in method.rates or (None,)]
+            assert settings == json.loads(json.dumps(settings))
+            found += map(plan.digest, settings)
+        assert len(found) == len(set(found))
+
+
+def test_input_prompts_stand_between_pairs_and_in_front_of_single_texts() -> None:
+    assert setting_of("input", "mrpc-16")["prompt"]["placement"] == "between"
+    assert setting_of("input", "sst2")["prompt"]["placement"] == "front"
+    assert setting_of("input-start", "mrpc")["prompt"]["placement"] == "start"
+
+
+def test_few_rows_get_at_least_the_least_number_of_steps() -> None:
+    setting = setting_of("deep", "sst2-16", 1e-2)
+    assert plan.schedule(setting, 32) == (150, 300, 38)
+    assert plan.schedule(setting, 200) == (24, 312, 39)
+    assert plan.schedule(setting, 2000) == (8, 1000, 125)  # long enough: each epoch is evaluated
+    assert plan.schedule(setting_of("full", "mrpc", 1e-5), 3672) == (5, 1150, 230)
+
+
+def test_estimates_learn_from_what_was_run() -> None:
+    guess = plan.estimate([], "sst2", "full")
+    done = [record("mrpc", "full", 0, METHODS["full"].rates[0], 0.8, 0.8)]
+    assert plan.estimate(done, "mrpc", "full") == 90.0
+    assert 0 < plan.estimate(done, "sst2", "full") < 90.0 < guess
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+ROWS = [{"text": f"row {number}", "label": int(number % 3 == 0)} for number in range(90)]
+
+
+def test_few_shot_rows_are_stratified_and_the_seeds_own() -> None:
+    found = drawn(ROWS, 4, seed=1)
+    assert Counter(row["label"] for row in found) == {0: 4, 1: 4}
+    assert found == drawn(ROWS, 4, seed=1) != drawn(ROWS, 4, seed=2)
+    places = [ROWS.index(row) for row in found]
+    assert places == sorted(places)
+    assert len(drawn(ROWS, 40, seed=0)) == 40 + 30  # a class with fewer rows gives all
+
+
+@pytest.fixture
+def made_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``PTUNING_DATA`` with a few rows of one data set."""
+    root = tmp_path / "data"
+    (root / "sst2").mkdir(parents=True)
+    for number, (name, count) in enumerate((("train", 40), ("validation", 20), ("test", 10))):
+        lines = [
+            json.dumps({"sentence": row["text"], "label": int(row["label"] == "positive")})
+            for row in sentiment(count, seed=number)
+        ]
+        (root / "sst2" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    monkeypatch.setenv("PTUNING_DATA", str(root))
+    return root
+
+
+def test_every_method_reads_the_same_rows(made_data: Path, tmp_path: Path) -> None:
+    first = write_rows(data_set("sst2-4"), 3, made_data, tmp_path / "a")
+    again = write_rows(data_set("sst2-4"), 3, made_data, tmp_path / "b")
+    other = write_rows(data_set("sst2-4"), 4, made_data, tmp_path / "c")
+    read: Callable[[str], str] = lambda file: Path(file).read_text(encoding="utf-8")  # noqa: E731
+    assert list(map(read, first.values())) == list(map(read, again.values()))
+    assert read(first["train"]) != read(other["train"])
+    assert read(first["test"]) == read(other["test"]) == read(str(made_data / "sst2" / "test.jsonl"))
+    for split in ("train", "validation"):  # no more to choose by than to learn from
+        labels = [json.loads(line)["label"] for line in read(first[split]).splitlines()]
+        assert Counter(labels) == {0: 4, 1: 4}
+    many = write_rows(data_set("sst2-15"), 0, made_data, tmp_path / "d")
+    assert len(read(many["validation"]).splitlines()) == 20  # all that there are
+    whole = write_rows(replace(data_set("sst2"), limit=5), 0, made_data, tmp_path / "e")
+    assert len(read(whole["train"]).splitlines()) == 5
+
+
+def test_the_data_sets_are_as_large_as_the_plan_says(data_root: Path, tmp_path: Path) -> None:
+    for name, data in DATASETS.items():
+        files = write_rows(data, 0, data_root, tmp_path / name)
+        lines = Path(files["train"]).read_text(encoding="utf-8").splitlines()
+        assert len(lines) == data.rows, name
+
+
+# ------------------------------------------------------------------------------------------- results
+
+
+def test_a_last_line_that_was_cut_off_is_ignored_and_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "quality.jsonl"
+    assert quality_records.read(file) == []
+    quality_records.append({"number": 1}, file)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write('{"number": 2, "cut o')
+    assert quality_records.read(file) == [{"number": 1}]
+    quality_records.append({"number": 3}, file)
+    assert quality_records.read(file) == [{"number": 1}, {"number": 3}]
+    assert file.read_bytes().endswith(b'{"number": 3}\n')
+
+
+def test_a_line_that_is_broken_within_is_an_error_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "quality.jsonl"
+    file.write_text('{"number": 1}\nnot JSON\n{"number": 3}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 2"):
+        quality_records.read(file)
+
+
+# ----------------------------------------------------------------------------------------- the study
+
+
+def study(words: str, file: Path) -> None:
+    quality.main([*words.split(), "--results", str(file)])
+
+
+def test_what_is_done_and_left_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "quality.jsonl"
+    for each in swept("mrpc", "deep", (0.7, 0.8, 0.6), (0.7, 0.8, 0.6)):
+        quality_records.append(each, file)
+    study("--list --datasets mrpc --methods deep full", file)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["deep", "mrpc", "2", "90"] in lines
+    assert lines[-1][:3] == ["9", "runs", "left,"]  # and seven of full fine-tuning
+
+
+def test_the_study_runs_what_is_left_and_nothing_twice(
+    made_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "quality.jsonl"
+    study("--datasets sst2-16 --methods majority --jobs 1", file)
+    (found,) = quality_records.read(file)
+    assert (found["dataset"], found["method"], found["seed"]) == ("sst2-16", "majority", 0)
+    assert found["metrics"]["test"]["accuracy"] == 0.5
+    assert found["machine"]["threads"] == 1
+    assert "0 left" in capfd.readouterr().out
+    study("--datasets sst2-16 --methods majority --jobs 1", file)
+    assert quality_records.read(file) == [found]
+    (made_data / "sst2" / "test.jsonl").unlink()
+    study("--datasets sst2-16 --methods default --limit-minutes 0", file)
+    assert quality_records.read(file) == [found]  # no time to start anything
+
+
+def test_a_run_that_fails_is_said_and_tried_again_the_next_time(
+    made_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "quality.jsonl"
+    (made_data / "sst2" / "test.jsonl").unlink()
+    with pytest.raises(SystemExit, match="1 runs failed"):
+        study("--datasets sst2-16 --methods majority", file)
+    assert "FAILED sst2-16 majority seed 0: exit status 1" in capfd.readouterr().err
+    assert len(plan.remaining(quality_records.read(file), ["sst2-16"], ["majority"], [0])) == 1
+
+
+@pytest.mark.parametrize("method", ["head", "default"])
+def test_a_worker_trains(
+    method: str, made_data: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import quality_worker
+
+    if method == "default":  # what it is, but on the tiny backbone; the plan knows MiniLM's facts alone
+        checked = quality_worker.TrainConfig.checked
+        monkeypatch.setattr(
+            quality_worker.TrainConfig,
+            "checked",
+            classmethod(lambda cls, values: checked({**values, "backbone": str(tiny_folder)})),
+        )
+        setting = setting_of("default", "sst2-4")
+    else:
+        setting = setting_of("head", "sst2-4", 3e-2) | {"backbone": str(tiny_folder), "least_steps": 8}
+    run = Run(dataset="sst2-4", method=method, setting=setting, seed=1)
+    found = quality_worker.perform(run, made_data)
+    assert set(found["metrics"]) == set(found["baseline"]) == {"validation", "test"}
+    assert found["baseline"]["test"]["accuracy"] == 0.5
+    assert found["steps"] >= 8
+    assert len(found["history"]) >= 8
+    best = max(each["value"] for each in found["history"])
+    assert found["metrics"]["validation"]["accuracy"] == best  # the model ends with what was best
+    assert 0 < found["trained"] < found["total"]
+    assert found["peak_mib"] > 0
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values.*", "ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("method", ["peft-p-tuning", "peft-prefix", "peft-lora", "full"])
+def test_a_peer_trains_its_own_numbers_alone(method: str, made_data: Path, tiny_folder: Path) -> None:
+    import quality_peers
+
+    setting = setting_of(method, "sst2-4", 1e-3) | {"backbone": str(tiny_folder)}
+    task = Task(problem_type="single_label_classification", labels=(0, 1))
+    model = quality_peers.make(setting, task)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert any("classifier" in name for name in trained)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    peer = quality_peers._Peer(model=model, task=task, pad=0)
+    tokenise = quality_peers._tokenise(setting, model)
+    rows = load_examples(str(made_data / "sst2" / "train.jsonl")).examples[:8]
+    split = quality_peers._split(tokenise, rows, task)
+    history = peer.fit(setting | {"epochs": 6, "least_steps": 1}, split, split, seed=0)
+    assert len(history) == 6
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert changed <= trained
+
+
+# -------------------------------------------------------------------------------------------- tables
+
+
+def plain(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(" | ".join(row) for row in (header, *rows))
+
+
+def test_tables_of_partial_results() -> None:
+    _, middle, _ = METHODS["deep"].rates
+    done = [
+        *swept("mrpc", "deep", (0.7, 0.8, 0.6), (0.9, 0.70, 0.1)),
+        *(record("mrpc", "deep", seed, middle, 0.8, 0.70 + seed / 100) for seed in (1, 2)),
+        *swept("mrpc", "full", (0.6, 0.7, 0.8), (0.9, 0.9, 0.8))[:2],  # not whole: not shown
+        *swept("stsb", "input", (0.1, 0.2, 0.3), (0.1, 0.2, 0.3)),
+    ]
+    text = quality_tables.tables(plain, done)
+    mrpc = text.split("### ")[1]
+    row = "**ptuning deep** | 0.02 | 0.710 ± 0.010 | 0.355 ± 0.005 | 3 | 1,000 (0.0045 %) | 1.5 | 1,001"
+    assert row in mrpc.splitlines()
+    assert "0.900" not in mrpc
+    assert "full fine-tuning" in mrpc.split("Not run yet: ")[1]
+    stsb = text.split("### ")[2]
+    assert "**ptuning input** | 0.1 \\* | 0.300 | 0.150 | 1 |" in stsb
+    assert "highest of the three rates" in stsb
+    assert text.split("### ")[3].startswith("SST-2\n\nNot run yet.")
+    assert "revision abc1234, a processor, 2 cores" in text
+
+
+def test_tables_of_nothing() -> None:
+    assert "make quality" in quality_tables.tables(plain, [])
+    assert "make quality" in quality_tables.short(plain, [])
+
+
+def test_the_default_recipe_that_was_run_last_counts() -> None:
+    old = [record("mrpc", "default", seed, None, 0.9, 0.9) for seed in range(5)]
+    for each in old:
+        each["setting"] = {**each["setting"], "fit": {"epochs": 3}}
+    new = [record("mrpc", "default", seed, None, 0.7, 0.7) for seed in range(2)]
+    found = quality_tables.cell([*old, *new], "mrpc", "default")
+    assert found is not None
+    assert [each["seed"] for each in found.runs] == [0, 1]
+    assert found.said("accuracy") == "0.700 ± 0.000"
+
+
+def test_the_short_table_has_pefts_better_prompt_by_validation() -> None:
+    done = [
+        *swept("mrpc", "peft-prefix", (0.7, 0.8, 0.6), (0.1, 0.65, 0.1)),
+        *swept("mrpc", "peft-p-tuning", (0.7, 0.75, 0.6), (0.1, 0.95, 0.1)),
+    ]
+    lines = quality_tables.short(plain, done).splitlines()
+    (line,) = [line for line in lines if line.startswith("PEFT, the better")]
+    assert line.split(" | ")[1:4] == ["1,000", "0.650", "not run yet"]
