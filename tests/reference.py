@@ -8,7 +8,8 @@ through an attention of its own, counting layers by the order in which they call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -81,8 +82,12 @@ class SlowReference:
         first_layer: int = 0,
         position_offset: int = 0,
         token_type_ids: Sequence[int] | None = None,
+        mean: bool = False,
     ) -> Tensor:
-        """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved."""
+        """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved.
+
+        With ``mean`` every token leaves the last layer as the mean of all of them.
+        """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
         self.calls = 0
@@ -101,10 +106,30 @@ class SlowReference:
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
         global _running
         _running = self
-        logits: Tensor = self.model(**inputs).logits[0]
+        with self._averaged() if mean else nullcontext():
+            logits: Tensor = self.model(**inputs).logits[0]
         if self.kind != "deberta-v2":
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
         return logits
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        left = [self.model.config.num_hidden_layers]  # counted, because ALBERT's layers are one module
+
+        def average(_: nn.Module, __: Any, out: Any) -> Any:
+            left[0] -= 1
+            if left[0]:
+                return out
+            if isinstance(out, tuple):
+                return (out[0].mean(1, keepdim=True).expand_as(out[0]), *out[1:])
+            return out.mean(1, keepdim=True).expand_as(out)
+
+        layers = next(each for each in self.model.modules() if isinstance(each, nn.ModuleList))
+        hooks = [layer.register_forward_hook(average) for layer in layers]
+        yield
+        assert left == [0]
+        for hook in hooks:
+            hook.remove()
 
     def keys_values(self, layer: int, head: int, width: int) -> tuple[Tensor, Tensor]:
         """One head's prompt, ``[P, d]`` twice; no rows where the layer has none."""

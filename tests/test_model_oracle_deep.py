@@ -146,6 +146,35 @@ def test_logits_are_those_of_the_slow_reference(case: str, first_layer: int, pos
         assert_close(model(left_ids, left_mask, left_types).logits, expected)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_mean_pooling_is_the_slow_references(case: str) -> None:
+    """The mean of a row's own tokens, whatever padding stands on either side of them."""
+    if case == "bloom":
+        with pytest.raises(UnsupportedBackbone, match=r"bloom .*set prompt\.pooling to native"):
+            deep(case, pooling="mean")
+        return
+    model, native = deep(case, pooling="mean"), deep(case)
+    native.take_prompt(model.prompt_encoder.weight.detach())
+    ids, mask = ragged(LENGTHS)
+    left_ids, left_mask = ragged(LENGTHS, left=True)
+    expected = torch.stack(
+        [
+            reference(case).logits(
+                row[:length].tolist(),
+                model.prompt_encoder.weight,
+                position_offset=model.position_offset,
+                mean=True,
+            )
+            for row, length in zip(ids, LENGTHS, strict=True)
+        ]
+    )
+    with torch.no_grad():
+        assert_close(model(ids, mask).logits, expected)
+        assert_close(model(left_ids, left_mask).logits, expected)
+        if case != "modernbert":  # whose own head may read the mean
+            assert not torch.allclose(native(ids, mask).logits, model(ids, mask).logits, atol=1e-4)
+
+
 def segments(case: str, mask: Tensor) -> Tensor | None:
     """The second half of each row is its second text."""
     if case not in HAS_SEGMENTS:

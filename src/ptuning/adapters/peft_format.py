@@ -147,6 +147,11 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
             f"its prompt begins at layer {first}, and PEFT's PREFIX_TUNING prompts every layer; "
             "prompt.first_layer 0 can be expressed"
         )
+    if (pooling := adapter.prompt.get("pooling") or "native") != "native":
+        return (
+            f"its head reads the tokens' {pooling}, and under PEFT it reads the backbone's own pooled token; "
+            "prompt.pooling 'native' can be expressed"
+        )
     expected = 0 if kind in NO_POSITION_IDS else adapter.virtual_tokens
     if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides as PEFT does
         return (

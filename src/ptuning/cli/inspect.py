@@ -91,7 +91,7 @@ def _print(adapter: Adapter) -> None:
         + (
             f"placement {prompt['placement']}"
             if prompt["depth"] == "input"
-            else f"from layer {prompt['first_layer']}"
+            else f"from layer {prompt['first_layer']}, pooling {prompt.get('pooling') or 'native'}"
         ),
         "made by": f"{prompt.get('encoder', {}).get('kind', 'embedding')} encoder",
         "numbers": f"{_numbers(adapter):,}",

@@ -384,6 +384,7 @@ class Backbone(nn.Module):
         prompts: Tensor | None = None,
         first_layer: int = 0,
         stem: Tensor | None = None,
+        mean: bool = False,
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """``[B, C]``: what the head says of each row.
@@ -397,10 +398,16 @@ class Backbone(nn.Module):
             prompts: ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``, deep prompts.
             first_layer: s.
             stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
+            mean: Let the head read the mean of what the last layer gives for the row's tokens.
             head: Parameters that stand in for the backbone's own, by name.
         """
         shared = self._pass(
-            prompts, first_layer=first_layer, stem=stem, pooled=self._pooled, spread=self.architecture.whole
+            prompts,
+            first_layer=first_layer,
+            stem=stem,
+            pooled=self._pooled,
+            spread=self.architecture.whole,
+            mean=attention_mask if mean else None,
         )
         inputs = self._inputs(input_ids, inputs_embeds, positions, token_type_ids, attention_mask)
         if prompts is not None and self.architecture.deep == "cache":
@@ -558,7 +565,7 @@ class Backbone(nn.Module):
         return torch.cat((tokens, attention_mask), dim=1), cache
 
     def settle(self, config: DeepPrompt) -> DeepPrompt:
-        """``config`` with its position offset decided; refuses what this architecture cannot hold.
+        """``config`` with pooling and position offset decided; refuses what this architecture cannot hold.
 
         Raises:
             ConfigError: no layer left to prompt.
@@ -579,6 +586,13 @@ class Backbone(nn.Module):
             raise UnsupportedBackbone(
                 f"{kind} with inner_group_num {self.config.inner_group_num} attends more than once a layer; "
                 "use an input-depth prompt (prompt.depth: input)"
+            )
+        if config.pooling is None:
+            config = replace(config, pooling="native")
+        if config.pooling == "mean" and self.architecture.deep == "cache":
+            raise UnsupportedBackbone(
+                f"{kind} takes deep prompts through its key/value cache, where its last layer cannot be asked "
+                "for the tokens' mean; set prompt.pooling to native"
             )
         if config.position_offset is None:
             like_peft = (

@@ -214,6 +214,9 @@ class DeepPrompt:
         position_offset: How far the text's position ids are moved up. If left out, P where every layer
             has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
             0 elsewhere, and for backbones without position ids.
+        pooling: What the head reads: ``native``, the token that the backbone's own head reads, or ``mean``,
+            the mean of the text's tokens in that token's place. If left out, the recipe's choice; ``native``
+            where there is no recipe.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """
@@ -223,6 +226,7 @@ class DeepPrompt:
     num_virtual_tokens: int = 20
     first_layer: int = 0
     position_offset: int | None = None
+    pooling: Literal["native", "mean"] | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
 

@@ -46,6 +46,8 @@ class ForwardPass:
         engine: How to compute.
         pooled: The token that the head reads, where it reads one: the last layer runs for it alone.
         spread: Put what the last layer gives for that token in every token's place.
+        mean: ``[B, T]``, 1 at real tokens, to put the mean of what the last layer gives for these in every
+            token's place, whichever the head reads.
         stem: ``[B, T, H]``, what enters layer ``first_layer``; the layers below are passed by.
         stop: A layer; it and those above are passed by, and :attr:`entered` is what would have entered it.
         record: Keep every layer's keys and values of the tokens in :attr:`recorded`; no more of the last
@@ -63,6 +65,7 @@ class ForwardPass:
         engine: Engine | None = None,
         pooled: Literal["first", "last"] | None = None,
         spread: bool = False,
+        mean: Tensor | None = None,
         stem: Tensor | None = None,
         stop: int | None = None,
         record: bool = False,
@@ -71,8 +74,9 @@ class ForwardPass:
         self.layers = layers
         self.first_layer = first_layer
         self.engine = engine or Engine()
-        self.pooled = pooled if self.engine.pooled_layer else None
+        self.pooled = pooled if self.engine.pooled_layer and mean is None else None
         self.spread = spread
+        self.mean = mean
         self.stem = stem
         self.stop = stop
         self.record = record
@@ -103,7 +107,7 @@ class ForwardPass:
         if self.stem is not None and index == self.first_layer:
             hidden = self.stem
         if layer.disentangled:  # reads its prompt itself
-            return self._run(layer, index, hidden, arguments)
+            return self._meant(index, self._run(layer, index, hidden, arguments))
         given = self._given(index, hidden)
         arguments = self._with_wide_mask(arguments, given, hidden)
         known = _keys_values(layer, hidden, arguments) if self._cuts(index) else None
@@ -114,7 +118,7 @@ class ForwardPass:
             given.text = known
             out = self._pooled_token(layer, hidden, {**arguments, ARGUMENT: given})
         else:
-            out = self._run(layer, index, hidden, {**arguments, ARGUMENT: given})
+            out = self._meant(index, self._run(layer, index, hidden, {**arguments, ARGUMENT: given}))
         if given.read:
             self._read.add(index)
         if given.seen is not None:
@@ -124,6 +128,15 @@ class ForwardPass:
     def _cuts(self, index: int) -> bool:
         """Whether of this layer no more is needed than the text's keys and values, and perhaps one token."""
         return index == self.layers - 1 and (self.record or self.pooled is not None)
+
+    def _meant(self, index: int, out: Any) -> Any:
+        """What layer ``index`` gave; of the last, where that is wanted, the tokens' mean in place of each."""
+        if self.mean is None or index != self.layers - 1:
+            return out
+        if isinstance(out, tuple):  # DeBERTa's: hidden states and attentions
+            return (self._meant(index, out[0]), *out[1:])
+        shares = self.mean / self.mean.sum(1, keepdim=True).clamp(min=1)
+        return (shares.to(out.dtype)[:, None] @ out).expand_as(out)
 
     def _given(self, index: int, hidden: Tensor) -> LayerPass:
         dtype = _computing_dtype(hidden)

@@ -33,7 +33,7 @@ from ptuning.model.config import (
     VocabularyInit,
 )
 
-DEEP_INIT_STD = 0.5
+DEEP_INIT_STD = 0.2
 """The deviation that deep keys and values start from; the measured recipe has it."""
 
 

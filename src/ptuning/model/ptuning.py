@@ -701,6 +701,7 @@ class PTuningModel(nn.Module):
                 first_layer=self.prompt_config.first_layer,
                 offset=self.position_offset,
                 stem=stem,
+                mean=self.prompt_config.pooling == "mean",
                 head=head,
             )
         front = self._front(input_ids, attention_mask, token_type_ids, segment_ids)
@@ -722,6 +723,7 @@ class PTuningModel(nn.Module):
         first_layer: int = 0,
         offset: int = 0,
         stem: Tensor | None = None,
+        mean: bool = False,
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The text by itself, with what stands in front of it in the layers."""
@@ -734,6 +736,7 @@ class PTuningModel(nn.Module):
             prompts=prompts,
             first_layer=first_layer,
             stem=None if stem is None else rows.arrange(stem),
+            mean=mean,
             head=head,
         )
 

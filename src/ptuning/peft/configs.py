@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ptuning import adapters
 from ptuning.errors import AdapterError, ConfigError, OutputError
@@ -290,6 +290,8 @@ class PrefixTuningConfig(PromptLearningConfig):
         prefix_projection: Whether a two-layer MLP makes the prompt.
         first_layer: Ours. The first layer that has a prompt; PEFT reads only 0.
         position_offset: Ours. How far the text's positions are moved up; P, as PEFT has it, if left out.
+        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens; PEFT knows only the
+            backbone's own pooled token.
     """
 
     init_weights: str | None = None
@@ -297,6 +299,7 @@ class PrefixTuningConfig(PromptLearningConfig):
     prefix_projection: bool = False
     first_layer: int = 0
     position_offset: int | None = None
+    pooling: Literal["native", "mean"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,6 +314,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             num_virtual_tokens=self.num_virtual_tokens,
             first_layer=self.first_layer,
             position_offset=self.position_offset,
+            pooling=self.pooling,
             encoder=DeepMLPEncoder(width=self.encoder_hidden_size)
             if self.prefix_projection
             else EmbeddingEncoder(),
@@ -363,6 +367,7 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
             **shared,
             first_layer=prompt.first_layer,
             position_offset=prompt.position_offset,
+            pooling=prompt.pooling,
             prefix_projection=projection is not None,
             encoder_hidden_size=projection.width if projection else None,
         )
