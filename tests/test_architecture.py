@@ -42,6 +42,7 @@ PUBLIC = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "SearchResult",
     "SeveralResult",
     "Task",
     "TextInit",
@@ -51,6 +52,7 @@ PUBLIC = [
     "fit",
     "pipeline",
     "train",
+    "train_search",
     "train_several",
 ]
 

@@ -85,9 +85,10 @@ def test_seeds_are_announced_compared_and_the_best_is_saved(train: Callable[...,
     assert said == ["run 1 of 3: seed-0", "run 2 of 3: seed-1", "run 3 of 3: seed-2"]
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 6
     shown = cells(err)
-    assert shown["run"] == [
+    assert shown["run"][:6] == [
         "validation accuracy", "baseline", "test accuracy", "baseline", "epoch", "seconds"
     ]  # fmt: skip
+    assert ("diagnosis" in shown["run"]) == any(run["diagnosis"] for run in table["runs"])
     for run in table["runs"]:
         row = shown[run["name"] + (" *best" if run["name"] == best else "")]
         figures = [of[split]["accuracy"] for split in ("validation", "test")

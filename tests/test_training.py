@@ -487,14 +487,6 @@ def test_rates_rise_and_fall_as_configured(config: Callable[..., TrainConfig]) -
     assert rates.seen[-1] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_short_run_takes_higher_rates_unless_they_are_given() -> None:
-    from ptuning.training.config import SHORT_RUN, rates
-
-    assert rates(FitConfig(), SHORT_RUN) == (1e-2, 1e-3)
-    assert rates(FitConfig(), SHORT_RUN - 1) == (3e-2, 1e-2)
-    assert rates(FitConfig(prompt_rate=0.5, head_rate=0.25), 10) == (0.5, 0.25)
-
-
 def test_pairs_make_a_task_of_pairs(tiny_folder: Path) -> None:
     """A model that was made from a number of labels learns from its rows that they have two texts."""
     pairs = [

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from ptuning.training import (
         DataConfig,
         FitConfig,
+        SearchResult,
         SeveralResult,
         TrainConfig,
         TrainResult,
         fit,
         train,
+        train_search,
         train_several,
     )
 
@@ -54,11 +56,13 @@ _MODEL = [
 _TRAINING = [
     "DataConfig",
     "FitConfig",
+    "SearchResult",
     "SeveralResult",
     "TrainConfig",
     "TrainResult",
     "fit",
     "train",
+    "train_search",
     "train_several",
 ]
 __getattr__, __dir__ = lazy(
@@ -85,6 +89,7 @@ __all__ = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "SearchResult",
     "SeveralResult",
     "Task",
     "TextInit",
@@ -94,5 +99,6 @@ __all__ = [
     "fit",
     "pipeline",
     "train",
+    "train_search",
     "train_several",
 ]

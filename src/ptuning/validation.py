@@ -59,7 +59,8 @@ def explain(error: ValidationError, under: str = "") -> str:
         case "union_tag_not_found":
             return f"{key}.{found['ctx']['discriminator'].strip(chr(39))}: missing{more}"
         case "value_error":
-            return f"{key}: {found['ctx']['error']}{more}"
+            said = f"{found['ctx']['error']}{more}"
+            return f"{key}: {said}" if keys else said  # a check of several keys names them itself
     return f"{key}: got {got!r}, expected {_expected(found['msg'])}{more}"
 
 

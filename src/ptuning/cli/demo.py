@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     from rich.console import Console
 
+    from ptuning.cli.tables import print_diagnosis
     from ptuning.inference.predictor import Predictor
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     console.print("2. for comparison: the head alone, and full fine-tuning", style="bold")
     peers = [head_only(config), fine_tune(config)]
     _table(console, result, peers)
+    print_diagnosis(result, console)
     console.print("3. three sentences", style="bold")
     predictor = Predictor(model=PTuningModel.from_pretrained(given.output))
     for sentence, found in zip(SENTENCES, predictor(SENTENCES), strict=True):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ptuning.training.result import SeveralResult
+    from ptuning.training.result import SeveralResult, TrainResult
+    from ptuning.training.search import SearchResult
 
 
 def metrics_table(
@@ -31,6 +33,17 @@ def metrics_table(
     return table
 
 
+def print_diagnosis(result: TrainResult, console: Console) -> None:
+    """What went wrong in a run or could go better, loud or not; nothing of a run that went well.
+
+    In one line, however wide the console is, so that what is to be tried can be copied.
+    """
+    found = result.diagnosis
+    if found is not None:
+        style = "bold red" if found.serious else "yellow"
+        console.print(f"\n{found.paragraph}", style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def several_table(found: SeveralResult) -> Table:
     """A row a run, the best marked, and the mean and deviation of runs that differ by their seed alone."""
     assert found.best.result is not None  # the best of those that did not diverge
@@ -43,6 +56,9 @@ def several_table(found: SeveralResult) -> Table:
         table.add_column("baseline", justify="right", style="dim")
     table.add_column("epoch", justify="right")
     table.add_column("seconds", justify="right")
+    told = any(run.result is not None and run.result.diagnosis is not None for run in found.runs)
+    if told:
+        table.add_column("diagnosis")
     for run in found.runs:
         if run.result is None:
             table.add_row(run.name, "diverged", style="red")
@@ -53,17 +69,40 @@ def several_table(found: SeveralResult) -> Table:
             for of in (run.result.metrics, run.result.baseline)
         ]
         best = run is found.best
+        diagnosis = run.result.diagnosis
         table.add_row(
             run.name + (" *best" if best else ""),
             *figures,
             f"{run.result.best.epoch:g}",
             f"{run.result.seconds:.0f}",
+            *([diagnosis.kind if diagnosis else ""] if told else []),
             style="bold" if best else None,
         )
     for group in found.over_seeds:
         common = "".join(f", {name} {value:g}" for name, value in group.values.items())
         spread = [cell for split in splits for cell in (_spread(group.metrics[split].get(found.metric)), "")]
         table.add_row(f"{len(group.runs)} seeds{common}, mean ± sd", *spread)
+    return table
+
+
+def search_table(found: SearchResult) -> Table:
+    """A row a trial, the winner marked."""
+    title = f"trials, by the best validation {found.metric} of each"
+    table = Table(title=title, title_justify="left", title_style="dim")
+    names = list(found.trials[0].values)
+    for name in ("trial", *(name.replace("_", " ") for name in names), found.metric, "epochs"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for trial in found.trials:
+        best = trial.number == found.winner
+        table.add_row(
+            str(trial.number),
+            *(f"{trial.values[name]:g}" for name in names),
+            _number(trial.value(found.metric)),
+            f"{trial.epochs:g}",
+            "*best" if best else "" if trial.state == "complete" else trial.state,
+            style="bold" if best else "red" if trial.state == "diverged" else None,
+        )
     return table
 
 

@@ -12,6 +12,8 @@ from ptuning.training.config import TrainConfig, dump
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ptuning.training.result import TrainResult
+
 LISTS: Mapping[str, tuple[str, Callable[[str], int | float], str]] = {
     "seeds": ("fit.seed", int, "whole numbers with commas between, such as 0,1,2"),
     "prompt_rates": ("fit.prompt_rate", float, "numbers with commas between, such as 0.01,0.03"),
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     # From here on torch is needed; --help and a wrong option were answered without it.
     from rich.console import Console
 
-    train = _several if lists else _single
+    train = _several if lists else _search if config.recipe == "search" else _single
     chosen = train(config, lists, bool(extra["resume"]), Console(stderr=True))
     print(f"saved {config.output}{chosen}")
     print(f"next: ptuning predict {config.output} --input FILE")
@@ -74,11 +76,29 @@ def _listed(name: str, text: str, argv: Sequence[str]) -> list[int | float]:
 
 
 def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
-    from ptuning.cli.tables import metrics_table
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.run import train
 
-    result = train(config, resume=resume, reporter=ConsoleReporter(console))
+    _show(train(config, resume=resume, reporter=ConsoleReporter(console)), console)
+    return ""
+
+
+def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+    from ptuning.cli.tables import search_table
+    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.search import PLOT, train_search
+
+    found = train_search(config, resume=resume, reporter=ConsoleReporter(console))
+    console.print(search_table(found))
+    console.print(f"picture: {found.folder / PLOT}\n", highlight=False, soft_wrap=True)
+    _show(found.result, console)
+    return f" (trial {found.winner} of {len(found.trials)}, trained in full)"
+
+
+def _show(result: TrainResult, console: Console) -> None:
+    """What one run found."""
+    from ptuning.cli.tables import metrics_table, print_diagnosis
+
     console.print(metrics_table(result.metrics, result.baseline, result.baseline_rule))
     console.print(
         f"{result.examples_per_second:.0f} rows/s, {result.seconds:.0f} s; best at epoch "
@@ -86,13 +106,11 @@ def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console
         + ("; stopped early" if result.stopped_early else ""),
         highlight=False,
     )
-    if result.advice:
-        console.print(f"\n{result.advice}", style="bold red", highlight=False)
-    return ""
+    print_diagnosis(result, console)
 
 
 def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
-    from ptuning.cli.tables import several_table
+    from ptuning.cli.tables import print_diagnosis, several_table
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.several import train_several
 
@@ -101,6 +119,6 @@ def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, consol
     for run in found.runs:
         if run.diverged:
             console.print(f"{run.name}: {run.diverged}", style="red", highlight=False)
-    if found.best.result is not None and found.best.result.advice:
-        console.print(f"\n{found.best.result.advice}", style="bold red", highlight=False)
+    if found.best.result is not None:
+        print_diagnosis(found.best.result, console)
     return f" ({found.best.name}, best by validation {found.metric})"

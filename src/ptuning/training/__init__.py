@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ptuning.training.loop import fit
     from ptuning.training.result import Evaluation, SeveralResult, TrainResult
     from ptuning.training.run import train
+    from ptuning.training.search import SearchResult, train_search
     from ptuning.training.several import train_several
 
 __getattr__, __dir__ = lazy(
@@ -19,7 +20,9 @@ __getattr__, __dir__ = lazy(
     | dict.fromkeys(("Evaluation", "SeveralResult", "TrainResult"), "ptuning.training.result")
     | {
         "fit": "ptuning.training.loop",
+        "SearchResult": "ptuning.training.search",
         "train": "ptuning.training.run",
+        "train_search": "ptuning.training.search",
         "train_several": "ptuning.training.several",
     },
 )
@@ -28,10 +31,12 @@ __all__ = [
     "DataConfig",
     "Evaluation",
     "FitConfig",
+    "SearchResult",
     "SeveralResult",
     "TrainConfig",
     "TrainResult",
     "fit",
     "train",
+    "train_search",
     "train_several",
 ]

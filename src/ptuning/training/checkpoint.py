@@ -132,16 +132,7 @@ def load(
         raise AdapterError(
             f"{folder} cannot be resumed from ({error}); start again without --resume"
         ) from error
-    for key, then in state["setting"].items():
-        if key in setting and (now := json.loads(json.dumps(setting[key]))) != then:
-            what = (
-                f"{key}: the run began with {then!r}, got {now!r}"
-                if key != "data"
-                else "the data has changed"
-            )
-            raise ConfigError(
-                f"cannot resume: {what}; use the same configuration, or start again without --resume"
-            )
+    refuse_changes(state["setting"], setting)
     restore(model, _under("now.", tensors))
     for name, parameter in model.task_parameters().items():
         moments = _under(f"optimizer.{name}/", tensors)
@@ -155,6 +146,24 @@ def load(
     found = state["position"]
     position = Position(**{**found, "history": [Evaluation(**each) for each in found["history"]]})
     return position, _under("best.", tensors) or None
+
+
+def refuse_changes(began_with: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
+    """Refuse to go on with another setting than a run began with.
+
+    Raises:
+        ConfigError: the first difference.
+    """
+    for key, then in began_with.items():
+        if key in setting and (now := json.loads(json.dumps(setting[key]))) != then:
+            what = (
+                f"{key}: the run began with {then!r}, got {now!r}"
+                if key != "data"
+                else "the data has changed"
+            )
+            raise ConfigError(
+                f"cannot resume: {what}; use the same configuration, or start again without --resume"
+            )
 
 
 def restore(model: PTuningModel, values: Mapping[str, Tensor]) -> None:

@@ -48,9 +48,9 @@ class DataConfig(_Strict):
 
 
 class FitConfig(_Strict):
-    """How the numbers are trained."""
+    """How the numbers are trained. What is left out is the recipe's choice: ``training/recipe.py``."""
 
-    epochs: int = Field(8, ge=1, description="passes over the training rows")
+    epochs: int | None = Field(None, ge=1, description="passes over the training rows; the recipe's choice")
     batch_size: int = Field(16, ge=1, description="rows a batch, of similar length")
     batch_tokens: int | None = Field(
         None,
@@ -60,10 +60,10 @@ class FitConfig(_Strict):
     )
     accumulation: int = Field(1, ge=1, description="batches an optimizer step")
     prompt_rate: float | None = Field(
-        None, gt=0, description="AdamW's peak learning rate for the prompt; 0.01, or 0.03 in a short run"
+        None, gt=0, description="AdamW's peak learning rate for the prompt; the recipe's choice"
     )
     head_rate: float | None = Field(
-        None, gt=0, description="AdamW's peak learning rate for the head; 0.001, or 0.01 in a short run"
+        None, gt=0, description="AdamW's peak learning rate for the head; the recipe's choice"
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, on all that is trained")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
@@ -85,18 +85,26 @@ class FitConfig(_Strict):
     seed: int = Field(0, ge=0, description="of everything that is drawn")
 
 
-SHORT_RUN = 600
-"""Fewer optimizer steps than this do not get a prompt off the ground at the usual rates."""
+class SearchConfig(_Strict):
+    """What ``recipe: search`` may spend, and where it looks."""
 
-
-def rates(config: FitConfig, steps: int) -> tuple[float, float]:
-    """The peak rates of prompt and head for a run of ``steps`` optimizer steps, where none are given.
-
-    A choice from single runs on MiniLM, to be studied: the committed MRPC result (1,840 steps) has the lower
-    rates; on the demo's rows 288 steps at the higher ones fit the training rows, 360 at the lower do not.
-    """
-    prompt, head = (3e-2, 1e-2) if steps < SHORT_RUN else (1e-2, 1e-3)
-    return config.prompt_rate or prompt, config.head_rate or head
+    trials: int = Field(
+        12, ge=2, description="short runs that are compared, the auto recipe's own the first of them"
+    )
+    minutes: float | None = Field(
+        None, gt=0, description="begin no further trial after so many minutes of trials; no such limit"
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="of a trial; a third of the run's, but at least 600 steps, and no more than the run's",
+    )
+    first_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="values of prompt.first_layer to try; 0, a third and half of the layers, unless "
+        "prompt.first_layer is given",
+    )
 
 
 class TrainConfig(_Strict):
@@ -111,7 +119,13 @@ class TrainConfig(_Strict):
     backbone: str = Field("demo", description="Hub id or folder of a model; 'demo' is the embedded MiniLM")
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
     prompt: PromptConfig = Field(default_factory=DeepPrompt, description="what is trained")
+    recipe: Literal["auto", "search"] = Field(
+        "auto",
+        description="what chooses the options of fit that are left out: facts of data and backbone, or short "
+        "runs that try several rates and first layers",
+    )
     fit: FitConfig = Field(default_factory=FitConfig, description="how it is trained")
+    search: SearchConfig = Field(default_factory=SearchConfig, description="how recipe: search looks")
     engine: Engine = Field(default_factory=Engine, description="how it is computed")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -132,6 +146,20 @@ class TrainConfig(_Strict):
                     filled[part] = {"kind": kind, **chosen}
             return {**values, "prompt": filled}
         return values
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> TrainConfig:
+        """Options of the search that would change nothing are refused."""
+        layers = self.search.first_layers
+        if self.recipe == "auto" and self.search != SearchConfig():
+            raise ConfigError("search: its options go with recipe: search, got recipe: auto")
+        if layers is not None and self.prompt.depth == "input":
+            raise ConfigError("search.first_layers: an input-depth prompt has no first layer; leave it out")
+        if layers is not None and self.prompt.depth == "deep" and self.prompt.first_layer > 0:
+            raise ConfigError("search.first_layers and prompt.first_layer: got both, expected one of them")
+        if layers is not None and len(set(layers)) != len(layers):
+            raise ConfigError(f"search.first_layers: got {list(layers)}, expected each layer once")
+        return self
 
     @property
     def run_folder(self) -> Path:

@@ -17,6 +17,7 @@ from rich.progress import (
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.config import FitConfig
 from ptuning.training.result import Evaluation
+from ptuning.training.trials import Trial
 
 
 class Reporter(Protocol):
@@ -51,10 +52,24 @@ class SeveralReporter(Reporter, Protocol):
         """The run ``name`` is next, ``number`` of ``count``; ``kept`` if it was finished before."""
 
 
+class SearchReporter(Reporter, Protocol):
+    """Told of everything that happens in a search: its trials, one after another, then the winner's run."""
+
+    def trial(self, number: int, count: int, steps: int) -> None:
+        """A trial of ``steps`` optimizer steps begins, ``number`` of ``count``."""
+
+    def tried(self, trial: Trial, count: int, metric: str) -> None:
+        """A trial is over."""
+
+
 class Silent:
     """Says nothing."""
 
     def run(self, name: str, number: int, count: int, kept: bool) -> None: ...
+
+    def trial(self, number: int, count: int, steps: int) -> None: ...
+
+    def tried(self, trial: Trial, count: int, metric: str) -> None: ...
 
     def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None: ...
 
@@ -104,11 +119,27 @@ class ConsoleReporter:
             highlight=False,
             soft_wrap=True,
         )
+        self._bar("training", steps, done)
+
+    def trial(self, number: int, count: int, steps: int) -> None:
+        self._bar(f"trial {number} of {count}", steps, 0)
+
+    def tried(self, trial: Trial, count: int, metric: str) -> None:
+        value = trial.value(metric)
+        self.console.print(
+            f"trial {trial.number:2d} of {count}: {trial}: "
+            + (f"{metric} {value:.4f}" if value is not None else f"no {metric}")
+            + (f", {trial.state} at epoch {trial.epochs:g}" if trial.state != "complete" else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _bar(self, name: str, steps: int, done: int) -> None:
         self._loss = self._stem = None
         for past in self._progress.task_ids:  # of the run before this one
             self._progress.remove_task(past)
         self._progress.start()
-        self._task = self._progress.add_task("training", total=steps, completed=done, told="")
+        self._task = self._progress.add_task(name, total=steps, completed=done, told="")
 
     def stem(self, done: int, total: int) -> None:
         if self._stem is None:

@@ -33,11 +33,13 @@ from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.training import checkpoint
 from ptuning.training.checkpoint import Position
-from ptuning.training.config import DataConfig, FitConfig, rates, run_folder
+from ptuning.training.config import DataConfig, FitConfig, run_folder
 from ptuning.training.console import Reporter, Silent
+from ptuning.training.diagnosis import Reference, not_finite
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
 from ptuning.training.prepare import Examples, Split, gather
+from ptuning.training.recipe import Facts, Recipe, Settled
 from ptuning.training.result import Evaluation, TrainResult
 from ptuning.training.shared import Shared
 from ptuning.validation import validated
@@ -106,14 +108,22 @@ def run(
     setting: Mapping[str, Any] | None = None,
     began: Callable[[], None] = lambda: None,
     shared: Shared | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """:func:`fit` on examples that have been read and checked; ``began`` is called before the first step."""
+    """:func:`fit` on examples that have been read and checked.
+
+    Args:
+        began: Called before the first step.
+        found: What a search chose of that which ``config`` leaves open.
+    """
     if resume and output is None:
         raise ConfigError("resume needs an output folder: the checkpoint is beside it")
     set_seed(config.seed)
     shared = shared or Shared()
     train, held = (shared.split(model, rows, too_long) for rows in (examples.train, examples.validation))
     test = shared.split(model, examples.test, too_long) if examples.test else None
+    facts = Facts.of(model, train.rows)
+    recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, model.task))
     model.backbone.dropout = config.backbone_dropout
@@ -122,13 +132,13 @@ def run(
         model=model,
         train=train,
         validation=held,
-        config=config,
+        config=recipe.fit,
         select=Selection.for_task(config.select_by, model.task),
         folder=None if output is None else run_folder(output) / checkpoint.FOLDER,
         reporter=reporter,
         accelerator=accelerator,
         setting={
-            **{f"fit.{name}": value for name, value in config.model_dump(mode="json").items()},
+            **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
             "data": checkpoint.data_digest(train.rows, held.rows),
             **(setting or {}),
         },
@@ -137,7 +147,8 @@ def run(
         loop.resume()
     began()
     with stop_requests() as stop:
-        reporter.begin(model, loop.steps, loop.position.step, config)
+        reporter.say(str(recipe))
+        reporter.begin(model, loop.steps, loop.position.step, recipe.fit)
         model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
         try:
             loop.keep_stems(shared, stop)
@@ -169,6 +180,16 @@ def run(
         setting={
             "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}},
             "rates": {"prompt": loop.rates[0], "head": loop.rates[1]},
+            "recipe": recipe.record(),
+            "reference": asdict(
+                Reference.of(
+                    train.targets,
+                    model.task,
+                    config,
+                    facts,
+                    None if model.class_weights is None else model.class_weights.tolist(),
+                )
+            ),
         },
     )
     if output is not None and accelerator.is_main_process:
@@ -182,8 +203,9 @@ def run(
             metrics=metrics,
             extra={
                 "data": examples.record(),
-                "fit": config.model_dump(mode="json"),
+                "fit": recipe.fit.model_dump(mode="json"),
                 "rates": result.setting["rates"],
+                "recipe": result.setting["recipe"],
                 "baseline": asdict(baseline),
                 "beats_baseline": result.beats_baseline,
             },
@@ -191,21 +213,26 @@ def run(
     return result
 
 
-def evaluate(model: PTuningModel, split: Split, stems: Stems | None = None) -> Metrics:
+def evaluate(
+    model: PTuningModel,
+    split: Split,
+    stems: Stems | None = None,
+    *,
+    rates: tuple[float, float] | None = None,
+) -> Metrics:
     """The split's metrics, ``loss`` included (in a regression, of standardised targets).
 
     Args:
         stems: Where the stem's outputs for its rows are, if they are kept.
+        rates: Of prompt and head, for what is said of a run that diverged.
 
     Raises:
         TrainingDiverged: logits that are not finite, of which there is nothing to measure.
     """
     logits = logits_of(model, split.rows, stems=stems)
     if bad := int((~logits.isfinite().all(dim=1)).sum()):
-        raise TrainingDiverged(
-            f"the logits of {bad} of {len(logits)} rows are not finite: the prompt or the head has grown out "
-            "of bounds. Lower fit.prompt_rate or fit.head_rate by ten, or set precision: fp32"
-        )
+        seen = f"the logits of {bad} of {len(logits)} rows are not finite: prompt or head grew out of bounds"
+        raise TrainingDiverged(not_finite(seen, rates=rates))
     targets = torch.as_tensor(split.targets)
     if model.task.problem_type == "single_label_classification":
         targets = targets.long()
@@ -237,7 +264,7 @@ class _Loop:
     model: PTuningModel
     train: Split
     validation: Split
-    config: FitConfig
+    config: Settled
     select: Selection
     folder: Path | None
     reporter: Reporter
@@ -255,7 +282,7 @@ class _Loop:
             raise ConfigError("nothing to train: every parameter of the model is frozen")
         head = [value for name, value in parameters.items() if name.startswith("head.")]
         prompt = [value for name, value in parameters.items() if not name.startswith("head.")]
-        self.rates = rates(self.config, self.steps)
+        self.rates = self.config.prompt_rate, self.config.head_rate
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": group, "lr": rate}
@@ -408,7 +435,7 @@ class _Loop:
 
     def _evaluate(self) -> None:
         position = self.position
-        metrics = evaluate(self.model, self.validation, self.stems)
+        metrics = evaluate(self.model, self.validation, self.stems, rates=self.rates)
         self.model.train()
         position.history.append(
             Evaluation(
@@ -462,12 +489,8 @@ class _Loop:
             if self.folder is not None
             else "the model keeps the parameters from before this step"
         )
-        return (
-            f"training diverged at step {self.position.step + 1} of {self.steps}: loss {loss}, gradient norm "
-            f"{norm}, expected finite numbers; {kept}. Lower fit.prompt_rate (now "
-            f"{self.rates[0]:g}) or fit.head_rate (now {self.rates[1]:g}) "
-            "by ten, or set precision: fp32"
-        )
+        at = f"training diverged at step {self.position.step + 1} of {self.steps}"
+        return not_finite(f"{at}: loss {loss}, gradient norm {norm}", kept=kept, rates=self.rates)
 
     # ------------------------------------------------------------------------------------- parts
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ptuning.training.diagnosis import Diagnosis, diagnose
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -75,33 +77,30 @@ class TrainResult:
         return mine < floor if lower else mine > floor
 
     @property
+    def diagnosis(self) -> Diagnosis | None:
+        """What went wrong or could go better, and what to try; ``None`` for a run that went well."""
+        return diagnose(self)
+
+    @property
     def advice(self) -> str | None:
-        """What to try, in one paragraph, for a run that learned nothing; ``None`` for one that did."""
-        if self.beats_baseline:
-            return None
-        mine = self.metrics["validation"].get(self.metric)
-        floor = self.baseline["validation"].get(self.metric)
-        return (
-            f"NOT LEARNED: on the validation rows the best {self.metric} is "
-            f"{'undefined' if mine is None else format(mine, '.3f')}, and {self.baseline_rule} scores "
-            f"{'-' if floor is None else format(floor, '.3f')}. Do not use this adapter. Try, in this order: "
-            "a deep prompt if this was an input one (--prompt.depth deep); ten times or a tenth of "
-            "--fit.prompt_rate and --fit.head_rate; more --fit.epochs; more rows; and look at the labels "
-            "with: ptuning check-data"
-        )
+        """The diagnosis in one paragraph, if there is one. It begins with ``NOTE`` if nothing failed."""
+        found = self.diagnosis
+        return None if found is None else found.paragraph
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
+        diagnosis = self.diagnosis
         return {
             **asdict(self),
             "adapter": None if self.adapter is None else str(self.adapter),
             "beats_baseline": self.beats_baseline,
+            "diagnosis": None if diagnosis is None else asdict(diagnosis),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainResult:
         """The inverse of :meth:`to_dict`, by way of JSON."""
-        own = {name: value for name, value in values.items() if name != "beats_baseline"}
+        own = {name: value for name, value in values.items() if name not in ("beats_baseline", "diagnosis")}
         return cls(
             **{
                 **own,
@@ -139,6 +138,7 @@ class OneRun:
             "metrics": found.metrics,
             "baseline": found.baseline,
             "beats_baseline": found.beats_baseline,
+            "diagnosis": None if found.diagnosis is None else found.diagnosis.kind,
             "stopped_early": found.stopped_early,
             "seconds": found.seconds,
         }

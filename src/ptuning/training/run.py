@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -18,12 +22,18 @@ from ptuning.training import checkpoint
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
+from ptuning.training.prepare import Examples
 from ptuning.training.result import TrainResult
 from ptuning.training.shared import Shared
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 """What a finished run leaves, and an unfinished one lacks."""
+SEARCH = "search"
+"""The folder of a search's own files, in the run's."""
+
+_DECIDES = ("data", "backbone", "revision", "prompt", "recipe", "fit", "search", "precision")
+"""The parts of a configuration that decide what a run finds."""
 
 
 def train(
@@ -38,7 +48,14 @@ def train(
         resume: Go on from the run's checkpoint.
         anew: Begin again where a run was not finished; without it, that is refused.
         reporter: Told of every step; silent by default.
+
+    Raises:
+        ConfigError: ``recipe: search``, which is :func:`~ptuning.training.search.train_search`'s.
+        TrainingDiverged: a loss or gradient that is not finite; the last good checkpoint is kept.
+        Interrupted: Ctrl-C; the run is saved where it was.
     """
+    if config.recipe == "search":
+        raise ConfigError("recipe: got 'search', expected 'auto'; a search is run by ptuning.train_search")
     return train_on(Shared(), config, resume=resume, anew=anew, reporter=reporter or Silent())
 
 
@@ -50,28 +67,21 @@ def train_on(
     anew: bool,
     reporter: Reporter,
     began: Callable[[], None] = lambda: None,
+    found: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """:func:`train`, with what other runs have read, loaded and tokenised.
 
     Args:
         began: Called before the first step, when nothing can be refused any more.
+        found: What a search chose, by name.
     """
     folder = config.run_folder
     output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
-    if not (resume or anew) and (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
-        raise ConfigError(
-            f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
-            "to begin anew"
-        )
-    examples, task = shared.examples(config.data, seed=config.fit.seed)
+    if not (resume or anew):
+        refuse_unfinished(folder)
     accelerator = Accelerator(cpu=config.device == "cpu")
-    device = accelerator.device
-    backbone, tokenizer = shared.backbone(
-        config, task, dtype=precision(config.precision, device), device=device
-    )
-    backbone.engine = config.engine
-    set_seed(config.fit.seed)  # the prompt's and the head's first values
-    model = PTuningModel(backbone, config.prompt, task, tokenizer=tokenizer)
+    own = with_found(config, found)
+    model, examples = task_model(shared, own, accelerator)
 
     def beginning() -> None:
         began()
@@ -79,6 +89,8 @@ def train_on(
             if accelerator.is_main_process:
                 with suppress(OSError):  # what is wrong with the folder is said below
                     (folder / RESULT).unlink()  # that of the run before this one
+                if found is None:
+                    shutil.rmtree(folder / SEARCH, ignore_errors=True)
             write(folder / CONFIG, dump(config), accelerator)
 
     result = run(
@@ -92,14 +104,76 @@ def train_on(
         accelerator=accelerator,
         began=beginning,
         shared=shared,
+        found=found,
         setting={
-            **{f"prompt.{name}": value for name, value in config.model_dump(mode="json")["prompt"].items()},
+            **{f"prompt.{name}": value for name, value in own.model_dump(mode="json")["prompt"].items()},
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
         },
     )
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
+
+
+def task_model(
+    shared: Shared, config: TrainConfig, accelerator: Accelerator
+) -> tuple[PTuningModel, Examples]:
+    """A model at its first values, and the examples to train it on."""
+    examples, task = shared.examples(config.data, seed=config.fit.seed)
+    device = accelerator.device
+    backbone, tokenizer = shared.backbone(
+        config, task, dtype=precision(config.precision, device), device=device
+    )
+    backbone.engine = config.engine
+    set_seed(config.fit.seed)  # the prompt's and the head's first values
+    return PTuningModel(backbone, config.prompt, task, tokenizer=tokenizer), examples
+
+
+def with_found(config: TrainConfig, found: Mapping[str, Any] | None) -> TrainConfig:
+    """``config`` with the first layer that a search has ``found``, if it looked for one."""
+    if not found or "first_layer" not in found or config.prompt.depth == "input":
+        return config
+    return config.model_copy(update={"prompt": replace(config.prompt, first_layer=found["first_layer"])})
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a run, or a search, was begun in ``folder`` and not finished."""
+    begun = (folder / checkpoint.FOLDER).exists() or (folder / SEARCH).exists()
+    return begun and not (folder / RESULT).exists()
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse to throw away what is :func:`unfinished`."""
+    if unfinished(folder):
+        raise ConfigError(
+            f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
+            "to begin anew"
+        )
+
+
+def check_same(config: TrainConfig, what: str) -> None:
+    """Refuse to go on from a run, ``what``, with other choices than it was begun with."""
+    file = config.run_folder / CONFIG
+    try:
+        begun = TrainConfig.checked(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
+        ) from None
+    then, now = (_leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, config))
+    for key in (*then, *(key for key in now if key not in then)):
+        if then.get(key) != now.get(key):
+            raise ConfigError(
+                f"cannot resume: {key}: {what} began with {then.get(key)!r}, got {now.get(key)!r}; "
+                "use the same configuration, or start again without --resume"
+            )
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return found
 
 
 def write(file: Path, text: str, accelerator: Accelerator) -> None:

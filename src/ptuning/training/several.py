@@ -13,9 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import yaml
 from accelerate import Accelerator
 
 from ptuning import adapters
@@ -26,15 +24,12 @@ from ptuning.training.console import SeveralReporter, Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import Selection
 from ptuning.training.result import OneRun, SeveralResult, TrainResult
-from ptuning.training.run import CONFIG, RESULT, train_on, write
+from ptuning.training.run import RESULT, check_same, train_on, unfinished, write
 from ptuning.training.shared import Shared
 from ptuning.validation import validated
 
 MOST = 64
 """Runs of one set; more are a search, and should be planned as one."""
-
-_DECIDES = ("data", "backbone", "revision", "prompt", "fit", "precision")
-"""The parts of a configuration that decide what a run finds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +77,14 @@ def train_several(
         reporter: Told of every run and every step; silent by default.
 
     Raises:
-        ConfigError: no list, an empty one, a value twice, or more than :data:`MOST` runs.
+        ConfigError: ``recipe: search``, no list, an empty one, a value twice, or more than :data:`MOST` runs.
         TrainingDiverged: all of them diverged.
         Interrupted: Ctrl-C; the run that was on is saved where it was.
     """
+    if config.recipe == "search":
+        raise ConfigError(
+            "recipe: search tries rates itself, for one seed; leave the lists of seeds and rates out"
+        )
     plan = _plan(config, {"seed": seeds, "prompt_rate": prompt_rates, "head_rate": head_rates})
     folder, output = config.run_folder, adapters.check_destination(Path(config.output))
     for each in plan:
@@ -143,7 +142,7 @@ def _planned(config: TrainConfig, values: Mapping[str, int | float]) -> _Planned
 
 def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) -> None:
     """Refuse to throw away a single run, or without ``resume`` a set of runs, that was not finished."""
-    if (folder / checkpoint.FOLDER).exists() and not (folder / RESULT).exists():
+    if unfinished(folder):
         raise ConfigError(
             f"{folder} holds a single run that was not finished; go on from it with --resume and without "
             "further seeds or rates, or delete that folder to begin anew"
@@ -178,7 +177,7 @@ def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
             "--resume out to begin"
         )
     for each in begun:
-        _check_same(each)
+        check_same(each.config, each.name)
     return {
         each.name: _found(each.result)
         for each in begun
@@ -193,33 +192,6 @@ def _found(file: Path) -> TrainResult:
         raise ConfigError(
             f"cannot resume: {file} cannot be read ({error}); delete it, and that run is gone on with"
         ) from None
-
-
-def _check_same(planned: _Planned) -> None:
-    """Refuse to go on from a run with other choices than it was begun with."""
-    file = planned.config.run_folder / CONFIG
-    try:
-        begun = TrainConfig.checked(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
-        ) from None
-    then, now = (
-        _leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, planned.config)
-    )
-    for key in (*then, *(key for key in now if key not in then)):
-        if then.get(key) != now.get(key):
-            raise ConfigError(
-                f"cannot resume: {key}: {planned.name} began with {then.get(key)!r}, got {now.get(key)!r}; "
-                "use the same configuration, or start again without --resume"
-            )
-
-
-def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return found
 
 
 def _clear(folder: Path, stale: Iterable[_Planned]) -> None:

@@ -1,0 +1,86 @@
+"""The picture of a search: what each trial reached, against what it tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptuning.errors import OutputError
+from ptuning.training.trials import Trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKERS = "osD^vP*X"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+"""Okabe and Ito's, which people who are colour-blind can tell apart."""
+
+
+def plot(trials: Sequence[Trial], best: Trial, metric: str, file: Path) -> None:
+    """Draw the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
+
+    Where that rate was not searched, against the head's, or else against the first layer. Trials that were
+    pruned are hollow, those that diverged are on the lower edge, ``best`` has a ring.
+    """
+    from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
+
+    name = next(each for each in ("prompt_rate", "head_rate", "first_layer") if each in best.values)
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    reached = best.value(metric)
+    assert reached is not None  # it ran to its end
+    shown = [(trial, value) for trial in trials if (value := trial.value(metric)) is not None]
+    floor = min(value for _, value in shown)
+    layers = sorted({trial.values.get("first_layer") for trial in trials}, key=lambda each: each or 0)
+    for place, layer in enumerate(layers):
+        marker, colour = _MARKERS[place % len(_MARKERS)], _COLOURS[place % len(_COLOURS)]
+        size = max(170 - 70 * place, 25)  # those of one rate and one value are seen behind one another
+        mine = [(trial, value) for trial, value in shown if trial.values.get("first_layer") == layer]
+        for state, face in (("complete", colour), ("pruned", "none")):
+            points = [(trial.values[name], value) for trial, value in mine if trial.state == state]
+            axes.scatter(
+                [x for x, _ in points],
+                [y for _, y in points],
+                s=size,
+                marker=marker,
+                facecolors=face,
+                edgecolors=colour,
+                linewidths=1.6,
+                zorder=3 + place,
+            )
+        if layer is not None:
+            axes.scatter([], [], s=size, marker=marker, color=colour, label=f"first layer {layer}")
+    gone = [trial.values[name] for trial in trials if trial.state == "diverged"]
+    if gone:
+        axes.scatter(gone, [floor] * len(gone), s=60, marker="x", color="0.35", label="diverged")
+    if any(trial.state == "pruned" for trial in trials):
+        axes.scatter([], [], s=60, facecolors="none", edgecolors="0.35", linewidths=1.6, label="pruned")
+    axes.scatter(
+        [best.values[name]],
+        [reached],
+        s=380,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=1.4,
+        label=f"best (trial {best.number})",
+        zorder=3 + len(layers),
+    )
+    _label(axes, trials, best, metric, name)
+    try:
+        figure.savefig(file, dpi=130)
+    except OSError as error:
+        raise OutputError(f"{file} could not be written: {error.strerror}") from error
+
+
+def _label(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str, name: str) -> None:
+    axes.set_title(f"{len(trials)} short trials, best: {best}", fontsize=10)
+    axes.set_ylabel(f"best validation {metric} of the trial")
+    if name == "first_layer":
+        axes.set_xlabel("first layer with a prompt")
+        axes.set_xticks(sorted({trial.values[name] for trial in trials}))
+    else:
+        axes.set_xlabel(f"{name.replace('_', ' ')} (log scale)")
+        axes.set_xscale("log")
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(fontsize=8, markerscale=0.6, labelspacing=0.8)

@@ -1,0 +1,150 @@
+"""``recipe: auto``: what a user left out of ``fit``, chosen from facts of data, backbone and prompt.
+
+:func:`choice` is the only place with numbers in it. An option that the recipe is to choose is optional in
+:class:`~ptuning.training.config.FitConfig`, required in :class:`Settled`, and has its number there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ptuning.training.config import FitConfig
+
+if TYPE_CHECKING:
+    from ptuning.data.tokens import TokenRow
+    from ptuning.model.ptuning import PTuningModel
+
+
+class Settled(FitConfig):
+    """How the numbers are trained, with nothing left to choose."""
+
+    epochs: int = Field(ge=1)
+    prompt_rate: float = Field(gt=0)
+    head_rate: float = Field(gt=0)
+
+
+CHOSEN = tuple(Settled.__annotations__)
+"""The options of ``fit`` that a recipe chooses where the user does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a recipe may know.
+
+    Attributes:
+        rows: Training rows.
+        tokens: Of all of them, without the prompt.
+        pairs: Whether a row is two texts.
+        num_labels: Logits.
+        problem_type: What a label is.
+        layers: Of the backbone.
+        width: Of its hidden states.
+        depth: Where the prompt enters.
+        encoder: What makes the prompt while training.
+        virtual_tokens: P.
+        first_layer: The first layer with a prompt; 0 at input depth.
+        scaled: Whether prompt and head move faster than their rates say, as under PEFT's names.
+    """
+
+    rows: int
+    tokens: int
+    pairs: bool
+    num_labels: int
+    problem_type: str
+    layers: int
+    width: int
+    depth: Literal["input", "deep"] = "deep"
+    encoder: str = "embedding"
+    virtual_tokens: int = 20
+    first_layer: int = 0
+    scaled: bool = False
+
+    @classmethod
+    def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
+        """The facts of training ``model`` on ``rows``."""
+        task, prompt, backbone = model.task, model.prompt_config, model.backbone
+        return cls(
+            rows=len(rows),
+            tokens=sum(map(len, rows)),
+            pairs=task.pair,
+            num_labels=task.num_labels,
+            problem_type=task.problem_type,
+            layers=backbone.num_layers,
+            width=backbone.hidden_size,
+            depth=prompt.depth,
+            encoder=prompt.encoder.kind,
+            virtual_tokens=prompt.virtual_tokens,
+            first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
+            scaled=model.rate_scales != (1.0, 1.0),
+        )
+
+    def steps(self, fit: FitConfig, epochs: int) -> int:
+        """Optimizer steps of so many epochs; with ``fit.batch_tokens`` about so many."""
+        batches = math.ceil(self.rows / fit.batch_size)
+        if fit.batch_tokens is not None:
+            batches = max(batches, math.ceil(self.tokens / fit.batch_tokens))
+        return epochs * math.ceil(batches / fit.accumulation)
+
+
+SHORT_RUN = 600
+"""Fewer optimizer steps than this do not get a deep prompt off the ground at the usual rates."""
+
+
+def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
+    """The recipe's numbers, for every option of :data:`CHOSEN`; ``fit`` is what the user gave.
+
+    A deep prompt's rates come from single runs on MiniLM: the committed MRPC result (1,840 steps) has the
+    lower ones; on the demo's rows 288 steps at the higher ones fit the training rows, 360 at the lower do
+    not. An input prompt that is trained as it is has a longer way to go; one that an encoder makes moves
+    with every weight of it.
+    """
+    epochs = fit.epochs or 8
+    prompt, head = (3e-2, 1e-2) if facts.steps(fit, epochs) < SHORT_RUN else (1e-2, 1e-3)
+    if facts.depth == "input":
+        if facts.encoder != "embedding" or facts.scaled:
+            prompt = 1e-2
+        else:
+            prompt, head = 1e-1, 1e-2
+    return {"epochs": epochs, "prompt_rate": prompt, "head_rate": head}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a run is trained, and what of it was not the user's to say.
+
+    Attributes:
+        name: ``auto`` or ``search``.
+        fit: Every option.
+        chose: Those that the recipe chose, and the first layer that a search did.
+    """
+
+    fit: Settled
+    name: Literal["auto", "search"] = "auto"
+    chose: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: FitConfig, facts: Facts, found: Mapping[str, Any] | None = None) -> Recipe:
+        """What ``given`` leaves out is what a search has ``found``, and otherwise :func:`choice`'s."""
+        left = [name for name in CHOSEN if getattr(given, name) is None]
+        numbers = choice(facts, given) | dict(found or {})
+        fit = Settled(**{**given.model_dump(), **{name: numbers[name] for name in left}})
+        beside = {name: value for name, value in (found or {}).items() if name not in CHOSEN}
+        chose = beside | {name: numbers[name] for name in left}
+        return cls(fit=fit, name="auto" if found is None else "search", chose=chose)
+
+    def record(self) -> dict[str, Any]:
+        """What results and adapters keep of it, beside the options themselves."""
+        return {"name": self.name, "chose": dict(self.chose)}
+
+    def __str__(self) -> str:
+        fit = self.fit
+        whose = f"recipe: {self.name}" if self.chose else "as given"
+        return (
+            f"{whose}: {fit.epochs} epochs, batch {fit.batch_size}, rates {fit.prompt_rate:g} "
+            f"(prompt) and {fit.head_rate:g} (head)"
+        )

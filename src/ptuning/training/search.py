@@ -1,0 +1,332 @@
+"""``train_search(config)``: short runs that try rates and first layers, then the best of them in full.
+
+Its trials stand on one backbone in memory (:mod:`ptuning.training.shared`), so every text is tokenised once
+and the layers below a prompt are run once for each first layer. What a trial was is kept when it ends; a
+search that is gone on with is the straight one (:mod:`ptuning.training.trials`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ptuning import adapters
+from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.model.ptuning import PTuningModel
+from ptuning.training import checkpoint
+from ptuning.training.config import FitConfig, TrainConfig, dump
+from ptuning.training.console import SearchReporter, Silent
+from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
+from ptuning.training.loop import run
+from ptuning.training.metrics import Selection
+from ptuning.training.plot import plot
+from ptuning.training.recipe import Facts
+from ptuning.training.result import Evaluation, TrainResult
+from ptuning.training.run import (
+    CONFIG,
+    RESULT,
+    SEARCH,
+    check_same,
+    refuse_unfinished,
+    task_model,
+    train_on,
+    with_found,
+    write,
+)
+from ptuning.training.shared import Shared
+from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
+
+PLOT = "search.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        metric: The metric that the trials were compared by, on the validation rows.
+        trials: In the order in which they ran, the auto recipe's own choice first.
+        winner: The best of them, by its number.
+        result: What the winner's choices found in a run of full length.
+        folder: Where the trials' table, ``result.json``, and their picture, ``search.png``, are.
+    """
+
+    metric: str
+    trials: tuple[Trial, ...]
+    winner: int
+    result: TrainResult
+    folder: Path
+
+
+def train_search(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    anew: bool = False,
+    reporter: SearchReporter | None = None,
+) -> SearchResult:
+    """Search what ``config`` leaves open of rates and first layer, and train the winner to ``config.output``.
+
+    Every trial is a short run. The first has what ``recipe: auto`` would choose, the next few the same from
+    other first layers; Optuna draws the rest around them, and stops those that do worse than the median of
+    the trials before them. The best by the validation metric is then trained at full length, as any run: if
+    it is the first, that is the auto run. The test rows are looked at once, at the end of that.
+
+    Args:
+        resume: Keep the trials that are finished, go on with the rest, or with the run of the winner.
+        anew: Begin again where a search was not finished; without it, that is refused.
+        reporter: Told of every trial and every step; silent by default.
+
+    Raises:
+        ConfigError: a configuration whose recipe is not ``search``, or that leaves nothing to search.
+        TrainingDiverged: all trials diverged, or the winner's run did.
+        Interrupted: Ctrl-C; finished trials are kept, and the run of the winner is saved where it was.
+    """
+    if config.recipe != "search":
+        raise ConfigError(
+            f"recipe: got {config.recipe!r}, expected 'search'; ptuning.train makes a single run"
+        )
+    require_optuna()
+    folder = config.run_folder
+    adapters.check_destination(Path(config.output))
+    if not (resume or anew):
+        refuse_unfinished(folder)
+    if resume:
+        _check_begun(config)
+    search = _Search(config, reporter or Silent(), resume=resume)
+    try:
+        with stop_requests() as stop:
+            search.try_all(stop)
+        best = search.winner
+        search.reporter.say(f"trial {best.number} is the best: {best}; trained in full")
+        result = train_on(
+            search.shared,
+            config,
+            resume=resume and (folder / checkpoint.FOLDER).exists(),
+            anew=True,
+            reporter=search.reporter,
+            found=best.values,
+        )
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        if not search.begun:
+            raise
+        raise Interrupted(
+            "interrupted; the finished trials are kept; to go on, run the same command with --resume"
+        ) from None
+    return SearchResult(
+        metric=search.select.metric,
+        trials=tuple(search.trials),
+        winner=best.number,
+        result=result,
+        folder=search.folder,
+    )
+
+
+class _Search:
+    """What is the same for all trials of a search, and those that were made."""
+
+    def __init__(self, config: TrainConfig, reporter: SearchReporter, *, resume: bool) -> None:
+        self.config, self.reporter, self.begun = config, reporter, resume
+        self.folder = config.run_folder / SEARCH
+        self.shared = Shared()
+        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        model, examples = task_model(self.shared, config, self.accelerator)
+        rows, held = (
+            self.shared.split(model, part, config.data.too_long).rows
+            for part in (examples.train, examples.validation)
+        )
+        self.examples = replace(examples, test=[])  # no trial looks at the test rows
+        self.space = Space.of(config, Facts.of(model, rows), model.backbone)
+        self.count = int(min(config.search.trials, self.space.size))
+        self.select = Selection.for_task(config.fit.select_by, model.task)
+        self.setting = {
+            "data": checkpoint.data_digest(rows, held),
+            "backbone": model.backbone.fingerprint(),
+            "precision": str(model.backbone.dtype),
+        }
+        self.trials = _kept(self.folder / RESULT, self.setting) if resume else []
+        self.accelerator.wait_for_everyone()  # all processes have read what the first one now changes
+
+    @property
+    def winner(self) -> Trial:
+        """The best of the trials.
+
+        Raises:
+            TrainingDiverged: none ran to its end.
+        """
+        best = winner(self.trials, self.select.metric)
+        if best is None:
+            raise TrainingDiverged(
+                f"all {len(self.trials)} trials of the search diverged, the first with {self.trials[0]}; set "
+                "precision: fp32, or fit.prompt_rate and fit.head_rate to a hundredth of that"
+            )
+        return best
+
+    def try_all(self, stop: StopRequest) -> None:
+        """Make the trials that are left, then the picture of all of them."""
+        told = f"search: {self.count} trials of {self.space.epochs} epochs, recipe: auto's own the first"
+        self.reporter.say(told + (f"; {len(self.trials)} finished before" if self.trials else ""))
+        while len(self.trials) < self.count and self._in_time():
+            trial = self._try(stop)
+            self.trials.append(trial)
+            self._keep()
+            self.reporter.tried(trial, self.count, self.select.metric)
+            if stop.made:  # too late for the trial
+                raise self._interrupted(len(self.trials))
+        best = self.winner
+        self._keep(best.number)
+        if self.accelerator.is_main_process:
+            plot(self.trials, best, self.select.metric, self.folder / PLOT)
+
+    def _try(self, stop: StopRequest) -> Trial:
+        config, number, began = self.config, len(self.trials) + 1, time.perf_counter()
+        proposed = proposal(self.space, self.trials, self.select.metric, config.fit.seed)
+        watch = _Watch(self, proposed, stop)
+        state: Literal["complete", "pruned", "diverged"] = "complete"
+        accelerator = Accelerator(cpu=config.device == "cpu")  # it holds on to what it prepares
+        model, _ = task_model(self.shared, with_found(config, proposed.values), accelerator)
+        try:
+            run(
+                model,
+                self.examples,
+                config.fit.model_copy(update={"epochs": self.space.epochs}),
+                too_long=config.data.too_long,
+                output=None,
+                resume=False,
+                reporter=watch,
+                accelerator=accelerator,
+                began=self._begin,
+                shared=self.shared,
+                found=proposed.values,
+            )
+        except Pruned:
+            state = "pruned"
+        except TrainingDiverged:
+            state = "diverged"
+        except KeyboardInterrupt:
+            if not self.begun:
+                raise
+            raise self._interrupted(number) from None
+        return Trial(
+            number=number,
+            values=proposed.values,
+            state=state,
+            history=tuple(watch.history),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _begin(self) -> None:
+        """Before the first step of all: take away what the run before this one left."""
+        if self.begun:
+            return
+        self.begun = True
+        if self.accelerator.is_main_process:
+            with suppress(OSError):  # what is wrong with the folder is said below
+                (self.config.run_folder / RESULT).unlink()
+            for stale in (self.config.run_folder / checkpoint.FOLDER, self.folder):
+                shutil.rmtree(stale, ignore_errors=True)
+        write(self.config.run_folder / CONFIG, dump(self.config), self.accelerator)
+        self._keep()
+
+    def _in_time(self) -> bool:
+        """Whether the budget allows another trial; the first process's clock says so for all."""
+        minutes = self.config.search.minutes
+        if minutes is None or not self.trials:
+            return True
+        said = [sum(trial.seconds for trial in self.trials) < 60 * minutes]
+        broadcast_object_list(said)
+        return said[0]
+
+    def _keep(self, best: int | None = None) -> None:
+        """Write what was found so far, whole or not at all."""
+        file = self.folder / RESULT
+        values = {
+            "metric": self.select.metric,
+            "winner": best,
+            "setting": self.setting,
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+        new = file.with_suffix(".tmp")
+        write(new, json.dumps(values, indent=1) + "\n", self.accelerator)
+        if self.accelerator.is_main_process:
+            os.replace(new, file)
+
+    def _interrupted(self, number: int) -> Interrupted:
+        return Interrupted(
+            f"interrupted at trial {number} of {self.count}; those that are finished are kept; to go on, run "
+            "the same command with --resume"
+        )
+
+
+class Pruned(Exception):
+    """A trial is not gone on with: others were better at the same point."""
+
+
+class _Watch(Silent):
+    """A trial's reporter: keeps its evaluations, stops it where it is hopeless, moves the bar."""
+
+    def __init__(self, search: _Search, proposed: Proposal, stop: StopRequest) -> None:
+        self.search, self.proposed, self.stop_request = search, proposed, stop
+        self.history: list[Evaluation] = []
+        self.steps = 0
+
+    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+        if self.stop_request.made:  # while the model was made
+            raise Interrupted
+        self.steps = steps
+        self.search.reporter.trial(len(self.search.trials) + 1, self.search.count, steps)
+
+    def stem(self, done: int, total: int) -> None:
+        self.search.reporter.stem(done, total)
+
+    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        self.search.reporter.step(step, loss, rate, speed)
+
+    def end(self) -> None:
+        self.search.reporter.end()
+
+    def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
+        self.history.append(found)
+        reached = [self.search.select.key(each.metrics)[0] for each in self.history]
+        if found.step < self.steps and self.proposed.hopeless(reached):
+            raise Pruned
+
+
+# ------------------------------------------------------------------------------- what stands there
+
+
+def _check_begun(config: TrainConfig) -> None:
+    """Refuse to go on where there is no search, or one of another configuration."""
+    file = config.run_folder / SEARCH / RESULT
+    if not file.exists():
+        raise ConfigError(f"nothing to resume: there is no {file}; leave --resume out to begin")
+    check_same(config, "the search")
+
+
+def _kept(file: Path, setting: Mapping[str, Any]) -> list[Trial]:
+    """The trials that are finished.
+
+    Raises:
+        ConfigError: the file cannot be read, or it is of other data or another backbone.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        trials, then = [Trial.read(each) for each in found["trials"]], dict(found["setting"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
+        ) from None
+    checkpoint.refuse_changes(then, setting)
+    return trials

@@ -1,0 +1,263 @@
+"""What a search tries: its trials, the room that they are drawn from, and Optuna, which draws and stops them.
+
+The trials that were made are all there is to remember: :func:`proposal` is a function of them, so a search
+that is gone on with draws what the straight one would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ptuning.errors import ConfigError
+from ptuning.training.config import TrainConfig
+from ptuning.training.metrics import Selection
+from ptuning.training.recipe import SHORT_RUN, Facts, Recipe
+from ptuning.training.result import Evaluation
+
+if TYPE_CHECKING:
+    import optuna
+
+    from ptuning.model.backbone import Backbone
+
+Values = Mapping[str, int | float]
+"""What a trial tries, by name: ``first_layer``, ``prompt_rate``, ``head_rate``."""
+
+FURTHEST = 5.0
+"""Rates are tried from a fifth of the auto recipe's choice to five times as much."""
+UNPRUNED = 3
+"""Trials that run to their end before others are measured against them."""
+RANDOM = 6
+"""Trials, the auto recipe's included, before Optuna draws by what they found rather than at random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A short run of a search.
+
+    Attributes:
+        number: From 1.
+        values: What it tried.
+        state: ``pruned`` if it was stopped because others were better at the same point.
+        history: Its evaluations.
+        seconds: Wall time.
+    """
+
+    number: int
+    values: Values
+    state: Literal["complete", "pruned", "diverged"]
+    history: tuple[Evaluation, ...]
+    seconds: float
+
+    @property
+    def epochs(self) -> float:
+        """How far it came, by its last evaluation."""
+        return self.history[-1].epoch if self.history else 0.0
+
+    def best(self, select: Selection) -> Evaluation | None:
+        """Its best evaluation."""
+        return max(self.history, key=lambda each: select.key(each.metrics), default=None)
+
+    def value(self, metric: str) -> float | None:
+        """The best it reached on the validation rows."""
+        best = self.best(Selection(metric=metric))
+        return None if best is None else best.metrics.get(metric)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Trial:
+        """The inverse of ``dataclasses.asdict``, by way of JSON."""
+        return cls(**{**values, "history": tuple(Evaluation(**each) for each in values["history"])})
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.values.items())
+
+
+def winner(trials: Sequence[Trial], metric: str) -> Trial | None:
+    """The best that ran to its end: by the metric, then by the loss, of equals the first."""
+    select = Selection(metric=metric)
+    keys = [
+        (select.key(best.metrics), trial)
+        for trial in trials
+        if trial.state == "complete" and (best := trial.best(select)) is not None
+    ]
+    return max(keys, key=lambda each: each[0])[1] if keys else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is searched.
+
+    Attributes:
+        auto: The auto recipe's choice, by name.
+        layers: What ``first_layer`` may be, the auto recipe's first; none if it is not searched.
+        rates: The lowest and highest of each rate that is searched.
+        epochs: Of a trial.
+    """
+
+    auto: Values
+    layers: tuple[int, ...]
+    rates: Mapping[str, tuple[float, float]]
+    epochs: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, facts: Facts, backbone: Backbone) -> Space:
+        """What ``config`` leaves to search.
+
+        Raises:
+            ConfigError: nothing.
+        """
+        recipe = Recipe.of(config.fit, facts)
+        names = ["prompt_rate"] + (["head_rate"] if config.prompt.train_head else [])
+        rates = {name: float(recipe.chose[name]) for name in names if name in recipe.chose}
+        layers = _layers(config, backbone)
+        if not rates and len(layers) < 2:
+            raise ConfigError(
+                "recipe: search: the rates and the first layer are all given, so nothing is left to search; "
+                "leave out fit.prompt_rate or fit.head_rate, or use recipe: auto"
+            )
+        return cls(
+            auto=({"first_layer": layers[0]} if layers else {}) | rates,
+            layers=layers,
+            rates={name: (_short(rate / FURTHEST), _short(rate * FURTHEST)) for name, rate in rates.items()},
+            epochs=config.search.epochs or _epochs(config, facts, recipe.fit.epochs),
+        )
+
+    @property
+    def size(self) -> float:
+        """How many different trials there are."""
+        return math.inf if self.rates else len(self.layers)
+
+    @property
+    def beginning(self) -> list[Values]:
+        """What is tried before anything is drawn: the auto recipe's choice, from each first layer."""
+        return [{**self.auto, "first_layer": layer} for layer in self.layers] or [self.auto]
+
+    def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        found: dict[str, optuna.distributions.BaseDistribution] = {
+            name: FloatDistribution(low, high, log=True) for name, (low, high) in self.rates.items()
+        }
+        return ({"first_layer": CategoricalDistribution(self.layers)} if self.layers else {}) | found
+
+
+def _epochs(config: TrainConfig, facts: Facts, whole: int) -> int:
+    """A third of the whole run's, but no fewer than get a prompt off the ground at its rates."""
+    enough = math.ceil(SHORT_RUN / facts.steps(config.fit, 1))
+    return min(whole, max(math.ceil(whole / 3), enough))
+
+
+def _layers(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
+    """Where a deep prompt may begin: at the bottom, or a third or half of the way up."""
+    prompt, given = config.prompt, config.search.first_layers
+    if prompt.depth == "input" or (given is None and prompt.first_layer > 0):
+        return ()
+    if given is not None:
+        for layer in given:
+            backbone.settle(replace(prompt, first_layer=layer))  # refuses one that it does not have
+        return tuple(sorted(given))
+    if backbone.architecture.deep == "cache":  # it takes a prompt in every layer or in none
+        return ()
+    depth = backbone.num_layers
+    layers = tuple(sorted({0, depth // 3, depth // 2}))
+    return layers if len(layers) > 1 else ()
+
+
+# ------------------------------------------------------------------------------------------- Optuna
+
+
+def require_optuna() -> None:
+    """Refuse to begin without what the ``search`` extra brings.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    for name in ("optuna", "matplotlib"):
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"recipe: search needs {name}, which is not installed; "
+                "install it with: pip install 'ptuning[search]'"
+            )
+
+
+class Proposal:
+    """A trial that is yet to be made: what to try, and whether to go on with it."""
+
+    def __init__(self, values: Values, trial: optuna.Trial) -> None:
+        self.values = values
+        self._trial = trial
+
+    def hopeless(self, reached: Sequence[float]) -> bool:
+        """Whether the others' median was better at this point; ``reached`` are the evaluations so far."""
+        with _quiet():
+            self._trial.report(reached[-1], len(reached))
+            return self._trial.should_prune()
+
+
+def proposal(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> Proposal:
+    """What to try after ``trials``: the auto recipe's rates from each first layer, then what Optuna draws.
+
+    The draw depends on ``seed``, on the trials and on how many they are, and on nothing else.
+    """
+    given = space.beginning[len(trials) : len(trials) + 1]
+    with _quiet():
+        study = _study(space, trials, metric, seed)
+        for values in given:
+            study.enqueue_trial(dict(values))
+        asked = study.ask(space.distributions())
+    drawn = {name: _short(value) if name in space.rates else value for name, value in asked.params.items()}
+    return Proposal(given[0] if given else drawn, asked)
+
+
+def _study(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> optuna.Study:
+    """Optuna's study of ``trials``; one that diverged was pruned with nothing to its credit."""
+    import optuna
+    from optuna.trial import TrialState
+
+    own = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=own, n_startup_trials=RANDOM),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED),
+    )
+    select = Selection(metric=metric)
+    for trial in trials:
+        reached = [] if trial.state == "diverged" else [select.key(each.metrics)[0] for each in trial.history]
+        complete = trial.state == "complete"
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+                value=max(reached) if complete else None,
+                params=dict(trial.values),
+                distributions=space.distributions(),
+                intermediate_values=dict(enumerate(reached, 1)),
+            )
+        )
+    return study
+
+
+def _short(rate: float) -> float:
+    """A rate in three digits, which say as much and can be read."""
+    return float(f"{rate:.3g}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna's log and its warnings of what is experimental in it are not for our user."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,183 @@
+"""``recipe: auto``: what is left out is chosen from facts, what is given is kept, both are recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptuning import (
+    DeepPrompt,
+    FitConfig,
+    InputPrompt,
+    MLPEncoder,
+    PTuningModel,
+    TrainConfig,
+    adapters,
+    fit,
+    train,
+)
+from ptuning.errors import ConfigError
+from ptuning.training.console import Silent
+from ptuning.training.recipe import CHOSEN, SHORT_RUN, Facts, Recipe, Settled, choice
+
+FACTS = Facts(
+    rows=3301, tokens=150_000, pairs=True, num_labels=2, problem_type="single_label_classification",
+    layers=6, width=384,
+)  # fmt: skip
+EPOCHS = choice(FACTS, FitConfig())["epochs"]
+SHORT = choice(replace(FACTS, rows=36), FitConfig(epochs=2, batch_size=12))
+"""What the small run below is to find; the numbers themselves are the first tests' business."""
+
+Rows = Callable[..., list[dict[str, Any]]]
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def rates(facts: Facts, **given: Any) -> tuple[float, float]:
+    found = Recipe.of(FitConfig(**given), facts).fit
+    return found.prompt_rate, found.head_rate
+
+
+# ---------------------------------------------------------------------------------------- the rules
+
+
+def test_it_chooses_everything_that_may_be_left_out_and_nothing_else() -> None:
+    assert set(choice(FACTS, FitConfig())) == set(CHOSEN)
+    optional = {name for name in CHOSEN if getattr(FitConfig(), name) is None}
+    assert optional == set(CHOSEN)
+    assert set(Settled.model_fields) == set(FitConfig.model_fields)
+
+
+def test_a_short_run_takes_higher_rates() -> None:
+    rows = SHORT_RUN * 16 // EPOCHS
+    assert FACTS.steps(FitConfig(), EPOCHS) > SHORT_RUN
+    assert rates(FACTS) == (1e-2, 1e-3)
+    assert rates(replace(FACTS, rows=rows)) == (1e-2, 1e-3)
+    assert rates(replace(FACTS, rows=rows - 16)) == (3e-2, 1e-2)
+    assert rates(replace(FACTS, rows=rows), accumulation=2) == (3e-2, 1e-2)
+    assert rates(replace(FACTS, rows=rows), epochs=EPOCHS - 1) == (3e-2, 1e-2)
+
+
+def test_a_budget_of_tokens_makes_more_steps() -> None:
+    facts = replace(FACTS, rows=600, tokens=60_000)
+    assert facts.steps(FitConfig(), 2) == 2 * 38
+    assert facts.steps(FitConfig(batch_tokens=600), 2) == 2 * 100
+    assert facts.steps(FitConfig(batch_tokens=60_000), 2) == 2 * 38
+    assert facts.steps(FitConfig(accumulation=4), 2) == 2 * 10
+
+
+def test_an_input_prompt_has_rates_of_its_own() -> None:
+    plain = replace(FACTS, depth="input")
+    assert rates(plain) == (1e-1, 1e-2)
+    assert rates(replace(plain, encoder="lstm"))[0] == 1e-2
+    assert rates(replace(plain, scaled=True))[0] == 1e-2  # it moves thirty times as far as the rate says
+
+
+def test_what_is_given_wins() -> None:
+    recipe = Recipe.of(FitConfig(epochs=3, prompt_rate=0.5, head_rate=0.25, batch_size=4), FACTS)
+    fit = recipe.fit
+    assert (fit.epochs, fit.prompt_rate, fit.head_rate, fit.batch_size) == (3, 0.5, 0.25, 4)
+    assert recipe.chose == {}
+    assert str(recipe) == "as given: 3 epochs, batch 4, rates 0.5 (prompt) and 0.25 (head)"
+    half = Recipe.of(FitConfig(prompt_rate=0.5), FACTS)
+    assert half.chose == {"epochs": EPOCHS, "head_rate": 1e-3}
+    assert half.fit.prompt_rate == 0.5
+
+
+def test_what_a_search_found_fills_what_is_open_alone() -> None:
+    found = {"first_layer": 3, "prompt_rate": 0.02, "head_rate": 0.004}
+    recipe = Recipe.of(FitConfig(head_rate=0.25), FACTS, found)
+    assert recipe.name == "search"
+    assert (recipe.fit.prompt_rate, recipe.fit.head_rate) == (0.02, 0.25)
+    assert recipe.chose == {"first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "depth", "encoder", "tokens", "first"),
+    [
+        (DeepPrompt(num_virtual_tokens=4, first_layer=1), "deep", "embedding", 4, 1),
+        (InputPrompt(num_virtual_tokens=3, encoder=MLPEncoder()), "input", "mlp", 3, 0),
+    ],
+)
+def test_the_facts_are_the_models_and_the_rows(
+    tiny_folder: Path, prompt: Any, depth: str, encoder: str, tokens: int, first: int
+) -> None:
+    from ptuning.data.tokens import TokenRow
+
+    model = PTuningModel.from_backbone(str(tiny_folder), prompt, num_labels=2)
+    rows = [
+        TokenRow(input_ids=ids, token_type_ids=None, segment_ids=None) for ids in ([1, 5, 2], [1, 5, 6, 2])
+    ]
+    facts = Facts.of(model, rows)
+    assert facts == Facts(
+        rows=2, tokens=7, pairs=False, num_labels=2, problem_type="single_label_classification",
+        layers=3, width=32, depth=depth, encoder=encoder, virtual_tokens=tokens, first_layer=first,
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- what a run does with it
+
+
+@pytest.fixture
+def config(
+    tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Callable[..., Path]
+) -> Callable[..., TrainConfig]:
+    train_file = str(jsonl("train.jsonl", rows(48)))
+
+    def make(**fit: Any) -> TrainConfig:
+        return TrainConfig.checked(
+            {
+                "data": {"train": train_file, "validation_fraction": 0.25},
+                "backbone": str(tiny_folder),
+                "output": str(tmp_path / "out"),
+                "precision": "fp32",
+                "device": "cpu",
+                "prompt": {"num_virtual_tokens": 4},
+                "fit": {"batch_size": 12, **fit},
+            }
+        )
+
+    return make
+
+
+def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]) -> None:
+    made, told = config(epochs=2), Told()
+    result = train(made, reporter=told)
+    prompt, head = SHORT["prompt_rate"], SHORT["head_rate"]
+    assert told.said[0] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"
+    expected = {"name": "auto", "chose": {"prompt_rate": prompt, "head_rate": head}}
+    assert result.setting["recipe"] == expected
+    assert json.loads((made.run_folder / "result.json").read_text())["setting"]["recipe"] == expected
+    extra = adapters.load(made.output).extra
+    assert extra["recipe"] == expected
+    assert {name: extra["fit"][name] for name in CHOSEN} == SHORT
+    assert f"prompt rate: `{prompt}`" in (Path(made.output) / "README.md").read_text()
+
+
+def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
+    model = PTuningModel.from_backbone(str(tiny_folder), InputPrompt(num_virtual_tokens=4), num_labels=2)
+    numbered = [{"text": row["text"], "label": int(row["label"] == "positive")} for row in rows(24)]
+    result = fit(model, {"train": numbered})
+    assert len(result.history) == EPOCHS
+    assert result.setting["rates"] == {"prompt": 1e-1, "head": 1e-2}  # an input prompt's
+
+
+def test_a_resumed_run_is_held_to_what_was_chosen(config: Callable[..., TrainConfig]) -> None:
+    first = train(config(epochs=2))
+    again = train(config(epochs=2, prompt_rate=SHORT["prompt_rate"]), resume=True)  # the same, now in words
+    assert again.history == first.history
+    with pytest.raises(ConfigError, match=r"cannot resume: fit.head_rate: the run began with .*, got 0.123;"):
+        train(config(epochs=2, head_rate=0.123), resume=True)
+    with pytest.raises(ConfigError, match=r"cannot resume: fit.epochs: the run began with 2, got \d+"):
+        train(config(), resume=True)
