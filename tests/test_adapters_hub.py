@@ -125,6 +125,7 @@ def test_what_peft_wrote_is_fetched_and_its_pickle_only_if_asked_for(
             r"could not be fetched: .*No space left on device; try again",
         ),
     ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",  # no port in a name
 )
 def test_the_hubs_answers(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> str:

@@ -347,10 +347,10 @@ def test_where_less_is_better_it_rises() -> None:
 def test_rows_that_were_learned_long_ago_need_fewer_epochs() -> None:
     paragraph = told(found((0.5, 0.2, 0.05, *[0.01] * 9), (0.8, 0.9, *[0.9] * 10), [0.3] * 12), "saturated")
     assert paragraph.startswith(
-        "NOTE: saturated: in epoch 3 of 12 the training loss was down to 0.05, and acc"
+        "NOTE: saturated: in epoch 4 of 12 the training loss was down to 0.01, and acc"
     )
     assert "(best 0.900). The checkpoint of epoch 2 was kept. " in paragraph
-    assert "--fit.epochs 5 or --fit.patience 3" in paragraph
+    assert "--fit.epochs 6 or --fit.patience 3" in paragraph
 
 
 def test_a_loss_that_stands_early_and_high_asks_for_a_prompt_that_reaches_further() -> None:

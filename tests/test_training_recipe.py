@@ -23,14 +23,23 @@ from ptuning import (
 )
 from ptuning.errors import ConfigError
 from ptuning.training.console import Silent
-from ptuning.training.recipe import CHOSEN, SHORT_RUN, Facts, Recipe, Settled, choice
+from ptuning.training.recipe import (
+    CHOSEN,
+    EPOCHS,
+    EVALUATIONS,
+    LEAST_STEPS,
+    MOST_STEPS,
+    Facts,
+    Recipe,
+    Settled,
+    choice,
+)
 
 FACTS = Facts(
     rows=3301, tokens=150_000, pairs=True, num_labels=2, problem_type="single_label_classification",
     layers=6, width=384,
 )  # fmt: skip
-EPOCHS = choice(FACTS, FitConfig())["epochs"]
-SHORT = choice(replace(FACTS, rows=36), FitConfig(epochs=2, batch_size=12))
+SHORT = choice(replace(FACTS, rows=36, pairs=False), FitConfig(epochs=2, batch_size=12))
 """What the small run below is to find; the numbers themselves are the first tests' business."""
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -59,14 +68,33 @@ def test_it_chooses_everything_that_may_be_left_out_and_nothing_else() -> None:
     assert set(Settled.model_fields) == set(FitConfig.model_fields)
 
 
-def test_a_short_run_takes_higher_rates() -> None:
-    rows = SHORT_RUN * 16 // EPOCHS
-    assert FACTS.steps(FitConfig(), EPOCHS) > SHORT_RUN
-    assert rates(FACTS) == (1e-2, 1e-3)
-    assert rates(replace(FACTS, rows=rows)) == (1e-2, 1e-3)
-    assert rates(replace(FACTS, rows=rows - 16)) == (3e-2, 1e-2)
-    assert rates(replace(FACTS, rows=rows), accumulation=2) == (3e-2, 1e-2)
-    assert rates(replace(FACTS, rows=rows), epochs=EPOCHS - 1) == (3e-2, 1e-2)
+def epochs(rows: int, **given: Any) -> int:
+    return Recipe.of(FitConfig(**given), replace(FACTS, rows=rows)).fit.epochs
+
+
+def test_few_rows_get_more_epochs_and_many_fewer() -> None:
+    assert epochs(FACTS.rows) == EPOCHS
+    assert epochs(32) == LEAST_STEPS / 2
+    assert epochs(200) == 24  # 13 steps an epoch
+    assert epochs(200, batch_size=8) == 12
+    assert epochs(200, accumulation=2) == 43
+    assert epochs(16 * MOST_STEPS // EPOCHS) == EPOCHS
+    assert epochs(16 * MOST_STEPS // 4) == 4
+    assert epochs(16 * MOST_STEPS * 10) == 2
+    assert epochs(16 * MOST_STEPS * 10, epochs=7) == 7
+
+
+def test_pairs_take_a_higher_rate() -> None:
+    assert rates(FACTS) == (2e-2, 1e-2)
+    assert rates(replace(FACTS, pairs=False)) == (1e-2, 1e-2)
+
+
+def test_a_run_of_many_epochs_is_not_evaluated_in_each() -> None:
+    few = replace(FACTS, rows=32)
+    assert Recipe.of(FitConfig(epochs=EVALUATIONS), few).fit.evaluate_every == "epoch"
+    assert Recipe.of(FitConfig(epochs=2 * EVALUATIONS), few).fit.evaluate_every == 4
+    assert Recipe.of(FitConfig(epochs=150), few).fit.evaluate_every == 19
+    assert Recipe.of(FitConfig(epochs=150, evaluate_every="epoch"), few).fit.evaluate_every == "epoch"
 
 
 def test_a_budget_of_tokens_makes_more_steps() -> None:
@@ -85,13 +113,14 @@ def test_an_input_prompt_has_rates_of_its_own() -> None:
 
 
 def test_what_is_given_wins() -> None:
-    recipe = Recipe.of(FitConfig(epochs=3, prompt_rate=0.5, head_rate=0.25, batch_size=4), FACTS)
+    given = {"epochs": 3, "prompt_rate": 0.5, "head_rate": 0.25, "evaluate_every": 7}
+    recipe = Recipe.of(FitConfig(**given, batch_size=4), FACTS)
     fit = recipe.fit
     assert (fit.epochs, fit.prompt_rate, fit.head_rate, fit.batch_size) == (3, 0.5, 0.25, 4)
     assert recipe.chose == {}
     assert str(recipe) == "as given: 3 epochs, batch 4, rates 0.5 (prompt) and 0.25 (head)"
     half = Recipe.of(FitConfig(prompt_rate=0.5), FACTS)
-    assert half.chose == {"epochs": EPOCHS, "head_rate": 1e-3}
+    assert half.chose == {"epochs": EPOCHS, "head_rate": 1e-2, "evaluate_every": "epoch"}
     assert half.fit.prompt_rate == 0.5
 
 
@@ -100,7 +129,9 @@ def test_what_a_search_found_fills_what_is_open_alone() -> None:
     recipe = Recipe.of(FitConfig(head_rate=0.25), FACTS, found)
     assert recipe.name == "search"
     assert (recipe.fit.prompt_rate, recipe.fit.head_rate) == (0.02, 0.25)
-    assert recipe.chose == {"first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02}
+    assert recipe.chose == {
+        "first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02, "evaluate_every": "epoch",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -156,7 +187,10 @@ def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]
     result = train(made, reporter=told)
     prompt, head = SHORT["prompt_rate"], SHORT["head_rate"]
     assert told.said[0] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"
-    expected = {"name": "auto", "chose": {"prompt_rate": prompt, "head_rate": head}}
+    expected = {
+        "name": "auto",
+        "chose": {"prompt_rate": prompt, "head_rate": head, "evaluate_every": "epoch"},
+    }
     assert result.setting["recipe"] == expected
     assert json.loads((made.run_folder / "result.json").read_text())["setting"]["recipe"] == expected
     extra = adapters.load(made.output).extra
@@ -169,7 +203,7 @@ def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
     model = PTuningModel.from_backbone(str(tiny_folder), InputPrompt(num_virtual_tokens=4), num_labels=2)
     numbered = [{"text": row["text"], "label": int(row["label"] == "positive")} for row in rows(24)]
     result = fit(model, {"train": numbered})
-    assert len(result.history) == EPOCHS
+    assert (result.history[-1].step, len(result.history)) == (LEAST_STEPS, EVALUATIONS)
     assert result.setting["rates"] == {"prompt": 1e-1, "head": 1e-2}  # an input prompt's
 
 

@@ -296,6 +296,7 @@ def _choices(kind: str, config: Mapping[str, Any], prompt: Tensor) -> dict[str, 
             **choices,
             "first_layer": 0,
             "position_offset": None,
+            "pooling": "native",
             **({"encoder": projected} if config.get("prefix_projection") else {}),
         }
     choices["placement"] = "start"

@@ -135,6 +135,7 @@ class Backbone(nn.Module):
         revision: Its commit, if it came from the Hub.
         missing: Names of the parameters that the checkpoint did not hold, and that were therefore made at
             random; they are the task's to train.
+        pooling: How it was made to be read: ``mean`` for a sentence embedding model of that kind.
 
     Raises:
         UnsupportedBackbone: an architecture that is not in the table.
@@ -147,6 +148,7 @@ class Backbone(nn.Module):
         name: str = "",
         revision: str | None = None,
         missing: frozenset[str] = frozenset(),
+        pooling: Literal["native", "mean"] = "native",
     ) -> None:
         super().__init__()
         config = model.config
@@ -174,6 +176,7 @@ class Backbone(nn.Module):
         self.engine = Engine()
         inside = f"{model.base_model_prefix}."
         self.missing = missing
+        self.pooling = pooling
         self.head_names = tuple(
             name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
         )
@@ -588,11 +591,11 @@ class Backbone(nn.Module):
                 "use an input-depth prompt (prompt.depth: input)"
             )
         if config.pooling is None:
-            config = replace(config, pooling="native")
+            config = replace(config, pooling="native" if self.architecture.deep == "cache" else self.pooling)
         if config.pooling == "mean" and self.architecture.deep == "cache":
             raise UnsupportedBackbone(
-                f"{kind} takes deep prompts through its key/value cache, where its last layer cannot be asked "
-                "for the tokens' mean; set prompt.pooling to native"
+                f"{kind} takes deep prompts through its key/value cache, and its last layer is not asked for "
+                "the tokens' mean; set prompt.pooling to native"
             )
         if config.position_offset is None:
             like_peft = (

@@ -215,8 +215,9 @@ class DeepPrompt:
             has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
             0 elsewhere, and for backbones without position ids.
         pooling: What the head reads: ``native``, the token that the backbone's own head reads, or ``mean``,
-            the mean of the text's tokens in that token's place. If left out, the recipe's choice; ``native``
-            where there is no recipe.
+            the mean of the text's tokens in that token's place. If left out, ``mean`` for a model that was
+            made to be read so and says it (sentence-transformers' ``1_Pooling``), ``native`` for others.
+            PEFT reads ``native`` alone.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """
@@ -301,5 +302,7 @@ def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:
     Raises:
         ConfigError: an unknown key, kind or depth, or a value of the wrong type.
     """
-    config: PromptConfig = validated(PromptConfig, dict(values), "prompt")
+    # What was written before there was a choice meant the backbone's own token.
+    given = {"pooling": "native", **values} if values.get("depth") == "deep" else dict(values)
+    config: PromptConfig = validated(PromptConfig, given, "prompt")
     return config

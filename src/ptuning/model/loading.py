@@ -5,13 +5,15 @@ What a checkpoint lacks is found here: a fresh head or pooler is the task's to t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -22,10 +24,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ptuning import adapters
+from ptuning.adapters.hub import HTTPError
 from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
 from ptuning.model.backbone import ARCHITECTURES, Backbone
 from ptuning.model.embedded import canonical, resolve
 from ptuning.task import ProblemType
+
+_POOLING = "1_Pooling/config.json"
+"""Where sentence-transformers says how a model's tokens become one vector."""
 
 
 def hold(
@@ -182,7 +188,28 @@ def load(
             f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
             "it would be frozen at random, so it cannot be a backbone"
         )
-    return Backbone(model, name=name, revision=_commit(source, revision), missing=missing)
+    return Backbone(
+        model,
+        name=name,
+        revision=_commit(source, revision),
+        missing=missing,
+        pooling=_pooling(source, revision, cached_only=cached_only),
+    )
+
+
+def _pooling(source: str, revision: str | None, *, cached_only: bool) -> Literal["native", "mean"]:
+    """How a sentence embedding model says that it is read; ``native`` for all that says nothing."""
+    try:
+        file = (
+            Path(source) / _POOLING
+            if Path(source).is_dir()
+            else Path(hf_hub_download(source, _POOLING, revision=revision, local_files_only=cached_only))
+        )
+        says = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, HTTPError):  # most models have no such file
+        return "native"
+    mean = says.get("pooling_mode_mean_tokens") or says.get("pooling_mode") == "mean"
+    return "mean" if mean else "native"
 
 
 def _commit(source: str, revision: str | None) -> str | None:

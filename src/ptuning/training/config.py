@@ -73,8 +73,9 @@ class FitConfig(_Strict):
     class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
         None, description="'balanced', or one weight a class in the order of the labels"
     )
-    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"] = Field(
-        "epoch", description="evaluate on the validation rows every epoch, or every N steps"
+    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
+        None,
+        description="evaluate on the validation rows every 'epoch', or every N steps; the recipe's choice",
     )
     select_by: str = Field(
         "auto", description="metric that picks the best checkpoint; 'auto' by kind of task"

@@ -401,24 +401,24 @@ def _saturated(run: _Run) -> str | None:
     if reference is None or len(history) < LONG or found.stopped_early or run.best is None:
         return None
     since = (
-        f"{run.metric} on the validation rows has since changed by no more than chance moves it (best "
+        f"{run.metric} on the validation rows has since gained no more than chance moves it (best "
         f"{run.best:.3f}). {_kept(run)}"
     )
     within = [each for each in history if each.epoch <= EARLY * run.last.epoch]
-    done = next((each for each in within if each.train_loss <= DONE * reference.constant), None)
-    if done is not None and _settled(run, done):
+    if not within or not _settled(run, within[-1]):
+        return None
+    early, end = within[-1], run.thirds[2]
+    if early.train_loss <= DONE * reference.constant:
         return (
-            f"NOTE: saturated: in epoch {done.epoch:g} of {run.last.epoch:g} the training loss was down to "
-            f"{done.train_loss:.2g}, and {since}. The same in less time: --fit.epochs {_after(done)} or "
+            f"NOTE: saturated: in epoch {early.epoch:g} of {run.last.epoch:g} the training loss was down to "
+            f"{early.train_loss:.2g}, and {since}. The same in less time: --fit.epochs {_after(early)} or "
             "--fit.patience 3; a better one needs more training rows or a larger backbone"
         )
-    end = run.thirds[2]
-    if not within or end <= BY_HEART * reference.constant or not _settled(run, within[-1]):
-        return None
-    if max(each.train_loss for each in history[len(within) :]) - end > FLAT * reference.constant:
+    stood = max(each.train_loss for each in history[len(within) :]) - end <= FLAT * reference.constant
+    if end <= BY_HEART * reference.constant or not stood:
         return None
     return (
-        f"NOTE: saturated: from epoch {within[-1].epoch:g} of {run.last.epoch:g} on the training loss has "
+        f"NOTE: saturated: from epoch {early.epoch:g} of {run.last.epoch:g} on the training loss has "
         f"stood at {end:.3g}, where a constant answer has {reference.constant:.3g}, and {since}. For a "
         f"better one try, in this order: {'; '.join([*_up(run), *_more_prompt(reference), CHECK])}"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class Settled(FitConfig):
     epochs: int = Field(ge=1)
     prompt_rate: float = Field(gt=0)
     head_rate: float = Field(gt=0)
+    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"]
 
 
 CHOSEN = tuple(Settled.__annotations__)
@@ -91,26 +92,32 @@ class Facts:
         return epochs * math.ceil(batches / fit.accumulation)
 
 
-SHORT_RUN = 600
-"""Fewer optimizer steps than this do not get a deep prompt off the ground at the usual rates."""
+EPOCHS = 8
+"""Where nothing speaks against it; the rates fall to 0 over them."""
+LEAST_STEPS = 300
+"""Optimizer steps of the smallest run: with fewer, few rows are not learned at all."""
+MOST_STEPS = 12_500
+"""Many rows need fewer epochs; more than 2 are passed over all the same."""
+EVALUATIONS = 16
+"""Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
 
 def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     """The recipe's numbers, for every option of :data:`CHOSEN`; ``fit`` is what the user gave.
 
-    A deep prompt's rates come from single runs on MiniLM: the committed MRPC result (1,840 steps) has the
-    lower ones; on the demo's rows 288 steps at the higher ones fit the training rows, 360 at the lower do
-    not. An input prompt that is trained as it is has a longer way to go; one that an encoder makes moves
-    with every weight of it.
+    How they were found is told in docs/recipes.md. What a pair of texts has to do with each other is not in
+    the frozen features yet, so a prompt has further to go there than on single texts, where a higher rate
+    only overfits. An input prompt that is trained as it is has further to go still; one that an encoder makes
+    moves with every weight of it.
     """
-    epochs = fit.epochs or 8
-    prompt, head = (3e-2, 1e-2) if facts.steps(fit, epochs) < SHORT_RUN else (1e-2, 1e-3)
-    if facts.depth == "input":
-        if facts.encoder != "embedding" or facts.scaled:
-            prompt = 1e-2
-        else:
-            prompt, head = 1e-1, 1e-2
-    return {"epochs": epochs, "prompt_rate": prompt, "head_rate": head}
+    steps = facts.steps(fit, 1)
+    epochs = fit.epochs or max(math.ceil(LEAST_STEPS / steps), min(EPOCHS, max(2, round(MOST_STEPS / steps))))
+    if facts.depth == "deep":
+        prompt = 2e-2 if facts.pairs else 1e-2
+    else:
+        prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
+    often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
+    return {"epochs": epochs, "prompt_rate": prompt, "head_rate": 1e-2, "evaluate_every": often}
 
 
 @dataclass(frozen=True, kw_only=True)

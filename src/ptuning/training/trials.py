@@ -19,7 +19,7 @@ import numpy as np
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig
 from ptuning.training.metrics import Selection
-from ptuning.training.recipe import SHORT_RUN, Facts, Recipe
+from ptuning.training.recipe import LEAST_STEPS, Facts, Recipe
 from ptuning.training.result import Evaluation
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Space:
 
 def _epochs(config: TrainConfig, facts: Facts, whole: int) -> int:
     """A third of the whole run's, but no fewer than get a prompt off the ground at its rates."""
-    enough = math.ceil(SHORT_RUN / facts.steps(config.fit, 1))
+    enough = math.ceil(LEAST_STEPS / facts.steps(config.fit, 1))
     return min(whole, max(math.ceil(whole / 3), enough))
 
 
