@@ -85,8 +85,17 @@ def test_few_rows_get_more_epochs_and_many_fewer() -> None:
 
 
 def test_pairs_take_a_higher_rate() -> None:
-    assert rates(FACTS) == (2e-2, 1e-2)
-    assert rates(replace(FACTS, pairs=False)) == (1e-2, 1e-2)
+    assert rates(FACTS)[0] == 2e-2
+    assert rates(replace(FACTS, pairs=False))[0] == 1e-2
+
+
+def test_the_head_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
+    assert rates(FACTS)[1] == 1.5e-3  # 207 steps an epoch, 8 epochs
+    assert rates(replace(FACTS, rows=1600))[1] == 3.1e-3
+    assert rates(replace(FACTS, rows=1600), epochs=4)[1] == 6.3e-3
+    assert rates(replace(FACTS, rows=200))[1] == 8e-3
+    assert rates(replace(FACTS, rows=200), epochs=2)[1] == 1e-2  # and no faster
+    assert rates(replace(FACTS, rows=100_000))[1] == 1e-3  # and no slower
 
 
 def test_a_run_of_many_epochs_is_not_evaluated_in_each() -> None:
@@ -107,7 +116,7 @@ def test_a_budget_of_tokens_makes_more_steps() -> None:
 
 def test_an_input_prompt_has_rates_of_its_own() -> None:
     plain = replace(FACTS, depth="input")
-    assert rates(plain) == (1e-1, 1e-2)
+    assert rates(plain)[0] == 1e-1
     assert rates(replace(plain, encoder="lstm"))[0] == 1e-2
     assert rates(replace(plain, scaled=True))[0] == 1e-2  # it moves thirty times as far as the rate says
 
@@ -120,7 +129,7 @@ def test_what_is_given_wins() -> None:
     assert recipe.chose == {}
     assert str(recipe) == "as given: 3 epochs, batch 4, rates 0.5 (prompt) and 0.25 (head)"
     half = Recipe.of(FitConfig(prompt_rate=0.5), FACTS)
-    assert half.chose == {"epochs": EPOCHS, "head_rate": 1e-2, "evaluate_every": "epoch"}
+    assert half.chose == {"epochs": EPOCHS, "head_rate": 1.5e-3, "evaluate_every": "epoch"}
     assert half.fit.prompt_rate == 0.5
 
 
@@ -204,7 +213,7 @@ def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
     numbered = [{"text": row["text"], "label": int(row["label"] == "positive")} for row in rows(24)]
     result = fit(model, {"train": numbered})
     assert (result.history[-1].step, len(result.history)) == (LEAST_STEPS, EVALUATIONS)
-    assert result.setting["rates"] == {"prompt": 1e-1, "head": 1e-2}  # an input prompt's
+    assert result.setting["rates"] == {"prompt": 1e-1, "head": 8.3e-3}  # an input prompt's
 
 
 def test_a_resumed_run_is_held_to_what_was_chosen(config: Callable[..., TrainConfig]) -> None:

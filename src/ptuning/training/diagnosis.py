@@ -49,7 +49,7 @@ NOISE = 2.0
 LEAST_FALL = 0.02
 """What a fall has to exceed where many rows make the noise small: less is nobody's trouble."""
 FEW_STEPS = 50
-"""Below this no prompt of the project's own runs has learned anything."""
+"""A judgement: a prompt hardly moves in so few."""
 MANY_STEPS = 300
 """What the demo's rows need, about."""
 LONG = 8

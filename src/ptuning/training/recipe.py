@@ -98,6 +98,8 @@ LEAST_STEPS = 300
 """Optimizer steps of the smallest run: with fewer, few rows are not learned at all."""
 MOST_STEPS = 12_500
 """Many rows need fewer epochs; more than 2 are passed over all the same."""
+HEAD_WAY = 2.5
+"""The head's rate times the run's steps: as far in a short run as in a long one, where more only overfits."""
 EVALUATIONS = 16
 """Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
@@ -117,7 +119,8 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
     often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
-    return {"epochs": epochs, "prompt_rate": prompt, "head_rate": 1e-2, "evaluate_every": often}
+    head = float(f"{min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))):.2g}")
+    return {"epochs": epochs, "prompt_rate": prompt, "head_rate": head, "evaluate_every": often}
 
 
 @dataclass(frozen=True, kw_only=True)
