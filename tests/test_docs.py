@@ -148,6 +148,16 @@ def quality(part: str) -> Callable[[str], str]:
     return make
 
 
+def trials(_: str) -> str:
+    """What was tried for the default recipe, a table a data set."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    results = import_module("recipe_trials").RESULTS
+    rendered: str = import_module("recipe_tables").tables(
+        table, import_module("quality_records").read(results)
+    )
+    return rendered
+
+
 def performance(_: str) -> str:
     """What the benchmarks have measured so far, from the committed results."""
     sys.path.append(str(ROOT / "benchmarks"))
@@ -161,6 +171,7 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("backbones.md", "backbones"): backbones,
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
+    ("recipes.md", "trials"): trials,
     ("performance.md", "performance"): performance,
 }
 

@@ -139,7 +139,13 @@ def test_a_pairs_second_text_counts(tiny_folder: Path) -> None:
 
 
 def test_several_labels_are_those_above_one_half(tiny_folder: Path) -> None:
-    found = Predictor(model=perturbed(tiny_folder, MULTI))(["good", "bad film", "the red card", "two three"])
+    model = perturbed(tiny_folder, MULTI)
+    rows = Tokenise.for_model(model)(
+        [Example(row=n, text=text) for n, text in enumerate(("good", "bad film"))]
+    )
+    with torch.no_grad():  # half of what they say is above one half
+        model.head.named()["classifier.bias"].sub_(logits_of(model, rows).mean(0))
+    found = Predictor(model=model)(["good", "bad film", "the red card", "two three"])
     for each in found:
         assert [name for name, _ in each.probabilities] == ["b", "a", "c"]
         assert each.label == tuple(name for name, chance in each.probabilities if chance > 0.5)

@@ -89,6 +89,13 @@ def test_pairs_take_a_higher_rate() -> None:
     assert rates(replace(FACTS, pairs=False))[0] == 1e-2
 
 
+def test_a_prompt_hurries_where_the_user_wants_few_steps() -> None:
+    few = replace(FACTS, rows=200)
+    assert rates(few)[0] == rates(few, epochs=100)[0] == 2e-2
+    assert rates(few, epochs=12)[0] == 3.8e-2  # 156 steps
+    assert rates(few, epochs=2)[0] == 6e-2
+
+
 def test_the_head_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
     assert rates(FACTS)[1] == 1.5e-3  # 207 steps an epoch, 8 epochs
     assert rates(replace(FACTS, rows=1600))[1] == 3.1e-3

@@ -98,6 +98,8 @@ LEAST_STEPS = 300
 """Optimizer steps of the smallest run: with fewer, few rows are not learned at all."""
 MOST_STEPS = 12_500
 """Many rows need fewer epochs; more than 2 are passed over all the same."""
+FASTEST = 3.0
+"""Times the usual rate of a prompt in a run of fewer steps than that, if the user wants so few."""
 HEAD_WAY = 2.5
 """The head's rate times the run's steps: as far in a short run as in a long one, where more only overfits."""
 EVALUATIONS = 16
@@ -115,12 +117,18 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     steps = facts.steps(fit, 1)
     epochs = fit.epochs or max(math.ceil(LEAST_STEPS / steps), min(EPOCHS, max(2, round(MOST_STEPS / steps))))
     if facts.depth == "deep":
-        prompt = 2e-2 if facts.pairs else 1e-2
+        hurry = min(FASTEST, max(1.0, LEAST_STEPS / (epochs * steps)))
+        prompt = _short(hurry * (2e-2 if facts.pairs else 1e-2))
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
     often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
-    head = float(f"{min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))):.2g}")
+    head = _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
     return {"epochs": epochs, "prompt_rate": prompt, "head_rate": head, "evaluate_every": often}
+
+
+def _short(rate: float) -> float:
+    """With two digits, as people write it."""
+    return float(f"{rate:.2g}")
 
 
 @dataclass(frozen=True, kw_only=True)
