@@ -12,7 +12,7 @@ demo: $(READY)  ## train, compare and use a classifier on the data that ptuning 
 
 # A file of tests is one process's, which makes what its tests share once.
 test: $(READY)  ## the tests, as many at once as there are cores
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: lint types test  ## what CI runs: lint, types, tests
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,6 @@ from ptuning.model.embedded import HUB_ID, resolve
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _all_cores() -> Iterator[None]:
-    """MiniLM is large enough for every core, which tiny models are not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_demo_learns_and_says_what_to_type_next(

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,17 +90,14 @@ class Metric:
 
 
 @pytest.fixture
-def elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A folder of its own to run in, somebody logged in at the stand-in, the backbone there, both cores."""
+def elsewhere(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A folder of its own to run in, somebody logged in at the stand-in, the backbone there."""
     hub.add_folder(HUB_ID, Path(resolve("demo")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
     monkeypatch.setitem(sys.modules, "evaluate", SimpleNamespace(load=lambda *_: Metric()))  # type: ignore[arg-type]
     monkeypatch.setattr(huggingface_hub, "notebook_login", lambda: None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    yield hub
-    torch.set_num_threads(threads)
+    return hub
 
 
 def run(source: str, data: DatasetDict, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
