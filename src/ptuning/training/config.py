@@ -98,7 +98,7 @@ class SearchConfig(_Strict):
     epochs: int | None = Field(
         None,
         ge=1,
-        description="of a trial; a third of the run's, but at least 600 steps, and no more than the run's",
+        description="of a trial; a third of the run's, but at least 300 steps, and no more than the run's",
     )
     first_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None,
