@@ -83,10 +83,12 @@ class SlowReference:
         position_offset: int = 0,
         token_type_ids: Sequence[int] | None = None,
         mean: bool = False,
+        times: Tensor | None = None,
     ) -> Tensor:
         """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved.
 
-        With ``mean`` every token leaves the last layer as the mean of all of them.
+        With ``mean`` every token leaves the last layer as the mean of all of them, ``[H]``, which is kept in
+        :attr:`meant`; and with ``times``, another text's, as the product of both, each of length √H.
         """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
@@ -106,23 +108,25 @@ class SlowReference:
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
         global _running
         _running = self
-        with self._averaged() if mean else nullcontext():
+        with self._averaged(times) if mean else nullcontext():
             logits: Tensor = self.model(**inputs).logits[0]
         if self.kind != "deberta-v2":
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
         return logits
 
     @contextmanager
-    def _averaged(self) -> Iterator[None]:
+    def _averaged(self, times: Tensor | None) -> Iterator[None]:
         left = [self.model.config.num_hidden_layers]  # counted, because ALBERT's layers are one module
 
         def average(_: nn.Module, __: Any, out: Any) -> Any:
             left[0] -= 1
             if left[0]:
                 return out
-            if isinstance(out, tuple):
-                return (out[0].mean(1, keepdim=True).expand_as(out[0]), *out[1:])
-            return out.mean(1, keepdim=True).expand_as(out)
+            states = out[0] if isinstance(out, tuple) else out
+            self.meant = states[0].mean(0)
+            read = self.meant if times is None else _long(times) * _long(self.meant)
+            states = read.expand_as(states)
+            return (states, *out[1:]) if isinstance(out, tuple) else states
 
         layers = next(each for each in self.model.modules() if isinstance(each, nn.ModuleList))
         hooks = [layer.register_forward_hook(average) for layer in layers]
@@ -211,6 +215,11 @@ def _bucket(distance: int, config: Any) -> int:
         return distance
     far = math.log(abs(distance) / middle) / math.log((config.max_relative_positions - 1) / middle)
     return int(math.copysign(math.ceil(far * (middle - 1)) + middle, distance))
+
+
+def _long(mean: Tensor) -> Tensor:
+    """At length √H."""
+    return mean * math.sqrt(len(mean)) / mean.norm()
 
 
 _NAME = "slow_reference"

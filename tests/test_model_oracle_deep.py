@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptuning.errors import ConfigError, UnsupportedBackbone
+from ptuning.errors import ConfigError, DataError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
 from ptuning.model.config import Engine
 from reference import SlowReference
@@ -173,6 +173,64 @@ def test_mean_pooling_is_the_slow_references(case: str) -> None:
         assert_close(model(left_ids, left_mask).logits, expected)
         if case != "modernbert":  # whose own head may read the mean
             assert not torch.allclose(native(ids, mask).logits, model(ids, mask).logits, atol=1e-4)
+
+
+PAIRS = [([5], [9, 6], [7, 8, 11], [4]), ([5], [6], [10, 7, 8, 12, 9], [4]), ([5], [8, 8, 9], [6], [4])]
+"""What a row begins with, its texts, and what it ends with."""
+
+
+@pytest.mark.parametrize("first_layer", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_product_pooling_reads_each_text_by_itself(case: str, first_layer: int) -> None:
+    """A ragged batch of pairs, padded on either side, against each text alone in float64."""
+    held = backbone(case)
+    if held.architecture.causal or case in ("bloom", "modernbert, mean pooling"):
+        with pytest.raises(UnsupportedBackbone, match=r"no head that reads its first token.* set prompt"):
+            deep(case, pooling="product")
+        return
+    model = deep(case, pooling="product", first_layer=first_layer)
+    assert model.stem_layer == 0
+    assert model.needs_segments
+    expected = []
+    for lead, first, second, end in PAIRS:
+        slow, means = reference(case), []
+        for text in (first, second):
+            logits = slow.logits(
+                [*lead, *text, *end],
+                model.prompt_encoder.weight,
+                first_layer=first_layer,
+                position_offset=model.position_offset,
+                mean=True,
+                times=means[0] if means else None,
+            )
+            means.append(slow.meant)
+        expected.append(logits)
+    rows = [[*lead, *first, *end, *second, *end] for lead, first, second, end in PAIRS]
+    marks = [
+        [-1] * len(lead) + [0] * len(first) + [-1] * len(end) + [1] * len(second) + [-1] * len(end)
+        for lead, first, second, end in PAIRS
+    ]
+    longest = max(map(len, rows)) + 2
+    for left in (False, True):
+        ids, mask, places = (
+            torch.tensor([[by] * n * left + own + [by] * n * (not left) for own, n in padded])
+            for by, padded in (
+                (0, [(row, longest - len(row)) for row in rows]),
+                (0, [([1] * len(row), longest - len(row)) for row in rows]),
+                (-1, [(mark, longest - len(mark)) for mark in marks]),
+            )
+        )
+        types = (places.eq(1).int().cummax(1).values * mask).long()  # as tokenizers give them
+        each_its_own = model.prompt_encoder.weight.detach().expand(len(rows), -1, -1, -1, -1)
+        with torch.no_grad():
+            assert_close(model(ids, mask, segment_ids=places).logits, torch.stack(expected))
+            assert_close(
+                model(ids, mask, segment_ids=places, prompt=each_its_own).logits, torch.stack(expected)
+            )
+            if case in HAS_SEGMENTS:
+                assert_close(model(ids, mask, types).logits, torch.stack(expected))
+        with pytest.raises(DataError, match=r"row 0 of the batch is not a pair .*choose another pooling"):
+            model(ids, mask, segment_ids=places.clamp(max=0))
 
 
 def segments(case: str, mask: Tensor) -> Tensor | None:

@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicCache
 from ptuning import adapters
 from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import attention, disentangled, layers
-from ptuning.model.config import DeepPrompt, Engine
+from ptuning.model.config import DeepPrompt, Engine, Pooling
 from ptuning.model.embedded import canonical
 from ptuning.model.fresh import fresh_parameters
 from ptuning.model.layers import ForwardPass
@@ -387,7 +387,7 @@ class Backbone(nn.Module):
         prompts: Tensor | None = None,
         first_layer: int = 0,
         stem: Tensor | None = None,
-        mean: bool = False,
+        pooling: Pooling = "native",
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """``[B, C]``: what the head says of each row.
@@ -401,7 +401,9 @@ class Backbone(nn.Module):
             prompts: ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``, deep prompts.
             first_layer: s.
             stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
-            mean: Let the head read the mean of what the last layer gives for the row's tokens.
+            pooling: What of the last layer the head reads: its own token, the mean of the row's tokens, or
+                the product of two rows' means. For that the rows are the first texts of all pairs, then the
+                second ones, and the answer has half as many.
             head: Parameters that stand in for the backbone's own, by name.
         """
         shared = self._pass(
@@ -410,7 +412,8 @@ class Backbone(nn.Module):
             stem=stem,
             pooled=self._pooled,
             spread=self.architecture.whole,
-            mean=attention_mask if mean else None,
+            mean=None if pooling == "native" else attention_mask,
+            product=pooling == "product",
         )
         inputs = self._inputs(input_ids, inputs_embeds, positions, token_type_ids, attention_mask)
         if prompts is not None and self.architecture.deep == "cache":
@@ -592,6 +595,12 @@ class Backbone(nn.Module):
             )
         if config.pooling is None:
             config = replace(config, pooling="native" if self.architecture.deep == "cache" else self.pooling)
+        # The product stands where the head looks for its first token.
+        if config.pooling == "product" and (self._pooled != "first" or self.architecture.deep == "cache"):
+            raise UnsupportedBackbone(
+                f"{self.name} ({kind}) has no head that reads its first token, in whose place the product "
+                "of two texts stands; set prompt.pooling to mean or native"
+            )
         if config.pooling == "mean" and self.architecture.deep == "cache":
             raise UnsupportedBackbone(
                 f"{kind} takes deep prompts through its key/value cache, and its last layer is not asked for "

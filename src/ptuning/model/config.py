@@ -204,6 +204,10 @@ class InputPrompt:
         return sum(piece.tokens for piece in self.insertions)
 
 
+Pooling = Literal["native", "mean", "product"]
+"""What a head reads (:class:`DeepPrompt`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeepPrompt:
     """A prompt in every layer from ``first_layer`` on, as keys and values: P-tuning v2 (arXiv:2110.07602).
@@ -214,10 +218,12 @@ class DeepPrompt:
         position_offset: How far the text's position ids are moved up. If left out, P where every layer
             has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
             0 elsewhere, and for backbones without position ids.
-        pooling: What the head reads: ``native``, the token that the backbone's own head reads, or ``mean``,
-            the mean of the text's tokens in that token's place. If left out, ``mean`` for a model that was
-            made to be read so and says it (sentence-transformers' ``1_Pooling``), ``native`` for others.
-            PEFT reads ``native`` alone.
+        pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
+            the mean of the text's tokens in that token's place; or ``product``, for pairs: each text is read
+            by itself, and the two means, of equal length, are multiplied element by element, so that what
+            the head sums is their similarity (SBERT, arXiv:1908.10084). If left out, ``mean`` for a model
+            that was made to be read so and says it (sentence-transformers' ``1_Pooling``), ``native`` for
+            others. PEFT reads ``native`` alone.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """
@@ -227,7 +233,7 @@ class DeepPrompt:
     num_virtual_tokens: int = 20
     first_layer: int = 0
     position_offset: int | None = None
-    pooling: Literal["native", "mean"] | None = None
+    pooling: Pooling | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
 

@@ -37,6 +37,12 @@ class Layout:
     mask: Tensor
     positions: Tensor
 
+    def cut(self, length: int) -> Layout:
+        """The first ``length`` places alone."""
+        return Layout(
+            index=self.index[:, :length], mask=self.mask[:, :length], positions=self.positions[:, :length]
+        )
+
     def arrange(self, pieces: Tensor) -> Tensor:
         """``pieces`` ``[B, T + A + P, …]`` in the order of the layout: ``[B, S, …]``."""
         if pieces.dim() == 2:
@@ -84,6 +90,33 @@ def layout(
     mask = (order >= 0) & (order < behind)
     positions = (mask.cumsum(1) - 1).clamp(min=0) * mask
     return Layout(index=index, mask=mask.to(attention_mask.dtype), positions=positions)
+
+
+def apart(attention_mask: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """``[2B, T]``: of each row the tokens to read its first text by itself with, then those of the second.
+
+    To either text belong the special tokens that its row begins and ends with.
+
+    Args:
+        attention_mask: ``[B, T]``, 1 at real tokens.
+        segment_ids: ``[B, T]``: 0 for the first text, 1 for the second, -1 for special tokens and padding.
+
+    Raises:
+        DataError: a row without one of the texts.
+    """
+    real = attention_mask.bool()
+    segments = torch.full_like(attention_mask, -1) if segment_ids is None else segment_ids
+    first, second = (real & (segments == which) for which in (0, 1))
+    if not bool((there := first.any(1) & second.any(1)).all()):
+        raise DataError(
+            f"row {int((~there).nonzero()[0, 0])} of the batch is not a pair of texts that can be told "
+            "apart, and with prompt.pooling product each is read by itself; pass pairs, with token_type_ids "
+            "or segment_ids (0 first text, 1 second text, -1 special), or choose another pooling"
+        )
+    texts = (first | second).int()
+    before, behind = texts.cumsum(1) == 0, texts.flip(1).cumsum(1).flip(1) == 0
+    ends = real & (before | behind)
+    return torch.cat((first | ends, second | ends)).to(attention_mask.dtype)
 
 
 def _rank_of(

@@ -35,13 +35,14 @@ from ptuning.model.config import (
     EmbeddingEncoder,
     Engine,
     InputPrompt,
+    Pooling,
     PromptConfig,
     TextInit,
     prompt_from_dict,
     prompt_to_dict,
 )
 from ptuning.model.loading import check_backbone, hold
-from ptuning.model.placement import layout
+from ptuning.model.placement import apart, layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.template import Insertion, Landmark
 from ptuning.task import ProblemType, Task
@@ -504,10 +505,10 @@ class PTuningModel(nn.Module):
 
     @property
     def needs_segments(self) -> bool:
-        """Whether the placement stands before a text, so that rows come best with ``segment_ids``."""
-        return isinstance(self.prompt_config, InputPrompt) and any(
-            piece.before.value.startswith("text") for piece in self.prompt_config.insertions
-        )
+        """Whether it matters where a text begins, so that rows come best with ``segment_ids``."""
+        if isinstance(self.prompt_config, DeepPrompt):
+            return self.prompt_config.pooling == "product"
+        return any(piece.before.value.startswith("text") for piece in self.prompt_config.insertions)
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         """The numbers that training changes, by name: the one definition that freezing, the optimizer,
@@ -646,6 +647,8 @@ class PTuningModel(nn.Module):
         config = self.prompt_config
         if not isinstance(config, DeepPrompt) or not self.backbone.has_stem(self.head.names):
             return 0
+        if config.pooling == "product":  # a token that both texts are read with is two things there
+            return 0
         return config.first_layer
 
     def stem(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -673,8 +676,8 @@ class PTuningModel(nn.Module):
         if self.stem_layer == 0:
             raise ConfigError(
                 "stem: what is below this model's first prompt cannot be kept; that takes a deep prompt with "
-                "first_layer above 0, the backbone's dropout off, a head that holds nothing of the "
-                "transformer's layers, and an architecture with an attention interface"
+                "first_layer above 0, a pooling other than product, the backbone's dropout off, a head that "
+                "holds nothing of the transformer's layers, and an architecture with an attention interface"
             )
 
     def _prompted(
@@ -693,6 +696,15 @@ class PTuningModel(nn.Module):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
         made = prompt.prompt
         if isinstance(self.prompt_config, DeepPrompt):
+            pooling = self.prompt_config.pooling
+            assert pooling is not None  # settled
+            if pooling == "product":
+                if segment_ids is None:
+                    segment_ids = self.backbone.segments(attention_mask, token_type_ids)
+                attention_mask = apart(attention_mask, segment_ids)
+                input_ids, token_type_ids = input_ids.repeat(2, 1), None
+                if made.dim() == 5:
+                    made = made.repeat(2, 1, 1, 1, 1)
             return self._run_deep(
                 input_ids,
                 attention_mask,
@@ -701,7 +713,7 @@ class PTuningModel(nn.Module):
                 first_layer=self.prompt_config.first_layer,
                 offset=self.position_offset,
                 stem=stem,
-                mean=self.prompt_config.pooling == "mean",
+                pooling=pooling,
                 head=head,
             )
         front = self._front(input_ids, attention_mask, token_type_ids, segment_ids)
@@ -723,11 +735,13 @@ class PTuningModel(nn.Module):
         first_layer: int = 0,
         offset: int = 0,
         stem: Tensor | None = None,
-        mean: bool = False,
+        pooling: Pooling = "native",
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The text by itself, with what stands in front of it in the layers."""
         rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
+        if pooling == "product":  # the other text has left its places free
+            rows = rows.cut(int(attention_mask.sum(1).max()))
         return self.backbone.logits(
             input_ids=rows.arrange(input_ids),
             attention_mask=rows.mask,
@@ -736,7 +750,7 @@ class PTuningModel(nn.Module):
             prompts=prompts,
             first_layer=first_layer,
             stem=None if stem is None else rows.arrange(stem),
-            mean=mean,
+            pooling=pooling,
             head=head,
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from ptuning import adapters
 from ptuning.errors import AdapterError, ConfigError, OutputError
@@ -27,6 +27,7 @@ from ptuning.model.config import (
     InputPrompt,
     LSTMEncoder,
     MLPEncoder,
+    Pooling,
     PromptConfig,
     RandomInit,
     TextInit,
@@ -290,8 +291,8 @@ class PrefixTuningConfig(PromptLearningConfig):
         prefix_projection: Whether a two-layer MLP makes the prompt.
         first_layer: Ours. The first layer that has a prompt; PEFT reads only 0.
         position_offset: Ours. How far the text's positions are moved up; P, as PEFT has it, if left out.
-        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens; PEFT knows only the
-            backbone's own pooled token.
+        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"product"`` that of the
+            means of a pair's two texts; PEFT knows only the backbone's own pooled token.
     """
 
     init_weights: str | None = None
@@ -299,7 +300,7 @@ class PrefixTuningConfig(PromptLearningConfig):
     prefix_projection: bool = False
     first_layer: int = 0
     position_offset: int | None = None
-    pooling: Literal["native", "mean"] | None = None
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
