@@ -83,12 +83,12 @@ class SlowReference:
         position_offset: int = 0,
         token_type_ids: Sequence[int] | None = None,
         mean: bool = False,
-        times: Tensor | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
         """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved.
 
         With ``mean`` every token leaves the last layer as the mean of all of them, ``[H]``, which is kept in
-        :attr:`meant`; and with ``times``, another text's, as the product of both, each of length √H.
+        :attr:`meant`; and with ``beside``, another text's, as how both agree, each of length √H.
         """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
@@ -108,14 +108,14 @@ class SlowReference:
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
         global _running
         _running = self
-        with self._averaged(times) if mean else nullcontext():
+        with self._averaged(beside) if mean else nullcontext():
             logits: Tensor = self.model(**inputs).logits[0]
         if self.kind != "deberta-v2":
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
         return logits
 
     @contextmanager
-    def _averaged(self, times: Tensor | None) -> Iterator[None]:
+    def _averaged(self, beside: Tensor | None) -> Iterator[None]:
         left = [self.model.config.num_hidden_layers]  # counted, because ALBERT's layers are one module
 
         def average(_: nn.Module, __: Any, out: Any) -> Any:
@@ -124,7 +124,7 @@ class SlowReference:
                 return out
             states = out[0] if isinstance(out, tuple) else out
             self.meant = states[0].mean(0)
-            read = self.meant if times is None else _long(times) * _long(self.meant)
+            read = self.meant if beside is None else _agreement(_long(beside), _long(self.meant))
             states = read.expand_as(states)
             return (states, *out[1:]) if isinstance(out, tuple) else states
 
@@ -215,6 +215,11 @@ def _bucket(distance: int, config: Any) -> int:
         return distance
     far = math.log(abs(distance) / middle) / math.log((config.max_relative_positions - 1) / middle)
     return int(math.copysign(math.ceil(far * (middle - 1)) + middle, distance))
+
+
+def _agreement(one: Tensor, other: Tensor) -> Tensor:
+    """In each dimension."""
+    return torch.stack([a * b - abs(a - b) for a, b in zip(one, other, strict=True)])
 
 
 def _long(mean: Tensor) -> Tensor:

@@ -181,14 +181,14 @@ PAIRS = [([5], [9, 6], [7, 8, 11], [4]), ([5], [6], [10, 7, 8, 12, 9], [4]), ([5
 
 @pytest.mark.parametrize("first_layer", [0, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_product_pooling_reads_each_text_by_itself(case: str, first_layer: int) -> None:
+def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: int) -> None:
     """A ragged batch of pairs, padded on either side, against each text alone in float64."""
     held = backbone(case)
     if held.architecture.causal or case in ("bloom", "modernbert, mean pooling"):
         with pytest.raises(UnsupportedBackbone, match=r"no head that reads its first token.* set prompt"):
-            deep(case, pooling="product")
+            deep(case, pooling="similarity")
         return
-    model = deep(case, pooling="product", first_layer=first_layer)
+    model = deep(case, pooling="similarity", first_layer=first_layer)
     assert model.stem_layer == 0
     assert model.needs_segments
     expected = []
@@ -201,7 +201,7 @@ def test_product_pooling_reads_each_text_by_itself(case: str, first_layer: int) 
                 first_layer=first_layer,
                 position_offset=model.position_offset,
                 mean=True,
-                times=means[0] if means else None,
+                beside=means[0] if means else None,
             )
             means.append(slow.meant)
         expected.append(logits)

@@ -402,8 +402,8 @@ class Backbone(nn.Module):
             first_layer: s.
             stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
             pooling: What of the last layer the head reads: its own token, the mean of the row's tokens, or
-                the product of two rows' means. For that the rows are the first texts of all pairs, then the
-                second ones, and the answer has half as many.
+                the similarity of two rows' means. For that the rows are the first texts of all pairs, then
+                the second ones, and the answer has half as many.
             head: Parameters that stand in for the backbone's own, by name.
         """
         shared = self._pass(
@@ -413,7 +413,7 @@ class Backbone(nn.Module):
             pooled=self._pooled,
             spread=self.architecture.whole,
             mean=None if pooling == "native" else attention_mask,
-            product=pooling == "product",
+            similarity=pooling == "similarity",
         )
         inputs = self._inputs(input_ids, inputs_embeds, positions, token_type_ids, attention_mask)
         if prompts is not None and self.architecture.deep == "cache":
@@ -595,11 +595,11 @@ class Backbone(nn.Module):
             )
         if config.pooling is None:
             config = replace(config, pooling="native" if self.architecture.deep == "cache" else self.pooling)
-        # The product stands where the head looks for its first token.
-        if config.pooling == "product" and (self._pooled != "first" or self.architecture.deep == "cache"):
+        # The similarity stands where the head looks for its first token.
+        if config.pooling == "similarity" and (self._pooled != "first" or self.architecture.deep == "cache"):
             raise UnsupportedBackbone(
-                f"{self.name} ({kind}) has no head that reads its first token, in whose place the product "
-                "of two texts stands; set prompt.pooling to mean or native"
+                f"{self.name} ({kind}) has no head that reads its first token, in whose place the "
+                "similarity of two texts stands; set prompt.pooling to mean or native"
             )
         if config.pooling == "mean" and self.architecture.deep == "cache":
             raise UnsupportedBackbone(

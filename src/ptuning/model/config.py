@@ -204,7 +204,7 @@ class InputPrompt:
         return sum(piece.tokens for piece in self.insertions)
 
 
-Pooling = Literal["native", "mean", "product"]
+Pooling = Literal["native", "mean", "similarity"]
 """What a head reads (:class:`DeepPrompt`)."""
 
 
@@ -219,9 +219,9 @@ class DeepPrompt:
             has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
             0 elsewhere, and for backbones without position ids.
         pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
-            the mean of the text's tokens in that token's place; or ``product``, for pairs: each text is read
-            by itself, and the two means, of equal length, are multiplied element by element, so that what
-            the head sums is their similarity (SBERT, arXiv:1908.10084). If left out, ``mean`` for a model
+            the mean of the text's tokens in that token's place; or ``similarity``, for pairs: each text is
+            read by itself, and the head reads in each dimension how well the two means agree, their product
+            less their distance (after SBERT, arXiv:1908.10084). If left out, ``mean`` for a model
             that was made to be read so and says it (sentence-transformers' ``1_Pooling``), ``native`` for
             others. PEFT reads ``native`` alone.
         encoder: What makes the prompt while training.

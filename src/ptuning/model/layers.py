@@ -12,6 +12,7 @@ Glossary: B rows, T tokens, L layers, H hidden width, P virtual tokens, s the fi
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shutil
 import sys
@@ -48,8 +49,9 @@ class ForwardPass:
         spread: Put what the last layer gives for that token in every token's place.
         mean: ``[B, T]``, 1 at real tokens, to put the mean of what the last layer gives for these in every
             token's place, whichever the head reads.
-        product: The rows are the first texts of pairs and then the second ones: of the two means, with unit
-            length, the product takes that place, so that the last layer gives half as many rows.
+        similarity: The rows are the first texts of pairs and then the second ones. What takes that place is,
+            in each dimension, how well the two means agree, brought to length √H: their product less
+            their distance. So the last layer gives half as many rows.
         stem: ``[B, T, H]``, what enters layer ``first_layer``; the layers below are passed by.
         stop: A layer; it and those above are passed by, and :attr:`entered` is what would have entered it.
         record: Keep every layer's keys and values of the tokens in :attr:`recorded`; no more of the last
@@ -68,7 +70,7 @@ class ForwardPass:
         pooled: Literal["first", "last"] | None = None,
         spread: bool = False,
         mean: Tensor | None = None,
-        product: bool = False,
+        similarity: bool = False,
         stem: Tensor | None = None,
         stop: int | None = None,
         record: bool = False,
@@ -80,7 +82,7 @@ class ForwardPass:
         self.pooled = pooled if self.engine.pooled_layer and mean is None else None
         self.spread = spread
         self.mean = mean
-        self.product = product
+        self.similarity = similarity
         self.stem = stem
         self.stop = stop
         self.record = record
@@ -141,10 +143,10 @@ class ForwardPass:
             return (self._meant(index, out[0]), *out[1:])
         shares = self.mean / self.mean.sum(1, keepdim=True).clamp(min=1)
         mean = shares.to(out.dtype)[:, None] @ out
-        if self.product:
-            # At the size that a pooled token has after a LayerNorm.
-            first, second = nn.functional.normalize(mean.float(), dim=-1).chunk(2)
-            mean = (first * second * out.shape[-1]).to(out.dtype)
+        if self.similarity:
+            lengthy = nn.functional.normalize(mean.float(), dim=-1) * math.sqrt(out.shape[-1])
+            first, second = lengthy.chunk(2)
+            mean = (first * second - (first - second).abs()).to(out.dtype)
         return mean.expand(-1, *out.shape[1:])
 
     def _given(self, index: int, hidden: Tensor) -> LayerPass:

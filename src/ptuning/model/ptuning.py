@@ -507,7 +507,7 @@ class PTuningModel(nn.Module):
     def needs_segments(self) -> bool:
         """Whether it matters where a text begins, so that rows come best with ``segment_ids``."""
         if isinstance(self.prompt_config, DeepPrompt):
-            return self.prompt_config.pooling == "product"
+            return self.prompt_config.pooling == "similarity"
         return any(piece.before.value.startswith("text") for piece in self.prompt_config.insertions)
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
@@ -647,7 +647,7 @@ class PTuningModel(nn.Module):
         config = self.prompt_config
         if not isinstance(config, DeepPrompt) or not self.backbone.has_stem(self.head.names):
             return 0
-        if config.pooling == "product":  # a token that both texts are read with is two things there
+        if config.pooling == "similarity":  # a token that both texts are read with is two things there
             return 0
         return config.first_layer
 
@@ -676,8 +676,8 @@ class PTuningModel(nn.Module):
         if self.stem_layer == 0:
             raise ConfigError(
                 "stem: what is below this model's first prompt cannot be kept; that takes a deep prompt with "
-                "first_layer above 0, a pooling other than product, the backbone's dropout off, a head that "
-                "holds nothing of the transformer's layers, and an architecture with an attention interface"
+                "first_layer above 0, a pooling other than similarity, the backbone's dropout off, a head "
+                "that holds nothing of the transformer's layers, and an architecture with an attention interface"
             )
 
     def _prompted(
@@ -698,7 +698,7 @@ class PTuningModel(nn.Module):
         if isinstance(self.prompt_config, DeepPrompt):
             pooling = self.prompt_config.pooling
             assert pooling is not None  # settled
-            if pooling == "product":
+            if pooling == "similarity":
                 if segment_ids is None:
                     segment_ids = self.backbone.segments(attention_mask, token_type_ids)
                 attention_mask = apart(attention_mask, segment_ids)
@@ -740,7 +740,7 @@ class PTuningModel(nn.Module):
     ) -> Tensor:
         """The text by itself, with what stands in front of it in the layers."""
         rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
-        if pooling == "product":  # the other text has left its places free
+        if pooling == "similarity":  # the other text has left its places free
             rows = rows.cut(int(attention_mask.sum(1).max()))
         return self.backbone.logits(
             input_ids=rows.arrange(input_ids),

@@ -291,8 +291,8 @@ class PrefixTuningConfig(PromptLearningConfig):
         prefix_projection: Whether a two-layer MLP makes the prompt.
         first_layer: Ours. The first layer that has a prompt; PEFT reads only 0.
         position_offset: Ours. How far the text's positions are moved up; P, as PEFT has it, if left out.
-        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"product"`` that of the
-            means of a pair's two texts; PEFT knows only the backbone's own pooled token.
+        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"similarity"`` how
+            well the means of a pair's two texts agree; PEFT knows only the backbone's own pooled token.
     """
 
     init_weights: str | None = None

@@ -42,6 +42,7 @@ from ptuning.training.prepare import Examples, Split, gather
 from ptuning.training.recipe import Facts, Recipe, Settled
 from ptuning.training.result import Evaluation, TrainResult
 from ptuning.training.shared import Shared
+from ptuning.training.start import begins_fitted, fit_head
 from ptuning.validation import validated
 
 
@@ -152,6 +153,8 @@ def run(
         model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
         try:
             loop.keep_stems(shared, stop)
+            if loop.position.step == 0 and begins_fitted(model):
+                fit_head(model, train)
             stopped_early = loop.until_done(stop)
         finally:
             model.check_loss = True
