@@ -110,8 +110,9 @@ def apart(attention_mask: Tensor, segment_ids: Tensor | None) -> Tensor:
     if not bool((there := first.any(1) & second.any(1)).all()):
         raise DataError(
             f"row {int((~there).nonzero()[0, 0])} of the batch is not a pair of texts that can be told "
-            "apart, and with prompt.pooling similarity each is read by itself; pass pairs, with "
-            "token_type_ids or segment_ids (0 first text, 1 second text, -1 special), or choose another pooling"
+            "apart, and with prompt.pooling similarity each is read by itself; pass pairs with "
+            "token_type_ids or segment_ids (0 first text, 1 second text, -1 special), or choose another "
+            "pooling"
         )
     texts = (first | second).int()
     before, behind = texts.cumsum(1) == 0, texts.flip(1).cumsum(1).flip(1) == 0

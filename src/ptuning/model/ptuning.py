@@ -677,7 +677,8 @@ class PTuningModel(nn.Module):
             raise ConfigError(
                 "stem: what is below this model's first prompt cannot be kept; that takes a deep prompt with "
                 "first_layer above 0, a pooling other than similarity, the backbone's dropout off, a head "
-                "that holds nothing of the transformer's layers, and an architecture with an attention interface"
+                "that holds nothing of the transformer's layers, and an architecture with an attention "
+                "interface"
             )
 
     def _prompted(
