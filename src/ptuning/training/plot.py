@@ -26,7 +26,7 @@ def plot(trials: Sequence[Trial], best: Trial, metric: str, file: Path) -> None:
     from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
 
     name = next(each for each in ("prompt_rate", "head_rate", "first_layer") if each in best.values)
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
     reached = best.value(metric)
     assert reached is not None  # it ran to its end
@@ -74,6 +74,8 @@ def plot(trials: Sequence[Trial], best: Trial, metric: str, file: Path) -> None:
 
 
 def _label(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str, name: str) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_title(f"{len(trials)} short trials, best: {best}", fontsize=10)
     axes.set_ylabel(f"best validation {metric} of the trial")
     if name == "first_layer":
@@ -82,5 +84,9 @@ def _label(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str, name: 
     else:
         axes.set_xlabel(f"{name.replace('_', ' ')} (log scale)")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, which="both")
-    axes.legend(fontsize=8, markerscale=0.6, labelspacing=0.8)
+    # Beside the marks, which may lie anywhere.
+    axes.legend(fontsize=8, markerscale=0.6, labelspacing=0.8, loc="upper left", bbox_to_anchor=(1, 1))
