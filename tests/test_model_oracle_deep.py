@@ -12,6 +12,7 @@ from torch import Tensor
 from ptuning.errors import ConfigError, DataError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
 from ptuning.model.config import Engine
+from ptuning.task import Task
 from reference import SlowReference
 from tiny import CASES, HEADS, HIDDEN, LAYERS, SPECIFICS, ragged, tiny, tiny_case
 
@@ -231,6 +232,24 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
                 assert_close(model(ids, mask, types).logits, torch.stack(expected))
         with pytest.raises(DataError, match=r"row 0 of the batch is not a pair .*choose another pooling"):
             model(ids, mask, segment_ids=places.clamp(max=0))
+
+
+def test_similarity_is_for_scores_of_pairs_where_texts_have_means() -> None:
+    """What a sentence embedding model gets for which task, unless one says otherwise."""
+    held = Backbone(tiny_case("bert"), pooling="mean")
+    plain, pair = (Task(problem_type="regression", pair=pair) for pair in (False, True))
+    classes = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+
+    def chosen(task: Task, on: Backbone = held, **choices: Any) -> str | None:
+        config = DeepPrompt(num_virtual_tokens=P, **choices)
+        settled = PTuningModel.from_backbone(on, config, task=task).prompt_config
+        assert isinstance(settled, DeepPrompt)
+        return settled.pooling
+
+    assert [chosen(task) for task in (pair, plain, classes)] == ["similarity", "mean", "mean"]
+    assert chosen(pair, pooling="mean") == "mean"
+    assert chosen(pair, on=Backbone(tiny_case("bert"))) == "native"
+    assert chosen(pair, on=Backbone(tiny_case("gpt2"), pooling="mean")) == "mean"
 
 
 def segments(case: str, mask: Tensor) -> Tensor | None:

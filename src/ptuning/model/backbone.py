@@ -570,8 +570,11 @@ class Backbone(nn.Module):
         tokens = attention_mask.new_ones(batch, prompts.shape[-2])
         return torch.cat((tokens, attention_mask), dim=1), cache
 
-    def settle(self, config: DeepPrompt) -> DeepPrompt:
+    def settle(self, config: DeepPrompt, *, scored_pairs: bool = False) -> DeepPrompt:
         """``config`` with pooling and position offset decided; refuses what this architecture cannot hold.
+
+        Args:
+            scored_pairs: The task is to give a pair of texts a score.
 
         Raises:
             ConfigError: no layer left to prompt.
@@ -593,10 +596,13 @@ class Backbone(nn.Module):
                 f"{kind} with inner_group_num {self.config.inner_group_num} attends more than once a layer; "
                 "use an input-depth prompt (prompt.depth: input)"
             )
+        # A similarity stands where the head looks for its first token.
+        compares = self._pooled == "first" and self.architecture.deep != "cache"
         if config.pooling is None:
-            config = replace(config, pooling="native" if self.architecture.deep == "cache" else self.pooling)
-        # The similarity stands where the head looks for its first token.
-        if config.pooling == "similarity" and (self._pooled != "first" or self.architecture.deep == "cache"):
+            usual = "native" if self.architecture.deep == "cache" else self.pooling
+            compared = scored_pairs and usual == "mean" and compares
+            config = replace(config, pooling="similarity" if compared else usual)
+        if config.pooling == "similarity" and not compares:
             raise UnsupportedBackbone(
                 f"{self.name} ({kind}) has no head that reads its first token, in whose place the "
                 "similarity of two texts stands; set prompt.pooling to mean or native"

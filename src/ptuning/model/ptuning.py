@@ -148,7 +148,8 @@ class PTuningModel(nn.Module):
         backbone.cast_at(self.head.names)
         self.anchors: tuple[tuple[int, ...], ...] = ()
         if isinstance(config, DeepPrompt):
-            self.prompt_config = config = backbone.settle(config)
+            scored_pairs = task.pair and task.is_regression
+            self.prompt_config = config = backbone.settle(config, scored_pairs=scored_pairs)
             shape = (
                 backbone.num_layers - config.first_layer,
                 2,

@@ -69,6 +69,8 @@ def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[
     squares = sizes**2
     outside = ((targets - mean) ** 2).sum() - (rotated**2).sum()
     best, fewest = np.zeros_like(sizes), np.inf
+    if not squares.any():  # every row has the same features
+        return centre * 0, float(mean)
     for strength in STRENGTHS * squares.mean():
         kept = squares / (squares + strength)
         rest = outside + (((1 - kept) * rotated) ** 2).sum()
