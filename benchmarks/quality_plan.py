@@ -257,6 +257,8 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     )
     fit = Recipe.of(config.fit, facts).fit.model_dump(mode="json", exclude={"seed"})
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
+    if data.pair and facts.problem_type == "regression":
+        chosen["prompt"]["pooling"] = "similarity"  # MiniLM's elsewhere is mean, and goes without saying
     return {"kind": "default", **given({**chosen, "fit": fit})}
 
 
