@@ -149,8 +149,8 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
         )
     if (pooling := adapter.prompt.get("pooling") or "native") != "native":
         return (
-            f"its head reads the tokens' {pooling}, and under PEFT it reads the backbone's own pooled token; "
-            "prompt.pooling 'native' can be expressed"
+            f"its head reads by the pooling {pooling!r}, and under PEFT it reads the backbone's own pooled "
+            "token; prompt.pooling 'native' can be expressed"
         )
     expected = 0 if kind in NO_POSITION_IDS else adapter.virtual_tokens
     if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides as PEFT does
