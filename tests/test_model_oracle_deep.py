@@ -230,8 +230,30 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
             )
             if case in HAS_SEGMENTS:
                 assert_close(model(ids, mask, types).logits, torch.stack(expected))
-        with pytest.raises(DataError, match=r"row 0 of the batch is not a pair .*choose another pooling"):
+        with pytest.raises(DataError, match=r"no row of the batch has a second text .*another pooling"):
             model(ids, mask, segment_ids=places.clamp(max=0))
+
+
+def test_a_text_that_the_tokenizer_drops_is_its_special_tokens_alone() -> None:
+    """One such row does not end a run of many, and changes no other row."""
+    model = deep("bert", pooling="similarity")
+    ids = torch.tensor([[5, 9, 4, 7, 4], [5, 9, 6, 4, 4]])
+    places = torch.tensor([[-1, 0, -1, 1, -1], [-1, 0, 0, -1, -1]])
+    mask = torch.ones_like(ids)
+    slow, means = reference("bert"), []
+    for text in ([5, 9, 6, 4, 4], [5, 4, 4]):
+        expected = slow.logits(
+            text,
+            model.prompt_encoder.weight,
+            position_offset=model.position_offset,
+            mean=True,
+            beside=means[0] if means else None,
+        )
+        means.append(slow.meant)
+    with torch.no_grad():
+        both = model(ids, mask, segment_ids=places).logits
+        assert_close(both[1], expected)
+        assert_close(both[0], model(ids[:1], mask[:1], segment_ids=places[:1]).logits[0])
 
 
 def test_similarity_is_for_scores_of_pairs_where_texts_have_means() -> None:

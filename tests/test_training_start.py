@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from conftest import WORDS
-from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, TrainResult, fit
+from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, TrainResult, adapters, fit
+from ptuning.adapters.peft_format import why_not_peft
 from ptuning.data.tokens import TokenRow, segments_of
+from ptuning.errors import TrainingDiverged
 from ptuning.training import start
 from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
@@ -148,6 +150,26 @@ def test_only_a_regression_of_similarities_with_a_head_to_train_begins_fitted(
     assert not begins_fitted(make(pooling="mean"))
     assert not begins_fitted(make(train_head=False))
     assert not begins_fitted(make(task=classes))
+
+
+def test_features_that_are_not_finite_leave_the_head_and_the_loop_says_so(
+    make: Callable[..., PTuningModel],
+) -> None:
+    model = make()
+    with torch.no_grad():
+        model.prompt_encoder.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(TrainingDiverged, match="at step 1 of"):
+        run(model)
+
+
+def test_peft_is_refused_for_the_pooling_before_the_scaling(
+    make: Callable[..., PTuningModel], tmp_path: Path
+) -> None:
+    """The scaling could be mended by export-peft, so it is no reason where something else is one."""
+    make().save_pretrained(tmp_path / "scores")
+    assert "pooling 'similarity'" in str(why_not_peft(adapters.load(tmp_path / "scores")))
+    make(pooling="native").save_pretrained(tmp_path / "native")
+    assert "export-peft" in str(why_not_peft(adapters.load(tmp_path / "native")))
 
 
 # ------------------------------------------------------------------------------------------ the run

@@ -82,12 +82,14 @@ def why_not_peft(adapter: Adapter) -> str | None:
     task = adapter.task
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
         return "it holds no head, and PEFT expects one; prompt.train_head true saves one"
-    if task.mean != 0 or task.scale != 1:
+    if (reason := _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)) is not None:
+        return reason
+    if task.mean != 0 or task.scale != 1:  # last: this one export-peft can mend
         return (
             f"its scores are in units of {task.scale:g} around {task.mean:g}, and PEFT's format keeps no "
             "scaling; saved with peft=True (ptuning export-peft) the scaling goes into the head"
         )
-    return _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)
+    return None
 
 
 def for_peft(adapter: Adapter) -> Adapter:

@@ -33,6 +33,8 @@ def fit_head(model: PTuningModel, split: Split) -> None:
     """Fit the head's last layer to the rows, as the untrained prompt leaves them, by ridge regression."""
     output = model.backbone.head_names[-1].rpartition(".")[0]
     features = _features(model, split, model.backbone.model.get_submodule(output)).numpy().astype(np.float64)
+    if not np.isfinite(features).all():
+        return  # the loop says so, at the first loss
     targets = (split.targets - model.task.mean) / model.task.scale
     weight, bias = ridge(features, targets)
     values = model.head.named()
