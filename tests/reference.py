@@ -87,8 +87,8 @@ class SlowReference:
     ) -> Tensor:
         """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved.
 
-        With ``mean`` every token leaves the last layer as the mean of all of them, ``[H]``, which is kept in
-        :attr:`meant`; and with ``beside``, another text's, as how both agree, each of length √H.
+        With ``mean`` every token leaves the last layer as the mean of all of them, ``[T, H]``, which are kept
+        in :attr:`left`; and with ``beside``, another text's, as how both agree.
         """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
@@ -123,8 +123,8 @@ class SlowReference:
             if left[0]:
                 return out
             states = out[0] if isinstance(out, tuple) else out
-            self.meant = states[0].mean(0)
-            read = self.meant if beside is None else _agreement(_long(beside), _long(self.meant))
+            self.left = states[0]
+            read = states[0].mean(0) if beside is None else _agreement(beside, states[0])
             states = read.expand_as(states)
             return (states, *out[1:]) if isinstance(out, tuple) else states
 
@@ -218,13 +218,26 @@ def _bucket(distance: int, config: Any) -> int:
 
 
 def _agreement(one: Tensor, other: Tensor) -> Tensor:
-    """In each dimension."""
+    """Of two texts ``[T, H]``, ``[T', H]``: in each dimension, and in all five times their average."""
+    means = _agree(one.mean(0), other.mean(0))
+    forth, back = (
+        torch.stack(
+            [_agree(token, max(there, key=lambda each, of=token: _cosine(of, each))) for token in here]
+        ).mean(0)
+        for here, there in ((one, other), (other, one))
+    )
+    each = torch.stack([(a + min(b, c)) / 2 for a, b, c in zip(means, forth, back, strict=True)])
+    return each + 5 * each.sum() / len(each)
+
+
+def _agree(one: Tensor, other: Tensor) -> Tensor:
+    """In each dimension, both at length √H."""
+    one, other = (each * math.sqrt(len(each)) / each.norm() for each in (one, other))
     return torch.stack([a * b - abs(a - b) for a, b in zip(one, other, strict=True)])
 
 
-def _long(mean: Tensor) -> Tensor:
-    """At length √H."""
-    return mean * math.sqrt(len(mean)) / mean.norm()
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(one @ other / one.norm() / other.norm())
 
 
 _NAME = "slow_reference"

@@ -194,7 +194,7 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
     assert model.needs_segments
     expected = []
     for lead, first, second, end in PAIRS:
-        slow, means = reference(case), []
+        slow, others = reference(case), []
         for text in (first, second):
             logits = slow.logits(
                 [*lead, *text, *end],
@@ -202,9 +202,9 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
                 first_layer=first_layer,
                 position_offset=model.position_offset,
                 mean=True,
-                beside=means[0] if means else None,
+                beside=others[0] if others else None,
             )
-            means.append(slow.meant)
+            others.append(slow.left)
         expected.append(logits)
     rows = [[*lead, *first, *end, *second, *end] for lead, first, second, end in PAIRS]
     marks = [
@@ -240,16 +240,16 @@ def test_a_text_that_the_tokenizer_drops_is_its_special_tokens_alone() -> None:
     ids = torch.tensor([[5, 9, 4, 7, 4], [5, 9, 6, 4, 4]])
     places = torch.tensor([[-1, 0, -1, 1, -1], [-1, 0, 0, -1, -1]])
     mask = torch.ones_like(ids)
-    slow, means = reference("bert"), []
+    slow, others = reference("bert"), []
     for text in ([5, 9, 6, 4, 4], [5, 4, 4]):
         expected = slow.logits(
             text,
             model.prompt_encoder.weight,
             position_offset=model.position_offset,
             mean=True,
-            beside=means[0] if means else None,
+            beside=others[0] if others else None,
         )
-        means.append(slow.meant)
+        others.append(slow.left)
     with torch.no_grad():
         both = model(ids, mask, segment_ids=places).logits
         assert_close(both[1], expected)

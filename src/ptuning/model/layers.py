@@ -12,7 +12,6 @@ Glossary: B rows, T tokens, L layers, H hidden width, P virtual tokens, s the fi
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import shutil
 import sys
@@ -30,6 +29,7 @@ from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import disentangled
 from ptuning.model.attention import ARGUMENT, LayerPass, Looked, additive, prefers_plain
 from ptuning.model.config import Engine
+from ptuning.model.similarity import agreement
 
 _BY_TOKEN = {"position_embeddings": -2, "position_ids": -1}
 """Arguments of a layer that hold something for each token, and the dimension of the tokens."""
@@ -50,8 +50,8 @@ class ForwardPass:
         mean: ``[B, T]``, 1 at real tokens, to put the mean of what the last layer gives for these in every
             token's place, whichever the head reads.
         similarity: The rows are the first texts of pairs and then the second ones. What takes that place is,
-            in each dimension, how well the two means agree, brought to length √H: their product less
-            their distance. So the last layer gives half as many rows.
+            how well the two texts agree (:mod:`~ptuning.model.similarity`), so that the last layer gives
+            half as many rows.
         stem: ``[B, T, H]``, what enters layer ``first_layer``; the layers below are passed by.
         stop: A layer; it and those above are passed by, and :attr:`entered` is what would have entered it.
         record: Keep every layer's keys and values of the tokens in :attr:`recorded`; no more of the last
@@ -141,13 +141,14 @@ class ForwardPass:
             return out
         if isinstance(out, tuple):  # DeBERTa's: hidden states and attentions
             return (self._meant(index, out[0]), *out[1:])
-        shares = self.mean / self.mean.sum(1, keepdim=True).clamp(min=1)
-        mean = shares.to(out.dtype)[:, None] @ out
         if self.similarity:
-            lengthy = nn.functional.normalize(mean.float(), dim=-1) * math.sqrt(out.shape[-1])
-            first, second = lengthy.chunk(2)
-            mean = (first * second - (first - second).abs()).to(out.dtype)
-        return mean.expand(-1, *out.shape[1:])
+            first, second = out.chunk(2)
+            one, other = self.mean.bool().chunk(2)
+            read = agreement(first, second, (one, other)).to(out.dtype)[:, None]
+        else:
+            shares = self.mean / self.mean.sum(1, keepdim=True).clamp(min=1)
+            read = shares.to(out.dtype)[:, None] @ out
+        return read.expand(-1, *out.shape[1:])
 
     def _given(self, index: int, hidden: Tensor) -> LayerPass:
         dtype = _computing_dtype(hidden)

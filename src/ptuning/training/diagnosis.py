@@ -202,7 +202,8 @@ class _Run:
         )
         known = setting.get("reference")  # missing in the results of older versions
         self.reference = None if known is None else Reference(**known)
-        self.thirds = _thirds([each.train_loss for each in self.history])
+        self.trained = [each for each in self.history if each.step > 0]  # before it the head was fitted
+        self.thirds = _thirds([each.train_loss for each in self.trained])
 
     @property
     def last(self) -> Evaluation:
@@ -315,7 +316,7 @@ def _why_not(run: _Run) -> tuple[str, list[str]]:
             [*_weigh(run), _more_epochs(last, 3), *_up(run), "more training rows", CHECK],
         )
     seen = (
-        f"The training loss did not fall: {run.history[0].train_loss:.3g} at the first evaluation, {end:.3g} "
+        f"The training loss did not fall: {run.trained[0].train_loss:.3g} at the first evaluation, {end:.3g} "
         f"at the end, where {told}"
     )
     if run.times_usual >= FAR:
@@ -342,7 +343,7 @@ def _blown_up(run: _Run, *, end: bool = False) -> str | None:
     first, middle, last = run.thirds
     constant = run.reference.constant
     low = min(first, middle)
-    if len(run.history) >= 3 and last - low > ROSE * constant and last > BLOWN_UP * low:
+    if len(run.trained) >= 3 and last - low > ROSE * constant and last > BLOWN_UP * low:
         return (
             f"The training loss rose from {low:.3g} to {last:.3g} and stayed there (a constant answer has "
             f"{constant:.3g}): the rates are too high"
@@ -397,7 +398,7 @@ def _overfitting(run: _Run) -> str | None:
 
 def _saturated(run: _Run) -> str | None:
     """Nothing changed for most of the run: there was nothing left to learn, or no way to learn it."""
-    found, history, reference = run.found, run.history, run.reference
+    found, history, reference = run.found, run.trained, run.reference
     if reference is None or len(history) < LONG or found.stopped_early or run.best is None:
         return None
     since = (
@@ -439,7 +440,7 @@ CHECK = "look at the labels with: ptuning check-data"
 
 def _unmoved(run: _Run) -> bool:
     assert run.reference is not None
-    moved = [abs(b.train_loss - a.train_loss) for a, b in pairwise(run.history)]
+    moved = [abs(b.train_loss - a.train_loss) for a, b in pairwise(run.trained)]
     return not moved or max(moved) < UNMOVED * run.reference.untrained
 
 
@@ -492,7 +493,7 @@ def _more_epochs(last: Evaluation, times: float) -> str:
 
 def _after(found: Evaluation) -> int:
     """Epochs that reach ``found`` with some to spare: the rates fall sooner in a shorter run."""
-    return math.ceil(1.5 * found.epoch)
+    return max(1, math.ceil(1.5 * found.epoch))
 
 
 def _kept(run: _Run) -> str:

@@ -153,8 +153,8 @@ def run(
         model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
         try:
             loop.keep_stems(shared, stop)
-            if loop.position.step == 0 and begins_fitted(model):
-                fit_head(model, train)
+            if begins_fitted(model) and not loop.position.history:
+                loop.begin_fitted()
             stopped_early = loop.until_done(stop)
         finally:
             model.check_loss = True
@@ -339,6 +339,13 @@ class _Loop:
                 "disk has room for: these layers run in every epoch"
             )
         self.position.train_seconds += time.perf_counter() - began
+
+    def begin_fitted(self) -> None:
+        """Fit the head, and look at the validation rows: on few rows nothing may be better later."""
+        loss = fit_head(self.model, self.train)
+        if math.isfinite(loss):
+            self.position.loss_sum, self.position.loss_rows = loss, 1
+            self._evaluate()
 
     def until_done(self, stop: StopRequest) -> bool:
         """Train to the last step, or until patience runs out; returns which (True for patience)."""

@@ -7,9 +7,14 @@ the last layer first keeps what the backbone knows (arXiv:2202.10054).
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from torch import Tensor, nn
 
 from ptuning.data.tokens import sorted_batches
@@ -18,33 +23,61 @@ from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.prepare import Split
 
+MOST_ROWS = 20_000
+"""That the head is fitted to; more say nothing new about so few numbers."""
 STRENGTHS = np.logspace(-4, 4, 25)
 """Of the ridge, in shares of what a feature's variance adds up to over the rows."""
+LOOSENESS = np.logspace(-2, 2, 9)
+"""scikit-learn's C, for features of variance 1 all together."""
+FOLDS = 4
+
+Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Weights ``[C, H]`` and biases ``[C]``."""
 
 
 def begins_fitted(model: PTuningModel) -> bool:
     """Whether the head of ``model`` is to be fitted before anything is trained."""
     config, task = model.prompt_config, model.task
     compares = isinstance(config, DeepPrompt) and config.pooling == "similarity"
-    return compares and config.train_head and task.is_regression and len(model.head.names) > 0
+    one = task.is_regression or task.problem_type == "single_label_classification"
+    return compares and config.train_head and one and len(model.head.names) > 0
 
 
-def fit_head(model: PTuningModel, split: Split) -> None:
-    """Fit the head's last layer to the rows, as the untrained prompt leaves them, by ridge regression."""
-    output = model.backbone.head_names[-1].rpartition(".")[0]
+def fit_head(model: PTuningModel, split: Split) -> float:
+    """Fit the head's last layer to the rows as the untrained prompt leaves them; returns their loss then.
+
+    A score is fitted by ridge regression, classes by logistic regression. Features that are not finite leave
+    the head as it is, with a loss that is none: the training loop says what to do.
+    """
+    task, output = model.task, model.backbone.head_names[-1].rpartition(".")[0]
+    split = _some(split)
     features = _features(model, split, model.backbone.model.get_submodule(output)).numpy().astype(np.float64)
     if not np.isfinite(features).all():
-        return  # the loop says so, at the first loss
-    targets = (split.targets - model.task.mean) / model.task.scale
-    weight, bias = ridge(features, targets)
+        return math.nan
+    if task.is_regression:
+        weight, bias = ridge(features, (split.targets - task.mean) / task.scale)
+    else:
+        weight, bias = logistic(features, split.targets.astype(int), task.num_labels)
     values = model.head.named()
-    fitted = {f"{output}.weight": weight[None], f"{output}.bias": np.array([bias])}
+    fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
     model.head.copy_(
         {
             name: torch.from_numpy(fitted[name]).to(value) if name in fitted else value.detach()
             for name, value in values.items()
         }
     )
+    logits, targets = torch.from_numpy(features @ weight.T + bias), torch.from_numpy(split.targets)
+    if task.is_regression:
+        return float(model.loss(logits * task.scale + task.mean, targets))
+    return float(model.loss(logits.float().to(model.device), targets.long().to(model.device)))
+
+
+def _some(split: Split) -> Split:
+    """No more than :data:`MOST_ROWS` of the rows, always the same ones."""
+    if len(split.rows) <= MOST_ROWS:
+        return split
+    places = np.random.default_rng(0).choice(len(split.rows), MOST_ROWS, replace=False)
+    return replace(split, rows=[split.rows[i] for i in places], targets=split.targets[places])
 
 
 def _features(model: PTuningModel, split: Split, output: nn.Module) -> Tensor:
@@ -61,9 +94,9 @@ def _features(model: PTuningModel, split: Split, output: nn.Module) -> Tensor:
     return found
 
 
-def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Weights ``[H]`` and bias; the strength is the best of :data:`STRENGTHS` by generalised
-    cross-validation (Golub, Heath and Wahba, 1979).
+def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:
+    """One output; the strength is the best of :data:`STRENGTHS` by generalised cross-validation
+    (Golub, Heath and Wahba, 1979).
     """
     centre, mean = features.mean(0), targets.mean()
     u, sizes, basis = np.linalg.svd(features - centre, full_matrices=False)
@@ -72,7 +105,7 @@ def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[
     outside = ((targets - mean) ** 2).sum() - (rotated**2).sum()
     best, fewest = np.zeros_like(sizes), np.inf
     if not squares.any():  # every row has the same features
-        return centre * 0, float(mean)
+        return centre[None] * 0, np.array([mean])
     for strength in STRENGTHS * squares.mean():
         kept = squares / (squares + strength)
         rest = outside + (((1 - kept) * rotated) ** 2).sum()
@@ -80,4 +113,29 @@ def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> tuple[
         if error < fewest:
             best, fewest = sizes / (squares + strength), error
     weight = basis.T @ (best * rotated)
-    return weight, float(mean - centre @ weight)
+    return weight[None], np.array([mean - centre @ weight])
+
+
+def logistic(features: NDArray[np.float64], classes: NDArray[np.int_], num_labels: int) -> Layer:
+    """An output a class; the strength is the best of :data:`LOOSENESS` by cross-validation.
+
+    With fewer than two rows of a class there is nothing to choose it by, and every answer is as likely as its
+    class is frequent. Classes without a row get outputs of 0, the average of the others'.
+    """
+    weight, bias = np.zeros((num_labels, features.shape[1])), np.zeros(num_labels)
+    seen, counts = np.unique(classes, return_counts=True)
+    centre = features.mean(0)
+    size = math.sqrt(((features - centre) ** 2).sum(1).mean())
+    if len(seen) < 2 or counts.min() < 2 or not size:
+        return weight, np.log(np.maximum(np.bincount(classes, minlength=num_labels), 0.5) / len(classes))
+    scaled, folds = (features - centre) / size, min(FOLDS, int(counts.min()))
+    tried = [LogisticRegression(C=each, max_iter=1000) for each in LOOSENESS]
+    found = max(
+        tried,
+        key=lambda each: cross_val_score(each, scaled, classes, cv=folds, scoring="neg_log_loss").mean(),
+    ).fit(scaled, classes)
+    slopes, levels = found.coef_ / size, found.intercept_
+    if len(seen) == 2:  # scikit-learn gives the second class's alone
+        slopes, levels = np.concatenate((-slopes, slopes)) / 2, np.concatenate((-levels, levels)) / 2
+    weight[seen], bias[seen] = slopes, levels - slopes @ centre
+    return weight, bias
