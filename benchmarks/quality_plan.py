@@ -254,10 +254,11 @@ def default_setting(data: DataSet) -> dict[str, Any]:
         problem_type="regression" if data.metric == "pearson" else "single_label_classification",
         layers=LAYERS,
         width=WIDTH,
+        fitted=data.pair,
     )
     fit = Recipe.of(config.fit, facts).fit.model_dump(mode="json", exclude={"seed"})
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
-    if data.pair and facts.problem_type == "regression":
+    if data.pair:
         chosen["prompt"]["pooling"] = "similarity"  # MiniLM's elsewhere is mean, and goes without saying
     return {"kind": "default", **given({**chosen, "fit": fit})}
 

@@ -256,11 +256,15 @@ def test_a_text_that_the_tokenizer_drops_is_its_special_tokens_alone() -> None:
         assert_close(both[0], model(ids[:1], mask[:1], segment_ids=places[:1]).logits[0])
 
 
-def test_similarity_is_for_scores_of_pairs_where_texts_have_means() -> None:
+def test_similarity_is_for_comparing_pairs_where_texts_have_means() -> None:
     """What a sentence embedding model gets for which task, unless one says otherwise."""
     held = Backbone(tiny_case("bert"), pooling="mean")
     plain, pair = (Task(problem_type="regression", pair=pair) for pair in (False, True))
-    classes = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+    two, three, single = (
+        Task(problem_type="single_label_classification", labels=tuple("abc"[:n]), pair=pair)
+        for n, pair in ((2, True), (3, True), (2, False))
+    )
+    several = Task(problem_type="multi_label_classification", labels=("a", "b"), pair=True)
 
     def chosen(task: Task, on: Backbone = held, **choices: Any) -> str | None:
         config = DeepPrompt(num_virtual_tokens=P, **choices)
@@ -268,7 +272,8 @@ def test_similarity_is_for_scores_of_pairs_where_texts_have_means() -> None:
         assert isinstance(settled, DeepPrompt)
         return settled.pooling
 
-    assert [chosen(task) for task in (pair, plain, classes)] == ["similarity", "mean", "mean"]
+    assert [chosen(task) for task in (pair, two)] == ["similarity", "similarity"]
+    assert [chosen(task) for task in (plain, three, single, several)] == ["mean"] * 4
     assert chosen(pair, pooling="mean") == "mean"
     assert chosen(pair, on=Backbone(tiny_case("bert"))) == "native"
     assert chosen(pair, on=Backbone(tiny_case("gpt2"), pooling="mean")) == "mean"

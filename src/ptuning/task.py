@@ -63,6 +63,15 @@ class Task:
     def is_regression(self) -> bool:
         return self.problem_type == "regression"
 
+    @property
+    def compares(self) -> bool:
+        """Whether a row asks how alike two texts are, by a score or one of two classes.
+
+        More classes, as entailment and contradiction, rather say how one text bears upon the other.
+        """
+        two = self.problem_type == "single_label_classification" and len(self.labels) == 2
+        return self.pair and (self.is_regression or two)
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}
 

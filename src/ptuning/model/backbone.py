@@ -570,11 +570,11 @@ class Backbone(nn.Module):
         tokens = attention_mask.new_ones(batch, prompts.shape[-2])
         return torch.cat((tokens, attention_mask), dim=1), cache
 
-    def settle(self, config: DeepPrompt, *, scored_pairs: bool = False) -> DeepPrompt:
+    def settle(self, config: DeepPrompt, *, compares: bool = False) -> DeepPrompt:
         """``config`` with pooling and position offset decided; refuses what this architecture cannot hold.
 
         Args:
-            scored_pairs: The task is to give a pair of texts a score.
+            compares: The task is to say of two texts how alike they are, or whether.
 
         Raises:
             ConfigError: no layer left to prompt.
@@ -597,12 +597,12 @@ class Backbone(nn.Module):
                 "use an input-depth prompt (prompt.depth: input)"
             )
         # A similarity stands where the head looks for its first token.
-        compares = self._pooled == "first" and self.architecture.deep != "cache"
+        can = self._pooled == "first" and self.architecture.deep != "cache"
         if config.pooling is None:
             usual = "native" if self.architecture.deep == "cache" else self.pooling
-            compared = scored_pairs and usual == "mean" and compares
-            config = replace(config, pooling="similarity" if compared else usual)
-        if config.pooling == "similarity" and not compares:
+            similarity = compares and usual == "mean" and can
+            config = replace(config, pooling="similarity" if similarity else usual)
+        if config.pooling == "similarity" and not can:
             raise UnsupportedBackbone(
                 f"{self.name} ({kind}) has no head that reads its first token, in whose place the "
                 "similarity of two texts stands; set prompt.pooling to mean or native"

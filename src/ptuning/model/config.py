@@ -220,10 +220,10 @@ class DeepPrompt:
             0 elsewhere, and for backbones without position ids.
         pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
             the mean of the text's tokens in that token's place; or ``similarity``, for pairs: each text is
-            read by itself, and the head reads in each dimension how well the two means agree, their product
-            less their distance (after SBERT, arXiv:1908.10084). If left out, a model that was made
+            read by itself, and the head reads in each dimension how well they agree
+            (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
-            pairs with a score, and ``mean`` for all else; others get ``native``. PEFT reads ``native`` alone.
+            pairs with a score or one of two classes, and ``mean`` for all else; others get ``native``. PEFT reads ``native`` alone.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """

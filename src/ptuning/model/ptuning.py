@@ -148,8 +148,7 @@ class PTuningModel(nn.Module):
         backbone.cast_at(self.head.names)
         self.anchors: tuple[tuple[int, ...], ...] = ()
         if isinstance(config, DeepPrompt):
-            scored_pairs = task.pair and task.is_regression
-            self.prompt_config = config = backbone.settle(config, scored_pairs=scored_pairs)
+            self.prompt_config = config = backbone.settle(config, compares=task.compares)
             shape = (
                 backbone.num_layers - config.first_layer,
                 2,

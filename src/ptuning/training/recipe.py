@@ -49,6 +49,7 @@ class Facts:
         encoder: What makes the prompt while training.
         virtual_tokens: P.
         first_layer: The first layer with a prompt; 0 at input depth.
+        fitted: Whether the head begins fitted to the rows.
         scaled: Whether prompt and head move faster than their rates say, as under PEFT's names.
     """
 
@@ -63,11 +64,14 @@ class Facts:
     encoder: str = "embedding"
     virtual_tokens: int = 20
     first_layer: int = 0
+    fitted: bool = False
     scaled: bool = False
 
     @classmethod
     def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
         """The facts of training ``model`` on ``rows``."""
+        from ptuning.training.start import begins_fitted  # takes its time
+
         task, prompt, backbone = model.task, model.prompt_config, model.backbone
         return cls(
             rows=len(rows),
@@ -81,6 +85,7 @@ class Facts:
             encoder=prompt.encoder.kind,
             virtual_tokens=prompt.virtual_tokens,
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
+            fitted=begins_fitted(model),
             scaled=model.rate_scales != (1.0, 1.0),
         )
 
@@ -102,6 +107,10 @@ FASTEST = 3.0
 """Times the usual rate of a prompt in a run of fewer steps than that, if the user wants so few."""
 HEAD_WAY = 2.5
 """The head's rate times the run's steps: as far in a short run as in a long one, where more only overfits."""
+FITTED_EPOCHS = 5
+"""Where the head begins fitted: there is less left to learn."""
+FITTED_HEAD = 2e-4
+"""A fitted head's rate: it is where it should be, and has only to follow."""
 EVALUATIONS = 16
 """Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
@@ -112,17 +121,21 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     How they were found is told in docs/recipes.md. What a pair of texts has to do with each other is not in
     the frozen features yet, so a prompt has further to go there than on single texts, where a higher rate
     only overfits. An input prompt that is trained as it is has further to go still; one that an encoder makes
-    moves with every weight of it.
+    moves with every weight of it. Where the head begins fitted, the task is half done, and few rows only
+    bear a small change of what the backbone knows.
     """
     steps = facts.steps(fit, 1)
-    epochs = fit.epochs or max(math.ceil(LEAST_STEPS / steps), min(EPOCHS, max(2, round(MOST_STEPS / steps))))
-    if facts.depth == "deep":
+    least, usual = (LEAST_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (LEAST_STEPS, EPOCHS)
+    epochs = fit.epochs or max(math.ceil(least / steps), min(usual, max(2, round(MOST_STEPS / steps))))
+    if facts.fitted:
+        prompt = _short(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
+    elif facts.depth == "deep":
         hurry = min(FASTEST, max(1.0, LEAST_STEPS / (epochs * steps)))
         prompt = _short(hurry * (2e-2 if facts.pairs else 1e-2))
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
     often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
-    head = _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
+    head = FITTED_HEAD if facts.fitted else _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
     return {"epochs": epochs, "prompt_rate": prompt, "head_rate": head, "evaluate_every": often}
 
 
