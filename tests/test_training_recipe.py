@@ -16,6 +16,7 @@ from ptuning import (
     InputPrompt,
     MLPEncoder,
     PTuningModel,
+    Task,
     TrainConfig,
     adapters,
     fit,
@@ -105,6 +106,16 @@ def test_the_head_goes_as_far_in_a_short_run_as_in_a_long_one() -> None:
     assert rates(replace(FACTS, rows=100_000))[1] == 1e-3  # and no slower
 
 
+def test_a_fitted_head_stays_about_where_it_is_and_few_rows_move_the_prompt_less() -> None:
+    fitted = replace(FACTS, fitted=True)
+    assert {rates(replace(fitted, rows=rows))[1] for rows in (32, 200, 3000, 10**6)} == {2e-4}
+    assert [rates(replace(fitted, rows=rows))[0] for rows in (4, 32, 200, 800, 3000, 10**6)] == [
+        2e-3, 4e-3, 1e-2, 2e-2, 3e-2, 3e-2,
+    ]  # fmt: skip
+    found = [Recipe.of(FitConfig(), replace(fitted, rows=rows)).fit.epochs for rows in (32, 200, 3000, 10**6)]
+    assert found == [75, 12, 5, 2]
+
+
 def test_a_run_of_many_epochs_is_not_evaluated_in_each() -> None:
     few = replace(FACTS, rows=32)
     assert Recipe.of(FitConfig(epochs=EVALUATIONS), few).fit.evaluate_every == "epoch"
@@ -148,6 +159,13 @@ def test_what_a_search_found_fills_what_is_open_alone() -> None:
     assert recipe.chose == {
         "first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02, "evaluate_every": "epoch",
     }  # fmt: skip
+
+
+def test_whether_the_head_begins_fitted_is_a_fact(tiny_folder: Path) -> None:
+    task = Task(problem_type="regression", pair=True)
+    for pooling in ("similarity", "native"):
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(pooling=pooling), task=task)
+        assert Facts.of(model, []).fitted is (pooling == "similarity")
 
 
 @pytest.mark.parametrize(
