@@ -44,7 +44,7 @@ from ptuning.model.loading import hold
 from quality import revision
 from quality_data import root
 from quality_records import append, read
-from recipe_prototype import Affine, Batch, Bert, Learner, Trial
+from recipe_prototype import METRICS, Affine, Batch, Bert, Learner, Trial
 
 RESULTS = Path(__file__).parent / "results" / "recipe-trials.jsonl"
 MOST_TOKENS, CLIP = 128, 1.0
@@ -88,8 +88,7 @@ def _lines(source: str, split: Literal["train", "validation"]) -> list[dict[str,
     return [json.loads(line) for line in text.splitlines()]
 
 
-@cache
-def _whole(source: str, backbone: str) -> tuple[Rows, Rows]:
+def examples(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All rows to learn from, and the development rows."""
     train, development = _lines(source, "train"), _lines(source, "validation")
     if source == "mrpc":
@@ -98,6 +97,24 @@ def _whole(source: str, backbone: str) -> tuple[Rows, Rows]:
         train = [train[i] for i in order[800:]]
     elif source == "sst2":
         development, train = development + train[20_000:21_500], train[:10_000]
+    return train, development
+
+
+def drawn(data: str, seed: int, targets: NDArray[np.float64]) -> list[int]:
+    """Which of the rows to learn from ``SOURCE-N`` is, or all of them."""
+    source, _, count = data.partition("-")
+    if not count:
+        return list(range(len(targets)))
+    rng = np.random.default_rng(100 + seed)
+    if METRICS[source] == "pearson":
+        return list(map(int, rng.choice(len(targets), 2 * int(count), replace=False)))
+    classes = [np.flatnonzero(targets == each) for each in (0.0, 1.0)]
+    return [i for own in classes for i in rng.choice(own, int(count), replace=False).tolist()]
+
+
+@cache
+def _whole(source: str, backbone: str) -> tuple[Rows, Rows]:
+    train, development = examples(source)
     return _tokenised(train, backbone), _tokenised(development, backbone)
 
 
@@ -112,14 +129,8 @@ def _tokenised(rows: Sequence[dict[str, Any]], backbone: str) -> Rows:
 def rows_of(trial: Trial, backbone: str = "demo") -> tuple[Rows, Rows]:
     """What is learned from, and the development rows; scores are scaled by those that are learned from."""
     (tokens, targets), development = _whole(trial.source, backbone)
-    if "-" in trial.data:
-        count, rng = int(trial.data.partition("-")[2]), np.random.default_rng(100 + trial.seed)
-        if trial.metric == "pearson":
-            chosen = rng.choice(len(tokens), 2 * count, replace=False).tolist()
-        else:
-            classes = [np.flatnonzero(targets == each) for each in (0.0, 1.0)]
-            chosen = [i for own in classes for i in rng.choice(own, count, replace=False).tolist()]
-        tokens, targets = [tokens[i] for i in chosen], targets[chosen]
+    chosen = drawn(trial.data, trial.seed, targets)
+    tokens, targets = [tokens[i] for i in chosen], targets[chosen]
     mean, deviation = (targets.mean(), targets.std()) if trial.metric == "pearson" else (0.0, 1.0)
     scaled = (development.targets - mean) / deviation
     return Rows(tokens, (targets - mean) / deviation), Rows(development.tokens, scaled)
