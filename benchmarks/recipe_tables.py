@@ -1,4 +1,4 @@
-"""What was tried for the default recipe as tables for docs/recipes.md, one a data set.
+"""What was tried for the default recipe as tables for docs/recipes.md, one a data set and one of whole runs.
 
 A line is a training; its difference is to the first training of the table, with the same seed. Trials that
 differ only in how often, or beside which average, they were looked at are the same training: one line.
@@ -49,7 +49,27 @@ def tables(table: Table, records: Sequence[Record]) -> str:
     """A heading and a table for each data set."""
     names = dict.fromkeys(record["trial"]["data"] for record in records)
     parts = [_of(table, [each for each in records if each["trial"]["data"] == name]) for name in names]
-    return "\n\n".join([*parts, _note(records)])
+    return "\n\n".join([*parts, _note(records, "recipe_trials")])
+
+
+def runs(table: Table, records: Sequence[Record]) -> str:
+    """One table of what ``ptuning.train`` itself was tried with."""
+    lines = [
+        (
+            f"{SOURCES[record['data'].partition('-')[0]]}, {record['rows']['train']:,} rows",
+            record["used"]["prompt.pooling"],
+            *(f"{record['used'][f'fit.{name}']:g}" for name in ("epochs", "prompt_rate", "head_rate")),
+            str(record["options"].get("fit.seed", 0)),
+            *_looks([each[record["metric"]] for each in record["history"]]),
+        )
+        for record in sorted(records, key=lambda each: each["data"])
+    ]
+    header = ("rows", "pooling", "epochs", "prompt rate", "head rate", "seed", "first look", "best", "last")
+    return "\n\n".join([table(header, lines), _note(records, "recipe_runs")])
+
+
+def _looks(values: Sequence[float]) -> tuple[str, str, str]:
+    return f"{values[0]:.4f}", f"{max(values):.4f}", f"{values[-1]:.4f}"
 
 
 def plain(trial: Trial) -> Trial:
@@ -123,7 +143,7 @@ def _said(name: str, value: object) -> str:
     return f"begins as {OWN[how]}" + (f" with noise {deviation}" if deviation else "")
 
 
-def _note(records: Sequence[Record]) -> str:
+def _note(records: Sequence[Record], script: str) -> str:
     """By what, when and on what, and how long it took."""
     if not records:
         return "Nothing has been tried yet."
@@ -137,7 +157,7 @@ def _note(records: Sequence[Record]) -> str:
     revisions = dict.fromkeys(str(record["revision"]) for record in records)
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"`python benchmarks/recipe_trials.py`, {when}, revision {' and '.join(revisions)}, "
+        f"`python benchmarks/{script}.py`, {when}, revision {' and '.join(revisions)}, "
         f"{' and '.join(where)}, one thread, {' and '.join(versions)}; "
         f"{len(records)} trainings, {hours:.1f} hours of a core."
     )

@@ -125,6 +125,8 @@ class Stopwatch:
         if done == total and self.stemmed is None:  # a second time is the validation rows'
             self.stemmed = clock()
 
+    def fitting(self, done: int, total: int) -> None: ...
+
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         self.loss = loss
         self.stepped()

@@ -158,6 +158,14 @@ def trials(_: str) -> str:
     return rendered
 
 
+def runs(_: str) -> str:
+    """What the default recipe was tried with, by ptuning itself."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    results = import_module("recipe_runs").RESULTS
+    rendered: str = import_module("recipe_tables").runs(table, import_module("quality_records").read(results))
+    return rendered
+
+
 def performance(_: str) -> str:
     """What the benchmarks have measured so far, from the committed results."""
     sys.path.append(str(ROOT / "benchmarks"))
@@ -171,6 +179,7 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("backbones.md", "backbones"): backbones,
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
+    ("recipes.md", "runs"): runs,
     ("recipes.md", "trials"): trials,
     ("performance.md", "performance"): performance,
 }

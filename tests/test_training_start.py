@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,6 +314,31 @@ def test_a_run_that_only_spoils_the_fitted_head_keeps_it(
     result = run(make(), tmp_path / "spoilt", prompt_rate=3.0, head_rate=3.0, select_by="mse")
     assert result.best.step == 0
     assert result.metrics["validation"] == pytest.approx(result.history[0].metrics, rel=1e-4)
+
+
+class StopWhileFitting(Silent):
+    """Presses Ctrl-C when so many of the rows have been seen."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def fitting(self, done: int, total: int) -> None:
+        self.seen.append((done, total))
+        if done == total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_while_the_head_is_fitted_is_heeded_at_once_and_gone_on_from(
+    make: Callable[..., PTuningModel], tmp_path: Path
+) -> None:
+    straight = run(make())
+    stopper, data = StopWhileFitting(), {"train": scored(64), "validation": scored(48, seed=1)}
+    config = FitConfig(epochs=2, prompt_rate=1e-3, head_rate=1e-3)
+    with pytest.raises(Interrupted, match="interrupted at step 0 of 8 and saved"):
+        fit(make(), data, config, output=tmp_path / "broken", reporter=stopper)
+    assert stopper.seen[-1] == (64, 64)
+    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True, reporter=Silent())
+    assert resumed.history == straight.history
 
 
 def test_a_resumed_run_does_not_fit_its_head_again(make: Callable[..., PTuningModel], tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ class Reporter(Protocol):
         Not called where they are not run, or where what they gave was kept before.
         """
 
+    def fitting(self, done: int, total: int) -> None:
+        """The head, which begins fitted, has ``done`` of the ``total`` rows that it is fitted to."""
+
     def say(self, message: str) -> None:
         """Something that the user should know, in a sentence."""
 
@@ -75,6 +78,8 @@ class Silent:
 
     def stem(self, done: int, total: int) -> None: ...
 
+    def fitting(self, done: int, total: int) -> None: ...
+
     def say(self, message: str) -> None: ...
 
     def step(self, step: int, loss: float, rate: float, speed: float) -> None: ...
@@ -100,7 +105,7 @@ class ConsoleReporter:
             disable=not console.is_terminal,
         )
         self._loss: float | None = None
-        self._stem: TaskID | None = None
+        self._ahead: TaskID | None = None
 
     def run(self, name: str, number: int, count: int, kept: bool) -> None:
         self.console.print(
@@ -135,22 +140,34 @@ class ConsoleReporter:
         )
 
     def _bar(self, name: str, steps: int, done: int) -> None:
-        self._loss = self._stem = None
+        self._loss = self._ahead = None
         for past in self._progress.task_ids:  # of the run before this one
             self._progress.remove_task(past)
         self._progress.start()
         self._task = self._progress.add_task(name, total=steps, completed=done, told="")
 
     def stem(self, done: int, total: int) -> None:
-        if self._stem is None:
-            self._stem = self._progress.add_task("stem", total=total, told="texts")
-        self._progress.update(self._stem, completed=done)
-        if done == total:
-            self._progress.remove_task(self._stem)
-            self._stem = None
+        if self._before("stem", "texts", done, total):
             self.console.print(
                 f"the layers below the first prompt are done for all {total:,} texts, once", highlight=False
             )
+
+    def fitting(self, done: int, total: int) -> None:
+        if self._before("head", "rows", done, total):
+            self.console.print(
+                f"the head is fitted to {total:,} rows; epoch 0 is before the first step", highlight=False
+            )
+
+    def _before(self, name: str, unit: str, done: int, total: int) -> bool:
+        """A bar of its own for what comes before the first step; returns whether that is over."""
+        if self._ahead is None:
+            self._ahead = self._progress.add_task(name, total=total, told=unit)
+        self._progress.update(self._ahead, completed=done)
+        if done < total:
+            return False
+        self._progress.remove_task(self._ahead)
+        self._ahead = None
+        return True
 
     def say(self, message: str) -> None:
         self.console.print(message, highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor
 from transformers import get_scheduler
 
@@ -154,7 +154,7 @@ def run(
         try:
             loop.keep_stems(shared, stop)
             if begins_fitted(model) and not loop.position.history:
-                loop.begin_fitted()
+                loop.begin_fitted(stop)
             stopped_early = loop.until_done(stop)
         finally:
             model.check_loss = True
@@ -340,9 +340,20 @@ class _Loop:
             )
         self.position.train_seconds += time.perf_counter() - began
 
-    def begin_fitted(self) -> None:
+    def begin_fitted(self, stop: StopRequest) -> None:
         """Fit the head, and look at the validation rows: on few rows nothing may be better later."""
-        loss = fit_head(self.model, self.train)
+
+        def on_rows(done: int, total: int) -> None:
+            self.reporter.fitting(done, total)
+            if stop.made:
+                self._interrupt()
+
+        began = time.perf_counter()
+        loss = fit_head(self.model, self.train, on_rows)
+        if self.accelerator.num_processes > 1:  # each has fitted it, and may round as no other does
+            head = self.model.head
+            head.copy_({name: broadcast(value.detach().clone()) for name, value in head.named().items()})
+        self.position.train_seconds += time.perf_counter() - began
         if math.isfinite(loss):
             self.position.loss_sum, self.position.loss_rows = loss, 1
             self._evaluate()

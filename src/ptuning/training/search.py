@@ -291,6 +291,9 @@ class _Watch(Silent):
     def stem(self, done: int, total: int) -> None:
         self.search.reporter.stem(done, total)
 
+    def fitting(self, done: int, total: int) -> None:
+        """Trials say what they reached, and nothing else."""
+
     def step(self, step: int, loss: float, rate: float, speed: float) -> None:
         self.search.reporter.step(step, loss, rate, speed)
 

@@ -8,6 +8,7 @@ the last layer first keeps what the backbone knows (arXiv:2202.10054).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -43,15 +44,21 @@ def begins_fitted(model: PTuningModel) -> bool:
     return compares and config.train_head and one and len(model.head.names) > 0
 
 
-def fit_head(model: PTuningModel, split: Split) -> float:
+def fit_head(
+    model: PTuningModel, split: Split, on_rows: Callable[[int, int], None] = lambda done, total: None
+) -> float:
     """Fit the head's last layer to the rows as the untrained prompt leaves them; returns their loss then.
 
     A score is fitted by ridge regression, classes by logistic regression. Features that are not finite leave
     the head as it is, with a loss that is none: the training loop says what to do.
+
+    Args:
+        on_rows: Told how many rows of how many have been seen; what it raises leaves the head as it is.
     """
     task, output = model.task, model.backbone.head_names[-1].rpartition(".")[0]
     split = _some(split)
-    features = _features(model, split, model.backbone.model.get_submodule(output)).numpy().astype(np.float64)
+    layer = model.backbone.model.get_submodule(output)
+    features = _features(model, split, layer, on_rows).numpy().astype(np.float64)
     if not np.isfinite(features).all():
         return math.nan
     if task.is_regression:
@@ -80,12 +87,21 @@ def _some(split: Split) -> Split:
     return replace(split, rows=[split.rows[i] for i in places], targets=split.targets[places])
 
 
-def _features(model: PTuningModel, split: Split, output: nn.Module) -> Tensor:
+def _features(
+    model: PTuningModel, split: Split, output: nn.Module, on_rows: Callable[[int, int], None]
+) -> Tensor:
     """``[N, H]``: what the head's last layer reads of each row."""
     seen: list[Tensor] = []
+    done = 0
+
+    def on_batch(rows: int) -> None:
+        nonlocal done
+        done += rows
+        on_rows(done, len(split.rows))
+
     hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
     try:
-        logits_of(model, split.rows)
+        logits_of(model, split.rows, on_batch=on_batch)
     finally:
         hook.remove()
     places = [row for batch in sorted_batches(split.lengths, None, BATCH_TOKENS) for row in batch]
