@@ -32,6 +32,7 @@ from ptuning.training.interrupt import Interrupted
 from ptuning.training.plot import plot
 from ptuning.training.result import Evaluation
 from ptuning.training.trials import Space, Trial, proposal, winner
+from test_training_start import scored
 
 Rows = Callable[..., list[dict[str, Any]]]
 Made = Callable[..., TrainConfig]
@@ -262,6 +263,20 @@ def test_a_hopeless_trial_is_stopped(config: Made, monkeypatch: pytest.MonkeyPat
     assert [trial.state for trial in found.trials] == ["complete"] * 3 + ["pruned"]
     assert found.trials[3].epochs == 1
     assert found.winner < 4
+
+
+def test_no_trial_is_stopped_for_the_head_that_it_begins_with(
+    config: Made, monkeypatch: pytest.MonkeyPatch, jsonl: Callable[..., Path]
+) -> None:
+    """It says nothing about the rates that are tried."""
+    values = [{"first_layer": 0, "prompt_rate": rate, "head_rate": 0.001} for rate in (0.01, 0.02)]
+    begin_with(monkeypatch, *values)
+    monkeypatch.setattr(trials.Proposal, "hopeless", lambda self, reached: self.values == values[1])
+    pairs = {"train": str(jsonl("pairs.jsonl", scored(48))), "validation_fraction": 0.25}
+    prompt = {"num_virtual_tokens": 4, "pooling": "similarity"}
+    found = train_search(config(data=pairs, prompt=prompt, search={"trials": 2, "epochs": 2}))
+    assert [[each.epoch for each in trial.history] for trial in found.trials] == [[0, 1, 2], [0, 1]]
+    assert [trial.state for trial in found.trials] == ["complete", "pruned"]
 
 
 @pytest.mark.usefixtures("picture")

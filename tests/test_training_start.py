@@ -152,6 +152,23 @@ def descend(z: torch.Tensor, y: Any, count: int, strength: float) -> tuple[torch
     return weight.detach(), bias.detach()
 
 
+def test_a_class_of_twice_the_weight_counts_as_if_its_rows_stood_there_twice() -> None:
+    draw = np.random.default_rng(5)
+    x = draw.normal(size=(80, 3))
+    x -= x.mean(0)
+    y = (x[:, 0] + draw.normal(size=80) > 0.8).astype(int)
+    weight, bias = logistic(x, y, 2, [1.0, 2.0])
+    plain, level = logistic(x, y, 2)
+    more = [
+        torch.softmax(torch.from_numpy(x @ w.T + b), 1)[:, 1].mean()
+        for w, b in ((weight, bias), (plain, level))
+    ]
+    assert more[0] > more[1] + 0.05
+    twice = np.concatenate((np.arange(80), np.flatnonzero(y)))
+    shares = torch.softmax(torch.from_numpy(x[twice] @ weight.T + bias), 1)[:, 1]
+    assert float(shares.mean()) == pytest.approx(y[twice].mean(), abs=1e-3)  # as of maximum likelihood
+
+
 def test_logistic_of_classes_without_rows_or_with_one_row_is_finite() -> None:
     x = np.random.default_rng(4).normal(size=(7, 5))
     x[:3] += 9

@@ -18,7 +18,8 @@ class Evaluation:
     Attributes:
         epoch: How far the run was, in epochs.
         step: Optimizer steps done.
-        train_loss: Mean loss of the training rows since the last look.
+        train_loss: Mean loss of the training rows since the last look; at step 0, of those that the head was
+            fitted to.
         metrics: Of the validation rows, ``loss`` included.
     """
 

@@ -303,7 +303,7 @@ class _Watch(Silent):
     def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
         self.history.append(found)
         reached = [self.search.select.key(each.metrics)[0] for each in self.history]
-        if found.step < self.steps and self.proposed.hopeless(reached):
+        if 0 < found.step < self.steps and self.proposed.hopeless(reached):  # at 0 it is the fitted head's
             raise Pruned
 
 

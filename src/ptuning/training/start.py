@@ -8,7 +8,7 @@ the last layer first keeps what the backbone knows (arXiv:2202.10054).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -64,7 +64,8 @@ def fit_head(
     if task.is_regression:
         weight, bias = ridge(features, (split.targets - task.mean) / task.scale)
     else:
-        weight, bias = logistic(features, split.targets.astype(int), task.num_labels)
+        weights = None if model.class_weights is None else model.class_weights.tolist()
+        weight, bias = logistic(features, split.targets.astype(int), task.num_labels, weights)
     values = model.head.named()
     fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
     model.head.copy_(
@@ -132,8 +133,14 @@ def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:
     return weight[None], np.array([mean - centre @ weight])
 
 
-def logistic(features: NDArray[np.float64], classes: NDArray[np.int_], num_labels: int) -> Layer:
-    """An output a class; the strength is the best of :data:`LOOSENESS` by cross-validation.
+def logistic(
+    features: NDArray[np.float64],
+    classes: NDArray[np.int_],
+    num_labels: int,
+    weights: Sequence[float] | None = None,
+) -> Layer:
+    """An output a class, whose rows have these ``weights``; the strength is the best of :data:`LOOSENESS` by
+    cross-validation.
 
     With fewer than two rows of a class there is nothing to choose it by, and every answer is as likely as its
     class is frequent. Classes without a row get outputs of 0, the average of the others'.
@@ -145,7 +152,8 @@ def logistic(features: NDArray[np.float64], classes: NDArray[np.int_], num_label
     if len(seen) < 2 or counts.min() < 2 or not size:
         return weight, np.log(np.maximum(np.bincount(classes, minlength=num_labels), 0.5) / len(classes))
     scaled, folds = (features - centre) / size, min(FOLDS, int(counts.min()))
-    tried = [LogisticRegression(C=each, max_iter=1000) for each in LOOSENESS]
+    each_weight = None if weights is None else {label: weights[label] for label in seen}
+    tried = [LogisticRegression(C=each, max_iter=1000, class_weight=each_weight) for each in LOOSENESS]
     found = max(
         tried,
         key=lambda each: cross_val_score(each, scaled, classes, cv=folds, scoring="neg_log_loss").mean(),
