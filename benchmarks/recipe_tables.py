@@ -61,10 +61,22 @@ def runs(table: Table, records: Sequence[Record]) -> str:
             *(f"{record['used'][f'fit.{name}']:g}" for name in ("epochs", "prompt_rate", "head_rate")),
             str(record["options"].get("fit.seed", 0)),
             *_looks([each[record["metric"]] for each in record["history"]]),
+            f"{record['history'][-1]['loss']:.3f}",
         )
         for record in sorted(records, key=lambda each: each["data"])
     ]
-    header = ("rows", "pooling", "epochs", "prompt rate", "head rate", "seed", "first look", "best", "last")
+    header = (
+        "rows",
+        "pooling",
+        "epochs",
+        "prompt rate",
+        "head rate",
+        "seed",
+        "first look",
+        "best",
+        "last",
+        "its loss",
+    )
     return "\n\n".join([table(header, lines), _note(records, "recipe_runs")])
 
 
