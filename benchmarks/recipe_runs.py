@@ -12,7 +12,6 @@ the results do not have yet; what is left out is the default recipe's, and is in
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import tempfile
 import time
@@ -29,7 +28,7 @@ from ptuning import TrainConfig, train
 from quality import revision
 from quality_records import append, read
 from recipe_prototype import METRICS
-from recipe_trials import drawn, examples
+from recipe_trials import combinations, drawn, examples
 
 RESULTS = Path(__file__).parent / "results" / "recipe-runs.jsonl"
 
@@ -78,22 +77,6 @@ def used(adapter: Path) -> dict[str, Any]:
     }
 
 
-def asked_for(words: Sequence[str]) -> list[dict[str, Any]]:
-    """Every combination of ``key=value[,value …]``."""
-    values = {}
-    for word in words:
-        name, _, listed = word.partition("=")
-        values[name] = [_value(each) for each in listed.split(",")]
-    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def said(record: Mapping[str, Any]) -> str:
     """For people."""
     how = " ".join(f"{name}={value}" for name, value in (record["options"] | record["used"]).items())
@@ -108,10 +91,12 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     records = read(given.results)
-    for record in records if not given.set else ():
-        print(said(record))
+    if not given.set:
+        for record in records:
+            print(said(record))
+        return
     done = [(record["data"], record["options"]) for record in records]
-    for options in asked_for(given.set or ()) if given.set else ():
+    for options in combinations(given.set):
         data = options.pop("data", None)
         if data is None or str(data).partition("-")[0] not in METRICS:
             parser.error(f"data is {data!r}; expected one of {', '.join(METRICS)}, or one of them with -N")

@@ -286,13 +286,13 @@ def _with(numbers: Sequence[Tensor], learner: Learner, rows: Rows) -> dict[str, 
 # --------------------------------------------------------------------------------------- command line
 
 
-def asked_for(words: Sequence[str]) -> list[Trial]:
+def combinations(words: Sequence[str]) -> list[dict[str, Any]]:
     """Every combination of ``key=value[,value …]``."""
     values = {}
     for word in words:
         name, _, listed = word.partition("=")
         values[name] = [_value(each) for each in listed.split(",")]
-    return [Trial(**dict(zip(values, each, strict=True))) for each in itertools.product(*values.values())]
+    return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
 
 
 def _value(text: str) -> Any:
@@ -331,7 +331,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"then: {said(before)}\nnow:  {said(now)}\nevery figure the same: {'yes' if same else 'no'}")
     elif given.set:
         try:
-            trials = asked_for(given.set)
+            trials = [Trial(**each) for each in combinations(given.set)]
         except (TypeError, ValueError) as error:
             parser.error(str(error))
         done = {Trial(**record["trial"]) for record in records}
