@@ -84,11 +84,14 @@ class SlowReference:
         token_type_ids: Sequence[int] | None = None,
         mean: bool = False,
         beside: Tensor | None = None,
+        mix: Tensor | None = None,
     ) -> Tensor:
         """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved.
 
         With ``mean`` every token leaves the last layer as the mean of all of them, ``[T, H]``, which are kept
-        in :attr:`left`; and with ``beside``, another text's, as how both agree.
+        in :attr:`left`; and with ``beside``, another text's, as how both agree; or with ``mix``
+        ``[L−s+1, 2, H]`` as the weighed sum of means and greatest values of what enters each layer from s
+        on, and of what the last one gives.
         """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
@@ -108,23 +111,32 @@ class SlowReference:
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
         global _running
         _running = self
-        with self._averaged(beside) if mean else nullcontext():
+        with self._averaged(beside, mix) if mean else nullcontext():
             logits: Tensor = self.model(**inputs).logits[0]
         if self.kind != "deberta-v2":
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
         return logits
 
     @contextmanager
-    def _averaged(self, beside: Tensor | None) -> Iterator[None]:
+    def _averaged(self, beside: Tensor | None, mix: Tensor | None) -> Iterator[None]:
         left = [self.model.config.num_hidden_layers]  # counted, because ALBERT's layers are one module
+        passed: list[Tensor] = []  # what enters each layer, then what the last gives
 
-        def average(_: nn.Module, __: Any, out: Any) -> Any:
+        def average(_: nn.Module, inputs: Any, out: Any) -> Any:
             left[0] -= 1
+            passed.append(inputs[0][0])
             if left[0]:
                 return out
             states = out[0] if isinstance(out, tuple) else out
             self.left = states[0]
             read = states[0].mean(0) if beside is None else _agreement(beside, states[0])
+            if mix is not None:
+                read = torch.zeros_like(read)
+                for tokens, (of_mean, of_greatest) in zip(
+                    [*passed, states[0]][-len(mix) :], mix.double(), strict=True
+                ):
+                    read += of_mean * tokens.mean(0)
+                    read += of_greatest * torch.stack([max(each) for each in tokens.T])
             states = read.expand_as(states)
             return (states, *out[1:]) if isinstance(out, tuple) else states
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptuning.adapters import MIX
 from ptuning.errors import ConfigError, DataError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
 from ptuning.model.config import Engine
@@ -174,6 +175,48 @@ def test_mean_pooling_is_the_slow_references(case: str) -> None:
         assert_close(model(left_ids, left_mask).logits, expected)
         if case != "modernbert":  # whose own head may read the mean
             assert not torch.allclose(native(ids, mask).logits, model(ids, mask).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("first_layer", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_a_mix_of_layers_is_the_slow_references(case: str, first_layer: int) -> None:
+    """Means and greatest values of a row's own tokens, from what enters the first prompted layer on."""
+    if case == "bloom":
+        with pytest.raises(UnsupportedBackbone, match=r"bloom .*set prompt\.(first_layer|pooling) to"):
+            deep(case, pooling="layers", first_layer=first_layer)
+        return
+    model = deep(case, pooling="layers", first_layer=first_layer)
+    mean = deep(case, pooling="mean", first_layer=first_layer)
+    mean.take_prompt(model.prompt_encoder.weight.detach())
+    ids, mask = ragged(LENGTHS)
+    left_ids, left_mask = ragged(LENGTHS, left=True)
+    mix = dict(model.head.named())[MIX]
+    with torch.no_grad():
+        assert torch.equal(model(ids, mask).logits, mean(ids, mask).logits)  # so it begins, to the bit
+        mix += torch.randn(mix.shape, generator=torch.Generator().manual_seed(1)) * 0.3
+    expected = torch.stack(
+        [
+            reference(case).logits(
+                row[:length].tolist(),
+                model.prompt_encoder.weight,
+                first_layer=first_layer,
+                position_offset=model.position_offset,
+                mean=True,
+                mix=mix,
+            )
+            for row, length in zip(ids, LENGTHS, strict=True)
+        ]
+    )
+    with torch.no_grad():
+        assert_close(model(ids, mask).logits, expected)
+        assert_close(model(left_ids, left_mask).logits, expected)
+        if model.stem_layer:
+            stem = model.stem(ids, mask)
+            assert torch.equal(model(ids, mask, stem=stem).logits, model(ids, mask).logits)
+    loss = model(ids, mask, labels=torch.zeros(len(ids), dtype=torch.long)).loss
+    loss.backward()
+    assert mix.grad is not None
+    assert bool((mix.grad.abs().sum(-1) > 0).all())
 
 
 PAIRS = [([5], [9, 6], [7, 8, 11], [4]), ([5], [6], [10, 7, 8, 12, 9], [4]), ([5], [8, 8, 9], [6], [4])]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ptuning.adapters.record import Adapter
+from ptuning.adapters.record import MIX, Adapter
 from ptuning.errors import AdapterError
 
 HEAD_PREFIX = "base_model."
@@ -218,7 +218,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
 
 def modules_to_save(adapter: Adapter) -> list[str]:
     """The modules besides the head of which the task holds a copy, as PEFT names them."""
-    return sorted({_module(name) for name in adapter.head} - set(_ALWAYS_SAVED))
+    return sorted({_module(name) for name in adapter.head if name != MIX} - set(_ALWAYS_SAVED))
 
 
 def _shared_options(adapter: Adapter) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from torch import Tensor
 from ptuning.errors import AdapterError
 from ptuning.task import Task
 
+MIX = "pooling.mix"
+"""What stands in a head beside the backbone's names, where it reads all layers: how much of each."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
@@ -29,7 +32,8 @@ class Adapter:
         backbone: ``BackboneFacts`` as a dict.
         prompt_tensor: fp32; input depth ``[P, E]``, deep ``[L−s, 2, P, H_kv]``, keys then values.
         head: The head's parameters by the backbone's own names (``classifier.weight``,
-            ``bert.pooler.dense.weight``); empty if the backbone's own head serves.
+            ``bert.pooler.dense.weight``); empty if the backbone's own head serves. With the pooling
+            ``layers`` also :data:`MIX` ``[L−s+1, 2, H]``.
         anchors: Token ids of the literal words in a template, one tuple a piece of text.
         metrics: What was measured, by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
         extra: Anything else that JSON can hold, such as a summary of the training.
@@ -62,14 +66,26 @@ class Adapter:
                 f"the prompt's shape is {list(shape)}, expected [{wanted}] for depth "
                 f"{self.prompt.get('depth')!r} on {self.backbone.get('name')}"
             )
+        mix = tuple(self.head[MIX].shape) if MIX in self.head else None
+        wanted_mix = None
+        if self.deep and self.prompt.get("pooling") == "layers":
+            wanted_mix = (self._layers + 1, 2, self.backbone["hidden_size"])
+        if mix != wanted_mix:
+            raise AdapterError(
+                f"the shape of {MIX} is {mix}, expected {wanted_mix} (None: no such tensor) for the pooling "
+                f"{self.prompt.get('pooling')!r}; the adapter was altered"
+            )
 
     def _expected_shape(self) -> tuple[int | None, ...]:
         """What choices and facts call for; ``None`` where neither says (a template counts its own P)."""
         tokens = self.prompt.get("num_virtual_tokens")
         if self.deep:
-            layers = self.backbone["num_layers"] - self.prompt.get("first_layer", 0)
-            return layers, 2, tokens, self.backbone["key_value_size"]
+            return self._layers, 2, tokens, self.backbone["key_value_size"]
         return tokens, self.backbone["embedding_size"]
+
+    @property
+    def _layers(self) -> int:
+        return int(self.backbone["num_layers"]) - int(self.prompt.get("first_layer", 0))
 
     @property
     def deep(self) -> bool:

@@ -388,6 +388,7 @@ class Backbone(nn.Module):
         first_layer: int = 0,
         stem: Tensor | None = None,
         pooling: Pooling = "native",
+        mix: Tensor | None = None,
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """``[B, C]``: what the head says of each row.
@@ -403,7 +404,8 @@ class Backbone(nn.Module):
             stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
             pooling: What of the last layer the head reads: its own token, the mean of the row's tokens, or
                 the similarity of two rows' means. For that the rows are the first texts of all pairs, then
-                the second ones, and the answer has half as many.
+                the second ones, and the answer has half as many. With ``layers`` it is a mix of all layers.
+            mix: ``[L−s+1, 2, H]``, its weights (:class:`~ptuning.model.layers.ForwardPass`).
             head: Parameters that stand in for the backbone's own, by name.
         """
         shared = self._pass(
@@ -413,6 +415,7 @@ class Backbone(nn.Module):
             pooled=self._pooled,
             spread=self.architecture.whole,
             mean=None if pooling == "native" else attention_mask,
+            mix=mix,
             similarity=pooling == "similarity",
         )
         inputs = self._inputs(input_ids, inputs_embeds, positions, token_type_ids, attention_mask)
@@ -607,9 +610,9 @@ class Backbone(nn.Module):
                 f"{self.name} ({kind}) has no head that reads its first token, in whose place the "
                 "similarity of two texts stands; set prompt.pooling to mean or native"
             )
-        if config.pooling == "mean" and self.architecture.deep == "cache":
+        if config.pooling in ("mean", "layers") and self.architecture.deep == "cache":
             raise UnsupportedBackbone(
-                f"{kind} takes deep prompts through its key/value cache, and its last layer is not asked for "
+                f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "
                 "the tokens' mean; set prompt.pooling to native"
             )
         if config.position_offset is None:

@@ -204,7 +204,7 @@ class InputPrompt:
         return sum(piece.tokens for piece in self.insertions)
 
 
-Pooling = Literal["native", "mean", "similarity"]
+Pooling = Literal["native", "mean", "layers", "similarity"]
 """What a head reads (:class:`DeepPrompt`)."""
 
 
@@ -219,8 +219,10 @@ class DeepPrompt:
             has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
             0 elsewhere, and for backbones without position ids.
         pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
-            the mean of the text's tokens in that token's place; or ``similarity``, for pairs: each text is
-            read by itself, and the head reads in each dimension how well they agree
+            the mean of the text's tokens in that token's place; ``layers``, a mix of the means and greatest
+            values of the tokens in every layer from ``first_layer`` on, dimension by dimension, which begins
+            as the mean and is trained (after ELMo, arXiv:1802.05365); or ``similarity``, for pairs: each
+            text is read by itself, and the head reads in each dimension how well they agree
             (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
             pairs with a score or one of two classes, and ``mean`` for all else; others get ``native``. PEFT

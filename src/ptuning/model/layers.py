@@ -29,6 +29,7 @@ from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import disentangled
 from ptuning.model.attention import ARGUMENT, LayerPass, Looked, additive, prefers_plain
 from ptuning.model.config import Engine
+from ptuning.model.pooling import average, weighed
 from ptuning.model.similarity import agreement
 
 _BY_TOKEN = {"position_embeddings": -2, "position_ids": -1}
@@ -49,6 +50,8 @@ class ForwardPass:
         spread: Put what the last layer gives for that token in every token's place.
         mean: ``[B, T]``, 1 at real tokens, to put the mean of what the last layer gives for these in every
             token's place, whichever the head reads.
+        mix: ``[L−s+1, 2, H]``, to put there, in place of that mean, the weighed sum of means and greatest
+            values of what enters layer ``first_layer`` and of what it and each layer above gives.
         similarity: The rows are the first texts of pairs and then the second ones. What takes that place is,
             how well the two texts agree (:mod:`~ptuning.model.similarity`), so that the last layer gives
             half as many rows.
@@ -70,6 +73,7 @@ class ForwardPass:
         pooled: Literal["first", "last"] | None = None,
         spread: bool = False,
         mean: Tensor | None = None,
+        mix: Tensor | None = None,
         similarity: bool = False,
         stem: Tensor | None = None,
         stop: int | None = None,
@@ -82,6 +86,8 @@ class ForwardPass:
         self.pooled = pooled if self.engine.pooled_layer and mean is None else None
         self.spread = spread
         self.mean = mean
+        self.mix = mix
+        self._mixed = torch.zeros(())  # a sum, of nothing yet
         self.similarity = similarity
         self.stem = stem
         self.stop = stop
@@ -112,6 +118,7 @@ class ForwardPass:
             return layer.passed_by(hidden)
         if self.stem is not None and index == self.first_layer:
             hidden = self.stem
+        self._mix(index, hidden)
         if layer.disentangled:  # reads its prompt itself
             return self._meant(index, self._run(layer, index, hidden, arguments))
         given = self._given(index, hidden)
@@ -144,11 +151,18 @@ class ForwardPass:
         if self.similarity:
             first, second = out.chunk(2)
             one, other = self.mean.bool().chunk(2)
-            read = agreement(first, second, (one, other)).to(out.dtype)[:, None]
+            read = agreement(first, second, (one, other))
+        elif self.mix is not None:
+            read = self._mix(self.layers, out)
         else:
-            shares = self.mean / self.mean.sum(1, keepdim=True).clamp(min=1)
-            read = shares.to(out.dtype)[:, None] @ out
-        return read.expand(-1, *out.shape[1:])
+            read = average(out, self.mean)
+        return read.to(out.dtype)[:, None].expand(-1, *out.shape[1:])
+
+    def _mix(self, index: int, entering: Tensor) -> Tensor:
+        """Add what enters layer ``index`` to what the head reads, ``[B, H]`` in fp32."""
+        if self.mix is not None and self.mean is not None and index >= self.first_layer:
+            self._mixed = self._mixed + weighed(entering, self.mean, self.mix[index - self.first_layer])
+        return self._mixed
 
     def _given(self, index: int, hidden: Tensor) -> LayerPass:
         dtype = _computing_dtype(hidden)

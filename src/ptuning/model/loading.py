@@ -106,6 +106,8 @@ def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
     """Refuse a head that is not this backbone's, and a backbone with random parts that the adapter lacks."""
     own = dict(backbone.model.named_parameters())
     for name, value in sorted(adapter.head.items()):
+        if name == adapters.MIX:
+            continue  # ours; the record has seen to its shape
         if name not in own:
             raise AdapterMismatch(
                 f"the adapter's head has {name}, and {backbone.name} has no such parameter; put it on "

@@ -43,6 +43,7 @@ from ptuning.model.config import (
 )
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import apart, layout
+from ptuning.model.pooling import mix_of_last
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.template import Insertion, Landmark
 from ptuning.task import ProblemType, Task
@@ -68,7 +69,10 @@ class Prepared:
 
 
 class Head(nn.Module):
-    """A task's own copy of the layers that turn the pooled token into logits, in fp32."""
+    """A task's own copy of the layers that turn the pooled token into logits, in fp32.
+
+    With the pooling ``layers`` it has what that is mixed by, too (:data:`ptuning.adapters.MIX`).
+    """
 
     def __init__(self, original: Mapping[str, Tensor], *, trained: bool) -> None:
         super().__init__()
@@ -89,10 +93,10 @@ class Head(nn.Module):
                 else:
                     self.get_parameter(_escaped(name)).copy_(values[name])
 
-    def move_faster(self, scale: float) -> None:
-        """Let every parameter move ``scale`` times as far as the optimizer's rate says."""
+    def move_faster(self, scale: float, mix: float) -> None:
+        """Let every parameter move ``scale`` times as far as the optimizer's rate says; the mix ``mix``."""
         for name in self.names:
-            move_faster(self, _escaped(name), scale)
+            move_faster(self, _escaped(name), mix if name == adapters.MIX else scale)
 
 
 def _escaped(name: str) -> str:
@@ -142,13 +146,15 @@ class PTuningModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = _named(backbone.model.config, task)
         given_head = {**backbone.siblings(head or ()), **(head or {})}
-        self.head = Head(
-            {**backbone.head_parameters(task.num_labels), **given_head}, trained=config.train_head
-        ).to(backbone.device)
-        backbone.cast_at(self.head.names)
-        self.anchors: tuple[tuple[int, ...], ...] = ()
         if isinstance(config, DeepPrompt):
             self.prompt_config = config = backbone.settle(config, compares=task.compares)
+        self.head = Head(
+            {**backbone.head_parameters(task.num_labels), **_mix(config, backbone), **given_head},
+            trained=config.train_head,
+        ).to(backbone.device)
+        backbone.cast_at([name for name in self.head.names if name != adapters.MIX])
+        self.anchors: tuple[tuple[int, ...], ...] = ()
+        if isinstance(config, DeepPrompt):
             shape = (
                 backbone.num_layers - config.first_layer,
                 2,
@@ -516,6 +522,16 @@ class PTuningModel(nn.Module):
         """
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
+    def rate_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The :meth:`task_parameters` that are trained at the prompt's rate, and those at the head's.
+
+        The mix of layers is a part of what the head holds, and moves with the prompt.
+        """
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, value in self.task_parameters().items():
+            groups[name.startswith("head.") and _escaped(adapters.MIX) not in name].append(value)
+        return groups
+
     def get_extra_state(self) -> Tensor:
         """What a ``state_dict`` says of itself (``state.py``)."""
         encoder = self.prompt_encoder.state_dict(prefix="prompt_encoder.")
@@ -562,6 +578,7 @@ class PTuningModel(nn.Module):
         if only_trainable:
             return sum(value.numel() for value in self.task_parameters().values())
         prompt = sum(value.numel() for value in self.prompt_encoder.parameters())
+        prompt += sum(value.numel() for name, value in self.head.named().items() if name == adapters.MIX)
         tables = (each for each in self.backbone.modules() if isinstance(each, nn.Embedding))
         embedding = sum(table.weight.numel() for table in tables)
         whole = sum(value.numel() for value in self.backbone.parameters())
@@ -693,6 +710,7 @@ class PTuningModel(nn.Module):
         if stem is not None:
             self._check_stem()
         head = self.head.named()
+        mix = head.pop(adapters.MIX, None)
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
         made = prompt.prompt
@@ -715,6 +733,7 @@ class PTuningModel(nn.Module):
                 offset=self.position_offset,
                 stem=stem,
                 pooling=pooling,
+                mix=mix,
                 head=head,
             )
         front = self._front(input_ids, attention_mask, token_type_ids, segment_ids)
@@ -737,6 +756,7 @@ class PTuningModel(nn.Module):
         offset: int = 0,
         stem: Tensor | None = None,
         pooling: Pooling = "native",
+        mix: Tensor | None = None,
         head: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """The text by itself, with what stands in front of it in the layers."""
@@ -752,6 +772,7 @@ class PTuningModel(nn.Module):
             first_layer=first_layer,
             stem=None if stem is None else rows.arrange(stem),
             pooling=pooling,
+            mix=mix,
             head=head,
         )
 
@@ -907,7 +928,7 @@ class PTuningModel(nn.Module):
         self.rate_scales = (prompt, head)
         move_faster(self.prompt_encoder, "weight", prompt)
         if self.prompt_config.train_head:
-            self.head.move_faster(head)
+            self.head.move_faster(head, mix=prompt)
 
     def take_prompt(self, prompt: Tensor) -> None:
         """Put a prompt in the place of the encoder: from now on it is trained as it is.
@@ -1053,6 +1074,13 @@ def _eval(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(mode)
+
+
+def _mix(config: PromptConfig, backbone: Backbone) -> dict[str, Tensor]:
+    """What a head that reads all layers begins with beside the backbone's own: the mean of the last."""
+    if not isinstance(config, DeepPrompt) or config.pooling != "layers":
+        return {}
+    return {adapters.MIX: mix_of_last(backbone.num_layers - config.first_layer, backbone.hidden_size)}
 
 
 def _named(config: Any, task: Task) -> Any:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ptuning.model.pooling import average
+
 WHOLE = 5.0
 """How much of a similarity as a whole every dimension has beside its own: so much that a head finds the whole
 first, which a handful of rows teaches, before it weighs dimensions, which takes hundreds."""
@@ -28,13 +30,13 @@ def agreement(first: Tensor, second: Tensor, real: tuple[Tensor, Tensor]) -> Ten
         real: ``[B, T]`` and ``[B, T']``, true at real tokens.
     """
     one, other = real
-    means = _agree(_average(first.float(), one), _average(second.float(), other))
+    means = _agree(average(first.float(), one), average(second.float(), other))
     first, second = _lengthy(first.float()), _lengthy(second.float())
     near = first @ second.transpose(1, 2)
     near = near.masked_fill(~(one[:, :, None] & other[:, None]), -math.inf)
     found_second, found_first = _at(second, near.argmax(2)), _at(first, near.argmax(1))
     tokens = torch.minimum(
-        _average(_agree(first, found_second), one), _average(_agree(second, found_first), other)
+        average(_agree(first, found_second), one), average(_agree(second, found_first), other)
     )
     both = (means + tokens) / 2
     return both + WHOLE * both.mean(-1, keepdim=True)
@@ -47,11 +49,6 @@ def _agree(one: Tensor, other: Tensor) -> Tensor:
 
 def _lengthy(vectors: Tensor) -> Tensor:
     return normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])
-
-
-def _average(states: Tensor, real: Tensor) -> Tensor:
-    shares = real / real.sum(1, keepdim=True).clamp(min=1)
-    return (shares.to(states.dtype)[:, None] @ states)[:, 0]
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:

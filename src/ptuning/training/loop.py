@@ -283,13 +283,11 @@ class _Loop:
         parameters = self.model.task_parameters()
         if not parameters:
             raise ConfigError("nothing to train: every parameter of the model is frozen")
-        head = [value for name, value in parameters.items() if name.startswith("head.")]
-        prompt = [value for name, value in parameters.items() if not name.startswith("head.")]
         self.rates = self.config.prompt_rate, self.config.head_rate
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": group, "lr": rate}
-                for group, rate in zip((prompt, head), self.rates, strict=True)
+                for group, rate in zip(self.model.rate_groups(), self.rates, strict=True)
                 if group
             ],
             weight_decay=self.config.weight_decay,
