@@ -258,8 +258,7 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     )
     fit = Recipe.of(config.fit, facts).fit.model_dump(mode="json", exclude={"seed"})
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
-    if data.pair:
-        chosen["prompt"]["pooling"] = "similarity"  # MiniLM's elsewhere is mean, and goes without saying
+    chosen["prompt"]["pooling"] = "similarity" if data.pair else "layers"  # as MiniLM says of itself
     return {"kind": "default", **given({**chosen, "fit": fit})}
 
 

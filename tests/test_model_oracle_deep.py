@@ -316,10 +316,10 @@ def test_similarity_is_for_comparing_pairs_where_texts_have_means() -> None:
         return settled.pooling
 
     assert [chosen(task) for task in (pair, two)] == ["similarity", "similarity"]
-    assert [chosen(task) for task in (plain, three, single, several)] == ["mean"] * 4
+    assert [chosen(task) for task in (plain, three, single, several)] == ["layers"] * 4
     assert chosen(pair, pooling="mean") == "mean"
     assert chosen(pair, on=Backbone(tiny_case("bert"))) == "native"
-    assert chosen(pair, on=Backbone(tiny_case("gpt2"), pooling="mean")) == "mean"
+    assert chosen(pair, on=Backbone(tiny_case("gpt2"), pooling="mean")) == "layers"
 
 
 def segments(case: str, mask: Tensor) -> Tensor | None:

@@ -85,9 +85,12 @@ def test_few_rows_get_more_epochs_and_many_fewer() -> None:
     assert epochs(16 * MOST_STEPS * 10, epochs=7) == 7
 
 
-def test_pairs_take_a_higher_rate() -> None:
-    assert rates(FACTS)[0] == 2e-2
-    assert rates(replace(FACTS, pairs=False))[0] == 1e-2
+def test_pairs_take_a_higher_rate_and_so_do_thousands_of_single_texts() -> None:
+    assert {rates(replace(FACTS, rows=rows))[0] for rows in (300, 2500, 10**5)} == {2e-2}
+    single = replace(FACTS, pairs=False)
+    assert [rates(replace(single, rows=rows))[0] for rows in (300, 2500, 4000, 10_000, 10**5)] == [
+        1e-2, 1e-2, 1.3e-2, 2e-2, 2e-2,
+    ]  # fmt: skip
 
 
 def test_a_prompt_hurries_where_the_user_wants_few_steps() -> None:

@@ -602,9 +602,9 @@ class Backbone(nn.Module):
         # A similarity stands where the head looks for its first token.
         can = self._pooled == "first" and self.architecture.deep != "cache"
         if config.pooling is None:
-            usual = "native" if self.architecture.deep == "cache" else self.pooling
-            similarity = compares and usual == "mean" and can
-            config = replace(config, pooling="similarity" if similarity else usual)
+            averaged = self.pooling == "mean" and self.architecture.deep != "cache"
+            read: Pooling = "layers" if averaged else "native"
+            config = replace(config, pooling="similarity" if averaged and compares and can else read)
         if config.pooling == "similarity" and not can:
             raise UnsupportedBackbone(
                 f"{self.name} ({kind}) has no head that reads its first token, in whose place the "

@@ -225,7 +225,7 @@ class DeepPrompt:
             text is read by itself, and the head reads in each dimension how well they agree
             (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
-            pairs with a score or one of two classes, and ``mean`` for all else; others get ``native``. PEFT
+            pairs with a score or one of two classes, and ``layers`` for all else; others get ``native``. PEFT
             reads ``native`` alone.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.

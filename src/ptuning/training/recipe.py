@@ -120,7 +120,7 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 
     How they were found is told in docs/recipes.md. What a pair of texts has to do with each other is not in
     the frozen features yet, so a prompt has further to go there than on single texts, where a higher rate
-    only overfits. An input prompt that is trained as it is has further to go still; one that an encoder makes
+    only overfits as long as there are not thousands of them. An input prompt that is trained as it is has further to go still; one that an encoder makes
     moves with every weight of it. Where the head begins fitted, the task is half done, and few rows only
     bear a small change of what the backbone knows.
     """
@@ -131,7 +131,8 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         prompt = _short(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
     elif facts.depth == "deep":
         hurry = min(FASTEST, max(1.0, LEAST_STEPS / (epochs * steps)))
-        prompt = _short(hurry * (2e-2 if facts.pairs else 1e-2))
+        single = min(2e-2, max(1e-2, 1e-2 * math.sqrt(facts.rows / 2500)))
+        prompt = _short(hurry * (2e-2 if facts.pairs else single))
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
     often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
