@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -267,20 +268,24 @@ def test_a_run_that_fails_is_said_and_tried_again_the_next_time(
 
 @pytest.mark.parametrize("method", ["head", "default"])
 def test_a_worker_trains(
-    method: str, made_data: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, made_data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import quality_worker
 
+    backbone = tmp_path / "tiny"  # a sentence embedding model, as MiniLM is and says
+    shutil.copytree(tiny_folder, backbone)
+    (backbone / "1_Pooling").mkdir()
+    (backbone / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     if method == "default":  # what it is, but on the tiny backbone; the plan knows MiniLM's facts alone
         checked = quality_worker.TrainConfig.checked
         monkeypatch.setattr(
             quality_worker.TrainConfig,
             "checked",
-            classmethod(lambda cls, values: checked({**values, "backbone": str(tiny_folder)})),
+            classmethod(lambda cls, values: checked({**values, "backbone": str(backbone)})),
         )
         setting = setting_of("default", "sst2-4")
     else:
-        setting = setting_of("head", "sst2-4", 3e-2) | {"backbone": str(tiny_folder), "least_steps": 8}
+        setting = setting_of("head", "sst2-4", 3e-2) | {"backbone": str(backbone), "least_steps": 8}
     run = Run(dataset="sst2-4", method=method, setting=setting, seed=1)
     found = quality_worker.perform(run, made_data)
     assert set(found["metrics"]) == set(found["baseline"]) == {"validation", "test"}

@@ -120,9 +120,9 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 
     How they were found is told in docs/recipes.md. What a pair of texts has to do with each other is not in
     the frozen features yet, so a prompt has further to go there than on single texts, where a higher rate
-    only overfits as long as there are not thousands of them. An input prompt that is trained as it is has further to go still; one that an encoder makes
-    moves with every weight of it. Where the head begins fitted, the task is half done, and few rows only
-    bear a small change of what the backbone knows.
+    only overfits as long as there are not thousands of them. An input prompt that is trained as it is has
+    further to go still; one that an encoder makes moves with every weight of it. Where the head begins
+    fitted, the task is half done, and few rows only bear a small change of what the backbone knows.
     """
     steps = facts.steps(fit, 1)
     least, usual = (LEAST_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (LEAST_STEPS, EPOCHS)
