@@ -291,9 +291,9 @@ class PrefixTuningConfig(PromptLearningConfig):
         prefix_projection: Whether a two-layer MLP makes the prompt.
         first_layer: Ours. The first layer that has a prompt; PEFT reads only 0.
         position_offset: Ours. How far the text's positions are moved up; P, as PEFT has it, if left out.
-        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"layers"`` a trained mix of
-            every layer's, ``"similarity"`` how well a pair's two texts agree; PEFT knows only the backbone's
-            own pooled token.
+        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"layers"`` a trained mix
+            of every layer's, ``"similarity"`` how well a pair's two texts agree; PEFT knows only the
+            backbone's own pooled token.
     """
 
     init_weights: str | None = None
