@@ -133,7 +133,8 @@ def _peer(title: str, peer: str, rates: tuple[float, ...], *, seeds: int = 3, **
 
 
 def _deep(title: str, first_layer: int = 0) -> Method:
-    prompt = {"depth": "deep", "num_virtual_tokens": 20, "first_layer": first_layer}
+    # The token that P-tuning v2 reads, and PEFT; what the default recipe reads is the default recipe's row.
+    prompt = {"depth": "deep", "num_virtual_tokens": 20, "first_layer": first_layer, "pooling": "native"}
     options = {"epochs": 8, "prompt": prompt, "head_share": 0.1}
     return Method(title=title, kind="ptuning", options=options, rates=(1e-2, 2e-2, 4e-2))
 
