@@ -110,7 +110,9 @@ def ptuning_model(side: Side, folder: Path, precision: str, tokenizer: Any) -> P
         )
     else:
         first = first_prompted_layer(side, config.num_hidden_layers)
-        prompt = DeepPrompt(num_virtual_tokens=VIRTUAL_TOKENS, first_layer=first)
+        # What PEFT's prefix tuning reads, so that both compute the same; an older ptuning has no choice.
+        read: dict[str, Any] = {"pooling": "native"} if "pooling" in DeepPrompt.__dataclass_fields__ else {}
+        prompt = DeepPrompt(num_virtual_tokens=VIRTUAL_TOKENS, first_layer=first, **read)
     options: dict[str, Any] = {}
     if side.engine:
         if not has_engine():

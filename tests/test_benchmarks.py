@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoTokenizer
 
+from ptuning import DeepPrompt
 from tiny import LAYERS, tiny
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
@@ -19,6 +22,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import floor
 import report
 import rounds
+import sides
 from floor import Product, Shape, flops
 from specs import Spec
 
@@ -170,6 +174,21 @@ def test_a_worker_that_fails_says_why_and_names_no_folder(
     failed = rounds.work(Spec(what="training", folder="/home/someone/model"))
     assert "ValueError: not" in failed["error"]
     assert "someone" not in failed["error"]
+
+
+@pytest.mark.parametrize("side", ["ptuning deep", "ptuning deep, upper half"])
+def test_what_is_timed_reads_what_pefts_prefix_tuning_reads(
+    side: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """On a sentence embedding model, too, whose default reads more."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    model = sides.ptuning_model(sides.SIDES[side], folder, "fp32", AutoTokenizer.from_pretrained(folder))
+    assert isinstance(model.prompt_config, DeepPrompt)
+    assert model.backbone.pooling == "mean"
+    assert model.prompt_config.pooling == "native"
 
 
 # PEFT asks for what transformers has renamed.

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 from ptuning import DeepPrompt, Engine, PTuningModel, Task, adapters
 from ptuning.adapters import MIX
 from ptuning.errors import AdapterError
+from ptuning.model.config import DeepMLPEncoder, EmbeddingEncoder
 from ptuning.model.pooling import average, greatest
 from tiny import ragged, tiny
 
@@ -62,8 +63,6 @@ def test_padding_is_neither_averaged_nor_the_greatest() -> None:
 
 @pytest.mark.parametrize("encoder", ["embedding", "mlp"])
 def test_it_is_saved_and_opened_with_the_task(encoder: str, tmp_path: Path) -> None:
-    from ptuning.model.config import DeepMLPEncoder, EmbeddingEncoder
-
     model = made(encoder=EmbeddingEncoder() if encoder == "embedding" else DeepMLPEncoder(width=5))
     folder = model.save_pretrained(tmp_path / "task")
     again = PTuningModel.from_pretrained(folder, backbone=tiny("bert", num_labels=3))
