@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from ptuning import TrainConfig
 from ptuning.training.metrics import Selection
-from ptuning.training.recipe import Facts, Recipe
+from ptuning.training.recipe import MANY_ROWS, UNITS, Facts, Recipe
 
 Record = Mapping[str, Any]
 """A line of the results: a run, and what it found."""
@@ -247,6 +247,7 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     open is left out, so that a new option that is off by default does not make a new recipe.
     """
     config = TrainConfig.checked({"data": {"train": "rows"}})
+    units = 0 if data.pair or data.rows < MANY_ROWS else UNITS
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
@@ -255,11 +256,13 @@ def default_setting(data: DataSet) -> dict[str, Any]:
         problem_type="regression" if data.metric == "pearson" else "single_label_classification",
         layers=LAYERS,
         width=WIDTH,
+        virtual_units=units,
         fitted=data.pair,
     )
     fit = Recipe.of(config.fit, facts).fit.model_dump(mode="json", exclude={"seed"})
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
     chosen["prompt"]["pooling"] = "similarity" if data.pair else "layers"  # as MiniLM says of itself
+    chosen["prompt"]["num_virtual_units"] = units or None
     return {"kind": "default", **given({**chosen, "fit": fit})}
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.pytorch_utils import Conv1D
 
 Piece = tuple[str, int]
 """``("text", i)``, ``("prompt", j)`` or ``("anchor", token id)``."""
@@ -85,13 +86,14 @@ class SlowReference:
         mean: bool = False,
         beside: Tensor | None = None,
         mix: Tensor | None = None,
+        units: Tensor | None = None,
     ) -> Tensor:
         """``[C]``. ``prompt`` is ``[L−s, 2, P, H_kv]``; positions are transformers' own unless moved.
 
         With ``mean`` every token leaves the last layer as the mean of all of them, ``[T, H]``, which are kept
         in :attr:`left`; and with ``beside``, another text's, as how both agree; or with ``mix``
         ``[L−s+1, 2, H]`` as the weighed sum of means and greatest values of what enters each layer from s
-        on, and of what the last one gives.
+        on, and of what the last one gives. ``units`` ``[L−s, 2, U, H]`` are hidden units more, one at a time.
         """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
@@ -111,7 +113,7 @@ class SlowReference:
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
         global _running
         _running = self
-        with self._averaged(beside, mix) if mean else nullcontext():
+        with self._averaged(beside, mix) if mean else nullcontext(), self._widened(units, first_layer):
             logits: Tensor = self.model(**inputs).logits[0]
         if self.kind != "deberta-v2":
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
@@ -144,6 +146,38 @@ class SlowReference:
         hooks = [layer.register_forward_hook(average) for layer in layers]
         yield
         assert left == [0]
+        for hook in hooks:
+            hook.remove()
+
+    @contextmanager
+    def _widened(self, units: Tensor | None, first_layer: int) -> Iterator[None]:
+        """Every feed-forward network from ``first_layer`` on with its ``units``, after arXiv:2012.14913."""
+        entered: list[
+            Tensor
+        ] = []  # a network's input after the other, because ALBERT's layers are one module
+
+        def enter(_: nn.Module, inputs: Any) -> None:
+            entered.append(inputs[0])
+
+        def leave(_: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+            layer = len(entered) - 1 - first_layer
+            if units is None or layer < 0:
+                return out
+            tokens, more = entered[-1].reshape(-1, entered[-1].shape[-1]), torch.zeros_like(out)
+            read = units[layer].double() * 2 / math.sqrt(tokens.shape[1])
+            for key, value in zip(*read, strict=True):
+                for place, token in enumerate(tokens):
+                    strength = float(key @ token)
+                    normal = (1 + math.erf(strength / math.sqrt(2))) / 2
+                    more.view_as(tokens)[place] += strength * normal * value
+            return out + more
+
+        hooks = []
+        layers = next(each for each in self.model.modules() if isinstance(each, nn.ModuleList))
+        for each in layers:
+            first, last = _feed_forward(each)
+            hooks += [first.register_forward_pre_hook(enter), last.register_forward_hook(leave)]
+        yield
         for hook in hooks:
             hook.remove()
 
@@ -218,6 +252,16 @@ class SlowReference:
             return torch.cat(mixed, dim=1)[None], None
 
         return forward
+
+
+def _feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A layer's first and last matrix outside its attention."""
+    found = [
+        module
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and "attention" not in name and "attn" not in name
+    ]
+    return found[0], found[-1]
 
 
 def _bucket(distance: int, config: Any) -> int:

@@ -55,14 +55,16 @@ def task_on(case: str, config: PromptConfig, layers: int = 3, **given: Any) -> P
     torch.manual_seed(1)
     model = PTuningModel(Backbone(tiny_case(case, num_hidden_layers=layers)), config, THREE, **given).eval()
     with torch.no_grad():
-        for value in model.prompt_encoder.parameters():
-            value.normal_()
+        for name, value in model.task_parameters().items():
+            if not name.startswith("head."):
+                value.normal_()
     return model
 
 
 CONFIGS: dict[str, PromptConfig] = {
     "deep": DeepPrompt(num_virtual_tokens=P),
     "deep from 1": DeepPrompt(num_virtual_tokens=P, first_layer=1),
+    "units": DeepPrompt(num_virtual_tokens=P, first_layer=1, num_virtual_units=3),
     "input": InputPrompt(num_virtual_tokens=P),
 }
 
@@ -102,7 +104,7 @@ def test_compiled_layers_learn_the_same() -> None:
 
 @pytest.mark.parametrize(
     ("case", "config"),
-    [("bert", "deep from 1"), ("modernbert", "deep from 1")],
+    [("bert", "deep from 1"), ("modernbert", "deep from 1"), ("bert", "units")],
 )
 def test_new_lengths_are_not_compiled_anew(case: str, config: str, counter: Any) -> None:
     """Neither batches that are longer nor ones of more rows, once two of them were met."""
@@ -115,13 +117,13 @@ def test_new_lengths_are_not_compiled_anew(case: str, config: str, counter: Any)
     assert seen[1:] == seen[1:2] * (len(LENGTHS) - 1)
 
 
-@pytest.mark.parametrize("case", ["bert"])
-def test_more_layers_are_not_more_compilations(case: str, counter: Any) -> None:
+@pytest.mark.parametrize(("case", "config"), [("bert", "deep from 1"), ("bert", "units")])
+def test_more_layers_are_not_more_compilations(case: str, config: str, counter: Any) -> None:
     seen = []
     for layers in (4, 6):  # with 3 there is none that has both a prompt and a gradient from below
         dynamo.reset()
         counter.clear()
-        model = task_on(case, CONFIGS["deep from 1"], layers)
+        model = task_on(case, CONFIGS[config], layers)
         for lengths in LENGTHS[:3]:
             assert_same(learned(model, ON, lengths), learned(model, OFF, lengths))
         seen.append(counter.frame_count)

@@ -219,6 +219,73 @@ def test_a_mix_of_layers_is_the_slow_references(case: str, first_layer: int) -> 
     assert bool((mix.grad.abs().sum(-1) > 0).all())
 
 
+@pytest.mark.parametrize("first_layer", [0, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_virtual_units_are_the_slow_references(case: str, first_layer: int) -> None:
+    """Beside the hidden units of every prompted layer, whatever its feed-forward network looks like."""
+    if case == "bloom":
+        with pytest.raises(
+            UnsupportedBackbone, match=r"bloom .*set prompt\.(first_layer|num_virtual_units) to"
+        ):
+            deep(case, num_virtual_units=3, first_layer=first_layer)
+        return
+    model, without = (deep(case, num_virtual_units=units, first_layer=first_layer) for units in (3, 0))
+    without.take_prompt(model.prompt_encoder.weight.detach())
+    ids, mask = ragged(LENGTHS)
+    left_ids, left_mask = ragged(LENGTHS, left=True)
+    assert model.units is not None
+    assert model.units.weight.shape == (LAYERS - first_layer, 2, 3, HIDDEN)
+    with torch.no_grad():
+        assert torch.equal(model(ids, mask).logits, without(ids, mask).logits)  # they begin as nothing
+        model.units.weight.copy_(torch.randn(model.units.weight.shape) * 0.5)
+    expected = torch.stack(
+        [
+            reference(case).logits(
+                row[:length].tolist(),
+                model.prompt_encoder.weight,
+                first_layer=first_layer,
+                position_offset=model.position_offset,
+                units=model.units.weight,
+            )
+            for row, length in zip(ids, LENGTHS, strict=True)
+        ]
+    )
+    with torch.no_grad():
+        assert_close(model(ids, mask).logits, expected)
+        assert_close(model(left_ids, left_mask).logits, expected)
+        assert not torch.allclose(model(ids, mask).logits, without(ids, mask).logits, atol=1e-4)
+        if model.stem_layer:
+            stem = model.stem(ids, mask)
+            assert torch.equal(model(ids, mask, stem=stem).logits, model(ids, mask).logits)
+    loss = model(ids, mask, labels=torch.zeros(len(ids), dtype=torch.long)).loss
+    loss.backward()
+    assert model.units.weight.grad is not None
+    assert bool((model.units.weight.grad.abs().sum(-1) > 0).all())
+
+
+def test_a_virtual_unit_is_a_hidden_unit() -> None:
+    """BERT's own are GELUs too: a network that is as many units wider gives the same."""
+    narrow, wide = tiny("bert"), tiny("bert", intermediate_size=51)
+    model = PTuningModel.from_backbone(
+        narrow, DeepPrompt(num_virtual_tokens=P, num_virtual_units=3), num_labels=3
+    ).eval()
+    assert model.units is not None
+    state = {**wide.state_dict(), **narrow.state_dict()}
+    with torch.no_grad():
+        model.units.weight.normal_()
+        read = model.units.weight * 2 / HIDDEN**0.5
+        for layer, (keys, values) in enumerate(read):
+            inner, outer = (f"bert.encoder.layer.{layer}.{part}.dense" for part in ("intermediate", "output"))
+            state[f"{inner}.weight"] = torch.cat((state[f"{inner}.weight"], keys))
+            state[f"{inner}.bias"] = torch.cat((state[f"{inner}.bias"], torch.zeros(3)))
+            state[f"{outer}.weight"] = torch.cat((state[f"{outer}.weight"], values.T), dim=1)
+        wide.load_state_dict(state)
+        other = PTuningModel.from_backbone(wide, DeepPrompt(num_virtual_tokens=P), num_labels=3).eval()
+        other.take_prompt(model.prompt_encoder.weight.detach())
+        ids, mask = ragged(LENGTHS)
+        assert_close(model(ids, mask).logits, other(ids, mask).logits)
+
+
 PAIRS = [([5], [9, 6], [7, 8, 11], [4]), ([5], [6], [10, 7, 8, 12, 9], [4]), ([5], [8, 8, 9], [6], [4])]
 """What a row begins with, its texts, and what it ends with."""
 

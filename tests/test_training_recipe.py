@@ -143,14 +143,19 @@ def test_an_input_prompt_has_rates_of_its_own() -> None:
 
 
 def test_what_is_given_wins() -> None:
-    given = {"epochs": 3, "prompt_rate": 0.5, "head_rate": 0.25, "evaluate_every": 7}
+    given = {
+        "epochs": 3, "prompt_rate": 0.5, "head_rate": 0.25, "backbone_dropout": True, "evaluate_every": 7,
+    }  # fmt: skip
     recipe = Recipe.of(FitConfig(**given, batch_size=4), FACTS)
     fit = recipe.fit
     assert (fit.epochs, fit.prompt_rate, fit.head_rate, fit.batch_size) == (3, 0.5, 0.25, 4)
     assert recipe.chose == {}
-    assert str(recipe) == "as given: 3 epochs, batch 4, rates 0.5 (prompt) and 0.25 (head)"
+    rates = "rates 0.5 (prompt) and 0.25 (head)"
+    assert str(recipe) == f"as given: 3 epochs, batch 4, {rates}, the backbone's dropout"
     half = Recipe.of(FitConfig(prompt_rate=0.5), FACTS)
-    assert half.chose == {"epochs": EPOCHS, "head_rate": 1.5e-3, "evaluate_every": "epoch"}
+    assert half.chose == {
+        "epochs": EPOCHS, "head_rate": 1.5e-3, "backbone_dropout": False, "evaluate_every": "epoch",
+    }  # fmt: skip
     assert half.fit.prompt_rate == 0.5
 
 
@@ -160,7 +165,8 @@ def test_what_a_search_found_fills_what_is_open_alone() -> None:
     assert recipe.name == "search"
     assert (recipe.fit.prompt_rate, recipe.fit.head_rate) == (0.02, 0.25)
     assert recipe.chose == {
-        "first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02, "evaluate_every": "epoch",
+        "first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02, "backbone_dropout": False,
+        "evaluate_every": "epoch",
     }  # fmt: skip
 
 
@@ -226,7 +232,12 @@ def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]
     assert told.said[0] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"
     expected = {
         "name": "auto",
-        "chose": {"prompt_rate": prompt, "head_rate": head, "evaluate_every": "epoch"},
+        "chose": {
+            "prompt_rate": prompt,
+            "head_rate": head,
+            "backbone_dropout": False,
+            "evaluate_every": "epoch",
+        },
     }
     assert result.setting["recipe"] == expected
     assert json.loads((made.run_folder / "result.json").read_text())["setting"]["recipe"] == expected

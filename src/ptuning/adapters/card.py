@@ -276,6 +276,8 @@ def _licence(adapter: Adapter) -> str:
 def _prompt(adapter: Adapter) -> Iterator[str]:
     yield from _facts(adapter.prompt)
     yield f"- shape: `{list(adapter.prompt_tensor.shape)}`"
+    if adapter.units is not None:
+        yield f"- shape of the virtual units: `{list(adapter.units.shape)}`"
 
 
 # ------------------------------------------------------------------------------------------ pieces

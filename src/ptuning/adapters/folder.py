@@ -79,7 +79,8 @@ def save(
         OutputError: disk full, no permission. What stood there before is untouched.
     """
     target = check_destination(folder, rewritten)
-    _check_finite({"the prompt": adapter.prompt_tensor, **adapter.head})
+    units = {} if adapter.units is None else {"the prompt's virtual units": adapter.units}
+    _check_finite({"the prompt": adapter.prompt_tensor, **units, **adapter.head})
     content = _content(adapter)
     config, tensors = to_peft(adapter)
 
@@ -230,12 +231,13 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
     config = _parse(path / CONFIG, _checked(path, CONFIG, content["files"]))
     data = _checked(path, WEIGHTS, content["files"])
     try:
-        tensor, head = from_peft(config, safetensors.load(data))
+        tensor, units, head = from_peft(config, safetensors.load(data))
         return Adapter(
             prompt=content["prompt"],
             task=Task.from_dict(content["task"]),
             backbone=content["backbone"],
             prompt_tensor=tensor,
+            units=units,
             head=head,
             anchors=tuple(tuple(ids) for ids in content["anchors"]),
             metrics=content["metrics"],

@@ -20,6 +20,9 @@ from torch import Tensor
 from ptuning.adapters.record import MIX, Adapter
 from ptuning.errors import AdapterError
 
+UNITS = "units"
+"""Where a prompt's virtual units are; no layout of PEFT's has a place for them."""
+
 HEAD_PREFIX = "base_model."
 """PEFT keeps the backbone in ``PeftModel.base_model``; a saved head key is this and the backbone's name."""
 
@@ -154,6 +157,11 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
             f"its head reads by the pooling {pooling!r}, and under PEFT it reads the backbone's own pooled "
             "token; prompt.pooling 'native' can be expressed"
         )
+    if adapter.units is not None:
+        return (
+            f"its prompt has {adapter.units.shape[2]} virtual units in the feed-forward networks, and PEFT's "
+            "PREFIX_TUNING has a place in the attention alone; prompt.num_virtual_units 0 can be expressed"
+        )
     expected = 0 if kind in NO_POSITION_IDS else adapter.virtual_tokens
     if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides as PEFT does
         return (
@@ -176,6 +184,7 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
         kind, own = "P_TUNING", _input_options(adapter)
     layout = LAYOUTS[kind]
     tensors = {layout.key: layout.pack(adapter.prompt_tensor)}
+    tensors |= {} if adapter.units is None else {UNITS: adapter.units}
     tensors |= {HEAD_PREFIX + name: value for name, value in adapter.head.items()}
     config = {
         "peft_type": kind,
@@ -188,8 +197,11 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, {name: _detached(value) for name, value in tensors.items()}
 
 
-def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The prompt in our shape, and the head by the backbone's own names: the inverse of :func:`to_peft`.
+def from_peft(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """The prompt in our shape, its virtual units if it has any, and the head by the backbone's own names: the
+    inverse of :func:`to_peft`.
 
     Raises:
         AdapterError: a ``peft_type`` that is not in :data:`LAYOUTS`, or tensors that are not its.
@@ -202,6 +214,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
     if layout.key not in rest:
         raise AdapterError(f"its tensors lack {layout.key!r}, expected for peft_type {kind}")
     stored = rest.pop(layout.key)
+    units = rest.pop(UNITS, None) if kind == OURS else None
     if strange := sorted(name for name in rest if not name.startswith(HEAD_PREFIX)):
         raise AdapterError(
             f"it holds a tensor {strange[0]!r}; expected {layout.key!r} and {HEAD_PREFIX}* for the head"
@@ -213,7 +226,7 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
             f"its {layout.key!r} of shape {list(stored.shape)} is no {kind} prompt of "
             f"{config.get('num_layers')} layers"
         ) from None
-    return prompt, {name.removeprefix(HEAD_PREFIX): value for name, value in rest.items()}
+    return prompt, units, {name.removeprefix(HEAD_PREFIX): value for name, value in rest.items()}
 
 
 def modules_to_save(adapter: Adapter) -> list[str]:

@@ -31,6 +31,8 @@ class Adapter:
         task: Kind, labels, scale.
         backbone: ``BackboneFacts`` as a dict.
         prompt_tensor: fp32; input depth ``[P, E]``, deep ``[L−s, 2, P, H_kv]``, keys then values.
+        units: fp32 ``[L−s, 2, U, H]``, virtual units of the feed-forward networks, keys then values; ``None``
+            if there are none.
         head: The head's parameters by the backbone's own names (``classifier.weight``,
             ``bert.pooler.dense.weight``); empty if the backbone's own head serves. With the pooling
             ``layers`` also :data:`MIX` ``[L−s+1, 2, H]``.
@@ -47,6 +49,7 @@ class Adapter:
     backbone: Mapping[str, Any]
     prompt_tensor: Tensor
     head: Mapping[str, Tensor]
+    units: Tensor | None = None
     anchors: tuple[tuple[int, ...], ...] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -66,15 +69,14 @@ class Adapter:
                 f"the prompt's shape is {list(shape)}, expected [{wanted}] for depth "
                 f"{self.prompt.get('depth')!r} on {self.backbone.get('name')}"
             )
-        mix = tuple(self.head[MIX].shape) if MIX in self.head else None
-        wanted_mix = None
-        if self.deep and self.prompt.get("pooling") == "layers":
-            wanted_mix = (self._layers + 1, 2, self.backbone["hidden_size"])
-        if mix != wanted_mix:
-            raise AdapterError(
-                f"the shape of {MIX} is {mix}, expected {wanted_mix} (None: no such tensor) for the pooling "
-                f"{self.prompt.get('pooling')!r}; the adapter was altered"
-            )
+        pooling, units = self.prompt.get("pooling"), self.prompt.get("num_virtual_units") or 0
+        mixed = beside = None
+        if self.deep and pooling == "layers":
+            mixed = (self._layers + 1, 2, self.backbone["hidden_size"])
+        if self.deep and units:
+            beside = (self._layers, 2, units, self.backbone["hidden_size"])
+        _check_shape(MIX, self.head.get(MIX), mixed, f"the pooling {pooling!r}")
+        _check_shape("units", self.units, beside, f"{units} virtual units")
 
     def _expected_shape(self) -> tuple[int | None, ...]:
         """What choices and facts call for; ``None`` where neither says (a template counts its own P)."""
@@ -99,13 +101,23 @@ class Adapter:
 
     @property
     def prompt_parameters(self) -> int:
-        return self.prompt_tensor.numel()
+        """Numbers in the prompt, its virtual units among them."""
+        return self.prompt_tensor.numel() + (0 if self.units is None else self.units.numel())
 
     @property
     def head_parameters(self) -> int:
         """Numbers in the head that were trained; 0 if it was frozen."""
         return (
             sum(value.numel() for value in self.head.values()) if self.prompt.get("train_head", True) else 0
+        )
+
+
+def _check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...] | None, why: str) -> None:
+    got = None if tensor is None else tuple(tensor.shape)
+    if got != expected:
+        raise AdapterError(
+            f"the shape of {name} is {got}, expected {expected} (None: no such tensor) for {why}; "
+            "the adapter was altered"
         )
 
 

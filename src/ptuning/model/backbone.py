@@ -38,6 +38,7 @@ class Architecture:
 
     Args:
         layers: Where in the transformer its layers are.
+        feed_forward: The first and the last linear layer of a layer's feed-forward network.
         causal: A decoder: it pools its last token, and padding belongs in front of the text.
         deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
             DeBERTa's own attention.
@@ -48,6 +49,7 @@ class Architecture:
     """
 
     layers: str = "layers"
+    feed_forward: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
     causal: bool = False
     deep: Literal["attention", "cache", "disentangled"] = "attention"
     takes_positions: bool = True
@@ -56,23 +58,29 @@ class Architecture:
     whole: bool = False
 
 
-_BERT = Architecture(layers="encoder.layer", segments=True)
+_BERT = Architecture(
+    layers="encoder.layer", feed_forward=("intermediate.dense", "output.dense"), segments=True
+)
 _ROBERTA = replace(_BERT, after_padding=True)
 _DECODER = Architecture(causal=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": _BERT,
     "electra": _BERT,
-    "albert": replace(_BERT, layers="encoder.albert_layer_groups"),
+    "albert": replace(
+        _BERT,
+        layers="encoder.albert_layer_groups",
+        feed_forward=("albert_layers.0.ffn", "albert_layers.0.ffn_output"),
+    ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "distilbert": Architecture(layers="transformer.layer"),
-    "modernbert": Architecture(),
+    "distilbert": Architecture(layers="transformer.layer", feed_forward=("ffn.lin1", "ffn.lin2")),
+    "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo")),
     "deberta-v2": replace(_BERT, deep="disentangled"),
-    "gpt2": replace(_DECODER, layers="h", whole=True),
-    "opt": replace(_DECODER, layers="decoder.layers"),
-    "gpt_neox": _DECODER,
+    "gpt2": replace(_DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), whole=True),
+    "opt": replace(_DECODER, layers="decoder.layers", feed_forward=("fc1", "fc2")),
+    "gpt_neox": replace(_DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")),
     "bloom": Architecture(layers="h", causal=True, deep="cache", takes_positions=False),
     "llama": _DECODER,
     "mistral": _DECODER,
@@ -81,7 +89,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma": _DECODER,
     "gemma2": _DECODER,
     "gemma3_text": _DECODER,
-    "phi3": _DECODER,
+    "phi3": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
 }
 """By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
 
@@ -171,6 +179,7 @@ class Backbone(nn.Module):
         if self.architecture.deep != "cache":
             layers.install(
                 self.base.get_submodule(self.architecture.layers).children(),
+                self.architecture.feed_forward,
                 disentangled=self.architecture.deep == "disentangled",
             )
         self.engine = Engine()
@@ -387,6 +396,7 @@ class Backbone(nn.Module):
         prompts: Tensor | None = None,
         first_layer: int = 0,
         stem: Tensor | None = None,
+        units: Tensor | None = None,
         pooling: Pooling = "native",
         mix: Tensor | None = None,
         head: Mapping[str, Tensor] | None = None,
@@ -402,6 +412,7 @@ class Backbone(nn.Module):
             prompts: ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``, deep prompts.
             first_layer: s.
             stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
+            units: ``[L−s, 2, U, H]``, virtual units of the feed-forward networks.
             pooling: What of the last layer the head reads: its own token, the mean of the row's tokens, or
                 the similarity of two rows' means. For that the rows are the first texts of all pairs, then
                 the second ones, and the answer has half as many. With ``layers`` it is a mix of all layers.
@@ -412,6 +423,7 @@ class Backbone(nn.Module):
             prompts,
             first_layer=first_layer,
             stem=stem,
+            units=units,
             pooled=self._pooled,
             spread=self.architecture.whole,
             mean=None if pooling == "native" else attention_mask,
@@ -614,6 +626,13 @@ class Backbone(nn.Module):
             raise UnsupportedBackbone(
                 f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "
                 "the tokens' mean; set prompt.pooling to native"
+            )
+        if config.num_virtual_units is None:
+            config = replace(config, num_virtual_units=0)
+        if config.num_virtual_units and self.architecture.deep == "cache":
+            raise UnsupportedBackbone(
+                f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "
+                "virtual units; set prompt.num_virtual_units to 0"
             )
         if config.position_offset is None:
             like_peft = (

@@ -227,6 +227,10 @@ class DeepPrompt:
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
             pairs with a score or one of two classes, and ``layers`` for all else; others get ``native``. PEFT
             reads ``native`` alone.
+        num_virtual_units: U, hidden units that the feed-forward network of every prompted layer has beside
+            its own, each a trained key and value (a parallel adapter, arXiv:2110.04366); no encoder makes
+            them. If left out, none; but ``ptuning train`` gives some where there are thousands of single
+            texts (docs/recipes.md). PEFT reads none.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """
@@ -237,6 +241,7 @@ class DeepPrompt:
     first_layer: int = 0
     position_offset: int | None = None
     pooling: Pooling | None = None
+    num_virtual_units: int | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
 
@@ -244,7 +249,8 @@ class DeepPrompt:
         count = self.num_virtual_tokens
         _require(count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
         _require(self.first_layer >= 0, f"first_layer counts from 0, got {self.first_layer}")
-        offset = self.position_offset
+        units, offset = self.num_virtual_units, self.position_offset
+        _require(units is None or units >= 0, f"num_virtual_units must be at least 0, got {units}")
         _require(offset is None or offset >= 0, f"position_offset must be at least 0, got {offset}")
 
     @property

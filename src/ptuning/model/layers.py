@@ -31,6 +31,7 @@ from ptuning.model.attention import ARGUMENT, LayerPass, Looked, additive, prefe
 from ptuning.model.config import Engine
 from ptuning.model.pooling import average, weighed
 from ptuning.model.similarity import agreement
+from ptuning.model.units import FeedForward, as_read
 
 _BY_TOKEN = {"position_embeddings": -2, "position_ids": -1}
 """Arguments of a layer that hold something for each token, and the dimension of the tokens."""
@@ -50,6 +51,8 @@ class ForwardPass:
         spread: Put what the last layer gives for that token in every token's place.
         mean: ``[B, T]``, 1 at real tokens, to put the mean of what the last layer gives for these in every
             token's place, whichever the head reads.
+        units: ``[L−s, 2, U, H]``, what the feed-forward networks of the prompted layers have beside their own
+            hidden units (:mod:`~ptuning.model.units`).
         mix: ``[L−s+1, 2, H]``, to put there, in place of that mean, the weighed sum of means and greatest
             values of what enters layer ``first_layer`` and of what it and each layer above gives.
         similarity: The rows are the first texts of pairs and then the second ones. What takes that place is,
@@ -73,6 +76,7 @@ class ForwardPass:
         pooled: Literal["first", "last"] | None = None,
         spread: bool = False,
         mean: Tensor | None = None,
+        units: Tensor | None = None,
         mix: Tensor | None = None,
         similarity: bool = False,
         stem: Tensor | None = None,
@@ -86,6 +90,7 @@ class ForwardPass:
         self.pooled = pooled if self.engine.pooled_layer and mean is None else None
         self.spread = spread
         self.mean = mean
+        self.units = None if units is None else as_read(units)
         self.mix = mix
         self._mixed = torch.zeros(())  # a sum, of nothing yet
         self.similarity = similarity
@@ -129,7 +134,7 @@ class ForwardPass:
             return hidden
         if known is not None:
             given.text = known
-            out = self._pooled_token(layer, hidden, {**arguments, ARGUMENT: given})
+            out = self._pooled_token(layer, index, hidden, {**arguments, ARGUMENT: given})
         else:
             out = self._meant(index, self._run(layer, index, hidden, {**arguments, ARGUMENT: given}))
         if given.read:
@@ -177,25 +182,33 @@ class ForwardPass:
         """The whole layer, in one of the ways there are."""
         compiled = self.engine.compile and not layer.disentangled
         run = layer.compiled(hidden.device) if compiled else layer.original
+        units = self._units(index)
         prompted = self._prompts is not None and self._prompts.requires_grad and index >= self.first_layer
         learns = torch.is_grad_enabled() and (prompted or hidden.requires_grad)
-        if not (learns and self.engine.checkpoint_activations):
-            return run(hidden, **arguments)
-        return checkpoint(
-            layer.as_it_is(run),
-            hidden,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), self._again()),
-            **arguments,
-        )
+        with layer.holding(units):
+            if not (learns and self.engine.checkpoint_activations):
+                return run(hidden, **arguments)
+            return checkpoint(
+                layer.as_it_is(run),
+                hidden,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), self._again(layer, units)),
+                **arguments,
+            )
+
+    def _units(self, index: int) -> Tensor | None:
+        """Layer ``index``'s, ``[2, U, H]``; ``None`` below ``first_layer``."""
+        if self.units is None or index < self.first_layer:
+            return None
+        return self.units[index - self.first_layer]
 
     @contextmanager
-    def _again(self) -> Iterator[None]:
+    def _again(self, layer: Layer, units: Tensor | None) -> Iterator[None]:
         """Around a checkpointed layer that runs again, when the pass itself is long over."""
-        with self.lock or nullcontext(), disentangled.bound(self):
+        with self.lock or nullcontext(), disentangled.bound(self), layer.feed_forward.holding(units):
             yield
 
-    def _pooled_token(self, layer: Layer, hidden: Tensor, arguments: dict[str, Any]) -> Any:
+    def _pooled_token(self, layer: Layer, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Any:
         """The layer for one token: the text is to it what a prompt is, keys and values."""
         place = slice(0, 1) if self.pooled == "first" else slice(-1, None)
         one = dict(arguments)
@@ -204,7 +217,8 @@ class ForwardPass:
                 one[name] = _at(value, place, dimension)
         if (mask := one.get("attention_mask")) is not None and mask.shape[-2] > 1:
             one["attention_mask"] = mask[..., place, :]
-        out = layer.original(hidden[:, place], **one)
+        with layer.holding(self._units(index)):
+            out = layer.original(hidden[:, place], **one)
         return out.expand_as(hidden) if self.spread else out
 
     # ------------------------------------------------------------------------- prompts and masks
@@ -254,11 +268,15 @@ class Layer:
 
     Args:
         module: The layer.
+        feed_forward: The names of the first and the last linear layer of its feed-forward network.
         disentangled: DeBERTa's: its pass is found elsewhere, and it returns a pair.
     """
 
-    def __init__(self, module: nn.Module, *, disentangled: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, feed_forward: tuple[str, str], *, disentangled: bool = False
+    ) -> None:
         self.module = module
+        self.feed_forward = FeedForward(*map(module.get_submodule, feed_forward))
         self.original: Callable[..., Any] = module.forward
         self.disentangled = disentangled
         self._names = list(inspect.signature(type(module).forward).parameters)[2:]
@@ -270,6 +288,14 @@ class Layer:
         if not isinstance(found, ForwardPass):
             return self.original(hidden, **arguments)
         return found.through(self, hidden, arguments)
+
+    @contextmanager
+    def holding(self, units: Tensor | None) -> Iterator[None]:
+        """In the ``with`` block the layer runs, with these virtual units ``[2, U, H]``."""
+        with self.feed_forward.holding(units):
+            yield
+        if units is not None:
+            self.feed_forward.check_read()
 
     def passed_by(self, hidden: Tensor) -> Any:
         """What a layer that does not run gives in the form that its neighbours expect."""
@@ -319,11 +345,13 @@ class _Alone(nn.Module):
         return self.run(hidden, **arguments)
 
 
-def install(layers: Iterable[nn.Module], *, disentangled: bool = False) -> None:
+def install(
+    layers: Iterable[nn.Module], feed_forward: tuple[str, str], *, disentangled: bool = False
+) -> None:
     """Let every layer ask the pass that comes by; one without stays as it was, and one that does already."""
     for layer in layers:
         if not isinstance(layer.forward, Layer):
-            layer.forward = Layer(layer, disentangled=disentangled)
+            layer.forward = Layer(layer, feed_forward, disentangled=disentangled)
 
 
 def _keys_values(layer: Layer, hidden: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:

@@ -46,6 +46,7 @@ from ptuning.model.placement import apart, layout
 from ptuning.model.pooling import mix_of_last
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.template import Insertion, Landmark
+from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
 
 _PLAIN: ContextVar[frozenset[int]] = ContextVar("plain", default=frozenset())
@@ -154,6 +155,7 @@ class PTuningModel(nn.Module):
         ).to(backbone.device)
         backbone.cast_at([name for name in self.head.names if name != adapters.MIX])
         self.anchors: tuple[tuple[int, ...], ...] = ()
+        self.units: Embedding | None = None
         if isinstance(config, DeepPrompt):
             shape = (
                 backbone.num_layers - config.first_layer,
@@ -163,6 +165,8 @@ class PTuningModel(nn.Module):
             )
             made = deep_encoder(config.encoder, shape, backbone.hidden_size, torch.device("cpu"))
             self.prompt_encoder = made.to(backbone.device)  # drawn here, so the device does not matter
+            if count := config.num_virtual_units:
+                self.units = Embedding(first_units(shape[0], count, backbone.hidden_size)).to(backbone.device)
         else:
             given = [tuple(ids) for ids in anchors] if anchors is not None else None
             self.anchors = tuple(given if given is not None else self._tokenised_anchors(config.insertions))
@@ -318,6 +322,8 @@ class PTuningModel(nn.Module):
             model.name_task(task)
         with torch.no_grad():
             cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
+            if model.units is not None and adapter.units is not None:
+                model.units.weight.copy_(adapter.units)
         model.provenance = config
         model.loaded = adapter
         return model
@@ -441,10 +447,11 @@ class PTuningModel(nn.Module):
         """The task as plain data: what :meth:`save_pretrained` writes."""
         with torch.no_grad(), _eval(self.prompt_encoder):
             prompt = self.prompt_encoder().float().cpu().clone()
+            units = None if self.units is None else self.units().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
         if self.rate_scales != (1.0, 1.0):
             extra = {**(extra or {}), "rate_scales": list(self.rate_scales)}
-        if (source := self.loaded) is not None and _same(source, prompt, head):
+        if (source := self.loaded) is not None and _same(source, prompt, units, head):
             # As it was loaded, what was measured then is still true of it.
             metrics = source.metrics if metrics is None else metrics
             extra = {**source.extra, **(extra or {})}
@@ -453,6 +460,7 @@ class PTuningModel(nn.Module):
             task=self.task,
             backbone=asdict(self.backbone.facts(without=head)),
             prompt_tensor=prompt,
+            units=units,
             head=head,
             anchors=self.anchors,
             metrics=dict(metrics or {}),
@@ -534,8 +542,10 @@ class PTuningModel(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """What a ``state_dict`` says of itself (``state.py``)."""
-        encoder = self.prompt_encoder.state_dict(prefix="prompt_encoder.")
-        return state.write(self._record(), {**encoder, **self.head.state_dict(prefix="head.")})
+        own = self.prompt_encoder.state_dict(prefix="prompt_encoder.")
+        if self.units is not None:
+            own |= self.units.state_dict(prefix="units.")
+        return state.write(self._record(), {**own, **self.head.state_dict(prefix="head.")})
 
     def set_extra_state(self, given: Any) -> None:
         """Nothing to set: :func:`_check_state` has held it against this model already."""
@@ -578,6 +588,7 @@ class PTuningModel(nn.Module):
         if only_trainable:
             return sum(value.numel() for value in self.task_parameters().values())
         prompt = sum(value.numel() for value in self.prompt_encoder.parameters())
+        prompt += 0 if self.units is None else sum(value.numel() for value in self.units.parameters())
         prompt += sum(value.numel() for name, value in self.head.named().items() if name == adapters.MIX)
         tables = (each for each in self.backbone.modules() if isinstance(each, nn.Embedding))
         embedding = sum(table.weight.numel() for table in tables)
@@ -732,6 +743,7 @@ class PTuningModel(nn.Module):
                 first_layer=self.prompt_config.first_layer,
                 offset=self.position_offset,
                 stem=stem,
+                units=None if self.units is None else self.units(),
                 pooling=pooling,
                 mix=mix,
                 head=head,
@@ -755,6 +767,7 @@ class PTuningModel(nn.Module):
         first_layer: int = 0,
         offset: int = 0,
         stem: Tensor | None = None,
+        units: Tensor | None = None,
         pooling: Pooling = "native",
         mix: Tensor | None = None,
         head: Mapping[str, Tensor] | None = None,
@@ -771,6 +784,7 @@ class PTuningModel(nn.Module):
             prompts=prompts,
             first_layer=first_layer,
             stem=None if stem is None else rows.arrange(stem),
+            units=units,
             pooling=pooling,
             mix=mix,
             head=head,
@@ -927,6 +941,8 @@ class PTuningModel(nn.Module):
             raise ConfigError(f"the prompt and the head move {self.rate_scales} times as far already")
         self.rate_scales = (prompt, head)
         move_faster(self.prompt_encoder, "weight", prompt)
+        if self.units is not None:
+            move_faster(self.units, "weight", prompt)
         if self.prompt_config.train_head:
             self.head.move_faster(head, mix=prompt)
 
@@ -1041,10 +1057,14 @@ def _held(
     return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype)
 
 
-def _same(adapter: adapters.Adapter, prompt: Tensor, head: Mapping[str, Tensor]) -> bool:
-    return torch.equal(adapter.prompt_tensor, prompt) and all(
-        torch.equal(adapter.head[name], value) for name, value in head.items() if name in adapter.head
-    )
+def _same(
+    adapter: adapters.Adapter, prompt: Tensor, units: Tensor | None, head: Mapping[str, Tensor]
+) -> bool:
+    pairs = [(adapter.prompt_tensor, prompt)]
+    pairs += [(adapter.head[name], value) for name, value in head.items() if name in adapter.head]
+    if units is not None and adapter.units is not None:
+        pairs.append((adapter.units, units))
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 def _class_weights(weights: Sequence[float] | None, task: Task) -> Tensor | None:

@@ -294,6 +294,8 @@ class PrefixTuningConfig(PromptLearningConfig):
         pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"layers"`` a trained mix
             of every layer's, ``"similarity"`` how well a pair's two texts agree; PEFT knows only the
             backbone's own pooled token.
+        num_virtual_units: Ours. Hidden units that every layer's feed-forward network has beside its own; none
+            if left out. PEFT has no place for them.
     """
 
     init_weights: str | None = None
@@ -302,6 +304,7 @@ class PrefixTuningConfig(PromptLearningConfig):
     first_layer: int = 0
     position_offset: int | None = None
     pooling: Pooling | None = None
+    num_virtual_units: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -317,6 +320,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             first_layer=self.first_layer,
             position_offset=self.position_offset,
             pooling=self.pooling,
+            num_virtual_units=self.num_virtual_units,
             encoder=DeepMLPEncoder(width=self.encoder_hidden_size)
             if self.prefix_projection
             else EmbeddingEncoder(),
@@ -370,6 +374,7 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
             first_layer=prompt.first_layer,
             position_offset=prompt.position_offset,
             pooling=prompt.pooling,
+            num_virtual_units=prompt.num_virtual_units,
             prefix_projection=projection is not None,
             encoder_hidden_size=projection.width if projection else None,
         )

@@ -69,7 +69,9 @@ class FitConfig(_Strict):
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the rates fall")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    backbone_dropout: bool = Field(False, description="the backbone's own dropout while training")
+    backbone_dropout: bool | None = Field(
+        None, description="the backbone's own dropout while training; the recipe's choice"
+    )
     class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
         None, description="'balanced', or one weight a class in the order of the labels"
     )

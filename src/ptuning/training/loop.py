@@ -127,7 +127,7 @@ def run(
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, model.task))
-    model.backbone.dropout = config.backbone_dropout
+    model.backbone.dropout = recipe.fit.backbone_dropout
     model.to(accelerator.device)
     loop = _Loop(
         model=model,

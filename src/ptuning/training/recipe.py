@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from ptuning.model.config import PromptConfig
 from ptuning.training.config import FitConfig
 
 if TYPE_CHECKING:
     from ptuning.data.tokens import TokenRow
+    from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
+    from ptuning.task import Task
 
 
 class Settled(FitConfig):
@@ -26,6 +29,7 @@ class Settled(FitConfig):
     epochs: int = Field(ge=1)
     prompt_rate: float = Field(gt=0)
     head_rate: float = Field(gt=0)
+    backbone_dropout: bool
     evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"]
 
 
@@ -49,6 +53,7 @@ class Facts:
         encoder: What makes the prompt while training.
         virtual_tokens: P.
         first_layer: The first layer with a prompt; 0 at input depth.
+        virtual_units: U.
         fitted: Whether the head begins fitted to the rows.
         scaled: Whether prompt and head move faster than their rates say, as under PEFT's names.
     """
@@ -64,6 +69,7 @@ class Facts:
     encoder: str = "embedding"
     virtual_tokens: int = 20
     first_layer: int = 0
+    virtual_units: int = 0
     fitted: bool = False
     scaled: bool = False
 
@@ -85,6 +91,7 @@ class Facts:
             encoder=prompt.encoder.kind,
             virtual_tokens=prompt.virtual_tokens,
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
+            virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=begins_fitted(model),
             scaled=model.rate_scales != (1.0, 1.0),
         )
@@ -111,6 +118,10 @@ FITTED_EPOCHS = 5
 """Where the head begins fitted: there is less left to learn."""
 FITTED_HEAD = 2e-4
 """A fitted head's rate: it is where it should be, and has only to follow."""
+UNITS = 20
+"""Virtual units, where there are enough rows for them."""
+MANY_ROWS = 5000
+"""Single texts that are enough."""
 EVALUATIONS = 16
 """Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
@@ -137,7 +148,26 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
     often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
     head = FITTED_HEAD if facts.fitted else _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
-    return {"epochs": epochs, "prompt_rate": prompt, "head_rate": head, "evaluate_every": often}
+    return {
+        "epochs": epochs,
+        "prompt_rate": prompt,
+        "head_rate": head,
+        "backbone_dropout": facts.virtual_units > 0,
+        "evaluate_every": often,
+    }
+
+
+def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
+    """``given`` with its virtual units decided, where it leaves them open.
+
+    There are :data:`UNITS` for :data:`MANY_ROWS` single texts and more, if the head reads all layers; few
+    rows are only learned by heart with them, and what reads the backbone's own token is PEFT's to read.
+    """
+    if given.depth == "input" or given.num_virtual_units is not None:
+        return given
+    settled = backbone.settle(given, compares=task.compares)
+    many = settled.pooling == "layers" and rows >= MANY_ROWS and not task.pair
+    return replace(given, num_virtual_units=UNITS if many else 0)
 
 
 def _short(rate: float) -> float:
@@ -179,4 +209,5 @@ class Recipe:
         return (
             f"{whose}: {fit.epochs} epochs, batch {fit.batch_size}, rates {fit.prompt_rate:g} "
             f"(prompt) and {fit.head_rate:g} (head)"
+            + (", the backbone's dropout" if fit.backbone_dropout else "")
         )

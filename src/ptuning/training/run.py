@@ -23,6 +23,7 @@ from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
 from ptuning.training.prepare import Examples
+from ptuning.training.recipe import prompt_of
 from ptuning.training.result import TrainResult
 from ptuning.training.shared import Shared
 
@@ -125,8 +126,9 @@ def task_model(
         config, task, dtype=precision(config.precision, device), device=device
     )
     backbone.engine = config.engine
+    prompt = prompt_of(config.prompt, backbone, task, len(examples.train))
     set_seed(config.fit.seed)  # the prompt's and the head's first values
-    return PTuningModel(backbone, config.prompt, task, tokenizer=tokenizer), examples
+    return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
 
 
 def with_found(config: TrainConfig, found: Mapping[str, Any] | None) -> TrainConfig:

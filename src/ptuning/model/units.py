@@ -1,0 +1,86 @@
+"""Virtual units: what a prompt adds to the feed-forward network of a layer.
+
+A feed-forward network is a memory as attention is one (arXiv:2012.14913): a hidden unit answers as far as a
+token agrees with its key, and then adds its value. A virtual token is one more key and value for attention;
+a virtual unit is one more for the feed-forward network. All of them together are a parallel adapter
+(arXiv:2110.04366). They can tell apart tokens that a prompt in the attention can only move alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptuning.errors import UnsupportedBackbone
+
+REACH = 2.0
+"""Keys and values are read times this, over √H: so they are trained well at the rate of the virtual tokens,
+on any width."""
+
+
+def first_units(layers: int, units: int, width: int) -> Tensor:
+    """``[layers, 2, U, H]`` to begin with: random keys, read with a deviation of 1/√H, and values of 0, so
+    that nothing is added yet.
+    """
+    drawn = torch.zeros(layers, 2, units, width)
+    drawn[:, 0] = torch.randn(layers, units, width) / REACH
+    return drawn
+
+
+def as_read(units: Tensor) -> Tensor:
+    """``[…, 2, U, H]`` as a layer reads them."""
+    return units * (REACH / math.sqrt(units.shape[-1]))
+
+
+class FeedForward:
+    """A layer's feed-forward network, in its place: adds what virtual units give, where there are any.
+
+    Args:
+        first: Its first linear layer, whose input the units read.
+        last: Its last one, to whose output they add.
+    """
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        self._units: Tensor | None = None
+        self._entering: Tensor | None = None
+        self._read = False
+        first.register_forward_pre_hook(self._enter)
+        last.register_forward_hook(self._leave)
+
+    @contextmanager
+    def holding(self, units: Tensor | None) -> Iterator[None]:
+        """In the ``with`` block the network has these units too: ``[2, U, H]``, :func:`as_read`."""
+        self._units, self._read = units, False
+        try:
+            yield
+        finally:
+            self._units = self._entering = None
+
+    def check_read(self) -> None:
+        """Refuse a layer whose code went another way: its answers would be those without the units.
+
+        Raises:
+            UnsupportedBackbone: the units of the last :meth:`holding` were not read.
+        """
+        if not self._read:
+            raise UnsupportedBackbone(
+                "a layer's feed-forward network did not read its virtual units; set "
+                "prompt.num_virtual_units to 0"
+            )
+
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self._units is not None:
+            self._entering = inputs[0]
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self._units is None or self._entering is None:
+            return output
+        self._read = True
+        keys, values = self._units.to(output.dtype)
+        added: Tensor = nn.functional.gelu(self._entering @ keys.T) @ values
+        return output + added
