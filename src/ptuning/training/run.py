@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 from ptuning import adapters
 from ptuning.errors import ConfigError, OutputError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.training import checkpoint
+from ptuning.training import checkpoint, reading
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
@@ -82,7 +82,7 @@ def train_on(
         refuse_unfinished(folder)
     accelerator = Accelerator(cpu=config.device == "cpu")
     own = with_found(config, found)
-    model, examples = task_model(shared, own, accelerator)
+    model, examples = task_model(shared, own, accelerator, reporter.say)
 
     def beginning() -> None:
         began()
@@ -117,15 +117,23 @@ def train_on(
 
 
 def task_model(
-    shared: Shared, config: TrainConfig, accelerator: Accelerator
+    shared: Shared,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    say: Callable[[str], None] = lambda message: None,
 ) -> tuple[PTuningModel, Examples]:
-    """A model at its first values, and the examples to train it on."""
+    """A model at its first values, and the examples to train it on.
+
+    Args:
+        say: Told what was measured of the rows, where something was.
+    """
     examples, task = shared.examples(config.data, seed=config.fit.seed)
     device = accelerator.device
     backbone, tokenizer = shared.backbone(
         config, task, dtype=precision(config.precision, device), device=device
     )
     backbone.engine = config.engine
+    config = reading.read(shared, config, backbone, tokenizer, task, examples.train, say)
     prompt = prompt_of(config.prompt, backbone, task, len(examples.train))
     set_seed(config.fit.seed)  # the prompt's and the head's first values
     return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples

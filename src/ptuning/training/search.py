@@ -142,7 +142,7 @@ class _Search:
         self.folder = config.run_folder / SEARCH
         self.shared = Shared()
         self.accelerator = Accelerator(cpu=config.device == "cpu")
-        model, examples = task_model(self.shared, config, self.accelerator)
+        model, examples = task_model(self.shared, config, self.accelerator, reporter.say)
         rows, held = (
             self.shared.split(model, part, config.data.too_long).rows
             for part in (examples.train, examples.validation)

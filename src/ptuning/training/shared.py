@@ -19,6 +19,7 @@ from ptuning.data import Example
 from ptuning.data.stems import Stems, stems_of
 from ptuning.data.tokens import TokenRow, TooLong
 from ptuning.model.backbone import Backbone
+from ptuning.model.config import Pooling
 from ptuning.model.loading import hold
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
@@ -42,6 +43,7 @@ class Shared:
         self._gathered: dict[DataConfig, Gathered] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
+        self.readings: dict[Hashable, Pooling] = {}  # :mod:`ptuning.training.reading`'s
 
     def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
         """:func:`~ptuning.training.prepare.read`, with every file read once."""

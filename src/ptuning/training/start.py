@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
-from torch import Tensor, nn
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
+from torch import Tensor
 
 from ptuning.data.tokens import sorted_batches
 from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
@@ -55,10 +55,9 @@ def fit_head(
     Args:
         on_rows: Told how many rows of how many have been seen; what it raises leaves the head as it is.
     """
-    task, output = model.task, model.backbone.head_names[-1].rpartition(".")[0]
+    task, output = model.task, _output(model)
     split = _some(split)
-    layer = model.backbone.model.get_submodule(output)
-    features = _features(model, split, layer, on_rows).numpy().astype(np.float64)
+    features = _features(model, split, on_rows)
     if not np.isfinite(features).all():
         return math.nan
     if task.is_regression:
@@ -88,10 +87,49 @@ def _some(split: Split) -> Split:
     return replace(split, rows=[split.rows[i] for i in places], targets=split.targets[places])
 
 
-def _features(
-    model: PTuningModel, split: Split, output: nn.Module, on_rows: Callable[[int, int], None]
-) -> Tensor:
+def explained(model: PTuningModel, split: Split) -> float:
+    """Share of a constant answer's loss that a head fitted to the untrained model takes away, by
+    cross-validation; 0 where it takes nothing away, or nothing can be said.
+    """
+    features, targets = _features(model, split, lambda done, total: None), split.targets
+    centred = features - features.mean(0)
+    size = math.sqrt((centred**2).sum(1).mean())
+    if not np.isfinite(size) or not size:
+        return 0.0
+    scaled = centred / size
+    if model.task.is_regression:
+        if not targets.std():
+            return 0.0
+        # Of variance 1 all together over N rows, so that a strength is a share of that, as it is above.
+        strengths = STRENGTHS * len(targets) / features.shape[1]
+        folds = KFold(FOLDS, shuffle=True, random_state=0)  # rows may come sorted
+        scores = cross_val_score(RidgeCV(alphas=strengths), scaled, targets, cv=folds, scoring="r2")
+        return max(0.0, float(scores.mean()))
+    classes = targets.astype(int)
+    counts = np.bincount(classes)
+    counts = counts[counts > 0]
+    if len(counts) < 2 or counts.min() < FOLDS:
+        return 0.0
+    shares = counts / counts.sum()
+    mixed = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    constant = -float((shares * np.log(shares)).sum())
+    best = max(
+        cross_val_score(
+            LogisticRegression(C=each, max_iter=1000), scaled, classes, cv=mixed, scoring="neg_log_loss"
+        ).mean()
+        for each in LOOSENESS
+    )
+    return max(0.0, 1 + float(best) / constant)
+
+
+def _output(model: PTuningModel) -> str:
+    """The name of the head's last layer."""
+    return model.backbone.head_names[-1].rpartition(".")[0]
+
+
+def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], None]) -> NDArray[np.float64]:
     """``[N, H]``: what the head's last layer reads of each row."""
+    output = model.backbone.model.get_submodule(_output(model))
     seen: list[Tensor] = []
     done = 0
 
@@ -108,7 +146,7 @@ def _features(
     places = [row for batch in sorted_batches(split.lengths, None, BATCH_TOKENS) for row in batch]
     found = torch.empty(len(places), seen[0].shape[-1])
     found[places] = torch.cat(seen)
-    return found
+    return found.numpy().astype(np.float64)
 
 
 def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:

@@ -1,0 +1,77 @@
+"""How a pair of texts is read, where the prompt leaves it open: measured before anything is trained.
+
+``Backbone.settle`` knows the backbone and the kind of label. Whether a label of two classes says how alike
+two texts are, or something else of them, the rows alone can tell: a head is fitted to what the frozen
+model gives of some of them, once by the texts' similarity and once by both texts read together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from accelerate.utils import set_seed
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.data import Example
+from ptuning.model.backbone import Backbone
+from ptuning.model.config import DeepPrompt, Pooling
+from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Task
+from ptuning.training.config import TrainConfig
+from ptuning.training.shared import Shared
+from ptuning.training.start import explained
+
+PROBED = 1000
+"""Rows that are looked at; more would tell little more."""
+FEWEST = 500
+"""Rows that it takes to tell anything; with fewer what the kind of label suggests stays."""
+NOTHING = 0.01
+"""A share that is as good as none. What neither way explains yet, texts that see each other may come to."""
+
+
+def read(
+    shared: Shared,
+    config: TrainConfig,
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase | None,
+    task: Task,
+    rows: Sequence[Example],
+    say: Callable[[str], None],
+) -> TrainConfig:
+    """``config`` with the pooling of its prompt decided, where it is open and the backbone has a choice.
+
+    Args:
+        rows: The training rows.
+        say: Told what was found, in a sentence.
+    """
+    prompt = config.prompt
+    if prompt.depth == "input" or prompt.pooling is not None or len(rows) < FEWEST:
+        return config
+    if backbone.settle(prompt, compares=task.compares).pooling != "similarity":
+        return config
+    # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
+    key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
+    if key not in shared.readings:
+        some = _spread(rows, PROBED)
+
+        def share(pooling: Pooling) -> float:
+            assert isinstance(prompt, DeepPrompt)
+            set_seed(config.fit.seed)
+            trial = replace(prompt, first_layer=0, position_offset=None, pooling=pooling, num_virtual_units=0)
+            model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
+            return explained(model, shared.split(model, some, config.data.too_long))
+
+        apart, together = share("similarity"), share("layers")
+        shared.readings[key] = "similarity" if apart > max(together, NOTHING) else "layers"
+        say(
+            f"pairs: before training, the two texts' similarity explains {apart:.1%} of the labels, and both "
+            f"read together {together:.1%}: prompt.pooling {shared.readings[key]}"
+        )
+    return config.model_copy(update={"prompt": replace(prompt, pooling=shared.readings[key])})
+
+
+def _spread(rows: Sequence[Example], count: int) -> list[Example]:
+    """``count`` of the rows, from the first to the last; always the same ones."""
+    step = max(1.0, len(rows) / count)
+    return [rows[int(i * step)] for i in range(min(count, len(rows)))]
