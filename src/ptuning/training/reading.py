@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data import Example
@@ -63,10 +63,12 @@ def read(
             return explained(model, shared.split(model, some, config.data.too_long))
 
         apart, together = share("similarity"), share("layers")
-        shared.readings[key] = "similarity" if apart > max(together, NOTHING) else "layers"
+        found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
+        broadcast_object_list(found)  # the first process's: all have to build the same model
+        shared.readings[key] = found[0]
         say(
             f"pairs: before training, the two texts' similarity explains {apart:.1%} of the labels, and both "
-            f"read together {together:.1%}: prompt.pooling {shared.readings[key]}"
+            f"read together {together:.1%}: prompt.pooling {found[0]}"
         )
     return config.model_copy(update={"prompt": replace(prompt, pooling=shared.readings[key])})
 
