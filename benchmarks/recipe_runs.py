@@ -72,8 +72,8 @@ def used(adapter: Path) -> dict[str, Any]:
     kept = json.loads((adapter / "ptuning.json").read_text(encoding="utf-8"))
     fit = kept["extra"]["fit"]
     return {
-        "prompt.pooling": kept["prompt"]["pooling"],
-        **{f"fit.{name}": fit[name] for name in ("epochs", "prompt_rate", "head_rate")},
+        **{f"prompt.{name}": kept["prompt"][name] for name in ("pooling", "num_virtual_units")},
+        **{f"fit.{name}": fit[name] for name in ("epochs", "prompt_rate", "head_rate", "backbone_dropout")},
     }
 
 

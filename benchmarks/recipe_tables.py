@@ -58,6 +58,8 @@ def runs(table: Table, records: Sequence[Record]) -> str:
         (
             f"{SOURCES[record['data'].partition('-')[0]]}, {record['rows']['train']:,} rows",
             record["used"]["prompt.pooling"],
+            str(record["used"].get("prompt.num_virtual_units", 0)),
+            "on" if record["used"].get("fit.backbone_dropout") else "off",
             *(f"{record['used'][f'fit.{name}']:g}" for name in ("epochs", "prompt_rate", "head_rate")),
             str(record["options"].get("fit.seed", 0)),
             *_looks([each[record["metric"]] for each in record["history"]]),
@@ -68,6 +70,8 @@ def runs(table: Table, records: Sequence[Record]) -> str:
     header = (
         "rows",
         "pooling",
+        "virtual units",
+        "dropout",
         "epochs",
         "prompt rate",
         "head rate",
