@@ -15,14 +15,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from ptuning import DeepPrompt, Engine, PTuningModel, Task, TrainConfig, adapters, train
+from ptuning import DeepPrompt, Engine, FitConfig, PTuningModel, Task, TrainConfig, adapters, fit, train
 from ptuning.errors import AdapterError, ConfigError, UnsupportedBackbone
-from ptuning.model import Backbone, InputPrompt
+from ptuning.model import Backbone, InputPrompt, state
 from ptuning.model.units import REACH, as_read, first_units
-from ptuning.peft import PrefixTuningConfig
+from ptuning.peft import (
+    PeftModel,
+    PrefixTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from ptuning.training import recipe
 from ptuning.training.recipe import prompt_of
 from tiny import HIDDEN, LAYERS, ragged, tiny, tiny_case
@@ -257,6 +264,21 @@ def test_an_adapter_from_before_there_were_units_has_none(tmp_path: Path) -> Non
     assert model.units is None
 
 
+def test_a_state_from_before_there_were_units_is_opened(tmp_path: Path) -> None:
+    """Its record lacks the word."""
+    model = made(num_virtual_units=0)
+    record = model._record()
+    del record["prompt"]["num_virtual_units"]
+    tensors = {name: value for name, value in model.state_dict().items() if name != state.KEY}
+    tensors[state.KEY] = state.write(record, tensors)
+    again = made(num_virtual_units=0, seed=2)
+    again.load_state_dict(tensors)
+    assert torch.equal(logits(again), logits(model))
+    save_file(tensors, tmp_path / state.FILE)
+    opened = PTuningModel.from_pretrained(tmp_path, backbone=tiny("bert", num_labels=3))
+    assert torch.equal(logits(opened), logits(model))
+
+
 def test_peft_is_refused_and_told_why(tmp_path: Path) -> None:
     model = made(pooling="native")
     with pytest.raises(AdapterError, match=r"5 virtual units.*prompt\.num_virtual_units 0 can be expressed"):
@@ -264,9 +286,55 @@ def test_peft_is_refused_and_told_why(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-def test_pefts_names_say_them_as_well() -> None:
-    config = PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, num_virtual_units=U)
-    assert config.prompt().num_virtual_units == U
+def named(**choices: Any) -> PeftModel:
+    config = PrefixTuningConfig(
+        task_type="SEQ_CLS", num_virtual_tokens=4, num_virtual_units=U, pooling="native", **choices
+    )
+    return get_peft_model(tiny("bert", num_labels=3), config)
+
+
+def test_pefts_names_keep_and_set_them() -> None:
+    one, other = named(), named()
+    with torch.no_grad():
+        for value in one.active.task_parameters().values():
+            value.normal_()
+    state_dict = get_peft_model_state_dict(one)
+    assert state_dict["units.weight"].shape == (LAYERS, 2, U, HIDDEN)
+    set_peft_model_state_dict(other, state_dict)
+    assert torch.equal(logits(other.active), logits(one.active))
+    rest = {name: value for name, value in state_dict.items() if not name.startswith("units.")}
+    with pytest.raises(AdapterError, match=r"lacks 'units\.weight'"):
+        set_peft_model_state_dict(other, rest)
+
+
+def test_pefts_names_freeze_them_with_the_rest() -> None:
+    model = named()
+    model.add_adapter(
+        "second", PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, num_virtual_units=2)
+    )
+    assert not [name for name, value in model.named_parameters() if value.requires_grad and "second" in name]
+    assert [name for name, value in model.named_parameters() if value.requires_grad and "units" in name]
+    still = named(inference_mode=True)
+    assert not [name for name, value in still.named_parameters() if value.requires_grad]
+
+
+def test_a_prompt_a_row_is_refused() -> None:
+    """Its rows would be read with this task's units."""
+    model = made()
+    each = model.prompt_encoder().detach().expand(len(IDS), -1, -1, -1, -1)
+    with pytest.raises(ConfigError, match="one a row, but this task has virtual units"):
+        model(input_ids=IDS, attention_mask=MASK, prompt=each)
+
+
+def test_a_head_that_holds_the_last_matrix_goes_with_a_bf16_backbone() -> None:
+    config = PrefixTuningConfig(
+        task_type="SEQ_CLS",
+        num_virtual_tokens=4,
+        num_virtual_units=U,
+        modules_to_save=["bert.encoder.layer.1.output.dense"],
+    )
+    model = get_peft_model(tiny("bert", num_labels=3).bfloat16(), config)
+    assert bool(logits(model.active).isfinite().all())
 
 
 # ------------------------------------------------------------------------------------------ the recipe
@@ -330,3 +398,21 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         assert (adapter.units is not None) == bool(count)
         assert result.setting["recipe"]["chose"]["backbone_dropout"] is bool(count)
         assert any(heard) is bool(count)
+
+
+def test_a_stem_goes_without_dropout() -> None:
+    facts = recipe.Facts(
+        rows=9000, tokens=90_000, pairs=False, num_labels=2, problem_type="single_label_classification",
+        layers=6, width=384, virtual_units=20,
+    )  # fmt: skip
+    for layer, dropped in ((0, True), (1, False)):
+        found = recipe.Recipe.of(FitConfig(), replace(facts, first_layer=layer)).fit
+        assert found.backbone_dropout is dropped
+
+
+def test_a_run_with_dropout_leaves_it_off_for_other_tasks() -> None:
+    model = made(seed=None)
+    rows = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": n % 3} for n in range(12)]
+    config = FitConfig(epochs=1, backbone_dropout=True)
+    fit(model, {"train": rows, "validation": rows}, config)
+    assert not model.backbone.dropout

@@ -18,10 +18,12 @@ from ptuning import PTuningModel, TrainConfig, adapters, train
 from ptuning.model import DeepPrompt
 from ptuning.training import reading
 from ptuning.training.console import Silent
+from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import tokenised
 from ptuning.training.run import task_model, with_found
 from ptuning.training.shared import Shared
 from ptuning.training.start import explained
+from test_training import StopAfter
 from test_training_start import alike, scored
 
 Rows = list[dict[str, Any]]
@@ -102,6 +104,46 @@ def test_the_rows_say_how_they_are_read(
     assert chosen(made) == (found, said)
 
 
+def test_rows_that_stand_in_turns_are_not_taken_for_one_class(
+    config: Callable[..., TrainConfig], tmp_path: Path, jsonl: Callable[..., Path]
+) -> None:
+    """Every second row of two thousand would be."""
+    rows = alike(4000)
+    classes = [[row for row in rows if row["label"] == label][:1000] for label in (0, 1)]
+    turns = [row for pair in zip(*classes, strict=True) for row in pair]
+    made = config(turns)
+    data = made.data.model_copy(update={"validation": str(jsonl("held.jsonl", rows[:50]))})
+    assert chosen(made.model_copy(update={"data": data}))[0] == "similarity"
+
+
+def test_too_few_rows_of_a_class_tell_nothing(config: Callable[..., TrainConfig]) -> None:
+    rows = [row for row in alike(2000) if row["label"] == 0][:600] + [
+        row for row in alike(200) if row["label"] == 1
+    ][:15]
+    assert chosen(config(rows)) == ("similarity", [])
+
+
+def test_what_a_run_takes_its_reading_takes(config: Callable[..., TrainConfig]) -> None:
+    """An offset that the probe had and the run has not would leave no room for the longest text."""
+    rows = alike(600)
+    rows[0]["text_a"] = " ".join(WORDS[2:5] * 17)  # 51 words: 59 tokens of 64
+    for prompt in ({"position_offset": 0}, {"first_layer": 1}):
+        made = config(rows, {"num_virtual_tokens": 6, **prompt})
+        data = made.data.model_copy(update={"too_long": "error"})
+        assert chosen(made.model_copy(update={"data": data}))[0] == "similarity"
+
+
+def test_a_resumed_run_has_the_reading_that_it_began_with(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(alike(600), epochs=3, prompt_rate=0.01, head_rate=0.001)
+    with pytest.raises(Interrupted):
+        train(made, reporter=StopAfter(20))
+    monkeypatch.setattr(reading, "explained", lambda model, split: pytest.fail("measured again"))
+    train(made, resume=True)
+    assert adapters.load(made.output).prompt["pooling"] == "similarity"
+
+
 def test_nothing_is_measured_where_nothing_is_open(
     config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,11 +204,14 @@ def test_what_is_explained_is_a_share_of_the_constant_answers_loss(
     model, examples = task_model(Shared(), config(rows(400)), Accelerator(cpu=True))
     split = tokenised(model, examples.train)
     share = explained(model, split)
+    assert share is not None
     assert 0.05 < share < 1
     shuffled = type(split)(rows=split.rows, targets=np.random.default_rng(0).permutation(split.targets))
-    assert explained(model, shuffled) < 0.02
+    left = explained(model, shuffled)
+    assert left is not None
+    assert left < 0.02
     one = type(split)(rows=split.rows, targets=np.zeros_like(split.targets))
-    assert explained(model, one) == 0
+    assert explained(model, one) is None
     order = np.argsort(split.targets)
     by_label = type(split)(rows=[split.rows[i] for i in order], targets=split.targets[order])
     assert explained(model, by_label) == pytest.approx(share, abs=0.1)

@@ -170,7 +170,7 @@ def test_it_tries_compares_draws_and_trains_the_best_in_full(
     assert best.value("accuracy") == max(value for value in values if value is not None)
     assert heard.said[-2] == f"trial {best.number} is the best: {best}; trained in full"
     assert len(found.result.history) == 4
-    chose = {**best.values, "evaluate_every": "epoch"}  # the epochs were given
+    chose = {**best.values, "backbone_dropout": False, "evaluate_every": "epoch"}  # epochs were given
     assert found.result.setting["recipe"] == {"name": "search", "chose": chose}
     adapter = adapters.load(made.output)
     assert adapter.extra["recipe"] == found.result.setting["recipe"]

@@ -357,7 +357,7 @@ class Backbone(nn.Module):
     # ------------------------------------------------------------------------------------- use
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode unless :attr:`dropout` asks otherwise: a frozen backbone's only adds noise."""
+        """Stay in eval mode unless :attr:`dropout` asks otherwise: with few numbers it only adds noise."""
         super().train(mode and self.dropout)
         return self
 

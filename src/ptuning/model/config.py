@@ -317,7 +317,8 @@ def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:
     Raises:
         ConfigError: an unknown key, kind or depth, or a value of the wrong type.
     """
-    # What was written before there was a choice meant the backbone's own token.
-    given = {"pooling": "native", **values} if values.get("depth") == "deep" else dict(values)
+    # What was written before there was a choice meant the backbone's own token, and no units.
+    before = {"pooling": "native", "num_virtual_units": 0} if values.get("depth") == "deep" else {}
+    given = {**before, **values}
     config: PromptConfig = validated(PromptConfig, given, "prompt")
     return config

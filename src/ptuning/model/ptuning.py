@@ -363,7 +363,7 @@ class PTuningModel(nn.Module):
             head=values,
             rate_scales=(prompt_scale, head_scale),
         )
-        state.compare(record, model._record())
+        state.compare(_as_now(record), model._record())
         model.load_state_dict(tensors)
         model.weigh_classes(record["class_weights"])
         model.provenance = provenance
@@ -623,7 +623,8 @@ class PTuningModel(nn.Module):
             segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; told from the other
                 arguments where that is possible.
             prompt: In place of the task's own: ``[P, E]`` or one a row ``[B, P, E]``; deep
-                ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``; or what :meth:`prepared` gave.
+                ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``; or what :meth:`prepared` gave. All else,
+                the head and virtual units, stays this task's; so with units there is none a row.
             stem: ``[B, T, H]``, what :meth:`stem` gave for these tokens.
 
         Returns:
@@ -725,6 +726,11 @@ class PTuningModel(nn.Module):
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
         made = prompt.prompt
+        if self.units is not None and made.dim() == 5:
+            raise ConfigError(
+                "prompt: got one a row, but this task has virtual units, which are the same for all rows; "
+                "run the rows of each task by themselves, or name an adapter a row (ptuning.peft)"
+            )
         if isinstance(self.prompt_config, DeepPrompt):
             pooling = self.prompt_config.pooling
             assert pooling is not None  # settled
@@ -1115,6 +1121,11 @@ def _named(config: Any, task: Task) -> Any:
     return named
 
 
+def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict's record with what was the only choice when it was written."""
+    return {**record, "prompt": prompt_to_dict(prompt_from_dict(record["prompt"]))}
+
+
 def _check_state(module: PTuningModel, given: Mapping[str, Any], prefix: str) -> None:
     """Before anything is loaded: the tensors are those that were saved, of this task."""
     if (stored := given.get(prefix + state.KEY)) is None:
@@ -1125,4 +1136,4 @@ def _check_state(module: PTuningModel, given: Mapping[str, Any], prefix: str) ->
     }
     record = state.read(stored)
     state.check(record, own)
-    state.compare(record, module._record())
+    state.compare(_as_now(record), module._record())

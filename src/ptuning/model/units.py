@@ -81,6 +81,6 @@ class FeedForward:
         if self._units is None or self._entering is None:
             return output
         self._read = True
-        keys, values = self._units.to(output.dtype)
+        keys, values = self._units.to(self._entering.dtype)
         added: Tensor = nn.functional.gelu(self._entering @ keys.T) @ values
-        return output + added
+        return output + added.to(output.dtype)

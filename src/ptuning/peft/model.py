@@ -508,7 +508,8 @@ def get_peft_model(
 def get_peft_model_state_dict(
     model: PeftModel | PTuningModel, state_dict: None = None, adapter_name: str = DEFAULT
 ) -> dict[str, Tensor]:
-    """An adapter's parameters: the prompt encoder as ``prompt_encoder.*``, the head as PEFT names it.
+    """An adapter's parameters: the prompt encoder as ``prompt_encoder.*``, virtual units as ``units.*``, the
+    head as PEFT names it.
 
     Args:
         model: The model.
@@ -521,6 +522,8 @@ def get_peft_model_state_dict(
         )
     task = _of(model, adapter_name)
     encoder = {f"prompt_encoder.{name}": value for name, value in _values(task.prompt_encoder).items()}
+    if task.units is not None:
+        encoder |= {f"units.{name}": value for name, value in _values(task.units).items()}
     head = {f"base_model.{name}": value.detach() for name, value in task.head.named().items()}
     return {**encoder, **head}
 
@@ -556,14 +559,15 @@ def set_peft_model_state_dict(
             )
     if made is not None:
         task.take_prompt(_unpacked(task, made))
-    inner = {
-        name.removeprefix("prompt_encoder."): value
-        for name, value in given.items()
-        if name.startswith("prompt_encoder.")
-    }
     with torch.no_grad():
-        if inner:
-            _set_values(task.prompt_encoder, inner)
+        for part in ("prompt_encoder", "units"):
+            inner = {
+                name.removeprefix(f"{part}."): value
+                for name, value in given.items()
+                if name.startswith(f"{part}.")
+            }
+            if inner:
+                _set_values(getattr(task, part), inner)
         task.head.copy_({name: given[f"base_model.{name}"] for name in task.head.names})
     return IncompatibleKeys([], [])
 
@@ -637,6 +641,8 @@ def _inside(model_id: str | Path, subfolder: str) -> Path:
 def _train(task: PTuningModel, on: bool) -> None:
     """Whether training changes a task; a head that its configuration freezes stays frozen."""
     task.prompt_encoder.requires_grad_(on)
+    if task.units is not None:
+        task.units.requires_grad_(on)
     task.head.requires_grad_(on and task.prompt_config.train_head)
 
 

@@ -127,7 +127,6 @@ def run(
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, model.task))
-    model.backbone.dropout = recipe.fit.backbone_dropout
     model.to(accelerator.device)
     loop = _Loop(
         model=model,
@@ -147,7 +146,9 @@ def run(
     if resume:
         loop.resume()
     began()
+    dropout = model.backbone.dropout  # the backbone is other tasks' as well
     with stop_requests() as stop:
+        model.backbone.dropout = recipe.fit.backbone_dropout
         reporter.say(str(recipe))
         reporter.begin(model, loop.steps, loop.position.step, recipe.fit)
         model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
@@ -157,7 +158,7 @@ def run(
                 loop.begin_fitted(stop)
             stopped_early = loop.until_done(stop)
         finally:
-            model.check_loss = True
+            model.check_loss, model.backbone.dropout = True, dropout
             reporter.end()
     loop.keep_best()
     baseline = Baseline.of(train.targets, model.task)

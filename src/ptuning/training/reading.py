@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 from accelerate.utils import broadcast_object_list, set_seed
 from transformers import PreTrainedTokenizerBase
 
@@ -53,16 +54,19 @@ def read(
     # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
     key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
     if key not in shared.readings:
-        some = _spread(rows, PROBED)
+        some = _some(rows)
 
-        def share(pooling: Pooling) -> float:
+        def share(pooling: Pooling) -> float | None:
             assert isinstance(prompt, DeepPrompt)
             set_seed(config.fit.seed)
-            trial = replace(prompt, first_layer=0, position_offset=None, pooling=pooling, num_virtual_units=0)
+            # No offset takes places off the text; what is too long is the run's to refuse.
+            trial = replace(prompt, first_layer=0, position_offset=0, pooling=pooling, num_virtual_units=0)
             model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
-            return explained(model, shared.split(model, some, config.data.too_long))
+            return explained(model, shared.split(model, some, "truncate"))
 
         apart, together = share("similarity"), share("layers")
+        if apart is None or together is None:  # of too few rows of a class nothing can be told
+            return config
         found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
         broadcast_object_list(found)  # the first process's: all have to build the same model
         shared.readings[key] = found[0]
@@ -73,7 +77,8 @@ def read(
     return config.model_copy(update={"prompt": replace(prompt, pooling=shared.readings[key])})
 
 
-def _spread(rows: Sequence[Example], count: int) -> list[Example]:
-    """``count`` of the rows, from the first to the last; always the same ones."""
-    step = max(1.0, len(rows) / count)
-    return [rows[int(i * step)] for i in range(min(count, len(rows)))]
+def _some(rows: Sequence[Example]) -> list[Example]:
+    """At most :data:`PROBED` of the rows, always the same ones; by chance, as rows may stand in turns."""
+    if len(rows) <= PROBED:
+        return list(rows)
+    return [rows[i] for i in np.random.default_rng(0).choice(len(rows), PROBED, replace=False)]

@@ -152,7 +152,7 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         "epochs": epochs,
         "prompt_rate": prompt,
         "head_rate": head,
-        "backbone_dropout": facts.virtual_units > 0,
+        "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem is without
         "evaluate_every": often,
     }
 

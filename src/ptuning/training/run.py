@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, OutputError
+from ptuning.model.config import DeepPrompt, prompt_from_dict, prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training import checkpoint, reading
 from ptuning.training.config import TrainConfig, dump
@@ -82,6 +83,8 @@ def train_on(
         refuse_unfinished(folder)
     accelerator = Accelerator(cpu=config.device == "cpu")
     own = with_found(config, found)
+    if resume:
+        own = with_begun(own, folder / checkpoint.FOLDER)
     model, examples = task_model(shared, own, accelerator, reporter.say)
 
     def beginning() -> None:
@@ -107,7 +110,7 @@ def train_on(
         shared=shared,
         found=found,
         setting={
-            **{f"prompt.{name}": value for name, value in own.model_dump(mode="json")["prompt"].items()},
+            **{f"prompt.{name}": value for name, value in prompt_to_dict(model.prompt_config).items()},
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
         },
@@ -144,6 +147,20 @@ def with_found(config: TrainConfig, found: Mapping[str, Any] | None) -> TrainCon
     if not found or "first_layer" not in found or config.prompt.depth == "input":
         return config
     return config.model_copy(update={"prompt": replace(config.prompt, first_layer=found["first_layer"])})
+
+
+def with_begun(config: TrainConfig, folder: Path) -> TrainConfig:
+    """``config`` with what was measured of the rows when the run began, as its checkpoint has it."""
+    if config.prompt.depth == "input" or not adapters.is_adapter(folder):
+        return config  # without a checkpoint there is nothing to resume, and that is said elsewhere
+    prompt, begun = config.prompt, prompt_from_dict(adapters.details(folder)["prompt"])
+    if not isinstance(begun, DeepPrompt):
+        return config
+    if prompt.pooling is None:
+        prompt = replace(prompt, pooling=begun.pooling)
+    if prompt.num_virtual_units is None:
+        prompt = replace(prompt, num_virtual_units=begun.num_virtual_units)
+    return config.model_copy(update={"prompt": prompt})
 
 
 def unfinished(folder: Path) -> bool:

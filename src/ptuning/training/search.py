@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.model.config import prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training import checkpoint
 from ptuning.training.config import FitConfig, TrainConfig, dump
@@ -155,6 +156,12 @@ class _Search:
             "data": checkpoint.data_digest(rows, held),
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
+            # What was measured of the rows, and decided by their number.
+            **{
+                f"prompt.{name}": value
+                for name, value in prompt_to_dict(model.prompt_config).items()
+                if name in ("pooling", "num_virtual_units")
+            },
         }
         self.trials = _kept(self.folder / RESULT, self.setting) if resume else []
         self.accelerator.wait_for_everyone()  # all processes have read what the first one now changes

@@ -31,6 +31,8 @@ STRENGTHS = np.logspace(-4, 4, 25)
 LOOSENESS = np.logspace(-2, 2, 9)
 """scikit-learn's C, for features of variance 1 all together."""
 FOLDS = 4
+FEWEST_OF_A_CLASS = 20
+"""Rows that tell something of a class."""
 
 Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Weights ``[C, H]`` and biases ``[C]``."""
@@ -87,19 +89,19 @@ def _some(split: Split) -> Split:
     return replace(split, rows=[split.rows[i] for i in places], targets=split.targets[places])
 
 
-def explained(model: PTuningModel, split: Split) -> float:
+def explained(model: PTuningModel, split: Split) -> float | None:
     """Share of a constant answer's loss that a head fitted to the untrained model takes away, by
-    cross-validation; 0 where it takes nothing away, or nothing can be said.
+    cross-validation: 0 where it takes nothing away, ``None`` where that cannot be told.
     """
     features, targets = _features(model, split, lambda done, total: None), split.targets
     centred = features - features.mean(0)
     size = math.sqrt((centred**2).sum(1).mean())
     if not np.isfinite(size) or not size:
-        return 0.0
+        return None
     scaled = centred / size
     if model.task.is_regression:
         if not targets.std():
-            return 0.0
+            return None
         # Of variance 1 all together over N rows, so that a strength is a share of that, as it is above.
         strengths = STRENGTHS * len(targets) / features.shape[1]
         folds = KFold(FOLDS, shuffle=True, random_state=0)  # rows may come sorted
@@ -108,8 +110,8 @@ def explained(model: PTuningModel, split: Split) -> float:
     classes = targets.astype(int)
     counts = np.bincount(classes)
     counts = counts[counts > 0]
-    if len(counts) < 2 or counts.min() < FOLDS:
-        return 0.0
+    if len(counts) < 2 or counts.min() < FEWEST_OF_A_CLASS:
+        return None
     shares = counts / counts.sum()
     mixed = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     constant = -float((shares * np.log(shares)).sum())
