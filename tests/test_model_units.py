@@ -344,14 +344,15 @@ def averaged(kind: str = "bert") -> Backbone:
     return Backbone(tiny_case(kind), pooling="mean")
 
 
-def test_thousands_of_single_texts_get_some() -> None:
+def test_thousands_of_rows_that_are_read_by_layers_get_some() -> None:
     many, open_ = recipe.MANY_ROWS, DeepPrompt()
-    pairs = replace(TASK, pair=True)
+    pairs, likeness = replace(TASK, pair=True), replace(TASK, pair=True, labels=("a", "b"))
     given = DeepPrompt(num_virtual_units=3)
     for backbone, prompt, task, rows, expected in (
         (averaged(), open_, TASK, many, recipe.UNITS),
         (averaged(), open_, TASK, many - 1, 0),
-        (averaged(), open_, pairs, many, 0),
+        (averaged(), open_, pairs, many, recipe.UNITS),
+        (averaged(), open_, likeness, many, 0),
         (averaged("bloom"), open_, TASK, many, 0),
         (Backbone(tiny_case("bert")), open_, TASK, many, 0),
         (averaged(), DeepPrompt(pooling="mean"), TASK, many, 0),

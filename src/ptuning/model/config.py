@@ -229,8 +229,8 @@ class DeepPrompt:
             reads ``native`` alone.
         num_virtual_units: U, hidden units that the feed-forward network of every prompted layer has beside
             its own, each a trained key and value (a parallel adapter, arXiv:2110.04366); no encoder makes
-            them. If left out, none; but ``ptuning train`` gives some where there are thousands of single
-            texts (docs/recipes.md). PEFT reads none.
+            them. If left out, none; but ``ptuning train`` gives some to thousands of rows that
+            are read by ``layers`` (docs/recipes.md). PEFT reads none.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """

@@ -121,7 +121,7 @@ FITTED_HEAD = 2e-4
 UNITS = 20
 """Virtual units, where there are enough rows for them."""
 MANY_ROWS = 5000
-"""Single texts that are enough."""
+"""Rows that are enough."""
 EVALUATIONS = 16
 """Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
@@ -160,13 +160,13 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
     """``given`` with its virtual units decided, where it leaves them open.
 
-    There are :data:`UNITS` for :data:`MANY_ROWS` single texts and more, if the head reads all layers; few
-    rows are only learned by heart with them, and what reads the backbone's own token is PEFT's to read.
+    There are :data:`UNITS` for :data:`MANY_ROWS` rows and more, if the head reads all layers; few rows are
+    only learned by heart with them, and what reads the backbone's own token is PEFT's to read.
     """
     if given.depth == "input" or given.num_virtual_units is not None:
         return given
     settled = backbone.settle(given, compares=task.compares)
-    many = settled.pooling == "layers" and rows >= MANY_ROWS and not task.pair
+    many = settled.pooling == "layers" and rows >= MANY_ROWS
     return replace(given, num_virtual_units=UNITS if many else 0)
 
 
