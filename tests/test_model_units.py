@@ -32,6 +32,7 @@ from ptuning.peft import (
 )
 from ptuning.training import recipe
 from ptuning.training.recipe import prompt_of
+from test_training_reading import Told
 from tiny import HIDDEN, LAYERS, ragged, tiny, tiny_case
 
 TASK = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
@@ -393,7 +394,9 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
                 "fit": {"epochs": 1},
             }
         )
-        result = train(config)
+        told = Told()
+        result = train(config, reporter=told)
+        assert (f"30 rows bear virtual units: prompt.num_virtual_units {count}" in told.said) is bool(count)
         adapter = adapters.load(config.output)
         assert adapter.prompt["num_virtual_units"] == count
         assert (adapter.units is not None) == bool(count)

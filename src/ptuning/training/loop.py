@@ -138,9 +138,9 @@ def run(
         reporter=reporter,
         accelerator=accelerator,
         setting={
+            **(setting or {}),  # first: what the recipe chose may have followed from it
             **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
             "data": checkpoint.data_digest(train.rows, held.rows),
-            **(setting or {}),
         },
     )
     if resume:

@@ -128,7 +128,7 @@ def task_model(
     """A model at its first values, and the examples to train it on.
 
     Args:
-        say: Told what was measured of the rows, where something was.
+        say: Told what the rows decided, in a sentence each.
     """
     examples, task = shared.examples(config.data, seed=config.fit.seed)
     device = accelerator.device
@@ -137,7 +137,10 @@ def task_model(
     )
     backbone.engine = config.engine
     config = reading.read(shared, config, backbone, tokenizer, task, examples.train, say)
-    prompt = prompt_of(config.prompt, backbone, task, len(examples.train))
+    rows = len(examples.train)
+    prompt = prompt_of(config.prompt, backbone, task, rows)
+    if prompt.depth == "deep" and prompt.num_virtual_units and prompt != config.prompt:
+        say(f"{rows:,} rows bear virtual units: prompt.num_virtual_units {prompt.num_virtual_units}")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
     return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
 
