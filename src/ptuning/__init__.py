@@ -1,4 +1,4 @@
-"""P-tuning that works: teach a frozen Hugging Face model a task by training a few thousand prompt numbers."""
+"""P-tuning that works: teach a frozen Hugging Face model a task by training a prompt instead."""
 
 from __future__ import annotations
 

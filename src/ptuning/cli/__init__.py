@@ -107,7 +107,7 @@ def _usage() -> str:
         [
             "usage: ptuning COMMAND [options]",
             "",
-            "Teach a frozen Hugging Face model a new task by training a few thousand prompt numbers.",
+            "Teach a frozen Hugging Face model a new task by training a prompt, under 1 % as many numbers.",
             "",
             "commands:",
             *lines,

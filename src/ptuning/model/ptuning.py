@@ -109,7 +109,7 @@ class PTuningModel(nn.Module):
 
     An ordinary ``nn.Module`` that returns transformers' ``SequenceClassifierOutput``: it works in
     this project's loop, in ``transformers.Trainer``, and in anyone's own. Its ``state_dict`` holds
-    the task alone, a few thousand numbers; the backbone's never leaves it.
+    the task alone, by default under 1 % as many numbers as the backbone has; those never leave it.
 
     Args:
         backbone: The frozen model.
