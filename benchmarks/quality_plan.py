@@ -251,7 +251,6 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
-        pairs=data.pair,
         num_labels=1 if data.metric == "pearson" else 2,
         problem_type="regression" if data.metric == "pearson" else "single_label_classification",
         layers=LAYERS,

@@ -37,10 +37,10 @@ from ptuning.training.recipe import (
 )
 
 FACTS = Facts(
-    rows=3301, tokens=150_000, pairs=True, num_labels=2, problem_type="single_label_classification",
+    rows=3301, tokens=150_000, num_labels=2, problem_type="single_label_classification",
     layers=6, width=384,
 )  # fmt: skip
-SHORT = choice(replace(FACTS, rows=36, pairs=False), FitConfig(epochs=2, batch_size=12))
+SHORT = choice(replace(FACTS, rows=36), FitConfig(epochs=2, batch_size=12))
 """What the small run below is to find; the numbers themselves are the first tests' business."""
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -85,12 +85,8 @@ def test_few_rows_get_more_epochs_and_many_fewer() -> None:
     assert epochs(16 * MOST_STEPS * 10, epochs=7) == 7
 
 
-def test_pairs_take_a_higher_rate_and_so_do_thousands_of_single_texts() -> None:
-    assert {rates(replace(FACTS, rows=rows))[0] for rows in (300, 2500, 10**5)} == {2e-2}
-    single = replace(FACTS, pairs=False)
-    assert [rates(replace(single, rows=rows))[0] for rows in (300, 2500, 4000, 10_000, 10**5)] == [
-        1e-2, 1e-2, 1.3e-2, 2e-2, 2e-2,
-    ]  # fmt: skip
+def test_a_deep_prompt_has_one_rate_however_many_rows_there_are() -> None:
+    assert {rates(replace(FACTS, rows=rows))[0] for rows in (32, 300, 2500, 10**5)} == {2e-2}
 
 
 def test_a_prompt_hurries_where_the_user_wants_few_steps() -> None:
@@ -195,7 +191,7 @@ def test_the_facts_are_the_models_and_the_rows(
     ]
     facts = Facts.of(model, rows)
     assert facts == Facts(
-        rows=2, tokens=7, pairs=False, num_labels=2, problem_type="single_label_classification",
+        rows=2, tokens=7, num_labels=2, problem_type="single_label_classification",
         layers=3, width=32, depth=depth, encoder=encoder, virtual_tokens=tokens, first_layer=first,
     )  # fmt: skip
 

@@ -44,7 +44,6 @@ class Facts:
     Attributes:
         rows: Training rows.
         tokens: Of all of them, without the prompt.
-        pairs: Whether a row is two texts.
         num_labels: Logits.
         problem_type: What a label is.
         layers: Of the backbone.
@@ -60,7 +59,6 @@ class Facts:
 
     rows: int
     tokens: int
-    pairs: bool
     num_labels: int
     problem_type: str
     layers: int
@@ -82,7 +80,6 @@ class Facts:
         return cls(
             rows=len(rows),
             tokens=sum(map(len, rows)),
-            pairs=task.pair,
             num_labels=task.num_labels,
             problem_type=task.problem_type,
             layers=backbone.num_layers,
@@ -129,10 +126,8 @@ EVALUATIONS = 16
 def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     """The recipe's numbers, for every option of :data:`CHOSEN`; ``fit`` is what the user gave.
 
-    How they were found is told in docs/recipes.md. What a pair of texts has to do with each other is not in
-    the frozen features yet, so a prompt has further to go there than on single texts, where a higher rate
-    only overfits as long as there are not thousands of them. An input prompt that is trained as it is has
-    further to go still; one that an encoder makes moves with every weight of it. Where the head begins
+    How they were found is told in docs/recipes.md. An input prompt that is trained as it is has further to
+    go than a deep one; one that an encoder makes moves with every weight of it. Where the head begins
     fitted, the task is half done, and few rows only bear a small change of what the backbone knows.
     """
     steps = facts.steps(fit, 1)
@@ -142,8 +137,7 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         prompt = _short(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
     elif facts.depth == "deep":
         hurry = min(FASTEST, max(1.0, LEAST_STEPS / (epochs * steps)))
-        single = min(2e-2, max(1e-2, 1e-2 * math.sqrt(facts.rows / 2500)))
-        prompt = _short(hurry * (2e-2 if facts.pairs else single))
+        prompt = _short(hurry * 2e-2)
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
     often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
