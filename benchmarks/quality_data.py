@@ -28,6 +28,17 @@ def root() -> Path:
     return Path(os.environ["PTUNING_DATA"])
 
 
+def elsewhere() -> Path:
+    """The folder of ``quality_elsewhere.py``'s data sets, whether or not it is there."""
+    own = Path(__file__).parent.parent / ".quality-elsewhere"
+    return Path(os.environ.get("PTUNING_ELSEWHERE", own))
+
+
+def home(data: DataSet) -> Path:
+    """The folder that the data set's own folder is in."""
+    return elsewhere() if data.elsewhere else root()
+
+
 def write_rows(data: DataSet, seed: int, source: Path, to: Path) -> dict[str, str]:
     """The three splits as JSON lines in ``to``; returns the files by split."""
     splits = {name: _read(source / data.source / f"{name}.jsonl") for name in SPLITS}

@@ -35,7 +35,7 @@ class DataSet:
     """Rows to learn from.
 
     Attributes:
-        source: Its folder below ``PTUNING_DATA``.
+        source: Its folder below ``PTUNING_DATA``, or in that of ``quality_elsewhere.py``.
         rows: Training rows.
         tokens: Tokens a row on average, for estimates of time.
         pair: Whether a row has two texts.
@@ -43,6 +43,7 @@ class DataSet:
         also: The metric that is shown beside it.
         limit: Only the first training rows of the file.
         per_class: Few-shot: so many rows of each class, drawn with the run's seed.
+        elsewhere: Whether it is of ``quality_elsewhere.py``'s.
     """
 
     source: str
@@ -53,6 +54,7 @@ class DataSet:
     also: str = "f1"
     limit: int | None = None
     per_class: int | None = None
+    elsewhere: bool = False
 
 
 _WHOLE: Mapping[str, DataSet] = {
@@ -70,10 +72,20 @@ def few_shot(source: str, per_class: int) -> DataSet:
     )
 
 
-DATASETS: Mapping[str, DataSet] = {
+STUDIED: Mapping[str, DataSet] = {
     **_WHOLE,
     **{f"{source}-{each}": few_shot(source, each) for source in ("mrpc", "sst2") for each in (16, 100, 1000)},
 }
+"""Where every method is run."""
+
+ELSEWHERE: Mapping[str, DataSet] = {
+    "reuters": DataSet(source="reuters", rows=400, tokens=75, pair=False, elsewhere=True),
+    "newsgroups": DataSet(source="newsgroups", rows=600, tokens=65, pair=False, elsewhere=True),
+    "tweets": DataSet(source="tweets", rows=400, tokens=20, pair=False, elsewhere=True),
+}
+"""Where the default recipe stands beside full fine-tuning alone."""
+
+DATASETS: Mapping[str, DataSet] = {**STUDIED, **ELSEWHERE}
 
 
 def data_set(name: str) -> DataSet:
@@ -124,12 +136,20 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     rates: tuple[float, ...] = ()
     seeds: int = 3
-    datasets: tuple[str, ...] = tuple(DATASETS)
+    datasets: tuple[str, ...] = tuple(STUDIED)
 
 
-def _peer(title: str, peer: str, rates: tuple[float, ...], *, seeds: int = 3, **options: Any) -> Method:
+def _peer(
+    title: str,
+    peer: str,
+    rates: tuple[float, ...],
+    *,
+    seeds: int = 3,
+    datasets: tuple[str, ...] = tuple(STUDIED),
+    **options: Any,
+) -> Method:
     chosen = {"epochs": 8, "peer": peer, "dropout": True, **options}
-    return Method(title=title, kind="peer", options=chosen, rates=rates, seeds=seeds)
+    return Method(title=title, kind="peer", options=chosen, rates=rates, seeds=seeds, datasets=datasets)
 
 
 def _deep(title: str, first_layer: int = 0) -> Method:
@@ -155,9 +175,11 @@ def _input(title: str, encoder: str = "embedding", placement: str | None = None,
 _VARIANT: Mapping[str, Any] = {"seeds": 1, "datasets": ("mrpc", "sst2")}
 
 METHODS: Mapping[str, Method] = {
-    "majority": Method(title="a constant answer", kind="majority", seeds=1),
-    "default": Method(title="**ptuning, default recipe**", kind="default", seeds=5),
-    "full": _peer("full fine-tuning", "full", (2e-5, 5e-5, 1e-4), seeds=5, epochs=5),
+    "majority": Method(title="a constant answer", kind="majority", seeds=1, datasets=tuple(DATASETS)),
+    "default": Method(title="**ptuning, default recipe**", kind="default", seeds=5, datasets=tuple(DATASETS)),
+    "full": _peer(
+        "full fine-tuning", "full", (2e-5, 5e-5, 1e-4), seeds=5, datasets=tuple(DATASETS), epochs=5
+    ),
     "deep": _deep("**ptuning deep**"),
     "peft-prefix": _peer("PEFT `PREFIX_TUNING`", "prefix", (3e-3, 1e-2, 3e-2), num_virtual_tokens=20),
     "peft-lora": _peer("PEFT `LORA`", "lora", (3e-4, 1e-3, 3e-3), r=8, lora_alpha=16, lora_dropout=0.1),
@@ -177,7 +199,7 @@ METHODS: Mapping[str, Method] = {
         kind="setfit",
         options={"most_steps": MOST_PAIRS // 16},
         rates=(1e-5, 2e-5, 5e-5),
-        datasets=tuple(name for name, each in DATASETS.items() if each.per_class),
+        datasets=tuple(name for name, each in STUDIED.items() if each.per_class),
     ),
 }
 """In the order in which they are run."""

@@ -25,6 +25,9 @@ TITLES: Mapping[str, str] = {
         for source, title in (("mrpc", "MRPC"), ("sst2", "SST-2"))
         for rows in (16, 100, 1000)
     },
+    "reuters": "Reuters, eight topics, 400 rows",
+    "newsgroups": "Twenty newsgroups, 600 rows",
+    "tweets": "Tweets, who of two wrote them, 400 rows",
 }
 
 NAMES = {"accuracy": "accuracy", "f1": "F1", "pearson": "Pearson", "spearman": "Spearman"}

