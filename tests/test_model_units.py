@@ -406,7 +406,7 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
 
 def test_a_stem_goes_without_dropout() -> None:
     facts = recipe.Facts(
-        rows=9000, tokens=90_000, pairs=False, num_labels=2, problem_type="single_label_classification",
+        rows=9000, tokens=90_000, num_labels=2, problem_type="single_label_classification",
         layers=6, width=384, virtual_units=20,
     )  # fmt: skip
     for layer, dropped in ((0, True), (1, False)):

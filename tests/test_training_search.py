@@ -154,7 +154,7 @@ def test_it_tries_compares_draws_and_trains_the_best_in_full(
     assert heard.said[0] == f"search: {TRIALS} trials of 3 epochs, recipe: auto's own the first"
 
     assert [trial.number for trial in found.trials] == heard.trials
-    auto = {"first_layer": 0, "prompt_rate": 0.03, "head_rate": 0.01}
+    auto = {"first_layer": 0, "prompt_rate": 0.06, "head_rate": 0.01}
     assert [trial.values for trial in found.trials[:2]] == [auto, {**auto, "first_layer": 1}]
     drawn = [tuple(trial.values.values()) for trial in found.trials]
     assert len(set(drawn)) == TRIALS
