@@ -160,7 +160,7 @@ def test_it_tries_compares_draws_and_trains_the_best_in_full(
     assert len(set(drawn)) == TRIALS
     for layer, prompt, head in drawn:
         assert layer in (0, 1)
-        assert 0.006 <= prompt <= 0.15
+        assert 0.012 <= prompt <= 0.3
         assert 0.002 <= head <= 0.05
     assert all(trial.history[-1].epoch == 3 for trial in found.trials if trial.state == "complete")
     assert all("test" not in evaluation.metrics for trial in found.trials for evaluation in trial.history)
