@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -49,7 +49,8 @@ def train_peer(setting: Mapping[str, Any], files: Mapping[str, str], seed: int) 
     train, held, test = (
         _split(tokenise, rows, task) for rows in (examples.train, examples.validation, examples.test)
     )
-    peer = _Peer(model=model, task=task, pad=int(tokenise.tokenizer.pad_token_id or 0))
+    kind = _Head if setting["peer"] == "head" else _Peer
+    peer = kind(model=model, task=task, pad=int(tokenise.tokenizer.pad_token_id or 0))
     cpu, wall = time.process_time(), time.perf_counter()
     history = peer.fit(setting, train, held, seed)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -156,9 +157,8 @@ class _Peer:
         self.model.train(setting["dropout"])
         for epoch in range(epochs):
             for batch in shuffled_batches(train.lengths, size, seed=seed, epoch=epoch):
-                inputs = collate([train.rows[row] for row in batch], self.pad)
-                labels = inputs.pop("labels")
-                loss = self.loss(self.logits(inputs), labels)
+                labels = torch.as_tensor([train.rows[row].label for row in batch])
+                loss = self.loss(self.logits(train, batch), labels)
                 if not math.isfinite(loss.item()):
                     raise TrainingDiverged(f"loss {loss.item()} at step {step + 1} of {steps}")
                 loss.backward()
@@ -182,11 +182,17 @@ class _Peer:
                 self.trained[name].copy_(value)
         return history
 
-    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """``[B, C]`` in fp32; a regression's of standardised targets."""
+    def logits(self, split: Split, batch: Sequence[int]) -> Tensor:
+        """``[B, C]`` of these rows, in fp32; a regression's of standardised targets."""
         with self._autocast():
-            found: Tensor = self.model(**inputs).logits
+            found: Tensor = self.model(**self.inputs(split, batch)).logits
         return found.float()
+
+    def inputs(self, split: Split, batch: Sequence[int]) -> dict[str, Tensor]:
+        """What the model is given of these rows."""
+        inputs = collate([split.rows[row] for row in batch], self.pad)
+        inputs.pop("labels")
+        return inputs
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """As ptuning has it."""
@@ -200,9 +206,7 @@ class _Peer:
         logits = torch.empty(len(split.rows), self.task.num_labels)
         with torch.inference_mode():
             for batch in sorted_batches(split.lengths, None, BATCH_TOKENS):
-                inputs = collate([split.rows[row] for row in batch], self.pad)
-                inputs.pop("labels")
-                logits[batch] = self.logits(inputs)
+                logits[batch] = self.logits(split, batch)
         if not logits.isfinite().all():
             raise TrainingDiverged("the logits are not finite")
         targets = torch.from_numpy(split.targets)
@@ -213,3 +217,28 @@ class _Peer:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.autocast is None else torch.autocast("cpu", dtype=self.autocast)
+
+
+class _Head(_Peer):
+    """The head alone: what it reads stays the same, and is computed once a row."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.read: dict[int, Tensor] = {}
+
+    def logits(self, split: Split, batch: Sequence[int]) -> Tensor:
+        if id(split) not in self.read:
+            self.read[id(split)] = self._pooled(split)
+        with self._autocast():
+            classifier: Any = self.model.classifier
+            found: Tensor = classifier(self.read[id(split)][list(batch)])
+        return found.float()
+
+    @torch.no_grad()
+    def _pooled(self, split: Split) -> Tensor:
+        """``[N, H]``: every row's pooled token."""
+        read = torch.empty(len(split.rows), self.model.config.hidden_size)
+        for batch in sorted_batches(split.lengths, None, BATCH_TOKENS):
+            with self._autocast():
+                read[batch] = self.model.base_model(**self.inputs(split, batch)).pooler_output.float()
+        return read

@@ -3,9 +3,9 @@
 A run is a data set, a method, its setting and a seed. The setting holds every option that decides the run, so
 its digest tells runs apart, and a run that is in the results is not done again.
 
-Every method but the constant answer and the default recipe gets three rates, tried with seed 0. The one that
-is best on the validation rows is the method's on that data set; the sweep's run is its seed 0. What decides
-reads validation figures and nothing else.
+Every peer gets three rates, tried with seed 0. The one that is best on the validation rows is the method's on
+that data set; the sweep's run is its seed 0. What decides reads validation figures and nothing else. Methods of
+ptuning's have the recipe's rates.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Method:
         title: Its name in tables.
         kind: Who trains it.
         options: What makes it this method, part of the setting.
-        rates: Peak learning rates to choose from; none for a method without such a choice.
+        rates: Peak learning rates to choose from; none for the constant answer and ptuning's own methods.
         seeds: How many seeds, from 0 on.
         datasets: Where it is run.
     """
@@ -155,8 +155,8 @@ def _peer(
 def _deep(title: str, first_layer: int = 0) -> Method:
     # The token that P-tuning v2 reads, and PEFT; what the default recipe reads is the default recipe's row.
     prompt = {"depth": "deep", "num_virtual_tokens": 20, "first_layer": first_layer, "pooling": "native"}
-    options = {"epochs": 8, "prompt": prompt, "head_share": 0.1}
-    return Method(title=title, kind="ptuning", options=options, rates=(1e-2, 2e-2, 4e-2))
+    options = {"epochs": 8, "prompt": prompt, "rate": 2e-2, "head_share": 0.1}
+    return Method(title=title, kind="ptuning", options=options)
 
 
 def _input(title: str, encoder: str = "embedding", placement: str | None = None, **limits: Any) -> Method:
@@ -168,8 +168,9 @@ def _input(title: str, encoder: str = "embedding", placement: str | None = None,
     }
     if placement is not None:
         prompt["placement"] = placement
-    options = {"epochs": 8, "prompt": prompt, "head_share": 0.1}
-    return Method(title=title, kind="ptuning", options=options, rates=(1e-2, 3e-2, 1e-1), **limits)
+    rate = 1e-1 if encoder == "embedding" else 1e-2
+    options = {"epochs": 8, "prompt": prompt, "rate": rate, "head_share": 0.1}
+    return Method(title=title, kind="ptuning", options=options, **limits)
 
 
 _VARIANT: Mapping[str, Any] = {"seeds": 1, "datasets": ("mrpc", "sst2")}
@@ -183,7 +184,7 @@ METHODS: Mapping[str, Method] = {
     "deep": _deep("**ptuning deep**"),
     "peft-prefix": _peer("PEFT `PREFIX_TUNING`", "prefix", (3e-3, 1e-2, 3e-2), num_virtual_tokens=20),
     "peft-lora": _peer("PEFT `LORA`", "lora", (3e-4, 1e-3, 3e-3), r=8, lora_alpha=16, lora_dropout=0.1),
-    "head": _peer("head alone", "head", (1e-2, 3e-2, 1e-1), dropout=False),
+    "head": _peer("head alone", "head", (1e-2, 3e-2, 1e-1), dropout=False, features="once"),
     "deep-two-thirds": _deep("**ptuning deep, upper two thirds**", LAYERS // 3),
     "deep-half": _deep("**ptuning deep, upper half**", LAYERS // 2),
     "input": _input("**ptuning input**"),

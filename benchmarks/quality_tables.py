@@ -43,7 +43,7 @@ class Cell:
     """A method on a data set: the runs that count, one a seed.
 
     Attributes:
-        rate: What was picked; ``None`` for a method without a choice.
+        rate: What was picked, or set; ``None`` for a method that has none, or several.
         edge: Whether that is the lowest or highest of those tried.
     """
 
@@ -71,7 +71,7 @@ def cell(records: Sequence[Record], dataset: str, method: str) -> Cell | None:
         return None
     last = _without_rate(own[-1])
     own = [each for each in own if _without_rate(each) == last]
-    rate, edge = None, False
+    rate, edge = own[-1]["rate"], False
     if tried := METHODS[method].rates:
         swept = {each["rate"]: (each["metrics"] or {}) for each in own if each["seed"] == 0}
         if not set(tried) <= set(swept):

@@ -17,6 +17,8 @@ import torch
 
 from ptuning.data import load_examples
 from ptuning.task import Task
+from ptuning.training.config import DataConfig
+from ptuning.training.prepare import read
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -33,12 +35,13 @@ from quality_plan import DATASETS, ELSEWHERE, METHODS, STUDIED, Run, data_set, s
 def record(dataset: str, method: str, seed: int, rate: float | None, validation: float, test: float) -> Any:
     """A line of the results, made up."""
     metric, also = data_set(dataset).metric, data_set(dataset).also
+    setting = setting_of(method, dataset, rate)
     return {
         "dataset": dataset,
         "method": method,
         "seed": seed,
-        "rate": rate,
-        "setting": setting_of(method, dataset, rate),
+        "rate": setting.get("rate"),
+        "setting": setting,
         "metrics": {
             "validation": {metric: validation, "loss": 0.5},
             "test": {metric: test, also: test / 2, "loss": 0.5},
@@ -85,14 +88,16 @@ def test_a_sweep_comes_first_and_its_winner_gets_the_seeds() -> None:
 def test_test_figures_have_no_part_in_picking() -> None:
     validation = (0.7, 0.8, 0.6)
     for test in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.5)):
-        done = swept("mrpc", "deep", validation, test)
-        (picked,) = {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["deep"], range(3))}
-        shown = quality_tables.cell(done, "mrpc", "deep")
+        done = swept("mrpc", "peft-prefix", validation, test)
+        (picked,) = {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["peft-prefix"], range(3))}
+        shown = quality_tables.cell(done, "mrpc", "peft-prefix")
         assert shown is not None
-        assert picked == shown.rate == METHODS["deep"].rates[1]
+        assert picked == shown.rate == METHODS["peft-prefix"].rates[1]
         for each in done:  # not even that they are there
             del each["metrics"]["test"]
-        assert {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["deep"], range(3))} == {picked}
+        assert {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["peft-prefix"], range(3))} == {
+            picked
+        }
 
 
 def test_of_equal_rates_the_lower_loss_and_then_the_lower_rate() -> None:
@@ -102,10 +107,10 @@ def test_of_equal_rates_the_lower_loss_and_then_the_lower_rate() -> None:
 
 
 def test_a_rate_that_diverged_counts_as_tried_and_is_not_picked() -> None:
-    done = swept("mrpc", "input", (0.7, 0.6, 0.0), (0, 0, 0))
+    done = swept("mrpc", "peft-p-tuning", (0.7, 0.6, 0.0), (0, 0, 0))
     done[2] |= {"metrics": None, "diverged": "loss nan"}
-    rest = plan.remaining(done, ["mrpc"], ["input"], range(3))
-    assert {run.setting["rate"] for run in rest} == {METHODS["input"].rates[0]}
+    rest = plan.remaining(done, ["mrpc"], ["peft-p-tuning"], range(3))
+    assert {run.setting["rate"] for run in rest} == {METHODS["peft-p-tuning"].rates[0]}
 
 
 def test_what_decides_a_run_tells_it_apart() -> None:
@@ -133,11 +138,11 @@ def test_input_prompts_stand_between_pairs_and_in_front_of_single_texts() -> Non
 
 
 def test_few_rows_get_at_least_the_least_number_of_steps() -> None:
-    setting = setting_of("deep", "sst2-16", 1e-2)
+    setting = setting_of("deep", "sst2-16")
     assert plan.schedule(setting, 32) == (150, 300, 38)
     assert plan.schedule(setting, 200) == (24, 312, 39)
     assert plan.schedule(setting, 2000) == (8, 1000, 125)  # long enough: each epoch is evaluated
-    assert plan.schedule(setting_of("full", "mrpc", 1e-5), 3672) == (5, 1150, 230)
+    assert plan.schedule(setting_of("full", "mrpc", 2e-5), 3672) == (5, 1150, 230)
 
 
 def test_estimates_learn_from_what_was_run() -> None:
@@ -281,11 +286,11 @@ def study(words: str, file: Path) -> None:
 
 def test_what_is_done_and_left_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "quality.jsonl"
-    for each in swept("mrpc", "deep", (0.7, 0.8, 0.6), (0.7, 0.8, 0.6)):
+    for each in swept("mrpc", "peft-lora", (0.7, 0.8, 0.6), (0.7, 0.8, 0.6)):
         quality_records.append(each, file)
-    study("--list --datasets mrpc --methods deep full", file)
+    study("--list --datasets mrpc --methods peft-lora full", file)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["deep", "mrpc", "2", "90"] in lines
+    assert ["peft-lora", "mrpc", "2", "90"] in lines
     assert lines[-1][:3] == ["9", "runs", "left,"]  # and seven of full fine-tuning
 
 
@@ -375,26 +380,46 @@ def test_a_peer_trains_its_own_numbers_alone(method: str, made_data: Path, tiny_
 # -------------------------------------------------------------------------------------------- tables
 
 
+def test_the_head_alone_reads_what_the_backbone_gives(tiny_folder: Path, tmp_path: Path) -> None:
+    import quality_peers
+
+    file = tmp_path / "rows.jsonl"
+    rows = [{"text": "word " * (1 + i % 7), "label": i % 2} for i in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    setting = setting_of("head", "sst2", 1e-2) | {"backbone": str(tiny_folder)}
+    examples, task = read(DataConfig(train=str(file), validation=str(file)), seed=0)
+    model = quality_peers.make(setting, task).eval()
+    split = quality_peers._split(quality_peers._tokenise(setting, model), examples.train, task)
+    head, whole = (kind(model=model, task=task, pad=0) for kind in (quality_peers._Head, quality_peers._Peer))
+    head.autocast = whole.autocast = None
+    batch = [3, 17, 4, 0]
+    torch.testing.assert_close(head.logits(split, batch), whole.logits(split, batch))
+    head.loss(head.logits(split, batch), torch.tensor([1, 1, 0, 0])).backward()
+    assert [name for name, value in model.named_parameters() if value.grad is not None] == list(head.trained)
+
+
 def plain(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(" | ".join(row) for row in (header, *rows))
 
 
 def test_tables_of_partial_results() -> None:
-    _, middle, _ = METHODS["deep"].rates
+    _, middle, _ = METHODS["peft-lora"].rates
     done = [
-        *swept("mrpc", "deep", (0.7, 0.8, 0.6), (0.9, 0.70, 0.1)),
-        *(record("mrpc", "deep", seed, middle, 0.8, 0.70 + seed / 100) for seed in (1, 2)),
+        *swept("mrpc", "peft-lora", (0.7, 0.8, 0.6), (0.9, 0.70, 0.1)),
+        *(record("mrpc", "peft-lora", seed, middle, 0.8, 0.70 + seed / 100) for seed in (1, 2)),
         *swept("mrpc", "full", (0.6, 0.7, 0.8), (0.9, 0.9, 0.8))[:2],  # not whole: not shown
-        *swept("stsb", "input", (0.1, 0.2, 0.3), (0.1, 0.2, 0.3)),
+        *swept("stsb", "peft-prefix", (0.1, 0.2, 0.3), (0.1, 0.2, 0.3)),
+        *(record("mrpc", "deep", seed, None, 0.8, 0.6) for seed in (0, 1)),  # its rate was set
     ]
     text = quality_tables.tables(plain, done)
     mrpc = text.split("### ")[1]
-    row = "**ptuning deep** | 0.02 | 0.710 ± 0.010 | 0.355 ± 0.005 | 3 | 1,000 (0.0045 %) | 1.5 | 1,001"
+    row = "PEFT `LORA` | 0.001 | 0.710 ± 0.010 | 0.355 ± 0.005 | 3 | 1,000 (0.0045 %) | 1.5 | 1,001"
     assert row in mrpc.splitlines()
+    assert "**ptuning deep** | 0.02 | 0.600 ± 0.000 | 0.300 ± 0.000 | 2 |" in mrpc
     assert "0.900" not in mrpc
     assert "full fine-tuning" in mrpc.split("Not run yet: ")[1]
     stsb = text.split("### ")[2]
-    assert "**ptuning input** | 0.1 \\* | 0.300 | 0.150 | 1 |" in stsb
+    assert "PEFT `PREFIX_TUNING` | 0.03 \\* | 0.300 | 0.150 | 1 |" in stsb
     assert "highest of the three rates" in stsb
     assert text.split("### ")[3].startswith("SST-2\n\nNot run yet.")
     assert "revision abc1234, a processor, 2 cores" in text
