@@ -4,8 +4,8 @@ A run is a data set, a method, its setting and a seed. The setting holds every o
 its digest tells runs apart, and a run that is in the results is not done again.
 
 Every peer gets three rates, tried with seed 0. The one that is best on the validation rows is the method's on
-that data set; the sweep's run is its seed 0. What decides reads validation figures and nothing else. Methods of
-ptuning's have the recipe's rates.
+that data set; the sweep's run is its seed 0. What decides reads validation figures and nothing else. Methods
+of ptuning's have the recipe's rates.
 """
 
 from __future__ import annotations
