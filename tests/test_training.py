@@ -6,7 +6,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from ptuning import (
 )
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
+from ptuning.training import checkpoint, loop
 from ptuning.training.console import Silent
+from ptuning.training.diagnosis import standard_error
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import public_name
 from ptuning.training.result import Evaluation
@@ -136,13 +138,75 @@ def test_a_source_is_named_without_the_folders_above_it(source: str, public: str
     assert public_name(source) == public
 
 
-def test_the_best_evaluation_is_what_is_kept(config: Callable[..., TrainConfig]) -> None:
-    made = config(fit__epochs=6)
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The task's parameters at every evaluation of the runs to come."""
+    found: list[dict[str, torch.Tensor]] = []
+    evaluate = loop._Loop._evaluate
+
+    def watched(self: loop._Loop) -> None:
+        evaluate(self)
+        found.append(checkpoint.snapshot(self.model))
+
+    monkeypatch.setattr(loop._Loop, "_evaluate", watched)
+    return found
+
+
+def by_accuracy(found: Evaluation) -> tuple[float, float]:
+    return found.metrics["accuracy"], -found.metrics["loss"]
+
+
+def kept(made: TrainConfig) -> dict[str, torch.Tensor]:
+    return checkpoint.snapshot(PTuningModel.from_pretrained(made.output))
+
+
+def test_the_best_evaluation_is_what_is_kept(
+    config: Callable[..., TrainConfig], looks: list[dict[str, torch.Tensor]]
+) -> None:
+    made = config(fit__epochs=6, fit__average_checkpoints=1)
     result = train(made)
-    assert result.best == max(
-        result.history, key=lambda found: (found.metrics["accuracy"], -found.metrics["loss"])
-    )
+    assert result.best == max(result.history, key=by_accuracy)
     assert result.metrics["validation"] == pytest.approx(result.best.metrics)
+    assert result.averaged == (result.best,)
+    assert result.kept == f"the checkpoint of epoch {result.best.epoch:g}"
+    torch.testing.assert_close(kept(made), looks[result.history.index(result.best)])
+
+
+def test_the_mean_of_the_best_evaluations_is_kept(
+    config: Callable[..., TrainConfig], looks: list[dict[str, torch.Tensor]]
+) -> None:
+    made = config(fit__epochs=8)
+    result = train(made)
+    ranked = sorted(result.history, key=by_accuracy, reverse=True)
+    error = standard_error("accuracy", result.best.metrics["accuracy"], 24)
+    close = [
+        each for each in ranked[:3] if each.metrics["accuracy"] >= result.best.metrics["accuracy"] - error
+    ]
+    assert result.averaged == tuple(sorted(close, key=lambda found: found.step))
+    assert len(close) > 1
+    mean = checkpoint.mean([looks[result.history.index(each)] for each in close])
+    torch.testing.assert_close(kept(made), mean)
+    assert result.metrics["validation"]["accuracy"] >= result.best.metrics["accuracy"] - error
+    one, *_, last = (f"{each.epoch:g}" for each in result.averaged)
+    assert result.kept.startswith(f"the mean of the checkpoints of epochs {one}")
+    assert result.kept.endswith(f" and {last}")
+    assert TrainResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_a_mean_that_is_worse_than_the_best_is_not_kept(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, looks: list[dict[str, torch.Tensor]]
+) -> None:
+    spoilt = checkpoint.mean
+
+    def far_off(found: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {name: -100 * value for name, value in spoilt(found).items()}
+
+    monkeypatch.setattr(checkpoint, "mean", far_off)
+    made = config(fit__epochs=8)
+    result = train(made)
+    assert result.averaged == (result.best,)
+    assert result.metrics["validation"] == pytest.approx(result.best.metrics)
+    torch.testing.assert_close(kept(made), looks[result.history.index(result.best)])
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_others(
@@ -352,7 +416,7 @@ def test_regression_standardises_and_undoes_it(tiny_folder: Path, rows: Rows, tm
             "output": str(tmp_path / "out"),
             "precision": "fp32",
             "prompt": {"num_virtual_tokens": 4},
-            "fit": {"epochs": 8, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2},
+            "fit": {"epochs": 12, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2},
         }
     )
     result = train(made)

@@ -101,9 +101,8 @@ def _show(result: TrainResult, console: Console) -> None:
 
     console.print(metrics_table(result.metrics, result.baseline, result.baseline_rule))
     console.print(
-        f"{result.examples_per_second:.0f} rows/s, {result.seconds:.0f} s; best at epoch "
-        f"{result.best.epoch:g} by validation {result.metric}"
-        + ("; stopped early" if result.stopped_early else ""),
+        f"{result.examples_per_second:.0f} rows/s, {result.seconds:.0f} s; kept by validation "
+        f"{result.metric}: {result.kept}" + ("; stopped early" if result.stopped_early else ""),
         highlight=False,
     )
     print_diagnosis(result, console)

@@ -5,7 +5,7 @@ A checkpoint is the adapter folder of the best task so far, usable as it is, plu
 ``resume/state.json``
     position in the data, evaluations so far, the configuration and a digest of the data;
 ``resume/state.safetensors``
-    the task's parameters now and at the best evaluation, AdamW's moments, the random generators.
+    the task's parameters now and at the best evaluations, AdamW's moments, the random generators.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from ptuning.data.tokens import TokenRow
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.result import Evaluation
+
+Kept = dict[int, dict[str, Tensor]]
+"""By index in the history, the task's parameters at the best evaluations."""
 
 FOLDER = "checkpoint"
 _STATE, _TENSORS = "resume/state.json", "resume/state.safetensors"
@@ -79,19 +82,20 @@ def save(
     model: PTuningModel,
     optimizer: torch.optim.Optimizer,
     position: Position,
-    best: Mapping[str, Tensor] | None,
+    kept: Mapping[int, Mapping[str, Tensor]],
     setting: Mapping[str, Any],
 ) -> None:
     """Write the checkpoint, whole or not at all.
 
     Args:
-        best: The task's parameters at the best evaluation.
+        kept: The task's parameters at the best evaluations, ``position.best`` among them.
         setting: What has to be the same for the run to go on.
     """
     parameters = model.task_parameters()
     now = {name: value.detach().clone() for name, value in parameters.items()}
     tensors = {f"now.{name}": value for name, value in now.items()}
-    tensors |= {f"best.{name}": value for name, value in (best or {}).items()}
+    for index, values in kept.items():
+        tensors |= {f"kept.{index}.{name}": value for name, value in values.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}/{key}"] = torch.as_tensor(value)
@@ -107,8 +111,8 @@ def save(
 
     metrics = {} if position.best is None else {"validation": position.history[position.best].metrics}
     try:
-        if best is not None:
-            restore(model, best)
+        if position.best is not None:
+            restore(model, kept[position.best])
         adapter = model.to_adapter(metrics=metrics)
     finally:
         restore(model, now)
@@ -117,8 +121,8 @@ def save(
 
 def load(
     folder: Path, *, model: PTuningModel, optimizer: torch.optim.Optimizer, setting: Mapping[str, Any]
-) -> tuple[Position, dict[str, Tensor] | None]:
-    """Put model, optimizer and generators back where the run was; return its position and its best task.
+) -> tuple[Position, Kept]:
+    """Put model, optimizer and generators back where the run was; return its position and its best tasks.
 
     Raises:
         AdapterError: no checkpoint there, or one altered or cut short.
@@ -145,7 +149,8 @@ def load(
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     found = state["position"]
     position = Position(**{**found, "history": [Evaluation(**each) for each in found["history"]]})
-    return position, _under("best.", tensors) or None
+    kept = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("kept.")})
+    return position, {index: _under(f"kept.{index}.", tensors) for index in kept}
 
 
 def refuse_changes(began_with: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
@@ -176,6 +181,11 @@ def restore(model: PTuningModel, values: Mapping[str, Tensor]) -> None:
 def snapshot(model: PTuningModel) -> dict[str, Tensor]:
     """A copy of the task's parameters."""
     return {name: value.detach().clone() for name, value in model.task_parameters().items()}
+
+
+def mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Of several copies of the task's parameters."""
+    return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

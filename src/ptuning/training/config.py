@@ -82,6 +82,11 @@ class FitConfig(_Strict):
     select_by: str = Field(
         "auto", description="metric that picks the best checkpoint; 'auto' by kind of task"
     )
+    average_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="the adapter is the mean of up to so many of the best checkpoints",
+    )
     patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better one"
     )

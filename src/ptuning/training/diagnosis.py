@@ -194,6 +194,7 @@ class _Run:
         self.metric = found.metric
         self.sign = -1 if found.metric in LOWER_IS_BETTER else 1
         self.best = found.metrics["validation"].get(found.metric)
+        self.peak = found.best.metrics.get(found.metric)
         self.floor = found.baseline["validation"].get(found.metric)
         setting = found.setting
         self.rows: Mapping[str, int] = setting.get("rows", {})
@@ -368,13 +369,13 @@ def _overfitting(run: _Run) -> str | None:
     after = [each for each in run.history if each.step > best.step]
     late = after[len(after) // 2 :]
     values = run.reached(late)
-    if len(after) < 2 or not values or run.best is None or "validation" not in run.rows:
+    if len(after) < 2 or not values or run.peak is None or "validation" not in run.rows:
         return None
     loss, level = fmean(each.metrics["loss"] for each in late), run.sign * fmean(values)
     worse_than_none = run.reference is not None and loss > run.reference.constant
-    margin = run.noise(run.best) * (1.0 if worse_than_none else NOISE)
-    least = LEAST_FALL * (abs(run.best) if run.sign < 0 else 1)
-    fell = run.sign * (run.best - level) > max(margin, least)
+    margin = run.noise(run.peak) * (1.0 if worse_than_none else NOISE)
+    least = LEAST_FALL * (abs(run.peak) if run.sign < 0 else 1)
+    fell = run.sign * (run.peak - level) > max(margin, least)
     learned = run.last.train_loss < FELL * best.train_loss
     if not (fell and learned and loss > best.metrics["loss"]):
         return None
@@ -387,9 +388,9 @@ def _overfitting(run: _Run) -> str | None:
         "more training rows",
     ]
     return (
-        f"NOTE: overfitting: on the validation rows {run.metric} {way} from {run.best:.3f} in epoch "
+        f"NOTE: overfitting: on the validation rows {run.metric} {way} from {run.peak:.3f} in epoch "
         f"{best.epoch:g} to {level:.3f} towards epoch {run.last.epoch:g} (the standard error of "
-        f"{run.rows['validation']} rows is {run.noise(run.best):.2g}), while the training loss fell from "
+        f"{run.rows['validation']} rows is {run.noise(run.peak):.2g}), while the training loss fell from "
         f"{best.train_loss:.3g} to {run.last.train_loss:.3g} (the validation loss went from "
         f"{best.metrics['loss']:.3g} to {run.last.metrics['loss']:.3g}). {_kept(run)}. For a better one try: "
         f"{'; '.join(tries)}"
@@ -399,11 +400,11 @@ def _overfitting(run: _Run) -> str | None:
 def _saturated(run: _Run) -> str | None:
     """Nothing changed for most of the run: there was nothing left to learn, or no way to learn it."""
     found, history, reference = run.found, run.trained, run.reference
-    if reference is None or len(history) < LONG or found.stopped_early or run.best is None:
+    if reference is None or len(history) < LONG or found.stopped_early or run.peak is None:
         return None
     since = (
         f"{run.metric} on the validation rows has since gained no more than chance moves it (best "
-        f"{run.best:.3f}). {_kept(run)}"
+        f"{run.peak:.3f}). {_kept(run)}"
     )
     within = [each for each in history if each.epoch <= EARLY * run.last.epoch]
     if not within or not _settled(run, within[-1]):
@@ -497,7 +498,7 @@ def _after(found: Evaluation) -> int:
 
 
 def _kept(run: _Run) -> str:
-    return f"The checkpoint of epoch {run.found.best.epoch:g} was kept"
+    return f"{run.found.kept[0].upper()}{run.found.kept[1:]} was kept"
 
 
 def _plain(sentence: str) -> str:

@@ -35,7 +35,7 @@ from ptuning.training import checkpoint
 from ptuning.training.checkpoint import Position
 from ptuning.training.config import DataConfig, FitConfig, run_folder
 from ptuning.training.console import Reporter, Silent
-from ptuning.training.diagnosis import Reference, not_finite
+from ptuning.training.diagnosis import Reference, not_finite, standard_error
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
 from ptuning.training.prepare import Examples, Split, gather
@@ -57,7 +57,7 @@ def fit(
     reporter: Reporter | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainResult:
-    """Train ``model`` in place; it ends with the best evaluation's parameters.
+    """Train ``model`` in place; it ends with the mean of the best evaluations' parameters.
 
     Args:
         model: From ``PTuningModel.from_backbone``; its task says what the labels mean. Of a
@@ -160,7 +160,7 @@ def run(
         finally:
             model.check_loss, model.backbone.dropout = True, dropout
             reporter.end()
-    loop.keep_best()
+    averaged = loop.keep_best()
     baseline = Baseline.of(train.targets, model.task)
     splits = {"validation": held} | ({"test": test} if test else {})
     position = loop.position
@@ -168,6 +168,7 @@ def run(
     result = TrainResult(
         metric=loop.select.metric,
         best=position.history[position.best],
+        averaged=tuple(position.history[index] for index in averaged),
         history=tuple(position.history),
         metrics={
             name: evaluate(model, split, loop.stems if split is held else None)
@@ -277,7 +278,7 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.position = Position()
-        self.best: dict[str, Tensor] | None = None
+        self.kept: checkpoint.Kept = {}
         self.stems: Stems | None = None
         self.batches = [self._count(epoch) for epoch in range(self.config.epochs)]
         self.steps = sum(math.ceil(count / self.config.accumulation) for count in self.batches)
@@ -304,7 +305,7 @@ class _Loop:
         assert self.folder is not None
         if not self.folder.exists():
             raise ConfigError(f"nothing to resume: there is no {self.folder}; leave --resume out to begin")
-        self.position, self.best = checkpoint.load(
+        self.position, self.kept = checkpoint.load(
             self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
         )
         self.started = time.perf_counter() - self.position.seconds
@@ -387,11 +388,35 @@ class _Loop:
                     self._interrupt()
         return False
 
-    def keep_best(self) -> None:
-        """Leave the model with the best evaluation's parameters."""
-        if self.best is not None:
-            checkpoint.restore(self.model, self.best)
+    def keep_best(self) -> list[int]:
+        """Leave the model with the mean of the best evaluations' parameters; returns which those are.
+
+        The best of several looks is so by luck as well, and a mean has less of that (model soups,
+        arXiv:2203.05482). Only what the validation rows cannot tell from the best is averaged, and if they
+        can tell the mean from it, what lies between is no good: then the best alone is kept.
+        """
+        history, best = self.position.history, self.position.best
+        assert best is not None  # the last step of a run is always followed by an evaluation
+        chosen = [
+            index for index in sorted(self.kept) if index == best or self._as_good(history[index].metrics)
+        ]
+        if len(chosen) > 1:
+            checkpoint.restore(self.model, checkpoint.mean([self.kept[index] for index in chosen]))
+            if not self._as_good(evaluate(self.model, self.validation, self.stems, rates=self.rates)):
+                chosen = [best]
+        if chosen == [best]:
+            checkpoint.restore(self.model, self.kept[best])
         self.model.eval()
+        return chosen
+
+    def _as_good(self, found: Metrics) -> bool:
+        """Whether that is less than a standard error behind the best evaluation."""
+        assert self.position.best is not None
+        metric, best = self.select.metric, self.position.history[self.position.best].metrics
+        if metric not in found or metric not in best:
+            return False
+        margin = standard_error(metric, best[metric], len(self.validation.rows))
+        return self.select.sign * (best[metric] - found[metric]) <= margin
 
     def _groups(self) -> Iterator[list[list[int]]]:
         """What is left of this epoch: for each optimizer step its batches of row numbers."""
@@ -475,9 +500,22 @@ class _Loop:
             position.stale += 1
         if better:
             position.best = len(position.history) - 1
-            self.best = checkpoint.snapshot(self.model)
+        self._keep(len(position.history) - 1)
         self._save()
         self.reporter.evaluation(position.history[-1], self.select.metric, better)
+
+    def _keep(self, index: int) -> None:
+        """Hold on to the parameters of evaluation ``index``, for as long as it is one of the best."""
+        history = self.position.history
+        ranked = sorted(  # of equals the earlier one is the better one, as it is for position.best
+            [*self.kept, index],
+            key=lambda each: (self.select.key(history[each].metrics), -each),
+            reverse=True,
+        )
+        wanted = ranked[: self.config.average_checkpoints]
+        self.kept = {each: values for each, values in self.kept.items() if each in wanted}
+        if index in wanted:
+            self.kept[index] = checkpoint.snapshot(self.model)
 
     # ------------------------------------------------------------------------------------ saving
 
@@ -490,7 +528,7 @@ class _Loop:
                 model=self.model,
                 optimizer=self._adamw,
                 position=self.position,
-                best=self.best,
+                kept=self.kept,
                 setting=self.setting,
             )
 

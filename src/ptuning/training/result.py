@@ -36,8 +36,9 @@ class TrainResult:
     Attributes:
         metric: The metric that picked the best checkpoint.
         best: The evaluation it was picked at.
+        averaged: The evaluations whose parameters' mean was kept, in order; one, if that is the best alone.
         history: Every evaluation, in order.
-        metrics: By split (``validation``, and ``test`` if there is one), of the best checkpoint.
+        metrics: By split (``validation``, and ``test`` if there is one), of what was kept.
         baseline: By split, what a constant answer scores.
         baseline_rule: That answer, in words.
         trained: How many numbers were trained.
@@ -61,6 +62,15 @@ class TrainResult:
     stopped_early: bool = False
     adapter: Path | None = None
     setting: Mapping[str, Any] = field(default_factory=dict)
+    averaged: tuple[Evaluation, ...] = ()
+
+    @property
+    def kept(self) -> str:
+        """Which checkpoint the adapter is, in words."""
+        if len(self.averaged) < 2:
+            return f"the checkpoint of epoch {self.best.epoch:g}"
+        *others, last = (f"{each.epoch:.3g}" for each in self.averaged)
+        return f"the mean of the checkpoints of epochs {', '.join(others)} and {last}"
 
     @property
     def reported(self) -> str:
@@ -69,7 +79,7 @@ class TrainResult:
 
     @property
     def beats_baseline(self) -> bool:
-        """Whether the best checkpoint is better than the constant answer, on the validation rows."""
+        """Whether what was kept is better than the constant answer, on the validation rows."""
         lower = self.metric in ("loss", "mse", "mae")
         mine = self.metrics["validation"].get(self.metric)
         floor = self.baseline["validation"].get(self.metric)
@@ -107,6 +117,7 @@ class TrainResult:
                 **own,
                 "best": Evaluation(**values["best"]),
                 "history": tuple(Evaluation(**each) for each in values["history"]),
+                "averaged": tuple(Evaluation(**each) for each in values.get("averaged", ())),
                 "adapter": None if values["adapter"] is None else Path(values["adapter"]),
             }
         )
