@@ -136,6 +136,13 @@ def load(
         raise AdapterError(
             f"{folder} cannot be resumed from ({error}); start again without --resume"
         ) from error
+    found = state["position"]
+    looks = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("kept.")})
+    if found["best"] is not None and found["best"] not in looks:
+        raise AdapterError(
+            f"{folder} cannot be resumed from: it is another version's, and holds no best evaluations; start "
+            "again without --resume"
+        )
     refuse_changes(state["setting"], setting)
     restore(model, _under("now.", tensors))
     for name, parameter in model.task_parameters().items():
@@ -147,10 +154,12 @@ def load(
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
-    found = state["position"]
     position = Position(**{**found, "history": [Evaluation(**each) for each in found["history"]]})
-    kept = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("kept.")})
-    return position, {index: _under(f"kept.{index}.", tensors) for index in kept}
+    kept = {look: _under(f"kept.{look}.", tensors) for look in looks}
+    return position, {
+        look: {name: value.to(model.device) for name, value in values.items()}
+        for look, values in kept.items()
+    }
 
 
 def refuse_changes(began_with: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
