@@ -247,6 +247,7 @@ def test_a_resumed_run_is_the_straight_run_to_the_bit(
     resumed = train(broken, resume=True)
     assert same(tmp_path / "straight", tmp_path / "broken")
     assert resumed.history == straight.history
+    assert resumed.averaged == straight.averaged
     assert resumed.metrics == straight.metrics
 
 
@@ -288,6 +289,23 @@ def test_resume_refuses_an_altered_checkpoint(config: Callable[..., TrainConfig]
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(adapters_error(), match=Path(file).name):
+        train(made, resume=True)
+
+
+def test_a_checkpoint_without_its_best_evaluations_is_refused(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those were before there were several."""
+    made = config()
+    with pytest.raises(Interrupted):
+        train(made, reporter=StopAfter(12))
+    read = checkpoint.load_file
+    monkeypatch.setattr(
+        checkpoint,
+        "load_file",
+        lambda file: {name: value for name, value in read(file).items() if not name.startswith("kept.")},
+    )
+    with pytest.raises(adapters_error(), match=r"cannot be resumed from: it is another version's.*without"):
         train(made, resume=True)
 
 
