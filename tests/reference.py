@@ -92,8 +92,9 @@ class SlowReference:
 
         With ``mean`` every token leaves the last layer as the mean of all of them, ``[T, H]``, which are kept
         in :attr:`left`; and with ``beside``, another text's, as how both agree; or with ``mix``
-        ``[L−s+1, 2, H]`` as the weighed sum of means and greatest values of what enters each layer from s
-        on, and of what the last one gives. ``units`` ``[L−s, 2, U, H]`` are hidden units more, one at a time.
+        ``[L−s+1, 2+2Q, H]`` as the weighed sum of means, greatest values and what queries find, of what
+        enters each layer from s on, and of what the last one gives. ``units`` ``[L−s, 2, U, H]`` are hidden
+        units more, one at a time.
         """
         layers = [] if prompt is None else list(prompt.double())
         self.prompts = {first_layer + n: layer for n, layer in enumerate(layers)}
@@ -134,11 +135,16 @@ class SlowReference:
             read = states[0].mean(0) if beside is None else _agreement(beside, states[0])
             if mix is not None:
                 read = torch.zeros_like(read)
-                for tokens, (of_mean, of_greatest) in zip(
+                for tokens, (of_mean, of_greatest, *asked) in zip(
                     [*passed, states[0]][-len(mix) :], mix.double(), strict=True
                 ):
                     read += of_mean * tokens.mean(0)
                     read += of_greatest * torch.stack([max(each) for each in tokens.T])
+                    half = len(asked) // 2
+                    for of_found, query in zip(asked[:half], asked[half:], strict=True):
+                        powers = [math.exp(float(token @ query) / math.sqrt(len(token))) for token in tokens]
+                        for token, power in zip(tokens, powers, strict=True):
+                            read += of_found * token * power / sum(powers)
             states = read.expand_as(states)
             return (states, *out[1:]) if isinstance(out, tuple) else states
 

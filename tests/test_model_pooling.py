@@ -14,10 +14,10 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from ptuning import DeepPrompt, Engine, PTuningModel, Task, adapters
-from ptuning.adapters import MIX
+from ptuning.adapters import MIX, QUERIES
 from ptuning.errors import AdapterError
 from ptuning.model.config import DeepMLPEncoder, EmbeddingEncoder
-from ptuning.model.pooling import average, greatest
+from ptuning.model.pooling import QUERY_SCALE, attended, average, greatest
 from tiny import ragged, tiny
 
 TASK = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
@@ -46,9 +46,12 @@ def logits(model: PTuningModel) -> torch.Tensor:
 def test_it_has_weights_for_every_layer_from_the_first_prompted(first_layer: int) -> None:
     model = made(first_layer=first_layer, seed=None)
     mix = model.head.named()[MIX]
-    assert mix.shape == (LAYERS - first_layer + 1, 2, HIDDEN)
-    assert int(mix.count_nonzero()) == HIDDEN
-    assert bool((mix[-1, 0] == 1).all())
+    assert mix.shape == (LAYERS - first_layer + 1, 2 + 2 * QUERIES, HIDDEN)
+    weights, queries = mix[:, : 2 + QUERIES], mix[:, 2 + QUERIES :]
+    assert int(weights.count_nonzero()) == HIDDEN
+    assert bool((weights[-1, 0] == 1).all())
+    assert queries.std().item() == pytest.approx(QUERY_SCALE, rel=0.3)
+    assert len(queries.flatten(0, 1).unique(dim=0)) == QUERIES * len(queries)  # no two the same
     others = made(first_layer=first_layer, pooling="mean", seed=None)
     assert model.num_parameters(only_trainable=True) - others.num_parameters(True) == mix.numel()
     assert model.num_parameters() - others.num_parameters() == mix.numel()
@@ -59,6 +62,11 @@ def test_padding_is_neither_averaged_nor_the_greatest() -> None:
     real = torch.tensor([[1, 1, 0], [0, 0, 0]])
     assert average(states, real).tolist() == [[2.0, -4.0], [0.0, 0.0]]
     assert greatest(states, real).tolist() == [[3.0, -3.0], [0.0, 0.0]]
+    queries = torch.tensor(
+        [[0.0, 0.0], [200.0, 0.0], [0.0, 200.0]]
+    )  # none in particular, and one token alone
+    found = attended(states, real, queries)
+    assert found.tolist() == [[[2.0, -4.0], [3.0, -5.0], [1.0, -3.0]], [[0.0, 0.0]] * 3]
 
 
 @pytest.mark.parametrize("encoder", ["embedding", "mlp"])
@@ -127,8 +135,8 @@ def test_an_adapter_without_its_mix_is_refused() -> None:
     cut = {**rest, MIX: adapter.head[MIX][1:]}
     for prompt, head, got in (
         (layers, rest, "None"),
-        (mean, adapter.head, str((LAYERS + 1, 2, HIDDEN))),
-        (layers, cut, str((LAYERS, 2, HIDDEN))),
+        (mean, adapter.head, str((LAYERS + 1, 2 + 2 * QUERIES, HIDDEN))),
+        (layers, cut, str((LAYERS, 2 + 2 * QUERIES, HIDDEN))),
     ):
         with pytest.raises(AdapterError, match=rf"the shape of {MIX} is {re.escape(got)}, expected"):
             replace(adapter, prompt=prompt, head=head)

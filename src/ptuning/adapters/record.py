@@ -19,7 +19,10 @@ from ptuning.errors import AdapterError
 from ptuning.task import Task
 
 MIX = "pooling.mix"
-"""What stands in a head beside the backbone's names, where it reads all layers: how much of each."""
+"""What stands in a head beside the backbone's names, where it reads all layers: how each is read."""
+
+QUERIES = 2
+"""Learned queries in it, for every layer."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +38,7 @@ class Adapter:
             if there are none.
         head: The head's parameters by the backbone's own names (``classifier.weight``,
             ``bert.pooler.dense.weight``); empty if the backbone's own head serves. With the pooling
-            ``layers`` also :data:`MIX` ``[L−s+1, 2, H]``.
+            ``layers`` also :data:`MIX` ``[L−s+1, 2+2Q, H]``, as :func:`ptuning.model.pooling.weighed` has it.
         anchors: Token ids of the literal words in a template, one tuple a piece of text.
         metrics: What was measured, by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
         extra: Anything else that JSON can hold, such as a summary of the training.
@@ -72,7 +75,7 @@ class Adapter:
         pooling, units = self.prompt.get("pooling"), self.prompt.get("num_virtual_units") or 0
         mixed = beside = None
         if self.deep and pooling == "layers":
-            mixed = (self._layers + 1, 2, self.backbone["hidden_size"])
+            mixed = (self._layers + 1, 2 + 2 * QUERIES, self.backbone["hidden_size"])
         if self.deep and units:
             beside = (self._layers, 2, units, self.backbone["hidden_size"])
         _check_shape(MIX, self.head.get(MIX), mixed, f"the pooling {pooling!r}")

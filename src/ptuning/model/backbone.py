@@ -416,7 +416,7 @@ class Backbone(nn.Module):
             pooling: What of the last layer the head reads: its own token, the mean of the row's tokens, or
                 the similarity of two rows' means. For that the rows are the first texts of all pairs, then
                 the second ones, and the answer has half as many. With ``layers`` it is a mix of all layers.
-            mix: ``[L−s+1, 2, H]``, its weights (:class:`~ptuning.model.layers.ForwardPass`).
+            mix: ``[L−s+1, 2+2Q, H]``, its weights (:class:`~ptuning.model.layers.ForwardPass`).
             head: Parameters that stand in for the backbone's own, by name.
         """
         shared = self._pass(

@@ -220,9 +220,10 @@ class DeepPrompt:
             0 elsewhere, and for backbones without position ids.
         pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
             the mean of the text's tokens in that token's place; ``layers``, a mix of the means and greatest
-            values of the tokens in every layer from ``first_layer`` on, dimension by dimension, which begins
-            as the mean and is trained (after ELMo, arXiv:1802.05365); or ``similarity``, for pairs: each
-            text is read by itself, and the head reads in each dimension how well they agree
+            values of the tokens in every layer from ``first_layer`` on, and of what two learned queries find
+            among them, dimension by dimension, which begins as the mean and is trained (after ELMo,
+            arXiv:1802.05365, and self-attentive embeddings, arXiv:1703.03130); or ``similarity``, for pairs:
+            each text is read by itself, and the head reads in each dimension how well they agree
             (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
             pairs with a score or one of two classes, and ``layers`` for all else; others get ``native``. PEFT

@@ -53,8 +53,9 @@ class ForwardPass:
             token's place, whichever the head reads.
         units: ``[L−s, 2, U, H]``, what the feed-forward networks of the prompted layers have beside their own
             hidden units (:mod:`~ptuning.model.units`).
-        mix: ``[L−s+1, 2, H]``, to put there, in place of that mean, the weighed sum of means and greatest
-            values of what enters layer ``first_layer`` and of what it and each layer above gives.
+        mix: ``[L−s+1, 2+2Q, H]``, to put there, in place of that mean, the weighed sum of means, greatest
+            values and what queries find (:func:`~ptuning.model.pooling.weighed`), of what enters layer
+            ``first_layer`` and of what it and each layer above gives.
         similarity: The rows are the first texts of pairs and then the second ones. What takes that place is,
             how well the two texts agree (:mod:`~ptuning.model.similarity`), so that the last layer gives
             half as many rows.

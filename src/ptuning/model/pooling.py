@@ -7,6 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ptuning.adapters import QUERIES
+
+QUERY_SCALE = 0.3
+"""The queries' deviation at first: every token still has nearly the same share."""
+
 
 def average(states: Tensor, real: Tensor) -> Tensor:
     """``[B, H]``: the mean of ``states`` ``[B, T, H]`` over the real tokens; 0 in a row that has none."""
@@ -20,19 +25,43 @@ def greatest(states: Tensor, real: Tensor) -> Tensor:
     return found.masked_fill(found == -math.inf, 0)
 
 
-def weighed(states: Tensor, real: Tensor, weights: Tensor) -> Tensor:
-    """``[B, H]`` in fp32: mean and greatest, each weighed dimension by dimension.
+def attended(states: Tensor, real: Tensor, queries: Tensor) -> Tensor:
+    """``[B, Q, H]`` in fp32: what each query finds among the real tokens; 0 in a row that has none.
+
+    A token's share is the softmax of its product with the query, over √H: attention with one head, whose keys
+    and values are the states as they are (self-attentive embeddings, arXiv:1703.03130).
+
+    Args:
+        states: ``[B, T, H]``.
+        real: ``[B, T]``, 1 at real tokens.
+        queries: ``[Q, H]``.
+    """
+    states = states.float()
+    scores = states @ queries.T / math.sqrt(states.shape[-1])
+    none = torch.finfo(scores.dtype).min  # and not −∞, of which a row without tokens would make no number
+    shares = scores.masked_fill(~real.bool()[..., None], none).softmax(1) * real[..., None]
+    return shares.transpose(1, 2) @ states
+
+
+def weighed(states: Tensor, real: Tensor, mix: Tensor) -> Tensor:
+    """``[B, H]`` in fp32: mean, greatest, and what queries find, each weighed dimension by dimension.
 
     Args:
         states: ``[B, T, H]``, what a layer gives.
         real: ``[B, T]``, 1 at real tokens.
-        weights: ``[2, H]``, of the mean and of the greatest.
+        mix: ``[2+2Q, H]``: weights of the mean, of the greatest, of what each query finds; the queries.
     """
-    return average(states, real).float() * weights[0] + greatest(states, real).float() * weights[1]
+    asked = len(mix) // 2 - 1
+    weights, queries = mix[:-asked], mix[-asked:]
+    read = average(states, real).float() * weights[0] + greatest(states, real).float() * weights[1]
+    return read + (attended(states, real, queries) * weights[2:]).sum(1)
 
 
 def mix_of_last(layers: int, width: int) -> Tensor:
-    """``[layers + 1, 2, H]``: the weights with which all that is read is the mean of what the last gives."""
-    mix = torch.zeros(layers + 1, 2, width)
-    mix[-1, 0] = 1
-    return mix
+    """``[layers + 1, 2+2Q, H]``, how :func:`weighed` is to read every layer: of the last one the mean alone.
+
+    The queries are drawn, so that no two of them learn the same.
+    """
+    weights = torch.zeros(layers + 1, 2 + QUERIES, width)
+    weights[-1, 0] = 1
+    return torch.cat((weights, torch.randn(layers + 1, QUERIES, width) * QUERY_SCALE), dim=1)
