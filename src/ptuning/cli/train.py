@@ -104,6 +104,7 @@ def _show(result: TrainResult, console: Console) -> None:
         f"{result.examples_per_second:.0f} rows/s, {result.seconds:.0f} s; kept by validation "
         f"{result.metric}: {result.kept}" + ("; stopped early" if result.stopped_early else ""),
         highlight=False,
+        soft_wrap=True,
     )
     print_diagnosis(result, console)
 
