@@ -10,7 +10,6 @@ number of tasks can stand on one.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -41,10 +39,11 @@ from ptuning.model.config import (
     prompt_from_dict,
     prompt_to_dict,
 )
+from ptuning.model.head import Head, escaped, first_mix
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import apart, layout
-from ptuning.model.pooling import mix_of_last
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
+from ptuning.model.tasks import known_as, loss_of, plain_task, task_of, weigh
 from ptuning.model.template import Insertion, Landmark
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
@@ -67,41 +66,6 @@ class Prepared:
     prompt: Tensor
     tokens: tuple[int, ...] = ()
     leading: Tensor | None = None
-
-
-class Head(nn.Module):
-    """A task's own copy of the layers that turn the pooled token into logits, in fp32.
-
-    With the pooling ``layers`` it has what that is mixed by, too (:data:`ptuning.adapters.MIX`).
-    """
-
-    def __init__(self, original: Mapping[str, Tensor], *, trained: bool) -> None:
-        super().__init__()
-        for name, value in original.items():
-            copy = nn.Parameter(value.detach().float().clone(), requires_grad=trained)
-            self.register_parameter(_escaped(name), copy)
-        self.names = tuple(original)
-
-    def named(self) -> dict[str, Tensor]:
-        return {name: getattr(self, _escaped(name)) for name in self.names}
-
-    def copy_(self, values: Mapping[str, Tensor]) -> None:
-        """Take these values, by the backbone's names."""
-        with torch.no_grad():
-            for name in self.names:
-                if parametrize.is_parametrized(self, _escaped(name)):
-                    setattr(self, _escaped(name), values[name].to(getattr(self, _escaped(name))))
-                else:
-                    self.get_parameter(_escaped(name)).copy_(values[name])
-
-    def move_faster(self, scale: float, mix: float) -> None:
-        """Let every parameter move ``scale`` times as far as the optimizer's rate says; the mix ``mix``."""
-        for name in self.names:
-            move_faster(self, _escaped(name), mix if name == adapters.MIX else scale)
-
-
-def _escaped(name: str) -> str:
-    return name.replace(".", "-")  # a parameter's own name may hold no dot
 
 
 class PTuningModel(nn.Module):
@@ -145,12 +109,12 @@ class PTuningModel(nn.Module):
         self.prompt_config = config
         self.task = task
         self.tokenizer = tokenizer
-        self.config = _named(backbone.model.config, task)
+        self.config = known_as(backbone.model.config, task)
         given_head = {**backbone.siblings(head or ()), **(head or {})}
         if isinstance(config, DeepPrompt):
             self.prompt_config = config = backbone.settle(config, compares=task.compares)
         self.head = Head(
-            {**backbone.head_parameters(task.num_labels), **_mix(config, backbone), **given_head},
+            {**backbone.head_parameters(task.num_labels), **first_mix(config, backbone), **given_head},
             trained=config.train_head,
         ).to(backbone.device)
         backbone.cast_at([name for name in self.head.names if name != adapters.MIX])
@@ -227,7 +191,7 @@ class PTuningModel(nn.Module):
         """
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
-            task = _plain_task(num_labels or int(width), problem_type)
+            task = plain_task(num_labels or int(width), problem_type)
         held, tokenizer = hold(backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype)
         held.engine = engine or held.engine
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
@@ -537,7 +501,7 @@ class PTuningModel(nn.Module):
         """
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for name, value in self.task_parameters().items():
-            groups[name.startswith("head.") and _escaped(adapters.MIX) not in name].append(value)
+            groups[name.startswith("head.") and escaped(adapters.MIX) not in name].append(value)
         return groups
 
     def get_extra_state(self) -> Tensor:
@@ -904,21 +868,7 @@ class PTuningModel(nn.Module):
             logits: ``[B, C]``, as :meth:`forward` gives them.
             labels: As :meth:`forward` takes them.
         """
-        weights = self.class_weights
-        match self.task.problem_type:
-            case "regression":
-                error = (logits.view(-1) - labels.float().view(-1)) / self.task.scale
-                return error.square().mean()
-            case "multi_label_classification":
-                return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
-            case "single_label_classification":
-                if labels.dim() == 2 and labels.is_floating_point():
-                    raise ConfigError(
-                        f"labels: got zeros and ones of shape {list(labels.shape)}, several labels a row, "
-                        "but the task has one; make it with problem_type 'multi_label_classification' "
-                        "(under PEFT's names: in the backbone's configuration)"
-                    )
-                return F.cross_entropy(logits, labels.view(-1), weight=weights)
+        return loss_of(logits, labels, self.task, self.class_weights)
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """Keep each layer's input alone, and compute the rest again on the way back.
@@ -977,11 +927,11 @@ class PTuningModel(nn.Module):
                 f"task: got {task.num_labels} labels, but the head gives {self.task.num_labels} logits"
             )
         self.task = task
-        self.config = _named(self.backbone.model.config, task)
+        self.config = known_as(self.backbone.model.config, task)
 
     def weigh_classes(self, weights: Sequence[float] | None) -> None:
         """Set the loss's weight of each class, ``[C]``; for multi-label, of each label's positives."""
-        found = _class_weights(weights, self.task)
+        found = weigh(weights, self.task)
         self.class_weights = None if found is None else found.to(self.device)
 
     def _check_length(self, attention_mask: Tensor) -> None:
@@ -1023,27 +973,6 @@ class PTuningModel(nn.Module):
 # ------------------------------------------------------------------------------------------ helpers
 
 
-def task_of(config: Any) -> Task:
-    """The task as a backbone's configuration says it: number and names of labels, kind."""
-    count = int(config.num_labels)
-    kind: ProblemType = config.problem_type or ("regression" if count == 1 else "single_label_classification")
-    if kind == "regression":
-        if count > 1:
-            raise ConfigError(
-                f"the backbone's configuration says regression with {count} numbers a text, and ptuning "
-                "predicts one; load it with num_labels=1, or one task for each number"
-            )
-        return Task(problem_type="regression")
-    names = tuple(str(config.id2label[i]) for i in range(count))
-    plain = names == tuple(f"LABEL_{i}" for i in range(count))
-    return Task(problem_type=kind, labels=tuple(range(count)) if plain else names)
-
-
-def _plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:
-    kind: ProblemType = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
-    return Task(problem_type=kind, labels=() if kind == "regression" else tuple(range(num_labels)))
-
-
 def _held(
     backbone: str | PreTrainedModel | Backbone | None,
     facts: Mapping[str, Any],
@@ -1073,18 +1002,6 @@ def _same(
     return all(torch.equal(one, other) for one, other in pairs)
 
 
-def _class_weights(weights: Sequence[float] | None, task: Task) -> Tensor | None:
-    if weights is None:
-        return None
-    if task.is_regression or len(weights) != task.num_labels or not all(w > 0 for w in weights):
-        raise ConfigError(
-            f"class_weights: got {list(weights)}; expected {task.num_labels} numbers above 0, one a class"
-            if not task.is_regression
-            else "class_weights: a regression has no classes; leave it out"
-        )
-    return torch.tensor(list(weights), dtype=torch.float32)
-
-
 def _spread(arrange: Any, token_type_ids: Tensor, inserted: int) -> Tensor:
     """Token types of the combined sequence: what is inserted belongs to the text in front of it."""
     wide = F.pad(token_type_ids, (0, inserted))
@@ -1100,25 +1017,6 @@ def _eval(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(mode)
-
-
-def _mix(config: PromptConfig, backbone: Backbone) -> dict[str, Tensor]:
-    """What a head that reads all layers begins with beside the backbone's own: the mean of the last."""
-    if not isinstance(config, DeepPrompt) or config.pooling != "layers":
-        return {}
-    return {adapters.MIX: mix_of_last(backbone.num_layers - config.first_layer, backbone.hidden_size)}
-
-
-def _named(config: Any, task: Task) -> Any:
-    """A copy of a backbone's configuration that speaks of the task: its labels, its kind."""
-    named = copy.deepcopy(config)
-    named.problem_type = task.problem_type
-    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
-    plain = task.is_regression or (numbers and task.labels == tuple(range(task.num_labels)))
-    labels = [f"LABEL_{i}" for i in range(task.num_labels)] if plain else [str(x) for x in task.labels]
-    named.id2label = dict(enumerate(labels))
-    named.label2id = {label: i for i, label in named.id2label.items()}
-    return named
 
 
 def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:

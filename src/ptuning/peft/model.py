@@ -26,8 +26,9 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import TextInit
 from ptuning.model.loading import load_tokenizer
 from ptuning.model.prompt import DeepMLP, Embedding, PromptEncoder
-from ptuning.model.ptuning import PTuningModel, task_of
+from ptuning.model.ptuning import PTuningModel
 from ptuning.model.state import KEY, leave_backbone_out
+from ptuning.model.tasks import task_of
 from ptuning.peft.configs import PeftConfig, PeftType, PrefixTuningConfig, PromptLearningConfig, config_of
 
 BASE = "__base__"
