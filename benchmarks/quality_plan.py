@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from ptuning import TrainConfig
 from ptuning.training.metrics import Selection
-from ptuning.training.recipe import MANY_ROWS, UNITS, Facts, Recipe
+from ptuning.training.recipe import MANY_ROWS, QUERIES, UNITS, Facts, Recipe
 
 Record = Mapping[str, Any]
 """A line of the results: a run, and what it found."""
@@ -270,7 +270,8 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     open is left out, so that a new option that is off by default does not make a new recipe.
     """
     config = TrainConfig.checked({"data": {"train": "rows"}})
-    units = 0 if data.pair or data.rows < MANY_ROWS else UNITS
+    many = not data.pair and data.rows >= MANY_ROWS
+    units = UNITS if many else 0
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
@@ -285,6 +286,7 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
     chosen["prompt"]["pooling"] = "similarity" if data.pair else "layers"  # as MiniLM says of itself
     chosen["prompt"]["num_virtual_units"] = units or None
+    chosen["prompt"]["num_queries"] = QUERIES if many else None
     return {"kind": "default", **given({**chosen, "fit": fit})}
 
 

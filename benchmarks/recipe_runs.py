@@ -72,7 +72,9 @@ def used(adapter: Path) -> dict[str, Any]:
     kept = json.loads((adapter / "ptuning.json").read_text(encoding="utf-8"))
     fit = kept["extra"]["fit"]
     return {
-        **{f"prompt.{name}": kept["prompt"][name] for name in ("pooling", "num_virtual_units")},
+        **{
+            f"prompt.{name}": kept["prompt"][name] for name in ("pooling", "num_virtual_units", "num_queries")
+        },
         **{f"fit.{name}": fit[name] for name in ("epochs", "prompt_rate", "head_rate", "backbone_dropout")},
     }
 

@@ -42,7 +42,8 @@ def test_a_run_says_what_was_given_what_was_used_and_what_came_of_it(tiny_folder
     options = {"fit.seed": 1, "fit.epochs": 2, "prompt.pooling": "mean", "prompt.num_virtual_tokens": 3}
     record = recipe_runs.run("stsb-6", {**options, "backbone": str(tiny_folder)})
     assert record["used"] == {
-        "prompt.pooling": "mean", "prompt.num_virtual_units": 0, "fit.epochs": 2, "fit.prompt_rate": 0.06,
+        "prompt.pooling": "mean", "prompt.num_virtual_units": 0, "prompt.num_queries": 0,
+        "fit.epochs": 2, "fit.prompt_rate": 0.06,
         "fit.head_rate": 0.01, "fit.backbone_dropout": False,
     }  # fmt: skip
     assert record["rows"] == {"train": 12, "development": 12}

@@ -177,15 +177,17 @@ def test_mean_pooling_is_the_slow_references(case: str) -> None:
             assert not torch.allclose(native(ids, mask).logits, model(ids, mask).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("first_layer", [0, 1])
+@pytest.mark.parametrize(("first_layer", "queries"), [(0, 2), (1, 1), (1, 0)])
 @pytest.mark.parametrize("case", CASES)
-def test_a_mix_of_layers_is_the_slow_references(case: str, first_layer: int) -> None:
-    """Means and greatest values of a row's own tokens, from what enters the first prompted layer on."""
+def test_a_mix_of_layers_is_the_slow_references(case: str, first_layer: int, queries: int) -> None:
+    """Means and greatest values of a row's own tokens, and what queries find among them, from what enters
+    the first prompted layer on.
+    """
     if case == "bloom":
         with pytest.raises(UnsupportedBackbone, match=r"bloom .*set prompt\.(first_layer|pooling) to"):
-            deep(case, pooling="layers", first_layer=first_layer)
+            deep(case, pooling="layers", num_queries=queries, first_layer=first_layer)
         return
-    model = deep(case, pooling="layers", first_layer=first_layer)
+    model = deep(case, pooling="layers", num_queries=queries, first_layer=first_layer)
     mean = deep(case, pooling="mean", first_layer=first_layer)
     mean.take_prompt(model.prompt_encoder.weight.detach())
     ids, mask = ragged(LENGTHS)

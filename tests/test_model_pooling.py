@@ -14,20 +14,21 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from ptuning import DeepPrompt, Engine, PTuningModel, Task, adapters
-from ptuning.adapters import MIX, QUERIES
-from ptuning.errors import AdapterError
+from ptuning.adapters import MIX
+from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.config import DeepMLPEncoder, EmbeddingEncoder
 from ptuning.model.pooling import QUERY_SCALE, attended, average, greatest
 from tiny import ragged, tiny
 
 TASK = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
 IDS, MASK = ragged([9, 4, 7])
+Q = 2
 LAYERS, HIDDEN = tiny("bert").config.num_hidden_layers, tiny("bert").config.hidden_size
 
 
 def made(*, seed: int | None = 1, **choices: object) -> PTuningModel:
     """A task on a tiny BERT, away from where it began unless there is no seed."""
-    config = DeepPrompt(**{"num_virtual_tokens": 4, "pooling": "layers", **choices})  # type: ignore[arg-type]
+    config = DeepPrompt(**{"num_virtual_tokens": 4, "pooling": "layers", "num_queries": Q, **choices})  # type: ignore[arg-type]
     model = PTuningModel.from_backbone(tiny("bert", num_labels=3), config, task=TASK)
     if seed is not None:
         draw = torch.Generator().manual_seed(seed)
@@ -42,19 +43,29 @@ def logits(model: PTuningModel) -> torch.Tensor:
         return model.eval()(input_ids=IDS, attention_mask=MASK).logits
 
 
+@pytest.mark.parametrize("asked", [0, 1, Q])
 @pytest.mark.parametrize("first_layer", [0, 1])
-def test_it_has_weights_for_every_layer_from_the_first_prompted(first_layer: int) -> None:
-    model = made(first_layer=first_layer, seed=None)
+def test_it_has_weights_for_every_layer_from_the_first_prompted(first_layer: int, asked: int) -> None:
+    model = made(first_layer=first_layer, num_queries=asked, seed=None)
     mix = model.head.named()[MIX]
-    assert mix.shape == (LAYERS - first_layer + 1, 2 + 2 * QUERIES, HIDDEN)
-    weights, queries = mix[:, : 2 + QUERIES], mix[:, 2 + QUERIES :]
+    assert mix.shape == (LAYERS - first_layer + 1, 2 + 2 * asked, HIDDEN)
+    weights, queries = mix[:, : 2 + asked], mix[:, 2 + asked :]
     assert int(weights.count_nonzero()) == HIDDEN
     assert bool((weights[-1, 0] == 1).all())
-    assert queries.std().item() == pytest.approx(QUERY_SCALE, rel=0.3)
-    assert len(queries.flatten(0, 1).unique(dim=0)) == QUERIES * len(queries)  # no two the same
-    others = made(first_layer=first_layer, pooling="mean", seed=None)
+    if asked:
+        assert queries.std().item() == pytest.approx(QUERY_SCALE, rel=0.3)
+    assert len(queries.flatten(0, 1).unique(dim=0)) == asked * len(queries)  # no two the same
+    others = made(first_layer=first_layer, pooling="mean", num_queries=0, seed=None)
     assert model.num_parameters(only_trainable=True) - others.num_parameters(True) == mix.numel()
     assert model.num_parameters() - others.num_parameters() == mix.numel()
+
+
+def test_queries_are_asked_by_the_mix_alone() -> None:
+    assert made(num_queries=None, seed=None).prompt_config.num_queries == 0
+    with pytest.raises(ConfigError, match=r"num_queries is 2, but prompt\.pooling is 'mean'"):
+        made(pooling="mean")
+    with pytest.raises(ConfigError, match="num_queries must be at least 0, got -1"):
+        DeepPrompt(num_queries=-1)
 
 
 def test_padding_is_neither_averaged_nor_the_greatest() -> None:
@@ -110,7 +121,8 @@ def test_it_moves_with_the_prompt(scales: tuple[float, float]) -> None:
 
 
 def test_with_a_frozen_head_it_stays_the_mean() -> None:
-    model, mean = made(train_head=False, seed=None), made(train_head=False, pooling="mean", seed=None)
+    model = made(train_head=False, seed=None)
+    mean = made(train_head=False, pooling="mean", num_queries=0, seed=None)
     mean.take_prompt(model.prompt_encoder().detach())
     assert list(model.task_parameters()) == ["prompt_encoder.weight"]
     assert torch.equal(logits(model), logits(mean))
@@ -131,12 +143,14 @@ def test_an_adapter_without_its_mix_is_refused() -> None:
     """Or with one where none belongs, or another's: nothing is put in its place."""
     adapter = made().to_adapter()
     layers, mean = dict(adapter.prompt), {**adapter.prompt, "pooling": "mean"}
+    fewer = {**adapter.prompt, "num_queries": Q - 1}
     rest = {name: value for name, value in adapter.head.items() if name != MIX}
     cut = {**rest, MIX: adapter.head[MIX][1:]}
     for prompt, head, got in (
         (layers, rest, "None"),
-        (mean, adapter.head, str((LAYERS + 1, 2 + 2 * QUERIES, HIDDEN))),
-        (layers, cut, str((LAYERS, 2 + 2 * QUERIES, HIDDEN))),
+        (mean, adapter.head, str((LAYERS + 1, 2 + 2 * Q, HIDDEN))),
+        (fewer, adapter.head, str((LAYERS + 1, 2 + 2 * Q, HIDDEN))),
+        (layers, cut, str((LAYERS, 2 + 2 * Q, HIDDEN))),
     ):
         with pytest.raises(AdapterError, match=rf"the shape of {MIX} is {re.escape(got)}, expected"):
             replace(adapter, prompt=prompt, head=head)

@@ -119,10 +119,10 @@ def test_two_tasks_on_one_backbone_have_their_own() -> None:
     torch.testing.assert_close(bare, own)
 
 
-@pytest.mark.parametrize("pooling", ["native", "layers", "similarity"])
+@pytest.mark.parametrize(("pooling", "queries"), [("native", 0), ("layers", 2), ("similarity", 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_they_learn_in_either_precision(pooling: Any, dtype: torch.dtype) -> None:
-    model = made(seed=None, pooling=pooling)
+def test_they_learn_in_either_precision(pooling: Any, queries: int, dtype: torch.dtype) -> None:
+    model = made(seed=None, pooling=pooling, num_queries=queries)
     model.backbone.store(dtype)
     segments = torch.tensor([[-1, *[0] * 3, *[1] * (IDS.shape[1] - 4)]] * len(IDS))
     given = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS, "segment_ids": segments}
@@ -349,19 +349,21 @@ def test_thousands_of_rows_that_are_read_by_layers_get_some() -> None:
     many, open_ = recipe.MANY_ROWS, DeepPrompt()
     pairs, likeness = replace(TASK, pair=True), replace(TASK, pair=True, labels=("a", "b"))
     given = DeepPrompt(num_virtual_units=3)
+    chosen = (recipe.UNITS, recipe.QUERIES)
     for backbone, prompt, task, rows, expected in (
-        (averaged(), open_, TASK, many, recipe.UNITS),
-        (averaged(), open_, TASK, many - 1, 0),
-        (averaged(), open_, pairs, many, recipe.UNITS),
-        (averaged(), open_, likeness, many, 0),
-        (averaged("bloom"), open_, TASK, many, 0),
-        (Backbone(tiny_case("bert")), open_, TASK, many, 0),
-        (averaged(), DeepPrompt(pooling="mean"), TASK, many, 0),
-        (averaged(), given, TASK, 10, 3),
-        (averaged(), given, pairs, many, 3),
+        (averaged(), open_, TASK, many, chosen),
+        (averaged(), open_, TASK, many - 1, (0, 0)),
+        (averaged(), open_, pairs, many, chosen),
+        (averaged(), open_, likeness, many, (0, 0)),
+        (averaged("bloom"), open_, TASK, many, (0, 0)),
+        (Backbone(tiny_case("bert")), open_, TASK, many, (0, 0)),
+        (averaged(), DeepPrompt(pooling="mean"), TASK, many, (0, 0)),
+        (averaged(), given, TASK, 10, (3, 0)),
+        (averaged(), given, pairs, many, (3, recipe.QUERIES)),
+        (averaged(), replace(open_, num_queries=0), TASK, many, (recipe.UNITS, 0)),
     ):
         found = prompt_of(prompt, backbone, task, rows)
-        assert found == replace(prompt, num_virtual_units=expected)
+        assert found == replace(prompt, num_virtual_units=expected[0], num_queries=expected[1])
     plain = InputPrompt()
     assert prompt_of(plain, averaged(), TASK, many) is plain
 
@@ -382,7 +384,7 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         return original(states, p, training, inplace)
 
     monkeypatch.setattr(nn.functional, "dropout", dropped)
-    for units, count in ((None, recipe.UNITS), (0, 0)):
+    for units, count, queries in ((None, recipe.UNITS, recipe.QUERIES), (0, 0, 0)):
         heard.clear()
         config = TrainConfig.checked(
             {
@@ -390,15 +392,25 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
                 "backbone": str(tiny_folder),
                 "output": str(tmp_path / f"out{count}"),
                 "device": "cpu",
-                "prompt": {"num_virtual_tokens": 4, "pooling": "layers", "num_virtual_units": units},
+                "prompt": {
+                    "num_virtual_tokens": 4,
+                    "pooling": "layers",
+                    "num_virtual_units": units,
+                    "num_queries": None if queries else 0,
+                },
                 "fit": {"epochs": 1},
             }
         )
         told = Told()
         result = train(config, reporter=told)
-        assert (f"30 rows bear virtual units: prompt.num_virtual_units {count}" in told.said) is bool(count)
+        borne = (
+            f"30 rows bear virtual units: prompt.num_virtual_units {count} "
+            f"and queries: prompt.num_queries {queries}"
+        )
+        assert (borne in told.said) is bool(count)
         adapter = adapters.load(config.output)
         assert adapter.prompt["num_virtual_units"] == count
+        assert adapter.prompt["num_queries"] == queries
         assert (adapter.units is not None) == bool(count)
         assert result.setting["recipe"]["chose"]["backbone_dropout"] is bool(count)
         assert any(heard) is bool(count)

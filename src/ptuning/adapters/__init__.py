@@ -19,13 +19,12 @@ from ptuning.adapters.peft_format import (
 )
 from ptuning.adapters.peft_import import OPTIONS as PEFT_OPTIONS
 from ptuning.adapters.peft_import import is_peft, peft_config
-from ptuning.adapters.record import MIX, QUERIES, Adapter
+from ptuning.adapters.record import MIX, Adapter
 
 __all__ = [
     "MIX",
     "NO_CACHE",
     "PEFT_OPTIONS",
-    "QUERIES",
     "SPLIT_OFF",
     "WRITTEN_BY_US",
     "Adapter",

@@ -21,9 +21,6 @@ from ptuning.task import Task
 MIX = "pooling.mix"
 """What stands in a head beside the backbone's names, where it reads all layers: how each is read."""
 
-QUERIES = 2
-"""Learned queries in it, for every layer."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
@@ -75,7 +72,8 @@ class Adapter:
         pooling, units = self.prompt.get("pooling"), self.prompt.get("num_virtual_units") or 0
         mixed = beside = None
         if self.deep and pooling == "layers":
-            mixed = (self._layers + 1, 2 + 2 * QUERIES, self.backbone["hidden_size"])
+            queries = self.prompt.get("num_queries") or 0
+            mixed = (self._layers + 1, 2 + 2 * queries, self.backbone["hidden_size"])
         if self.deep and units:
             beside = (self._layers, 2, units, self.backbone["hidden_size"])
         _check_shape(MIX, self.head.get(MIX), mixed, f"the pooling {pooling!r}")

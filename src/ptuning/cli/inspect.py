@@ -93,6 +93,7 @@ def _print(adapter: Adapter) -> None:
             if prompt["depth"] == "input"
             else f"from layer {prompt['first_layer']}, pooling {prompt.get('pooling') or 'native'}"
             + (f", {units} virtual units" if (units := prompt.get("num_virtual_units")) else "")
+            + (f", {queries} queries" if (queries := prompt.get("num_queries")) else "")
         ),
         "made by": f"{prompt.get('encoder', {}).get('kind', 'embedding')} encoder",
         "numbers": f"{_numbers(adapter):,}",

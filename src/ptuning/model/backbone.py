@@ -627,8 +627,14 @@ class Backbone(nn.Module):
                 f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "
                 "the tokens' mean; set prompt.pooling to native"
             )
-        if config.num_virtual_units is None:
-            config = replace(config, num_virtual_units=0)
+        if config.num_queries and config.pooling != "layers":
+            raise ConfigError(
+                f"prompt.num_queries is {config.num_queries}, but prompt.pooling is {config.pooling!r}, "
+                "which asks none; leave it out, or set prompt.pooling to layers"
+            )
+        config = replace(
+            config, num_virtual_units=config.num_virtual_units or 0, num_queries=config.num_queries or 0
+        )
         if config.num_virtual_units and self.architecture.deep == "cache":
             raise UnsupportedBackbone(
                 f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "

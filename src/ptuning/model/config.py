@@ -220,9 +220,8 @@ class DeepPrompt:
             0 elsewhere, and for backbones without position ids.
         pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
             the mean of the text's tokens in that token's place; ``layers``, a mix of the means and greatest
-            values of the tokens in every layer from ``first_layer`` on, and of what two learned queries find
-            among them, dimension by dimension, which begins as the mean and is trained (after ELMo,
-            arXiv:1802.05365, and self-attentive embeddings, arXiv:1703.03130); or ``similarity``, for pairs:
+            values of the tokens in every layer from ``first_layer`` on, dimension by dimension, which begins
+            as the mean and is trained (after ELMo, arXiv:1802.05365); or ``similarity``, for pairs:
             each text is read by itself, and the head reads in each dimension how well they agree
             (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
@@ -232,6 +231,9 @@ class DeepPrompt:
             its own, each a trained key and value (a parallel adapter, arXiv:2110.04366); no encoder makes
             them. If left out, none; but ``ptuning train`` gives some to thousands of rows that
             are read by ``layers`` (docs/recipes.md). PEFT reads none.
+        num_queries: Q, learned queries whose finds among each layer's tokens are in the mix of ``layers``
+            too (self-attentive embeddings, arXiv:1703.03130). If left out, none; but ``ptuning train`` gives
+            some to thousands of rows.
         encoder: What makes the prompt while training.
         train_head: ``False`` freezes the head as well.
     """
@@ -243,6 +245,7 @@ class DeepPrompt:
     position_offset: int | None = None
     pooling: Pooling | None = None
     num_virtual_units: int | None = None
+    num_queries: int | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
 
@@ -250,9 +253,9 @@ class DeepPrompt:
         count = self.num_virtual_tokens
         _require(count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
         _require(self.first_layer >= 0, f"first_layer counts from 0, got {self.first_layer}")
-        units, offset = self.num_virtual_units, self.position_offset
-        _require(units is None or units >= 0, f"num_virtual_units must be at least 0, got {units}")
-        _require(offset is None or offset >= 0, f"position_offset must be at least 0, got {offset}")
+        for name in ("num_virtual_units", "num_queries", "position_offset"):
+            given = getattr(self, name)
+            _require(given is None or given >= 0, f"{name} must be at least 0, got {given}")
 
     @property
     def virtual_tokens(self) -> int:
@@ -318,8 +321,9 @@ def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:
     Raises:
         ConfigError: an unknown key, kind or depth, or a value of the wrong type.
     """
-    # What was written before there was a choice meant the backbone's own token, and no units.
-    before = {"pooling": "native", "num_virtual_units": 0} if values.get("depth") == "deep" else {}
+    # What was written before there was a choice meant the backbone's own token, no units and no queries.
+    before = {"pooling": "native", "num_virtual_units": 0, "num_queries": 0}
+    before = before if values.get("depth") == "deep" else {}
     given = {**before, **values}
     config: PromptConfig = validated(PromptConfig, given, "prompt")
     return config

@@ -56,4 +56,5 @@ def first_mix(config: PromptConfig, backbone: Backbone) -> dict[str, Tensor]:
     """What a head that reads all layers begins with beside the backbone's own: the mean of the last."""
     if not isinstance(config, DeepPrompt) or config.pooling != "layers":
         return {}
-    return {adapters.MIX: mix_of_last(backbone.num_layers - config.first_layer, backbone.hidden_size)}
+    layers = backbone.num_layers - config.first_layer
+    return {adapters.MIX: mix_of_last(layers, config.num_queries or 0, backbone.hidden_size)}

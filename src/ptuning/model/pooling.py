@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from ptuning.adapters import QUERIES
-
 QUERY_SCALE = 0.3
 """The queries' deviation at first: every token still has nearly the same share."""
 
@@ -52,16 +50,16 @@ def weighed(states: Tensor, real: Tensor, mix: Tensor) -> Tensor:
         mix: ``[2+2Q, H]``: weights of the mean, of the greatest, of what each query finds; the queries.
     """
     asked = len(mix) // 2 - 1
-    weights, queries = mix[:-asked], mix[-asked:]
+    weights, queries = mix[: 2 + asked], mix[2 + asked :]
     read = average(states, real).float() * weights[0] + greatest(states, real).float() * weights[1]
-    return read + (attended(states, real, queries) * weights[2:]).sum(1)
+    return read + (attended(states, real, queries) * weights[2:]).sum(1) if asked else read
 
 
-def mix_of_last(layers: int, width: int) -> Tensor:
+def mix_of_last(layers: int, queries: int, width: int) -> Tensor:
     """``[layers + 1, 2+2Q, H]``, how :func:`weighed` is to read every layer: of the last one the mean alone.
 
     The queries are drawn, so that no two of them learn the same.
     """
-    weights = torch.zeros(layers + 1, 2 + QUERIES, width)
+    weights = torch.zeros(layers + 1, 2 + queries, width)
     weights[-1, 0] = 1
-    return torch.cat((weights, torch.randn(layers + 1, QUERIES, width) * QUERY_SCALE), dim=1)
+    return torch.cat((weights, torch.randn(layers + 1, queries, width) * QUERY_SCALE), dim=1)

@@ -296,6 +296,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             backbone's own pooled token.
         num_virtual_units: Ours. Hidden units that every layer's feed-forward network has beside its own; none
             if left out. PEFT has no place for them.
+        num_queries: Ours. Learned queries in the mix of ``pooling="layers"``; none if left out.
     """
 
     init_weights: str | None = None
@@ -305,6 +306,7 @@ class PrefixTuningConfig(PromptLearningConfig):
     position_offset: int | None = None
     pooling: Pooling | None = None
     num_virtual_units: int | None = None
+    num_queries: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -321,6 +323,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             position_offset=self.position_offset,
             pooling=self.pooling,
             num_virtual_units=self.num_virtual_units,
+            num_queries=self.num_queries,
             encoder=DeepMLPEncoder(width=self.encoder_hidden_size)
             if self.prefix_projection
             else EmbeddingEncoder(),
@@ -375,6 +378,7 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
             position_offset=prompt.position_offset,
             pooling=prompt.pooling,
             num_virtual_units=prompt.num_virtual_units,
+            num_queries=prompt.num_queries,
             prefix_projection=projection is not None,
             encoder_hidden_size=projection.width if projection else None,
         )

@@ -60,7 +60,9 @@ def read(
             assert isinstance(prompt, DeepPrompt)
             set_seed(config.fit.seed)
             # No offset takes places off the text; what is too long is the run's to refuse.
-            trial = replace(prompt, first_layer=0, position_offset=0, pooling=pooling, num_virtual_units=0)
+            trial = replace(
+                prompt, first_layer=0, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0
+            )
             model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
             return explained(model, shared.split(model, some, "truncate"))
 

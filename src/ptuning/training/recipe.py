@@ -117,6 +117,8 @@ FITTED_HEAD = 2e-4
 """A fitted head's rate: it is where it should be, and has only to follow."""
 UNITS = 20
 """Virtual units, where there are enough rows for them."""
+QUERIES = 2
+"""Queries, likewise."""
 MANY_ROWS = 5000
 """Rows that are enough."""
 EVALUATIONS = 16
@@ -152,16 +154,22 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 
 
 def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
-    """``given`` with its virtual units decided, where it leaves them open.
+    """``given`` with its virtual units and queries decided, where it leaves them open.
 
-    There are :data:`UNITS` for :data:`MANY_ROWS` rows and more, if the head reads all layers; few rows are
-    only learned by heart with them, and what reads the backbone's own token is PEFT's to read.
+    There are :data:`UNITS` and :data:`QUERIES` for :data:`MANY_ROWS` rows and more, if the head reads all
+    layers; few rows are only learned by heart with them, and what reads the backbone's own token is PEFT's
+    to read.
     """
-    if given.depth == "input" or given.num_virtual_units is not None:
+    if given.depth == "input":
         return given
     settled = backbone.settle(given, compares=task.compares)
     many = settled.pooling == "layers" and rows >= MANY_ROWS
-    return replace(given, num_virtual_units=UNITS if many else 0)
+    units, queries = (UNITS, QUERIES) if many else (0, 0)
+    return replace(
+        given,
+        num_virtual_units=units if given.num_virtual_units is None else given.num_virtual_units,
+        num_queries=queries if given.num_queries is None else given.num_queries,
+    )
 
 
 def _short(rate: float) -> float:

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, OutputError
-from ptuning.model.config import DeepPrompt, prompt_from_dict, prompt_to_dict
+from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict, prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training import checkpoint, reading
 from ptuning.training.config import TrainConfig, dump
@@ -139,10 +139,18 @@ def task_model(
     config = reading.read(shared, config, backbone, tokenizer, task, examples.train, say)
     rows = len(examples.train)
     prompt = prompt_of(config.prompt, backbone, task, rows)
-    if prompt.depth == "deep" and prompt.num_virtual_units and prompt != config.prompt:
-        say(f"{rows:,} rows bear virtual units: prompt.num_virtual_units {prompt.num_virtual_units}")
+    if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
+        say(f"{rows:,} rows bear {' and '.join(chosen)}")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
     return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
+
+
+def _chosen(given: PromptConfig, prompt: DeepPrompt) -> list[str]:
+    """What of the prompt the number of rows decided, as options; none of what there are none of."""
+    assert given.depth == "deep"
+    what = {"num_virtual_units": "virtual units", "num_queries": "queries"}
+    found = {name: getattr(prompt, name) for name in what if getattr(given, name) is None}
+    return [f"{what[name]}: prompt.{name} {number}" for name, number in found.items() if number]
 
 
 def with_found(config: TrainConfig, found: Mapping[str, Any] | None) -> TrainConfig:
@@ -163,6 +171,8 @@ def with_begun(config: TrainConfig, folder: Path) -> TrainConfig:
         prompt = replace(prompt, pooling=begun.pooling)
     if prompt.num_virtual_units is None:
         prompt = replace(prompt, num_virtual_units=begun.num_virtual_units)
+    if prompt.num_queries is None:
+        prompt = replace(prompt, num_queries=begun.num_queries)
     return config.model_copy(update={"prompt": prompt})
 
 

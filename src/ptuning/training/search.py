@@ -160,7 +160,7 @@ class _Search:
             **{
                 f"prompt.{name}": value
                 for name, value in prompt_to_dict(model.prompt_config).items()
-                if name in ("pooling", "num_virtual_units")
+                if name in ("pooling", "num_virtual_units", "num_queries")
             },
         }
         self.trials = _kept(self.folder / RESULT, self.setting) if resume else []
