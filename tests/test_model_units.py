@@ -31,7 +31,9 @@ from ptuning.peft import (
     set_peft_model_state_dict,
 )
 from ptuning.training import recipe
+from ptuning.training.interrupt import Interrupted
 from ptuning.training.recipe import prompt_of
+from test_training import StopAfter
 from test_training_reading import Told
 from tiny import HIDDEN, LAYERS, ragged, tiny, tiny_case
 
@@ -414,6 +416,35 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         assert (adapter.units is not None) == bool(count)
         assert result.setting["recipe"]["chose"]["backbone_dropout"] is bool(count)
         assert any(heard) is bool(count)
+
+
+def test_a_resumed_run_has_those_that_it_began_with(
+    tiny_folder: Path,
+    tmp_path: Path,
+    rows: Callable[[int], Any],
+    jsonl: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the recipe of a later version would give it."""
+    config = TrainConfig.checked(
+        {
+            "data": {"train": str(jsonl("train.jsonl", rows(40))), "validation_fraction": 0.25},
+            "backbone": str(tiny_folder),
+            "output": str(tmp_path / "out"),
+            "device": "cpu",
+            "prompt": {"num_virtual_tokens": 4, "pooling": "layers"},
+            "fit": {"epochs": 3, "prompt_rate": 0.01, "head_rate": 0.001},
+        }
+    )
+    for name, number in (("MANY_ROWS", 24), ("UNITS", 3), ("QUERIES", 1)):
+        monkeypatch.setattr(recipe, name, number)
+    with pytest.raises(Interrupted):
+        train(config, reporter=StopAfter(3))
+    for name in ("UNITS", "QUERIES"):
+        monkeypatch.setattr(recipe, name, 5)
+    train(config, resume=True)
+    kept = adapters.load(config.output).prompt
+    assert (kept["num_virtual_units"], kept["num_queries"]) == (3, 1)
 
 
 def test_a_stem_goes_without_dropout() -> None:
