@@ -46,11 +46,11 @@ def run(data: str, options: Mapping[str, Any]) -> dict[str, Any]:
             (Path(folder) / f"{name}.jsonl").write_text(text, encoding="utf-8")
         values: dict[str, Any] = {"data": {name: f"{folder}/{name}.jsonl" for name in files}}
         for name, value in options.items():
-            section, dot, option = name.partition(".")
-            if dot:
-                values.setdefault(section, {})[option] = value
-            else:
-                values[name] = value
+            *sections, option = name.split(".")
+            place = values
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[option] = value
         found = train(TrainConfig.checked({**values, "output": f"{folder}/adapter"}))
         decided = used(Path(folder) / "adapter")
     return {

@@ -28,10 +28,14 @@ SAID: Mapping[str, str] = {
     "warmup": "warm-up {:g}",
     "schedule": "{} schedule",
     "low_rank": "low rank {}",
+    "instance": "instance-dependent, width {}",
+    "offset_rank": "word offsets of rank {}",
+    "added_share": "added at {:g} of the rate",
     "label_smoothing": "label smoothing {:g}",
     "dropout": "backbone dropout {:g}",
     "prompt_dropout": "prompt dropout {:g}",
     "prompt_noise": "prompt noise {:g}",
+    "sharpness": "sharpness {:g}",
     "position_offset": "position offset {}",
     "average": "average's decay {:g}",
 }
@@ -41,14 +45,18 @@ POOLED = {
     "mean": "mean without the pooler",
     "meanpool": "mean through the pooler",
     "both": "[CLS] through the pooler beside the mean",
+    "layers": "all layers",
 }
-OWN = {"words": "words", "sep": "[SEP]", "cls": "[CLS]"}
+OWN = {"words": "words", "sep": "[SEP]", "cls": "[CLS]", "names": "the classes' names"}
 
 
 def tables(table: Table, records: Sequence[Record]) -> str:
-    """A heading and a table for each data set."""
-    names = dict.fromkeys(record["trial"]["data"] for record in records)
-    parts = [_of(table, [each for each in records if each["trial"]["data"] == name]) for name in names]
+    """A heading and a table for each data set, of readings of all layers another one."""
+    groups: dict[tuple[str, bool], list[Record]] = {}
+    for record in records:
+        trial = Trial(**record["trial"])
+        groups.setdefault((trial.data, trial.pooling == "layers"), []).append(record)
+    parts = [_of(table, group) for group in groups.values()]
     return "\n\n".join([*parts, _note(records, "recipe_trials")])
 
 
@@ -61,6 +69,7 @@ def runs(table: Table, records: Sequence[Record]) -> str:
             str(record["used"].get("prompt.num_virtual_units", 0)),
             "on" if record["used"].get("fit.backbone_dropout") else "off",
             *(f"{record['used'][f'fit.{name}']:g}" for name in ("epochs", "prompt_rate", "head_rate")),
+            _also(record),
             str(record["options"].get("fit.seed", 0)),
             *_looks([each[record["metric"]] for each in record["history"]]),
             f"{record['history'][-1]['loss']:.3f}",
@@ -75,6 +84,7 @@ def runs(table: Table, records: Sequence[Record]) -> str:
         "epochs",
         "prompt rate",
         "head rate",
+        "also",
         "seed",
         "first look",
         "best",
@@ -82,6 +92,12 @@ def runs(table: Table, records: Sequence[Record]) -> str:
         "its loss",
     )
     return "\n\n".join([table(header, lines), _note(records, "recipe_runs")])
+
+
+def _also(record: Record) -> str:
+    """What was given of options that have no column."""
+    left = {"fit.seed", *record["used"]}
+    return ", ".join(f"{name} {value}" for name, value in record["options"].items() if name not in left)
 
 
 def _looks(values: Sequence[float]) -> tuple[str, str, str]:
@@ -120,7 +136,8 @@ def _of(table: Table, records: Sequence[Record]) -> str:
     header = ("changed", "seed", name, "difference", "loss", f"{name} of the average", "its loss")
     return "\n\n".join(
         [
-            f"### Tried on {SOURCES[reference.source]}, {rows['train']:,} rows",
+            f"### Tried on {SOURCES[reference.source]}, {rows['train']:,} rows"
+            + (", all layers read" if reference.pooling == "layers" else ""),
             f"{rows['development']:,} development rows{constant}. The first line is: "
             f"{', '.join(settings(reference))}.",
             table(header, lines),
@@ -151,6 +168,8 @@ def _said(name: str, value: object) -> str:
         return f"reads {POOLED[str(value)]}"
     if name == "values_from_nought":
         return "values from 0" if value else "values as the keys"
+    if name == "normalised_keys":
+        return "keys of constant length" if value else "keys of any length"
     if name != "init":
         return SAID[name].format(value)
     how, _, deviation = str(value).partition(":")

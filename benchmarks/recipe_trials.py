@@ -26,7 +26,8 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -37,17 +38,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from measuring import machine
 from ptuning.model.loading import hold
 from quality import revision
 from quality_data import root
 from quality_records import append, read
-from recipe_prototype import METRICS, Affine, Batch, Bert, Learner, Trial
+from recipe_prototype import METRICS, MOST_TOKENS, Affine, Batch, Bert, Learner, Trial
 
 RESULTS = Path(__file__).parent / "results" / "recipe-trials.jsonl"
-MOST_TOKENS, CLIP = 128, 1.0
+CLIP = 1.0
+NAMES = {"sst2": "negative positive", "mrpc": "different equivalent", "stsb": "different equivalent"}
+"""What the classes mean."""
 
 
 # ----------------------------------------------------------------------------------------------- rows
@@ -153,6 +156,9 @@ def start_of(trial: Trial, bert: Bert, tokenizer: Any, rows: Rows, rng: np.rando
     if how == "normal":
         start = torch.randn(shape) * float(deviation)
     else:
+        if how == "names":
+            named = tokenizer(NAMES[trial.source])
+            rows = Rows([(named["input_ids"], named["token_type_ids"])], np.zeros(1))
         start = _own(trial.virtual_tokens, how, bert, tokenizer, rows, rng)[trial.first_layer :]
         if deviation:
             start = start + torch.randn_like(start) * float(deviation)
@@ -163,11 +169,12 @@ def start_of(trial: Trial, bert: Bert, tokenizer: Any, rows: Rows, rng: np.rando
 
 @torch.no_grad()
 def _own(count: int, how: str, bert: Bert, tokenizer: Any, rows: Rows, rng: np.random.Generator) -> Tensor:
-    """The backbone's own keys and values of so many tokens of 64 rows."""
+    """The backbone's own keys and values of so many tokens of 64 rows, or of the classes' names."""
     batch, own = rows.batch(rng.choice(len(rows.tokens), 64).tolist()), list[Affine]()
     bert.hidden_states(batch, own=own)
     sep, cls = batch.ids == tokenizer.sep_token_id, batch.ids == tokenizer.cls_token_id
-    found = {"sep": sep, "cls": cls, "words": batch.mask.bool() & ~sep & ~cls}[how].nonzero()
+    words = batch.mask.bool() & ~sep & ~cls
+    found = {"sep": sep, "cls": cls, "words": words, "names": words}[how].nonzero()
     row, place = found[rng.choice(len(found), count, replace=len(found) < count)].T
     # Advanced indices on both sides of a slice come first: [P, heads, D].
     kept = [[part[row, :, place].float().transpose(0, 1) for part in layer] for layer in own]
@@ -182,10 +189,9 @@ def run(trial: Trial, backbone: str = "demo") -> dict[str, Any]:
     rng = np.random.default_rng(trial.seed)
     start = start_of(trial, bert, tokenizer, train, rng)
     learner = Learner(trial, bert, 1 if trial.metric == "pearson" else 2, start)
-    rates = (trial.rate, trial.head_rate)
+    rates = [rate for _, rate in learner.groups]
     optimizer = torch.optim.AdamW(
-        [{"params": learner.parameters[:-2]}, {"params": learner.parameters[-2:]}],
-        weight_decay=trial.weight_decay,
+        [{"params": group} for group, _ in learner.groups], weight_decay=trial.weight_decay
     )
     average = [each.detach().clone() for each in learner.parameters]
     steps, step = trial.epochs * math.ceil(len(train.tokens) / trial.batch_size), 0
@@ -197,13 +203,11 @@ def run(trial: Trial, backbone: str = "demo") -> dict[str, Any]:
             factor = _factor(trial, step, steps)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            logits = learner.logits(train.batch(places), training=True)
-            target = torch.from_numpy(train.targets[places])
-            if trial.metric == "pearson":
-                loss = ((logits[:, 0] - target).float() ** 2).mean()
-            else:
-                loss = F.cross_entropy(logits, target.long(), label_smoothing=trial.label_smoothing)
+            loss = _loss(learner, train, places)
             loss.backward()
+            if trial.sharpness:
+                with _climbed(learner.parameters, trial.sharpness):
+                    _loss(learner, train, places).backward()
             torch.nn.utils.clip_grad_norm_(learner.parameters, CLIP)
             optimizer.step()
             optimizer.zero_grad()
@@ -234,6 +238,31 @@ def run(trial: Trial, backbone: str = "demo") -> dict[str, Any]:
         "revision": revision(),
         "machine": machine(),
     }
+
+
+def _loss(learner: Learner, rows: Rows, places: Sequence[int]) -> Tensor:
+    """Of a batch, in training."""
+    logits = learner.logits(rows.batch(places), training=True)
+    target = torch.from_numpy(rows.targets[places])
+    if learner.trial.metric == "pearson":
+        return ((logits[:, 0] - target).float() ** 2).mean()
+    return F.cross_entropy(logits, target.long(), label_smoothing=learner.trial.label_smoothing)
+
+
+@contextmanager
+def _climbed(parameters: Sequence[nn.Parameter], way: float) -> Iterator[None]:
+    """The numbers so far up their gradient, which is forgotten; then again where they were."""
+    before = [each.detach().clone() for each in parameters]
+    with torch.no_grad():
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        norm = torch.stack([each.norm() for each in gradients]).norm().clamp(min=1e-12)
+        for each, gradient in zip(parameters, gradients, strict=True):
+            each.add_(gradient, alpha=float(way / norm))
+            each.grad = None
+    yield
+    with torch.no_grad():
+        for each, kept in zip(parameters, before, strict=True):
+            each.copy_(kept)
 
 
 def constant(trial: Trial, rows: Rows) -> float:

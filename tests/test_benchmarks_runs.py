@@ -40,6 +40,7 @@ def data(tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("data")
 def test_a_run_says_what_was_given_what_was_used_and_what_came_of_it(tiny_folder: Path) -> None:
     options = {"fit.seed": 1, "fit.epochs": 2, "prompt.pooling": "mean", "prompt.num_virtual_tokens": 3}
+    options |= {"prompt.encoder.kind": "mlp", "prompt.encoder.width": 8}
     record = recipe_runs.run("stsb-6", {**options, "backbone": str(tiny_folder)})
     assert record["used"] == {
         "prompt.pooling": "mean", "prompt.num_virtual_units": 0, "prompt.num_queries": 0,
@@ -50,6 +51,8 @@ def test_a_run_says_what_was_given_what_was_used_and_what_came_of_it(tiny_folder
     assert [each["epoch"] for each in record["history"]] == [1, 2]
     assert {"pearson", "loss"} <= set(record["history"][0])
     assert json.loads(json.dumps(record)) == record
+    also = "prompt.num_virtual_tokens 3, prompt.encoder.kind mlp, prompt.encoder.width 8"
+    assert f"| {also}, backbone {tiny_folder} | 1 |" in recipe_tables.runs(table, [record])
     again = recipe_runs.run("stsb-6", {**options, "backbone": str(tiny_folder)})
     assert again["history"] == record["history"]
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptuning import PTuningModel
+from ptuning.adapters import MIX
 from ptuning.model import DeepPrompt
 from ptuning.model.backbone import Backbone
 from tiny import HEADS, HIDDEN, LAYERS, ragged, tiny_case
@@ -38,7 +39,9 @@ def batch() -> tuple[Batch, Tensor]:
 
 
 def close(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
+    torch.testing.assert_close(
+        got, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.detach().abs().max()))
+    )
 
 
 # ------------------------------------------------------------------------------------ the mathematics
@@ -59,7 +62,9 @@ def test_without_a_prompt_the_hidden_states_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize("first_layer", [0, 1])
 @pytest.mark.parametrize("offset", [None, 0, 3])
-@pytest.mark.parametrize(("pooling", "ours"), [("native", "native"), ("mean", "meanpool")])
+@pytest.mark.parametrize(
+    ("pooling", "ours"), [("native", "native"), ("mean", "meanpool"), ("layers", "layers")]
+)
 def test_with_a_prompt_the_logits_are_those_of_ptuning(
     pooling: Any, ours: str, offset: int | None, first_layer: int
 ) -> None:
@@ -70,6 +75,7 @@ def test_with_a_prompt_the_logits_are_those_of_ptuning(
     with torch.no_grad():
         prompt = model.prompt_encoder.weight.normal_()  # [layers, 2, P, H]
     head: Any = model.backbone.model.classifier
+    mix = model.head.named().get(MIX)
     trial = Trial(virtual_tokens=P, first_layer=first_layer, position_offset=offset, pooling=ours)
     shape = (LAYERS - first_layer, 2, P, HEADS, HIDDEN // HEADS)
     start = prompt.detach().reshape(shape).transpose(2, 3).clone()
@@ -78,6 +84,8 @@ def test_with_a_prompt_the_logits_are_those_of_ptuning(
     with torch.no_grad():
         learner.weight.copy_(head.weight)
         learner.bias.copy_(head.bias)
+        if mix is not None:
+            learner.mix[0].copy_(mix.normal_())
         close(learner.logits(rows), model(rows.ids, mask, rows.types).logits)
 
 
@@ -87,9 +95,67 @@ def test_a_prompt_that_is_the_texts_own_keys_and_values_is_seen() -> None:
     rows = Batch(*(part[:1] for part in batch()[0]))
     own: list[Any] = []
     states = bert.hidden_states(rows, own=own)
-    twice = torch.stack([torch.stack([part[0] for part in layer]) for layer in own])
+    twice = torch.stack([torch.stack(layer) for layer in own])
     for got, expected in zip(bert.hidden_states(rows, twice), states, strict=True):
         close(got, expected)  # every token twice: the attention is the same
+
+
+ADDED: dict[str, Any] = {"low_rank": 3, "instance": 3, "offset_rank": 2}
+
+
+def made(**switches: Any) -> Learner:
+    """A learner whose prompt is not 0; the same one each time, but for the switches."""
+    torch.manual_seed(0)
+    bert = Bert(Backbone(tiny_case("bert")), torch.float32)
+    start = torch.randn(LAYERS, 2, HEADS, P, HIDDEN // HEADS)
+    return Learner(Trial(virtual_tokens=P, init="normal:1", **switches), bert, 3, start)
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_is_added_begins_as_nothing_and_can_learn(name: str) -> None:
+    rows, plain, learner = batch()[0], made(), made(**{name: ADDED[name]})
+    close(learner.logits(rows), plain.logits(rows))
+    added = learner.groups[1][0]
+    assert len(added) == 2
+    learner.logits(rows).square().sum().backward()
+    assert added[1].grad is not None
+    assert added[1].grad.abs().max() > 0
+    with torch.no_grad():
+        added[1].normal_()
+    assert (learner.logits(rows) - plain.logits(rows)).abs().max() > 1e-4
+
+
+def test_what_is_made_of_a_text_is_its_own() -> None:
+    """A row's first virtual token is the same whatever stands beside it in the batch."""
+    rows, learner = batch()[0], made(instance=3)
+    with torch.no_grad():
+        learner.instance[1].normal_()
+    prompt = learner.made(rows, training=False)
+    alone = learner.made(Batch(*(part[:1] for part in rows)), training=False)
+    close(prompt[:, :, :1], alone)
+    assert (prompt[:, :, 0, :, 0] - prompt[:, :, 1, :, 0]).abs().max() > 1e-3
+    assert torch.equal(prompt[:, :, 0, :, 1:], prompt[:, :, 1, :, 1:])
+
+
+def test_normalised_keys_keep_their_length() -> None:
+    rows, learner = batch()[0], made(normalised_keys=True)
+    close(learner.logits(rows), made().logits(rows))
+    with torch.no_grad():
+        learner.prompt.mul_(3)
+    prompt = learner.made(rows, training=False)[:, :, 0]
+    close(prompt[:, 0].norm(dim=-1), learner.lengths[:, 0, ..., 0])
+    close(prompt[:, 1], learner.prompt[:, 1])
+
+
+def test_a_step_climbs_as_far_as_it_should_and_comes_back() -> None:
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    with recipe_trials._climbed([first, second], 0.5):
+        close(first, torch.tensor([1.3, 1.0]))
+        close(second, torch.tensor([1.4]))
+        assert first.grad is None
+    assert torch.equal(first, torch.ones(2))
+    assert torch.equal(second, torch.ones(1))
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -127,6 +193,8 @@ SMALL = Trial(data="sst2-16", virtual_tokens=2, epochs=2, looks=1)
         {"init": "cls:0.1", "low_rank": 3, "label_smoothing": 0.1, "schedule": "constant"},
         {"init": "sep", "values_from_nought": True, "prompt_noise": 0.1, "prompt_dropout": 0.5},
         {"data": "stsb-8", "dropout": 0.1, "first_layer": 1},
+        {"init": "names:0.1", "normalised_keys": True, "sharpness": 0.05},
+        {"instance": 3, "offset_rank": 2, "added_share": 0.1, "pooling": "layers", "first_layer": 1},
         *({"pooling": pooling} for pooling in POOLINGS),
     ],
     ids=str,
@@ -193,7 +261,7 @@ def test_every_line_of_the_results_is_a_trial_and_what_it_found() -> None:
     trials = [Trial(**record["trial"]) for record in RESULTS]
     assert len(set(trials)) == len(trials)
     for trial, record in zip(trials, RESULTS, strict=True):
-        assert asdict(trial) == record["trial"]
+        assert asdict(trial) == asdict(Trial()) | record["trial"]
         last = record["history"][-1]
         assert last["epoch"] == trial.epochs
         assert record["last"] == {name: last[name] for name in (trial.metric, "loss")}
