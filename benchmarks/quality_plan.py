@@ -409,6 +409,8 @@ def estimate(records: Sequence[Record], dataset: str, method: str) -> float:
 def _tokens(dataset: str, method: str) -> float:
     """Tokens that a run is trained on, more or less."""
     data, options = data_set(dataset), METHODS[method].options
+    if METHODS[method].kind == "setfit":
+        return float(min(MOST_PAIRS, data.rows**2 / 2) * 2 * data.tokens)
     batch, epochs = TRAINING["batch_size"], options.get("epochs", 8)
     steps = max(epochs * math.ceil(data.rows / batch), TRAINING["least_steps"])
     return float(steps * batch * data.tokens)

@@ -150,6 +150,9 @@ def test_estimates_learn_from_what_was_run() -> None:
     done = [record("mrpc", "full", 0, METHODS["full"].rates[0], 0.8, 0.8)]
     assert plan.estimate(done, "mrpc", "full") == 90.0
     assert 0 < plan.estimate(done, "sst2", "full") < 90.0 < guess
+    few, more, most = (plan.estimate([], name, "setfit") for name in ("mrpc-16", "mrpc-100", "mrpc-1000"))
+    assert few < more / 10  # its pairs grow with the square of the rows
+    assert more == most  # but not beyond what it is given
 
 
 # ---------------------------------------------------------------------------------------------- rows
