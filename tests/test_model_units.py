@@ -370,14 +370,36 @@ def test_thousands_of_rows_that_are_read_by_layers_get_some() -> None:
     assert prompt_of(plain, averaged(), TASK, many) is plain
 
 
-def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
+@pytest.fixture
+def many(
     tiny_folder: Path,
     tmp_path: Path,
     rows: Callable[[int], Any],
     jsonl: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> Callable[..., TrainConfig]:
+    """A run of rows that count as many, with what is given of prompt and fit."""
     monkeypatch.setattr(recipe, "MANY_ROWS", 24)
+    file = jsonl("train.jsonl", rows(40))
+
+    def configured(name: str, prompt: dict[str, Any], **fitting: Any) -> TrainConfig:
+        return TrainConfig.checked(
+            {
+                "data": {"train": str(file), "validation_fraction": 0.25},
+                "backbone": str(tiny_folder),
+                "output": str(tmp_path / name),
+                "device": "cpu",
+                "prompt": {"num_virtual_tokens": 4, "pooling": "layers", **prompt},
+                "fit": fitting,
+            }
+        )
+
+    return configured
+
+
+def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
+    many: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[bool] = []
     original = nn.functional.dropout
 
@@ -386,57 +408,33 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         return original(states, p, training, inplace)
 
     monkeypatch.setattr(nn.functional, "dropout", dropped)
-    for units, count, queries in ((None, recipe.UNITS, recipe.QUERIES), (0, 0, 0)):
+    for prompt, units, queries in (
+        ({}, recipe.UNITS, recipe.QUERIES),
+        ({"num_virtual_units": 0, "num_queries": 0}, 0, 0),
+    ):
         heard.clear()
-        config = TrainConfig.checked(
-            {
-                "data": {"train": str(jsonl("train.jsonl", rows(40))), "validation_fraction": 0.25},
-                "backbone": str(tiny_folder),
-                "output": str(tmp_path / f"out{count}"),
-                "device": "cpu",
-                "prompt": {
-                    "num_virtual_tokens": 4,
-                    "pooling": "layers",
-                    "num_virtual_units": units,
-                    "num_queries": None if queries else 0,
-                },
-                "fit": {"epochs": 1},
-            }
-        )
+        config = many(f"out{units}", prompt, epochs=1)
         told = Told()
         result = train(config, reporter=told)
         borne = (
-            f"30 rows bear virtual units: prompt.num_virtual_units {count} "
+            f"30 rows bear virtual units: prompt.num_virtual_units {units} "
             f"and queries: prompt.num_queries {queries}"
         )
-        assert (borne in told.said) is bool(count)
+        assert (borne in told.said) is bool(units)
         adapter = adapters.load(config.output)
-        assert adapter.prompt["num_virtual_units"] == count
+        assert adapter.prompt["num_virtual_units"] == units
         assert adapter.prompt["num_queries"] == queries
-        assert (adapter.units is not None) == bool(count)
-        assert result.setting["recipe"]["chose"]["backbone_dropout"] is bool(count)
-        assert any(heard) is bool(count)
+        assert (adapter.units is not None) == bool(units)
+        assert result.setting["recipe"]["chose"]["backbone_dropout"] is bool(units)
+        assert any(heard) is bool(units)
 
 
 def test_a_resumed_run_has_those_that_it_began_with(
-    tiny_folder: Path,
-    tmp_path: Path,
-    rows: Callable[[int], Any],
-    jsonl: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+    many: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the recipe of a later version would give it."""
-    config = TrainConfig.checked(
-        {
-            "data": {"train": str(jsonl("train.jsonl", rows(40))), "validation_fraction": 0.25},
-            "backbone": str(tiny_folder),
-            "output": str(tmp_path / "out"),
-            "device": "cpu",
-            "prompt": {"num_virtual_tokens": 4, "pooling": "layers"},
-            "fit": {"epochs": 3, "prompt_rate": 0.01, "head_rate": 0.001},
-        }
-    )
-    for name, number in (("MANY_ROWS", 24), ("UNITS", 3), ("QUERIES", 1)):
+    config = many("out", {}, epochs=3, prompt_rate=0.01, head_rate=0.001)
+    for name, number in (("UNITS", 3), ("QUERIES", 1)):
         monkeypatch.setattr(recipe, name, number)
     with pytest.raises(Interrupted):
         train(config, reporter=StopAfter(3))
