@@ -1,4 +1,4 @@
-"""What was tried for the default recipe as tables for docs/recipes.md, one a data set and one of whole runs.
+"""What was tried for the default recipe as tables for docs/trials.md, one a data set and one of whole runs.
 
 A line is a training; its difference is to the first training of the table, with the same seed. Trials that
 differ only in how often, or beside which average, they were looked at are the same training: one line.

@@ -179,8 +179,8 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("backbones.md", "backbones"): backbones,
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
-    ("recipes.md", "runs"): runs,
-    ("recipes.md", "trials"): trials,
+    ("trials.md", "runs"): runs,
+    ("trials.md", "trials"): trials,
     ("performance.md", "performance"): performance,
 }
 
