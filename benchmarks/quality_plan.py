@@ -198,7 +198,7 @@ METHODS: Mapping[str, Method] = {
     "setfit": Method(
         title="SetFit",
         kind="setfit",
-        options={"most_steps": MOST_PAIRS // 16, "precision": "auto"},
+        options={"most_steps": MOST_PAIRS // 16},
         rates=(1e-5, 2e-5, 5e-5),
         datasets=tuple(name for name, each in STUDIED.items() if each.per_class),
     ),

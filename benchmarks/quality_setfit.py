@@ -3,8 +3,7 @@
 SetFit 1.1 needs transformers 4, and ptuning 5; so this script knows nothing of ptuning. It gets files and
 options as JSON, and its last line is the probabilities that it ends with, which the worker measures like
 everyone's. Hyperparameters are SetFit's own, but for the body's rate, which is swept, and the steps, which
-are bounded. Its products are bf16, by autocast, where everyone's are. The texts of a pair are joined by the
-tokenizer's separator.
+are bounded. The texts of a pair are joined by the tokenizer's separator.
 """
 
 from __future__ import annotations
@@ -53,8 +52,7 @@ def main() -> None:
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=Dataset.from_dict(splits["train"]))
     cpu, wall = time.process_time(), time.perf_counter()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given["bf16"]):
-        trainer.train()
+    trainer.train()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     found = {
         "probabilities": {

@@ -30,7 +30,6 @@ from ptuning.training.config import DataConfig, FitConfig
 from ptuning.training.console import Silent
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
-from ptuning.training.run import precision
 from quality_data import home, write_rows
 from quality_plan import Run, data_set, given, schedule, setfit_python
 
@@ -151,13 +150,11 @@ def train_setfit(
     setting: Mapping[str, Any], files: Mapping[str, str], seed: int, scratch: Path
 ) -> dict[str, Any]:
     """What SetFit reaches, in the environment that ``make quality-setfit`` makes."""
-    fast = precision(setting["precision"], torch.device("cpu")) == torch.bfloat16
     order = {
         **{name: setting[name] for name in ("rate", "most_steps")},
         "backbone": resolve(setting["backbone"]),
         "files": dict(files),
         "seed": seed,
-        "bf16": fast,
         "scratch": str(scratch / "setfit"),
     }
     script = Path(__file__).with_name("quality_setfit.py")
@@ -183,7 +180,6 @@ def train_setfit(
         "metrics": metrics,
         "baseline": {name: baseline.measure(each, task) for name, each in targets.items()},
         "total": found["trained"],
-        "precision": "fp32 weights, bf16 autocast" if fast else "fp32",
     }
 
 
