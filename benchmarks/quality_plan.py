@@ -96,7 +96,7 @@ def data_set(name: str) -> DataSet:
 
 # ------------------------------------------------------------------------------------------- methods
 
-Kind = Literal["majority", "ptuning", "peer", "setfit", "default"]
+Kind = Literal["majority", "frozen", "ptuning", "peer", "setfit", "default"]
 
 TRAINING: Mapping[str, Any] = {
     "batch_size": 16,
@@ -126,7 +126,7 @@ class Method:
         title: Its name in tables.
         kind: Who trains it.
         options: What makes it this method, part of the setting.
-        rates: Peak learning rates to choose from; none for the constant answer and ptuning's own methods.
+        rates: Peak learning rates to choose from; none where nothing is trained, and for ptuning's methods.
         seeds: How many seeds, from 0 on.
         datasets: Where it is run.
     """
@@ -177,6 +177,7 @@ _VARIANT: Mapping[str, Any] = {"seeds": 1, "datasets": ("mrpc", "sst2")}
 
 METHODS: Mapping[str, Method] = {
     "majority": Method(title="a constant answer", kind="majority", seeds=1, datasets=tuple(DATASETS)),
+    "frozen": Method(title="frozen embeddings, a regression", kind="frozen", datasets=tuple(DATASETS)),
     "default": Method(title="**ptuning, default recipe**", kind="default", seeds=5, datasets=tuple(DATASETS)),
     "full": _peer(
         "full fine-tuning", "full", (2e-5, 5e-5, 1e-4), seeds=5, datasets=tuple(DATASETS), epochs=5
@@ -255,7 +256,7 @@ def setting_of(method: str, dataset: str, rate: float | None = None) -> dict[str
     if chosen.kind == "default":
         return default_setting(data)
     setting: dict[str, Any] = {"kind": chosen.kind, "backbone": "demo", **chosen.options}
-    if chosen.kind != "setfit":
+    if chosen.kind not in ("setfit", "frozen"):
         setting |= TRAINING
     if (prompt := setting.get("prompt")) and prompt["depth"] == "input":
         # Where a reader of the papers would put it: between the texts of a pair, in front of one text.

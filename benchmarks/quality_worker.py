@@ -59,6 +59,10 @@ def _train(run: Run, files: Mapping[str, str], scratch: Path) -> dict[str, Any]:
     match run.setting["kind"]:
         case "majority":
             return answer_constantly(files)
+        case "frozen":
+            from quality_frozen import regress
+
+            return regress(run.setting, files, run.seed)
         case "peer":
             from quality_peers import train_peer  # PEFT's imports are no part of the other methods' memory
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ import quality_tables
 from conftest import sentiment
 from quality_data import drawn, home, write_rows
 from quality_plan import DATASETS, ELSEWHERE, METHODS, STUDIED, Run, data_set, setting_of
+from tiny import HIDDEN
 
 
 def record(dataset: str, method: str, seed: int, rate: float | None, validation: float, test: float) -> Any:
@@ -356,6 +358,45 @@ def test_a_worker_trains(
     assert 0 < found["trained"] < found["total"]
     assert found["peak_mib"] > 0
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("scores", [False, True])
+def test_a_regression_of_frozen_embeddings(
+    scores: bool, pair: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A text's mean tells which words it has, so what follows from them is found; and by whose numbers."""
+    from transformers import AutoModel, AutoTokenizer
+
+    import quality_frozen
+
+    words = ["good", "bad", "film", "plot"]
+    rows = [
+        {
+            "text": f"{words[i % 2]} {words[2 + i % 3 % 2]}",
+            **({"text_b": words[2 + i % 5 % 2]} if pair else {}),
+            "label": i % 2 + (i % 3) / 8 if scores else i % 2,
+        }
+        for i in range(36)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {split: str(file) for split in ("train", "validation", "test")}
+    setting = setting_of("frozen", "stsb") | {"backbone": str(tiny_folder)}
+    found = quality_frozen.regress(setting, files, 0)
+    assert found["metrics"]["test"]["pearson" if scores else "accuracy"] > 0.95
+    assert found["metrics"]["test"]["loss"] < 0.3
+    assert found["trained"] == HIDDEN * (4 if pair else 1) + 1
+    assert found == json.loads(json.dumps(found))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    model = AutoModel.from_pretrained(tiny_folder).eval()
+    texts = ["good", "a long text that is bad", "film"]
+    together = quality_frozen.embeddings(texts, model, tokenizer)
+    for text, got in zip(texts, together, strict=True):
+        with torch.no_grad():
+            (states,) = model(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        mean = states.mean(0)
+        np.testing.assert_allclose(got, (mean / mean.norm()).numpy(), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*past_key_values.*", "ignore:`is_gradient_checkpointing`:FutureWarning")
