@@ -369,6 +369,7 @@ def test_a_regression_of_frozen_embeddings(
     from transformers import AutoModel, AutoTokenizer
 
     import quality_frozen
+    from ptuning.training.frozen import embeddings
 
     words = ["good", "bad", "film", "plot"]
     rows = [
@@ -391,7 +392,7 @@ def test_a_regression_of_frozen_embeddings(
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     model = AutoModel.from_pretrained(tiny_folder).eval()
     texts = ["good", "a long text that is bad", "film"]
-    together = quality_frozen.embeddings(texts, model, tokenizer)
+    together = embeddings(texts, model, tokenizer)
     for text, got in zip(texts, together, strict=True):
         with torch.no_grad():
             (states,) = model(**tokenizer(text, return_tensors="pt")).last_hidden_state

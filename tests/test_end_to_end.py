@@ -25,7 +25,13 @@ def test_the_demo_learns_and_says_what_to_type_next(
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--epochs", "8"]) == 0
     printed = capsys.readouterr().out
-    for words in ("head only", "full fine-tuning", "ptuning, deep prompt", "ptuning train my.csv"):
+    for words in (
+        "regression of embeddings",
+        "head only",
+        "full fine-tuning",
+        "ptuning, deep prompt",
+        "ptuning train my.csv",
+    ):
         assert words in printed
     result = json.loads((tmp_path / "demo-adapter.run" / "result.json").read_text())
     assert result["baseline"]["test"]["accuracy"] == pytest.approx(1 / 6)

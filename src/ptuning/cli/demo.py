@@ -25,7 +25,8 @@ def parser() -> Parser:
         prog="ptuning demo",
         usage="[options]",
         description="Train a classifier of support messages (570 rows of six intents, shipped) on the "
-        "embedded MiniLM, compare it with the baseline, the head alone and full fine-tuning.",
+        "embedded MiniLM, compare it with the baseline, a regression of frozen embeddings, the head alone "
+        "and full fine-tuning.",
     )
     made.add_argument("--output", type=str, default="demo-adapter", help="folder of the adapter")
     made.add_argument("--epochs", type=int, default=12, help="passes over the 378 training rows")
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
     from ptuning.training.console import ConsoleReporter
-    from ptuning.training.peers import fine_tune, head_only
+    from ptuning.training.peers import fine_tune, frozen_embeddings, head_only
     from ptuning.training.run import train
 
     console = Console()
@@ -55,8 +56,10 @@ def main(argv: Sequence[str]) -> None:
     )
     console.print("1. a prompt on the frozen MiniLM", style="bold")
     result = train(config, anew=True, reporter=ConsoleReporter(console))
-    console.print("2. for comparison: the head alone, and full fine-tuning", style="bold")
-    peers = [head_only(config), fine_tune(config)]
+    console.print(
+        "2. for comparison: a regression of embeddings, the head alone, full fine-tuning", style="bold"
+    )
+    peers = [frozen_embeddings(config), head_only(config), fine_tune(config)]
     _table(console, result, peers)
     print_diagnosis(result, console)
     console.print("3. three sentences", style="bold")

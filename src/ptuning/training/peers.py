@@ -1,7 +1,8 @@
-"""What a prompt is compared with: the head alone, and full fine-tuning, in plain PyTorch.
+"""What a prompt is compared with: a regression of frozen embeddings, the head alone, and full fine-tuning.
 
-Both take the configuration's data, backbone, batch size and seed, and are selected on the same
-validation rows by the same metric. They are peers for a table, not products: nothing is saved.
+All take the configuration's data, backbone and seed; what is trained in plain PyTorch takes its batch size,
+and is selected on the same validation rows by the same metric. They are peers for a table, not products:
+nothing is saved.
 """
 
 from __future__ import annotations
@@ -9,20 +10,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from transformers import get_scheduler
 
+from ptuning.data.labels import encode_labels
 from ptuning.data.tokens import collate, shuffled_batches
 from ptuning.inference.evaluate import pad_id
 from ptuning.model.config import DeepPrompt
+from ptuning.model.loading import hold
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.checkpoint import restore, snapshot
 from ptuning.training.config import TrainConfig
+from ptuning.training.frozen import Regression, features
 from ptuning.training.loop import evaluate
-from ptuning.training.metrics import Metrics, Selection
+from ptuning.training.metrics import Metrics, Selection, measure
 from ptuning.training.prepare import Split, read, tokenised
 
 
@@ -34,6 +39,24 @@ class Peer:
     trained: int
     metrics: Metrics
     seconds: float
+
+
+def frozen_embeddings(config: TrainConfig) -> Peer:
+    """A regression of the frozen backbone's sentence embeddings, for classes or a score."""
+    began = time.perf_counter()
+    examples, task = read(config.data, seed=config.fit.seed)
+    backbone, tokenizer = hold(
+        config.backbone, task.num_labels, task.problem_type, None, config.revision, None
+    )
+    assert tokenizer is not None
+    body = backbone.model.base_model.eval()
+    body.to(Accelerator(cpu=config.device == "cpu").device)
+    judged = examples.test or examples.validation
+    answers, targets = (np.asarray(encode_labels(rows, task), float) for rows in (examples.train, judged))
+    fitted = Regression(features(examples.train, body, tokenizer), answers, task)
+    metrics = measure(fitted.logits(features(judged, body, tokenizer)), targets, task)
+    seconds = time.perf_counter() - began
+    return Peer(name="regression of embeddings", trained=fitted.numbers, metrics=metrics, seconds=seconds)
 
 
 def head_only(config: TrainConfig, *, rate: float = 5e-2, epochs: int = 5) -> Peer:
