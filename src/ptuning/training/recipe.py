@@ -116,11 +116,11 @@ FITTED_EPOCHS = 5
 FITTED_HEAD = 2e-4
 """A fitted head's rate: it is where it should be, and has only to follow."""
 UNITS = 20
-"""Virtual units, where there are enough rows for them."""
+"""Virtual units, where the rows say enough for them."""
 QUERIES = 2
 """Queries, likewise."""
 MANY_ROWS = 5000
-"""Rows that are enough."""
+"""Rows that say enough, whatever their labels are."""
 EVALUATIONS = 16
 """Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
@@ -156,15 +156,16 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
     """``given`` with its virtual units and queries decided, where it leaves them open.
 
-    There are :data:`UNITS` and :data:`QUERIES` for :data:`MANY_ROWS` rows and more, if the head reads all
-    layers; few rows are only learned by heart with them, and what reads the backbone's own token is PEFT's
-    to read.
+    If the head reads all layers, there are :data:`UNITS` for a score, and :data:`UNITS` and :data:`QUERIES`
+    for :data:`MANY_ROWS` rows and more. A few rows with a class each are only learned by heart with them; a
+    score says more of its row. What reads the backbone's own token is PEFT's to read.
     """
     if given.depth == "input":
         return given
     settled = backbone.settle(given, compares=task.compares)
-    many = settled.pooling == "layers" and rows >= MANY_ROWS
-    units, queries = (UNITS, QUERIES) if many else (0, 0)
+    layers, many = settled.pooling == "layers", rows >= MANY_ROWS
+    units = UNITS if layers and (many or task.is_regression) else 0
+    queries = QUERIES if layers and many else 0
     return replace(
         given,
         num_virtual_units=units if given.num_virtual_units is None else given.num_virtual_units,

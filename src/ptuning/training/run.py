@@ -140,13 +140,14 @@ def task_model(
     rows = len(examples.train)
     prompt = prompt_of(config.prompt, backbone, task, rows)
     if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
-        say(f"{rows:,} rows bear {' and '.join(chosen)}")
+        scored = " with a score each" if task.is_regression else ""
+        say(f"{rows:,} rows{scored} bear {' and '.join(chosen)}")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
     return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
 
 
 def _chosen(given: PromptConfig, prompt: DeepPrompt) -> list[str]:
-    """What of the prompt the number of rows decided, as options; none of what there are none of."""
+    """What of the prompt the rows decided, as options; none of what there are none of."""
     assert given.depth == "deep"
     what = {"num_virtual_units": "virtual units", "num_queries": "queries"}
     found = {name: getattr(prompt, name) for name in what if getattr(given, name) is None}
