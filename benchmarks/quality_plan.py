@@ -39,6 +39,7 @@ class DataSet:
         rows: Training rows.
         tokens: Tokens a row on average, for estimates of time.
         pair: Whether a row has two texts.
+        classes: How many there are; 1 for a score.
         metric: What a run is selected and judged by.
         also: The metric that is shown beside it.
         limit: Only the first training rows of the file.
@@ -50,6 +51,7 @@ class DataSet:
     rows: int
     tokens: int
     pair: bool = True
+    classes: int = 2
     metric: str = "accuracy"
     also: str = "f1"
     limit: int | None = None
@@ -59,7 +61,7 @@ class DataSet:
 
 _WHOLE: Mapping[str, DataSet] = {
     "mrpc": DataSet(source="mrpc", rows=3672, tokens=54),
-    "stsb": DataSet(source="stsb", rows=5749, tokens=33, metric="pearson", also="spearman"),
+    "stsb": DataSet(source="stsb", rows=5749, tokens=33, classes=1, metric="pearson", also="spearman"),
     "sst2": DataSet(source="sst2", rows=10_000, tokens=13, pair=False, limit=10_000),
 }
 
@@ -79,11 +81,18 @@ STUDIED: Mapping[str, DataSet] = {
 """Where every method is run."""
 
 ELSEWHERE: Mapping[str, DataSet] = {
-    "reuters": DataSet(source="reuters", rows=400, tokens=75, pair=False, elsewhere=True),
-    "newsgroups": DataSet(source="newsgroups", rows=600, tokens=65, pair=False, elsewhere=True),
+    "reuters": DataSet(source="reuters", rows=400, tokens=75, pair=False, classes=8, elsewhere=True),
+    "newsgroups": DataSet(source="newsgroups", rows=600, tokens=65, pair=False, classes=20, elsewhere=True),
     "tweets": DataSet(source="tweets", rows=400, tokens=20, pair=False, elsewhere=True),
     "reviews": DataSet(
-        source="reviews", rows=400, tokens=25, pair=False, metric="pearson", also="spearman", elsewhere=True
+        source="reviews",
+        rows=400,
+        tokens=25,
+        pair=False,
+        classes=1,
+        metric="pearson",
+        also="spearman",
+        elsewhere=True,
     ),
 }
 """Where the default recipe stands beside full fine-tuning alone."""
@@ -274,14 +283,13 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     open is left out, so that a new option that is off by default does not make a new recipe.
     """
     config = TrainConfig.checked({"data": {"train": "rows"}})
-    score = data.metric == "pearson"
     many = not data.pair and data.rows >= MANY_ROWS
-    units = UNITS if many or (score and not data.pair) else 0
+    units = UNITS if many or (not data.pair and data.classes != 2) else 0
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
-        num_labels=1 if score else 2,
-        problem_type="regression" if score else "single_label_classification",
+        num_labels=data.classes,
+        problem_type="regression" if data.classes == 1 else "single_label_classification",
         layers=LAYERS,
         width=WIDTH,
         virtual_units=units,

@@ -347,15 +347,20 @@ def averaged(kind: str = "bert") -> Backbone:
     return Backbone(tiny_case(kind), pooling="mean")
 
 
-def test_thousands_of_rows_and_scores_get_some_if_read_by_layers() -> None:
+def test_all_but_few_rows_of_two_classes_get_some_if_read_by_layers() -> None:
     many, open_ = recipe.MANY_ROWS, DeepPrompt()
     pairs, likeness = replace(TASK, pair=True), replace(TASK, pair=True, labels=("a", "b"))
+    two, several = replace(likeness, pair=False), replace(TASK, problem_type="multi_label_classification")
     score = replace(TASK, problem_type="regression", labels=())
     given = DeepPrompt(num_virtual_units=3)
     chosen = (recipe.UNITS, recipe.QUERIES)
     for backbone, prompt, task, rows, expected in (
         (averaged(), open_, TASK, many, chosen),
-        (averaged(), open_, TASK, many - 1, (0, 0)),
+        (averaged(), open_, TASK, many - 1, (recipe.UNITS, 0)),
+        (averaged(), open_, two, many - 1, (0, 0)),
+        (averaged(), open_, two, many, chosen),
+        (averaged(), DeepPrompt(pooling="layers"), likeness, many - 1, (0, 0)),
+        (averaged(), open_, several, 10, (recipe.UNITS, 0)),
         (averaged(), open_, pairs, many, chosen),
         (averaged(), open_, likeness, many, (0, 0)),
         (averaged(), open_, score, 10, (recipe.UNITS, 0)),
@@ -424,7 +429,7 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         told = Told()
         result = train(config, reporter=told)
         borne = (
-            f"30 rows bear virtual units: prompt.num_virtual_units {units} "
+            f"30 rows with one of 2 classes each bear virtual units: prompt.num_virtual_units {units} "
             f"and queries: prompt.num_queries {queries}"
         )
         assert (borne in told.said) is bool(units)

@@ -156,15 +156,15 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
     """``given`` with its virtual units and queries decided, where it leaves them open.
 
-    If the head reads all layers, there are :data:`UNITS` for a score, and :data:`UNITS` and :data:`QUERIES`
-    for :data:`MANY_ROWS` rows and more. A few rows with a class each are only learned by heart with them; a
-    score says more of its row. What reads the backbone's own token is PEFT's to read.
+    If the head reads all layers, there are :data:`UNITS`, unless fewer than :data:`MANY_ROWS` rows are of one
+    of two classes each: so little is only learned by heart with them. :data:`QUERIES` take as many rows,
+    whatever the labels. What reads the backbone's own token is PEFT's to read.
     """
     if given.depth == "input":
         return given
     settled = backbone.settle(given, compares=task.compares)
     layers, many = settled.pooling == "layers", rows >= MANY_ROWS
-    units = UNITS if layers and (many or task.is_regression) else 0
+    units = UNITS if layers and (many or not task.is_binary) else 0
     queries = QUERIES if layers and many else 0
     return replace(
         given,

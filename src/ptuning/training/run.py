@@ -19,6 +19,7 @@ from ptuning import adapters
 from ptuning.errors import ConfigError, OutputError
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict, prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Task
 from ptuning.training import checkpoint, reading
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
@@ -140,10 +141,17 @@ def task_model(
     rows = len(examples.train)
     prompt = prompt_of(config.prompt, backbone, task, rows)
     if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
-        scored = " with a score each" if task.is_regression else ""
-        say(f"{rows:,} rows{scored} bear {' and '.join(chosen)}")
+        say(f"{rows:,} rows with {_label(task)} bear {' and '.join(chosen)}")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
     return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
+
+
+def _label(task: Task) -> str:
+    """What each row has."""
+    if task.is_regression:
+        return "a score each"
+    several = task.problem_type == "multi_label_classification"
+    return f"{'some' if several else 'one'} of {task.num_labels} classes each"
 
 
 def _chosen(given: PromptConfig, prompt: DeepPrompt) -> list[str]:
