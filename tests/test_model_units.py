@@ -347,7 +347,7 @@ def averaged(kind: str = "bert") -> Backbone:
     return Backbone(tiny_case(kind), pooling="mean")
 
 
-def test_all_but_few_rows_of_two_classes_get_some_if_read_by_layers() -> None:
+def test_all_but_few_pairs_and_rows_of_two_classes_get_some_if_read_by_layers() -> None:
     many, open_ = recipe.MANY_ROWS, DeepPrompt()
     pairs, likeness = replace(TASK, pair=True), replace(TASK, pair=True, labels=("a", "b"))
     two, several = replace(likeness, pair=False), replace(TASK, problem_type="multi_label_classification")
@@ -366,7 +366,8 @@ def test_all_but_few_rows_of_two_classes_get_some_if_read_by_layers() -> None:
         (averaged(), open_, score, 10, (recipe.UNITS, 0)),
         (averaged(), open_, score, many, chosen),
         (averaged(), open_, replace(score, pair=True), many, (0, 0)),
-        (averaged(), DeepPrompt(pooling="layers"), replace(score, pair=True), 10, (recipe.UNITS, 0)),
+        (averaged(), DeepPrompt(pooling="layers"), replace(score, pair=True), many - 1, (0, 0)),
+        (averaged(), open_, pairs, many - 1, (0, 0)),
         (Backbone(tiny_case("bert")), open_, score, 10, (0, 0)),
         (averaged("bloom"), open_, score, 10, (0, 0)),
         (averaged("bloom"), open_, TASK, many, (0, 0)),

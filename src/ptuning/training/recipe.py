@@ -120,7 +120,7 @@ UNITS = 20
 QUERIES = 2
 """Queries, likewise."""
 MANY_ROWS = 5000
-"""Rows that say enough, whatever their labels are."""
+"""Rows that say enough, whatever they are."""
 EVALUATIONS = 16
 """Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
 
@@ -156,15 +156,15 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
     """``given`` with its virtual units and queries decided, where it leaves them open.
 
-    If the head reads all layers, there are :data:`UNITS`, unless fewer than :data:`MANY_ROWS` rows are of one
-    of two classes each: so little is only learned by heart with them. :data:`QUERIES` take as many rows,
-    whatever the labels. What reads the backbone's own token is PEFT's to read.
+    If the head reads all layers, there are :data:`UNITS`, unless fewer than :data:`MANY_ROWS` rows are pairs or
+    of one of two classes each: so little is only learned by heart with them. :data:`QUERIES` take as many
+    rows, whatever they are. What reads the backbone's own token is PEFT's to read.
     """
     if given.depth == "input":
         return given
     settled = backbone.settle(given, compares=task.compares)
     layers, many = settled.pooling == "layers", rows >= MANY_ROWS
-    units = UNITS if layers and (many or not task.is_binary) else 0
+    units = UNITS if layers and (many or not (task.pair or task.is_binary)) else 0
     queries = QUERIES if layers and many else 0
     return replace(
         given,
