@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ptuning import TrainConfig
+from ptuning.task import ProblemType, Task
 from ptuning.training.metrics import Selection
-from ptuning.training.recipe import MANY_ROWS, QUERIES, UNITS, Facts, Recipe
+from ptuning.training.recipe import Facts, Recipe, units_and_queries
 
 Record = Mapping[str, Any]
 """A line of the results: a run, and what it found."""
@@ -283,13 +284,15 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     open is left out, so that a new option that is off by default does not make a new recipe.
     """
     config = TrainConfig.checked({"data": {"train": "rows"}})
-    many = not data.pair and data.rows >= MANY_ROWS
-    units = UNITS if many or (not data.pair and data.classes != 2) else 0
+    kind: ProblemType = "regression" if data.classes == 1 else "single_label_classification"
+    labels = tuple(range(data.classes)) if data.classes > 1 else ()
+    task = Task(problem_type=kind, labels=labels, pair=data.pair)
+    units, queries = (0, 0) if data.pair else units_and_queries(task, data.rows)
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
         num_labels=data.classes,
-        problem_type="regression" if data.classes == 1 else "single_label_classification",
+        problem_type=kind,
         layers=LAYERS,
         width=WIDTH,
         virtual_units=units,
@@ -299,7 +302,7 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
     chosen["prompt"]["pooling"] = "similarity" if data.pair else "layers"  # as MiniLM says of itself
     chosen["prompt"]["num_virtual_units"] = units or None
-    chosen["prompt"]["num_queries"] = QUERIES if many else None
+    chosen["prompt"]["num_queries"] = queries or None
     return {"kind": "default", **given({**chosen, "fit": fit})}
 
 

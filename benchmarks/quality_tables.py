@@ -1,8 +1,9 @@
 """The study's results as tables for docs/recipes.md and README.md, from whatever runs there are.
 
-Of a method on a data set the setting that was run last counts, by its place in the file: figures of an
-earlier default recipe do not mix with those of the present one. A swept method is shown once its sweep is
-whole, at the rate that the validation rows picked; test figures of the other rates are not looked at.
+Of a method on a data set the setting counts that the plan has; until that is run the one that was run last,
+by its place in the file, said to be an earlier one. Figures of different recipes do not mix. A swept method
+is shown once its sweep is whole, at the rate that the validation rows picked; test figures of the other rates
+are not looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from quality_plan import DATASETS, METHODS, Record, data_set, digest, pick
+from quality_plan import DATASETS, METHODS, Record, data_set, digest, pick, setting_of
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
 
@@ -46,6 +47,7 @@ class Cell:
     Attributes:
         rate: What was picked, or set; ``None`` for a method that has none, or several.
         edge: Whether that is the lowest or highest of those tried.
+        earlier: Whether the plan has another setting by now.
     """
 
     dataset: str
@@ -53,6 +55,7 @@ class Cell:
     diverged: int = 0
     rate: float | None = None
     edge: bool = False
+    earlier: bool = False
 
     def values(self, metric: str, split: str = "test") -> list[float]:
         """The metric of each run; a correlation with a constant is 0."""
@@ -70,8 +73,10 @@ def cell(records: Sequence[Record], dataset: str, method: str) -> Cell | None:
     own = [each for each in records if (each["dataset"], each["method"]) == (dataset, method)]
     if not own:
         return None
-    last = _without_rate(own[-1])
-    own = [each for each in own if _without_rate(each) == last]
+    settings = [_without_rate(each) for each in own]
+    planned = _without_rate({"setting": setting_of(method, dataset)})
+    counts = planned if planned in settings else settings[-1]
+    own = [each for each, setting in zip(own, settings, strict=True) if setting == counts]
     rate, edge = own[-1]["rate"], False
     if tried := METHODS[method].rates:
         swept = {each["rate"]: (each["metrics"] or {}) for each in own if each["seed"] == 0}
@@ -83,7 +88,14 @@ def cell(records: Sequence[Record], dataset: str, method: str) -> Cell | None:
         edge = rate in (min(swept), max(swept))
     runs = list({each["seed"]: each for each in own if each["rate"] == rate}.values())
     good = [each for each in runs if each["metrics"]]
-    return Cell(dataset=dataset, runs=good, diverged=len(runs) - len(good), rate=rate, edge=edge)
+    return Cell(
+        dataset=dataset,
+        runs=good,
+        diverged=len(runs) - len(good),
+        rate=rate,
+        edge=edge,
+        earlier=counts != planned,
+    )
 
 
 def _without_rate(record: Record) -> str:
@@ -127,7 +139,7 @@ def _row(method: str, found: Cell) -> tuple[str, ...]:
     share = f" ({_percent(100 * first['trained'] / first['total'])} %)" if first["trained"] else ""
     is_trained = bool(first["trained"])
     return (
-        METHODS[method].title,
+        METHODS[method].title + (" (an earlier one)" if found.earlier else ""),
         rate,
         found.said(data.metric),
         found.said(data.also),

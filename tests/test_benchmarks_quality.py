@@ -489,15 +489,22 @@ def test_tables_of_nothing() -> None:
     assert "make quality" in quality_tables.short(plain, [])
 
 
-def test_the_default_recipe_that_was_run_last_counts() -> None:
+def test_the_plans_default_recipe_counts_and_else_the_last() -> None:
     old = [record("mrpc", "default", seed, None, 0.9, 0.9) for seed in range(5)]
     for each in old:
         each["setting"] = {**each["setting"], "fit": {"epochs": 3}}
     new = [record("mrpc", "default", seed, None, 0.7, 0.7) for seed in range(2)]
-    found = quality_tables.cell([*old, *new], "mrpc", "default")
+    for records in ([*old, *new], [*new, *old]):  # as after a recipe that was tried and given up
+        found = quality_tables.cell(records, "mrpc", "default")
+        assert found is not None
+        assert [each["seed"] for each in found.runs] == [0, 1]
+        assert found.said("accuracy") == "0.700 ± 0.000"
+        assert "recipe** |" in quality_tables.tables(plain, records)
+    oldest = [{**each, "setting": {**each["setting"], "fit": {"epochs": 2}}} for each in old[:3]]
+    found = quality_tables.cell([*oldest, *old], "mrpc", "default")
     assert found is not None
-    assert [each["seed"] for each in found.runs] == [0, 1]
-    assert found.said("accuracy") == "0.700 ± 0.000"
+    assert len(found.runs) == 5
+    assert "recipe** (an earlier one) |" in quality_tables.tables(plain, [*oldest, *old])
 
 
 def test_the_short_table_has_pefts_better_prompt_by_validation() -> None:

@@ -360,7 +360,7 @@ def test_all_but_few_pairs_and_rows_of_two_classes_get_some_if_read_by_layers() 
         (averaged(), open_, two, many - 1, (0, 0)),
         (averaged(), open_, two, many, chosen),
         (averaged(), DeepPrompt(pooling="layers"), likeness, many - 1, (0, 0)),
-        (averaged(), open_, several, 10, (recipe.UNITS, 0)),
+        (averaged(), open_, several, many - 1, (0, 0)),
         (averaged(), open_, pairs, many, chosen),
         (averaged(), open_, likeness, many, (0, 0)),
         (averaged(), open_, score, 10, (recipe.UNITS, 0)),
@@ -430,8 +430,8 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         told = Told()
         result = train(config, reporter=told)
         borne = (
-            f"30 rows with one of 2 classes each bear virtual units: prompt.num_virtual_units {units} "
-            f"and queries: prompt.num_queries {queries}"
+            f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 for none) "
+            f"and {queries} queries (prompt.num_queries; 0 for none)"
         )
         assert (borne in told.said) is bool(units)
         adapter = adapters.load(config.output)

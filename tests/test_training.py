@@ -355,9 +355,14 @@ def test_a_run_that_learns_nothing_says_so(
 
 
 def test_patience_stops_early(config: Callable[..., TrainConfig]) -> None:
-    result = train(config(fit__epochs=50, fit__patience=2, fit__prompt_rate=1e-7, fit__head_rate=1e-7))
+    made = config(fit__epochs=50, fit__patience=2, fit__prompt_rate=1e-7, fit__head_rate=1e-7)
+    result = train(made)
     assert result.stopped_early
     assert len(result.history) < 50
+    again = train(made, resume=True)  # as after Ctrl-C while the best is put together
+    assert again.stopped_early
+    assert again.history == result.history
+    assert again.metrics == result.metrics
 
 
 def test_only_the_task_changes(config: Callable[..., TrainConfig], tiny_folder: Path) -> None:

@@ -376,6 +376,12 @@ def test_a_loss_that_stands_early_and_high_asks_for_a_prompt_that_reaches_furthe
 # -------------------------------------------------------------------------------------- parts of it
 
 
+def test_units_are_the_first_to_go() -> None:
+    paragraph = told(found(*FALLS, virtual_units=20), "overfitting")
+    assert "--prompt.num_virtual_units 0 (there were 20)" in paragraph
+    assert "num_virtual_tokens" not in paragraph
+
+
 def test_the_most_serious_comes_first_and_only_two_kinds_are_failures() -> None:
     train, values, validation = FALLS
     assert told(found(train, values, validation, floor=0.86), "not learned")

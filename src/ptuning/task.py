@@ -64,17 +64,13 @@ class Task:
         return self.problem_type == "regression"
 
     @property
-    def is_binary(self) -> bool:
-        """Whether a row's label is one of two classes."""
-        return self.problem_type == "single_label_classification" and len(self.labels) == 2
-
-    @property
     def compares(self) -> bool:
         """Whether a row asks how alike two texts are, by a score or one of two classes.
 
         More classes, as entailment and contradiction, rather say how one text bears upon the other.
         """
-        return self.pair and (self.is_regression or self.is_binary)
+        two = self.problem_type == "single_label_classification" and len(self.labels) == 2
+        return self.pair and (self.is_regression or two)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}

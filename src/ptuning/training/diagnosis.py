@@ -95,6 +95,7 @@ class Reference:
         first_layer: The first layer with a prompt.
         virtual_tokens: P.
         weighted: Whether classes had weights.
+        virtual_units: U.
     """
 
     constant: float
@@ -105,6 +106,7 @@ class Reference:
     first_layer: int
     virtual_tokens: int
     weighted: bool
+    virtual_units: int = 0
 
     @classmethod
     def of(
@@ -127,6 +129,7 @@ class Reference:
             first_layer=facts.first_layer,
             virtual_tokens=facts.virtual_tokens,
             weighted=weights is not None,
+            virtual_units=facts.virtual_units,
         )
 
 
@@ -298,7 +301,7 @@ def _why_not(run: _Run) -> tuple[str, list[str]]:
         return (
             f"The training loss fell to {end:.3g}, where {told}: the training rows "
             f"({run.rows.get('train', '-')}) were learned by heart, and that does not hold for others",
-            ["more training rows", CHECK, *_weigh(run), _fewer_tokens(reference), *_down(run)],
+            ["more training rows", CHECK, *_weigh(run), _smaller(reference), *_down(run)],
         )
     if _weigh(run) and _same_answer(run) and not _unmoved(run):
         return (
@@ -382,7 +385,7 @@ def _overfitting(run: _Run) -> str | None:
     way = "fell" if run.sign > 0 else "rose"
     tries = [
         f"--fit.epochs {_after(best)}" + ("" if found.stopped_early else " or --fit.patience 3"),
-        *([_fewer_tokens(run.reference)] if run.reference else []),
+        *([_smaller(run.reference)] if run.reference else []),
         run.rate(0, -1),
         "--fit.weight_decay 0.01",
         "more training rows",
@@ -480,7 +483,9 @@ def _more_prompt(reference: Reference) -> list[str]:
     ]
 
 
-def _fewer_tokens(reference: Reference) -> str:
+def _smaller(reference: Reference) -> str:
+    if reference.virtual_units:
+        return f"--prompt.num_virtual_units 0 (there were {reference.virtual_units})"
     if reference.virtual_tokens < 2:
         return "a smaller backbone"
     return (

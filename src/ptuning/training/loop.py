@@ -362,6 +362,8 @@ class _Loop:
         """Train to the last step, or until patience runs out; returns which (True for patience)."""
         scheduler = self._scheduler()
         position, config = self.position, self.config
+        if self._out_of_patience():  # resumed between its last evaluation and its end
+            return position.step < self.steps
         self.model.train()
         while position.epoch < config.epochs:
             for group in self._groups():
@@ -382,11 +384,14 @@ class _Loop:
                     position.epoch, position.batch = position.epoch + 1, 0
                 if self._due(last):
                     self._evaluate()
-                    if config.patience is not None and position.stale >= config.patience:
+                    if self._out_of_patience():
                         return position.step < self.steps
                 if stop.made and position.step < self.steps:
                     self._interrupt()
         return False
+
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.position.stale >= self.config.patience
 
     def keep_best(self) -> list[int]:
         """Leave the model with the mean of the best evaluations' parameters; returns which those are.

@@ -68,6 +68,7 @@ def read(
 
         apart, together = share("similarity"), share("layers")
         if apart is None or together is None:  # of too few rows of a class nothing can be told
+            shared.readings[key] = None
             return config
         found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
         broadcast_object_list(found)  # the first process's: all have to build the same model

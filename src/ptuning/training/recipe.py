@@ -156,21 +156,30 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
     """``given`` with its virtual units and queries decided, where it leaves them open.
 
-    If the head reads all layers, there are :data:`UNITS`, unless fewer than :data:`MANY_ROWS` rows are pairs or
-    of one of two classes each: so little is only learned by heart with them. :data:`QUERIES` take as many
-    rows, whatever they are. What reads the backbone's own token is PEFT's to read.
+    Only a head that reads all layers gets some; what reads the backbone's own token is PEFT's to read.
     """
     if given.depth == "input":
         return given
     settled = backbone.settle(given, compares=task.compares)
-    layers, many = settled.pooling == "layers", rows >= MANY_ROWS
-    units = UNITS if layers and (many or not (task.pair or task.is_binary)) else 0
-    queries = QUERIES if layers and many else 0
+    units, queries = units_and_queries(task, rows) if settled.pooling == "layers" else (0, 0)
     return replace(
         given,
         num_virtual_units=units if given.num_virtual_units is None else given.num_virtual_units,
         num_queries=queries if given.num_queries is None else given.num_queries,
     )
+
+
+def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
+    """How many bear a task and its rows, read by all layers.
+
+    Both are for :data:`MANY_ROWS` rows. Fewer are only learned by heart with them, but where a label says
+    more than one of two classes does: then single texts bear :data:`UNITS`. Few pairs gained nothing, and
+    few rows of several labels each were not tried.
+    """
+    if rows >= MANY_ROWS:
+        return UNITS, QUERIES
+    several = task.problem_type == "single_label_classification" and task.num_labels > 2
+    return (UNITS if (task.is_regression or several) and not task.pair else 0), 0
 
 
 def _short(rate: float) -> float:

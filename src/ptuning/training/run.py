@@ -141,25 +141,21 @@ def task_model(
     rows = len(examples.train)
     prompt = prompt_of(config.prompt, backbone, task, rows)
     if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
-        say(f"{rows:,} rows with {_label(task)} bear {' and '.join(chosen)}")
+        say(f"{rows:,} rows of {_kind(task)}: {' and '.join(chosen)}")
     set_seed(config.fit.seed)  # the prompt's and the head's first values
     return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
 
 
-def _label(task: Task) -> str:
-    """What each row has."""
-    if task.is_regression:
-        return "a score each"
-    several = task.problem_type == "multi_label_classification"
-    return f"{'some' if several else 'one'} of {task.num_labels} classes each"
+def _kind(task: Task) -> str:
+    return "a score" if task.is_regression else f"{task.num_labels} classes"
 
 
 def _chosen(given: PromptConfig, prompt: DeepPrompt) -> list[str]:
-    """What of the prompt the rows decided, as options; none of what there are none of."""
+    """What of the prompt the rows decided, and how to go without; none of what there are none of."""
     assert given.depth == "deep"
     what = {"num_virtual_units": "virtual units", "num_queries": "queries"}
     found = {name: getattr(prompt, name) for name in what if getattr(given, name) is None}
-    return [f"{what[name]}: prompt.{name} {number}" for name, number in found.items() if number]
+    return [f"{number} {what[name]} (prompt.{name}; 0 for none)" for name, number in found.items() if number]
 
 
 def with_found(config: TrainConfig, found: Mapping[str, Any] | None) -> TrainConfig:

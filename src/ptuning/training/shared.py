@@ -43,7 +43,7 @@ class Shared:
         self._gathered: dict[DataConfig, Gathered] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
-        self.readings: dict[Hashable, Pooling] = {}  # :mod:`ptuning.training.reading`'s
+        self.readings: dict[Hashable, Pooling | None] = {}  # :mod:`ptuning.training.reading`'s
 
     def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
         """:func:`~ptuning.training.prepare.read`, with every file read once."""
