@@ -27,7 +27,7 @@ format: $(READY)  ## write what lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(READY)  ## every method on nine data sets, two on three more (needs PTUNING_DATA; about a day on two cores; goes on where it was)
+quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; goes on where it was)
 	$(BIN)/python benchmarks/quality.py
 
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.

