@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from conftest import WORDS
 from ptuning import PTuningModel, TrainConfig, adapters, train
 from ptuning.model import DeepPrompt
-from ptuning.training import reading
+from ptuning.training import reading, start
 from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import tokenised
@@ -116,7 +116,11 @@ def test_rows_that_stand_in_turns_are_not_taken_for_one_class(
     assert chosen(made.model_copy(update={"data": data}))[0] == "similarity"
 
 
-def test_too_few_rows_of_a_class_tell_nothing(config: Callable[..., TrainConfig]) -> None:
+def test_too_few_rows_of_a_class_tell_nothing(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is seen by counting them, before the model is run on any."""
+    monkeypatch.setattr(start, "_features", lambda *given: pytest.fail("the model was run"))
     rows = [row for row in alike(2000) if row["label"] == 0][:600] + [
         row for row in alike(200) if row["label"] == 1
     ][:15]

@@ -22,6 +22,7 @@ from ptuning.data.tokens import sorted_batches
 from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Task
 from ptuning.training.prepare import Split
 
 MOST_ROWS = 20_000
@@ -93,35 +94,40 @@ def explained(model: PTuningModel, split: Split) -> float | None:
     """Share of a constant answer's loss that a head fitted to the untrained model takes away, by
     cross-validation: 0 where it takes nothing away, ``None`` where that cannot be told.
     """
-    features, targets = _features(model, split, lambda done, total: None), split.targets
+    targets = split.targets
+    if not _tells(model.task, targets):
+        return None
+    features = _features(model, split, lambda done, total: None)
     centred = features - features.mean(0)
     size = math.sqrt((centred**2).sum(1).mean())
     if not np.isfinite(size) or not size:
         return None
     scaled = centred / size
     if model.task.is_regression:
-        if not targets.std():
-            return None
         # Of variance 1 all together over N rows, so that a strength is a share of that, as it is above.
         strengths = STRENGTHS * len(targets) / features.shape[1]
         folds = KFold(FOLDS, shuffle=True, random_state=0)  # rows may come sorted
         scores = cross_val_score(RidgeCV(alphas=strengths), scaled, targets, cv=folds, scoring="r2")
         return max(0.0, float(scores.mean()))
     classes = targets.astype(int)
-    counts = np.bincount(classes)
-    counts = counts[counts > 0]
-    if len(counts) < 2 or counts.min() < FEWEST_OF_A_CLASS:
-        return None
-    shares = counts / counts.sum()
     mixed = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    constant = -float((shares * np.log(shares)).sum())
     best = max(
         cross_val_score(
             LogisticRegression(C=each, max_iter=1000), scaled, classes, cv=mixed, scoring="neg_log_loss"
         ).mean()
         for each in LOOSENESS
     )
+    shares = np.unique(classes, return_counts=True)[1] / len(classes)
+    constant = -float((shares * np.log(shares)).sum())
     return max(0.0, 1 + float(best) / constant)
+
+
+def _tells(task: Task, targets: NDArray[np.float64]) -> bool:
+    """Whether rows with such targets can tell anything, before the model is run on them."""
+    if task.is_regression:
+        return bool(targets.std() > 0)
+    counts = np.unique(targets, return_counts=True)[1]
+    return len(counts) > 1 and int(counts.min()) >= FEWEST_OF_A_CLASS
 
 
 def _output(model: PTuningModel) -> str:
