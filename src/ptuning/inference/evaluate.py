@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TokenRow, collate, sorted_batches
-from ptuning.model.ptuning import Prepared, PTuningModel
+from ptuning.model.ptuning import PTuningModel
+from ptuning.model.sequence import Prepared
 
 BATCH_TOKENS = 4096
 """Places, padding included, that go through the backbone together unless said otherwise."""

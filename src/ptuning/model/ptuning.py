@@ -1,8 +1,8 @@
 """PTuningModel: prompt + placement + backbone + head.
 
-One batch's way: tokens come padded on either side; :meth:`PTuningModel.forward` lays them out
-(``placement.py``), the prompt encoder makes the prompt (``prompt.py``), the backbone runs with the
-prompt inside it and the task's head on top (``backbone.py``), and the loss is taken in fp32.
+One batch's way: tokens come padded on either side; the prompt encoder makes the prompt (``prompt.py``),
+text and prompt are laid out for the backbone (``sequence.py``, ``placement.py``), which runs with the
+task's head on top (``backbone.py``), and the loss is taken in fp32.
 
 The task owns its prompt encoder and a copy of the head; the backbone is never written to, so any
 number of tasks can stand on one.
@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -33,7 +32,6 @@ from ptuning.model.config import (
     EmbeddingEncoder,
     Engine,
     InputPrompt,
-    Pooling,
     PromptConfig,
     TextInit,
     prompt_from_dict,
@@ -41,31 +39,16 @@ from ptuning.model.config import (
 )
 from ptuning.model.head import Head, escaped, first_mix
 from ptuning.model.loading import check_backbone, hold
-from ptuning.model.placement import apart, layout
+from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
+from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
 from ptuning.model.tasks import known_as, loss_of, plain_task, task_of, weigh
-from ptuning.model.template import Insertion, Landmark
+from ptuning.model.template import Insertion
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
 
 _PLAIN: ContextVar[frozenset[int]] = ContextVar("plain", default=frozenset())
 """The models, by ``id``, that answer as the plain backbone here and now."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A prompt with all computed that does not depend on the text; :meth:`PTuningModel.prepared` makes it.
-
-    Attributes:
-        prompt: As :meth:`PTuningModel.forward` takes it.
-        tokens: The tokens that stand in front of the prompt in every row, such as a decoder's ``<s>``.
-        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` where the
-            prompt does not lead, or the backbone is not causal.
-    """
-
-    prompt: Tensor
-    tokens: tuple[int, ...] = ()
-    leading: Tensor | None = None
 
 
 class PTuningModel(nn.Module):
@@ -461,9 +444,7 @@ class PTuningModel(nn.Module):
     @property
     def inserted_tokens(self) -> int:
         """P + A at input depth: what stands among the text's own tokens. 0 deep."""
-        if isinstance(self.prompt_config, DeepPrompt):
-            return 0
-        return self.prompt_config.virtual_tokens + sum(map(len, self.anchors))
+        return 0 if (joined := self._joined) is None else joined.inserted_tokens
 
     @property
     def max_text_tokens(self) -> int | None:
@@ -486,7 +467,7 @@ class PTuningModel(nn.Module):
         """Whether it matters where a text begins, so that rows come best with ``segment_ids``."""
         if isinstance(self.prompt_config, DeepPrompt):
             return self.prompt_config.pooling == "similarity"
-        return any(piece.before.value.startswith("text") for piece in self.prompt_config.insertions)
+        return self._joined is not None and self._joined.needs_segments
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         """The numbers that training changes, by name: the one definition that freezing, the optimizer,
@@ -602,12 +583,18 @@ class PTuningModel(nn.Module):
         attention_mask = attention_mask.to(torch.long)
         if token_type_ids is not None and not self.backbone.uses_segments:
             token_type_ids = None
+        batch = Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            segment_ids=segment_ids,
+        )
         plain = id(self) in _PLAIN.get()
         if plain:
-            logits = self._run_deep(input_ids, attention_mask, token_type_ids, None)
+            logits = text_logits(self.backbone, batch)
         else:
             self._check_length(attention_mask)
-            logits = self._prompted(input_ids, attention_mask, token_type_ids, segment_ids, prompt, stem)
+            logits = self._prompted(batch, prompt, stem)
         logits = logits.float()
         if self.task.is_regression and not plain:
             logits = logits * self.task.scale + self.task.mean
@@ -627,12 +614,8 @@ class PTuningModel(nn.Module):
         It holds for as long as the task's parameters stay as they are.
         """
         made: Tensor = self.prompt_encoder()
-        tokens = self._usual_front() if self.backbone.shares_leading(self.inserted_tokens) else None
-        if tokens is None or not self.backbone.shares_leading(len(tokens) + self.inserted_tokens):
-            return Prepared(prompt=made)
-        before = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        leading = self.backbone.leading(self._leading_embeddings(before, made))
-        return Prepared(prompt=made, tokens=tokens, leading=leading)
+        joined = self._joined
+        return Prepared(prompt=made) if joined is None else joined.prepared(made, self.tokenizer)
 
     @property
     def stem_layer(self) -> int:
@@ -674,192 +657,47 @@ class PTuningModel(nn.Module):
                 "interface"
             )
 
-    def _prompted(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        segment_ids: Tensor | None,
-        prompt: Tensor | Prepared | None,
-        stem: Tensor | None,
-    ) -> Tensor:
+    def _prompted(self, batch: Batch, prompt: Tensor | Prepared | None, stem: Tensor | None) -> Tensor:
+        """``[B, C]`` of the text with the prompt where it belongs, by the task's head."""
         if stem is not None:
             self._check_stem()
         head = self.head.named()
         mix = head.pop(adapters.MIX, None)
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
-        made = prompt.prompt
+        if (joined := self._joined) is not None:
+            return joined.logits(batch, prompt, head)
+        made, config = prompt.prompt, self.prompt_config
+        assert isinstance(config, DeepPrompt)
+        assert config.pooling is not None  # settled
         if self.units is not None and made.dim() == 5:
             raise ConfigError(
                 "prompt: got one a row, but this task has virtual units, which are the same for all rows; "
                 "run the rows of each task by themselves, or name an adapter a row (ptuning.peft)"
             )
-        if isinstance(self.prompt_config, DeepPrompt):
-            pooling = self.prompt_config.pooling
-            assert pooling is not None  # settled
-            if pooling == "similarity":
-                if segment_ids is None:
-                    segment_ids = self.backbone.segments(attention_mask, token_type_ids)
-                attention_mask = apart(attention_mask, segment_ids)
-                input_ids, token_type_ids = input_ids.repeat(2, 1), None
-                if made.dim() == 5:
-                    made = made.repeat(2, 1, 1, 1, 1)
-            return self._run_deep(
-                input_ids,
-                attention_mask,
-                token_type_ids,
-                made,
-                first_layer=self.prompt_config.first_layer,
-                offset=self.position_offset,
-                stem=stem,
-                units=None if self.units is None else self.units(),
-                pooling=pooling,
-                mix=mix,
-                head=head,
-            )
-        front = self._front(input_ids, attention_mask, token_type_ids, segment_ids)
-        if front is None or made.dim() == 3:
-            return self._run_input(input_ids, attention_mask, token_type_ids, segment_ids, made, head)
-        leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
-        if leading is None:
-            leading = self.backbone.leading(self._leading_embeddings(front, made))
-        behind = attention_mask * (attention_mask.cumsum(1) > len(front))
-        return self._run_deep(input_ids, behind, token_type_ids, leading, offset=leading.shape[-2], head=head)
-
-    def _run_deep(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        prompts: Tensor | None,
-        *,
-        first_layer: int = 0,
-        offset: int = 0,
-        stem: Tensor | None = None,
-        units: Tensor | None = None,
-        pooling: Pooling = "native",
-        mix: Tensor | None = None,
-        head: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """The text by itself, with what stands in front of it in the layers."""
-        rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
-        if pooling == "similarity":  # the other text has left its places free
-            rows = rows.cut(int(attention_mask.sum(1).max()))
-        return self.backbone.logits(
-            input_ids=rows.arrange(input_ids),
-            attention_mask=rows.mask,
-            positions=rows.positions + offset,
-            token_type_ids=None if token_type_ids is None else rows.arrange(token_type_ids),
-            prompts=prompts,
-            first_layer=first_layer,
-            stem=None if stem is None else rows.arrange(stem),
-            units=units,
-            pooling=pooling,
+        if config.pooling == "similarity":
+            batch = batch.apart(self.backbone)
+            if made.dim() == 5:
+                made = made.repeat(2, 1, 1, 1, 1)
+        return text_logits(
+            self.backbone,
+            batch,
+            made,
+            first_layer=config.first_layer,
+            offset=self.position_offset,
+            stem=stem,
+            units=None if self.units is None else self.units(),
+            pooling=config.pooling,
             mix=mix,
             head=head,
         )
 
-    def _run_input(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        segment_ids: Tensor | None,
-        prompt: Tensor,
-        head: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Prompt and text as one sequence."""
-        assert isinstance(self.prompt_config, InputPrompt)
-        pieces = self.prompt_config.insertions
-        if self.needs_segments and segment_ids is None:
-            segment_ids = self.backbone.segments(attention_mask, token_type_ids)
-        inserted = self._inserted_embeddings(pieces, prompt, input_ids)
-        sizes = [part.shape[1] for part in inserted]
-        pad_left = self.backbone.architecture.causal
-        rows = layout(attention_mask, pieces, sizes, segment_ids, pad_left=pad_left)
-        text = self.backbone.embed(input_ids)
-        combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
-        return self.backbone.logits(
-            inputs_embeds=rows.arrange(combined),
-            attention_mask=rows.mask,
-            positions=rows.positions,
-            token_type_ids=None
-            if token_type_ids is None
-            else _spread(rows.arrange, token_type_ids, sum(sizes)),
-            head=head,
-        )
-
-    # ------------------------------------------------------- a decoder's prompt in front of the text
-
     @property
-    def _leads(self) -> Landmark | None:
-        """Where everything is inserted, if that is in front of the text; ``None`` if it is not."""
+    def _joined(self) -> Joined | None:
+        """How prompt and text are one sequence; ``None`` where the prompt is deep."""
         if isinstance(self.prompt_config, DeepPrompt):
             return None
-        places = {piece.before for piece in self.prompt_config.insertions}
-        leads = len(places) == 1 and places <= {Landmark.START, Landmark.TEXT_A}
-        return places.pop() if leads else None
-
-    def _front(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        segment_ids: Tensor | None,
-    ) -> Tensor | None:
-        """``[k]``: the tokens in front of the prompt, if every row has the same ones, and only these and the
-        prompt stand in front of the text; ``None`` if prompt and text have to go as one sequence.
-        """
-        place = self._leads
-        length = attention_mask.shape[1] + self.inserted_tokens
-        if place is None or not self.backbone.shares_leading(length):
-            return None
-        if place is Landmark.START:
-            return input_ids[0, :0] if bool(attention_mask.any(1).all()) else None  # None: a row without text
-        if segment_ids is None:
-            segment_ids = self.backbone.segments(attention_mask, token_type_ids)
-        rows = layout(attention_mask, (), (), None, pad_left=False)
-        inside = (rows.arrange(segment_ids) == 0) & rows.mask.bool()
-        first = inside.int().argmax(1)
-        count = int(first[0])
-        before = rows.arrange(input_ids)[:, :count]
-        same = bool(((first == count) & inside.any(1)).all() & (before == before[:1]).all())
-        return before[0] if same else None
-
-    def _usual_front(self) -> tuple[int, ...] | None:
-        """:meth:`_front` as the tokenizer makes it; ``None`` also where it cannot be told."""
-        match self._leads:
-            case Landmark.START:
-                return ()
-            case Landmark.TEXT_A if self.tokenizer is not None:
-                found = self.tokenizer("a", return_special_tokens_mask=True)
-                if 0 not in (special := found["special_tokens_mask"]):
-                    return None  # it has no word for it
-                return tuple(found["input_ids"][: special.index(0)])
-            case _:
-                return None
-
-    def _leading_embeddings(self, before: Tensor, prompt: Tensor) -> Tensor:
-        """``[k + A + P, E]``: tokens, and all that is inserted behind them."""
-        assert isinstance(self.prompt_config, InputPrompt)
-        like = before.new_zeros(1, 0)
-        parts = self._inserted_embeddings(self.prompt_config.insertions, prompt, like)
-        text = self.backbone.embed(before)
-        return torch.cat((text, *(part[0].to(text.dtype) for part in parts)))
-
-    def _inserted_embeddings(self, pieces: Sequence[Insertion], prompt: Tensor, like: Tensor) -> list[Tensor]:
-        """Each insertion's embeddings, ``[B, n, E]``: its share of the prompt, or its anchor's words."""
-        batch = like.shape[0]
-        rows = (prompt if prompt.dim() == 3 else prompt[None]).expand(batch, -1, -1)
-        shares = iter(rows.split([piece.tokens for piece in pieces if piece.tokens], dim=1))
-        words = iter(self.anchors)
-        return [
-            next(shares)
-            if piece.tokens
-            else self.backbone.embed(like.new_tensor(next(words)))[None].expand(batch, -1, -1)
-            for piece in pieces
-        ]
+        return Joined(backbone=self.backbone, config=self.prompt_config, anchors=self.anchors)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The task's loss: cross-entropy, binary cross-entropy, or the squared error of standardised targets.
@@ -1000,13 +838,6 @@ def _same(
     if units is not None and adapter.units is not None:
         pairs.append((adapter.units, units))
     return all(torch.equal(one, other) for one, other in pairs)
-
-
-def _spread(arrange: Any, token_type_ids: Tensor, inserted: int) -> Tensor:
-    """Token types of the combined sequence: what is inserted belongs to the text in front of it."""
-    wide = F.pad(token_type_ids, (0, inserted))
-    spread: Tensor = arrange(wide).cummax(dim=1).values
-    return spread
 
 
 @contextmanager

@@ -1,0 +1,246 @@
+"""A batch's two ways through the backbone: the text by itself, or prompt and text as one sequence.
+
+:func:`text_logits` runs a text with what stands in front of it in the layers: a deep prompt, or nothing.
+:class:`Joined` puts an input prompt among the text's embeddings (``placement.py``); a decoder's prompt in
+front of the text is the same for every row, and goes the first way, as the keys and values that it leaves.
+
+Glossary: B rows, T text tokens (padding included), k tokens in front of the prompt, A anchor tokens,
+P virtual tokens, E embedding width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.model.backbone import Backbone
+from ptuning.model.config import InputPrompt, Pooling
+from ptuning.model.placement import Layout, apart, layout
+from ptuning.model.template import Landmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Tokens as they came, padded on either side.
+
+    Attributes:
+        input_ids: ``[B, T]``.
+        attention_mask: ``[B, T]``, 1 at real tokens.
+        token_type_ids: ``[B, T]``, where the backbone reads them.
+        segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; ``None`` if nobody said.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None = None
+    segment_ids: Tensor | None = None
+
+    def segments(self, backbone: Backbone) -> Tensor:
+        """``segment_ids``, or what the backbone can tell from the tokens where nobody said."""
+        if self.segment_ids is not None:
+            return self.segment_ids
+        return backbone.segments(self.attention_mask, self.token_type_ids)
+
+    def apart(self, backbone: Backbone) -> Batch:
+        """``[2B, T]``: the first texts by themselves, then the second ones; of no type, as texts alone are.
+
+        Raises:
+            DataError: nothing tells the texts apart.
+        """
+        mask = apart(self.attention_mask, self.segments(backbone))
+        return Batch(input_ids=self.input_ids.repeat(2, 1), attention_mask=mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prompt with all computed that does not depend on the text; ``PTuningModel.prepared`` makes it.
+
+    Attributes:
+        prompt: As ``PTuningModel.forward`` takes it.
+        tokens: The tokens that stand in front of the prompt in every row, such as a decoder's ``<s>``.
+        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` where the
+            prompt does not lead, or the backbone is not causal.
+    """
+
+    prompt: Tensor
+    tokens: tuple[int, ...] = ()
+    leading: Tensor | None = None
+
+
+def text_logits(
+    backbone: Backbone,
+    batch: Batch,
+    prompts: Tensor | None = None,
+    *,
+    first_layer: int = 0,
+    offset: int = 0,
+    stem: Tensor | None = None,
+    units: Tensor | None = None,
+    pooling: Pooling = "native",
+    mix: Tensor | None = None,
+    head: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """``[B, C]``: the text by itself, with what stands in front of it in the layers.
+
+    Args:
+        prompts: ``[L−s, 2, P, H_kv]`` or one a row, ``[B, L−s, 2, P, H_kv]``.
+        first_layer: s.
+        offset: How far the text's positions are moved up.
+        stem: ``[B, T, H]``, what enters layer s.
+
+    The others are :meth:`Backbone.logits`'s.
+    """
+    rows = layout(batch.attention_mask, (), (), None, pad_left=backbone.architecture.causal)
+    if pooling == "similarity":  # the other text has left its places free
+        rows = rows.cut(int(batch.attention_mask.sum(1).max()))
+    types = batch.token_type_ids
+    return backbone.logits(
+        input_ids=rows.arrange(batch.input_ids),
+        attention_mask=rows.mask,
+        positions=rows.positions + offset,
+        token_type_ids=None if types is None else rows.arrange(types),
+        prompts=prompts,
+        first_layer=first_layer,
+        stem=None if stem is None else rows.arrange(stem),
+        units=units,
+        pooling=pooling,
+        mix=mix,
+        head=head,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """An input prompt and the text as one sequence.
+
+    Attributes:
+        backbone: What runs it.
+        config: Where the prompt stands, and between which words.
+        anchors: The token ids of those words, a tuple each.
+    """
+
+    backbone: Backbone
+    config: InputPrompt
+    anchors: Sequence[Sequence[int]]
+
+    @property
+    def inserted_tokens(self) -> int:
+        """P + A: what stands among the text's own tokens."""
+        return self.config.virtual_tokens + sum(map(len, self.anchors))
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether it matters where a text begins."""
+        return any(piece.before.value.startswith("text") for piece in self.config.insertions)
+
+    def logits(self, batch: Batch, prompt: Prepared, head: Mapping[str, Tensor]) -> Tensor:
+        """``[B, C]`` of the text with ``prompt`` (``[P, E]``, or one a row, ``[B, P, E]``) in it."""
+        made, front = prompt.prompt, self._front(batch)
+        if front is None or made.dim() == 3:
+            return self._as_one(batch, made, head)
+        leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
+        if leading is None:
+            leading = self.backbone.leading(self._leading_embeddings(front, made))
+        mask = batch.attention_mask
+        behind = replace(batch, attention_mask=mask * (mask.cumsum(1) > len(front)))
+        return text_logits(self.backbone, behind, leading, offset=leading.shape[-2], head=head)
+
+    def prepared(self, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Prepared:
+        """``prompt`` with a decoder's keys and values of it, where it stands in front of every text."""
+        shares = self.backbone.shares_leading
+        tokens = self._usual_front(tokenizer) if shares(self.inserted_tokens) else None
+        if tokens is None or not shares(len(tokens) + self.inserted_tokens):
+            return Prepared(prompt=prompt)
+        before = torch.tensor(tokens, dtype=torch.long, device=prompt.device)
+        leading = self.backbone.leading(self._leading_embeddings(before, prompt))
+        return Prepared(prompt=prompt, tokens=tokens, leading=leading)
+
+    def _as_one(self, batch: Batch, prompt: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+        inserted = self._inserted_embeddings(prompt, batch.input_ids)
+        sizes = [part.shape[1] for part in inserted]
+        rows = layout(
+            batch.attention_mask,
+            self.config.insertions,
+            sizes,
+            batch.segments(self.backbone) if self.needs_segments else None,
+            pad_left=self.backbone.architecture.causal,
+        )
+        text, types = self.backbone.embed(batch.input_ids), batch.token_type_ids
+        combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
+        return self.backbone.logits(
+            inputs_embeds=rows.arrange(combined),
+            attention_mask=rows.mask,
+            positions=rows.positions,
+            token_type_ids=None if types is None else _spread(rows, types, sum(sizes)),
+            head=head,
+        )
+
+    # ------------------------------------------------------- a decoder's prompt in front of the text
+
+    @property
+    def _leads(self) -> Landmark | None:
+        """Where everything is inserted, if that is in front of the text; ``None`` if it is not."""
+        places = {piece.before for piece in self.config.insertions}
+        leads = len(places) == 1 and places <= {Landmark.START, Landmark.TEXT_A}
+        return places.pop() if leads else None
+
+    def _front(self, batch: Batch) -> Tensor | None:
+        """``[k]``: the tokens in front of the prompt, if every row has the same ones, and only these and the
+        prompt stand in front of the text; ``None`` if prompt and text have to go as one sequence.
+        """
+        place, ids, mask = self._leads, batch.input_ids, batch.attention_mask
+        if place is None or not self.backbone.shares_leading(mask.shape[1] + self.inserted_tokens):
+            return None
+        if place is Landmark.START:
+            return ids[0, :0] if bool(mask.any(1).all()) else None  # None: a row without text
+        rows = layout(mask, (), (), None, pad_left=False)
+        inside = (rows.arrange(batch.segments(self.backbone)) == 0) & rows.mask.bool()
+        first = inside.int().argmax(1)
+        count = int(first[0])
+        before = rows.arrange(ids)[:, :count]
+        same = bool(((first == count) & inside.any(1)).all() & (before == before[:1]).all())
+        return before[0] if same else None
+
+    def _usual_front(self, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...] | None:
+        """:meth:`_front` as the tokenizer makes it; ``None`` also where it cannot be told."""
+        match self._leads:
+            case Landmark.START:
+                return ()
+            case Landmark.TEXT_A if tokenizer is not None:
+                found = tokenizer("a", return_special_tokens_mask=True)
+                if 0 not in (special := found["special_tokens_mask"]):
+                    return None  # it has no word for it
+                return tuple(found["input_ids"][: special.index(0)])
+            case _:
+                return None
+
+    def _leading_embeddings(self, before: Tensor, prompt: Tensor) -> Tensor:
+        """``[k + A + P, E]``: tokens, and all that is inserted behind them."""
+        parts = self._inserted_embeddings(prompt, before.new_zeros(1, 0))
+        text = self.backbone.embed(before)
+        return torch.cat((text, *(part[0].to(text.dtype) for part in parts)))
+
+    def _inserted_embeddings(self, prompt: Tensor, like: Tensor) -> list[Tensor]:
+        """Each insertion's embeddings, ``[B, n, E]``: its share of the prompt, or its anchor's words."""
+        batch, pieces = like.shape[0], self.config.insertions
+        rows = (prompt if prompt.dim() == 3 else prompt[None]).expand(batch, -1, -1)
+        shares = iter(rows.split([piece.tokens for piece in pieces if piece.tokens], dim=1))
+        words = iter(self.anchors)
+        return [
+            next(shares)
+            if piece.tokens
+            else self.backbone.embed(like.new_tensor(next(words)))[None].expand(batch, -1, -1)
+            for piece in pieces
+        ]
+
+
+def _spread(rows: Layout, token_type_ids: Tensor, inserted: int) -> Tensor:
+    """Token types of the combined sequence: what is inserted belongs to the text in front of it."""
+    wide = F.pad(token_type_ids, (0, inserted))
+    spread: Tensor = rows.arrange(wide).cummax(dim=1).values
+    return spread
