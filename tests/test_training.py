@@ -30,8 +30,8 @@ from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
 from ptuning.training import checkpoint, loop
 from ptuning.training.console import Silent
-from ptuning.training.diagnosis import standard_error
 from ptuning.training.interrupt import Interrupted
+from ptuning.training.metrics import standard_error
 from ptuning.training.prepare import public_name
 from ptuning.training.result import Evaluation
 

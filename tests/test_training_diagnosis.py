@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ptuning import DeepPrompt, FitConfig, Predictor, PTuningModel, Task, TrainResult, fit
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
-from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite, standard_error
-from ptuning.training.metrics import Selection
+from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite
+from ptuning.training.metrics import Selection, standard_error
 from ptuning.training.result import Evaluation
 
 Rows = Callable[..., list[dict[str, Any]]]

@@ -20,7 +20,7 @@ from scipy.special import entr, xlogy
 
 from ptuning.task import Task
 from ptuning.training.config import FitConfig
-from ptuning.training.metrics import LOWER_IS_BETTER
+from ptuning.training.metrics import LOWER_IS_BETTER, standard_error
 from ptuning.training.recipe import Facts, Recipe
 
 if TYPE_CHECKING:
@@ -238,16 +238,6 @@ class _Run:
         there = (usual / now) ** direction > 3
         value = f"{usual:g}" if there else f"{now * 3.0**direction:.1g}"
         return f"--fit.{name} {value} (it was {now:g})"
-
-
-def standard_error(metric: str, value: float, rows: int) -> float:
-    """About how far chance moves a metric over so many rows."""
-    if metric in LOWER_IS_BETTER:  # a mean of squares, and roughly of the other losses
-        return abs(value) * math.sqrt(2 / rows)
-    if metric in ("pearson", "spearman", "matthews"):
-        return max(1 - value**2, 1 / rows) / math.sqrt(max(rows - 1, 1))
-    share = (min(max(value, 0.0), 1.0) * rows + 1) / (rows + 2)  # never 0: all of ten rows is not all of all
-    return math.sqrt(share * (1 - share) / rows)
 
 
 def _thirds(values: Sequence[float]) -> tuple[float, float, float]:

@@ -35,9 +35,9 @@ from ptuning.training import checkpoint
 from ptuning.training.checkpoint import Position
 from ptuning.training.config import DataConfig, FitConfig, run_folder
 from ptuning.training.console import Reporter, Silent
-from ptuning.training.diagnosis import Reference, not_finite, standard_error
+from ptuning.training.diagnosis import Reference, not_finite
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
-from ptuning.training.metrics import Baseline, Metrics, Selection, measure
+from ptuning.training.metrics import Baseline, Metrics, Selection, measure, standard_error
 from ptuning.training.prepare import Examples, Split, gather
 from ptuning.training.recipe import Facts, Recipe, Settled
 from ptuning.training.result import Evaluation, TrainResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,16 @@ def _regression(predicted: Floats, targets: Floats) -> Metrics:
         found["pearson"] = stats.pearsonr(predicted, targets).statistic
         found["spearman"] = stats.spearmanr(predicted, targets).statistic
     return found
+
+
+def standard_error(metric: str, value: float, rows: int) -> float:
+    """About how far chance moves a metric over so many rows."""
+    if metric in LOWER_IS_BETTER:  # a mean of squares, and roughly of the other losses
+        return abs(value) * math.sqrt(2 / rows)
+    if metric in ("pearson", "spearman", "matthews"):
+        return max(1 - value**2, 1 / rows) / math.sqrt(max(rows - 1, 1))
+    share = (min(max(value, 0.0), 1.0) * rows + 1) / (rows + 2)  # never 0: all of ten rows is not all of all
+    return math.sqrt(share * (1 - share) / rows)
 
 
 @dataclass(frozen=True, kw_only=True)
