@@ -74,7 +74,7 @@ def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ra
     assert head == ["trial", "first layer", "prompt rate", "head rate", "accuracy", "epochs"]
     for number, (row, tried) in enumerate(zip(rows, values, strict=True), 1):
         assert row[:4] == [str(number), *(f"{value:g}" for value in tried.values())]
-        assert ("*best" in row) == (number == best)
+        assert ("*kept" in row) == (number == best)
     assert re.search(r"^picture: .*out.run/search/search.png$", err, re.MULTILINE)
     assert (home / "out.run/search/search.png").stat().st_size > 5000
     assert f"recipe: search: 2 epochs, batch 8, rates {values[best - 1]['prompt_rate']:g} (prompt)" in err

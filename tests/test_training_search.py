@@ -31,7 +31,7 @@ from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.plot import plot
 from ptuning.training.result import Evaluation
-from ptuning.training.trials import Space, Trial, proposal, winner
+from ptuning.training.trials import Space, Trial, best_of, proposal, winner
 from test_training_start import scored
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -49,6 +49,12 @@ def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ptuning.training.search.plot", plot)
+
+
+@pytest.fixture
+def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few rows as here tell no trial from the first; those that want the best ask for this."""
+    monkeypatch.setattr(trials, "standard_error", lambda *args: 0.0)
 
 
 @pytest.fixture
@@ -141,6 +147,7 @@ class Heard(Silent):
 # ------------------------------------------------------------------------------------- end to end
 
 
+@pytest.mark.usefixtures("no_chance")
 def test_it_tries_compares_draws_and_trains_the_best_in_full(
     config: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,15 +202,25 @@ def test_the_files_it_leaves(config: Made) -> None:
     assert json.loads((made.run_folder / "result.json").read_text())["metrics"]
 
 
-def test_if_the_auto_choice_wins_it_is_the_auto_run(config: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptuning.training.search.winner", lambda found, metric: found[0])
-    found = train_search(config(search__trials=2))
+def test_what_may_be_chance_leaves_it_the_auto_run(config: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "best_of", lambda found, metric: found[-1])  # whichever is the better one
+    monkeypatch.setattr(trials, "standard_error", lambda *args: 1.0)
+    heard = Heard()
+    found = train_search(config(search__trials=2), reporter=heard)
+    assert found.winner == 1
+    values = [each.value("accuracy") for each in found.trials]
+    assert heard.said[1] == (
+        f"trial 2 is the best, but accuracy {values[1]:.4f} for {values[0]:.4f} may be chance (the standard "
+        "error of 24 rows is 1); trial 1 is kept: first layer 0, prompt rate 0.06, head rate 0.01; "
+        "trained in full"
+    )
     alone = train(config("alone", recipe="auto", search={}))
     assert found.result.history == alone.history
     assert found.result.metrics == alone.metrics
     assert same(config().output, config("alone").output)
 
 
+@pytest.mark.usefixtures("no_chance")
 def test_the_winners_run_is_the_single_run_of_its_values(config: Made) -> None:
     made = config(prompt__first_layer=1, search__trials=2)
     found = train_search(made)
@@ -313,17 +330,34 @@ def trial(number: int, state: str, **metrics: float) -> Trial:
     return Trial(number=number, values={"prompt_rate": 0.1}, state=state, history=(look,), seconds=1.0)  # type: ignore[arg-type]
 
 
-def test_the_winner_is_the_best_that_ran_to_its_end() -> None:
-    assert winner([], "accuracy") is None
-    assert winner([trial(1, "diverged", accuracy=1.0)], "accuracy") is None
-    rows = [
+def test_the_best_is_of_those_that_ran_to_their_end() -> None:
+    assert best_of([], "accuracy") is None
+    assert best_of([trial(1, "diverged", accuracy=1.0)], "accuracy") is None
+    tried = [
         trial(1, "complete", accuracy=0.8, loss=0.5),
         trial(2, "pruned", accuracy=0.9, loss=0.1),
         trial(3, "complete", accuracy=0.8, loss=0.4),
         trial(4, "complete", accuracy=0.8, loss=0.4),
     ]
-    assert winner(rows, "accuracy") is rows[2]
-    assert winner([trial(1, "complete", mse=2.0), found := trial(2, "complete", mse=1.0)], "mse") is found
+    assert best_of(tried, "accuracy") is tried[2]
+    assert best_of([trial(1, "complete", mse=2.0), found := trial(2, "complete", mse=1.0)], "mse") is found
+
+
+def test_the_best_is_kept_if_it_is_ahead_of_the_first_by_more_than_chance() -> None:
+    def kept(rows: int, *tried: Trial, metric: str = "accuracy") -> Trial | None:
+        found = winner(tried, metric, rows)
+        return found and found[0]
+
+    first, second = trial(1, "complete", accuracy=0.80), trial(2, "complete", accuracy=0.84)
+    assert kept(80, first, second) is first  # a standard error of 0.041
+    assert kept(1000, first, second) is second  # 0.012
+    assert kept(80, second, first) is second
+    low, lower = trial(1, "complete", mse=1.0), trial(2, "complete", mse=0.9)
+    assert kept(80, low, lower, metric="mse") is low  # 0.14
+    assert kept(1000, low, lower, metric="mse") is lower  # 0.04
+    assert kept(80, trial(1, "diverged"), second) is second
+    assert kept(80, trial(1, "complete", loss=1.0), second) is second  # it has no accuracy
+    assert kept(80, trial(1, "diverged")) is None
 
 
 def test_draws_depend_on_the_trials_and_the_seed_alone() -> None:

@@ -86,7 +86,7 @@ def several_table(found: SeveralResult) -> Table:
 
 
 def search_table(found: SearchResult) -> Table:
-    """A row a trial, the winner marked."""
+    """A row a trial, the one that was kept marked."""
     title = f"trials, by the best validation {found.metric} of each"
     table = Table(title=title, title_justify="left", title_style="dim")
     names = list(found.trials[0].values)
@@ -94,14 +94,14 @@ def search_table(found: SearchResult) -> Table:
         table.add_column(name, justify="right")
     table.add_column("")
     for trial in found.trials:
-        best = trial.number == found.winner
+        kept = trial.number == found.winner
         table.add_row(
             str(trial.number),
             *(f"{trial.values[name]:g}" for name in names),
             _number(trial.value(found.metric)),
             f"{trial.epochs:g}",
-            "*best" if best else "" if trial.state == "complete" else trial.state,
-            style="bold" if best else "red" if trial.state == "diverged" else None,
+            "*kept" if kept else "" if trial.state == "complete" else trial.state,
+            style="bold" if kept else "red" if trial.state == "diverged" else None,
         )
     return table
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptuning.errors import OutputError
+from ptuning.training.metrics import Selection, standard_error
 from ptuning.training.trials import Trial
 
 if TYPE_CHECKING:
@@ -17,18 +18,19 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 """Okabe and Ito's, which people who are colour-blind can tell apart."""
 
 
-def plot(trials: Sequence[Trial], best: Trial, metric: str, file: Path) -> None:
+def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: int, file: Path) -> None:
     """Draw the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
 
     Where that rate was not searched, against the head's, or else against the first layer. Trials that were
-    pruned are hollow, those that diverged are on the lower edge, ``best`` has a ring.
+    pruned are hollow, those that diverged are on the lower edge, ``kept`` has a ring. The band is what may be
+    chance on so many ``rows``: a standard error from the first trial on.
     """
     from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
 
-    name = next(each for each in ("prompt_rate", "head_rate", "first_layer") if each in best.values)
+    name = next(each for each in ("prompt_rate", "head_rate", "first_layer") if each in kept.values)
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    reached = best.value(metric)
+    reached = kept.value(metric)
     assert reached is not None  # it ran to its end
     shown = [(trial, value) for trial in trials if (value := trial.value(metric)) is not None]
     floor = min(value for _, value in shown)
@@ -51,32 +53,36 @@ def plot(trials: Sequence[Trial], best: Trial, metric: str, file: Path) -> None:
             )
         if layer is not None:
             axes.scatter([], [], s=size, marker=marker, color=colour, label=f"first layer {layer}")
+    own = trials[0].value(metric)
+    if own is not None and trials[0].state == "complete":
+        error = Selection(metric=metric).sign * standard_error(metric, own, rows)
+        axes.axhspan(own, own + error, color="0.92", zorder=0, label="may be chance")
     gone = [trial.values[name] for trial in trials if trial.state == "diverged"]
     if gone:
         axes.scatter(gone, [floor] * len(gone), s=60, marker="x", color="0.35", label="diverged")
     if any(trial.state == "pruned" for trial in trials):
         axes.scatter([], [], s=60, facecolors="none", edgecolors="0.35", linewidths=1.6, label="pruned")
     axes.scatter(
-        [best.values[name]],
+        [kept.values[name]],
         [reached],
         s=380,
         facecolors="none",
         edgecolors="black",
         linewidths=1.4,
-        label=f"best (trial {best.number})",
+        label=f"kept (trial {kept.number})",
         zorder=3 + len(layers),
     )
-    _label(axes, trials, best, metric, name)
+    _label(axes, trials, kept, metric, name)
     try:
         figure.savefig(file, dpi=130)
     except OSError as error:
         raise OutputError(f"{file} could not be written: {error.strerror}") from error
 
 
-def _label(axes: Axes, trials: Sequence[Trial], best: Trial, metric: str, name: str) -> None:
+def _label(axes: Axes, trials: Sequence[Trial], kept: Trial, metric: str, name: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.set_title(f"{len(trials)} short trials, best: {best}", fontsize=10)
+    axes.set_title(f"{len(trials)} short trials, kept: {kept}", fontsize=10)
     axes.set_ylabel(f"best validation {metric} of the trial")
     if name == "first_layer":
         axes.set_xlabel("first layer with a prompt")

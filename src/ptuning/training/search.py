@@ -57,7 +57,8 @@ class SearchResult:
     Attributes:
         metric: The metric that the trials were compared by, on the validation rows.
         trials: In the order in which they ran, the auto recipe's own choice first.
-        winner: The best of them, by its number.
+        winner: The one that was kept, by its number: the best of them, or the first, if the best is ahead of
+            it by no more than a standard error of the validation metric.
         result: What the winner's choices found in a run of full length.
         folder: Where the trials' table, ``result.json``, and their picture, ``search.png``, are.
     """
@@ -80,8 +81,9 @@ def train_search(
 
     Every trial is a short run. The first has what ``recipe: auto`` would choose, the next few the same from
     other first layers; Optuna draws the rest around them, and stops those that do worse than the median of
-    the trials before them. The best by the validation metric is then trained at full length, as any run: if
-    it is the first, that is the auto run. The test rows are looked at once, at the end of that.
+    the trials before them. The best by the validation metric is then trained at full length, as any run; but
+    if it is ahead of the first by no more than chance, the first is, and that is the auto run. The test rows
+    are looked at once, at the end of that.
 
     Args:
         resume: Keep the trials that are finished, go on with the rest, or with the run of the winner.
@@ -108,15 +110,15 @@ def train_search(
     try:
         with stop_requests() as stop:
             search.try_all(stop)
-        best = search.winner
-        search.reporter.say(f"trial {best.number} is the best: {best}; trained in full")
+        kept, why = search.winner
+        search.reporter.say(f"{why}: {kept}; trained in full")
         result = train_on(
             search.shared,
             config,
             resume=resume and (folder / checkpoint.FOLDER).exists(),
             anew=True,
             reporter=search.reporter,
-            found=best.values,
+            found=kept.values,
         )
     except Interrupted:
         raise
@@ -129,7 +131,7 @@ def train_search(
     return SearchResult(
         metric=search.select.metric,
         trials=tuple(search.trials),
-        winner=best.number,
+        winner=kept.number,
         result=result,
         folder=search.folder,
     )
@@ -148,6 +150,7 @@ class _Search:
             self.shared.split(model, part, config.data.too_long).rows
             for part in (examples.train, examples.validation)
         )
+        self.rows = len(held)
         self.examples = replace(examples, test=[])  # no trial looks at the test rows
         self.space = Space.of(config, Facts.of(model, rows), model.backbone)
         self.count = int(min(config.search.trials, self.space.size))
@@ -167,19 +170,19 @@ class _Search:
         self.accelerator.wait_for_everyone()  # all processes have read what the first one now changes
 
     @property
-    def winner(self) -> Trial:
-        """The best of the trials.
+    def winner(self) -> tuple[Trial, str]:
+        """The trial that is kept, and why.
 
         Raises:
             TrainingDiverged: none ran to its end.
         """
-        best = winner(self.trials, self.select.metric)
-        if best is None:
+        found = winner(self.trials, self.select.metric, self.rows)
+        if found is None:
             raise TrainingDiverged(
                 f"all {len(self.trials)} trials of the search diverged, the first with {self.trials[0]}; set "
                 "precision: fp32, or fit.prompt_rate and fit.head_rate to a hundredth of that"
             )
-        return best
+        return found
 
     def try_all(self, stop: StopRequest) -> None:
         """Make the trials that are left, then the picture of all of them."""
@@ -192,10 +195,10 @@ class _Search:
             self.reporter.tried(trial, self.count, self.select.metric)
             if stop.made:  # too late for the trial
                 raise self._interrupted(len(self.trials))
-        best = self.winner
-        self._keep(best.number)
+        kept, _ = self.winner
+        self._keep(kept.number)
         if self.accelerator.is_main_process:
-            plot(self.trials, best, self.select.metric, self.folder / PLOT)
+            plot(self.trials, kept, self.select.metric, self.rows, self.folder / PLOT)
 
     def _try(self, stop: StopRequest) -> Trial:
         config, number, began = self.config, len(self.trials) + 1, time.perf_counter()
@@ -256,12 +259,12 @@ class _Search:
         broadcast_object_list(said)
         return said[0]
 
-    def _keep(self, best: int | None = None) -> None:
+    def _keep(self, kept: int | None = None) -> None:
         """Write what was found so far, whole or not at all."""
         file = self.folder / RESULT
         values = {
             "metric": self.select.metric,
-            "winner": best,
+            "winner": kept,
             "setting": self.setting,
             "trials": [asdict(trial) for trial in self.trials],
         }

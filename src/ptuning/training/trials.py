@@ -18,7 +18,7 @@ import numpy as np
 
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig
-from ptuning.training.metrics import Selection
+from ptuning.training.metrics import Selection, standard_error
 from ptuning.training.recipe import LEAST_STEPS, Facts, Recipe
 from ptuning.training.result import Evaluation
 
@@ -79,7 +79,7 @@ class Trial:
         return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.values.items())
 
 
-def winner(trials: Sequence[Trial], metric: str) -> Trial | None:
+def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
     """The best that ran to its end: by the metric, then by the loss, of equals the first."""
     select = Selection(metric=metric)
     keys = [
@@ -88,6 +88,29 @@ def winner(trials: Sequence[Trial], metric: str) -> Trial | None:
         if trial.state == "complete" and (best := trial.best(select)) is not None
     ]
     return max(keys, key=lambda each: each[0])[1] if keys else None
+
+
+def winner(trials: Sequence[Trial], metric: str, rows: int) -> tuple[Trial, str] | None:
+    """The trial to keep, and why; none if none ran to its end.
+
+    The best of a dozen is mostly the luckiest. So the first, which has the auto recipe's choices, is kept
+    unless the best is ahead of it by more than a standard error of the metric on ``rows`` validation rows
+    (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
+    """
+    best = best_of(trials, metric)
+    if best is None:
+        return None
+    first, why = trials[0], f"trial {best.number} is the best"
+    reached, own = best.value(metric), first.value(metric)
+    if best is first or first.state != "complete" or reached is None or own is None:
+        return best, why
+    error = standard_error(metric, reached, rows)
+    if abs(reached - own) > error:
+        return best, why
+    return first, (
+        f"{why}, but {metric} {reached:.4f} for {own:.4f} may be chance (the standard error of {rows} rows "
+        f"is {error:.2g}); trial {first.number} is kept"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
