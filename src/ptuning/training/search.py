@@ -313,7 +313,8 @@ class _Watch(Silent):
     def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
         self.history.append(found)
         reached = [self.search.select.key(each.metrics)[0] for each in self.history]
-        if 0 < found.step < self.steps and self.proposed.hopeless(reached):  # at 0 it is the fitted head's
+        begun = 0 < found.step < self.steps  # at 0 it is the fitted head's
+        if begun and self.proposed.hopeless(reached, found.step / self.steps):
             raise Pruned
 
 

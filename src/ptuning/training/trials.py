@@ -34,6 +34,8 @@ FURTHEST = 5.0
 """Rates are tried from a fifth of the auto recipe's choice to five times as much."""
 UNPRUNED = 3
 """Trials that run to their end before others are measured against them."""
+FIRST_RUNG = 0.25
+"""The share of a trial before it is measured against others: low rates fall behind at first."""
 RANDOM = 6
 """Trials, the auto recipe's included, before Optuna draws by what they found rather than at random."""
 
@@ -217,11 +219,14 @@ class Proposal:
         self.values = values
         self._trial = trial
 
-    def hopeless(self, reached: Sequence[float]) -> bool:
-        """Whether the others' median was better at this point; ``reached`` are the evaluations so far."""
+    def hopeless(self, reached: Sequence[float], share: float) -> bool:
+        """Whether the others' median was better at this point, which is a ``share`` of the trial.
+
+        ``reached`` are the evaluations so far.
+        """
         with _quiet():
             self._trial.report(reached[-1], len(reached))
-            return self._trial.should_prune()
+            return share >= FIRST_RUNG and self._trial.should_prune()
 
 
 def proposal(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> Proposal:
