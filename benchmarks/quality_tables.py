@@ -181,31 +181,38 @@ def short(table: Table, records: Sequence[Record]) -> str:
             (
                 title,
                 " to ".join(f"{each:,}" for each in ends),
-                *(_short(*each, methods) for each in zip(found, SHORT, strict=True)),
+                *(_short(records, dataset, methods) for dataset in SHORT),
             )
         )
     names = [f"{TITLES[name]}, {NAMES[data_set(name).metric]}" for name in SHORT]
     parts = [table(("test, MiniLM", "trained numbers", *names), rows)]
-    if any("\\*" in cell for row in rows for cell in row):
-        parts.append("\\* Its rate is the lowest or the highest of the three that were tried.")
+    for mark, means in MARKS.items():
+        if any(mark in cell for row in rows for cell in row):
+            parts.append(f"{mark} {means}")
     return "\n\n".join([*parts, *_note(records)])
 
 
-def _short(found: Cell | None, dataset: str, methods: Sequence[str]) -> str:
+MARKS = {
+    "\\*": "Its rate is the lowest or the highest of the three that were tried.",
+    "†": "The other of the two has not been run there yet.",
+}
+
+
+def _short(records: Sequence[Record], dataset: str, methods: Sequence[str]) -> str:
     if not any(dataset in METHODS[method].datasets for method in methods):
         return "few rows only"
-    if found is None:
+    best = _best(records, dataset, methods)
+    if best is None:
         return "not run yet"
-    return found.said(data_set(dataset).metric) + (" \\*" if found.edge else "")
+    alone = any(cell(records, dataset, method) is None for method in methods)
+    return best.said(data_set(dataset).metric) + (" \\*" if best.edge else "") + (" †" if alone else "")
 
 
 def _best(records: Sequence[Record], dataset: str, methods: Sequence[str]) -> Cell | None:
     """The method that is best on the validation rows, on average."""
     found = [each for method in methods if (each := cell(records, dataset, method)) is not None]
     metric = data_set(dataset).metric
-    if len(found) < len(methods):  # the better of two is not known from one
-        return None
-    return max(found, key=lambda each: fmean(each.values(metric, "validation") or [-math.inf]))
+    return max(found, key=lambda each: fmean(each.values(metric, "validation") or [-math.inf]), default=None)
 
 
 def _note(records: Sequence[Record]) -> list[str]:

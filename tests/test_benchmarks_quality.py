@@ -515,3 +515,7 @@ def test_the_short_table_has_pefts_better_prompt_by_validation() -> None:
     lines = quality_tables.short(plain, done).splitlines()
     (line,) = [line for line in lines if line.startswith("PEFT, the better")]
     assert line.split(" | ")[1:4] == ["1,000", "0.650", "not run yet"]
+    lines = quality_tables.short(plain, done[:3]).splitlines()
+    (line,) = [line for line in lines if line.startswith("PEFT, the better")]
+    assert line.split(" | ")[1:4] == ["1,000", "0.650 †", "not run yet"]
+    assert "† The other of the two has not been run there yet." in lines
