@@ -173,8 +173,8 @@ def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
     """How many bear a task and its rows, read by all layers.
 
     Both are for :data:`MANY_ROWS` rows. Fewer are only learned by heart with them, but where a label says
-    more than one of two classes does: then single texts bear :data:`UNITS`. Few pairs gained nothing, and
-    few rows of several labels each were not tried.
+    more than one of two classes does: then single texts bear :data:`UNITS`. Few pairs gained nothing, nor did
+    few rows of several labels each.
     """
     if rows >= MANY_ROWS:
         return UNITS, QUERIES
