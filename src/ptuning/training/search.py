@@ -1,4 +1,4 @@
-"""``train_search(config)``: short runs that try rates and first layers, then the best of them in full.
+"""``train_search(config)``: short runs that try rates and first layers, then one of them in full.
 
 Its trials stand on one backbone in memory (:mod:`ptuning.training.shared`), so every text is tokenised once
 and the layers below a prompt are run once for each first layer. What a trial was is kept when it ends; a
@@ -80,10 +80,10 @@ def train_search(
     """Search what ``config`` leaves open of rates and first layer, and train the winner to ``config.output``.
 
     Every trial is a short run. The first has what ``recipe: auto`` would choose, the next few the same from
-    other first layers; Optuna draws the rest around them, and stops those that do worse than the median of
-    the trials before them. The best by the validation metric is then trained at full length, as any run; but
-    if it is ahead of the first by no more than chance, the first is, and that is the auto run. The test rows
-    are looked at once, at the end of that.
+    other first layers; Optuna draws the rest around them, and stops those that after a quarter or later do
+    worse than the median of the trials before them. The best by the validation metric is then trained at full
+    length, as any run; but if it is ahead of the first by no more than chance, the first is, and that is the
+    auto run. The test rows are looked at once, at the end of that.
 
     Args:
         resume: Keep the trials that are finished, go on with the rest, or with the run of the winner.
