@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedTokenizerFast
 
-from ptuning.data.tokens import TokenRow
+from ptuning.data.tokens import TokenRow, collate
 from ptuning.errors import ConfigError
 from ptuning.inference.evaluate import logits_of
 from ptuning.model import (
@@ -618,6 +618,24 @@ def test_a_decoders_prompt_is_computed_once_for_many_batches(
     assert leading == [P + (placement == "front" and bos)]
     assert len(encoder.tokens) == 1
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("case", ["gpt2", "opt", "gpt_neox", "bloom", "llama", "gemma2"])
+def test_a_prompt_stands_behind_a_decoders_first_token_whoever_calls(
+    case: str, bos: bool, left: bool
+) -> None:
+    """A Trainer's batches say nothing of segments, and the predictor's do: the prompt has one place."""
+    held = Backbone(tiny_case(case, bos_token_id=0))
+    model = task_on(held, prompt("input", placement="front"), tokenizer=bos_tokenizer(bos=bos))
+    inputs = collate(token_rows([3, 9, 1, 4], bos=bos), pad_id=PAD)
+    if left:
+        order = inputs["attention_mask"].argsort(dim=1, stable=True)
+        inputs = {name: values.gather(1, order) for name, values in inputs.items()}
+    expected = model(**inputs).logits.detach()
+    del inputs["segment_ids"]
+    torch.testing.assert_close(model(**inputs).logits.detach(), expected)
 
 
 @pytest.mark.parametrize("case", ["bert", "bloom", "roberta"])

@@ -372,18 +372,21 @@ class Backbone(nn.Module):
         found: Tensor = self.embedding(input_ids)
         return found
 
-    def segments(self, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
+    def segments(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """``[B, T]``: which text each token belongs to, as far as it can be told without its tokenizer.
 
-        Encoders begin with one special token; ``token_type_ids`` tell the second text where they exist.
+        Encoders begin with one special token, and decoders with ``bos_token_id`` where their tokenizer sets
+        it; ``token_type_ids`` tell the second text where they exist.
         """
         real = attention_mask.bool()
         second = (
             token_type_ids if token_type_ids is not None and self.uses_segments else torch.zeros_like(real)
         )
-        first_rank = 0 if self.architecture.causal else 1
-        text = real & (real.cumsum(1) > first_rank)
-        return torch.where(text, second.long(), -1)
+        special = real & (real.cumsum(1) == 1)
+        if self.architecture.causal:
+            begin = getattr(self.config, "bos_token_id", None)
+            special = special & (input_ids == (-1 if begin is None else begin))
+        return torch.where(real & ~special, second.long(), -1)
 
     def logits(
         self,

@@ -44,7 +44,7 @@ class Batch:
         """``segment_ids``, or what the backbone can tell from the tokens where nobody said."""
         if self.segment_ids is not None:
             return self.segment_ids
-        return backbone.segments(self.attention_mask, self.token_type_ids)
+        return backbone.segments(self.input_ids, self.attention_mask, self.token_type_ids)
 
     def apart(self, backbone: Backbone) -> Batch:
         """``[2B, T]``: the first texts by themselves, then the second ones; of no type, as texts alone are.
