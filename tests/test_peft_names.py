@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import ptuning.peft
 from ptuning import PTuningModel
-from ptuning.adapters import load, why_not_peft
+from ptuning.adapters import load, verify, why_not_peft
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, UnsupportedBackbone
 from ptuning.peft import (
     AutoPeftModelForSequenceClassification,
@@ -496,6 +497,39 @@ def test_adapters_that_stand_there_are_kept(tmp_path: Path) -> None:
         made.set_adapter("deep")
         assert torch.equal(logits(back), logits(made))
         made.set_adapter("default")
+
+
+def test_what_was_not_selected_stays_to_the_byte(tmp_path: Path) -> None:
+    """Its card was edited, and a file of the user's lies beside it."""
+    made = model()
+    made.add_adapter("deep", config("prefix"))
+    made.save_pretrained(tmp_path)
+    (tmp_path / "deep" / "README.md").write_text("edited")
+    (tmp_path / "deep" / "notes.txt").write_text("mine")
+    before = {file: file.read_bytes() for file in (tmp_path / "deep").iterdir()}
+    made.save_pretrained(tmp_path, selected_adapters=["default"])
+    assert {file: file.read_bytes() for file in (tmp_path / "deep").iterdir()} == before
+    verify(tmp_path)  # the one is no part of the other
+    shutil.rmtree(tmp_path / "deep")
+    verify(tmp_path)
+
+
+@pytest.mark.parametrize("selected", [None, ["deep"]])
+@pytest.mark.parametrize("strange", ["notes.txt", "resume/state.pt"])
+def test_what_would_be_lost_below_is_refused(
+    strange: str, selected: list[str] | None, tmp_path: Path
+) -> None:
+    made = model()
+    made.add_adapter("deep", config("prefix"))
+    made.save_pretrained(tmp_path)
+    kept = tmp_path / "deep" / strange
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    with pytest.raises(AdapterError, match=f"deep holds {strange}, which is not part of the adapter there"):
+        made.save_pretrained(tmp_path, selected_adapters=selected)
+    with pytest.raises(AdapterError, match=f"holds deep/.*, which is not part of the adapter there"):
+        made.active.save_pretrained(tmp_path)
+    assert kept.read_text() == "mine"
 
 
 def test_training_goes_on_as_fast_as_before(tmp_path: Path) -> None:

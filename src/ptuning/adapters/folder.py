@@ -59,7 +59,7 @@ def save(
     folder: str | os.PathLike[str],
     *,
     extra_files: Callable[[Path], None] | None = None,
-    rewritten: Collection[str] = (),
+    apart: Collection[str] = (),
 ) -> Path:
     """Write an adapter folder in one step, in place of the adapter that stands there, if one does.
 
@@ -67,8 +67,9 @@ def save(
         adapter: What to write.
         folder: Where to; its parents are made if need be. A symbolic link is followed.
         extra_files: Writes more files into the new folder before it is put in place (sub-folders are fine);
-            they are listed and digested with the rest.
-        rewritten: Names of sub-folders that may stand there, because ``extra_files`` writes them again.
+            they are listed and digested with the rest, but for ``apart``.
+        apart: Names of sub-folders that are no part of this adapter, and may stand there, because
+            ``extra_files`` writes them again.
 
     Returns:
         The folder's absolute path.
@@ -78,7 +79,7 @@ def save(
             :func:`check_destination` refuses.
         OutputError: disk full, no permission. What stood there before is untouched.
     """
-    target = check_destination(folder, rewritten)
+    target = check_destination(folder, apart)
     units = {} if adapter.units is None else {"the prompt's virtual units": adapter.units}
     _check_finite({"the prompt": adapter.prompt_tensor, **units, **adapter.head})
     content = _content(adapter)
@@ -93,19 +94,19 @@ def save(
         write_bytes(new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt"}))
         card = model_card(adapter, name=target.name, versions=content["versions"])
         write_bytes(new / CARD, card.encode("utf-8", "backslashreplace"))
-        files = {name: _digest((new / name).read_bytes()) for name in sorted(_files(new))}
+        files = {name: _digest((new / name).read_bytes()) for name in sorted(_files(new, apart))}
         write_bytes(new / RECORD, _sealed({**content, "files": files}))
 
     replace_folder(target, fill)
     return target
 
 
-def check_destination(folder: str | os.PathLike[str], rewritten: Collection[str] = ()) -> Path:
+def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = ()) -> Path:
     """Refuse a destination where :func:`save` would delete what is not an adapter's. Worth asking early.
 
     Args:
         folder: The destination.
-        rewritten: Names of sub-folders that are written again, and so not lost.
+        apart: Names of sub-folders that are written again, and so not lost.
 
     Returns:
         The absolute path, symbolic links resolved.
@@ -120,8 +121,8 @@ def check_destination(folder: str | os.PathLike[str], rewritten: Collection[str]
         raise AdapterError(
             f"{target} is a file, expected a folder to write an adapter to; choose another name"
         )
-    names = {name for name in _files(target) if name.partition("/")[0] not in rewritten}
-    if not names and all(child.name in rewritten for child in target.iterdir()):
+    names = _files(target, apart)
+    if not names and all(child.name in apart for child in target.iterdir()):
         return target
     if not is_adapter(target):
         raise AdapterError(
@@ -199,13 +200,16 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _files(folder: Path) -> set[str]:
-    """Every file below ``folder``, by its relative name with ``/``; links to folders are not entered."""
-    return {
-        Path(place, name).relative_to(folder).as_posix()
+def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
+    """Every file below ``folder``, by its relative name with ``/``, but for what is below ``apart``; links to
+    folders are not entered.
+    """
+    found = (
+        Path(place, name).relative_to(folder)
         for place, folders, files in os.walk(folder)
         for name in (*files, *(sub for sub in folders if os.path.islink(os.path.join(place, sub))))
-    }
+    )
+    return {path.as_posix() for path in found if path.parts[0] not in apart}
 
 
 # -------------------------------------------------------------------------------------------- read

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -406,7 +407,7 @@ class PeftModel(nn.Module):
     ) -> None:
         """Write the adapters: ``default`` into the folder itself, any other into a folder of its name below.
 
-        Adapters of other names that stand there are kept.
+        Adapters of other names that stand there are kept as they are.
 
         Args:
             save_directory: Where; an adapter that stands there is replaced, anything else is refused.
@@ -426,17 +427,22 @@ class PeftModel(nn.Module):
         if not is_main_process:
             return
         folder = Path(save_directory)
-        tasks = {**_standing(folder), **tasks}
+        for name in tasks:
+            if name != DEFAULT:
+                adapters.check_destination(folder / name)  # what is replaced below is asked for here
         own = tasks.pop(DEFAULT, None)
+        kept = () if own is None else _inner(folder) - set(tasks)
 
         def rest(below: Path) -> None:
+            for name in kept:
+                shutil.copytree(folder / name, below / name, symlinks=True)
             for name, adapter in tasks.items():
                 adapters.save(adapter, below / name)
 
         if own is None:
             rest(folder)
         else:
-            adapters.save(own, folder, extra_files=rest if tasks else None, rewritten=tasks)
+            adapters.save(own, folder, extra_files=rest, apart={*kept, *tasks})
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the active adapter; the options are those of :meth:`PTuningModel.push_to_hub`."""
@@ -619,13 +625,11 @@ def _check_others(where: str, others: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}: mixed adapters of several methods are PEFT's own; leave it out")
 
 
-def _standing(folder: Path) -> dict[str, adapters.Adapter]:
-    """The adapters that a folder holds already, by the names that they were saved under."""
+def _inner(folder: Path) -> set[str]:
+    """The adapters that stand in a folder's own folders, by their names."""
     if not folder.is_dir():
-        return {}
-    inner = {child.name: child for child in folder.iterdir() if child.is_dir()}
-    places = {DEFAULT: folder, **inner}
-    return {name: adapters.load(place) for name, place in places.items() if adapters.is_adapter(place)}
+        return set()
+    return {child.name for child in folder.iterdir() if child.is_dir() and adapters.is_adapter(child)}
 
 
 def _inside(model_id: str | Path, subfolder: str) -> Path:
