@@ -240,7 +240,7 @@ def test_without_padding_it_is_the_same_as_well(case: str, pairs: list[tuple[int
 def test_a_bf16_backbone_learns_the_same_within_its_precision(case: str, depth: str) -> None:
     """A small spread of weights, as trained models have."""
     held = Backbone(tiny_case(case, initializer_range=0.05))
-    held.store(torch.bfloat16)
+    held.to(torch.bfloat16)
     model = task_on(held, prompt(depth))
     expected = learned(model, OFF, batch())
     for engine in SWITCHES.values():

@@ -104,7 +104,7 @@ def test_the_precision_of_the_backbone_does_not_change_what_is_drawn(tmp_path: P
     heads = []
     for dtype in (torch.float32, torch.bfloat16):
         held = load(str(published("roberta", tmp_path / "model")), num_labels=5, problem_type=None)
-        held.store(dtype)
+        held.to(dtype)
         torch.manual_seed(2)
         heads.append(PTuningModel(held, DeepPrompt(num_virtual_tokens=2), FIVE).head.named())
     for name, value in heads[0].items():

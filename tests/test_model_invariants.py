@@ -589,6 +589,47 @@ def test_the_fingerprint_is_the_weights_and_not_their_precision() -> None:
     assert Backbone(head).fingerprint() == full.fingerprint(), "the head is the task's"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("depth", list(DEPTHS))
+def test_half_precision_is_the_backbones_alone(depth: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """``model.half()``, ``model.to(dtype)``: the task stays as it is, and its file fits the same backbone."""
+    model = task_on("bert", depth, class_weights=[1.0, 2.0, 3.0])
+    before = {name: value.detach().clone() for name, value in model.task_parameters().items()}
+    fingerprint = task_on("bert").backbone.fingerprint()
+    same_model = model.half() if dtype == torch.float16 else model.to(dtype)
+    assert same_model is model
+    assert {value.dtype for value in model.backbone.parameters()} == {dtype}
+    assert {value.dtype for value in model.task_parameters().values()} == {torch.float32}
+    assert model.class_weights is not None
+    assert model.class_weights.dtype == torch.float32
+    assert same(before, dict(model.task_parameters()))
+    assert model.backbone.fingerprint() == fingerprint
+    expected = task_on("bert", depth, dtype=dtype)
+    expected.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(answers(model), answers(expected))
+    model.save_pretrained(tmp_path / "adapter")
+    back = PTuningModel.from_pretrained(tmp_path / "adapter", backbone=tiny("bert"), dtype=dtype)
+    assert torch.equal(answers(back), answers(model))
+
+
+def test_a_wider_precision_is_the_whole_models() -> None:
+    """For checking gradients, and nothing is lost by it."""
+    model = task_on("bert").double()
+    assert {value.dtype for value in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("case", ["llama", "modernbert", "gpt_neox"])
+def test_rotary_frequencies_stay_exact(case: str) -> None:
+    """As where transformers loads a model in bf16; an angle is a frequency times the position."""
+    held = Backbone(tiny(case))
+    made = {name: value.clone() for name, value in held.named_buffers() if "inv_freq" in name}
+    assert made
+    held.to(torch.bfloat16)
+    assert {value.dtype for value in held.parameters()} == {torch.bfloat16}
+    for name, value in made.items():
+        assert torch.equal(held.get_buffer(name), value)
+
+
 # -------------------------------------------------------------------------------- prompt encoders
 
 

@@ -327,7 +327,7 @@ def test_the_trainer_does_not_go_on_from_another_prompts_checkpoint(
 def test_the_same_backbone_is_the_same_under_another_name(config: PromptConfig, tmp_path: Path) -> None:
     one, two = Backbone(tiny("bert"), name="here"), Backbone(tiny("bert"), name="there", revision="abc")
     bf16 = Backbone(tiny("bert"))
-    bf16.store(torch.bfloat16)
+    bf16.to(torch.bfloat16)
     wide = Backbone(tiny("bert", num_labels=7))  # its own head, which the task does not use, is another
     with torch.no_grad():
         for (_, ours), (name, theirs) in zip(

@@ -125,7 +125,7 @@ def test_two_tasks_on_one_backbone_have_their_own() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_they_learn_in_either_precision(pooling: Any, queries: int, dtype: torch.dtype) -> None:
     model = made(seed=None, pooling=pooling, num_queries=queries)
-    model.backbone.store(dtype)
+    model.backbone.to(dtype)
     segments = torch.tensor([[-1, *[0] * 3, *[1] * (IDS.shape[1] - 4)]] * len(IDS))
     given = {"input_ids": IDS, "attention_mask": MASK, "labels": LABELS, "segment_ids": segments}
     optimizer = torch.optim.SGD(model.task_parameters().values(), lr=0.5)

@@ -184,7 +184,7 @@ def test_what_enters_the_first_prompted_layer_may_be_handed_over(case: str, firs
 @pytest.mark.parametrize("case", ["bert", "llama", "gpt2"])
 def test_a_bf16_stem_is_as_good_as_a_whole_pass(case: str) -> None:
     held = Backbone(tiny_case(case))
-    held.store(torch.bfloat16)
+    held.to(torch.bfloat16)
     model = deep(held)
     inputs = inputs_of(ROWS)
     stem = model.stem(**inputs)
@@ -390,7 +390,7 @@ def with_(change: Callable[[PTuningModel], None]) -> PTuningModel:
 
 def stored(dtype: torch.dtype) -> PTuningModel:
     held = Backbone(tiny("bert"))
-    held.store(dtype)
+    held.to(dtype)
     return deep(held)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -361,11 +361,26 @@ class Backbone(nn.Module):
         super().train(mode and self.dropout)
         return self
 
-    def store(self, dtype: torch.dtype) -> None:
-        """Hold the frozen weights in ``dtype``; the fingerprint is taken before they are rounded."""
-        if dtype != self.dtype:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        """What ``to``, ``half`` and their like do, with two things kept from rounding.
+
+        The fingerprint is taken before the weights are; and what no checkpoint holds, such as the frequencies
+        of rotary positions, stays as exact as it was made, as it does where transformers loads a model in
+        half precision: the angles are these times the position.
+        """
+        if fn(torch.zeros(1, dtype=self.dtype, device=self.device)).dtype != self.dtype:
             self.fingerprint()
-            self.to(dtype)
+        made = [
+            (module, name, value)
+            for module in self.model.modules()
+            for name, value in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, value in made:
+            if (now := module.get_buffer(name)).dtype != value.dtype:
+                setattr(module, name, value.to(now.device))
+        return self
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` → ``[B, T, E]``, word embeddings alone: positions and segments come later, once."""

@@ -50,7 +50,7 @@ def hold(
     else:
         held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
     if dtype is not None:
-        held.store(dtype)
+        held.to(dtype)
     return held, tokenizer
 
 

@@ -11,7 +11,7 @@ number of tasks can stand on one.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, replace
@@ -509,6 +509,18 @@ class PTuningModel(nn.Module):
         # copy.copy would be held against its original, and fail once that is gone.
         _check_state(self, given, prefix)
         super()._load_from_state_dict(given, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PTuningModel:
+        """What ``to``, ``half`` and their like do; the task's own numbers move, and are never rounded."""
+
+        def exact(value: Tensor) -> Tensor:
+            moved = fn(value)
+            return value.to(moved.device) if moved.dtype.itemsize < value.dtype.itemsize else moved
+
+        for child in self.children():
+            child._apply(fn if child is self.backbone else exact, recurse)
+        super()._apply(exact, recurse=False)  # type: ignore[no-untyped-call]
+        return self
 
     def _record(self) -> dict[str, Any]:
         return {
