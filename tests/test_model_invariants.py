@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -47,6 +48,7 @@ from ptuning.model import (
 )
 from ptuning.model.config import prompt_from_dict, prompt_to_dict
 from ptuning.model.state import KEY
+from ptuning.peft import PromptEncoderConfig, get_peft_model
 from ptuning.task import Task
 from tiny import CASES, HIDDEN, LAYERS, PAD, SPECIFICS, VOCAB, ragged, tiny, tiny_case
 
@@ -568,6 +570,31 @@ def test_an_architecture_outside_the_table_is_named() -> None:
     )
     with pytest.raises(UnsupportedBackbone, match=r"'mpnet' .*not supported; expected one of bert, .*phi3"):
         Backbone(AutoModelForSequenceClassification.from_config(config))
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "AutoModelForMaskedLM", "AutoModelForTokenClassification"])
+@pytest.mark.parametrize("depth", list(DEPTHS))
+def test_a_model_for_something_else_is_named(name: str, depth: str) -> None:
+    """The most common slip; some of them even gave logits."""
+    other = getattr(transformers, name).from_config(tiny("bert").config)
+    before = snapshot(other)
+    for adopt in (
+        lambda: PTuningModel.from_backbone(other, DEPTHS[depth], num_labels=3),
+        lambda: get_peft_model(other, PromptEncoderConfig(num_virtual_tokens=4)),
+    ):
+        with pytest.raises(
+            UnsupportedBackbone, match=r"got a Bert\w*, .* AutoModelForSequenceClassification"
+        ):
+            adopt()
+    assert same(before, snapshot(other))
+    assert all(value.requires_grad for value in other.parameters())
+
+
+def test_a_class_of_ones_own_for_sequence_classification_is_adopted() -> None:
+    class Own(transformers.BertForSequenceClassification):
+        pass
+
+    assert PTuningModel.from_backbone(Own(tiny("bert").config), DEPTHS["deep"], num_labels=3)
 
 
 def test_layers_that_attend_twice_are_refused_for_deep_prompts() -> None:

@@ -527,7 +527,7 @@ def test_what_would_be_lost_below_is_refused(
     kept.write_text("mine")
     with pytest.raises(AdapterError, match=f"deep holds {strange}, which is not part of the adapter there"):
         made.save_pretrained(tmp_path, selected_adapters=selected)
-    with pytest.raises(AdapterError, match="holds deep/.*, which is not part of the adapter there"):
+    with pytest.raises(AdapterError, match=r"holds deep/.*, which is not part of the adapter there"):
         made.active.save_pretrained(tmp_path)
     assert kept.read_text() == "mine"
 

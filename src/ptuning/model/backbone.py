@@ -146,7 +146,7 @@ class Backbone(nn.Module):
         pooling: How it was made to be read: ``mean`` for a sentence embedding model of that kind.
 
     Raises:
-        UnsupportedBackbone: an architecture that is not in the table.
+        UnsupportedBackbone: an architecture that is not in the table, or a model for something else.
     """
 
     def __init__(
@@ -164,6 +164,11 @@ class Backbone(nn.Module):
             raise UnsupportedBackbone(
                 f"{config.model_type!r} ({type(model).__name__}) is not supported; "
                 f"expected one of {', '.join(ARCHITECTURES)} (docs/backbones.md)"
+            )
+        if not any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__):
+            raise UnsupportedBackbone(
+                f"got a {type(model).__name__}, whose outputs are no classes of a text; expected a model "
+                "for sequence classification: AutoModelForSequenceClassification.from_pretrained(…)"
             )
         self.model = model.requires_grad_(False).eval()
         for module in model.modules():  # the engine has its own checkpointing, which knows what a pass is
