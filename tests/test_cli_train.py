@@ -273,6 +273,8 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--fit.epochs", "many"], "fit.epochs: got 'many', expected integer"),
         (["--fit.epochs", "0"], "fit.epochs: got 0, expected greater than or equal to 1"),
         (["--fit.epochs", "1.5"], "fit.epochs: got 1.5, expected integer"),
+        (["--fit.evaluate_every", "often"], "fit.evaluate_every: got 'often', expected integer or 'epoch'"),
+        (["--fit.class_weights", "even"], "fit.class_weights: got 'even', expected 'balanced' or list"),
         (["--fit.clip", "-1"], "fit.clip: got -1, expected greater than 0"),
         (["--precision", "fp8"], "precision: got 'fp8', expected 'auto', 'fp32' or 'bf16'"),
         (["--prompt.depth", "medium"], "prompt.depth: got 'medium', expected one of input, deep"),

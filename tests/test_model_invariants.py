@@ -46,7 +46,7 @@ from ptuning.model import (
     TextInit,
     VocabularyInit,
 )
-from ptuning.model.config import prompt_from_dict, prompt_to_dict
+from ptuning.model.config import Engine, prompt_from_dict, prompt_to_dict
 from ptuning.model.state import KEY
 from ptuning.peft import PromptEncoderConfig, get_peft_model
 from ptuning.task import Task
@@ -946,11 +946,44 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
             lambda: PTuningModel.from_backbone(tiny("bert", num_labels=1), num_labels=1, class_weights=[1.0]),
             r"regression has no classes; leave it out",
         ),
+        # Python's choices are held to their types as a file's are: none may mean another in silence.
+        (lambda: DeepPrompt(pooling="CLS"), r"pooling: got 'CLS', expected 'native', 'mean', 'layers' or"),
+        (lambda: DeepPrompt(num_virtual_tokens="many"), r"num_virtual_tokens: got 'many', expected integer"),
+        (lambda: DeepPrompt(encoder=MLPEncoder()), r"encoder: got MLPEncoder.* instance of DeepMLPEncoder"),
+        (lambda: InputPrompt(encoder=DeepMLPEncoder()), r"encoder: got DeepMLP.* instance of MLPEncoder"),
+        (lambda: InputPrompt(encoder="mlp"), r"encoder: got 'mlp', expected a dictionary of options, or"),
+        (lambda: InputPrompt(init="random"), r"init: got 'random', expected a dictionary of options, or"),
+        (lambda: Engine(attention="flash"), r"attention: got 'flash', expected 'auto', 'plain' or 'fused'"),
+        (
+            lambda: Task(problem_type="multi_label", labels=("a", "b")),
+            r"problem_type: got 'multi_label', expected one of single_label_classification, multi_label_cl",
+        ),
+        (
+            lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=3, problem_type="regression"),
+            r"num_labels: got 3, but a regression predicts one number",
+        ),
+        (
+            lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=2, task=THREE),
+            r"num_labels 2 .*beside a single_label_classification task of 3; leave them out",
+        ),
+        (
+            lambda: PTuningModel.from_backbone(tiny("bert"), problem_type="regression", task=THREE),
+            r"problem_type regression beside a single_label_classification task of 3; leave them out",
+        ),
     ],
 )
 def test_a_bad_choice_is_refused_with_words_that_help(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_choice_may_be_written_as_a_file_writes_it() -> None:
+    assert InputPrompt(encoder={"kind": "mlp", "width": "8"}) == InputPrompt(encoder=MLPEncoder(width=8))
+
+
+def test_a_regression_is_one_number_wide_whatever_the_backbone_was() -> None:
+    model = PTuningModel.from_backbone(tiny("bert", num_labels=3), problem_type="regression")
+    assert answers(model).shape[1] == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ptuning.errors import ConfigError
 
@@ -41,6 +41,10 @@ class Task:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
+        if self.problem_type not in get_args(ProblemType):
+            raise ConfigError(
+                f"problem_type: got {self.problem_type!r}, expected one of {', '.join(get_args(ProblemType))}"
+            )
         if self.problem_type == "regression":
             if self.labels:
                 raise ConfigError(f"a regression task has no labels, got {len(self.labels)}")

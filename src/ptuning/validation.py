@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -10,11 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from ptuning.errors import ConfigError
 
-_CHOICES = (
-    "prompt",
-    "encoder",
-    "init",
-)  # where pydantic's path names the chosen class, which the user did not write
+_CHOICES = ("prompt", "encoder", "init")
+"""Where pydantic's path names the chosen class, which the user did not write."""
+_KIND = re.compile(r"int|float|str|bool|none|constrained-\w+|\w+\[.*\]")
+"""What pydantic calls the alternatives of a value that may be one of several things."""
 
 
 def validated(kind: Any, values: Any, under: str = "") -> Any:
@@ -40,10 +41,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def explain(error: ValidationError, under: str = "") -> str:
     """Pydantic's first complaint as one sentence."""
     found, *others = error.errors()
-    path = ((under,) if under else ()) + found["loc"]
+    path = _path(found["loc"], under)
     chosen = [str(part) for before, part in pairwise(path) if before in _CHOICES]
-    keys = [str(part) for i, part in enumerate(path) if not (i and path[i - 1] in _CHOICES)]
-    key = ".".join(keys) or "configuration"
+    key = _key(path)
     more = f" (and {len(others)} more)" if others else ""
     got = found["input"]
     match found["type"]:
@@ -58,13 +58,30 @@ def explain(error: ValidationError, under: str = "") -> str:
             return f"{key}.{name}: got {found['ctx']['tag']!r}, expected one of {expected}{more}"
         case "union_tag_not_found":
             return f"{key}.{found['ctx']['discriminator'].strip(chr(39))}: missing{more}"
+        case "model_attributes_type":
+            expected = "a dictionary of options, or an instance of a class that has them"
+            return f"{key}: got {got!r}, expected {expected}{more}"
         case "value_error":
             said = f"{found['ctx']['error']}{more}"
-            return f"{key}: {said}" if keys else said  # a check of several keys names them itself
-    return f"{key}: got {got!r}, expected {_expected(found['msg'])}{more}"
+            return f"{key}: {said}" if key else said  # a check of several keys names them itself
+    # Of a value that may be one of several things, pydantic says of each why it is not that.
+    same = [each for each in others if _key(_path(each["loc"], under)) == key and each["input"] is got]
+    expected = " or ".join(dict.fromkeys(_expected(each["msg"]) for each in (found, *same)))
+    more = f" (and {len(others) - len(same)} more)" if len(others) > len(same) else ""
+    return f"{key or 'configuration'}: got {got!r}, expected {expected}{more}"
+
+
+def _path(places: Sequence[int | str], under: str) -> tuple[int | str, ...]:
+    return ((under,) if under else ()) + tuple(places)
+
+
+def _key(path: Sequence[int | str]) -> str:
+    """A path as the user writes it: without the names that pydantic gives to the choices at a place."""
+    plain = (part for i, part in enumerate(path) if not (i and path[i - 1] in _CHOICES))
+    return ".".join(str(part) for part in plain if not _KIND.fullmatch(str(part)))
 
 
 def _expected(message: str) -> str:
     for beginning in ("Input should be ", "Value should be "):
         message = message.removeprefix(beginning)
-    return message.split(", unable to")[0].removeprefix("a valid ")
+    return message.split(", unable to")[0].removeprefix("a valid ").replace("tuple", "list")

@@ -7,9 +7,10 @@ refuse unknown keys. Nothing here imports torch: ``--help`` stays quick.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, cast, get_type_hints
 
 from pydantic import Field
 
@@ -23,6 +24,22 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _settle(choices: Any) -> None:
+    """Hold each option to its type, as where a file is read: in Python, too, nothing is taken for another.
+
+    Raises:
+        ConfigError: the option, what was got, what was expected.
+    """
+    for name, kind in _kinds(cast(Hashable, type(choices))).items():
+        object.__setattr__(choices, name, validated(kind, getattr(choices, name), name))
+
+
+@cache
+def _kinds(choices: Hashable) -> dict[str, Any]:
+    hints = get_type_hints(choices, include_extras=True)
+    return {each.name: hints[each.name] for each in fields(cast(Any, choices))}
 
 
 # ------------------------------------------------------------------------------- prompt encoders
@@ -52,6 +69,7 @@ class MLPEncoder:
     residual: bool = False
 
     def __post_init__(self) -> None:
+        _settle(self)
         _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
 
 
@@ -72,6 +90,7 @@ class LSTMEncoder:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _settle(self)
         _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
         _require(self.num_layers >= 1, f"encoder.num_layers must be at least 1, got {self.num_layers}")
         _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
@@ -96,6 +115,7 @@ class ResidualEncoder:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _settle(self)
         _require(self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
         _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
 
@@ -115,6 +135,7 @@ class DeepMLPEncoder:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _settle(self)
         _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
         _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
 
@@ -157,6 +178,7 @@ class TextInit:
     kind: Literal["text"] = "text"
 
     def __post_init__(self) -> None:
+        _settle(self)
         _require(bool(self.text.strip()), "init.text is blank; give the words to start from")
 
 
@@ -189,6 +211,7 @@ class InputPrompt:
     train_head: bool = True
 
     def __post_init__(self) -> None:
+        _settle(self)
         count = self.num_virtual_tokens
         _require(count is None or count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
         _ = self.insertions  # a malformed template is refused here, not at the first batch
@@ -250,6 +273,7 @@ class DeepPrompt:
     train_head: bool = True
 
     def __post_init__(self) -> None:
+        _settle(self)
         count = self.num_virtual_tokens
         _require(count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
         _require(self.first_layer >= 0, f"first_layer counts from 0, got {self.first_layer}")
@@ -301,6 +325,7 @@ class Engine:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        _settle(self)
         for name in ("stem_memory", "stem_disk"):
             _require(
                 getattr(self, name) >= 0, f"engine.{name} is in GiB, at least 0; got {getattr(self, name)}"

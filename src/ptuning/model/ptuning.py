@@ -165,7 +165,7 @@ class PTuningModel(nn.Module):
             config: The prompt; ``DeepPrompt()`` if left out.
             num_labels: C, the number of classes; or give ``task``. 1 means regression.
             problem_type: transformers' own; told from ``num_labels`` if left out.
-            task: Everything about the task, labels included.
+            task: Everything about the task, labels included, in place of these two.
             tokenizer: By default the backbone's own, loaded where it is needed.
             revision: A branch, tag or commit of the Hub.
             dtype: What to hold the frozen weights in; prompt and head are always fp32.
@@ -174,7 +174,13 @@ class PTuningModel(nn.Module):
         """
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
-            task = plain_task(num_labels or int(width), problem_type)
+            width = 1 if problem_type == "regression" else int(width)
+            task = plain_task(width if num_labels is None else num_labels, problem_type)
+        elif num_labels not in (None, task.num_labels) or problem_type not in (None, task.problem_type):
+            raise ConfigError(
+                f"got num_labels {num_labels} and problem_type {problem_type} beside a {task.problem_type} "
+                f"task of {task.num_labels}; leave them out, the task says both"
+            )
         held, tokenizer = hold(backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype)
         held.engine = engine or held.engine
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)

@@ -31,8 +31,17 @@ def task_of(config: Any) -> Task:
 
 
 def plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:
-    """A task whose labels are numbers; its kind is told from how many, if it is not given."""
+    """A task whose labels are numbers; its kind is told from how many, if it is not given.
+
+    Raises:
+        ConfigError: a regression of several numbers a text, or a kind that there is not.
+    """
     kind: ProblemType = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
+    if kind == "regression" and num_labels > 1:
+        raise ConfigError(
+            f"num_labels: got {num_labels}, but a regression predicts one number a text; leave it out, or "
+            "make one task for each number"
+        )
     return Task(problem_type=kind, labels=() if kind == "regression" else tuple(range(num_labels)))
 
 
