@@ -525,6 +525,21 @@ def test_inspect_as_json(ptuning: Callable[..., Ran], kind: str, tiny_folder: Pa
     assert "fits" not in json.loads(ptuning("inspect", kind, "--json")[1])
 
 
+def test_labels_stand_in_tables_as_they_are(
+    ptuning: Callable[..., Ran], home: Path, tiny_folder: Path
+) -> None:
+    """What brackets and colons mean to the library that draws the tables is nothing to a label."""
+    names = {"positive": "[/spam]", "negative": ":smile: [red]"}
+    write(home / "odd.jsonl", [{**row, "label": names[str(row["label"])]} for row in ROWS])
+    given = ["--backbone", str(tiny_folder), "--fit.epochs", "1", "--output", "odd"]
+    trained = ptuning("train", "odd.jsonl", *given)
+    used = [ptuning("evaluate", "odd", "odd.jsonl"), ptuning("inspect", "odd")]
+    assert [each[0] for each in (trained, *used)] == [0, 0, 0]
+    for text in (trained[2], *(each[1] for each in used)):
+        assert re.search(r"always '(\[/spam\]|:smile: \[red\])'", " ".join(text.split()))
+    assert ":smile: [red], [/spam]" in " ".join(used[1][1].split())
+
+
 # ----------------------------------------------------------------------------------------- check-data
 
 

@@ -36,9 +36,7 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
-    from rich.console import Console
-
-    from ptuning.cli.tables import print_diagnosis
+    from ptuning.cli.tables import plain_console, print_diagnosis
     from ptuning.inference.predictor import Predictor
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
@@ -46,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.training.peers import fine_tune, frozen_embeddings, head_only
     from ptuning.training.run import train
 
-    console = Console()
+    console = plain_console()
     config = TrainConfig.checked(
         {
             "data": {name: str(DATA / f"{name}.csv") for name in ("train", "validation", "test")},

@@ -28,9 +28,7 @@ def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     import json
 
-    from rich.console import Console
-
-    from ptuning.cli.tables import metrics_table
+    from ptuning.cli.tables import metrics_table, plain_console
     from ptuning.data import load_examples
     from ptuning.training.loop import evaluate
     from ptuning.training.metrics import Baseline
@@ -57,6 +55,6 @@ def main(argv: Sequence[str]) -> None:
             )
         )
     else:
-        Console().print(
+        plain_console().print(
             metrics_table({f"{len(examples)} rows": found}, {f"{len(examples)} rows": floor}, baseline.rule)
         )

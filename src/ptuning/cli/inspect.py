@@ -73,11 +73,10 @@ def _numbers(adapter: Adapter) -> int:
 
 
 def _print(adapter: Adapter) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ptuning import adapters
-    from ptuning.cli.tables import metrics_table
+    from ptuning.cli.tables import metrics_table, plain_console
 
     task, prompt, backbone = adapter.task, adapter.prompt, adapter.backbone
     table = Table(show_header=False, box=None)
@@ -104,7 +103,7 @@ def _print(adapter: Adapter) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    console = Console()
+    console = plain_console()
     console.print(table)
     found = {name: values for name, values in adapter.metrics.items() if name in ("validation", "test")}
     if found:

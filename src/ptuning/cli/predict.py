@@ -60,9 +60,8 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
-    from rich.console import Console
-
     from ptuning.cli.rate import Rate
+    from ptuning.cli.tables import plain_console
     from ptuning.data import stream_examples
     from ptuning.inference.predictor import Predictor
 
@@ -83,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         too_long=given.too_long,
     )
     apart = given.output != "-" or not sys.stdout.isatty()
-    with Rate(Console(stderr=True), live=apart) as rate, _open(given.output) as stream:
+    with Rate(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
         write = _writer(stream, given.format, model.task)
         for prediction in predictor.stream(rate.waiting_for(found.examples)):
             write(prediction)

@@ -1,4 +1,4 @@
-"""Tables that more than one command prints."""
+"""The console, and tables that more than one command prints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ptuning.training.result import SeveralResult, TrainResult
     from ptuning.training.search import SearchResult
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """Where a command prints: what users wrote, such as a label ``[spam]``, stands there as they wrote it."""
+    return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def metrics_table(

@@ -54,10 +54,10 @@ def main(argv: Sequence[str]) -> None:
         return
     lists = {name: _listed(name, extra[name], argv) for name in LISTS if extra[name] is not None}
     # From here on torch is needed; --help and a wrong option were answered without it.
-    from rich.console import Console
+    from ptuning.cli.tables import plain_console
 
     train = _several if lists else _search if config.recipe == "search" else _single
-    chosen = train(config, lists, bool(extra["resume"]), Console(stderr=True))
+    chosen = train(config, lists, bool(extra["resume"]), plain_console(stderr=True))
     print(f"saved {config.output}{chosen}")
     print(f"next: ptuning predict {config.output} --input FILE")
 
