@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedTokenizerFast
 
 from ptuning.data.tokens import TokenRow, collate
-from ptuning.errors import ConfigError
+from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.inference.evaluate import logits_of
 from ptuning.model import (
     Backbone,
@@ -117,9 +117,15 @@ def batch(
 Learned = tuple[Tensor, dict[str, Tensor]]
 
 
+def able(model: PTuningModel, engine: Engine) -> Engine:
+    """``engine`` without what the architecture refuses."""
+    refuses = model.backbone.architecture.deep == "cache"
+    return replace(engine, checkpoint_activations=False) if refuses else engine
+
+
 def learned(model: PTuningModel, engine: Engine, inputs: dict[str, Tensor], **given: Any) -> Learned:
     """The logits of a batch, and what each trained parameter would learn from it."""
-    model.backbone.engine = engine
+    model.backbone.engine = able(model, engine)
     model.zero_grad()
     logits = model(**inputs, **given).logits
     weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
@@ -213,7 +219,7 @@ def test_a_prompt_for_each_row_is_the_same_with_each_switch(case: str, config: P
     rows = torch.randn(len(PAIRS), *model.prompt_encoder().shape)
     found = {}
     for name, engine in {"off": OFF, **SWITCHES}.items():
-        model.backbone.engine = engine
+        model.backbone.engine = able(model, engine)
         prompts = rows.clone().requires_grad_()
         logits = model(**inputs, prompt=prompts).logits
         logits.square().sum().backward()
@@ -292,7 +298,7 @@ def test_a_disabled_model_is_the_plain_backbone(case: str, engine: Engine) -> No
         expected = tiny_case(case)(**plain).logits
         for config in (prompt("deep", first_layer=1), prompt("input")):
             model = task_on(case, config)
-            model.backbone.engine = engine
+            model.backbone.engine = able(model, engine)
             with model.disabled():
                 got = model(plain["input_ids"], plain["attention_mask"]).logits
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
@@ -381,7 +387,7 @@ def test_a_layer_that_attends_twice_is_not_cut(depth: str) -> None:
     found = []
     with model.disabled(), torch.no_grad():
         for engine in (OFF, Engine()):
-            model.backbone.engine = engine
+            model.backbone.engine = able(model, engine)
             found.append(model(**batch()).logits)
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
@@ -482,7 +488,7 @@ def test_a_model_may_be_adopted_twice(case: str) -> None:
 
 def saved_bytes(model: PTuningModel, engine: Engine, inputs: dict[str, Tensor], **given: Any) -> int:
     """Of all that autograd keeps for the way back, but for parameters and what goes in."""
-    model.backbone.engine = engine
+    model.backbone.engine = able(model, engine)
     own = {value.untyped_storage().data_ptr() for value in model.parameters()}
     found: dict[int, int] = {}
 
@@ -506,6 +512,17 @@ def test_checkpointing_learns_the_same_from_less(case: str, depth: str) -> None:
     assert torch.equal(got[0], expected[0])
     assert_same(got, expected, tolerance=1e-6)
     assert saved_bytes(model, wanted, batch()) < 0.6 * saved_bytes(model, OFF, batch())
+
+
+@pytest.mark.parametrize("name", ["checkpoint_activations", "compile"])
+def test_what_bloom_cannot_do_is_refused_and_not_left_out(name: str) -> None:
+    model = task_on(Backbone(tiny("bloom")), prompt("deep"))
+    before = model.backbone.engine
+    with pytest.raises(UnsupportedBackbone, match=f"bloom .* leave engine.{name} out"):
+        model.backbone.engine = Engine(**{name: True})
+    with pytest.raises(UnsupportedBackbone, match=r"engine\.checkpoint_activations"):
+        model.gradient_checkpointing_enable()
+    assert model.backbone.engine is before
 
 
 @pytest.mark.parametrize("case", ["bert", "gpt2", "llama"])
@@ -532,7 +549,7 @@ def test_checkpointing_keeps_no_layers_keys_and_values(case: str, key: str) -> N
     fewer = replace(OFF, checkpoint_activations=True)
     for depth, engine, kept in (("input", OFF, True), ("input", fewer, False), ("deep", fewer, False)):
         model = task_on(case, prompt(depth)).train()
-        model.backbone.engine = engine
+        model.backbone.engine = able(model, engine)
         seen: list[StorageWeakRef] = []
 
         def note(module: nn.Module, inputs: Any, output: Tensor, seen: list[Any] = seen) -> None:
@@ -703,7 +720,7 @@ def test_a_row_without_any_text_is_refused_as_it_was() -> None:
     inputs = batch()
     inputs["segment_ids"][1] = -1
     for engine in (OFF, Engine()):
-        model.backbone.engine = engine
+        model.backbone.engine = able(model, engine)
         with pytest.raises(Exception, match="row 1 of the batch has no first text"):
             model(**inputs)
 

@@ -361,6 +361,26 @@ class Backbone(nn.Module):
 
     # ------------------------------------------------------------------------------------- use
 
+    @property
+    def engine(self) -> Engine:
+        """How it computes, for every task on it.
+
+        Raises:
+            UnsupportedBackbone: where it is set: the architecture has no layers of ours to do what is asked.
+        """
+        return self._engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        if self.architecture.deep == "cache":
+            for name in ("checkpoint_activations", "compile"):
+                if getattr(engine, name):
+                    raise UnsupportedBackbone(
+                        f"{self.config.model_type} takes deep prompts through its key/value cache, and its "
+                        f"layers are not the engine's to run; leave engine.{name} out"
+                    )
+        self._engine = engine
+
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode unless :attr:`dropout` asks otherwise: with few numbers it only adds noise."""
         super().train(mode and self.dropout)
