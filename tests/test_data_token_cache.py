@@ -111,6 +111,7 @@ def changed() -> dict[str, Callable[[Tokenise], tuple[Tokenise, list[Example]]]]
         "the limit": lambda t: (replace(t, limit=9), PAIRS),
         "segments": lambda t: (replace(t, segments=False), PAIRS),
         "places": lambda t: (replace(t, places=True), PAIRS),
+        "wanted": lambda t: (replace(t, places=True, wanted=(1,)), PAIRS),
         "refusing": lambda t: (replace(t, too_long="error"), PAIRS),
         "the vocabulary": with_tokenizer(lambda tokenizer: tokenizer.add_tokens(["film"])),
         "the normaliser": with_tokenizer(backend("normalizer", None)),

@@ -14,11 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import WORDS
-from ptuning import DeepPrompt, FitConfig, InputPrompt, Prediction, Predictor, PTuningModel, Task, fit
+from ptuning import (
+    DeepPrompt,
+    FitConfig,
+    InputPrompt,
+    Prediction,
+    Predictor,
+    PTuningModel,
+    Task,
+    fit,
+    pipeline,
+)
 from ptuning.data import Example
 from ptuning.data.tokens import Tokenise
 from ptuning.errors import ConfigError, DataError
 from ptuning.inference.evaluate import logits_of
+from tiny import tiny
 
 SINGLE = Task(problem_type="single_label_classification", labels=("negative", "positive"))
 MULTI = Task(problem_type="multi_label_classification", labels=("b", "a", "c"))
@@ -130,6 +141,92 @@ def test_one_text_for_two_and_two_for_one_are_errors_that_name_the_row(tiny_fold
     got = "got one text, but .* pairs" if pair else "got two texts, but .* single texts"
     with pytest.raises(ConfigError, match=f"the rows, row 3: {got}"):
         Predictor(model=perturbed(tiny_folder, task))([right, right, wrong])
+
+
+@pytest.mark.parametrize(
+    ("given_texts", "said"),
+    [
+        (["a", math.nan], "text 2 is nan, expected a string or a pair of strings"),
+        (["a", None], "text 2 is None, expected a string"),
+        ([("a",)], r"text 1 is \('a',\), expected a string"),
+        ([("a", "b", "c")], r"text 1 is \('a', 'b', 'c'\), expected a string"),
+        ([{"text": "a"}], "text 1 is {'text': 'a'}, expected a string"),
+        ([b"a"], "text 1 is b'a', expected a string"),
+    ],
+)
+def test_what_is_no_text_is_named(model: PTuningModel, given_texts: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Predictor(model=model)(given_texts)
+
+
+NOTHING = "\u200b"
+"""A space of no width: not blank to Python, and nothing to many a tokenizer."""
+
+
+@pytest.mark.parametrize(("placement", "which"), [("front", "first"), ("between", "second")])
+def test_a_text_that_leaves_no_token_to_stand_before_is_named(placement: str, which: str) -> None:
+    """By its own row: batches are sorted by length, and that row may be another's."""
+    pair = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+    config = InputPrompt(num_virtual_tokens=4, placement=placement)
+    model = PTuningModel.from_backbone("demo", config, task=pair)
+    odd = (NOTHING, "bad") if which == "first" else ("bad", NOTHING)
+    rows = [("a good film", "a film"), odd, ("good", "film")]
+    labelled = [{"text": a, "text_b": b, "label": "no"} for a, b in rows]
+    with pytest.raises(DataError, match=f"row 2: of the {which} text the tokenizer leaves no token"):
+        Predictor(model=model)(rows)
+    with pytest.raises(DataError, match=f"row 2: of the {which} text the tokenizer leaves no token"):
+        fit(model, {"train": labelled, "validation": labelled[2:]}, FitConfig(epochs=1))
+
+
+def test_a_pair_is_answered_by_itself_as_beside_others() -> None:
+    """Whatever the tokenizer leaves of its second text."""
+    pair = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)
+    model = PTuningModel.from_backbone("demo", DeepPrompt(num_virtual_tokens=4), task=pair)
+    assert model.needs_segments  # read by similarity
+    odd = ("good film", NOTHING)
+    close(Predictor(model=model)([odd]), Predictor(model=model)([odd, ("good", "film")])[:1])
+
+
+def test_a_row_without_any_token_is_named(tiny_folder: Path) -> None:
+    """A tokenizer without special tokens, as many a decoder's is, makes nothing of nothing."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"<unk>": 0, "good": 3, "film": 4}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<unk>")
+    model = PTuningModel.from_backbone(tiny("gpt2"), num_labels=3, tokenizer=plain)
+    assert len(Predictor(model=model)(["good film", "film"])) == 2
+    with pytest.raises(DataError, match="row 2: the tokenizer leaves no token; leave the row out"):
+        Predictor(model=model)(["good film", ""])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "can"),
+    [
+        (InputPrompt(num_virtual_tokens=4), False),
+        (InputPrompt(num_virtual_tokens=4, placement="start"), True),
+        (DeepPrompt(num_virtual_tokens=4), True),
+    ],
+)
+def test_a_tokenizer_in_python_serves_what_it_can(
+    prompt: DeepPrompt | InputPrompt, can: bool, tmp_path: Path
+) -> None:
+    from transformers import BertJapaneseTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "film"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    slow = BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), word_tokenizer_type="basic")
+    model = PTuningModel.from_backbone(tiny("bert"), prompt, num_labels=3, tokenizer=slow)
+    if can:
+        assert len(Predictor(model=model)(["good film", "film"])) == 2
+        return
+    with pytest.raises(
+        ConfigError, match=r"BertJapaneseTokenizer is no fast tokenizer.* set prompt.placement"
+    ):
+        Predictor(model=model)("good film")
+    with pytest.raises(ConfigError, match=r"BertJapaneseTokenizer is no fast tokenizer"):
+        pipeline(model)
 
 
 def test_a_pairs_second_text_counts(tiny_folder: Path) -> None:

@@ -76,7 +76,7 @@ def _key(tokenise: Tokenise, examples: Sequence[Example]) -> str | None:
     if tokenizer is None:
         return None
     # ``too_long`` is part of it: what was kept under "error" has been found to fit.
-    options = [tokenise.limit, tokenise.segments, tokenise.places, tokenise.too_long]
+    options = [tokenise.limit, tokenise.segments, tokenise.places, tokenise.wanted, tokenise.too_long]
     versions = [_FORMAT, tokenizers.__version__, transformers.__version__]
     found = hashlib.sha256(json.dumps([versions, options]).encode())
     for part in (tokenizer, _bytes_of(each.text for each in examples)):

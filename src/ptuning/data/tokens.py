@@ -20,6 +20,8 @@ from ptuning.model.ptuning import PTuningModel
 
 TooLong = Literal["truncate", "error"]
 
+_DROPPED = "the tokenizer leaves no token"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRow:
@@ -43,6 +45,7 @@ class Tokenise:
         limit: The most tokens a row may have, special tokens included; ``None`` for no limit.
         segments: Whether the backbone reads ``token_type_ids``.
         places: Whether the placement needs to know where each text begins.
+        wanted: The texts, 0 for the first and 1 for the second, that a row must have a token of.
         too_long: Cut a text that does not fit, or refuse it, naming the row.
     """
 
@@ -50,6 +53,7 @@ class Tokenise:
     limit: int | None
     segments: bool = False
     places: bool = False
+    wanted: tuple[int, ...] = ()
     too_long: TooLong = "truncate"
 
     @classmethod
@@ -63,11 +67,17 @@ class Tokenise:
         """How ``model``'s texts become rows, by its own tokenizer unless another is given.
 
         Raises:
-            ConfigError: a model without a tokenizer.
+            ConfigError: a model without a tokenizer, or one that does not tell what the model has to know.
         """
         tokenizer = tokenizer or model.tokenizer
         if tokenizer is None:
             raise ConfigError("the model has no tokenizer; pass tokenizer=… where it is made")
+        if model.needs_segments and not tokenizer.is_fast:
+            raise ConfigError(
+                f"{type(tokenizer).__name__} is no fast tokenizer, so that it does not tell where a text "
+                "begins and ends; set prompt.placement to start, middle or end, or of a deep prompt "
+                "prompt.pooling to mean, layers or native"
+            )
         limit = model.max_text_tokens
         if limit is None and tokenizer.model_max_length < 1_000_000:  # more means "not said"
             limit = tokenizer.model_max_length - model.inserted_tokens
@@ -76,6 +86,7 @@ class Tokenise:
             limit=limit,
             segments=model.backbone.uses_segments,
             places=model.needs_segments,
+            wanted=model.wanted_texts,
             too_long=too_long,
         )
 
@@ -83,7 +94,7 @@ class Tokenise:
         """Rows in the order of ``examples``, each with its encoded label if ``labels`` are given.
 
         Raises:
-            DataError: a text that does not fit, with ``too_long="error"``.
+            DataError: a text that does not fit, with ``too_long="error"``, or that leaves nothing to read.
         """
         if not examples:
             return []
@@ -91,7 +102,7 @@ class Tokenise:
             self._refuse_long(examples)
         encoded = self._encode(examples, truncate=True)
         types = encoded.get("token_type_ids") if self.segments else None
-        return [
+        rows = [
             TokenRow(
                 input_ids=ids,
                 token_type_ids=types[i] if types else None,
@@ -100,6 +111,9 @@ class Tokenise:
             )
             for i, ids in enumerate(encoded["input_ids"])
         ]
+        for example, row in zip(examples, rows, strict=True):
+            self._refuse_empty(example, row)
+        return rows
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """How many tokens each row would have, uncut."""
@@ -115,6 +129,17 @@ class Tokenise:
             return_attention_mask=False,
             verbose=False,
         )
+
+    def _refuse_empty(self, example: Example, row: TokenRow) -> None:
+        """A text may be characters alone that the tokenizer drops, such as a space of no width."""
+        if not row.input_ids:
+            raise DataError(f"{example.place}: {_DROPPED}; leave the row out")
+        for text in self.wanted:
+            if text not in (row.segment_ids or ()):
+                raise DataError(
+                    f"{example.place}: of the {('first', 'second')[text]} text {_DROPPED}, and the prompt "
+                    "stands before it; leave the row out, or choose another prompt.placement"
+                )
 
     def _refuse_long(self, examples: Sequence[Example]) -> None:
         if self.limit is None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ptuning.data import Example
+from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TooLong
 from ptuning.errors import ConfigError
 from ptuning.inference.evaluate import BATCH_TOKENS, logits_of, prepared
@@ -67,15 +68,14 @@ class Predictor:
                 raise ConfigError(f"{name}: got {value}, expected at least 1")
 
     def __call__(self, texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
-        """Classify a text, or texts, or pairs of texts."""
+        """Classify a text, or texts, or pairs of texts.
+
+        Raises:
+            ConfigError: what is none of these, or pairs for a task of single texts and the other way round.
+            DataError: a text that leaves nothing to read, or that is too long where that is refused.
+        """
         given = [texts] if isinstance(texts, str) else texts
-        examples = [
-            Example(row=number, text=text)
-            if isinstance(text, str)
-            else Example(row=number, text=text[0], text_b=text[1])
-            for number, text in enumerate(given, start=1)
-        ]
-        return list(self.stream(examples))
+        return list(self.stream([_example(number, text) for number, text in enumerate(given, start=1)]))
 
     def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Predictions in the order of ``examples``, of which ``window`` are held at a time."""
@@ -116,3 +116,13 @@ class Predictor:
             )
         named = tuple(zip(task.labels, logits.double().softmax(0).tolist(), strict=True))
         return Prediction(row=row, label=task.labels[int(logits.argmax())], probabilities=named)
+
+
+def _example(number: int, given: Any) -> Example:
+    """A text or a pair, as a user hands it over."""
+    match given:
+        case str():
+            return Example(row=number, text=given)
+        case (str() as text, str() as text_b):
+            return Example(row=number, text=text, text_b=text_b)
+    raise ConfigError(f"text {number} is {shortened(given)}, expected a string or a pair of strings")

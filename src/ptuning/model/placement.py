@@ -92,7 +92,7 @@ def layout(
     return Layout(index=index, mask=mask.to(attention_mask.dtype), positions=positions)
 
 
-def apart(attention_mask: Tensor, segment_ids: Tensor | None) -> Tensor:
+def apart(attention_mask: Tensor, segment_ids: Tensor) -> Tensor:
     """``[2B, T]``: of each row the tokens to read its first text by itself with, then those of the second.
 
     To either text belong the special tokens that its row begins and ends with; a text without a token of its
@@ -101,19 +101,9 @@ def apart(attention_mask: Tensor, segment_ids: Tensor | None) -> Tensor:
     Args:
         attention_mask: ``[B, T]``, 1 at real tokens.
         segment_ids: ``[B, T]``: 0 for the first text, 1 for the second, -1 for special tokens and padding.
-
-    Raises:
-        DataError: no row has a second text, so that nothing tells the texts apart.
     """
     real = attention_mask.bool()
-    segments = torch.full_like(attention_mask, -1) if segment_ids is None else segment_ids
-    first, second = (real & (segments == which) for which in (0, 1))
-    if not bool(second.any()):
-        raise DataError(
-            "no row of the batch has a second text that can be told from the first, and with prompt.pooling "
-            "similarity each is read by itself; pass pairs with token_type_ids or segment_ids (0 first text, "
-            "1 second text, -1 special), or choose another pooling"
-        )
+    first, second = (real & (segment_ids == which) for which in (0, 1))
     texts = (first | second).int()
     before, behind = texts.cumsum(1) == 0, texts.flip(1).cumsum(1).flip(1) == 0
     ends = real & (before | behind)

@@ -475,6 +475,11 @@ class PTuningModel(nn.Module):
             return self.prompt_config.pooling == "similarity"
         return self._joined is not None and self._joined.needs_segments
 
+    @property
+    def wanted_texts(self) -> tuple[int, ...]:
+        """The texts, 0 for the first and 1 for the second, that the prompt stands before."""
+        return () if (joined := self._joined) is None else joined.wanted_texts
+
     def task_parameters(self) -> dict[str, nn.Parameter]:
         """The numbers that training changes, by name: the one definition that freezing, the optimizer,
         counting and checkpoints share.

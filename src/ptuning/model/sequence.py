@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import InputPrompt, Pooling
 from ptuning.model.placement import Layout, apart, layout
@@ -52,7 +53,14 @@ class Batch:
         Raises:
             DataError: nothing tells the texts apart.
         """
-        mask = apart(self.attention_mask, self.segments(backbone))
+        segments = self.segments(backbone)
+        if self.segment_ids is None and not bool((segments == 1).any()):
+            raise DataError(
+                "no row of the batch has a second text that can be told from the first, and with "
+                "prompt.pooling similarity each is read by itself; pass pairs with token_type_ids or "
+                "segment_ids (0 first text, 1 second text, -1 special), or choose another pooling"
+            )
+        mask = apart(self.attention_mask, segments)
         return Batch(input_ids=self.input_ids.repeat(2, 1), attention_mask=mask)
 
 
@@ -134,9 +142,15 @@ class Joined:
         return self.config.virtual_tokens + sum(map(len, self.anchors))
 
     @property
+    def wanted_texts(self) -> tuple[int, ...]:
+        """The texts, 0 for the first and 1 for the second, that something is inserted before."""
+        before = {piece.before for piece in self.config.insertions}
+        return tuple(i for i, text in enumerate((Landmark.TEXT_A, Landmark.TEXT_B)) if text in before)
+
+    @property
     def needs_segments(self) -> bool:
         """Whether it matters where a text begins."""
-        return any(piece.before.value.startswith("text") for piece in self.config.insertions)
+        return bool(self.wanted_texts)
 
     def logits(self, batch: Batch, prompt: Prepared, head: Mapping[str, Tensor]) -> Tensor:
         """``[B, C]`` of the text with ``prompt`` (``[P, E]``, or one a row, ``[B, P, E]``) in it."""
