@@ -594,6 +594,22 @@ def test_check_data_refuses_what_train_refuses(
     assert "unknown option too_long" in refused("check-data", "single.jsonl", "--too_long", "error", *held)
 
 
+def test_check_data_says_where_nothing_can_be_split_off(
+    ptuning: Callable[..., Ran], home: Path, tiny_folder: Path
+) -> None:
+    """As train would: it is asked for one row of validation in ten."""
+    argv = ["check-data", "few.jsonl", "--backbone", str(tiny_folder)]
+    write(home / "few.jsonl", ROWS[:4])
+    code, out, _ = ptuning(*argv)
+    assert code == 2
+    assert "error: train: few.jsonl: 4 rows, of which a fraction of 0.1 is 0" in out
+    assert ptuning(*argv, "--validation", "single.jsonl")[0] == 0
+    write(home / "few.jsonl", [{"text": "the same", "label": i % 2} for i in range(20)])
+    code, out, _ = ptuning(*argv)
+    assert code == 2
+    assert "error: train: few.jsonl: no label stands in two rows of different text" in out
+
+
 def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], tiny_folder: Path) -> None:
     argv = ["check-data", "int.jsonl", "--backbone", str(tiny_folder)]
     assert "task: single_label" in ptuning(*argv)[1]

@@ -484,6 +484,12 @@ def test_a_prompt_that_leaves_no_room_is_refused(config: PromptConfig) -> None:
         PTuningModel.from_backbone(tiny("bert"), config, num_labels=3)
 
 
+def test_a_task_whose_limit_leaves_no_room_is_said_to() -> None:
+    short = Task(problem_type="single_label_classification", labels=("a", "b", "c"), max_length=5)
+    with pytest.raises(ConfigError, match=r"leave 1 of 5 places for the text; .* or a longer max_length"):
+        PTuningModel.from_backbone(tiny("bert"), InputPrompt(num_virtual_tokens=4), task=short)
+
+
 # ------------------------------------------------------------------------------------ checkpoints
 
 

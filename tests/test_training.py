@@ -31,7 +31,7 @@ from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
 from ptuning.training import checkpoint, loop
 from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.metrics import standard_error
+from ptuning.training.metrics import measure, standard_error
 from ptuning.training.prepare import public_name
 from ptuning.training.result import Evaluation
 
@@ -116,7 +116,8 @@ def test_the_adapter_keeps_what_it_was_trained_on_without_local_folders(
     }
     assert extra["rates"] == {"prompt": 3e-2, "head": 3e-2}
     assert str(tmp_path) not in (Path(made.output) / "ptuning.json").read_text().replace(made.backbone, "")
-    given = config(fit__epochs=1, data__validation=str(jsonl("held.jsonl", rows(16, seed=2))))
+    held = {"data__validation": str(jsonl("held.jsonl", rows(16, seed=2))), "data__validation_fraction": 0.1}
+    given = config(fit__epochs=1, **held)
     train(given)
     data = adapters.load(given.output).extra["data"]
     assert data["validation"] == {"source": "held.jsonl", "rows": 16}
@@ -397,6 +398,26 @@ def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> Non
         fit(model, {"train": rows(8)})
     with pytest.raises(ConfigError, match=r"columns\.txt: unknown option"):
         fit(model, {"train": rows(8)}, columns={"txt": "text"})
+    for name, value, where in (
+        ("test", "more.csv", "data"),
+        ("max_length", 12, "the model's task"),
+        ("problem_type", "regression", "the model's task"),
+    ):
+        with pytest.raises(ConfigError, match=f"columns: {name} stands in {where}"):
+            fit(model, {"train": rows(8)}, columns={name: value})
+
+
+def test_one_label_a_row_or_none_is_measured_by_that_label() -> None:
+    """The F1 of "has it"; nothing found is nothing, however many rows have it not."""
+    one = Task(problem_type="multi_label_classification", labels=("urgent",))
+    two = Task(problem_type="multi_label_classification", labels=("urgent", "never"))
+    truth = np.array([[1.0]] * 2 + [[0.0]] * 8)
+    for said in ([-1.0] * 10, [1.0, -1.0, 1.0] + [-1.0] * 7):
+        logits = np.array(said)[:, None]
+        found = measure(logits, truth, one)
+        wide = measure(np.hstack([logits, -np.ones_like(logits)]), np.hstack([truth, truth * 0]), two)
+        assert found["f1_micro"] == found["f1_macro"] == wide["f1_micro"]
+    assert found["f1_micro"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
     from ptuning.data import check, load_examples
     from ptuning.errors import DataError
+    from ptuning.training.config import DataConfig
 
     loaded: dict[str, Loaded] = {}
     for name, source in {"train": given.file, "validation": given.validation, "test": given.test}.items():
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
         names=loaded["train"].label_names,
         lengths=lengths,
         limit=limit,
+        fraction=DataConfig.model_fields["validation_fraction"].default,
     )
     print(json.dumps(report.to_dict(), indent=1) if given.json else "\n".join(report.lines()))
     if not report.ok:

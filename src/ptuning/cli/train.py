@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
     values, extra, printing = parse(parser(), TrainConfig, argv, ("train_file", "resume", *LISTS))
     data = values.setdefault("data", {})
     if extra["train_file"] is not None and isinstance(data, dict):  # what else it may be, the check refuses
+        if _given("data.train", argv):
+            raise ConfigError("FILE and --data.train: got both, expected one of them")
         data["train"] = extra["train_file"]
     config = TrainConfig.checked(values)
     if printing:
@@ -62,10 +64,15 @@ def main(argv: Sequence[str]) -> None:
     print(f"next: ptuning predict {config.output} --input FILE")
 
 
+def _given(option: str, argv: Sequence[str]) -> bool:
+    """Whether an option stands at the command line itself, and not in a file."""
+    return any(each == f"--{option}" or each.startswith(f"--{option}=") for each in argv)
+
+
 def _listed(name: str, text: str, argv: Sequence[str]) -> list[int | float]:
     """The values of one of :data:`LISTS`."""
     single, read, expected = LISTS[name]
-    if any(given == f"--{single}" or given.startswith(f"--{single}=") for given in argv):
+    if _given(single, argv):
         raise ConfigError(
             f"--{name} and --{single}: got both, expected one of them; --{name} may list one value"
         )

@@ -20,7 +20,7 @@ from ptuning.data.columns import Columns
 from ptuning.data.examples import Example, Problem
 from ptuning.data.labels import encode_labels, infer_task
 from ptuning.data.places import listing
-from ptuning.data.splits import same_text
+from ptuning.data.splits import same_text, split_off
 from ptuning.errors import DataError
 from ptuning.task import Label, ProblemType, Task
 
@@ -142,6 +142,7 @@ def check(
     names: Sequence[Label] | None = None,
     lengths: Callable[[Sequence[Example]], list[int]] | None = None,
     limit: int | None = None,
+    fraction: float | None = None,
 ) -> Report:
     """Look for what would stop, spoil or flatter a training run.
 
@@ -153,6 +154,7 @@ def check(
         problem_type, names: See :func:`ptuning.data.infer_task`.
         lengths: Gives inputs' lengths in tokens; without, lengths are in characters.
         limit: The longest input, in tokens; only looked at with ``lengths``.
+        fraction: What will be split off for validation, where there is no split of that name.
     """
     problems = problems or {}
     train = "train" if "train" in splits else next(iter(splits), "train")
@@ -165,6 +167,8 @@ def check(
         findings += _too_long(name, examples, sizes)
         usable, unusable = _usable(name, examples, task)
         findings += unusable
+        if name == train and "validation" not in splits and fraction is not None:
+            findings += _not_split(name, usable, task, fraction)
         reports.append(
             SplitReport(
                 name=name,
@@ -234,6 +238,17 @@ def _usable(
             usable.append(example)
     findings = [_finding("error", name, found[0][1], (row for row, _ in found)) for found in bad.values()]
     return usable, findings
+
+
+def _not_split(name: str, examples: Sequence[Example], task: Task | None, fraction: float) -> list[Finding]:
+    """That no validation rows can be put aside, if that is so."""
+    if task is None or not examples:
+        return []
+    try:
+        split_off(examples, task, fraction=fraction, seed=0)
+    except DataError as error:
+        return [_finding("error", name, str(error))]
+    return []
 
 
 def _counts(examples: Sequence[Example], task: Task | None) -> tuple[LabelCount, ...]:

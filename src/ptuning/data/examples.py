@@ -15,7 +15,7 @@ from typing import Any
 
 from ptuning.data.columns import Columns
 from ptuning.data.places import Origin, listing, shortened
-from ptuning.errors import DataError
+from ptuning.errors import ConfigError, DataError
 
 _IN_MEMORY = Origin()
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair; no tokenizer can
@@ -84,7 +84,10 @@ def as_examples(
 
     Raises:
         DataError: A text is missing, null, blank or not text; a label is missing, null or blank.
+        ConfigError: ``label_separator`` is empty.
     """
+    if label_separator == "":
+        raise ConfigError("label_separator: got '', expected what stands between two labels, such as '|'")
     origin = Origin(name=origin) if isinstance(origin, str) else origin
     for row, values in rows:
         try:

@@ -135,9 +135,12 @@ class PTuningModel(nn.Module):
         self.weigh_classes(class_weights)
         state.leave_backbone_out(self)
         if (limit := self.max_text_tokens) is not None and limit < 3:
+            narrow = task.max_length is not None and limit == task.max_length - self.inserted_tokens
+            places = task.max_length if narrow else backbone.max_positions
             raise ConfigError(
                 f"{self.inserted_tokens} virtual tokens and a position offset of {self.position_offset} "
-                f"leave {limit} of {backbone.max_positions} places for the text; use fewer virtual tokens"
+                f"leave {limit} of {places} places for the text; use fewer virtual tokens"
+                + (", or a longer max_length" if narrow else "")
             )
 
     # -------------------------------------------------------------------------------- making one

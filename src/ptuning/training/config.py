@@ -16,6 +16,9 @@ from ptuning.errors import ConfigError
 from ptuning.model.config import DeepPrompt, Engine, PromptConfig
 from ptuning.validation import validated
 
+_FRACTION = 0.1
+"""Of the training rows, split off for validation."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +41,9 @@ class DataConfig(_Strict):
     problem_type: Literal[
         "auto", "single_label_classification", "multi_label_classification", "regression"
     ] = Field("auto", description="what a label is; told from the labels")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share split off, stratified and seeded")
+    validation_fraction: float = Field(
+        _FRACTION, gt=0, lt=1, description="share split off, stratified and seeded"
+    )
     max_length: int | None = Field(
         None, ge=4, description="longest input in tokens, prompt included; the backbone's limit"
     )
@@ -167,6 +172,21 @@ class TrainConfig(_Strict):
             raise ConfigError("search.first_layers and prompt.first_layer: got both, expected one of them")
         if layers is not None and len(set(layers)) != len(layers):
             raise ConfigError(f"search.first_layers: got {list(layers)}, expected each layer once")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> TrainConfig:
+        """Options that would change nothing, because of another, are refused."""
+        if self.data.validation is not None and self.data.validation_fraction != _FRACTION:
+            raise ConfigError(
+                "data.validation_fraction: nothing is split off where there is data.validation; leave out one"
+            )
+        if not self.prompt.train_head and self.fit.head_rate is not None:
+            raise ConfigError(
+                "fit.head_rate: prompt.train_head is false, so the head has none; leave out one"
+            )
+        if self.backbone == "demo" and self.revision is not None:
+            raise ConfigError(f"revision: got {self.revision!r}, but 'demo' has one version; leave it out")
         return self
 
     @property

@@ -67,8 +67,8 @@ def fit(
             Those with ``input_ids`` are taken as they are, with ``labels`` or ``label`` that are
             class indices or the task's labels; texts beside them are not read again.
         config: How to train.
-        columns: Options of :class:`~ptuning.training.config.DataConfig` other than the files, such
-            as ``{"text": "review", "label": "stars"}``.
+        columns: Options of :class:`~ptuning.training.config.DataConfig` other than the files and what the
+            model's task says, such as ``{"text": "review", "label": "stars"}``.
         output: The adapter folder to write; ``None`` keeps the result in memory only.
         resume: Go on from the checkpoint beside ``output``.
         reporter: Told of every step; silent by default.
@@ -81,6 +81,12 @@ def fit(
     if isinstance(model, PeftModel):
         model = model.active
     config = config or FitConfig()
+    for name in columns or {}:
+        if name in ("train", "validation", "test", "problem_type", "max_length"):
+            where = (
+                "data" if name in ("train", "validation", "test") else "the model's task, where it is made"
+            )
+            raise ConfigError(f"columns: {name} stands in {where}; leave it out here")
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
     examples, task = gather(data, options, seed=config.seed, task=model.task)
     model.name_task(task)

@@ -68,9 +68,14 @@ def _single_label(probabilities: Floats, targets: NDArray[np.int_]) -> Metrics:
 def _multi_label(probabilities: Floats, targets: Floats) -> Metrics:
     predicted = probabilities > 0.5
     truth = targets > 0.5
+    one = truth.shape[1] == 1  # scikit-learn takes a single label for two classes, "has it not" one of them
+    micro, macro = (
+        sk.f1_score(truth, predicted, average="binary" if one else average, zero_division=0.0)
+        for average in ("micro", "macro")
+    )
     found = {
-        "f1_micro": sk.f1_score(truth, predicted, average="micro", zero_division=0.0),
-        "f1_macro": sk.f1_score(truth, predicted, average="macro", zero_division=0.0),
+        "f1_micro": micro,
+        "f1_macro": macro,
         "exact_match": float((predicted == truth).all(axis=1).mean()),
     }
     both = truth.any(axis=0) & (~truth).any(axis=0)
