@@ -532,6 +532,18 @@ def test_what_would_be_lost_below_is_refused(
     assert kept.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_does_not_spoil_the_adapter_that_it_is_of(name: str, tmp_path: Path) -> None:
+    made = model(name)
+    made.save_pretrained(tmp_path)
+    made.active_peft_config.save_pretrained(tmp_path)  # as programs written for PEFT may do
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), tmp_path)), logits(made))
+    made.active_peft_config.num_virtual_tokens = 5
+    with pytest.raises(ConfigError, match=r"holds an adapter with num_virtual_tokens 4, got 5; choose"):
+        made.active_peft_config.save_pretrained(tmp_path)
+    verify(tmp_path)
+
+
 def test_training_goes_on_as_fast_as_before(tmp_path: Path) -> None:
     made = model()
     made.save_pretrained(tmp_path / "adapter")

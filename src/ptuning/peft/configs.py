@@ -104,8 +104,23 @@ class PeftConfig:
         return found
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write ``adapter_config.json`` alone; a model's ``save_pretrained`` writes the whole adapter."""
+        """Write ``adapter_config.json`` alone; a model's ``save_pretrained`` writes the whole adapter.
+
+        Raises:
+            ConfigError: a whole adapter stands there, and it is of another configuration.
+            OutputError: it could not be written.
+        """
         folder = Path(save_directory)
+        if adapters.is_adapter(folder):
+            there = config_of(adapters.load(folder)).to_dict()
+            said = {name: value for name, value in self.to_dict().items() if value is not None}
+            for name in said.keys() - {"inference_mode"}:
+                if there.get(name) != said[name]:
+                    raise ConfigError(
+                        f"{folder} holds an adapter with {name} {there.get(name)!r}, got {said[name]!r}; "
+                        "choose another folder, or save the model: model.save_pretrained"
+                    )
+            return  # it is a part of the adapter, and written with it
         try:
             folder.mkdir(parents=True, exist_ok=True)
             values = {**self.to_dict(), "auto_mapping": adapters.WRITTEN_BY_US}
