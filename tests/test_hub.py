@@ -848,6 +848,22 @@ def test_no_folder_of_this_machine_is_published(
     assert torch.equal(logits(PTuningModel.from_pretrained("someone/refunds")), logits(made))
 
 
+def test_a_token_opens_the_backbone_as_well(
+    hub: Hub, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a private backbone and a private adapter on it, with nobody logged in."""
+    hub.add_folder("someone/base", tiny_folder, private=True)
+    with pytest.raises(BackboneNotFound, match="'someone/base' could not be loaded"):
+        PTuningModel.from_backbone("someone/base")
+    model = PTuningModel.from_backbone("someone/base", num_labels=2, token="hf_someone")
+    model.save_pretrained(tmp_path / "adapter")
+    hub.add_folder("someone/film", tmp_path / "adapter", private=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another"))
+    back = PTuningModel.from_pretrained("someone/film", token="hf_someone")
+    assert back.tokenizer is not None
+    assert torch.equal(back.backbone.embedding.weight, model.backbone.embedding.weight)
+
+
 def test_the_stand_in_holds_its_users_to_their_rights(hub: Hub, folder: Path) -> None:
     """Guards the tests above: a stand-in that lets everyone do everything would pass some of them."""
     api = HfApi(token="hf_reader")

@@ -41,12 +41,13 @@ def hold(
     tokenizer: PreTrainedTokenizerBase | None,
     revision: str | None,
     dtype: torch.dtype | None,
+    token: str | bool | None = None,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
     """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known."""
     if isinstance(backbone, str):
         name = canonical(backbone)
-        held = load(name, num_labels=num_labels, problem_type=problem_type, revision=revision)
-        tokenizer = tokenizer or load_tokenizer(name, revision)
+        held = load(name, num_labels=num_labels, problem_type=problem_type, revision=revision, token=token)
+        tokenizer = tokenizer or load_tokenizer(name, revision, token)
     else:
         held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
     if dtype is not None:
@@ -54,7 +55,9 @@ def hold(
     return held, tokenizer
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, revision: str | None = None, token: str | bool | None = None
+) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer, with a padding token where it came without one.
 
     Raises:
@@ -64,6 +67,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             resolve(name),
             revision=revision,
+            token=token,
             local_files_only=adapters.hub_out_of_reach(),
             trust_remote_code=False,
         )
@@ -141,6 +145,7 @@ def load(
     num_labels: int,
     problem_type: ProblemType | None,
     revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
 
@@ -149,6 +154,7 @@ def load(
         num_labels: C.
         problem_type: transformers' ``config.problem_type``; the backbone's own if ``None``.
         revision: A branch, tag or commit of the Hub.
+        token: The Hub's access token; the one that was logged in with if left out.
 
     Raises:
         BackboneNotFound: no such folder, or no such model in reach.
@@ -161,7 +167,11 @@ def load(
         with _quiet(), torch.random.fork_rng(devices=()):
             cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
             config = AutoConfig.from_pretrained(
-                source, revision=revision, local_files_only=cached_only, trust_remote_code=False
+                source,
+                revision=revision,
+                token=token,
+                local_files_only=cached_only,
+                trust_remote_code=False,
             )
             config.num_labels = num_labels
             config.problem_type = problem_type or config.problem_type
@@ -174,6 +184,7 @@ def load(
                 source,
                 config=config,
                 revision=revision,
+                token=token,
                 local_files_only=cached_only,
                 ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
                 output_loading_info=True,
@@ -195,17 +206,23 @@ def load(
         name=name,
         revision=_commit(source, revision),
         missing=missing,
-        pooling=_pooling(source, revision, cached_only=cached_only),
+        pooling=_pooling(source, revision, token, cached_only=cached_only),
     )
 
 
-def _pooling(source: str, revision: str | None, *, cached_only: bool) -> Literal["native", "mean"]:
+def _pooling(
+    source: str, revision: str | None, token: str | bool | None, *, cached_only: bool
+) -> Literal["native", "mean"]:
     """How a sentence embedding model says that it is read; ``native`` for all that says nothing."""
     try:
         file = (
             Path(source) / _POOLING
             if Path(source).is_dir()
-            else Path(hf_hub_download(source, _POOLING, revision=revision, local_files_only=cached_only))
+            else Path(
+                hf_hub_download(
+                    source, _POOLING, revision=revision, token=token, local_files_only=cached_only
+                )
+            )
         )
         says = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, HTTPError):  # most models have no such file

@@ -156,6 +156,7 @@ class PTuningModel(nn.Module):
         task: Task | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
+        token: str | bool | None = None,
         dtype: torch.dtype | None = None,
         class_weights: Sequence[float] | None = None,
         engine: Engine | None = None,
@@ -171,6 +172,7 @@ class PTuningModel(nn.Module):
             task: Everything about the task, labels included, in place of these two.
             tokenizer: By default the backbone's own, loaded where it is needed.
             revision: A branch, tag or commit of the Hub.
+            token: The Hub's access token; the one that was logged in with if left out.
             dtype: What to hold the frozen weights in; prompt and head are always fp32.
             class_weights: ``[C]``, for unbalanced classes.
             engine: How the backbone computes, for every task on it; see :class:`Engine`.
@@ -184,7 +186,9 @@ class PTuningModel(nn.Module):
                 f"got num_labels {num_labels} and problem_type {problem_type} beside a {task.problem_type} "
                 f"task of {task.num_labels}; leave them out, the task says both"
             )
-        held, tokenizer = hold(backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype)
+        held, tokenizer = hold(
+            backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype, token
+        )
         held.engine = engine or held.engine
         return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
 
@@ -211,7 +215,8 @@ class PTuningModel(nn.Module):
             backbone: The backbone's name or module; by default the one that the adapter names.
             tokenizer: By default the backbone's own, where the backbone is given by name.
             revision: The adapter's branch, tag or commit on the Hub.
-            token: The Hub's access token; the one that was logged in with if left out.
+            token: The Hub's access token, for the adapter and the backbone that it names; the one that was
+                logged in with if left out.
             dtype: What to hold the frozen weights in.
             task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
             allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
@@ -223,7 +228,7 @@ class PTuningModel(nn.Module):
             AdapterMismatch: the backbone is not the one that the task was trained on.
         """
         folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
-        model = cls._opened(folder, backbone, tokenizer, dtype, task, allow_pickle)
+        model = cls._opened(folder, backbone, tokenizer, token, dtype, task, allow_pickle)
         model.backbone.engine = engine or model.backbone.engine
         return model
 
@@ -233,20 +238,23 @@ class PTuningModel(nn.Module):
         folder: Path,
         backbone: str | PreTrainedModel | Backbone | None,
         tokenizer: PreTrainedTokenizerBase | None,
+        token: str | bool | None,
         dtype: torch.dtype | None,
         task: Task | None,
         allow_pickle: bool,
     ) -> PTuningModel:
         """A trained task from a folder that is here."""
         if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
-            model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, dtype=dtype)
+            model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, token=token, dtype=dtype)
             if task is not None:
                 model.name_task(task)
             return model
         adapter = adapters.load(folder, allow_pickle=allow_pickle)
         ours = adapters.is_adapter(folder)
         kind = adapter.task.problem_type if ours else None  # PEFT keeps none: the backbone may know
-        held, tokenizer = _held(backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, dtype)
+        held, tokenizer = _held(
+            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype
+        )
         check_backbone(held, adapter)
         own = held.model.config
         if task is None and not ours and own.num_labels == adapter.task.num_labels:
@@ -292,6 +300,7 @@ class PTuningModel(nn.Module):
         *,
         backbone: str | PreTrainedModel | Backbone | None,
         tokenizer: PreTrainedTokenizerBase | None,
+        token: str | bool | None,
         dtype: torch.dtype | None,
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
@@ -300,7 +309,7 @@ class PTuningModel(nn.Module):
         except TypeError as error:
             raise AdapterError(f"the state dict's task cannot be read: {error}; it was altered") from error
         held, tokenizer = _held(
-            backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, dtype
+            backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, token, dtype
         )
         own = dict(held.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
@@ -843,17 +852,18 @@ def _held(
     num_labels: int,
     problem_type: ProblemType | None,
     tokenizer: PreTrainedTokenizerBase | None,
+    token: str | bool | None,
     dtype: torch.dtype | None,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
     """The backbone that was asked for, or else the one that the task was trained on."""
     if backbone is not None:
-        return hold(backbone, num_labels, problem_type, tokenizer, None, dtype)
+        return hold(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
     if not facts["name"]:
         raise AdapterError(
             "the adapter does not say on which backbone it was trained; name it with --backbone "
             "(in Python: backbone=…)"
         )
-    return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype)
+    return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token)
 
 
 def _same(
