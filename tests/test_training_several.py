@@ -476,6 +476,33 @@ def test_ctrl_c_outside_the_steps_says_how_to_go_on_where_something_was_saved(co
     assert told.trained == ["seed-1 from 0"]
 
 
+def test_ctrl_c_at_the_end_of_a_run_stops_the_set(config: Made) -> None:
+    made = config(fit__epochs=1)
+    straight = train_several(config("straight", fit__epochs=1), seeds=[0, 1])
+    steps = found(straight.runs[0]).history[-1].step
+    message = r"^interrupted after run 1 of 2, seed-0; what is finished is kept; .* --resume$"
+    with pytest.raises(Interrupted, match=message):
+        train_several(made, seeds=[0, 1], reporter=StopAt(1, steps))
+    told = Told()
+    resumed = train_several(made, seeds=[0, 1], resume=True, reporter=told)
+    assert told.trained == ["seed-1 from 0"]
+    assert [found(run).history for run in resumed.runs] == [found(run).history for run in straight.runs]
+    train_several(made, seeds=[0, 1], reporter=StopAt(2, steps))  # too late for the set
+
+
+def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config: Made) -> None:
+    class Pressed(Told):
+        def run(self, name: str, number: int, count: int, kept: bool) -> None:
+            super().run(name, number, count, kept)
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    told = Pressed()
+    with pytest.raises(Interrupted, match=r"run 2 of 2, seed-1: interrupted; what was saved before is kept"):
+        train_several(config(fit__epochs=1), seeds=[0, 1], reporter=told)
+    assert told.trained == ["seed-0 from 0"]
+
+
 # --------------------------------------------------------------------------------------- refused
 
 

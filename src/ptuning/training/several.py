@@ -21,7 +21,7 @@ from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.training import checkpoint
 from ptuning.training.config import FitConfig, TrainConfig
 from ptuning.training.console import SeveralReporter, Silent
-from ptuning.training.interrupt import Interrupted
+from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Selection
 from ptuning.training.result import OneRun, SeveralResult, TrainResult
 from ptuning.training.run import RESULT, check_same, train_on, unfinished, write
@@ -99,7 +99,8 @@ def train_several(
         if accelerator.is_main_process:
             _clear(folder, () if resume else plan)
 
-    runs = _run_all(plan, kept, beginning, resume=resume, reporter=reporter or Silent())
+    with stop_requests() as stop:
+        runs = _run_all(plan, kept, beginning, stop, resume=resume, reporter=reporter or Silent())
     best = _best(runs)
     assert best.result is not None
     result = SeveralResult(metric=best.result.metric, runs=tuple(runs), best=best, adapter=output)
@@ -212,6 +213,7 @@ def _run_all(
     plan: Sequence[_Planned],
     kept: Mapping[str, TrainResult],
     beginning: Callable[[], None],
+    stop: StopRequest,
     *,
     resume: bool,
     reporter: SeveralReporter,
@@ -222,6 +224,8 @@ def _run_all(
 
     def began() -> None:
         nonlocal begun
+        if stop.made:  # while the model was made
+            raise KeyboardInterrupt
         if not begun:
             begun = True
             beginning()
@@ -235,14 +239,19 @@ def _run_all(
                 found = train_on(shared, each.config, resume=go_on, anew=True, reporter=reporter, began=began)
             except TrainingDiverged as error:
                 diverged = str(error)
-            except KeyboardInterrupt as stop:
+            except KeyboardInterrupt as error:
                 if not (begun or kept) or not any(other.checkpoint.exists() for other in plan):
                     raise
-                how = str(stop) or (
+                how = str(error) or (
                     "interrupted; what was saved before is kept; to go on, run the same command with --resume"
                 )
                 raise Interrupted(f"run {number} of {len(plan)}, {each.name}: {how}") from None
         runs.append(OneRun(name=each.name, values=each.values, result=found, diverged=diverged))
+        if stop.made and number < len(plan):  # too late for that run
+            raise Interrupted(
+                f"interrupted after run {number} of {len(plan)}, {each.name}; what is finished is kept; to "
+                "go on, run the same command with --resume"
+            )
     return runs
 
 
