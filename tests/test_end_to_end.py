@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from ptuning import Predictor, PTuningModel, TrainConfig, train
 from ptuning.cli import main
 from ptuning.model.embedded import HUB_ID, resolve
+from ptuning.training.console import ConsoleReporter
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -42,6 +45,15 @@ def test_the_demo_learns_and_says_what_to_type_next(
     assert [each.label for each in found] == ["delivery", "technical"]
     assert main(["inspect", "demo-adapter", "--backbone", "demo"]) == 0
     assert "fits demo" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_the_demo_promises_nothing_that_it_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ConsoleReporter, "step", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["demo", "--epochs", "1"]) == 130
+    assert capsys.readouterr().err == "ptuning: interrupted; ptuning demo always begins anew\n"
 
 
 def test_the_embedded_backbone_stands_in_for_its_hub_id() -> None:

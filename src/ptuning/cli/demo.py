@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
     from ptuning.training.console import ConsoleReporter
+    from ptuning.training.interrupt import Interrupted
     from ptuning.training.peers import fine_tune, frozen_embeddings, head_only
     from ptuning.training.run import train
 
@@ -53,7 +54,10 @@ def main(argv: Sequence[str]) -> None:
         }
     )
     console.print("1. a prompt on the frozen MiniLM", style="bold")
-    result = train(config, anew=True, reporter=ConsoleReporter(console))
+    try:
+        result = train(config, anew=True, reporter=ConsoleReporter(console))
+    except Interrupted:  # what it says is of a command that can go on
+        raise Interrupted("interrupted; ptuning demo always begins anew") from None
     console.print(
         "2. for comparison: a regression of embeddings, the head alone, full fine-tuning", style="bold"
     )
