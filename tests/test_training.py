@@ -279,6 +279,52 @@ def test_resume_refuses_another_configuration_and_other_data(
 
 
 @pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_virtual_tokens": 5}, "prompt.num_virtual_tokens: the run began with 4, got 5"),
+        ({"num_virtual_units": 2}, "prompt.num_virtual_units: the run began with 0, got 2"),
+        ({"position_offset": 0}, "prompt.position_offset: the run began with 4, got 0"),
+        ({"pooling": "mean"}, "prompt.pooling: the run began with 'native', got 'mean'"),
+        ({"class_weights": (1.0, 2.0)}, r"class_weights: the run began with None, got \[1.0, 2.0\]"),
+        ({"dtype": torch.bfloat16}, "precision: the run began with 'torch.float32', got 'torch.bfloat16'"),
+        ({"rate_scales": (30.0, 10.0)}, r"rate_scales: the run began with \[1.0, 1.0\], got \[30.0, 10.0\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_fit_resumes_the_model_that_the_run_began_with_and_no_other(
+    rows: Rows, tiny_folder: Path, tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
+    config = FitConfig(epochs=2, batch_size=8, prompt_rate=3e-2, head_rate=3e-2)
+
+    def run(
+        output: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        class_weights: tuple[float, ...] | None = None,
+        rate_scales: tuple[float, float] = (1.0, 1.0),
+        reporter: Silent | None = None,
+        resume: bool = False,
+        **prompt: Any,
+    ) -> TrainResult:
+        torch.manual_seed(0)
+        prompt = {"num_virtual_tokens": 4, **prompt}
+        model = PTuningModel.from_backbone(
+            str(tiny_folder), DeepPrompt(**prompt), task=task, dtype=dtype, class_weights=class_weights
+        )
+        model.move_faster(*rate_scales)
+        return fit(
+            model, {"train": rows(64)}, config, output=tmp_path / output, reporter=reporter, resume=resume
+        )
+
+    with pytest.raises(Interrupted):
+        run("broken", reporter=StopAfter(3))
+    with pytest.raises(ConfigError, match=f"cannot resume: {said}"):
+        run("broken", resume=True, **changed)
+    assert run("broken", resume=True).history == run("straight").history
+
+
+@pytest.mark.parametrize(
     "file", ["resume/state.safetensors", "resume/state.json", "adapter_model.safetensors"]
 )
 def test_resume_refuses_an_altered_checkpoint(config: Callable[..., TrainConfig], file: str) -> None:

@@ -28,6 +28,7 @@ from ptuning.data.stems import Stems
 from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, logits_of, pad_id
+from ptuning.model.config import prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
 from ptuning.task import Task
@@ -112,7 +113,6 @@ def run(
     resume: bool,
     reporter: Reporter,
     accelerator: Accelerator,
-    setting: Mapping[str, Any] | None = None,
     began: Callable[[], None] = lambda: None,
     shared: Shared | None = None,
     found: Mapping[str, Any] | None = None,
@@ -133,6 +133,7 @@ def run(
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, model.task))
+    weights = None if model.class_weights is None else model.class_weights.tolist()
     model.to(accelerator.device)
     loop = _Loop(
         model=model,
@@ -144,9 +145,10 @@ def run(
         reporter=reporter,
         accelerator=accelerator,
         setting={
-            **(setting or {}),  # first: what the recipe chose may have followed from it
+            **_made_of(model),  # first: what the recipe chose may have followed from it
             **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
             "data": checkpoint.data_digest(train.rows, held.rows),
+            "class_weights": weights,  # last: they may have followed from the data
         },
     )
     if resume:
@@ -192,15 +194,7 @@ def run(
             "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}},
             "rates": {"prompt": loop.rates[0], "head": loop.rates[1]},
             "recipe": recipe.record(),
-            "reference": asdict(
-                Reference.of(
-                    train.targets,
-                    model.task,
-                    config,
-                    facts,
-                    None if model.class_weights is None else model.class_weights.tolist(),
-                )
-            ),
+            "reference": asdict(Reference.of(train.targets, model.task, config, facts, weights)),
         },
     )
     if output is not None and accelerator.is_main_process:
@@ -222,6 +216,16 @@ def run(
             },
         )
     return result
+
+
+def _made_of(model: PTuningModel) -> dict[str, Any]:
+    """What a run's model has to have in common with that of its checkpoint, whoever made it."""
+    return {
+        **{f"prompt.{name}": value for name, value in prompt_to_dict(model.prompt_config).items()},
+        "backbone": model.backbone.fingerprint(),
+        "precision": str(model.backbone.dtype),
+        "rate_scales": model.rate_scales,
+    }
 
 
 def evaluate(

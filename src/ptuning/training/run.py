@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, OutputError
-from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict, prompt_to_dict
+from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training import checkpoint, reading
@@ -110,11 +110,6 @@ def train_on(
         began=beginning,
         shared=shared,
         found=found,
-        setting={
-            **{f"prompt.{name}": value for name, value in prompt_to_dict(model.prompt_config).items()},
-            "backbone": model.backbone.fingerprint(),
-            "precision": str(model.backbone.dtype),
-        },
     )
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
