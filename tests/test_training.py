@@ -388,6 +388,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run(config: Callable[..., Train
         train(config(fit__prompt_rate=1e30, fit__head_rate=1e30, fit__warmup=0.0))
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_none_of_the_run_before(
+    config: Callable[..., TrainConfig],
+) -> None:
+    train(config())
+    with pytest.raises(TrainingDiverged, match="no checkpoint was written"):
+        train(config(fit__prompt_rate=1e30, fit__warmup=0.0))
+    assert not (config().run_folder / "checkpoint").exists()
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        train(config(), resume=True)
+    train(config())
+
+
 def test_a_run_that_learns_nothing_says_so(
     config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
 ) -> None:

@@ -8,6 +8,7 @@ the straight run to the bit on the same machine.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -154,6 +155,8 @@ def run(
     if resume:
         loop.resume()
     began()
+    if not resume:
+        loop.forget()
     dropout = model.backbone.dropout  # the backbone is other tasks' as well
     with stop_requests() as stop:
         model.backbone.dropout = recipe.fit.backbone_dropout
@@ -319,6 +322,11 @@ class _Loop:
             self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
         )
         self.started = time.perf_counter() - self.position.seconds
+
+    def forget(self) -> None:
+        """Take away what the run before this one left to go on from, which is not this one's."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)  # what is wrong with it is said when it is written
 
     def keep_stems(self, shared: Shared, stop: StopRequest) -> None:
         """Run the frozen layers below the first prompt, once for each text, where there are any."""
