@@ -315,6 +315,29 @@ def test_an_option_that_does_not_suit_the_data_is_one_line(
     assert re.search(said, refused("train.jsonl", f"--{option}", value))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (
+            ["--prompt.depth", "input", "--prompt.placement", "between"],
+            "prompt.placement: got 'between', which stands before a second text, but the rows have one text",
+        ),
+        (
+            ["--prompt.pooling", "similarity"],
+            "prompt.pooling: got 'similarity', which is that of two texts, but the rows have one text",
+        ),
+    ],
+    ids=["placement", "pooling"],
+)
+def test_a_prompt_that_needs_two_texts_is_refused_before_the_last_runs_files_are_touched(
+    train: Callable[..., Ran], refused: Callable[..., str], home: Path, prompt: list[str], said: str
+) -> None:
+    assert train("train.jsonl")[0] == 0
+    before = {file: file.stat().st_mtime_ns for file in home.rglob("*")}
+    assert said in refused("train.jsonl", *prompt)
+    assert {file: file.stat().st_mtime_ns for file in home.rglob("*")} == before
+
+
 def test_no_data(refused: Callable[..., str]) -> None:
     assert refused().startswith("data.train: missing")
 

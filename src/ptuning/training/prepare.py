@@ -22,6 +22,7 @@ from ptuning.data.tokenised import (
 )
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong
 from ptuning.errors import ConfigError
+from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import DataConfig
@@ -182,12 +183,33 @@ def public_name(source: str) -> str:
 
 
 def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLong = "truncate") -> Split:
-    """``examples`` as ``model`` takes them."""
+    """``examples`` as ``model`` takes them.
+
+    Raises:
+        ConfigError: single texts for a prompt that needs two a row.
+    """
     labels = encode_labels(examples, model.task)
     tokens = [example for example in examples if isinstance(example, TokenisedExample)]  # all, or none
+    if examples and not tokens and examples[0].text_b is None:
+        _refuse_single_texts(model)
     rows = (
         token_rows(model, tokens, labels)
         if tokens
         else token_rows_of(Tokenise.for_model(model, too_long), examples, labels)
     )
     return Split(rows=rows, targets=np.asarray(labels, dtype=np.float64))
+
+
+def _refuse_single_texts(model: PTuningModel) -> None:
+    prompt = model.prompt_config
+    if isinstance(prompt, DeepPrompt):
+        needed = prompt.pooling == "similarity"
+        got = "prompt.pooling: got 'similarity', which is that of two texts"
+    else:
+        needed = 1 in model.wanted_texts
+        got = f"prompt.placement: got {prompt.placement!r}, which stands before a second text"
+    if needed:
+        raise ConfigError(
+            f"{got}, but the rows have one text each; choose another, or name the column of the second text "
+            "with data.text_b"
+        )
