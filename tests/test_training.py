@@ -86,6 +86,17 @@ class StopAfter(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class DivergeAfter(Silent):
+    """Has the run end as one does whose loss is no number, after step ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        if step == self.at:
+            raise TrainingDiverged("the loss is no number")
+
+
 def test_it_learns_and_the_result_says_everything(config: Callable[..., TrainConfig]) -> None:
     made = config(fit__epochs=8)
     result = train(made)
@@ -381,6 +392,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     kept = tensors(made.run_folder / "checkpoint")
     assert all(torch.isfinite(value).all() for value in kept.values())
     assert not Path(made.output).exists()
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["anew", "resumed"])
+def test_a_run_that_diverged_may_be_begun_anew_at_other_rates_and_gone_on_from_at_its_own(
+    config: Callable[..., TrainConfig], resume: bool
+) -> None:
+    with pytest.raises(TrainingDiverged):
+        train(config(), reporter=DivergeAfter(15))
+    assert (config().run_folder / "checkpoint").exists()
+    result = json.loads((config().run_folder / "result.json").read_text())
+    assert result == {"diverged": "the loss is no number"}
+    found = train(config(**({} if resume else {"fit__prompt_rate": 3e-3})), resume=resume)
+    assert found.setting["rates"]["prompt"] == (3e-2 if resume else 3e-3)
+    assert json.loads((config().run_folder / "result.json").read_text())["history"]
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(config: Callable[..., TrainConfig]) -> None:

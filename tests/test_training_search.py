@@ -314,6 +314,8 @@ def test_one_that_diverges_is_the_worst_and_the_others_go_on(
     ):
         train_search(config("bad", fit__warmup=0.0, search__trials=2))
     assert not Path(config("bad").output).exists()
+    begin_with(monkeypatch, GOOD[0])
+    train_search(config("bad", search__trials=2, search__epochs=1, fit__epochs=1))  # and may be begun anew
 
 
 def test_a_budget_of_minutes_begins_no_further_trial(config: Made) -> None:

@@ -116,6 +116,14 @@ class StopAt(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class DivergeAt(StopAt):
+    """Has the run end there as one does whose loss is no number, and the others after it likewise."""
+
+    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        if step == self.at and self.number >= self.wanted:
+            raise TrainingDiverged("the loss is no number")
+
+
 class Told(Silent):
     """Remembers which runs were announced, and which of them trained."""
 
@@ -347,6 +355,17 @@ def test_a_run_that_diverges_is_said_and_the_others_go_on(config: Made) -> None:
     assert not Path(config("bad").output).exists()
 
 
+def test_a_set_that_diverged_as_a_whole_may_be_begun_anew_at_other_rates(config: Made) -> None:
+    with pytest.raises(
+        TrainingDiverged, match="all 2 runs diverged; the first, seed-0: the loss is no number"
+    ):
+        train_several(config(), seeds=[0, 1], reporter=DivergeAt(1, 9))
+    table = json.loads((config().run_folder / "result.json").read_text())
+    assert table["best"] is None
+    assert [run["diverged"] for run in table["runs"]] == ["the loss is no number"] * 2
+    assert len(train_several(config(fit__head_rate=1e-3), seeds=[0, 1]).runs) == 2
+
+
 # ------------------------------------------------------------------------- interrupted and gone on
 
 
@@ -372,6 +391,24 @@ def test_a_resumed_set_is_the_straight_set(config: Made, step: int) -> None:
         assert same(run_folder(broken, one.name), run_folder(config("straight"), other.name))
     assert resumed.best.name == straight.best.name
     assert same(broken.output, config("straight").output)
+
+
+def test_a_resumed_set_tries_again_what_diverged(config: Made) -> None:
+    class Pressed(DivergeAt):
+        """Run 1 diverges, and somebody presses Ctrl-C as run 2 begins."""
+
+        def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+            if self.number == 2:
+                raise KeyboardInterrupt
+
+    made = config()
+    straight = train_several(made, seeds=[0, 1])
+    with pytest.raises(Interrupted):
+        train_several(made, seeds=[0, 1], reporter=Pressed(1, 9))
+    told = Told()
+    resumed = train_several(made, seeds=[0, 1], resume=True, reporter=told)
+    assert told.trained == ["seed-0 from 6", "seed-1 from 0"]
+    assert [found(run).history for run in resumed.runs] == [found(run).history for run in straight.runs]
 
 
 def test_a_finished_set_can_be_extended(config: Made) -> None:

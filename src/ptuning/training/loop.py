@@ -566,7 +566,7 @@ class _Loop:
         kept = (
             "nothing was evaluated before, so no checkpoint was written"
             if self.position.best is None
-            else f"the best checkpoint so far is kept in {self.folder}"
+            else f"the best checkpoint so far is kept in {self.folder} until another run begins"
             if self.folder is not None
             else "the model keeps the parameters from before this step"
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ptuning import adapters
-from ptuning.errors import ConfigError, OutputError
+from ptuning.errors import ConfigError, OutputError, TrainingDiverged
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
@@ -31,7 +31,7 @@ from ptuning.training.shared import Shared
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
-"""What a finished run leaves, and an unfinished one lacks."""
+"""What a run leaves that is over, and an unfinished one lacks. Of one that diverged it says that alone."""
 SEARCH = "search"
 """The folder of a search's own files, in the run's."""
 
@@ -98,19 +98,20 @@ def train_on(
                     shutil.rmtree(folder / SEARCH, ignore_errors=True)
             write(folder / CONFIG, dump(config), accelerator)
 
-    result = run(
-        model,
-        examples,
-        config.fit,
-        too_long=config.data.too_long,
-        output=output,
-        resume=resume,
-        reporter=reporter,
-        accelerator=accelerator,
-        began=beginning,
-        shared=shared,
-        found=found,
-    )
+    with over_if_diverged(folder, accelerator):
+        result = run(
+            model,
+            examples,
+            config.fit,
+            too_long=config.data.too_long,
+            output=output,
+            resume=resume,
+            reporter=reporter,
+            accelerator=accelerator,
+            began=beginning,
+            shared=shared,
+            found=found,
+        )
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
 
@@ -189,6 +190,16 @@ def refuse_unfinished(folder: Path) -> None:
             f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
             "to begin anew"
         )
+
+
+@contextmanager
+def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """A run, or a search, that diverges in here is over, and its result says so: another may take its place."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        write(folder / RESULT, json.dumps({"diverged": str(error)}, indent=1) + "\n", accelerator)
+        raise
 
 
 def check_same(config: TrainConfig, what: str) -> None:

@@ -38,6 +38,7 @@ from ptuning.training.run import (
     RESULT,
     SEARCH,
     check_same,
+    over_if_diverged,
     refuse_unfinished,
     task_model,
     train_on,
@@ -108,7 +109,7 @@ def train_search(
         _check_begun(config)
     search = _Search(config, reporter or Silent(), resume=resume)
     try:
-        with stop_requests() as stop:
+        with stop_requests() as stop, over_if_diverged(folder, search.accelerator):
             search.try_all(stop)
         kept, why = search.winner
         search.reporter.say(f"{why}: {kept}; trained in full")

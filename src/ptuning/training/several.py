@@ -101,6 +101,9 @@ def train_several(
 
     with stop_requests() as stop:
         runs = _run_all(plan, kept, beginning, stop, resume=resume, reporter=reporter or Silent())
+    if all(run.result is None for run in runs):  # the set is over, and one of other rates may take its place
+        table = {"best": None, "runs": [run.to_dict() for run in runs]}
+        write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
     best = _best(runs)
     assert best.result is not None
     result = SeveralResult(metric=best.result.metric, runs=tuple(runs), best=best, adapter=output)
@@ -180,15 +183,18 @@ def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
     for each in begun:
         check_same(each.config, each.name)
     return {
-        each.name: _found(each.result)
+        each.name: found
         for each in begun
         if each.result.exists() and adapters.is_adapter(each.config.output)
+        if (found := _found(each.result)) is not None
     }
 
 
-def _found(file: Path) -> TrainResult:
+def _found(file: Path) -> TrainResult | None:
+    """What a run found; ``None`` of one that diverged, which is tried again."""
     try:
-        return TrainResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return None if "diverged" in values else TrainResult.from_dict(values)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"cannot resume: {file} cannot be read ({error}); delete it, and that run is gone on with"
