@@ -123,6 +123,9 @@ def test_metrics_stand_beside_the_baseline() -> None:
     assert "| rows | 1,725 |  |  |" in card
     assert "The baseline always answers the most frequent label." in card
     assert "confusion" not in card
+    assert "Its loss" not in card
+    card = model_card(an_adapter(metrics={**METRICS, "baseline": {**METRICS["baseline"], "loss": 0.64}}))
+    assert "frequent label. Its loss is that of giving each label its share of the training rows." in card
     assert "## Metrics" not in model_card(an_adapter())
 
 

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from ptuning import DeepPrompt, FitConfig, Predictor, PTuningModel, Task, TrainResult, fit
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
+from ptuning.model.tasks import loss_of
 from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite
-from ptuning.training.metrics import Selection, standard_error
+from ptuning.training.metrics import Baseline, Selection, standard_error
 from ptuning.training.result import Evaluation
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -213,7 +214,11 @@ def test_hardly_any_steps_ask_for_epochs() -> None:
 
 def test_the_same_answer_for_every_row_asks_for_class_weights() -> None:
     same = {"f1": 0.9, "matthews": 0.0}
-    options = {"floor": 0.85, "also": same, "floor_also": same, "constant": 0.42}
+    sure = {
+        "loss": 0.42,
+        "auc": 0.5,
+    }  # of a constant answer, which the loss and AUC of rows alike need not equal
+    options = {"floor": 0.85, "also": {**same, "auc": 0.6}, "floor_also": same | sure, "constant": 0.42}
     train = (0.6, 0.45, 0.43, 0.42)
     paragraph = told(found(train, [0.85] * 4, **options), "not learned")
     assert "That same answer is given for every row" in paragraph
@@ -225,6 +230,11 @@ def test_the_same_answer_for_every_row_asks_for_class_weights() -> None:
     several = {"also": labels, "floor_also": labels, "metric": "f1_micro", "floor": 0.0, "constant": 0.42}
     paragraph = told(found(train, [0.0] * 4, **several), "not learned")
     assert "--fit.class_weights balanced with --fit.select_by f1_macro" in paragraph
+
+
+def test_what_selects_by_the_loss_is_held_against_that_of_a_constant_answer() -> None:
+    paragraph = told(found([0.69] * 4, [0.7] * 4, [0.7] * 4, metric="loss", floor=0.69), "not learned")
+    assert "on the validation rows the best loss is 0.700, and a constant answer scores 0.690" in paragraph
 
 
 def test_better_by_chance_alone_is_not_learned() -> None:
@@ -434,12 +444,43 @@ def test_the_constant_answers_loss_is_the_least_that_a_constant_answer_has(
         assert losses(targets, task, weights) == pytest.approx((least, untrained), rel=1e-5)
 
 
+@pytest.mark.parametrize("weights", [None, (3.0, 1.0, 0.5)])
+def test_the_baselines_loss_is_that_of_its_answer_over_other_rows(weights: tuple[float, ...] | None) -> None:
+    """By the training rows' shares, as a model's loss is taken; where a label is new it is finite."""
+    draw = np.random.default_rng(0)
+    weigh = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    shares = {"single_label_classification": (0.6, 0.4, 0.0), "multi_label_classification": (0.5, 0.2, 0.0)}
+    for kind, drawn in shares.items():
+        task = Task(problem_type=kind, labels=("a", "b", "c"))  # type: ignore[arg-type]
+        if task.problem_type == "multi_label_classification":
+            train, held = ((draw.random((60, 3)) < part).astype(float) for part in (drawn, (0.3, 0.3, 0.3)))
+            share = torch.tensor(np.clip(train.mean(0), 0.5 / 60, None))
+            logits = (share / (1 - share)).log()
+            logits = logits if weigh is None else logits + weigh.log()
+        else:
+            train, held = (draw.choice(3, size=60, p=part).astype(float) for part in (drawn, (0.3, 0.3, 0.4)))
+            share = torch.tensor(np.maximum(np.bincount(train.astype(int), minlength=3), 0.5))
+            logits = (share if weigh is None else share * weigh).log()
+        targets = torch.tensor(held) if held.ndim == 2 else torch.tensor(held).long()
+        baseline = Baseline.of(train, task)
+        assert Baseline.read(json.loads(json.dumps(asdict(baseline)))) == baseline
+        found = baseline.measure(held, task, weights)
+        assert found["loss"] == pytest.approx(loss_of(logits.expand(60, 3), targets, task, weigh).item())
+        assert found["auc"] == 0.5
+        older = {"rule": baseline.rule, "logits": baseline.logits}
+        del found["loss"]
+        assert Baseline.read(older).measure(held, task) == found
+
+
 def test_a_regressions_constant_answer_is_the_mean() -> None:
     targets = np.array([1.0, 2.0, 6.0])
     standard = Task(problem_type="regression", mean=3.0, scale=2.0)
     assert losses(targets, standard) == pytest.approx((targets.var() / 4, targets.var() / 4))
     plain = Task(problem_type="regression")
     assert losses(targets, plain) == pytest.approx((targets.var(), np.square(targets).mean()))
+    assert Baseline.of(targets, standard).measure(np.array([3.0, 7.0]), standard)["loss"] == pytest.approx(
+        2.0
+    )
 
 
 def test_noise_is_the_binomial_one_and_never_nothing() -> None:
@@ -463,11 +504,17 @@ def test_noise_is_the_binomial_one_and_never_nothing() -> None:
 def trained(tiny_folder: Path) -> Callable[..., TrainResult]:
     """A run of a tiny model on these rows, at rates that suit it unless others are given."""
 
-    def run(train: list[dict[str, Any]], validation: list[dict[str, Any]], **options: Any) -> TrainResult:
+    def run(
+        train: list[dict[str, Any]],
+        validation: list[dict[str, Any]],
+        output: Path | None = None,
+        **options: Any,
+    ) -> TrainResult:
         torch.manual_seed(0)
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=TASK)
         usual = {"batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2}
-        return fit(model, {"train": train, "validation": validation}, FitConfig(**{**usual, **options}))
+        data = {"train": train, "validation": validation}
+        return fit(model, data, FitConfig(**{**usual, **options}), output=output)
 
     return run
 
@@ -510,6 +557,21 @@ def test_a_rate_of_nothing(trained: Callable[..., TrainResult], rows: Rows) -> N
     assert "the rates are too low" in paragraph
     usual = result.setting["reference"]["prompt_rate"]
     assert f"--fit.prompt_rate {usual:g} (it was 1e-09)" in paragraph
+
+
+@pytest.mark.parametrize("metric", ["loss", "auc"])
+def test_a_rate_of_nothing_by_how_sure_the_answers_are(
+    trained: Callable[..., TrainResult], rows: Rows, metric: str, tmp_path: Path
+) -> None:
+    turned = flipped(redrawn(rows(100, seed=1), 0.5, 5), 1.0, 0)  # so that chance does not help the AUC
+    data = redrawn(rows(96), 0.5, 4), turned
+    options = {"epochs": 5, "prompt_rate": 1e-9, "head_rate": 1e-9, "select_by": metric}
+    result = trained(*data, **options, output=tmp_path / "out")
+    told(result, "not learned")
+    assert "It did not learn" in (tmp_path / "out" / "README.md").read_text()
+    good = trained(rows(96), rows(100, seed=1), epochs=6, select_by=metric)
+    assert good.beats_baseline
+    assert good.diagnosis is None
 
 
 def test_a_huge_rate(trained: Callable[..., TrainResult], rows: Rows) -> None:

@@ -184,6 +184,8 @@ def _metrics(adapter: Adapter) -> str:
     if _BASELINE in splits:
         what = "the mean of the training targets" if adapter.task.is_regression else "the most frequent label"
         note = f"\n\nThe baseline always answers {what}."
+        if "loss" in splits[_BASELINE] and not adapter.task.is_regression:
+            note += " Its loss is that of giving each label its share of the training rows."
     return "## Metrics\n\n" + "\n".join(lines) + note
 
 

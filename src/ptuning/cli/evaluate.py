@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
     known = model.loaded.extra.get("baseline") if model.loaded is not None else None
     baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)
-    found, floor = evaluate(model, split), baseline.measure(split.targets, model.task)
+    weights = None if model.class_weights is None else model.class_weights.tolist()
+    found, floor = evaluate(model, split), baseline.measure(split.targets, model.task, weights)
     if given.json:
         print(
             json.dumps(

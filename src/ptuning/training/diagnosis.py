@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr, xlogy
 
 from ptuning.task import Task
 from ptuning.training.config import FitConfig
-from ptuning.training.metrics import LOWER_IS_BETTER, standard_error
+from ptuning.training.metrics import (
+    LOWER_IS_BETTER,
+    OF_HOW_SURE,
+    constant_loss,
+    shares_of,
+    standard_error,
+)
 from ptuning.training.recipe import Facts, Recipe
 
 if TYPE_CHECKING:
@@ -144,14 +149,12 @@ def losses(
     if task.is_regression:  # standardised, where the task says by what
         best, mean = (float(np.square(targets - at).mean()) for at in (targets.mean(), task.mean))
         return best / task.scale**2, mean / task.scale**2
-    weigh = np.ones(task.num_labels) if weights is None else np.asarray(weights, dtype=float)
+    shares = shares_of(targets, task)
+    constant, untrained = constant_loss(shares, targets, task, weights), math.log(task.num_labels)
     if task.problem_type == "multi_label_classification":
-        positive, negative = weigh * targets.mean(0), 1 - targets.mean(0)
-        best = positive / (positive + negative)
-        found = -(xlogy(positive, best) + xlogy(negative, 1 - best))
-        return float(found.mean()), float((positive + negative).mean() * math.log(2))
-    mass = weigh * np.bincount(targets.astype(int), minlength=task.num_labels)
-    return float(entr(mass / mass.sum()).sum()), math.log(task.num_labels)
+        weigh = np.ones(task.num_labels) if weights is None else np.asarray(weights, dtype=float)
+        untrained = float((weigh * shares + 1 - shares).mean() * math.log(2))
+    return constant, untrained
 
 
 def diagnose(found: TrainResult) -> Diagnosis | None:
@@ -260,8 +263,9 @@ def _not_learned(run: _Run) -> str | None:
     if by_chance:
         floor += f", as near as chance brings it over {run.rows['validation']} rows"
     seen, tries = _why_not(run)
+    constant = "a constant answer" if run.metric == "loss" else found.baseline_rule
     return (
-        f"NOT LEARNED: on the validation rows the best {run.metric} is {mine}, and {found.baseline_rule} "
+        f"NOT LEARNED: on the validation rows the best {run.metric} is {mine}, and {constant} "
         f"scores {floor}. {seen}. Do not use this adapter. Try, in this order: {'; '.join(tries)}"
     )
 
@@ -442,7 +446,9 @@ def _same_answer(run: _Run) -> bool:
     """Whether the best checkpoint answers as the constant answer does."""
     mine, floor = run.found.metrics["validation"], run.found.baseline["validation"]
     return all(
-        name in mine and math.isclose(mine[name], value, abs_tol=1e-9) for name, value in floor.items()
+        name in mine and math.isclose(mine[name], value, abs_tol=1e-9)
+        for name, value in floor.items()
+        if name not in OF_HOW_SURE
     )
 
 

@@ -185,7 +185,9 @@ def run(
             name: evaluate(model, split, loop.stems if split is held else None)
             for name, split in splits.items()
         },
-        baseline={name: baseline.measure(split.targets, model.task) for name, split in splits.items()},
+        baseline={
+            name: baseline.measure(split.targets, model.task, weights) for name, split in splits.items()
+        },
         baseline_rule=baseline.rule,
         trained=model.num_parameters(only_trainable=True),
         total=model.num_parameters(),

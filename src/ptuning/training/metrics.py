@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.special import expit, softmax
+from scipy.special import expit, softmax, xlogy
 from sklearn import metrics as sk
 
 from ptuning.errors import ConfigError
@@ -28,6 +28,8 @@ MAIN = {
 """The metric that selects and that a run is judged by, unless ``select_by`` says otherwise."""
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+OF_HOW_SURE = frozenset({"loss", "auc"})
+"""Metrics of classes that change with how sure an answer is, even if it stays the same answer."""
 
 
 def measure(logits: Floats, targets: Floats, task: Task) -> Metrics:
@@ -112,21 +114,31 @@ class Baseline:
     Attributes:
         rule: What it always answers, in words.
         logits: ``[C]``, the constant answer.
+        shares: ``[C]``, the share of the training rows that have each label: no constant answer has a lower
+            loss over them, where being sure of the most frequent label would have a huge one. None in a
+            regression, whose mean is both answers, nor in an adapter of an older version.
     """
 
     rule: str
     logits: tuple[float, ...]
+    shares: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Baseline:
         """The inverse of ``dataclasses.asdict``, as an adapter's JSON holds it."""
-        return cls(rule=str(values["rule"]), logits=tuple(map(float, values["logits"])))
+        return cls(
+            rule=str(values["rule"]),
+            logits=tuple(map(float, values["logits"])),
+            shares=tuple(map(float, values.get("shares", ()))),
+        )
 
     @classmethod
     def of(cls, targets: Floats, task: Task) -> Baseline:
         """The baseline that the training targets give."""
         if task.is_regression:
             return cls(rule=f"always the mean, {targets.mean():.4g}", logits=(float(targets.mean()),))
+        none = 0.5 / len(targets)  # a label that no row has, or every row, may be otherwise in other rows
+        shares = tuple(np.clip(shares_of(targets, task), none, 1 - none).tolist())
         if task.problem_type == "multi_label_classification":
             sets, counts = np.unique(targets > 0.5, axis=0, return_counts=True)
             usual = sets[counts.argmax()]
@@ -134,21 +146,52 @@ class Baseline:
             return cls(
                 rule=f"always {' and '.join(names) or 'no label'}",
                 logits=tuple(20.0 if has else -20.0 for has in usual),
+                shares=shares,
             )
         counts = np.bincount(targets.astype(int), minlength=task.num_labels)
         usual = int(counts.argmax())
         return cls(
             rule=f"always {task.labels[usual]!r}",
             logits=tuple(20.0 if label == usual else 0.0 for label in range(task.num_labels)),
+            shares=shares,
         )
 
-    def measure(self, targets: Floats, task: Task) -> Metrics:
-        """What the constant answer scores; a correlation with a constant is 0."""
+    def measure(self, targets: Floats, task: Task, weights: Sequence[float] | None = None) -> Metrics:
+        """What the constant answer scores, its loss as a model's is; a correlation with a constant is 0.
+
+        Args:
+            weights: Of the classes, as the loss has them.
+        """
         found = measure(np.tile(np.array(self.logits), (len(targets), 1)), targets, task)
-        found.pop("auc", None)
         if task.is_regression:
-            found |= {"pearson": 0.0, "spearman": 0.0}
-        return found
+            return {"loss": found["mse"] / task.scale**2, **found, "pearson": 0.0, "spearman": 0.0}
+        if not self.shares:
+            return found
+        return {"loss": constant_loss(np.array(self.shares), targets, task, weights), **found}
+
+
+def shares_of(targets: Floats, task: Task) -> Floats:
+    """``[C]``: the share of the rows that have each label."""
+    several = task.problem_type == "multi_label_classification"
+    counts = targets.sum(0) if several else np.bincount(targets.astype(int), minlength=task.num_labels)
+    return np.asarray(counts / len(targets), dtype=np.float64)
+
+
+def constant_loss(
+    shares: Floats, targets: Floats, task: Task, weights: Sequence[float] | None = None
+) -> float:
+    """The loss over ``targets`` of the constant answer that is best for rows with these ``shares`` of labels.
+
+    Args:
+        weights: Of the classes, as the loss has them; for several labels, of each one's positives.
+    """
+    weigh = np.ones(task.num_labels) if weights is None else np.asarray(weights, dtype=float)
+    seen = shares_of(targets, task)
+    if task.problem_type == "multi_label_classification":
+        answer = weigh * shares / (weigh * shares + 1 - shares)
+        return float(-(xlogy(weigh * seen, answer) + xlogy(1 - seen, 1 - answer)).mean())
+    answer, seen = (weigh * each / (weigh * each).sum() for each in (shares, seen))
+    return float(-xlogy(seen, answer).sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,7 +194,7 @@ def refuse_unfinished(folder: Path) -> None:
 
 @contextmanager
 def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """A run, or a search, that diverges in here is over, and its result says so: another may take its place."""
+    """A run, or a search, that diverges in here is over and says so, and another may take its place."""
     try:
         yield
     except TrainingDiverged as error:
