@@ -557,6 +557,54 @@ def test_regression_standardises_and_undoes_it(tiny_folder: Path, rows: Rows, tm
     assert low.label < 102 < 105 < high.label
 
 
+class Told(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+def test_validation_rows_without_a_correlation_select_by_the_loss(
+    tiny_folder: Path, rows: Rows, tmp_path: Path
+) -> None:
+    scored = [{"text": row["text"], "label": float(row["label"] == "positive")} for row in rows(64)]
+    data = {"train": scored, "validation": [{"text": "the good film", "label": 1.0}] * 2}
+    config = FitConfig(epochs=6, batch_size=8, prompt_rate=3e-2, head_rate=3e-2)
+    told = Told()
+    task = Task(problem_type="regression", mean=0.5, scale=0.5)
+
+    def model() -> PTuningModel:
+        torch.manual_seed(0)
+        return PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
+
+    result = fit(model(), data, config, reporter=told)
+    note = "the validation rows leave pearson undefined, which takes scores that differ: the loss selects the"
+    assert [message for message in told.said if message.startswith(note)] == [result.setting["select_by"]]
+    assert result.metric == "loss"
+    assert "pearson" not in result.baseline["validation"]
+    assert result.baseline["validation"]["loss"] == pytest.approx(1.0, rel=0.1)
+    assert result.best == min(result.history, key=lambda each: each.metrics["loss"])
+    assert result.beats_baseline
+    assert "NOT LEARNED" not in str(result.advice)
+    with pytest.raises(
+        ConfigError, match=r"^fit.select_by: .* leave spearman undefined, .* or select by loss$"
+    ):
+        fit(model(), data, config.model_copy(update={"select_by": "spearman"}))
+    usual = fit(model(), {"train": scored}, config, reporter=(told := Told()))
+    assert (usual.metric, usual.setting["select_by"]) == ("pearson", None)
+    assert not any("undefined" in message for message in told.said)
+
+
+def test_validation_rows_of_one_class_have_no_auc_to_select_by(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
+) -> None:
+    one = str(jsonl("one.jsonl", [row for row in rows(24, seed=2) if row["label"] == "positive"]))
+    with pytest.raises(ConfigError, match="validation rows leave auc undefined, which takes rows of every"):
+        train(config(data__validation=one, data__validation_fraction=0.1, fit__select_by="auc"))
+    assert not config().run_folder.exists()
+
+
 def test_several_labels_at_once(tiny_folder: Path, rows: Rows, tmp_path: Path) -> None:
     many = [
         {

@@ -318,6 +318,34 @@ def test_one_that_diverges_is_the_worst_and_the_others_go_on(
     train_search(config("bad", search__trials=2, search__epochs=1, fit__epochs=1))  # and may be begun anew
 
 
+@pytest.mark.usefixtures("picture")
+def test_validation_rows_without_a_correlation_are_searched_by_the_loss(
+    config: Made, rows: Rows, jsonl: Callable[..., Path]
+) -> None:
+    made = [{"text": row["text"], "label": float(row["label"] == "positive")} for row in rows(64)]
+    data = {
+        "train": str(jsonl("scores.jsonl", made)),
+        "validation": str(jsonl("one.jsonl", [{"text": "the good film", "label": 1.0}])),
+        "problem_type": "regression",
+    }
+    heard = Heard()
+    found = train_search(config(data=data, search__trials=2, search__epochs=1, fit__epochs=1), reporter=heard)
+    assert (found.metric, found.result.metric) == ("loss", "loss")
+    assert any("leave pearson undefined" in message for message in heard.said)
+    assert all(trial.value("loss") is not None for trial in found.trials)
+    assert (found.folder / "search.png").stat().st_size > 5000
+
+
+def test_trials_without_the_metric_have_their_place_in_the_picture(tmp_path: Path) -> None:
+    """As where a model answers every row alike, so that nothing correlates."""
+    trials = [trial(1, "complete", loss=1.0), trial(2, "pruned", loss=1.0)]
+    plot(trials, trials[0], "pearson", 20, tmp_path / "none.png")
+    trials.append(trial(3, "complete", loss=0.9, pearson=0.4))
+    plot(trials, trials[2], "pearson", 20, tmp_path / "one.png")
+    assert (tmp_path / "none.png").stat().st_size > 5000
+    assert (tmp_path / "none.png").read_bytes() != (tmp_path / "one.png").read_bytes()
+
+
 def test_a_budget_of_minutes_begins_no_further_trial(config: Made) -> None:
     found = train_search(config(fit__epochs=1, search__epochs=1, search__minutes=1e-9))
     assert [trial.number for trial in found.trials] == [1]

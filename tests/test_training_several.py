@@ -312,16 +312,17 @@ def result_with(**validation: float) -> TrainResult:
         ([{"accuracy": 0.7, "loss": 0.9}, {"accuracy": 0.7, "loss": 0.1}], 0),  # of equals the first
         ([{"loss": 0.9}, {"loss": 0.1}, {"loss": 0.1}], 1),  # less is better
         ([None, {"accuracy": 0.1, "loss": 2.0}], 1),  # one that diverged
+        ([{"accuracy": 0.9, "loss": 0.5}, {"loss": 0.1}], 1),  # what both have, where rows left one no other
     ],
 )
 def test_the_best_is_chosen_on_the_validation_rows(looks: list[dict[str, float] | None], best: int) -> None:
-    from ptuning.training.several import _best
+    from ptuning.training.several import _best, _metric
 
     runs = [
         OneRun(name=str(i), values={"seed": i}, result=None if look is None else result_with(**look))
         for i, look in enumerate(looks)
     ]
-    assert _best(runs) is runs[best]
+    assert _best(runs, _metric(runs)) is runs[best]
 
 
 def test_a_result_comes_back_from_json_as_it_was() -> None:

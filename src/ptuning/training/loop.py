@@ -135,13 +135,15 @@ def run(
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, model.task))
     weights = None if model.class_weights is None else model.class_weights.tolist()
+    baseline = Baseline.of(train.targets, model.task)
+    floor = baseline.measure(held.targets, model.task, weights)
     model.to(accelerator.device)
     loop = _Loop(
         model=model,
         train=train,
         validation=held,
         config=recipe.fit,
-        select=Selection.for_task(config.select_by, model.task),
+        select=Selection.for_task(config.select_by, model.task, floor),
         folder=None if output is None else run_folder(output) / checkpoint.FOLDER,
         reporter=reporter,
         accelerator=accelerator,
@@ -161,6 +163,8 @@ def run(
     with stop_requests() as stop:
         model.backbone.dropout = recipe.fit.backbone_dropout
         reporter.say(str(recipe))
+        if loop.select.note is not None:
+            reporter.say(loop.select.note)
         reporter.begin(model, loop.steps, loop.position.step, recipe.fit)
         model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
         try:
@@ -172,7 +176,6 @@ def run(
             model.check_loss, model.backbone.dropout = True, dropout
             reporter.end()
     averaged = loop.keep_best()
-    baseline = Baseline.of(train.targets, model.task)
     splits = {"validation": held} | ({"test": test} if test else {})
     position = loop.position
     assert position.best is not None  # the last step of a run is always followed by an evaluation
@@ -199,6 +202,7 @@ def run(
             "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}},
             "rates": {"prompt": loop.rates[0], "head": loop.rates[1]},
             "recipe": recipe.record(),
+            "select_by": loop.select.note,
             "reference": asdict(Reference.of(train.targets, model.task, config, facts, weights)),
         },
     )

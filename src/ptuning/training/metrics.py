@@ -159,12 +159,15 @@ class Baseline:
     def measure(self, targets: Floats, task: Task, weights: Sequence[float] | None = None) -> Metrics:
         """What the constant answer scores, its loss as a model's is; a correlation with a constant is 0.
 
+        What is not there these rows leave undefined, whatever a model answers.
+
         Args:
             weights: Of the classes, as the loss has them.
         """
         found = measure(np.tile(np.array(self.logits), (len(targets), 1)), targets, task)
         if task.is_regression:
-            return {"loss": found["mse"] / task.scale**2, **found, "pearson": 0.0, "spearman": 0.0}
+            correlations = {"pearson": 0.0, "spearman": 0.0} if np.ptp(targets) > 0 else {}
+            return {"loss": found["mse"] / task.scale**2, **found, **correlations}
         if not self.shares:
             return found
         return {"loss": constant_loss(np.array(self.shares), targets, task, weights), **found}
@@ -196,16 +199,25 @@ def constant_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which of two evaluations is the better one."""
+    """Which of two evaluations is the better one.
+
+    Attributes:
+        metric: What they are compared by.
+        note: Why that is not what the kind of task is compared by, in a sentence.
+    """
 
     metric: str
+    note: str | None = None
 
     @classmethod
-    def for_task(cls, select_by: str, task: Task) -> Selection:
-        """The metric that a configuration asks for.
+    def for_task(cls, select_by: str, task: Task, floor: Mapping[str, float] | None = None) -> Selection:
+        """The metric that a configuration asks for; by default the loss, where the rows leave no other.
+
+        Args:
+            floor: What a constant answer scores on the rows that select, where they are known.
 
         Raises:
-            ConfigError: a metric that this kind of task does not have.
+            ConfigError: a metric that this kind of task does not have, or that the rows leave undefined.
         """
         metric = MAIN[task.problem_type] if select_by == "auto" else select_by
         known = _KNOWN[task.problem_type]
@@ -214,7 +226,13 @@ class Selection:
                 f"fit.select_by: got {select_by!r}, expected one of auto, {', '.join(known)} "
                 f"for {task.problem_type}"
             )
-        return cls(metric=metric)
+        if floor is None or metric in floor:
+            return cls(metric=metric)
+        wanted = "rows of every label" if metric == "auc" else "scores that differ"
+        why = f"the validation rows leave {metric} undefined, which takes {wanted}"
+        if select_by != "auto":
+            raise ConfigError(f"fit.select_by: {why}; give others in data.validation, or select by loss")
+        return cls(metric="loss", note=f"{why}: the loss selects the best checkpoint instead")
 
     @property
     def sign(self) -> int:

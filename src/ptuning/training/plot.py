@@ -22,8 +22,8 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: int, file: Pat
     """Draw the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
 
     Where that rate was not searched, against the head's, or else against the first layer. Trials that were
-    pruned are hollow, those that diverged are on the lower edge, ``kept`` has a ring. The band is what may be
-    chance on so many ``rows``: a standard error from the first trial on.
+    pruned are hollow, those that diverged or have no such metric are on the lower edge, ``kept`` has a ring.
+    The band is what may be chance on so many ``rows``: a standard error from the first trial on.
     """
     from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
 
@@ -31,9 +31,8 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: int, file: Pat
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
     reached = kept.value(metric)
-    assert reached is not None  # it ran to its end
     shown = [(trial, value) for trial in trials if (value := trial.value(metric)) is not None]
-    floor = min(value for _, value in shown)
+    floor = min((value for _, value in shown), default=0.0)
     layers = sorted({trial.values.get("first_layer") for trial in trials}, key=lambda each: each or 0)
     for place, layer in enumerate(layers):
         marker, colour = _MARKERS[place % len(_MARKERS)], _COLOURS[place % len(_COLOURS)]
@@ -60,11 +59,16 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: int, file: Pat
     gone = [trial.values[name] for trial in trials if trial.state == "diverged"]
     if gone:
         axes.scatter(gone, [floor] * len(gone), s=60, marker="x", color="0.35", label="diverged")
+    without = [
+        each.values[name] for each in trials if each.state != "diverged" and each.value(metric) is None
+    ]
+    if without:
+        axes.scatter(without, [floor] * len(without), s=60, marker="+", color="0.35", label=f"no {metric}")
     if any(trial.state == "pruned" for trial in trials):
         axes.scatter([], [], s=60, facecolors="none", edgecolors="0.35", linewidths=1.6, label="pruned")
     axes.scatter(
         [kept.values[name]],
-        [reached],
+        [floor if reached is None else reached],
         s=380,
         facecolors="none",
         edgecolors="black",

@@ -187,7 +187,8 @@ class SeveralResult:
     """What several runs on one backbone found.
 
     Attributes:
-        metric: The metric that picked each run's checkpoint, and the best run, on the validation rows.
+        metric: The metric that picked each run's checkpoint, and the best run, on the validation rows; the
+            loss, if some seed's validation rows left the others' metric undefined.
         runs: In the order in which they ran.
         best: The best of them; of equals, the first.
         adapter: Where its adapter was saved.

@@ -29,7 +29,7 @@ from ptuning.training.config import FitConfig, TrainConfig, dump
 from ptuning.training.console import SearchReporter, Silent
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.loop import run
-from ptuning.training.metrics import Selection
+from ptuning.training.metrics import Baseline, Selection
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
 from ptuning.training.result import Evaluation, TrainResult
@@ -147,17 +147,18 @@ class _Search:
         self.shared = Shared()
         self.accelerator = Accelerator(cpu=config.device == "cpu")
         model, examples = task_model(self.shared, config, self.accelerator, reporter.say)
-        rows, held = (
-            self.shared.split(model, part, config.data.too_long).rows
+        train, held = (
+            self.shared.split(model, part, config.data.too_long)
             for part in (examples.train, examples.validation)
         )
-        self.rows = len(held)
+        self.rows = len(held.rows)
         self.examples = replace(examples, test=[])  # no trial looks at the test rows
-        self.space = Space.of(config, Facts.of(model, rows), model.backbone)
+        self.space = Space.of(config, Facts.of(model, train.rows), model.backbone)
         self.count = int(min(config.search.trials, self.space.size))
-        self.select = Selection.for_task(config.fit.select_by, model.task)
+        floor = Baseline.of(train.targets, model.task).measure(held.targets, model.task)
+        self.select = Selection.for_task(config.fit.select_by, model.task, floor)
         self.setting = {
-            "data": checkpoint.data_digest(rows, held),
+            "data": checkpoint.data_digest(train.rows, held.rows),
             "backbone": model.backbone.fingerprint(),
             "precision": str(model.backbone.dtype),
             # What was measured of the rows, and decided by their number.
@@ -189,6 +190,8 @@ class _Search:
         """Make the trials that are left, then the picture of all of them."""
         told = f"search: {self.count} trials of {self.space.epochs} epochs, recipe: auto's own the first"
         self.reporter.say(told + (f"; {len(self.trials)} finished before" if self.trials else ""))
+        if self.select.note is not None:
+            self.reporter.say(self.select.note)
         while len(self.trials) < self.count and self._in_time():
             trial = self._try(stop)
             self.trials.append(trial)

@@ -104,9 +104,9 @@ def train_several(
     if all(run.result is None for run in runs):  # the set is over, and one of other rates may take its place
         table = {"best": None, "runs": [run.to_dict() for run in runs]}
         write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
-    best = _best(runs)
-    assert best.result is not None
-    result = SeveralResult(metric=best.result.metric, runs=tuple(runs), best=best, adapter=output)
+    metric = _metric(runs)
+    best = _best(runs, metric)
+    result = SeveralResult(metric=metric, runs=tuple(runs), best=best, adapter=output)
     if accelerator.is_main_process:
         adapters.save(adapters.load(folder / best.name), output)
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
@@ -261,12 +261,18 @@ def _run_all(
     return runs
 
 
-def _best(runs: Sequence[OneRun]) -> OneRun:
-    """The best by its validation metric; of equals, the first."""
+def _metric(runs: Sequence[OneRun]) -> str:
+    """What all runs were selected by; the loss, if that was all that some seed's validation rows left."""
+    found = {run.result.metric for run in runs if run.result is not None}
+    return found.pop() if len(found) == 1 else "loss"
+
+
+def _best(runs: Sequence[OneRun], metric: str) -> OneRun:
+    """The best by this validation metric; of equals, the first."""
     best: tuple[float, OneRun] | None = None
     for run in runs:
         if run.result is not None:
-            value = Selection(metric=run.result.metric).key(run.result.metrics["validation"])[0]
+            value = Selection(metric=metric).key(run.result.metrics["validation"])[0]
             if best is None or value > best[0]:
                 best = (value, run)
     if best is None:
