@@ -111,12 +111,15 @@ class Study:
 
     def _start(self) -> bool:
         """Start what there is room and time for; whether anything was."""
+        room = self.given.jobs - len(self.jobs)
+        if not room:
+            return False  # what is left need not be looked through five times a second
         limit = self.given.limit_minutes
         if limit is not None and time.monotonic() - self.began > 60 * limit:
             return False
         known = {job.run.key for job in self.jobs} | self.failed
         todo = [run for run in self._remaining() if run.key not in known]
-        started = todo[: max(0, self.given.jobs - len(self.jobs))]
+        started = todo[:room]
         self.jobs += [Job(run) for run in started]
         return bool(started)
 
