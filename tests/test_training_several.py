@@ -146,7 +146,8 @@ class Told(Silent):
 def test_each_seed_is_its_own_single_run_to_the_bit(
     config: Made, held_out: str, tiny_folder: Path, file: bool, own_head: bool
 ) -> None:
-    options: dict[str, Any] = {"data__validation": held_out} if file else {}
+    held: dict[str, Any] = {"data__validation": held_out, "data__validation_fraction": 0.1}
+    options: dict[str, Any] = held if file else {}
     if own_head:  # the checkpoint's own head and pooler, of the task's width: those are where all runs begin
         options["backbone"] = str(tiny_folder)
     made = config(**options)
@@ -566,7 +567,7 @@ def test_lists_that_make_no_set_are_refused(config: Made, lists: dict[str, Any],
 
 
 def test_rates_of_a_frozen_head_are_refused(config: Made) -> None:
-    made = config(prompt__train_head=False)
+    made = config(prompt__train_head=False, fit__head_rate=None)
     with pytest.raises(ConfigError, match="head_rates: the head is frozen"):
         train_several(made, head_rates=[0.1, 0.2])
 
