@@ -195,13 +195,15 @@ def test_token_types_tell_the_segments_where_they_are_not_given(
         assert torch.equal(model(**inputs).logits, told)
 
 
+@pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("case", ["distilbert", "roberta", "gpt2", "llama"])
-def test_front_of_a_lone_text_needs_no_segments(case: str) -> None:
-    """An encoder's row begins with one special token; a decoder's with its text."""
+def test_front_of_a_lone_text_needs_no_segments(case: str, begun: bool) -> None:
+    """A row begins with one special token; a decoder's with its text, where that is not ``<s>``."""
     model, inputs = task_on(case, "front"), batch([Row(3, 3), Row(6, 2)], left=True)
     del inputs["token_type_ids"]
     inputs["segment_ids"] = torch.where(inputs["segment_ids"] == 1, 0, inputs["segment_ids"])
-    if ARCHITECTURES[case].causal:
+    if ARCHITECTURES[case].causal and not begun:
+        inputs["input_ids"] = torch.where(inputs["input_ids"] == 0, 13, inputs["input_ids"])
         inputs["segment_ids"] = inputs["attention_mask"] - 1
     with torch.no_grad():
         told = model(**inputs).logits
