@@ -955,3 +955,18 @@ def _place(content: bytes, name: str) -> tuple[int, int]:
     size = int.from_bytes(content[:8], "little")
     start, end = json.loads(content[8 : 8 + size])[name]["data_offsets"]
     return 8 + size + start, 8 + size + end
+
+
+# ----------------------------------------------------------------------- beyond the twelve: precision
+
+
+@with_adapters
+def test_half_precision_is_the_backbones_alone(whose: str) -> None:
+    """With the reference the head that is being learned is rounded as well."""
+    model = made(whose, tiny("bert")).half()
+    learned = {value.dtype for value in model.parameters() if value.requires_grad}
+    if whose == PEFT:
+        assert learned == {torch.float16}, MENDED
+    else:
+        assert learned == {torch.float32}
+        assert {value.dtype for value in model.backbone.parameters()} == {torch.float16}

@@ -97,6 +97,17 @@ class DivergeAfter(Silent):
             raise TrainingDiverged("the loss is no number")
 
 
+class FailAfter(Silent):
+    """Has the run end as one does that is killed, after step ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+        if step == self.at:
+            raise RuntimeError("the power failed")
+
+
 def test_it_learns_and_the_result_says_everything(config: Callable[..., TrainConfig]) -> None:
     made = config(fit__epochs=8)
     result = train(made)
@@ -406,6 +417,18 @@ def test_a_run_that_diverged_may_be_begun_anew_at_other_rates_and_gone_on_from_a
     found = train(config(**({} if resume else {"fit__prompt_rate": 3e-3})), resume=resume)
     assert found.setting["rates"]["prompt"] == (3e-2 if resume else 3e-3)
     assert json.loads((config().run_folder / "result.json").read_text())["history"]
+
+
+def test_a_run_that_diverged_and_is_gone_on_from_is_unfinished_until_its_end(
+    config: Callable[..., TrainConfig],
+) -> None:
+    with pytest.raises(TrainingDiverged):
+        train(config(), reporter=DivergeAfter(15))
+    with pytest.raises(RuntimeError, match="the power failed"):
+        train(config(), resume=True, reporter=FailAfter(20))
+    with pytest.raises(ConfigError, match="holds a run that was not finished"):
+        train(config())
+    assert train(config(), resume=True).beats_baseline
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(config: Callable[..., TrainConfig]) -> None:

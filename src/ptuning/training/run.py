@@ -90,12 +90,14 @@ def train_on(
 
     def beginning() -> None:
         began()
+        if accelerator.is_main_process:
+            with suppress(OSError):  # what is wrong with the folder is said below
+                (
+                    folder / RESULT
+                ).unlink()  # that of the run before this one, or of this one as far as it came
+            if not resume and found is None:
+                shutil.rmtree(folder / SEARCH, ignore_errors=True)
         if not resume:  # a resumed run's configuration is there, and has to be the same
-            if accelerator.is_main_process:
-                with suppress(OSError):  # what is wrong with the folder is said below
-                    (folder / RESULT).unlink()  # that of the run before this one
-                if found is None:
-                    shutil.rmtree(folder / SEARCH, ignore_errors=True)
             write(folder / CONFIG, dump(config), accelerator)
 
     with over_if_diverged(folder, accelerator):
