@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptuning.model.backbone import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES
 
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"}
 """Architectures whose MLP has three matrices."""

@@ -30,7 +30,7 @@ from ptuning.data.labels import encode_labels
 from ptuning.data.tokens import Tokenise, collate, shuffled_batches, sorted_batches
 from ptuning.errors import TrainingDiverged
 from ptuning.inference.evaluate import BATCH_TOKENS
-from ptuning.model.backbone import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.embedded import resolve
 from ptuning.task import Task
 from ptuning.training.config import DataConfig

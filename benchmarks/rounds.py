@@ -25,7 +25,7 @@ from transformers.utils import logging
 from backbones import MODELS, folder_of, tokenizer_folder
 from charts import draw
 from measuring import machine, write
-from ptuning.model.backbone import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES
 from report import rate
 from sides import REFERENCE, SWITCHES, has_engine, side_of
 from specs import Spec

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import ptuning
 from ptuning import DeepPrompt, InputPrompt, PTuningModel
-from ptuning.model.backbone import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES
 
 VIRTUAL_TOKENS = 20
 """P, the guide's, on every side."""

@@ -33,7 +33,7 @@ import floor
 from ptuning import FitConfig, PTuningModel, fit
 from ptuning.data.tokens import TokenRow, sorted_batches
 from ptuning.inference.evaluate import logits_of
-from ptuning.model.backbone import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES
 from ptuning.training.result import Evaluation
 from sides import VIRTUAL_TOKENS, peer_model, ptuning_model, side_of
 from specs import Spec

@@ -16,7 +16,8 @@ from ptuning import DeepPrompt, InputPrompt, PTuningModel
 from ptuning.adapters import Adapter, for_peft, from_peft, load, save, to_peft, why_not_peft
 from ptuning.adapters.peft_format import HEADS_NOT_FOUND, LAYOUTS, NO_CACHE, NO_POSITION_IDS
 from ptuning.errors import AdapterError
-from ptuning.model.backbone import ARCHITECTURES, Backbone
+from ptuning.model.architectures import ARCHITECTURES
+from ptuning.model.backbone import Backbone
 from ptuning.task import Task
 from test_adapters_record import an_adapter
 from tiny import SPECIFICS, ragged, tiny

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
-    from ptuning.model.backbone import ARCHITECTURES, Architecture, Backbone, BackboneFacts
+    from ptuning.model.architectures import ARCHITECTURES, Architecture
+    from ptuning.model.backbone import Backbone, BackboneFacts
     from ptuning.model.config import (
         DeepMLPEncoder,
         DeepPrompt,
@@ -40,7 +41,8 @@ _CONFIG = [
 ]
 _HOMES = (
     dict.fromkeys(_CONFIG, "ptuning.model.config")
-    | dict.fromkeys(("ARCHITECTURES", "Architecture", "Backbone", "BackboneFacts"), "ptuning.model.backbone")
+    | dict.fromkeys(("ARCHITECTURES", "Architecture"), "ptuning.model.architectures")
+    | dict.fromkeys(("Backbone", "BackboneFacts"), "ptuning.model.backbone")
     | {"PTuningModel": "ptuning.model.ptuning"}
 )
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -1,10 +1,8 @@
-"""The frozen model, and every quirk of every architecture; nothing else knows one.
+"""The frozen model, and what each architecture asks for; ``architectures.py`` says what that is.
 
 :class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it, sends its
 attention through ``attention.py``, and answers one question, :meth:`Backbone.logits`, in one way for
 all of them: rows come aligned, with explicit positions, and the pooled token is the native one.
-
-A row of :data:`ARCHITECTURES` says all that differs between them; docs/backbones.md shows it.
 """
 
 from __future__ import annotations
@@ -26,72 +24,11 @@ from transformers.cache_utils import DynamicCache
 from ptuning import adapters
 from ptuning.errors import ConfigError, UnsupportedBackbone
 from ptuning.model import attention, disentangled, layers
+from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.config import DeepPrompt, Engine, Pooling
 from ptuning.model.embedded import canonical
 from ptuning.model.fresh import fresh_parameters
 from ptuning.model.layers import ForwardPass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What tells one family of models from another.
-
-    Args:
-        layers: Where in the transformer its layers are.
-        feed_forward: The first and the last linear layer of a layer's feed-forward network.
-        causal: A decoder: it pools its last token, and padding belongs in front of the text.
-        deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
-            DeBERTa's own attention.
-        takes_positions: Whether its forward takes ``position_ids``.
-        after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
-        segments: Whether ``token_type_ids`` mean the two texts.
-        whole: Whether its code behind the layers counts on as many tokens as went in.
-    """
-
-    layers: str = "layers"
-    feed_forward: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
-    causal: bool = False
-    deep: Literal["attention", "cache", "disentangled"] = "attention"
-    takes_positions: bool = True
-    after_padding: bool = False
-    segments: bool = False
-    whole: bool = False
-
-
-_BERT = Architecture(
-    layers="encoder.layer", feed_forward=("intermediate.dense", "output.dense"), segments=True
-)
-_ROBERTA = replace(_BERT, after_padding=True)
-_DECODER = Architecture(causal=True)
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "bert": _BERT,
-    "electra": _BERT,
-    "albert": replace(
-        _BERT,
-        layers="encoder.albert_layer_groups",
-        feed_forward=("albert_layers.0.ffn", "albert_layers.0.ffn_output"),
-    ),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "distilbert": Architecture(layers="transformer.layer", feed_forward=("ffn.lin1", "ffn.lin2")),
-    "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo")),
-    "deberta-v2": replace(_BERT, deep="disentangled"),
-    "gpt2": replace(_DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), whole=True),
-    "opt": replace(_DECODER, layers="decoder.layers", feed_forward=("fc1", "fc2")),
-    "gpt_neox": replace(_DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")),
-    "bloom": Architecture(layers="h", causal=True, deep="cache", takes_positions=False),
-    "llama": _DECODER,
-    "mistral": _DECODER,
-    "qwen2": _DECODER,
-    "qwen3": _DECODER,
-    "gemma": _DECODER,
-    "gemma2": _DECODER,
-    "gemma3_text": _DECODER,
-    "phi3": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
-}
-"""By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
 
 _NAMES_ONLY = frozenset(
     {

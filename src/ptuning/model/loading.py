@@ -26,7 +26,8 @@ from transformers.utils import logging as transformers_logging
 from ptuning import adapters
 from ptuning.adapters.hub import HTTPError
 from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
-from ptuning.model.backbone import ARCHITECTURES, Backbone
+from ptuning.model.architectures import ARCHITECTURES
+from ptuning.model.backbone import Backbone
 from ptuning.model.embedded import canonical, resolve
 from ptuning.task import ProblemType
 

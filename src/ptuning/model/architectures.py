@@ -1,0 +1,72 @@
+"""The architectures that can be a backbone: a row of :data:`ARCHITECTURES` says all that tells them apart.
+
+``backbone.py`` reads it, and docs/backbones.md shows it. Plain data: it does not need torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What tells one family of models from another.
+
+    Args:
+        layers: Where in the transformer its layers are.
+        feed_forward: The first and the last linear layer of a layer's feed-forward network.
+        causal: A decoder: it pools its last token, and padding belongs in front of the text.
+        deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
+            DeBERTa's own attention.
+        takes_positions: Whether its forward takes ``position_ids``.
+        after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
+        segments: Whether ``token_type_ids`` mean the two texts.
+        whole: Whether its code behind the layers counts on as many tokens as went in.
+    """
+
+    layers: str = "layers"
+    feed_forward: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
+    causal: bool = False
+    deep: Literal["attention", "cache", "disentangled"] = "attention"
+    takes_positions: bool = True
+    after_padding: bool = False
+    segments: bool = False
+    whole: bool = False
+
+
+_BERT = Architecture(
+    layers="encoder.layer", feed_forward=("intermediate.dense", "output.dense"), segments=True
+)
+_ROBERTA = replace(_BERT, after_padding=True)
+_DECODER = Architecture(causal=True)
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "bert": _BERT,
+    "electra": _BERT,
+    "albert": replace(
+        _BERT,
+        layers="encoder.albert_layer_groups",
+        feed_forward=("albert_layers.0.ffn", "albert_layers.0.ffn_output"),
+    ),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "distilbert": Architecture(layers="transformer.layer", feed_forward=("ffn.lin1", "ffn.lin2")),
+    "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo")),
+    "deberta-v2": replace(_BERT, deep="disentangled"),
+    "gpt2": replace(_DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), whole=True),
+    "opt": replace(_DECODER, layers="decoder.layers", feed_forward=("fc1", "fc2")),
+    "gpt_neox": replace(_DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")),
+    "bloom": Architecture(layers="h", causal=True, deep="cache", takes_positions=False),
+    "llama": _DECODER,
+    "mistral": _DECODER,
+    "qwen2": _DECODER,
+    "qwen3": _DECODER,
+    "gemma": _DECODER,
+    "gemma2": _DECODER,
+    "gemma3_text": _DECODER,
+    "phi3": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
+}
+"""By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
