@@ -214,6 +214,8 @@ def test_the_folder_holds_it(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_did_not_learn_says_so() -> None:
+    assert "Do not use it" in model_card(an_adapter(extra={"learned": False}))
+    assert "Do not use it" not in model_card(an_adapter(extra={"learned": True}))
     assert "Do not use it" in model_card(an_adapter(extra={"beats_baseline": False}))
     assert "Do not use it" not in model_card(an_adapter(extra={"beats_baseline": True}))
     assert "trained with PEFT" in model_card(an_adapter(extra={"imported": {"peft_type": "P_TUNING"}}))

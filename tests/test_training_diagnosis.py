@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from ptuning import DeepPrompt, FitConfig, Predictor, PTuningModel, Task, TrainResult, fit
+from ptuning.adapters import load
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
 from ptuning.model.tasks import loss_of
@@ -243,12 +244,14 @@ def test_better_by_chance_alone_is_not_learned() -> None:
     values = (0.557, 0.567, 0.57, 0.567, 0.567, 0.567)
     result = found(train, values, floor=0.567, rates=(1e-4, 1e-4), constant=0.684)
     assert result.beats_baseline
+    assert not result.learned
     paragraph = told(result, "not learned")
     assert "best accuracy is 0.570" in paragraph
     assert "scores 0.567, as near as chance brings it over 300 rows" in paragraph
     assert "--fit.prompt_rate 0.03 (it was 0.0001)" in paragraph
     sure = found(train, values, floor=0.567, rates=(1e-4, 1e-4), constant=0.684, rows=10**6)
     assert sure.diagnosis is None
+    assert sure.learned
 
 
 def test_an_input_prompt_is_to_be_made_deep_first() -> None:
@@ -569,6 +572,7 @@ def test_a_rate_of_nothing_by_how_sure_the_answers_are(
     result = trained(*data, **options, output=tmp_path / "out")
     told(result, "not learned")
     assert "It did not learn" in (tmp_path / "out" / "README.md").read_text()
+    assert not load(tmp_path / "out").extra["learned"]
     good = trained(rows(96), rows(100, seed=1), epochs=6, select_by=metric)
     assert good.beats_baseline
     assert good.diagnosis is None

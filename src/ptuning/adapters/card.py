@@ -28,6 +28,7 @@ SPLIT_OFF = "split off"
 """In place of a source in ``extra["data"]``: the rows were taken from the training rows."""
 
 _SHOWN_LABELS = 50
+_USELESS = "It did not learn: a constant answer is as good, but for chance. Do not use it."
 _BASELINE = "baseline"
 
 
@@ -131,16 +132,13 @@ def _summary(adapter: Adapter) -> str:
     where = "in every layer" if adapter.deep else "at the embeddings"
     if adapter.deep and (first := adapter.prompt.get("first_layer", 0)):
         where = f"in every layer from layer {first} on"
+    learned = adapter.extra.get("learned", adapter.extra.get("beats_baseline", True))  # the older name
     return (
         f"A prompt of {adapter.virtual_tokens} virtual tokens {where}, trained with "
         f"{'PEFT' if 'imported' in adapter.extra else 'ptuning'}, teaches the frozen backbone "
         f"{_code(adapter.backbone.get('name'))} {_KINDS[adapter.task.problem_type]} of "
         f"{'pairs of texts' if adapter.task.pair else 'texts'}. {_size(adapter)}"
-        + (
-            ""
-            if adapter.extra.get("beats_baseline", True)
-            else "\n\n**It did not learn: its figures do not beat the baseline's. Do not use it.**"
-        )
+        + ("" if learned else f"\n\n**{_USELESS}**")
     )
 
 

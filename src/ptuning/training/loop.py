@@ -221,7 +221,7 @@ def run(
                 "rates": result.setting["rates"],
                 "recipe": result.setting["recipe"],
                 "baseline": asdict(baseline),
-                "beats_baseline": result.beats_baseline,
+                "learned": result.learned,
             },
         )
     return result

@@ -93,6 +93,12 @@ class TrainResult:
         return diagnose(self)
 
     @property
+    def learned(self) -> bool:
+        """Whether it beats the constant answer by more than chance: what a model card goes by."""
+        found = self.diagnosis
+        return found is None or found.kind != "not learned"
+
+    @property
     def advice(self) -> str | None:
         """The diagnosis in one paragraph, if there is one. It begins with ``NOTE`` if nothing failed."""
         found = self.diagnosis
