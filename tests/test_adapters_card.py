@@ -121,7 +121,9 @@ def test_metrics_stand_beside_the_baseline() -> None:
     assert "| accuracy | 0.7810 | 0.7900 | 0.6650 |" in card
     assert "| f1 | 0.8420 |  | 0.7990 |" in card
     assert "| rows | 1,725 |  |  |" in card
-    assert "The baseline always answers the most frequent label." in card
+    assert "The baseline is a constant answer: always the most frequent label." in card
+    own = model_card(an_adapter(metrics={**METRICS, "baseline_rule": "always no label"}))
+    assert "The baseline is a constant answer: always no label." in own
     assert "confusion" not in card
     assert "Its loss" not in card
     card = model_card(an_adapter(metrics={**METRICS, "baseline": {**METRICS["baseline"], "loss": 0.64}}))

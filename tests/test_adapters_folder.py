@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ptuning.adapters import Adapter, check_destination, details, is_adapter, load, save, verify
+from ptuning.adapters import Adapter, check_destination, details, folder, is_adapter, load, save, verify
 from ptuning.errors import AdapterError, OutputError
 from ptuning.task import Task
 from test_adapters_record import an_adapter
@@ -355,13 +355,18 @@ def test_an_empty_folder_and_a_link_are_filled(tmp_path: Path) -> None:
             put("thesis.tex", "x"),
             "is not empty and holds no adapter of ptuning; choose another folder, or empty it",
         ),
-        (put("ptuning.json", "{}"), "holds no adapter"),
+        (put("ptuning.json", "{}"), r"holds no adapter of ptuning \(.* has no format_version"),
+        (put("ptuning.json", '{"format_version": 2}'), r"\(.* is of format 2, .* pip install --upgrade"),
         (put("adapter_config.json", '{"peft_type": "LORA"}'), "holds no adapter"),
         (lambda folder: (folder / "kept").mkdir(parents=True), "is not empty"),
         (lambda folder: folder.write_text("x"), "is a file, expected a folder"),
         (
             lambda folder: (save(an_adapter(), folder) / "notes.txt").write_text("x"),
             "holds notes.txt, which is not part of the adapter there and would be lost; move it elsewhere",
+        ),
+        (
+            lambda folder: (save(an_adapter(), folder) / "README.md").write_text("# Mine"),
+            "README.md in .* was edited by hand and would be lost; move it elsewhere",
         ),
     ],
 )
@@ -375,6 +380,39 @@ def test_nothing_of_the_users_is_deleted(
     with pytest.raises(AdapterError, match=message):
         save(an_adapter(), tmp_path / "adapter")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("where", [".", "..", "link"])
+def test_the_folder_that_one_stands_in_is_not_replaced(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "adapter" / "inside"
+    inside.mkdir(parents=True)
+    (inside / "link").symlink_to(inside)
+    monkeypatch.chdir(inside)
+    with pytest.raises(AdapterError, match="is the folder that this is run in, or above it"):
+        save(an_adapter(), where)
+    assert os.listdir() == ["link"]
+    assert is_adapter(save(an_adapter(), "below"))
+
+
+def test_an_adapter_that_is_replaced_meanwhile_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between one of its files and the next, which is what happens to the checkpoint of a run under way."""
+    first, second = an_adapter(), an_adapter({"depth": "deep"})
+    path = save(first, tmp_path / "adapter")
+    read = folder._read
+
+    def slow(file: Path) -> bytes:
+        data = read(file)
+        monkeypatch.setattr(folder, "_read", read)
+        save(second, path)
+        return data
+
+    monkeypatch.setattr(folder, "_read", slow)
+    assert same(load(path), second)
+    assert folder._read is read
 
 
 def test_leftovers_of_a_crash_are_ignored(tmp_path: Path) -> None:

@@ -66,10 +66,23 @@ def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_repository_of_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(hub, "hub_out_of_reach", lambda: False)
     with pytest.raises(
         AdapterError, match=r"'someone/lora' holds neither ptuning.json nor an adapter of PEFT's"
     ):
         locate("someone/lora")
+
+
+@pytest.mark.parametrize("config", [None, '{"peft_type": "P_TUNING"}'])
+def test_a_part_of_a_repository_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(config)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(AdapterError, match=r"'someone/refunds': it is not whole in the Hub's cache, and the"):
+        locate("someone/refunds")
 
 
 def test_what_peft_wrote_is_fetched_and_its_pickle_only_if_asked_for(
@@ -83,6 +96,7 @@ def test_what_peft_wrote_is_fetched_and_its_pickle_only_if_asked_for(
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "hub_out_of_reach", lambda: False)
     with pytest.raises(
         AdapterError, match=r"an adapter of PEFT's without adapter_model.safetensors; .* trust"
     ):

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptuning.data.tokens import cut, padding, shuffled_batches, sorted_batches
+from ptuning.data.tokens import cut, shuffled_batches, sorted_batches
 from ptuning.training.config import FitConfig
 
 many_lengths = st.lists(st.integers(1, 200), max_size=120)
@@ -102,14 +102,6 @@ def test_cutting_by_hand() -> None:
     assert cut([], lengths, 4, 10) == []
 
 
-def test_padding_is_a_share_of_the_places() -> None:
-    lengths = [4, 2, 1, 1]
-    assert padding(lengths, [[0, 1], [2, 3]]) == pytest.approx(2 / 10)
-    assert padding(lengths, [[0, 1, 2, 3]]) == pytest.approx(8 / 16)
-    assert padding(lengths, [[0], [1], [2, 3]]) == 0
-    assert padding([], []) == 0
-
-
 @cache
 def real_lengths(root: Path, name: str) -> list[int]:
     """Tokens of each training row, as the embedded backbone takes it."""
@@ -119,6 +111,11 @@ def real_lengths(root: Path, name: str) -> list[int]:
 
     examples = load_examples(str(root / name / "train.jsonl")).examples
     return list(map(len, Tokenise(tokenizer=load_tokenizer("demo"), limit=492)(examples)))
+
+
+def padding(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    places = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    return 1 - sum(lengths[row] for batch in batches for row in batch) / places
 
 
 @pytest.mark.data

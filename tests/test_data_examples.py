@@ -121,6 +121,27 @@ def saved(path: Path, content: str) -> Path:
     return path
 
 
+def test_a_second_text_that_the_first_row_lacks(tmp_path: Path) -> None:
+    """Some writers leave out what is null; nothing may be left unread because of that."""
+    rows: list[dict[str, Any]] = [{"text": "a", "label": "x"}, {"text": "b", "Text_B": "c", "label": "y"}]
+    with pytest.raises(DataError, match="row 2: a second text in 'Text_B', which the first row lacks"):
+        load_examples(rows)
+    assert len(load_examples(rows, text="text").examples) == 2  # who names the one text has one
+    assert len(load_examples([rows[0], {**rows[0], "note": "z"}]).examples) == 2
+    found = load_examples(
+        [{"question": "a", "answer": "x"}, {"question": "b", "answer": "y"}], label="answer"
+    )
+    assert len(found.examples) == 2
+
+
+def test_half_a_character_in_a_label() -> None:
+    for label in ("\ud800", ["a", "\ud800"]):
+        with pytest.raises(DataError, match="the label in 'l' holds half a surrogate pair"):
+            one({"t": "x", "l": label})
+    with pytest.raises(DataError, match="the label in 'l' holds half a surrogate pair"):
+        one({"t": "x", "l": "a;\ud800"}, label_separator=";")
+
+
 def test_load_examples(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.csv", "id,premise,hypothesis,label\n1,x,y,no\n2,z,w,yes\n")
     loaded = load_examples(path)

@@ -8,14 +8,16 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptuning.data import open_table, read_rows
+from ptuning.data import open_table
 from ptuning.data.tables import _parse_hub
 from ptuning.errors import ConfigError, DataError
 
@@ -28,6 +30,10 @@ def write_csv(path: Path, rows: list[dict[str, str]] = ROWS, delimiter: str = ",
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def read_rows(source: Any, **options: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    return open_table(source, **options).rows
 
 
 def values(source: Any, **options: Any) -> list[dict[str, Any]]:
@@ -98,6 +104,16 @@ def test_rows_are_numbered_by_the_line_they_start_on(tmp_path: Path) -> None:
 
 def test_an_empty_line_is_an_empty_cell_where_there_is_one_column(tmp_path: Path) -> None:
     assert values(saved(tmp_path / "a.csv", "text\nx\n\ny\n")) == [{"text": "x"}, {"text": ""}, {"text": "y"}]
+
+
+def test_empty_lines_before_the_names_are_skipped(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.csv", "\n\ntext,label\na,b\n")
+    assert list(read_rows(path)) == [(4, {"text": "a", "label": "b"})]
+
+
+def test_a_pandas_frame_is_told_how() -> None:
+    with pytest.raises(DataError, match=r"for a pandas frame pass frame.to_dict\('records'\)"):
+        read_rows(pandas.DataFrame({"text": ["a"]}))
 
 
 def test_long_cells_are_read(tmp_path: Path) -> None:

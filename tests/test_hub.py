@@ -838,7 +838,10 @@ def test_no_folder_of_this_machine_is_published(
     push(folder, "someone/refunds")
     pushed = login.repositories["someone/refunds"].files()
     assert not any(str(tiny_folder.parent).encode() in data for data in pushed.values())
-    assert json.loads(pushed["ptuning.json"])["backbone"]["name"] == tiny_folder.name
+    assert json.loads(pushed["ptuning.json"])["backbone"]["name"] == f"./{tiny_folder.name}"
+    # Nobody may take it for a model of the Hub that has this name.
+    assert b"base_model:" not in pushed["README.md"]
+    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == f"./{tiny_folder.name}"
     with pytest.raises(BackboneNotFound, match=f"{tiny_folder.name}.*--backbone"):
         PTuningModel.from_pretrained("someone/refunds")
     there = PTuningModel.from_pretrained("someone/refunds", backbone=str(tiny_folder))

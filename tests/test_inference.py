@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -157,6 +160,46 @@ def test_one_text_for_two_and_two_for_one_are_errors_that_name_the_row(tiny_fold
 def test_what_is_no_text_is_named(model: PTuningModel, given_texts: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Predictor(model=model)(given_texts)
+
+
+@pytest.mark.parametrize(
+    ("given_texts", "kind"),
+    [
+        ({"text": "a good film"}, "dict"),
+        (pandas.DataFrame({"text": ["a"], "label": ["b"]}), "DataFrame"),
+        (None, "NoneType"),
+        (Path("texts.txt"), "PosixPath"),
+    ],
+)
+def test_a_table_is_not_taken_for_the_names_of_its_columns(
+    model: PTuningModel, given_texts: Any, kind: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"the texts are a {kind}, expected a string or a list of strings"):
+        Predictor(model=model)(given_texts)
+    assert len(Predictor(model=model)(pandas.Series(["a", "b"]))) == 2
+
+
+def test_threads_do_not_cut_each_others_texts(model: PTuningModel) -> None:
+    """Tasks on one backbone share its tokenizer, which remembers how far it last cut."""
+    short = PTuningModel(
+        model.backbone, model.prompt_config, replace(SINGLE, max_length=4), tokenizer=model.tokenizer
+    )
+    long = PTuningModel(
+        model.backbone, model.prompt_config, replace(SINGLE, max_length=24), tokenizer=model.tokenizer
+    )
+    rows = [Example(row=1, text=" ".join([WORDS[0]] * 50))]
+    wrong: list[int] = []
+
+    def ask(task: PTuningModel, length: int) -> None:
+        tokenise = Tokenise.for_model(task)
+        wrong.extend(found for _ in range(400) if (found := len(tokenise(rows)[0])) != length)
+
+    threads = [threading.Thread(target=ask, args=args) for args in 2 * [(short, 4), (long, 24)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 NOTHING = "\u200b"

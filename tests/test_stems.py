@@ -287,7 +287,7 @@ def test_what_is_no_stem_is_not_taken_for_one() -> None:
 def test_kept_stems_give_the_same_logits_and_gradients(case: str, room: dict[str, float]) -> None:
     model = deep(case, engine=Engine(**room))
     stems, _ = made(model)
-    assert all(row in stems for row in ROWS)
+    assert len(stems.of(ROWS)) == len(ROWS)  # all of them are there
     for rows in (ROWS, ROWS[::-1], ROWS[1:2]):
         inputs = inputs_of(rows)
         assert_same(learned(model, inputs, stem=stems.of(rows)), learned(model, inputs))
@@ -326,8 +326,7 @@ def test_rows_that_differ_in_anything_that_the_backbone_sees_are_two() -> None:
 
 def test_a_text_that_was_not_asked_for_is_not_there() -> None:
     stems, _ = made(deep(), ROWS[:3])
-    assert ROWS[0] in stems
-    assert ROWS[4] not in stems
+    assert len(stems.of(ROWS[:3])) == 3
     with pytest.raises(KeyError):
         stems.of(ROWS)
 

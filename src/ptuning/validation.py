@@ -41,6 +41,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def explain(error: ValidationError, under: str = "") -> str:
     """Pydantic's first complaint as one sentence."""
     found, *others = error.errors()
+    beginning = f"{_key(found['loc'])}."
+    if inner := [each for each in others if _key(each["loc"]).startswith(beginning)]:
+        found, others = inner[0], inner[1:]  # the alternative that fits, but for something in it
     path = _path(found["loc"], under)
     chosen = [str(part) for before, part in pairwise(path) if before in _CHOICES]
     key = _key(path)

@@ -14,7 +14,7 @@ from ptuning.adapters.peft_format import (
     from_peft,
     modules_to_save,
     to_peft,
-    unpack,
+    unpack_layers,
     why_not_peft,
 )
 from ptuning.adapters.peft_import import OPTIONS as PEFT_OPTIONS
@@ -43,7 +43,7 @@ __all__ = [
     "push",
     "save",
     "to_peft",
-    "unpack",
+    "unpack_layers",
     "verify",
     "why_not_peft",
 ]

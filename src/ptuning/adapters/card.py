@@ -28,6 +28,7 @@ SPLIT_OFF = "split off"
 """In place of a source in ``extra["data"]``: the rows were taken from the training rows."""
 
 _SHOWN_LABELS = 50
+_MOST_FREQUENT = "always the most frequent label"
 _USELESS = "It did not learn: a constant answer is as good, but for chance. Do not use it."
 _BASELINE = "baseline"
 
@@ -180,8 +181,9 @@ def _metrics(adapter: Adapter) -> str:
         lines.append(f"| {_cell(metric)} | " + " | ".join(cells) + " |")
     note = ""
     if _BASELINE in splits:
-        what = "the mean of the training targets" if adapter.task.is_regression else "the most frequent label"
-        note = f"\n\nThe baseline always answers {what}."
+        usual = "always the mean of the training targets" if adapter.task.is_regression else _MOST_FREQUENT
+        rule = str(adapter.metrics.get("baseline_rule") or usual)
+        note = f"\n\nThe baseline is a constant answer: {_line(rule)}."
         if "loss" in splits[_BASELINE] and not adapter.task.is_regression:
             note += " Its loss is that of giving each label its share of the training rows."
     return "## Metrics\n\n" + "\n".join(lines) + note

@@ -112,11 +112,18 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
         The absolute path, symbolic links resolved.
 
     Raises:
-        AdapterError: a file, a folder of something else, or an adapter with files beside its own.
+        AdapterError: a file, a folder of something else, the working directory, or an adapter with files
+            beside its own or a model card that was edited.
     """
     target = Path(os.path.realpath(Path(folder).expanduser()))
     if not target.exists():
         return target
+    here = Path.cwd()
+    if target == here or target in here.parents:
+        raise AdapterError(
+            f"{target} is the folder that this is run in, or above it, expected one that can be replaced; "
+            "choose a folder in it"
+        )
     if not target.is_dir():
         raise AdapterError(
             f"{target} is a file, expected a folder to write an adapter to; choose another name"
@@ -124,11 +131,19 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
     names = _files(target, apart)
     if not names and all(child.name in apart for child in target.iterdir()):
         return target
-    if not is_adapter(target):
+    try:
+        listed = details(target)["files"]
+    except AdapterError as error:
+        why = f" ({error})" if RECORD in names else ""
         raise AdapterError(
-            f"{target} is not empty and holds no adapter of ptuning; choose another folder, or empty it"
+            f"{target} is not empty and holds no adapter of ptuning{why}; choose another folder, or empty it"
+        ) from error
+    if CARD in names and _digest(_read(target / CARD)) != listed.get(CARD):
+        raise AdapterError(
+            f"{CARD} in {target} was edited by hand and would be lost; move it elsewhere, or choose another "
+            "folder"
         )
-    if strange := sorted(names - set(details(target)["files"]) - {RECORD}):
+    if strange := sorted(names - set(listed) - {RECORD}):
         raise AdapterError(
             f"{target} holds {strange[0]}, which is not part of the adapter there and would be lost; "
             "move it elsewhere, or choose another folder"
@@ -231,6 +246,24 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
     path = Path(folder).expanduser()
     if not (path / RECORD).exists() and is_peft(path):
         return read(path, allow_pickle=allow_pickle)
+    while True:
+        stamp = _stamp(path)
+        try:
+            return _load(path)
+        except AdapterError:
+            if _stamp(path) == stamp:
+                raise  # otherwise it was replaced between one file and the next, as a run's checkpoint is
+
+
+def _stamp(path: Path) -> bytes | None:
+    """The record as it is now."""
+    try:
+        return (path / RECORD).read_bytes()
+    except OSError:
+        return None
+
+
+def _load(path: Path) -> Adapter:
     content = details(path)
     config = _parse(path / CONFIG, _checked(path, CONFIG, content["files"]))
     data = _checked(path, WEIGHTS, content["files"])
@@ -348,9 +381,11 @@ def for_repository(
 
 
 def _public(name: str) -> str:
-    """A backbone's name as others may read it: a Hub id whole, a folder without those above it."""
+    """A backbone's name as others may read it: a Hub id whole, a folder without those above it, and such that
+    nobody takes it for a model of the Hub.
+    """
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path or Path(name).is_dir() else name
+    return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path or Path(name).is_dir() else name
 
 
 def _names_license(card: bytes, license: str) -> bool:

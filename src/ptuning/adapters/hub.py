@@ -113,6 +113,11 @@ def locate(
         raise
     if (folder / RECORD).is_file():
         return folder
+    whole = is_peft(folder) and any((folder / file).is_file() for file in (WEIGHTS, PICKLED))
+    if not whole and hub_out_of_reach():
+        raise AdapterError(
+            f"no adapter {name!r}: it is not whole in the Hub's cache, and {_why_out_of_reach()}"
+        )
     if not is_peft(folder):
         raise AdapterError(
             f"the Hub repository {name!r} holds neither {RECORD} nor an adapter of PEFT's, so it is no "

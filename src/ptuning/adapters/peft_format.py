@@ -51,15 +51,15 @@ def _pack_layers(prompt: Tensor) -> Tensor:
     return prompt.permute(2, 0, 1, 3).reshape(prompt.shape[2], -1)
 
 
-def _unpack_layers(stored: Tensor, layers: int) -> Tensor:
-    """``[P, L·2·H_kv]`` → ``[L, 2, P, H_kv]``."""
+def unpack_layers(stored: Tensor, layers: int) -> Tensor:
+    """PEFT's prefix ``[P, L·2·H_kv]`` as ours, ``[L, 2, P, H_kv]``."""
     return stored.view(stored.shape[0], layers, 2, -1).permute(1, 2, 0, 3).contiguous()
 
 
 OURS = "PTUNING"
 LAYOUTS: Mapping[str, Layout] = {
     "P_TUNING": Layout(key="prompt_embeddings", pack=_as_it_is, unpack=_as_it_is),
-    "PREFIX_TUNING": Layout(key="prompt_embeddings", pack=_pack_layers, unpack=_unpack_layers),
+    "PREFIX_TUNING": Layout(key="prompt_embeddings", pack=_pack_layers, unpack=unpack_layers),
     OURS: Layout(key="prompt", pack=_as_it_is, unpack=_as_it_is),
 }
 
@@ -283,8 +283,3 @@ def _module(name: str) -> str:
 
 def _detached(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
-
-
-def unpack(stored: Tensor, layers: int) -> Tensor:
-    """PEFT's prefix ``[P, L·2·H_kv]`` as ours, ``[L, 2, P, H_kv]``."""
-    return _unpack_layers(stored, layers)

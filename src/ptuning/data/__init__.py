@@ -30,7 +30,7 @@ from ptuning.data.examples import Example, Problem, as_examples
 from ptuning.data.labels import encode_labels, infer_task
 from ptuning.data.places import Origin
 from ptuning.data.splits import split_off
-from ptuning.data.tables import Format, Source, Table, open_table, read_rows
+from ptuning.data.tables import Format, Source, Table, open_table
 
 __all__ = [
     "Baseline",
@@ -55,7 +55,6 @@ __all__ = [
     "infer_task",
     "load_examples",
     "open_table",
-    "read_rows",
     "split_off",
     "stream_examples",
 ]

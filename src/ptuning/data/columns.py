@@ -8,7 +8,7 @@ error that asks, never a choice made in silence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from ptuning.data.places import listing
@@ -51,16 +51,22 @@ class Columns:
         text: The text, or the first of two.
         text_b: The second text of a pair.
         label: The label; ``None`` where none is needed.
+        seconds: What a second text would be called, where one was looked for and the first row has none.
     """
 
     text: str
     text_b: str | None = None
     label: str | None = None
+    seconds: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def pair(self) -> bool:
         """Whether a row has two texts."""
         return self.text_b is not None
+
+    def overlooked(self, names: Iterable[str]) -> str | None:
+        """A second text among a later row's columns; a writer may leave out what is null."""
+        return next(iter(_matching(names, self.seconds)), None) if self.seconds else None
 
 
 def find_columns(
@@ -89,17 +95,21 @@ def find_columns(
     given = [name for name in (text, text_b, label) if name is not None]
     _check_given(names, {"text": text, "text_b": text_b, "label": label}, source_name)
     free = [name for name in names if name not in given]
+    seconds: tuple[str, ...] = ()
     if text is None:
         found = _one(_text_candidates(free), "text", names, source_name)
         free.remove(found)
         if text_b is None:
-            partners = _matching(free, TEXT_NAMES[_plain(found)])
+            seconds = TEXT_NAMES[_plain(found)]
+            partners = _matching(free, seconds)
             text_b = _one(partners, "text_b", names, source_name) if partners else None
         text = found
     if label is None and need_label:
         candidates = _matching([name for name in free if name != text_b], LABEL_NAMES)
         label = _one(candidates, "label", names, source_name)
-    return Columns(text=text, text_b=text_b, label=label)
+    others = (_plain(label),) if label is not None else ()
+    missed = tuple(name for name in seconds if name not in others) if text_b is None else ()
+    return Columns(text=text, text_b=text_b, label=label, seconds=missed)
 
 
 def _check_given(names: Sequence[str], given: Mapping[str, str | None], source_name: str) -> None:

@@ -107,6 +107,12 @@ def _example(
     need_label: bool,
     separator: str | None,
 ) -> Example:
+    if (second := columns.overlooked(values)) is not None:
+        raise _RowError(
+            "second text",
+            f"a second text in {second!r}, which the first row lacks, expected it in every row or in none; "
+            "add it to all, or name the one text with text",
+        )
     text = _text(values, columns.text)
     text_b = None if columns.text_b is None else _text(values, columns.text_b)
     label = _label(values, columns.label, separator) if need_label and columns.label is not None else None
@@ -142,13 +148,17 @@ def _text(values: Mapping[str, Any], column: str) -> str:
             f"the text in {column!r} is blank ({shortened(value)}), expected at least one character that is "
             "not a space; fill it in, or remove the row",
         )
+    _refuse_broken(value, "text", column)
+    return value
+
+
+def _refuse_broken(value: str, what: str, column: str) -> None:
     if not value.isascii() and _SURROGATE.search(value):
         raise _RowError(
             f"broken characters in {column!r}",
-            f"the text in {column!r} holds half a surrogate pair ({shortened(value)}), expected whole "
+            f"the {what} in {column!r} holds half a surrogate pair ({shortened(value)}), expected whole "
             "characters; write the file again as UTF-8 from its source",
         )
-    return value
 
 
 def _label(values: Mapping[str, Any], column: str, separator: str | None) -> Any:
@@ -179,6 +189,7 @@ def _separated(value: Any, column: str, separator: str) -> tuple[str, ...]:
             f"the label in {column!r} is the {type(value).__name__} {shortened(value)}, expected a string to "
             f"split at {separator!r}; leave label_separator out",
         )
+    _refuse_broken(value, "label", column)
     items = tuple(item.strip() for item in value.split(separator)) if value.strip() else ()
     if not all(items):
         raise _RowError(
@@ -191,6 +202,7 @@ def _separated(value: Any, column: str, separator: str) -> tuple[str, ...]:
 
 def _label_item(value: Any, column: str) -> str | int | float | bool:
     if isinstance(value, str):
+        _refuse_broken(value, "label", column)
         return str(value)
     if isinstance(value, (bool, int, float)):
         return value

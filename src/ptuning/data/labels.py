@@ -21,6 +21,8 @@ from ptuning.task import Label, ProblemType, Task
 MOST_LABELS = 1000
 #: Under "auto", above this many rows, labels that are distinct in over half of them are a mistake.
 FEW_ROWS = 50
+#: Under "auto", so small a share of labels that are no number, among numbers not all whole, is a mistake.
+FEW_OTHERS = 0.1
 
 _Key = tuple[type, Label]  # because 1 == 1.0 == True for a dictionary
 
@@ -34,8 +36,8 @@ def infer_task(
     """The task that training examples describe.
 
     Under ``"auto"``: lists of labels make it multi-label; numbers (or texts that are all finite numbers)
-    of which one is not whole make it regression; anything else is one label a row. ``names`` (a
-    ``ClassLabel``'s) rule regression out.
+    of which one is not whole make it regression, and what is no number among them (``NA``) is a mistake
+    if it is rare; anything else is one label a row. ``names`` (a ``ClassLabel``'s) rule regression out.
 
     Args:
         examples: The training examples, with labels.
@@ -114,10 +116,17 @@ def _detect(examples: Sequence[Example], names: Sequence[Label] | None) -> Probl
     if names is not None:
         return "single_label_classification"
     numbers = [_number(example.label) for example in examples]
-    if all(number is not None for number in numbers) and any(
-        number != round(number) for number in numbers if number
-    ):
+    if not any(number != round(number) for number in numbers if number):
+        return "single_label_classification"
+    if None not in numbers:
         return "regression"
+    if numbers.count(None) <= FEW_OTHERS * len(numbers):
+        odd = examples[numbers.index(None)]
+        raise DataError(
+            f"{odd.place}: the label is {shortened(odd.label)} and nearly all others are numbers, expected a "
+            "number; mend or remove the row, or, if each label is a class, set problem_type to "
+            "'single_label_classification'"
+        )
     return "single_label_classification"
 
 

@@ -44,9 +44,6 @@ class Stems:
         self.hidden = hidden
         self._places = places
 
-    def __contains__(self, row: TokenRow) -> bool:
-        return identity(row) in self._places
-
     def of(self, rows: Sequence[TokenRow]) -> Tensor:
         """``[B, T, H]``, padded behind each row as :func:`~ptuning.data.tokens.collate` pads."""
         found = self.hidden.new_zeros(len(rows), max(map(len, rows)), self.hidden.shape[1])

@@ -60,6 +60,7 @@ EXTENSIONS: Mapping[str, Format] = {
 }
 LARGEST_CELL = 1 << 24  # characters; the csv module stops at 131,072, one unclosed quote never stops
 PARQUET_BATCH = 1024
+_FORMAT = "--input_format of ptuning predict, format= in Python"
 _UNDECODED = re.compile("[\udc80-\udcff]")  # how "surrogateescape" shows a byte that is not UTF-8
 
 
@@ -79,11 +80,6 @@ class Table:
     columns: tuple[str, ...]
     rows: Rows
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-def read_rows(source: Source, *, format: Format | None = None) -> Rows:
-    """The rows of any source, each with its number as the user counts: see :func:`open_table`."""
-    return open_table(source, format=format).rows
 
 
 def open_table(source: Source, *, format: Format | None = None) -> Table:
@@ -114,7 +110,7 @@ def _open(source: Source, format: Format | None) -> tuple[Origin, Rows, Names]:
         isinstance(source, str) and source != "-" and not source.startswith("hf:")
     ):
         return _open_path(Path(source), format)
-    if source == "-":
+    if isinstance(source, str) and source == "-":
         return _open_stream(sys.stdin.buffer, "standard input", format)
     if isinstance(source, io.TextIOBase):
         raise ConfigError(
@@ -151,8 +147,8 @@ def _open_path(path: Path, format: Format | None) -> tuple[Origin, Rows, Names]:
     if kind is None or (zipped and kind == "parquet"):
         raise DataError(
             f"{path} has the extension {''.join(path.suffixes[-2:]) or 'none'!r}, expected one of "
-            f"{listing(EXTENSIONS)} (the text ones also with .gz); rename the file, or say what it holds "
-            f"with format, one of {listing(FORMATS)}"
+            f"{listing(EXTENSIONS)} (the text ones also with .gz); rename the file, or say what it holds: "
+            f"{_FORMAT}, one of {listing(FORMATS)}"
         )
     if kind == "parquet":
         return _open_parquet(path)
@@ -167,7 +163,7 @@ def _open_stream(stream: IO[bytes], name: str, format: Format | None) -> tuple[O
     if format is None or format == "parquet":
         got = "has no format" if format is None else "cannot be read as parquet, which needs a file"
         raise ConfigError(
-            f"{name} {got}, expected one of 'csv', 'tsv', 'jsonl', 'text'; give it with format, or give a "
+            f"{name} {got}, expected one of 'csv', 'tsv', 'jsonl', 'text'; say it ({_FORMAT}), or give a "
             "path instead"
         )
     origin = Origin(name=name, unit="line")
@@ -210,7 +206,7 @@ def _csv_rows(lines: Iterator[str], origin: Origin, delimiter: str) -> Rows:
     csv.field_size_limit(max(csv.field_size_limit(), LARGEST_CELL))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     numbered = _csv_cells(reader, origin)
-    _, header = next(numbered, (0, []))
+    header: list[str] = next((cells for _, cells in numbered if cells), [])
     _no_duplicates(header, origin)
     for line, cells in numbered:
         if not cells and len(header) > 1:
@@ -313,7 +309,7 @@ def _open_parquet(path: Path) -> tuple[Origin, Rows, Names]:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not a Parquet file ({_first_line(error)}), expected one; write or copy it again, or "
-            "say what it holds with format"
+            f"say what it holds ({_FORMAT})"
         ) from error
     with_names = b"huggingface" in (file.schema_arrow.metadata or {})
     features = _datasets().Features.from_arrow_schema(file.schema_arrow) if with_names else None

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ptuning.data.examples import Example
 from ptuning.errors import ConfigError, DataError
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.tokenizing import ONE_AT_A_TIME
 
 TooLong = Literal["truncate", "error"]
 
@@ -121,14 +122,15 @@ class Tokenise:
 
     def _encode(self, examples: Sequence[Example], *, truncate: bool) -> Any:
         seconds = [example.text_b for example in examples]
-        return self.tokenizer(
-            [example.text for example in examples],
-            seconds if seconds[0] is not None else None,
-            truncation="longest_first" if truncate and self.limit is not None else False,
-            max_length=self.limit if truncate else None,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        with ONE_AT_A_TIME:
+            return self.tokenizer(
+                [example.text for example in examples],
+                seconds if seconds[0] is not None else None,
+                truncation="longest_first" if truncate and self.limit is not None else False,
+                max_length=self.limit if truncate else None,
+                return_attention_mask=False,
+                verbose=False,
+            )
 
     def _refuse_empty(self, example: Example, row: TokenRow) -> None:
         """A text may be characters alone that the tokenizer drops, such as a space of no width."""
@@ -260,10 +262,3 @@ def cut(
         batches[-1].append(row)
         longest, tokens = wider, tokens + lengths[row]
     return batches
-
-
-def padding(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """The share of places in ``batches`` that hold no token of a row but padding, 0 to 1."""
-    places = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
-    tokens = sum(lengths[row] for batch in batches for row in batch)
-    return 1 - tokens / places if places else 0.0

@@ -22,6 +22,7 @@ from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.tokenizing import ONE_AT_A_TIME
 from ptuning.peft import PeftModel
 from ptuning.task import Task
 
@@ -184,9 +185,10 @@ class PTuningPipeline(TextClassificationPipeline):
             options["max_length"] = tokenizer_kwargs.get("max_length")  # still read by padding="max_length"
         elif options["max_length"] is None:
             options["truncation"] = False  # no limit is known
-        encoded: Any = super().preprocess(
-            {"text": text, "text_pair": text_pair}, return_attention_mask=True, verbose=False, **options
-        )
+        with ONE_AT_A_TIME:
+            encoded: Any = super().preprocess(
+                {"text": text, "text_pair": text_pair}, return_attention_mask=True, verbose=False, **options
+            )
         if self._tokenise.places:
             # Padding has to be -1, and transformers pads what it does not know with 0: see _forward().
             encoded["segment_ids"] = torch.tensor([segments_of(encoded.sequence_ids(0))]) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -74,6 +74,11 @@ class Predictor:
             ConfigError: what is none of these, or pairs for a task of single texts and the other way round.
             DataError: a text that leaves nothing to read, or that is too long where that is refused.
         """
+        if isinstance(texts, Mapping) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
+            raise ConfigError(
+                f"the texts are a {type(texts).__name__}, expected a string or a list of strings (of pairs "
+                "of strings, for a task of pairs); of a table, pass its column of texts"
+            )
         given = [texts] if isinstance(texts, str) else texts
         return list(self.stream([_example(number, text) for number, text in enumerate(given, start=1)]))
 

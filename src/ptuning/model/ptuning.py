@@ -44,6 +44,7 @@ from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_
 from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
 from ptuning.model.tasks import known_as, loss_of, plain_task, task_of, weigh
 from ptuning.model.template import Insertion
+from ptuning.model.tokenizing import ONE_AT_A_TIME
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
 
@@ -839,7 +840,8 @@ class PTuningModel(nn.Module):
     def _token_ids(self, text: str, option: str) -> list[int]:
         if self.tokenizer is None:
             raise ConfigError(f"{option} holds words ({text!r}), which need a tokenizer; pass tokenizer=…")
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with ONE_AT_A_TIME:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 

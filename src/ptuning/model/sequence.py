@@ -23,6 +23,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import InputPrompt, Pooling
 from ptuning.model.placement import Layout, apart, layout
 from ptuning.model.template import Landmark
+from ptuning.model.tokenizing import ONE_AT_A_TIME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,8 @@ class Joined:
             case Landmark.START:
                 return ()
             case Landmark.TEXT_A if tokenizer is not None:
-                found = tokenizer("a", return_special_tokens_mask=True)
+                with ONE_AT_A_TIME:
+                    found = tokenizer("a", return_special_tokens_mask=True)
                 if 0 not in (special := found["special_tokens_mask"]):
                     return None  # it has no word for it
                 return tuple(found["input_ids"][: special.index(0)])

@@ -607,7 +607,7 @@ def _unpacked(task: PTuningModel, made: Tensor) -> Tensor:
             f"the state dict's prompt_embeddings have the shape {list(made.shape)}, expected "
             f"{[tokens, numbers // tokens]}"
         )
-    return adapters.unpack(made, now.shape[0]) if now.dim() == 4 else made
+    return adapters.unpack_layers(made, now.shape[0]) if now.dim() == 4 else made
 
 
 # ---------------------------------------------------------------------------------------- helpers

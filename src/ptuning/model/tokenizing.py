@@ -1,0 +1,12 @@
+"""A tokenizer is asked by one thread at a time."""
+
+from __future__ import annotations
+
+import threading
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held while a tokenizer is called.
+
+How far it cuts is state of the tokenizer, which each call sets anew, and tasks on one backbone share it:
+without this a text could be cut to the length of another thread's task.
+"""
