@@ -127,7 +127,7 @@ MOST_PAIRS = 8000
 EVALUATIONS = 8
 """Looks at the validation rows in a run whose epochs are stretched to the least number of steps."""
 
-LAYERS, WIDTH = 6, 384
+LAYERS = 6
 """MiniLM's."""
 
 
@@ -291,10 +291,6 @@ def default_setting(data: DataSet) -> dict[str, Any]:
     facts = Facts(
         rows=data.rows,
         tokens=data.rows * data.tokens,
-        num_labels=data.classes,
-        problem_type=kind,
-        layers=LAYERS,
-        width=WIDTH,
         virtual_units=units,
         fitted=data.pair,
     )

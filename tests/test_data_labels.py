@@ -146,6 +146,7 @@ def test_single_targets() -> None:
         (["1.5", "nan"], {"problem_type": REGRESSION}, ["line 3: the label is 'nan'", "mend or remove"]),
         ([True, False], {"problem_type": REGRESSION}, ["line 2: the label is True"]),
         ([1.5, 1.5], {}, ["a.csv: every target is 1.5, expected different numbers"]),
+        ([1.7e9 + n / 2 for n in range(4)], {}, ["are 1.7e+09 give or take 0.559, too close", "subtract"]),
         ([1e308, -1e308, 0.5], {}, ["whose spread cannot be computed", "another unit"]),
         ([f"id {n}" for n in range(60)], {}, ["60 different labels in 60 rows", "problem_type: 'single"]),
         ([str(n % 1001) for n in range(5000)], {}, ["1001 different labels in 5000 rows"]),

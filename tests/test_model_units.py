@@ -459,10 +459,7 @@ def test_a_resumed_run_has_those_that_it_began_with(
 
 
 def test_a_stem_goes_without_dropout() -> None:
-    facts = recipe.Facts(
-        rows=9000, tokens=90_000, num_labels=2, problem_type="single_label_classification",
-        layers=6, width=384, virtual_units=20,
-    )  # fmt: skip
+    facts = recipe.Facts(rows=9000, tokens=90_000, virtual_units=20)
     for layer, dropped in ((0, True), (1, False)):
         found = recipe.Recipe.of(FitConfig(), replace(facts, first_layer=layer)).fit
         assert found.backbone_dropout is dropped

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -626,6 +628,57 @@ def test_validation_rows_of_one_class_have_no_auc_to_select_by(
     with pytest.raises(ConfigError, match="validation rows leave auc undefined, which takes rows of every"):
         train(config(data__validation=one, data__validation_fraction=0.1, fit__select_by="auc"))
     assert not config().run_folder.exists()
+
+
+def test_validation_rows_of_one_class_select_by_the_loss(
+    config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
+) -> None:
+    """Always its most frequent label is right for all of them: no accuracy could beat that."""
+    most = [row for row in rows(80, seed=1) if row["label"] == "negative"]
+    few = [row for row in rows(24, seed=2) if row["label"] == "positive"]
+    files = {
+        "data__train": str(jsonl("most.jsonl", most + few)),
+        "data__validation": str(
+            jsonl("one.jsonl", [r for r in rows(24, seed=3) if r["label"] == "negative"])
+        ),
+        "data__validation_fraction": 0.1,
+        "fit__epochs": 12,
+    }
+    told = Told()
+    result = train(config(**files), reporter=told)
+    note = (
+        "a constant answer is right for every validation row, so accuracy tells nothing of a model: the loss"
+    )
+    assert any(message.startswith(note) for message in told.said)
+    assert result.metric == "loss"
+    assert result.learned
+    assert set(result.metrics["validation"]) == {"loss", "accuracy"}
+    for name, said in (
+        ("accuracy", "right for every validation row"),
+        ("f1", "leave f1 undefined, which takes"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^fit.select_by: .*{said}.*or select by loss$"):
+            train(config(**files, fit__select_by=name), anew=True)
+
+
+def test_texts_that_are_cut_are_said(tiny_folder: Path, rows: Rows, jsonl: Files, tmp_path: Path) -> None:
+    long = [{**row, "text": " ".join([row["text"]] * (40 if i < 7 else 1))} for i, row in enumerate(rows(24))]
+
+    def said(**options: Any) -> list[str]:
+        told = Told()
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), num_labels=2)
+        model.name_task(replace(model.task, labels=("negative", "positive")))
+        fit(model, {"train": long, "validation": rows(6)}, FitConfig(epochs=1), reporter=told, **options)
+        return [message for message in told.said if "training rows fill" in message]
+
+    (message,) = said()
+    assert re.fullmatch(
+        r"7 of 24 training rows fill the \d+ tokens that fit, and what is longer is cut .*", message
+    )
+    with pytest.raises(DataError, match="at most"):
+        said(columns={"too_long": "error"})
+    del long[:7]
+    assert not said()
 
 
 def test_several_labels_at_once(tiny_folder: Path, rows: Rows, tmp_path: Path) -> None:

@@ -124,7 +124,21 @@ def test_too_few_rows_of_a_class_tell_nothing(
     rows = [row for row in alike(2000) if row["label"] == 0][:600] + [
         row for row in alike(200) if row["label"] == 1
     ][:15]
-    assert chosen(config(rows)) == ("similarity", [])
+    pooling, said = chosen(config(rows))
+    assert pooling == "similarity"
+    assert said == [
+        "pairs: too few rows of one class to measure how they are read: prompt.pooling similarity (layers "
+        "reads both texts together)"
+    ]
+
+
+def test_rows_of_a_rare_class_are_taken_until_they_tell(config: Callable[..., TrainConfig]) -> None:
+    """Of a thousand rows drawn from these, about eleven are of the second class."""
+    rows = [row for row in second(9000) if row["label"] == 0][:4000]
+    rows += [row for row in second(300) if row["label"] == 1][:45]
+    pooling, (said,) = chosen(config(rows))
+    assert pooling == "layers"
+    assert "both read together" in said
 
 
 def test_what_a_run_takes_its_reading_takes(config: Callable[..., TrainConfig]) -> None:

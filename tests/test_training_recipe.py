@@ -36,10 +36,7 @@ from ptuning.training.recipe import (
     choice,
 )
 
-FACTS = Facts(
-    rows=3301, tokens=150_000, num_labels=2, problem_type="single_label_classification",
-    layers=6, width=384,
-)  # fmt: skip
+FACTS = Facts(rows=3301, tokens=150_000)
 SHORT = choice(replace(FACTS, rows=36), FitConfig(epochs=2, batch_size=12))
 """What the small run below is to find; the numbers themselves are the first tests' business."""
 
@@ -119,6 +116,14 @@ def test_a_run_of_many_epochs_is_not_evaluated_in_each() -> None:
     few = replace(FACTS, rows=32)
     assert Recipe.of(FitConfig(epochs=EVALUATIONS), few).fit.evaluate_every == "epoch"
     assert Recipe.of(FitConfig(epochs=2 * EVALUATIONS), few).fit.evaluate_every == 4
+    assert Recipe.of(FitConfig(epochs=2), few).fit.evaluate_every == "epoch"
+    # Where an epoch is long, a run looks, and saves, as often as one of the usual number of them.
+    many = replace(FACTS, rows=16 * MOST_STEPS // 2)
+    assert Recipe.of(FitConfig(), many).fit.evaluate_every == MOST_STEPS // EPOCHS + 1
+    assert Recipe.of(FitConfig(), replace(many, fitted=True)).fit.evaluate_every == MOST_STEPS // 5
+    assert (
+        Recipe.of(FitConfig(), replace(FACTS, rows=16 * MOST_STEPS // EPOCHS)).fit.evaluate_every == "epoch"
+    )
     assert Recipe.of(FitConfig(epochs=150), few).fit.evaluate_every == 19
     assert Recipe.of(FitConfig(epochs=150, evaluate_every="epoch"), few).fit.evaluate_every == "epoch"
 
@@ -191,9 +196,8 @@ def test_the_facts_are_the_models_and_the_rows(
     ]
     facts = Facts.of(model, rows)
     assert facts == Facts(
-        rows=2, tokens=7, num_labels=2, problem_type="single_label_classification",
-        layers=3, width=32, depth=depth, encoder=encoder, virtual_tokens=tokens, first_layer=first,
-    )  # fmt: skip
+        rows=2, tokens=7, depth=depth, encoder=encoder, virtual_tokens=tokens, first_layer=first
+    )
 
 
 # -------------------------------------------------------------------------------- what a run does with it

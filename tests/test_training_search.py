@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,7 +32,7 @@ from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.plot import plot
 from ptuning.training.result import Evaluation
-from ptuning.training.trials import Space, Trial, best_of, proposal, winner
+from ptuning.training.trials import Space, Trial, best_of, chance, proposal, winner
 from test_training_start import scored
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -551,6 +552,23 @@ def test_resume_refuses_other_choices_and_other_data(
 def test_options_that_make_no_search_are_refused(config: Made, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{said}"):
         config(**options)
+
+
+def test_without_the_bottom_layer_the_first_trial_is_not_the_auto_recipes(config: Made) -> None:
+    heard = Heard()
+    train_search(config(search__first_layers=[1, 2], search__trials=2), reporter=heard)
+    assert heard.said[0] == "search: 2 trials of 3 epochs, recipe: auto's rates from layer 1 the first"
+
+
+def test_the_pictures_band_is_the_rule() -> None:
+    for rows in (84, 300):
+        for reached in np.arange(0.70, 0.80, 0.001):
+            tried = [trial(1, "complete", accuracy=0.7024), trial(2, "complete", accuracy=float(reached))]
+            band, found = chance(tried, "accuracy", rows), winner(tried, "accuracy", rows)
+            assert band is not None
+            assert found is not None
+            assert (found[0] is tried[1]) == (reached - 0.7024 > band)
+    assert chance([trial(1, "pruned", accuracy=0.7), tried[1]], "accuracy", 84) is None
 
 
 def test_a_search_with_nothing_to_search_or_a_layer_too_many_is_refused(config: Made) -> None:

@@ -51,9 +51,7 @@ class Parser(ArgumentParser):
             close = difflib.get_close_matches(f"--{wrong.group(1)}", known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             line = f"unknown option {wrong.group(1)}"
-        elif typed := re.match(
-            r"Parser key \"([\w.]+)\": Expected an? <class '(\w+)'>\. Got value: (.*)", line
-        ):
+        elif typed := _WRONG_TYPE.match(line):
             line = f"--{typed[1]}: got {typed[3]!r}, expected {typed[2]}"
         raise ConfigError(f"{line}{hint}; see: {self.prog} --help")
 

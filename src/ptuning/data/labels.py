@@ -24,6 +24,9 @@ FEW_ROWS = 50
 #: Under "auto", so small a share of labels that are no number, among numbers not all whole, is a mistake.
 FEW_OTHERS = 0.1
 
+#: Of targets, as a share of their mean: with less the rounding of what a model answers would be as large.
+LEAST_SPREAD = 1e-5
+
 _Key = tuple[type, Label]  # because 1 == 1.0 == True for a dictionary
 
 
@@ -183,6 +186,11 @@ def _scaling(examples: Sequence[Example]) -> tuple[float, float]:
         raise DataError(
             f"{name}: the targets run from {min(targets)!r} to {max(targets)!r}, whose spread cannot be "
             "computed, expected ordinary numbers; give them in another unit"
+        )
+    if scale < LEAST_SPREAD * abs(mean):
+        raise DataError(
+            f"{name}: the targets are {mean:.9g} give or take {scale:.3g}, too close for 32-bit numbers, "
+            "expected a spread that is more of their size; subtract the same number from all of them"
         )
     return mean, scale
 

@@ -252,8 +252,9 @@ class DeepPrompt:
             reads ``native`` alone.
         num_virtual_units: U, hidden units that the feed-forward network of every prompted layer has beside
             its own, each a trained key and value (a parallel adapter, arXiv:2110.04366); no encoder makes
-            them. If left out, none; but ``ptuning train`` gives some to thousands of rows that
-            are read by ``layers`` (docs/recipes.md). PEFT reads none.
+            them. If left out, none; but ``ptuning train`` gives some to thousands of rows that are read by
+            ``layers``, and to few single texts with a score or one of three classes and more
+            (docs/recipes.md). PEFT reads none.
         num_queries: Q, learned queries whose finds among each layer's tokens are in the mix of ``layers``
             too (self-attentive embeddings, arXiv:1703.03130). If left out, none; but ``ptuning train`` gives
             some to thousands of rows.

@@ -139,7 +139,7 @@ class PTuningModel(nn.Module):
             narrow = task.max_length is not None and limit == task.max_length - self.inserted_tokens
             places = task.max_length if narrow else backbone.max_positions
             raise ConfigError(
-                f"{self.inserted_tokens} virtual tokens and a position offset of {self.position_offset} "
+                f"{config.virtual_tokens} virtual tokens and a position offset of {self.position_offset} "
                 f"leave {limit} of {places} places for the text; use fewer virtual tokens"
                 + (", or a longer max_length" if narrow else "")
             )

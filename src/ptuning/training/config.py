@@ -21,7 +21,7 @@ _FRACTION = 0.1
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Strict):
@@ -73,7 +73,9 @@ class FitConfig(_Strict):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, on all that is trained")
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the rates fall")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    clip: float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient; .inf for any"
+    )
     backbone_dropout: bool | None = Field(
         None, description="the backbone's own dropout while training; the recipe's choice"
     )

@@ -204,6 +204,7 @@ class _Run:
         self.floor = found.baseline["validation"].get(found.metric)
         setting = found.setting
         self.rows: Mapping[str, int] = setting.get("rows", {})
+        self.effective_rows: float = setting.get("effective_rows", self.rows.get("validation", 1))
         self.rates: tuple[float, float] | None = (
             (setting["rates"]["prompt"], setting["rates"]["head"]) if "rates" in setting else None
         )
@@ -224,8 +225,8 @@ class _Run:
         return self.rates[0] / self.reference.prompt_rate
 
     def noise(self, value: float) -> float:
-        """The standard error of the metric at ``value``, from the number of validation rows."""
-        return standard_error(self.metric, value, self.rows.get("validation", 1))
+        """The standard error of the metric at ``value``, from the validation rows that it hangs on."""
+        return standard_error(self.metric, value, self.effective_rows)
 
     def reached(self, history: Sequence[Evaluation]) -> list[float]:
         """The metric at those of ``history`` that have one, larger is better."""
@@ -378,7 +379,7 @@ def _overfitting(run: _Run) -> str | None:
         return None
     way = "fell" if run.sign > 0 else "rose"
     tries = [
-        f"--fit.epochs {_after(best)}" + ("" if found.stopped_early else " or --fit.patience 3"),
+        ("" if found.stopped_early else "--fit.patience 3 or ") + _fewer(run, _after(best)),
         *([_smaller(run.reference)] if run.reference else []),
         run.rate(0, -1),
         "--fit.weight_decay 0.01",
@@ -410,8 +411,8 @@ def _saturated(run: _Run) -> str | None:
     if early.train_loss <= DONE * reference.constant:
         return (
             f"NOTE: saturated: in epoch {early.epoch:g} of {run.last.epoch:g} the training loss was down to "
-            f"{early.train_loss:.2g}, and {since}. The same in less time: --fit.epochs {_after(early)} or "
-            "--fit.patience 3; a better one needs more training rows or a larger backbone"
+            f"{early.train_loss:.2g}, and {since}. The same in less time: --fit.patience 3 or "
+            f"{_fewer(run, _after(early))}; a better one needs more training rows or a larger backbone"
         )
     stood = max(each.train_loss for each in history[len(within) :]) - end <= FLAT * reference.constant
     if end <= BY_HEART * reference.constant or not stood:
@@ -496,6 +497,14 @@ def _more_epochs(last: Evaluation, times: float) -> str:
 def _after(found: Evaluation) -> int:
     """Epochs that reach ``found`` with some to spare: the rates fall sooner in a shorter run."""
     return max(1, math.ceil(1.5 * found.epoch))
+
+
+def _fewer(run: _Run, epochs: int) -> str:
+    """An option of fewer epochs, with the rates as they were: left out, those of a shorter run are higher."""
+    rates = ""
+    if run.rates is not None:
+        rates = f" --fit.prompt_rate {run.rates[0]:g} --fit.head_rate {run.rates[1]:g}"
+    return f"--fit.epochs {epochs}{rates}"
 
 
 def _kept(run: _Run) -> str:

@@ -39,8 +39,8 @@ from ptuning.training.config import DataConfig, FitConfig, run_folder
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.diagnosis import Reference, not_finite
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
-from ptuning.training.metrics import Baseline, Metrics, Selection, measure, standard_error
-from ptuning.training.prepare import Examples, Split, gather
+from ptuning.training.metrics import Baseline, Metrics, Selection, effective_rows, measure, standard_error
+from ptuning.training.prepare import Examples, Split, full_rows, gather
 from ptuning.training.recipe import Facts, Recipe, Settled
 from ptuning.training.result import Evaluation, TrainResult
 from ptuning.training.shared import Shared
@@ -163,6 +163,11 @@ def run(
     with stop_requests() as stop:
         model.backbone.dropout = recipe.fit.backbone_dropout
         reporter.say(str(recipe))
+        if too_long == "truncate" and (full := full_rows(model, examples.train, train)) and full[0]:
+            reporter.say(
+                f"{full[0]:,} of {len(train.rows):,} training rows fill the {full[1]} tokens that fit, and "
+                "what is longer is cut (data.too_long: error refuses it)"
+            )
         if loop.select.note is not None:
             reporter.say(loop.select.note)
         reporter.begin(model, loop.steps, loop.position.step, recipe.fit)
@@ -200,6 +205,7 @@ def run(
         adapter=output,
         setting={
             "rows": {"train": len(train.rows), **{name: len(split.rows) for name, split in splits.items()}},
+            "effective_rows": effective_rows(loop.select.metric, held.targets, model.task),
             "rates": {"prompt": loop.rates[0], "head": loop.rates[1]},
             "recipe": recipe.record(),
             "select_by": loop.select.note,
@@ -444,7 +450,8 @@ class _Loop:
         metric, best = self.select.metric, self.position.history[self.position.best].metrics
         if metric not in found or metric not in best:
             return False
-        margin = standard_error(metric, best[metric], len(self.validation.rows))
+        rows = effective_rows(metric, self.validation.targets, self.model.task)
+        margin = standard_error(metric, best[metric], rows)
         return self.select.sign * (best[metric] - found[metric]) <= margin
 
     def _groups(self) -> Iterator[list[list[int]]]:

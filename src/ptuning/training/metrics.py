@@ -35,8 +35,8 @@ OF_HOW_SURE = frozenset({"loss", "auc"})
 def measure(logits: Floats, targets: Floats, task: Task) -> Metrics:
     """What can be said of ``logits`` ``[N, C]`` against ``targets``, ``[N]`` or ``[N, C]``.
 
-    A metric that the rows leave undefined (AUC with one class among them, a correlation with constant
-    predictions) is left out rather than reported as a number.
+    A metric that the rows leave undefined (F1, Matthews and AUC with one class among them, a correlation with
+    constant predictions) is left out rather than reported as a number.
     """
     match task.problem_type:
         case "regression":
@@ -50,19 +50,18 @@ def measure(logits: Floats, targets: Floats, task: Task) -> Metrics:
 
 def _single_label(probabilities: Floats, targets: NDArray[np.int_]) -> Metrics:
     predicted = probabilities.argmax(1)
-    binary = probabilities.shape[1] == 2
+    seen, binary = len(np.unique(targets)), probabilities.shape[1] == 2
+    found = {"accuracy": sk.accuracy_score(targets, predicted)}
+    if seen < 2:
+        return found
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # undefined on rows of one class: nan, and left out
-        found = {
-            "accuracy": sk.accuracy_score(targets, predicted),
-            "f1": sk.f1_score(targets, predicted, zero_division=0.0)
-            if binary
-            else sk.f1_score(targets, predicted, average="macro", zero_division=0.0),
-            "matthews": sk.matthews_corrcoef(targets, predicted),
-        }
-        if binary and len(np.unique(targets)) == 2:
+        warnings.simplefilter("ignore")  # of classes that no row has, or no answer is
+        average = "binary" if binary else "macro"
+        found["f1"] = sk.f1_score(targets, predicted, average=average, zero_division=0.0)
+        found["matthews"] = sk.matthews_corrcoef(targets, predicted)
+        if binary:
             found["auc"] = sk.roc_auc_score(targets, probabilities[:, 1])
-        elif not binary and len(np.unique(targets)) == probabilities.shape[1]:
+        elif seen == probabilities.shape[1]:
             found["auc"] = sk.roc_auc_score(targets, probabilities, multi_class="ovr")
     return found
 
@@ -71,15 +70,14 @@ def _multi_label(probabilities: Floats, targets: Floats) -> Metrics:
     predicted = probabilities > 0.5
     truth = targets > 0.5
     one = truth.shape[1] == 1  # scikit-learn takes a single label for two classes, "has it not" one of them
-    micro, macro = (
-        sk.f1_score(truth, predicted, average="binary" if one else average, zero_division=0.0)
-        for average in ("micro", "macro")
-    )
-    found = {
-        "f1_micro": micro,
-        "f1_macro": macro,
-        "exact_match": float((predicted == truth).all(axis=1).mean()),
-    }
+    found = {"exact_match": float((predicted == truth).all(axis=1).mean())}
+    if truth.any():
+        found |= {
+            f"f1_{average}": sk.f1_score(
+                truth, predicted, average="binary" if one else average, zero_division=0.0
+            )
+            for average in ("micro", "macro")
+        }
     both = truth.any(axis=0) & (~truth).any(axis=0)
     if both.any():
         found["auc"] = sk.roc_auc_score(truth[:, both], probabilities[:, both], average="macro")
@@ -97,12 +95,31 @@ def _regression(predicted: Floats, targets: Floats) -> Metrics:
     return found
 
 
-def standard_error(metric: str, value: float, rows: int) -> float:
-    """About how far chance moves a metric over so many rows."""
+def effective_rows(metric: str, targets: Floats, task: Task) -> float:
+    """How many rows a metric hangs on: few, where it is one of a rare label, however many others there are.
+
+    Twice a label's rows, as balanced classes have; in a mean over labels, each counts as much as the others.
+    """
+    rows = float(len(targets))
+    if metric not in ("f1", "f1_micro", "f1_macro", "matthews", "auc"):
+        return rows
+    counts = shares_of(targets, task) * rows
+    if metric == "f1_micro":
+        return min(rows, max(1.0, 2 * float(counts.sum())))
+    if len(counts) == 2 and task.problem_type == "single_label_classification":
+        return min(rows, max(1.0, 2 * float(counts[1] if metric == "f1" else counts.min())))
+    each = np.minimum(rows, 2 * counts[counts > 0])
+    return min(rows, float(len(each) ** 2 / (1 / each).sum())) if len(each) else rows
+
+
+def standard_error(metric: str, value: float, rows: float) -> float:
+    """About how far chance moves a metric over so many :func:`effective_rows`."""
     if metric in LOWER_IS_BETTER:  # a mean of squares, and roughly of the other losses
         return abs(value) * math.sqrt(2 / rows)
-    if metric in ("pearson", "spearman", "matthews"):
+    if metric in ("pearson", "spearman"):
         return max(1 - value**2, 1 / rows) / math.sqrt(max(rows - 1, 1))
+    if metric == "matthews":
+        return math.sqrt(max(1 - value**2, 1 / rows) / rows)
     share = (min(max(value, 0.0), 1.0) * rows + 1) / (rows + 2)  # never 0: all of ten rows is not all of all
     return math.sqrt(share * (1 - share) / rows)
 
@@ -226,10 +243,15 @@ class Selection:
                 f"fit.select_by: got {select_by!r}, expected one of auto, {', '.join(known)} "
                 f"for {task.problem_type}"
             )
-        if floor is None or metric in floor:
+        never_wrong = floor is not None and metric not in LOWER_IS_BETTER and floor.get(metric) == 1
+        if floor is None or (metric in floor and not never_wrong):
             return cls(metric=metric)
-        wanted = "rows of every label" if metric == "auc" else "scores that differ"
-        why = f"the validation rows leave {metric} undefined, which takes {wanted}"
+        wanted = "scores that differ" if task.is_regression else "rows of every label"
+        why = (
+            f"a constant answer is right for every validation row, so {metric} tells nothing of a model"
+            if never_wrong
+            else f"the validation rows leave {metric} undefined, which takes {wanted}"
+        )
         if select_by != "auto":
             raise ConfigError(f"fit.select_by: {why}; give others in data.validation, or select by loss")
         return cls(metric="loss", note=f"{why}: the loss selects the best checkpoint instead")

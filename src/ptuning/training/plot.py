@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptuning.errors import OutputError
-from ptuning.training.metrics import Selection, standard_error
-from ptuning.training.trials import Trial
+from ptuning.training.metrics import Selection
+from ptuning.training.trials import Trial, chance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,12 +18,12 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 """Okabe and Ito's, which people who are colour-blind can tell apart."""
 
 
-def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: int, file: Path) -> None:
+def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float, file: Path) -> None:
     """Draw the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
 
     Where that rate was not searched, against the head's, or else against the first layer. Trials that were
     pruned are hollow, those that diverged or have no such metric are on the lower edge, ``kept`` has a ring.
-    The band is what may be chance on so many ``rows``: a standard error from the first trial on.
+    The band is what may be chance, from the first trial on (:func:`~ptuning.training.trials.chance`).
     """
     from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
 
@@ -52,10 +52,10 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: int, file: Pat
             )
         if layer is not None:
             axes.scatter([], [], s=size, marker=marker, color=colour, label=f"first layer {layer}")
-    own = trials[0].value(metric)
-    if own is not None and trials[0].state == "complete":
-        error = Selection(metric=metric).sign * standard_error(metric, own, rows)
-        axes.axhspan(own, own + error, color="0.92", zorder=0, label="may be chance")
+    own, error = trials[0].value(metric), chance(trials, metric, rows)
+    if own is not None and error is not None:
+        end = own + Selection(metric=metric).sign * error
+        axes.axhspan(own, end, color="0.92", zorder=0, label="may be chance")
     gone = [trial.values[name] for trial in trials if trial.state == "diverged"]
     if gone:
         axes.scatter(gone, [floor] * len(gone), s=60, marker="x", color="0.35", label="diverged")

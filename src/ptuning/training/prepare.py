@@ -200,6 +200,17 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
     return Split(rows=rows, targets=np.asarray(labels, dtype=np.float64))
 
 
+def full_rows(model: PTuningModel, examples: Sequence[Example], split: Split) -> tuple[int, int] | None:
+    """How many rows of a split take all the tokens that fit, so that what is longer was cut, and how many do.
+
+    None where nothing was cut by this project, or no limit is known.
+    """
+    if model.tokenizer is None or any(isinstance(example, TokenisedExample) for example in examples[:1]):
+        return None
+    limit = Tokenise.for_model(model).limit
+    return None if limit is None else (sum(length >= limit for length in split.lengths), limit)
+
+
 def _refuse_single_texts(model: PTuningModel) -> None:
     prompt = model.prompt_config
     if isinstance(prompt, DeepPrompt):

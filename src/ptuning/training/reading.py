@@ -14,14 +14,14 @@ import numpy as np
 from accelerate.utils import broadcast_object_list, set_seed
 from transformers import PreTrainedTokenizerBase
 
-from ptuning.data import Example
+from ptuning.data import Example, encode_labels
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, Pooling
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
 from ptuning.training.shared import Shared
-from ptuning.training.start import explained
+from ptuning.training.start import FEWEST_OF_A_CLASS, explained
 
 PROBED = 1000
 """Rows that are looked at; more would tell little more."""
@@ -54,7 +54,7 @@ def read(
     # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
     key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
     if key not in shared.readings:
-        some = _some(rows)
+        some = _some(rows, task)
 
         def share(pooling: Pooling) -> float | None:
             assert isinstance(prompt, DeepPrompt)
@@ -67,8 +67,12 @@ def read(
             return explained(model, shared.split(model, some, "truncate"))
 
         apart, together = share("similarity"), share("layers")
-        if apart is None or together is None:  # of too few rows of a class nothing can be told
+        if apart is None or together is None:
             shared.readings[key] = None
+            say(
+                "pairs: too few rows of one class to measure how they are read: prompt.pooling similarity "
+                "(layers reads both texts together)"
+            )
             return config
         found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
         broadcast_object_list(found)  # the first process's: all have to build the same model
@@ -80,8 +84,20 @@ def read(
     return config.model_copy(update={"prompt": replace(prompt, pooling=shared.readings[key])})
 
 
-def _some(rows: Sequence[Example]) -> list[Example]:
-    """At most :data:`PROBED` of the rows, always the same ones; by chance, as rows may stand in turns."""
+def _some(rows: Sequence[Example], task: Task) -> list[Example]:
+    """At most :data:`PROBED` of the rows, always the same ones; by chance, as rows may stand in turns.
+
+    Of a class of which chance would leave too few to tell anything, as many as make half of them.
+    """
     if len(rows) <= PROBED:
         return list(rows)
-    return [rows[i] for i in np.random.default_rng(0).choice(len(rows), PROBED, replace=False)]
+    draw = np.random.default_rng(0)
+    chosen = draw.choice(len(rows), PROBED, replace=False)
+    if not task.is_regression:
+        labels = np.asarray(encode_labels(rows, task))
+        rare = np.bincount(labels[chosen], minlength=task.num_labels).argmin()
+        if (labels[chosen] == rare).sum() < FEWEST_OF_A_CLASS:
+            mine, others = np.flatnonzero(labels == rare), np.flatnonzero(labels != rare)
+            mine = draw.permutation(mine)[: PROBED // 2]
+            chosen = np.concatenate((mine, draw.choice(others, PROBED - len(mine), replace=False)))
+    return [rows[i] for i in chosen]

@@ -44,10 +44,6 @@ class Facts:
     Attributes:
         rows: Training rows.
         tokens: Of all of them, without the prompt.
-        num_labels: Logits.
-        problem_type: What a label is.
-        layers: Of the backbone.
-        width: Of its hidden states.
         depth: Where the prompt enters.
         encoder: What makes the prompt while training.
         virtual_tokens: P.
@@ -59,10 +55,6 @@ class Facts:
 
     rows: int
     tokens: int
-    num_labels: int
-    problem_type: str
-    layers: int
-    width: int
     depth: Literal["input", "deep"] = "deep"
     encoder: str = "embedding"
     virtual_tokens: int = 20
@@ -76,14 +68,10 @@ class Facts:
         """The facts of training ``model`` on ``rows``."""
         from ptuning.training.start import begins_fitted  # takes its time
 
-        task, prompt, backbone = model.task, model.prompt_config, model.backbone
+        prompt = model.prompt_config
         return cls(
             rows=len(rows),
             tokens=sum(map(len, rows)),
-            num_labels=task.num_labels,
-            problem_type=task.problem_type,
-            layers=backbone.num_layers,
-            width=backbone.hidden_size,
             depth=prompt.depth,
             encoder=prompt.encoder.kind,
             virtual_tokens=prompt.virtual_tokens,
@@ -142,7 +130,11 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         prompt = _short(hurry * 2e-2)
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
-    often: int | str = "epoch" if epochs <= EVALUATIONS else math.ceil(epochs * steps / EVALUATIONS)
+    often: int | str = "epoch"
+    if epochs > EVALUATIONS:
+        often = math.ceil(epochs * steps / EVALUATIONS)
+    elif epochs < usual and steps * usual > MOST_STEPS:  # so many rows that there are few epochs
+        often = math.ceil(epochs * steps / usual)
     head = FITTED_HEAD if facts.fitted else _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
     return {
         "epochs": epochs,

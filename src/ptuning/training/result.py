@@ -94,7 +94,7 @@ class TrainResult:
 
     @property
     def learned(self) -> bool:
-        """Whether it beats the constant answer by more than chance: what a model card goes by."""
+        """Whether the diagnosis does not say ``NOT LEARNED``: what a model card goes by."""
         found = self.diagnosis
         return found is None or found.kind != "not learned"
 

@@ -29,7 +29,7 @@ from ptuning.training.config import FitConfig, TrainConfig, dump
 from ptuning.training.console import SearchReporter, Silent
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.loop import run
-from ptuning.training.metrics import Baseline, Selection
+from ptuning.training.metrics import Baseline, Selection, effective_rows
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
 from ptuning.training.result import Evaluation, TrainResult
@@ -151,12 +151,12 @@ class _Search:
             self.shared.split(model, part, config.data.too_long)
             for part in (examples.train, examples.validation)
         )
-        self.rows = len(held.rows)
         self.examples = replace(examples, test=[])  # no trial looks at the test rows
         self.space = Space.of(config, Facts.of(model, train.rows), model.backbone)
         self.count = int(min(config.search.trials, self.space.size))
         floor = Baseline.of(train.targets, model.task).measure(held.targets, model.task)
         self.select = Selection.for_task(config.fit.select_by, model.task, floor)
+        self.rows = effective_rows(self.select.metric, held.targets, model.task)
         self.setting = {
             "data": checkpoint.data_digest(train.rows, held.rows),
             "backbone": model.backbone.fingerprint(),
@@ -188,7 +188,9 @@ class _Search:
 
     def try_all(self, stop: StopRequest) -> None:
         """Make the trials that are left, then the picture of all of them."""
-        told = f"search: {self.count} trials of {self.space.epochs} epochs, recipe: auto's own the first"
+        lowest = self.space.auto.get("first_layer", 0)
+        first = f"rates from layer {lowest:g}" if lowest else "own"
+        told = f"search: {self.count} trials of {self.space.epochs} epochs, recipe: auto's {first} the first"
         self.reporter.say(told + (f"; {len(self.trials)} finished before" if self.trials else ""))
         if self.select.note is not None:
             self.reporter.say(self.select.note)

@@ -92,25 +92,35 @@ def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
     return max(keys, key=lambda each: each[0])[1] if keys else None
 
 
-def winner(trials: Sequence[Trial], metric: str, rows: int) -> tuple[Trial, str] | None:
+def chance(trials: Sequence[Trial], metric: str, rows: float) -> float | None:
+    """How far ahead of the first the best trial may be by chance; nothing to say if either has no value."""
+    best = best_of(trials, metric)
+    reached = None if best is None else best.value(metric)
+    if reached is None or trials[0].state != "complete" or trials[0].value(metric) is None:
+        return None
+    return standard_error(metric, reached, rows)
+
+
+def winner(trials: Sequence[Trial], metric: str, rows: float) -> tuple[Trial, str] | None:
     """The trial to keep, and why; none if none ran to its end.
 
     The best of a dozen is mostly the luckiest. So the first, which has the auto recipe's choices, is kept
-    unless the best is ahead of it by more than a standard error of the metric on ``rows`` validation rows
-    (Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
+    unless the best is ahead of it by more than a standard error of the metric (Breiman et al., Classification
+    and Regression Trees, 1984, section 3.4.3).
+
+    Args:
+        rows: How many validation rows the metric hangs on
+            (:func:`~ptuning.training.metrics.effective_rows`).
     """
     best = best_of(trials, metric)
     if best is None:
         return None
     first, why = trials[0], f"trial {best.number} is the best"
-    reached, own = best.value(metric), first.value(metric)
-    if best is first or first.state != "complete" or reached is None or own is None:
-        return best, why
-    error = standard_error(metric, reached, rows)
-    if abs(reached - own) > error:
+    reached, own, error = best.value(metric), first.value(metric), chance(trials, metric, rows)
+    if best is first or error is None or reached is None or own is None or abs(reached - own) > error:
         return best, why
     return first, (
-        f"{why}, but {metric} {reached:.4f} for {own:.4f} may be chance (the standard error of {rows} rows "
+        f"{why}, but {metric} {reached:.4f} for {own:.4f} may be chance (the validation rows' standard error "
         f"is {error:.2g}); trial {first.number} is kept"
     )
 
