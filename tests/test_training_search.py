@@ -211,9 +211,9 @@ def test_what_may_be_chance_leaves_it_the_auto_run(config: Made, monkeypatch: py
     assert found.winner == 1
     values = [each.value("accuracy") for each in found.trials]
     assert heard.said[1] == (
-        f"trial 2 is the best, but accuracy {values[1]:.4f} for {values[0]:.4f} may be chance (the standard "
-        "error of 24 rows is 1); trial 1 is kept: first layer 0, prompt rate 0.06, head rate 0.01; "
-        "trained in full"
+        f"trial 2 is the best, but accuracy {values[1]:.4f} for {values[0]:.4f} may be chance (the "
+        "validation rows' standard error is 1); trial 1 is kept: first layer 0, prompt rate 0.06, head rate "
+        "0.01; trained in full"
     )
     alone = train(config("alone", recipe="auto", search={}))
     assert found.result.history == alone.history
