@@ -68,6 +68,17 @@ def test_a_class_of_one_row_stays_in_training() -> None:
         assert {example.label for example in validation} == {"b"}
 
 
+def test_validation_rows_are_of_two_classes_at_least() -> None:
+    """A tenth of four rows is none, and without one nothing could be said of a model."""
+    examples = rows(["a"] * 4 + ["b"] * 96)
+    for seed in range(5):
+        train, held = split_off(examples, TASK, fraction=0.1, seed=seed)
+        assert Counter(example.label for example in held) == {"a": 1, "b": 9}
+        assert Counter(example.label for example in train) == {"a": 3, "b": 87}
+    once = split_off(rows(["a"] + ["b"] * 99), TASK, fraction=0.1, seed=0)[1]
+    assert Counter(example.label for example in once) == {"b": 10}
+
+
 def test_the_same_text_stays_on_one_side() -> None:
     texts = [f"text {row // 2}" if row % 2 else f"TEXT  {row // 2}" for row in range(40)]
     for seed in range(5):

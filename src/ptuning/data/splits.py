@@ -109,7 +109,10 @@ def _keys(examples: Sequence[Example], task: Task | None) -> Sequence[Hashable]:
 
 
 def _quotas(sizes: Sequence[int], wanted: int) -> list[int]:
-    """Share ``wanted`` rows among strata by largest remainder, at least one row of each left over."""
+    """Share ``wanted`` rows among strata by largest remainder, at least one row of each left over.
+
+    Two rows and more are of two strata at least: those of one class would tell nothing of a model.
+    """
     total = sum(sizes)
     quotas = [min(wanted * size // total, size - 1) for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda index: (-(wanted * sizes[index] % total), index))
@@ -119,6 +122,10 @@ def _quotas(sizes: Sequence[int], wanted: int) -> list[int]:
             break
         for index in open_strata[: wanted - sum(quotas)]:
             quotas[index] += 1
+    others = [index for index, quota in enumerate(quotas) if not quota and sizes[index] > 1]
+    if wanted > 1 and others and sum(map(bool, quotas)) == 1:
+        quotas[quotas.index(max(quotas))] -= 1
+        quotas[max(others, key=lambda index: (sizes[index], -index))] += 1
     return quotas
 
 

@@ -248,7 +248,8 @@ class Selection:
             return cls(metric=metric)
         wanted = "scores that differ" if task.is_regression else "rows of every label"
         why = (
-            f"a constant answer is right for every validation row, so {metric} tells nothing of a model"
+            f"a constant answer is right for every validation row, so {metric} tells nothing of a model, and "
+            "no other metric much: they should have rows of every label"
             if never_wrong
             else f"the validation rows leave {metric} undefined, which takes {wanted}"
         )
