@@ -25,9 +25,10 @@ def split_off(
 ) -> tuple[list[Example], list[Example]]:
     """Split examples into (training, validation), each in the order it came.
 
-    A stratum never goes to validation whole: a class with one row stays in training. The validation part
-    has ``round(fraction * rows)`` rows, fewer only where strata are too small or the same text stands in
-    many rows.
+    A stratum never goes to validation whole: a class with one row stays in training. Two validation rows and
+    more are of two strata at least, where that leaves both some. The validation part has
+    ``round(fraction * rows)`` rows, fewer only where strata are too small or the same text stands in many
+    rows.
 
     Args:
         examples: What to split.

@@ -346,7 +346,8 @@ class PTuningModel(nn.Module):
         """Write the adapter folder, whole or not at all.
 
         Args:
-            folder: Where; an adapter that stands there is replaced, anything else is refused.
+            folder: Where; an adapter that stands there is replaced. Anything else is refused, and so is one
+                whose model card was edited.
             metrics: What was measured, for the model card.
             extra: Anything else worth keeping, as JSON.
             peft: Make sure that ``peft.PeftModel.from_pretrained`` can load it: a regression's scaling goes
