@@ -19,12 +19,14 @@ def machine() -> dict[str, Any]:
         (line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")), ""
     )
     flags = next((line.split() for line in cpu.splitlines() if line.startswith("flags")), [])
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "fast_bf16": sorted({"avx512_bf16", "amx_bf16"} & set(flags)),
         "python": platform.python_version(),
+        **accelerator,
         "versions": {name: version(name) for name in ("ptuning", "torch", "transformers", "accelerate")},
     }
 

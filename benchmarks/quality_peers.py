@@ -2,8 +2,8 @@
 
 The loop is what ptuning's own does where it matters: AdamW, the same batches of rows of similar length, the
 same warm-up, decay and clipping, regression on standardised targets, the best evaluation kept. A peer's
-weights are fp32 and its products bf16, by autocast, where the machine computes that fast; attention is
-``eager``, which is the faster one on CPUs in bf16.
+weights are fp32 and its products bf16, by autocast, where the machine computes that fast. It is on the GPU
+where there is one.
 """
 
 from __future__ import annotations
@@ -39,12 +39,17 @@ from ptuning.training.prepare import Split, read
 from ptuning.training.run import precision
 from quality_plan import schedule
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+ATTENTION = "sdpa" if DEVICE.type == "cuda" else "eager"
+"""The faster one: in bf16 on CPUs, torch's kernel is slow."""
+
 
 def train_peer(setting: Mapping[str, Any], files: Mapping[str, str], seed: int) -> dict[str, Any]:
     """Train the peer that ``setting`` describes, and say what it reached."""
     examples, task = read(DataConfig(**files), seed=seed)
     set_seed(seed)  # the head's and the prompt's first values
-    model = make(setting, task)
+    model = make(setting, task).to(DEVICE)
     tokenise = _tokenise(setting, model)
     train, held, test = (
         _split(tokenise, rows, task) for rows in (examples.train, examples.validation, examples.test)
@@ -78,7 +83,7 @@ def make(setting: Mapping[str, Any], task: Task) -> Any:
         resolve(setting["backbone"]),
         num_labels=task.num_labels,
         dtype=torch.float32,
-        attn_implementation="eager",
+        attn_implementation=ATTENTION,
     )
     match setting["peer"]:
         case "full":
@@ -136,7 +141,7 @@ class _Peer:
         self.model, self.task, self.pad = model, task, pad
         # By name, and not through PEFT's own saving: what it saves of a prompt is not what it trains.
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        fast = precision("auto", torch.device("cpu"))
+        fast = precision("auto", DEVICE)
         self.autocast = fast if fast == torch.bfloat16 else None
 
     def fit(self, setting: Mapping[str, Any], train: Split, held: Split, seed: int) -> list[dict[str, Any]]:
@@ -157,7 +162,7 @@ class _Peer:
         self.model.train(setting["dropout"])
         for epoch in range(epochs):
             for batch in shuffled_batches(train.lengths, size, seed=seed, epoch=epoch):
-                labels = torch.as_tensor([train.rows[row].label for row in batch])
+                labels = torch.as_tensor([train.rows[row].label for row in batch], device=DEVICE)
                 loss = self.loss(self.logits(train, batch), labels)
                 if not math.isfinite(loss.item()):
                     raise TrainingDiverged(f"loss {loss.item()} at step {step + 1} of {steps}")
@@ -192,7 +197,7 @@ class _Peer:
         """What the model is given of these rows."""
         inputs = collate([split.rows[row] for row in batch], self.pad)
         inputs.pop("labels")
-        return inputs
+        return {name: value.to(DEVICE) for name, value in inputs.items()}
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """As ptuning has it."""
@@ -206,7 +211,7 @@ class _Peer:
         logits = torch.empty(len(split.rows), self.task.num_labels)
         with torch.inference_mode():
             for batch in sorted_batches(split.lengths, None, BATCH_TOKENS):
-                logits[batch] = self.logits(split, batch)
+                logits[batch] = self.logits(split, batch).cpu()
         if not logits.isfinite().all():
             raise TrainingDiverged("the logits are not finite")
         targets = torch.from_numpy(split.targets)
@@ -216,7 +221,7 @@ class _Peer:
         return {"loss": loss, **measure(logits.double().numpy(), split.targets, self.task)}
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.autocast is None else torch.autocast("cpu", dtype=self.autocast)
+        return nullcontext() if self.autocast is None else torch.autocast(DEVICE.type, dtype=self.autocast)
 
 
 class _Head(_Peer):
@@ -237,7 +242,7 @@ class _Head(_Peer):
     @torch.no_grad()
     def _pooled(self, split: Split) -> Tensor:
         """``[N, H]``: every row's pooled token."""
-        read = torch.empty(len(split.rows), self.model.config.hidden_size)
+        read = torch.empty(len(split.rows), self.model.config.hidden_size, device=DEVICE)
         for batch in sorted_batches(split.lengths, None, BATCH_TOKENS):
             with self._autocast():
                 read[batch] = self.model.base_model(**self.inputs(split, batch)).pooler_output.float()

@@ -255,6 +255,12 @@ def key_of(record: Record) -> tuple[str, str, str, int]:
     return (record["dataset"], record["method"], digest(record["setting"]), record["seed"])
 
 
+def accelerator(record: Record) -> str | None:
+    """The GPU that a run was on, whose seconds and memory are no CPU's; ``None`` for most of them."""
+    name: str | None = record["machine"].get("accelerator")
+    return name
+
+
 def digest(setting: Mapping[str, Any]) -> str:
     """Some letters that stand for a setting."""
     text = json.dumps(setting, sort_keys=True)
@@ -407,7 +413,8 @@ GUESS = 5e-4
 
 def estimate(records: Sequence[Record], dataset: str, method: str) -> float:
     """Seconds of a core that a run will take: as it took before, or as the method took elsewhere, a token."""
-    same = [record for record in records if record["method"] == method and record["metrics"]]
+    on_cores = [record for record in records if record["metrics"] and not accelerator(record)]
+    same = [record for record in on_cores if record["method"] == method]
     here = [record["cpu_seconds"] for record in same if record["dataset"] == dataset]
     if here:
         return math.fsum(here) / len(here)

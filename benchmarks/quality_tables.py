@@ -9,11 +9,12 @@ are not looked at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from quality_plan import DATASETS, METHODS, Record, data_set, digest, pick, setting_of
+from quality_plan import DATASETS, METHODS, Record, accelerator, data_set, digest, pick, setting_of
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
 
@@ -131,13 +132,19 @@ def _of(table: Table, records: Sequence[Record], dataset: str) -> str:
 
 def _row(method: str, found: Cell) -> tuple[str, ...]:
     data = data_set(found.dataset)
-    runs = str(len(found.runs)) + (f", {found.diverged} diverged" if found.diverged else "")
+    on_gpu = sum(accelerator(run) is not None for run in found.runs)
+    runs = (
+        str(len(found.runs))
+        + (f", {on_gpu} on a GPU" if on_gpu else "")
+        + (f", {found.diverged} diverged" if found.diverged else "")
+    )
     rate = "" if found.rate is None else f"{found.rate:g}" + (" \\*" if found.edge else "")
     if not found.runs:
         return (METHODS[method].title, rate, "diverged", "", runs, "", "", "")
     first = found.runs[0]
     share = f" ({_percent(100 * first['trained'] / first['total'])} %)" if first["trained"] else ""
-    is_trained = bool(first["trained"])
+    # A GPU's seconds and memory are not for this table; nor are those of a constant answer.
+    on_cores = [run for run in found.runs if first["trained"] and not accelerator(run)]
     return (
         METHODS[method].title + (" (an earlier one)" if found.earlier else ""),
         rate,
@@ -145,8 +152,8 @@ def _row(method: str, found: Cell) -> tuple[str, ...]:
         found.said(data.also),
         runs,
         f"{first['trained']:,}{share}",
-        _minutes(median(run["cpu_seconds"] for run in found.runs)) if is_trained else "",
-        f"{median(run['peak_mib'] for run in found.runs):,.0f}" if is_trained else "",
+        _minutes(median(run["cpu_seconds"] for run in on_cores)) if on_cores else "",
+        f"{median(run['peak_mib'] for run in on_cores):,.0f}" if on_cores else "",
     )
 
 
@@ -219,18 +226,28 @@ def _note(records: Sequence[Record]) -> list[str]:
     """On what, when, and how long it took."""
     if not records:
         return ["Nothing has been run yet: `make quality` does."]
-    machines = {(each["machine"]["processor"], each["machine"]["cores"]): None for each in records}
-    where = " and ".join(f"{processor}, {cores} cores" for processor, cores in machines)
     newest = max(records, key=lambda each: str(each["date"]))
     revisions = len({each["revision"] for each in records})
     others = f" and {revisions - 1} before it" if revisions > 1 else ""
     dates = sorted({each["date"][:10] for each in records})
     told = [each["machine"]["versions"] for each in records]
     versions = next((each for each in reversed(told) if "setfit" not in each), told[-1])
-    hours = math.fsum(each["cpu_seconds"] for each in records) / 3600
     return [
         f"`python benchmarks/quality.py`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
-        f"{newest['revision']}{others}, {where}, a thread a run, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}, PEFT {versions['peft']}; {len(records)} runs, {hours:.1f} "
-        "hours of a core."
+        f"{newest['revision']}{others}, transformers {versions['transformers']}, PEFT {versions['peft']}; "
+        f"{'; '.join(_places(records))}."
     ]
+
+
+def _places(records: Sequence[Record]) -> Iterator[str]:
+    """How many runs were where."""
+    torch = {accelerator(each): each["machine"]["versions"]["torch"] for each in records}
+    for gpu, count in Counter(accelerator(each) for each in records).items():
+        if gpu is not None:
+            yield f"{count} runs on one {gpu}, torch {torch[gpu]}"
+            continue
+        own = [each for each in records if accelerator(each) is None]
+        machines = {(each["machine"]["processor"], each["machine"]["cores"]): None for each in own}
+        where = " and ".join(f"{processor}, {cores} cores" for processor, cores in machines)
+        hours = math.fsum(each["cpu_seconds"] for each in own) / 3600
+        yield f"{count} runs on {where}, a thread a run, torch {torch[None]}, {hours:.1f} hours of a core"

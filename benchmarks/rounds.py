@@ -18,7 +18,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
@@ -84,14 +83,11 @@ def mean_tokens(folder: Path, data: str, split: str, rows: int) -> float:
 
 def heading(what: str, script: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The head of a result: what was measured, how, when, on what."""
-    found = machine() | {"peft": version("peft")}
-    if torch.cuda.is_available():
-        found["accelerator"] = torch.cuda.get_device_name()
     return {
         "what": what,
         "command": shlex.join(["python", f"benchmarks/{script}.py", *_asked(sys.argv[1:])]),
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": found,
+        "machine": machine() | {"peft": version("peft")},
         "settings": dict(settings),
     }
 
