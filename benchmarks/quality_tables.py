@@ -133,10 +133,12 @@ def _of(table: Table, records: Sequence[Record], dataset: str) -> str:
 def _row(method: str, found: Cell) -> tuple[str, ...]:
     data = data_set(found.dataset)
     on_gpu = sum(accelerator(run) is not None for run in found.runs)
-    runs = (
-        str(len(found.runs))
-        + (f", {on_gpu} on a GPU" if on_gpu else "")
-        + (f", {found.diverged} diverged" if found.diverged else "")
+    runs = ", ".join(
+        [
+            *([str(len(found.runs))] if on_gpu < len(found.runs) or not on_gpu else []),
+            *([f"{on_gpu} on a GPU"] if on_gpu else []),
+            *([f"{found.diverged} diverged"] if found.diverged else []),
+        ]
     )
     rate = "" if found.rate is None else f"{found.rate:g}" + (" \\*" if found.edge else "")
     if not found.runs:
@@ -244,10 +246,14 @@ def _places(records: Sequence[Record]) -> Iterator[str]:
     torch = {accelerator(each): each["machine"]["versions"]["torch"] for each in records}
     for gpu, count in Counter(accelerator(each) for each in records).items():
         if gpu is not None:
-            yield f"{count} runs on one {gpu}, torch {torch[gpu]}"
+            yield f"{_runs(count)} on one {gpu}, torch {torch[gpu]}"
             continue
         own = [each for each in records if accelerator(each) is None]
         machines = {(each["machine"]["processor"], each["machine"]["cores"]): None for each in own}
         where = " and ".join(f"{processor}, {cores} cores" for processor, cores in machines)
         hours = math.fsum(each["cpu_seconds"] for each in own) / 3600
-        yield f"{count} runs on {where}, a thread a run, torch {torch[None]}, {hours:.1f} hours of a core"
+        yield f"{_runs(count)} on {where}, a thread a run, torch {torch[None]}, {hours:.1f} hours of a core"
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -481,7 +481,23 @@ def test_tables_of_partial_results() -> None:
     assert "PEFT `PREFIX_TUNING` | 0.03 \\* | 0.300 | 0.150 | 1 |" in stsb
     assert "highest of the three rates" in stsb
     assert text.split("### ")[3].startswith("SST-2\n\nNot run yet.")
-    assert "revision abc1234, a processor, 2 cores" in text
+    assert "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, a thread a run" in text
+
+
+def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> None:
+    done = [record("mrpc", "deep", seed, None, 0.8, 0.6) for seed in range(3)]
+    done[1]["machine"] = {**done[1]["machine"], "accelerator": "a GPU of some name"}
+    done[1]["cpu_seconds"], done[1]["peak_mib"] = 9000.0, 9000.0
+    text = quality_tables.tables(plain, done)
+    assert "0.600 ± 0.000 | 0.300 ± 0.000 | 3, 1 on a GPU | 1,000 (0.0045 %) | 1.5 | 1,001" in text
+    assert (
+        "2 runs on a processor, 2 cores, a thread a run, torch 2, 0.1 hours of a core; 1 run on one a GPU"
+        in text
+    )
+    assert plan.estimate(done, "mrpc", "deep") == 91.0
+    text = quality_tables.tables(plain, done[1:2])
+    assert "0.600 | 0.300 | 1 on a GPU | 1,000 (0.0045 %) |  | \n" in text
+    assert "PEFT 0; 1 run on one a GPU of some name, torch 2." in text
 
 
 def test_tables_of_nothing() -> None:

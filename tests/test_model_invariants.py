@@ -770,6 +770,20 @@ def test_encoders_compute_what_pefts_compute(kind: str) -> None:
     torch.testing.assert_close(ours(), theirs(torch.arange(P)[None])[0])
 
 
+def test_an_lstm_has_gradients_in_eval_mode_on_a_gpu_too() -> None:
+    """cuDNN would refuse them; it computes what it can: training, and what needs no gradient."""
+    encoder = encoder_of(InputPrompt(num_virtual_tokens=P, encoder=LSTMEncoder(width=W)))
+    lstm = next(module for module in encoder.modules() if isinstance(module, torch.nn.LSTM))
+    seen: list[bool] = []
+    lstm.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    encoder.train()()
+    encoder.eval()().sum().backward()
+    with torch.no_grad():
+        encoder()
+    assert seen == [True, False, True]
+    assert torch.backends.cudnn.enabled
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
 def test_the_deep_encoder_computes_what_pefts_prefix_projection_computes() -> None:
     peft = pytest.importorskip("peft")

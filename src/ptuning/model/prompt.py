@@ -12,6 +12,7 @@ input depth, ``[L−s, 2, P, H_kv]`` deep. A trained prompt is kept without its 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import assert_never
 
 import torch
@@ -140,7 +141,11 @@ class LSTM(PromptEncoder):
         ).to(start.device)
 
     def forward(self) -> Tensor:
-        out: Tensor = self.layers(self.lstm(self.weight[None])[0][0])
+        # cuDNN has no gradient of an LSTM in eval mode; torch's own kernels have.
+        wanted = torch.is_grad_enabled() and not self.training
+        with torch.backends.cudnn.flags(enabled=False) if wanted else nullcontext():
+            read: Tensor = self.lstm(self.weight[None])[0][0]
+        out: Tensor = self.layers(read)
         return out
 
 
