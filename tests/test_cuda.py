@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from ptuning import (
 )
 from ptuning.model import Backbone, LSTMEncoder
 from ptuning.model.config import PromptConfig
-from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
+from test_training import StopAfter
 from tiny import CASES, ragged, tiny_case
 from trainers import losses, make, trainer
 
@@ -63,17 +61,6 @@ def config(
         return TrainConfig.checked({**values, **options})
 
     return make_config
-
-
-class StopAfter(Silent):
-    """Presses Ctrl-C when step ``step`` is done."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        if step == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def made_on(device: str, case: str, prompt: PromptConfig, dtype: torch.dtype, **how: Any) -> PTuningModel:
