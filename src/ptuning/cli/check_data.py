@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_columns
+from ptuning.cli.shared import add_reading, reading
 
 if TYPE_CHECKING:
     from ptuning.data import Example, Loaded
@@ -28,7 +28,7 @@ def parser() -> Parser:
         default="demo",
         help="whose tokenizer counts, and whose limit, less the default prompt, holds",
     )
-    add_columns(made, label=True)
+    add_reading(made, label=True)
     made.add_argument(
         "--problem_type",
         choices=["auto", "single_label_classification", "multi_label_classification", "regression"],
@@ -52,10 +52,7 @@ def main(argv: Sequence[str]) -> None:
         if source is not None:
             loaded[name] = load_examples(
                 source,
-                text=given.text,
-                text_b=given.text_b,
-                label=given.label,
-                label_separator=given.label_separator,
+                **reading(given),
                 pair=loaded["train"].columns.pair if loaded else None,
                 collect_problems=True,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_columns, add_model, add_too_long, load_model
+from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading
 
 
 def parser() -> Parser:
@@ -18,7 +18,7 @@ def parser() -> Parser:
     made.add_argument(
         "file", type=str, help="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]"
     )
-    add_columns(made, label=True)
+    add_reading(made, label=True)
     add_too_long(made)
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
     return made
@@ -37,10 +37,7 @@ def main(argv: Sequence[str]) -> None:
     model = load_model(given)
     examples = load_examples(
         given.file,
-        text=given.text,
-        text_b=given.text_b,
-        label=given.label,
-        label_separator=given.label_separator,
+        **reading(given),
         pair=model.task.pair,
     ).examples
     split = tokenised(model, examples, given.too_long)

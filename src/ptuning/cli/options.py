@@ -33,6 +33,15 @@ class Option(NamedTuple):
     default: str
     help: str
 
+    def argument(self) -> dict[str, Any]:
+        """What ``add_argument`` is given for it, but for its names; a value is judged by pydantic later."""
+        return {
+            "type": _text if self.is_text else Any,
+            "default": SUPPRESS,
+            "metavar": self.key.rpartition(".")[2].upper(),
+            "help": f"{self.help} (default: {self.default})".replace("%", "%%"),
+        }
+
 
 class Parser(ArgumentParser):
     """A parser whose complaints are our errors: one line, with the option that was probably meant."""
@@ -71,13 +80,7 @@ def add_options(parser: Parser, config: type[BaseModel]) -> None:
         section = option.key.partition(".")[0] if "." in option.key else "run"
         group = groups.setdefault(section, None) or parser.add_argument_group(section)
         groups[section] = group
-        group.add_argument(
-            f"--{option.key}",
-            type=_text if option.is_text else Any,
-            default=SUPPRESS,
-            metavar=option.key.rpartition(".")[2].upper(),
-            help=f"{option.help} (default: {option.default})".replace("%", "%%"),
-        )
+        group.add_argument(f"--{option.key}", **option.argument())
 
 
 def parse(

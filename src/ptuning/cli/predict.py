@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_columns, add_model, add_too_long, load_model
+from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading
 from ptuning.errors import ConfigError, OutputError, PTuningError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def parser() -> Parser:
     )
     made.add_argument("--output", type=str, default="-", help="file, or - for standard output (default)")
     made.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of the output")
-    add_columns(made, label=False)
+    add_reading(made, label=False)
     add_too_long(made)
     made.add_argument(
         "--batch_tokens",
@@ -71,9 +71,7 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"--{option}: got {value}, expected at least 1")
     model = load_model(given)
     form: Any = given.input_format or ("text" if given.input == "-" else None)
-    found = stream_examples(
-        given.input, format=form, text=given.text, text_b=given.text_b, pair=model.task.pair
-    )
+    found = stream_examples(given.input, format=form, pair=model.task.pair, **reading(given))
     predictor = Predictor(
         model=model,
         batch_size=given.batch_size,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ptuning.cli.options import Parser
+from ptuning.cli.options import Parser, leaves
+from ptuning.data.options import ReadOptions
+from ptuning.training.config import DataConfig
 
 if TYPE_CHECKING:
     from ptuning.model.ptuning import PTuningModel
@@ -38,13 +40,17 @@ def add_pickle(parser: Parser) -> None:
     )
 
 
-def add_columns(parser: Parser, *, label: bool) -> None:
-    """Which columns of a file to read."""
-    parser.add_argument("--text", type=str | None, help="column of the text; found by name")
-    parser.add_argument("--text_b", type=str | None, help="column of a pair's second text; found by name")
-    if label:
-        parser.add_argument("--label", type=str | None, help="column of the label; found by name")
-        parser.add_argument("--label_separator", type=str | None, help="splits a cell into several labels")
+def add_reading(parser: Parser, *, label: bool) -> None:
+    """How a source is read: the options of :class:`ReadOptions`, as ``--data.text`` and as ``--text``."""
+    for option in leaves(DataConfig, "data."):
+        name = option.key.removeprefix("data.")
+        if name in ReadOptions.__annotations__ and (label or not name.startswith("label")):
+            parser.add_argument(f"--{option.key}", f"--{name}", **option.argument())
+
+
+def reading(given: Any) -> ReadOptions:
+    """What the options of :func:`add_reading` say; what was not given is left out."""
+    return cast(ReadOptions, dict(getattr(given, "data", None) or {}))
 
 
 def add_too_long(parser: Parser) -> None:

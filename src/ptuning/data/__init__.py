@@ -11,8 +11,8 @@
         ...
 
 The layers, downward: :mod:`dataset` and :mod:`checks`; :mod:`splits`; :mod:`labels`; :mod:`examples`;
-:mod:`columns` and :mod:`tables`; :mod:`places`. Importing this imports nothing heavy: pyarrow and
-``datasets`` are imported when a source needs them.
+:mod:`columns` and :mod:`tables`; :mod:`places` and :mod:`options`. Importing this imports nothing heavy:
+pyarrow and ``datasets`` are imported when a source needs them.
 """
 
 from ptuning.data.checks import (
@@ -26,9 +26,10 @@ from ptuning.data.checks import (
 )
 from ptuning.data.columns import Columns, find_columns
 from ptuning.data.dataset import Loaded, Stream, load_examples, stream_examples
-from ptuning.data.examples import Example, Problem, as_examples
+from ptuning.data.examples import Example, as_examples
 from ptuning.data.labels import encode_labels, infer_task
-from ptuning.data.places import Origin
+from ptuning.data.options import ReadOptions
+from ptuning.data.places import Origin, Problem
 from ptuning.data.splits import split_off
 from ptuning.data.tables import Format, Source, Table, open_table
 
@@ -43,6 +44,7 @@ __all__ = [
     "Loaded",
     "Origin",
     "Problem",
+    "ReadOptions",
     "Report",
     "Source",
     "SplitReport",

@@ -17,9 +17,9 @@ from itertools import combinations
 from typing import Any, Literal
 
 from ptuning.data.columns import Columns
-from ptuning.data.examples import Example, Problem
+from ptuning.data.examples import Example
 from ptuning.data.labels import encode_labels, infer_task
-from ptuning.data.places import listing
+from ptuning.data.places import Problem, listing
 from ptuning.data.splits import same_text, split_off
 from ptuning.errors import DataError
 from ptuning.task import Label, ProblemType, Task

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Unpack
 
 from ptuning.data.columns import Columns, find_columns
-from ptuning.data.examples import Example, Problem, as_examples
-from ptuning.data.places import Origin, listing
+from ptuning.data.examples import Example, as_examples
+from ptuning.data.options import ReadOptions
+from ptuning.data.places import Origin, Problem, listing
 from ptuning.data.tables import Format, Source, Table, open_table
 from ptuning.errors import DataError
 
@@ -47,35 +49,32 @@ def load_examples(
     source: Source,
     *,
     format: Format | None = None,
-    text: str | None = None,
-    text_b: str | None = None,
-    label: str | None = None,
     need_label: bool = True,
-    label_separator: str | None = None,
     pair: bool | None = None,
     collect_problems: bool = False,
+    **options: Unpack[ReadOptions],
 ) -> Loaded:
     """Read every example of a source.
 
     Args:
         source, format: See :func:`ptuning.data.open_table`.
-        text, text_b, label: The columns; see :func:`ptuning.data.find_columns`.
         need_label: Whether every row has to have a label.
-        label_separator: See :func:`ptuning.data.as_examples`.
         pair: Whether the rows must (or must not) have two texts, where a trained task says so.
         collect_problems: Leave bad rows out and report them, instead of raising at the first.
+        options: How the source is read: ``text``, ``text_b`` and ``label`` name its columns (see
+            :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`).
 
     Raises:
         DataError: The source, a column or a row cannot be used.
     """
-    table, columns = _open(source, format, text, text_b, label, need_label, pair)
+    table, columns = _open(source, format, need_label, pair, options)
     problems: list[Problem] = []
     found = as_examples(
         table.rows,
         columns,
         table.origin,
         need_label,
-        label_separator=label_separator,
+        label_separator=options.get("label_separator"),
         problems=problems if collect_problems else None,
     )
     return Loaded(
@@ -91,15 +90,14 @@ def stream_examples(
     source: Source,
     *,
     format: Format | None = None,
-    text: str | None = None,
-    text_b: str | None = None,
     pair: bool | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Stream:
     """Open a source for prediction: its columns are checked now, its rows as they are taken.
 
     Args and errors are those of :func:`load_examples`; labels are not read.
     """
-    table, columns = _open(source, format, text, text_b, None, False, pair)
+    table, columns = _open(source, format, False, pair, {**options, "label": None})
     found = as_examples(table.rows, columns, table.origin, need_label=False)
     return Stream(origin=table.origin, columns=columns, examples=found)
 
@@ -107,15 +105,20 @@ def stream_examples(
 def _open(
     source: Source,
     format: Format | None,
-    text: str | None,
-    text_b: str | None,
-    label: str | None,
     need_label: bool,
     pair: bool | None,
+    options: ReadOptions,
 ) -> tuple[Table, Columns]:
     table = open_table(source, format=format)
     name = table.origin.name
-    columns = find_columns(table.columns, text, text_b, label, need_label, source_name=name)
+    columns = find_columns(
+        table.columns,
+        options.get("text"),
+        options.get("text_b"),
+        options.get("label"),
+        need_label,
+        source_name=name,
+    )
     if pair is not None and columns.pair != pair:
         got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
         raise DataError(

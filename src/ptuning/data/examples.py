@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptuning.data.columns import Columns
-from ptuning.data.places import Origin, listing, shortened
+from ptuning.data.places import Origin, Problem, listing, shortened
 from ptuning.errors import ConfigError, DataError
 
 _IN_MEMORY = Origin()
@@ -43,15 +43,6 @@ class Example:
     def place(self) -> str:
         """How errors name this row: ``train.csv, line 7``."""
         return self.origin.at(self.row)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """A row that cannot be an example: its number, what kind of problem, and the whole message."""
-
-    row: int
-    kind: str
-    message: str
 
 
 class _RowError(Exception):

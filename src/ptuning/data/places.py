@@ -26,6 +26,15 @@ class Origin:
         return f"{self.name}, {self.unit} {row}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A row that cannot be an example: its number, what kind of problem, and the whole message."""
+
+    row: int
+    kind: str
+    message: str
+
+
 def listing(values: Iterable[Any], limit: int = 12) -> str:
     """``'a', 'b', 'c' and more``: at most ``limit`` values, as Python writes them."""
     head = list(islice(values, limit + 1))

@@ -7,11 +7,12 @@ and the checks all read them. Importing this module imports no torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ptuning.data.options import ReadOptions
 from ptuning.errors import ConfigError
 from ptuning.model.config import DeepPrompt, Engine, PromptConfig
 from ptuning.validation import validated
@@ -50,6 +51,10 @@ class DataConfig(_Strict):
     too_long: Literal["truncate", "error"] = Field(
         "truncate", description="cut long texts, longest first, or refuse them"
     )
+
+    def reading(self) -> ReadOptions:
+        """What :func:`ptuning.data.load_examples` is told, of every source alike."""
+        return cast(ReadOptions, {name: getattr(self, name) for name in ReadOptions.__annotations__})
 
 
 class FitConfig(_Strict):

@@ -126,13 +126,7 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
     if "train" not in sources:
         raise ConfigError("data: there is no split 'train'")
     texts = {
-        name: load_examples(
-            source,
-            text=config.text,
-            text_b=config.text_b,
-            label=config.label,
-            label_separator=config.label_separator,
-        )
+        name: load_examples(source, **config.reading())
         for name, source in sources.items()
         if task is None or not is_tokenised(source)
     }
