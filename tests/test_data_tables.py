@@ -155,7 +155,11 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         (
             "a.csv",
             b"a,b\nok,1\nd\xe9j\xe0,2\n",
-            ["line 3: byte 0xe9 at character 2", "cp1252, in which it says 'déjà,2'", "data.encoding=cp1252"],
+            [
+                "line 3: byte 0xe9 at character 2",
+                "cp1252, in which it says 'déjà,2'",
+                "--data.encoding cp1252",
+            ],
         ),
         ("a.jsonl", b'{"a": "\xff"}\n', ["line 1: byte 0xff at character 8"]),
         ("a.jsonl", '{"a": 1}\n{"a": \n', ["line 2: not a JSON object", "at character", "mend the line"]),
@@ -181,7 +185,9 @@ def test_a_damaged_file_is_one_clear_error(
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert "is a folder, expected a file of rows, or a folder with a sub-folder of .txt files" in failure(tmp_path)
+    assert "is a folder, expected a file of rows, or a folder with a sub-folder of .txt files" in failure(
+        tmp_path
+    )
     message = failure(tmp_path / "a.csv")
     assert "a.csv does not exist" in message
     assert "check the path" in message

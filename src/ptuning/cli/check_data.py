@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_reading, reading
+from ptuning.cli.shared import add_reading, reading, tell
 
 if TYPE_CHECKING:
     from ptuning.data import Example, Loaded
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
                 pair=loaded["train"].columns.pair if loaded else None,
                 collect_problems=True,
             )
+            tell(loaded[name].notes)
     lengths, limit = _lengths(given.backbone)
     report = check(
         {name: split.examples for name, split in loaded.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading
+from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading, tell
 
 
 def parser() -> Parser:
@@ -35,11 +35,9 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.training.prepare import tokenised
 
     model = load_model(given)
-    examples = load_examples(
-        given.file,
-        **reading(given),
-        pair=model.task.pair,
-    ).examples
+    loaded = load_examples(given.file, **reading(given), pair=model.task.pair)
+    tell(loaded.notes)
+    examples = loaded.examples
     split = tokenised(model, examples, given.too_long)
     # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
     known = model.loaded.extra.get("baseline") if model.loaded is not None else None

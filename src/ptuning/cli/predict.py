@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading
+from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading, tell
 from ptuning.errors import ConfigError, OutputError, PTuningError
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
     model = load_model(given)
     form: Any = given.input_format or ("text" if given.input == "-" else None)
     found = stream_examples(given.input, format=form, pair=model.task.pair, **reading(given))
+    tell(found.notes)
+    said = len(found.notes)
     predictor = Predictor(
         model=model,
         batch_size=given.batch_size,
@@ -85,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
         for prediction in predictor.stream(rate.waiting_for(found.examples)):
             write(prediction)
             rate.one_more()
+    tell(found.notes[said:])
 
 
 def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ptuning.cli.options import Parser, leaves
@@ -51,6 +53,12 @@ def add_reading(parser: Parser, *, label: bool) -> None:
 def reading(given: Any) -> ReadOptions:
     """What the options of :func:`add_reading` say; what was not given is left out."""
     return cast(ReadOptions, dict(getattr(given, "data", None) or {}))
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Say what was detected about a source, on standard error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def add_too_long(parser: Parser) -> None:

@@ -139,14 +139,14 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
         if found is None:
             raise DataError(
                 f"{reading.origin.name}: the first row ({listing(map(_cut, first), 4)}) may be the columns' "
-                "names or a row of data, expected one of them for certain; say data.header none (the columns "
-                "are then called 1, 2, 3 …) or data.header first"
+                "names or a row of data, expected one of them for certain; say --data.header none (the "
+                "columns are then called 1, 2, 3 …) or --data.header first"
             )
         with_names = found
         if not with_names:
             reading.say(
                 f"no header: the first row ({listing(map(_cut, first), 4)}) looks like the others, so the "
-                f"columns are called by number, 1 to {len(first)}; if it holds names, say data.header first"
+                f"columns are called by number, 1 to {len(first)}; if it holds names, say --data.header first"
             )
     names = _names(first, reading) if with_names else [str(number) for number in range(1, len(first) + 1)]
     needed = (
@@ -157,8 +157,8 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
     if with_names and (numbered := next(cells, None)) is None:
         raise DataError(
             f"{reading.origin.name}: no rows after the columns' names ({listing(map(_cut, first), 6)}), "
-            "expected at least one; check that this is the right file and that whatever wrote it "
-            "finished (if its one row is data, say data.header none)"
+            "expected at least one; check that this is the right file and that whatever wrote it finished "
+            "(if its one row is data, say --data.header none)"
         )
     yield from _whole_rows(_again(numbered, cells), names, needed, reading)
 

@@ -40,7 +40,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The examples of a source, one at a time; ``examples`` can be read once, and ``notes`` grows meanwhile."""
+    """The examples of a source, one at a time; they can be read once, and ``notes`` may grow meanwhile."""
 
     origin: Origin
     columns: Columns

@@ -77,10 +77,8 @@ def _only_begun(line: str) -> bool:
 _plain = json.JSONDecoder()
 
 
-def _twice(pairs: list[tuple[str, Any]]) -> str | None:
-    """A name that occurs twice among an object's pairs."""
-    if len({name for name, _ in pairs}) == len(pairs):
-        return None
+def _twice(pairs: list[tuple[str, Any]]) -> str:
+    """The name that occurs twice among an object's pairs."""
     return next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
 
 
@@ -97,8 +95,10 @@ class _Values:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> Row:
-        self._repeated = _twice(pairs) or self._repeated
-        return dict(pairs)
+        row = dict(pairs)
+        if len(row) != len(pairs):
+            self._repeated = _twice(pairs)
+        return row
 
     def _more(self, size: int = _CHUNK) -> bool:
         piece = self._read(size)
@@ -127,6 +127,7 @@ class _Values:
         Raises:
             ValueError: There is no value here, or one that is too long.
         """
+        self.next_character()
         size = _CHUNK
         while True:
             self._repeated = None
@@ -162,40 +163,40 @@ def _repeated(name: str | None) -> str | None:
 
 def _line_rows(text: Text, reading: Reading) -> Rows:
     """One object a line."""
-    lines = text.lines("\n")
-    for line in lines.sound(reading):
-        if line.strip():
-            row = _row_of_line(line, lines.number, reading)
-            if row is not None:
-                yield lines.number, row
-
-
-def _row_of_line(line: str, number: int, reading: Reading) -> Row | None:
-    found: list[str] = []
+    repeated: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> Row:
-        if (name := _twice(items)) is not None:
-            found.append(f"the name {name!r} occurs twice")
-        return dict(items)
+        row = dict(items)
+        if len(row) != len(items):
+            repeated.append(f"the name {_twice(items)!r} occurs twice")
+        return row
 
-    try:
-        value = json.loads(line, object_pairs_hook=pairs)
-    except (ValueError, RecursionError) as error:
-        found.append(
-            f"{error.msg} at character {error.pos + 1}"
-            if isinstance(error, json.JSONDecodeError)
-            else str(error)
-        )
-        value = None
-    if found:
-        reading.bad(
-            number,
-            "json",
-            f"not a JSON object ({found[0]}): {shortened(line.strip())}, expected one complete object on "
-            "each line; mend the line, or remove it",
-        )
-        return None
-    return _object(value, number, line.strip(), reading)
+    decode = json.JSONDecoder(object_pairs_hook=pairs).decode
+    lines = text.lines("\n")
+    for line in lines.sound(reading):
+        if not line.strip():
+            continue
+        try:
+            value = decode(line)
+        except json.JSONDecodeError as error:
+            _bad_line(line, lines.number, f"{error.msg} at character {error.pos + 1}", reading)
+        except (ValueError, RecursionError) as error:  # nested too deep, a number too long
+            _bad_line(line, lines.number, str(error), reading)
+        else:
+            if repeated:
+                _bad_line(line, lines.number, repeated[0], reading)
+            elif (row := _object(value, lines.number, line.strip(), reading)) is not None:
+                yield lines.number, row
+        repeated.clear()
+
+
+def _bad_line(line: str, number: int, problem: str, reading: Reading) -> None:
+    reading.bad(
+        number,
+        "json",
+        f"not a JSON object ({problem}): {shortened(line.strip())}, expected one complete object on each "
+        "line; mend the line, or remove it",
+    )
 
 
 def _object(value: Any, number: int, written: str, reading: Reading) -> Row | None:

@@ -121,7 +121,7 @@ def _separator(lines: Sequence[str], default: str, marked: str | None, reading: 
     if len(chosen) > 1:
         raise DataError(
             f"{reading.origin.name}: the cells may be separated by {' or by '.join(map(repr, chosen))}, "
-            "expected one of them for certain; say which with data.separator"
+            "expected one of them for certain; say which with --data.separator"
         )
     reading.say(f"separated by {SEPARATORS[chosen[0]]} ({chosen[0]!r}), told from its first lines")
     return chosen[0]
@@ -176,7 +176,7 @@ def _quoting(
         return "none"
     reading.say(
         "cells in double quotes are read as CSV quotes them; if the quotes belong to the text, say "
-        "data.quoting none"
+        "--data.quoting none"
     )
     return "csv"
 
@@ -335,7 +335,7 @@ def _quoted_cells(lines: Lines, separator: str, reading: Reading, sample: Sequen
                 f"not a row of cells ({error}), expected every opening quote to be closed and quotes inside "
                 "a "
                 'quoted cell to be doubled (""); write the file with a CSV writer, or, if its quotes are '
-                "characters of the text, say data.quoting none",
+                "characters of the text, say --data.quoting none",
             )
             continue
         number, start = start, start + len(taken.row)
@@ -353,7 +353,7 @@ def _quoted_cells(lines: Lines, separator: str, reading: Reading, sample: Sequen
                 f"a quote opens here and closes in line {last}, so that lines {number} to {last} were taken "
                 "for one row, though they look like rows of their own, expected quotes to close in the row "
                 "they open in; double the quotes that belong to a text, or, if all of them do, say "
-                "data.quoting none; if it is one row, say data.quoting csv",
+                "--data.quoting none; if it is one row, say --data.quoting csv",
             )
         else:
             over_lines.add(number, start - 1)
@@ -404,7 +404,11 @@ class _Known:
 
     def swallowed(self, row: Sequence[str], lines: Sequence[str]) -> bool:
         """Whether a row over several lines took rows with it."""
-        if self._trusted or self._width < 2 or any('"' in cell for cell in row if "\n" in cell or "\r" in cell):
+        if (
+            self._trusted
+            or self._width < 2
+            or any('"' in cell for cell in row if "\n" in cell or "\r" in cell)
+        ):
             return False  # a quote inside was doubled, which only CSV does
         if self._separator == "\t":
             return any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
@@ -417,7 +421,9 @@ class _Known:
         if len(cells) != self._width:
             return False
         if not telling:  # prose has a space after its commas
-            return all(_WORD.search(cell) for cell in cells) and not any(cell[0].isspace() for cell in cells[1:])
+            return all(_WORD.search(cell) for cell in cells) and not any(
+                cell[0].isspace() for cell in cells[1:]
+            )
         return all(
             column.fits(cell.strip(' "'))
             for cell, column in zip(cells, self._columns, strict=True)

@@ -140,7 +140,7 @@ def undecoded(line: str, encoding: str) -> str | None:
     if encoding != "utf-8-sig":
         return (
             f"byte 0x{byte:02x} at character {bad.start() + 1} is not {encoding}, expected text in that "
-            "encoding throughout; mend the line, or name another with data.encoding"
+            "encoding throughout; mend the line, or name another with --data.encoding"
         )
     around = line[max(0, bad.start() - 200) : bad.start() + 200]
     return (

@@ -129,7 +129,7 @@ def task_model(
     Args:
         say: Told what the rows decided, in a sentence each.
     """
-    examples, task = shared.examples(config.data, seed=config.fit.seed)
+    examples, task = shared.examples(config.data, seed=config.fit.seed, say=say)
     device = accelerator.device
     backbone, tokenizer = shared.backbone(
         config, task, dtype=precision(config.precision, device), device=device
