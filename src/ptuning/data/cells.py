@@ -90,9 +90,10 @@ def has_names(first: Sequence[str], rest: Sequence[Sequence[str]], named: Iterab
     """Whether the first row holds the columns' names; ``None`` where it cannot be told."""
     given = set(named)
     cells = [cell.strip() for cell in first]
-    if given & set(cells):
+    numbers = {name for name in given if name.isdecimal() and 1 <= int(name) <= len(cells)}
+    if (given - numbers) & set(cells):
         return True
-    if given and all(name.isdecimal() and 1 <= int(name) <= len(cells) for name in given):
+    if given and given == numbers and not given <= set(cells):
         return False  # columns named by number, and none is called so
     columns = profile(row for row in rest if len(row) == len(first)) or [Column() for _ in first]
     pairs = [(cell, column) for cell, column in zip(cells, columns, strict=True) if cell]
