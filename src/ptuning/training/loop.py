@@ -88,6 +88,7 @@ def fit(
                 "data" if name in ("train", "validation", "test") else "the model's task, where it is made"
             )
             raise ConfigError(f"columns: {name} stands in {where}; leave it out here")
+    target = None if output is None else run_files.prepared(output)
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
     examples, task = gather(data, options, seed=config.seed, task=model.task)
     model.name_task(task)
@@ -96,7 +97,7 @@ def fit(
         examples,
         config,
         too_long=options.too_long,
-        output=None if output is None else run_files.prepared(output),
+        output=target,
         resume=resume,
         reporter=reporter or Silent(),
         accelerator=accelerator or Accelerator(),
