@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ptuning.cli.options import Parser
 from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading, tell
 from ptuning.errors import ConfigError, OutputError, PTuningError
+from ptuning.paths import local_path
 
 if TYPE_CHECKING:
     from ptuning.inference.predictor import Prediction
@@ -120,34 +119,32 @@ def _open(output: str) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    target = Path(os.path.realpath(output))
+    from ptuning.adapters.atomic import whole_file
+
+    target = Path(os.path.realpath(local_path(output, "--output", expand=False)))
     if target.is_dir():
         raise ConfigError(f"--output {output!r} is a folder, expected a file; name a file in it")
     if target.exists() and not target.is_file():
         with _blaming(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
             yield stream  # a device or a pipe is written to, never replaced
         return
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with _blaming(output, str(part)):
-            with open(part, "x", encoding="utf-8", newline="") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            if target.exists():
-                shutil.copymode(target, part)
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    beside = str(target.with_name(f".{target.name}."))
+    with (
+        _blaming(output, beside),
+        whole_file(target) as part,
+        open(part, "x", encoding="utf-8", newline="") as stream,
+    ):
+        yield stream
 
 
 @contextmanager
 def _blaming(output: str, file: str) -> Iterator[None]:
-    """Say of what the system refuses for ``file`` that it is about ``--output``."""
+    """Say of what the system refuses for files that begin with ``file`` that it is about ``--output``."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, (PTuningError, BrokenPipeError)) or error.filename not in (None, file):
+        of_another = error.filename is not None and not str(error.filename).startswith(file)
+        if isinstance(error, (PTuningError, BrokenPipeError)) or of_another:
             raise
         raise OutputError(
             f"--output {output}: {error.strerror or error}; nothing was written, make room or name another"

@@ -93,7 +93,8 @@ def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console
 def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
     from ptuning.cli.tables import search_table
     from ptuning.training.console import ConsoleReporter
-    from ptuning.training.search import PLOT, train_search
+    from ptuning.training.run_files import PLOT
+    from ptuning.training.search import train_search
 
     found = train_search(config, resume=resume, reporter=ConsoleReporter(console))
     console.print(search_table(found))

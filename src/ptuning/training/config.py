@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ptuning.data.options import ReadOptions
 from ptuning.errors import ConfigError
 from ptuning.model.config import DeepPrompt, Engine, PromptConfig
+from ptuning.paths import local_path
 from ptuning.validation import validated
 
 _FRACTION = 0.1
@@ -231,7 +232,7 @@ def dump(config: BaseModel) -> str:
 
 def run_folder(output: str | Path) -> Path:
     """Where the files of the run that makes ``output`` are: beside it."""
-    path = Path(output).expanduser().resolve()
+    path = local_path(output, "output").resolve()
     if not path.name or path == Path.cwd():
         raise ConfigError(
             f"output: got {str(output)!r}, expected a folder of its own, which is replaced as a whole"
