@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +40,8 @@ def logits_of(
     found = torch.empty(len(rows), model.task.num_labels)
     pad = pad_id(model)
     prompt = prompt or prepared(model)
-    with _in_use(model):
+    model = model.in_use()
+    with torch.inference_mode():
         for batch in sorted_batches(lengths, batch_size, batch_tokens):
             inputs = batch_of([rows[i] for i in batch], pad, stems)
             inputs.pop("labels", None)
@@ -54,20 +54,8 @@ def logits_of(
 
 def prepared(model: PTuningModel) -> Prepared:
     """``model.prepared()`` for use: no dropout, no gradients."""
-    with _in_use(model):
-        return model.prepared()
-
-
-@contextmanager
-def _in_use(model: PTuningModel) -> Iterator[None]:
-    """Neither trained nor in training mode, for as long as this lasts."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(mode)
+    with torch.inference_mode():
+        return model.in_use().prepared()
 
 
 def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
 from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged
-from ptuning.model import state
+from ptuning.model import state, views
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
     DeepPrompt,
@@ -89,7 +89,7 @@ class PTuningModel(nn.Module):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = backbone = backbone.view()
         self.prompt_config = config
         self.task = task
         self.tokenizer = tokenizer
@@ -176,7 +176,7 @@ class PTuningModel(nn.Module):
             token: The Hub's access token; the one that was logged in with if left out.
             dtype: What to hold the frozen weights in; prompt and head are always fp32.
             class_weights: ``[C]``, for unbalanced classes.
-            engine: How the backbone computes, for every task on it; see :class:`Engine`.
+            engine: How the backbone computes for this task; see :class:`Engine`.
         """
         if task is None:
             width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
@@ -190,8 +190,9 @@ class PTuningModel(nn.Module):
         held, tokenizer = hold(
             backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype, token
         )
-        held.engine = engine or held.engine
-        return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
+        model = cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
+        model.backbone.engine = engine or model.backbone.engine
+        return model
 
     @classmethod
     def from_pretrained(
@@ -222,7 +223,7 @@ class PTuningModel(nn.Module):
             task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
             allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
                 there are no safetensors.
-            engine: How the backbone computes, for every task on it.
+            engine: How the backbone computes for this task.
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
@@ -412,8 +413,8 @@ class PTuningModel(nn.Module):
         self, *, metrics: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None
     ) -> adapters.Adapter:
         """The task as plain data: what :meth:`save_pretrained` writes."""
-        with torch.no_grad(), _eval(self.prompt_encoder):
-            prompt = self.prompt_encoder().float().cpu().clone()
+        with torch.no_grad():
+            prompt = views.view(self.prompt_encoder).eval()().float().cpu().clone()
             units = None if self.units is None else self.units().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
         if self.rate_scales != (1.0, 1.0):
@@ -495,10 +496,16 @@ class PTuningModel(nn.Module):
         return () if (joined := self._joined) is None else joined.wanted_texts
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
-        """The numbers that training changes, by name: the one definition that freezing, the optimizer,
-        counting and checkpoints share.
+        """The parameters that training changes, by name: the one definition that freezing, the optimizer,
+        counting and checkpoints share. They are the task's own; none of the backbone's is among them.
         """
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+        return {
+            f"{part}.{name}": value
+            for part, module in self.named_children()
+            if module is not self.backbone
+            for name, value in module.named_parameters()
+            if value.requires_grad
+        }
 
     def rate_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The :meth:`task_parameters` that are trained at the prompt's rate, and those at the head's.
@@ -642,6 +649,23 @@ class PTuningModel(nn.Module):
                 "learning rate, or go back to the last good checkpoint"
             )
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def in_use(self) -> PTuningModel:
+        """This task in eval mode: itself if it is, and otherwise a twin, whose modes and hooks are its own.
+
+        For predictions by any number of threads, in whatever mode others put the model.
+        """
+        return self.twin().eval() if any(module.training for module in self.modules()) else self
+
+    def twin(self) -> PTuningModel:
+        """The same task over the same tensors, as a module tree of its own."""
+        made = views.shallow(self)
+        vars(made)["_modules"] = {
+            name: child.twin() if isinstance(child, Backbone) else views.view(child)
+            for name, child in self._modules.items()
+            if child is not None
+        }
+        return made
 
     def prepared(self) -> Prepared:
         """The prompt with all computed that does not depend on the text.
@@ -877,16 +901,6 @@ def _same(
     if units is not None and adapter.units is not None:
         pairs.append((adapter.units, units))
     return all(torch.equal(one, other) for one, other in pairs)
-
-
-@contextmanager
-def _eval(module: nn.Module) -> Iterator[None]:
-    mode = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(mode)
 
 
 def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:

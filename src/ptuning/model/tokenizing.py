@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+from ptuning.threads import lock_over_forks
 
-ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = lock_over_forks()
 """Held while a tokenizer is called.
 
 How far it cuts is state of the tokenizer, which each call sets anew, and tasks on one backbone share it:
