@@ -24,6 +24,7 @@ LAYERS = (
         "ptuning.errors",
         "ptuning.paths",
         "ptuning.task",
+        "ptuning.threads",
         "ptuning.validation",
     ),
     ("ptuning.adapters",),

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ptuning.data.examples import Example
 from ptuning.errors import ConfigError, DataError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.tokenizing import ONE_AT_A_TIME
+from ptuning.threads import TOKENIZER
 
 TooLong = Literal["truncate", "error"]
 
@@ -122,7 +122,7 @@ class Tokenise:
 
     def _encode(self, examples: Sequence[Example], *, truncate: bool) -> Any:
         seconds = [example.text_b for example in examples]
-        with ONE_AT_A_TIME:
+        with TOKENIZER:
             return self.tokenizer(
                 [example.text for example in examples],
                 seconds if seconds[0] is not None else None,

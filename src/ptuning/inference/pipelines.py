@@ -22,7 +22,7 @@ from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.tokenizing import ONE_AT_A_TIME
+from ptuning.threads import TOKENIZER
 from ptuning.peft import PeftModel
 from ptuning.task import Task
 
@@ -185,7 +185,7 @@ class PTuningPipeline(TextClassificationPipeline):
             options["max_length"] = tokenizer_kwargs.get("max_length")  # still read by padding="max_length"
         elif options["max_length"] is None:
             options["truncation"] = False  # no limit is known
-        with ONE_AT_A_TIME:
+        with TOKENIZER:
             encoded: Any = super().preprocess(
                 {"text": text, "text_pair": text_pair}, return_attention_mask=True, verbose=False, **options
             )

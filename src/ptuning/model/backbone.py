@@ -494,16 +494,19 @@ class Backbone(nn.Module):
         assert shared.entered is not None  # every architecture with a stem asks its layers, all of them
         return shared.entered
 
-    def leading(self, inputs_embeds: Tensor) -> Tensor:
+    def leading(self, inputs_embeds: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         """``[L, 2, P, H_kv]``: in every layer the keys and values of a prompt ``[P, E]`` before any text.
 
         In a decoder nothing that stands behind them changes them: one computation serves every row.
+
+        Args:
+            head: As :meth:`logits` takes it; a head may hold parameters of the layers.
         """
         shared = self._pass(None, record=True)
         places = torch.arange(len(inputs_embeds), device=inputs_embeds.device)[None]
         everywhere = torch.ones_like(places)
         inputs = self._inputs(None, inputs_embeds[None], places, None, everywhere)
-        model = views.placed(self.model, {}, self._private)
+        model = views.placed(self.model, head or {}, self._private)
         with self._under_way(shared, inputs):
             model.base_model(**inputs, attention_mask=everywhere, use_cache=False)
         if len(shared.recorded) != self.num_layers:

@@ -28,6 +28,7 @@ from ptuning.adapters.hub import HTTPError
 from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.backbone import Backbone
+from ptuning.model.drawing import drawing
 from ptuning.model.embedded import canonical, resolve
 from ptuning.task import ProblemType
 
@@ -165,7 +166,7 @@ def load(
     source = resolve(name)
     try:
         # What is drawn for parts that the checkpoint lacks is drawn again for each task; see fresh.py.
-        with _quiet(), torch.random.fork_rng(devices=()):
+        with _quiet(), drawing(), torch.random.fork_rng(devices=()):
             cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
             config = AutoConfig.from_pretrained(
                 source,

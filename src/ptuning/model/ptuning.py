@@ -37,6 +37,7 @@ from ptuning.model.config import (
     prompt_from_dict,
     prompt_to_dict,
 )
+from ptuning.model.drawing import drawing
 from ptuning.model.head import Head, escaped, first_mix
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
@@ -44,7 +45,7 @@ from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_
 from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
 from ptuning.model.tasks import known_as, loss_of, plain_task, task_of, weigh
 from ptuning.model.template import Insertion
-from ptuning.model.tokenizing import ONE_AT_A_TIME
+from ptuning.threads import TOKENIZER
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
 
@@ -76,6 +77,7 @@ class PTuningModel(nn.Module):
         UnsupportedBackbone: the architecture cannot hold such a prompt.
     """
 
+    @drawing()
     def __init__(
         self,
         backbone: Backbone,
@@ -661,9 +663,8 @@ class PTuningModel(nn.Module):
         """The same task over the same tensors, as a module tree of its own."""
         made = views.shallow(self)
         vars(made)["_modules"] = {
-            name: child.twin() if isinstance(child, Backbone) else views.view(child)
+            name: child.twin() if isinstance(child, Backbone) else child and views.view(child)
             for name, child in self._modules.items()
-            if child is not None
         }
         return made
 
@@ -676,7 +677,7 @@ class PTuningModel(nn.Module):
         """
         made: Tensor = self.prompt_encoder()
         joined = self._joined
-        return Prepared(prompt=made) if joined is None else joined.prepared(made, self.tokenizer)
+        return Prepared(prompt=made) if joined is None else joined.prepared(made, self.tokenizer, self.head.named())
 
     @property
     def stem_layer(self) -> int:
@@ -865,7 +866,7 @@ class PTuningModel(nn.Module):
     def _token_ids(self, text: str, option: str) -> list[int]:
         if self.tokenizer is None:
             raise ConfigError(f"{option} holds words ({text!r}), which need a tokenizer; pass tokenizer=…")
-        with ONE_AT_A_TIME:
+        with TOKENIZER:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
+from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training import reading, run_files
@@ -131,8 +132,9 @@ def task_model(
     prompt = prompt_of(config.prompt, backbone, task, rows)
     if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
         say(f"{rows:,} rows of {_kind(task)}: {' and '.join(chosen)}")
-    set_seed(config.fit.seed)  # the prompt's and the head's first values
-    return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
+    with Draws(device).drawing():
+        set_seed(config.fit.seed)  # the prompt's and the head's first values
+        return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
 
 
 def _kind(task: Task) -> str:
