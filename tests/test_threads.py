@@ -22,7 +22,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptuning import DeepPrompt, Engine, FitConfig, InputPrompt, LSTMEncoder, Predictor, PTuningModel, fit, train
+from ptuning import (
+    DeepPrompt,
+    Engine,
+    FitConfig,
+    InputPrompt,
+    LSTMEncoder,
+    Predictor,
+    PTuningModel,
+    fit,
+    train,
+)
 from ptuning.data.tokens import TokenRow
 from ptuning.inference.evaluate import logits_of
 from ptuning.model import Backbone
@@ -34,7 +44,7 @@ from ptuning.training.config import TrainConfig
 from ptuning.training.console import Silent
 from ptuning.training.prepare import Split
 from ptuning.training.start import fit_head
-from tiny import CASES, LAYERS, ragged, tiny, tiny_case
+from tiny import CASES, ragged, tiny, tiny_case
 
 WAIT = 30.0
 THREE = plain_task(3, None)
@@ -57,13 +67,18 @@ def task_on(backbone: Backbone, config: Any = UNITS, seed: int = 1, **given: Any
 def answer(model: PTuningModel, case: str = "bert") -> Tensor:
     ids, mask = ragged([5, 9, 3], left=case in ("gpt2", "llama", "bloom"))
     with torch.no_grad():
-        return model(ids, mask).logits
+        return model(ids % model.backbone.vocab_size, mask).logits
 
 
 @contextmanager
-def held_inside(module: nn.Module, call: Callable[[], Any]) -> Iterator[None]:
-    """Another thread runs ``call`` and stands before ``module`` for as long as the block lasts."""
+def held_inside(module: nn.Module, call: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Another thread runs ``call`` and stands before ``module`` for as long as the block lasts.
+
+    Yields:
+        A list, in which the call's result is when the block is over.
+    """
     inside, go = threading.Event(), threading.Event()
+    found: list[Any] = []
     failed: list[BaseException] = []
 
     def stop(*_: Any) -> None:
@@ -73,7 +88,7 @@ def held_inside(module: nn.Module, call: Callable[[], Any]) -> Iterator[None]:
 
     def run() -> None:
         try:
-            call()
+            found.append(call())
         except BaseException as error:
             failed.append(error)
             inside.set()
@@ -83,7 +98,7 @@ def held_inside(module: nn.Module, call: Callable[[], Any]) -> Iterator[None]:
     other.start()
     try:
         assert inside.wait(WAIT)
-        yield
+        yield found
     finally:
         go.set()
         other.join(WAIT)
@@ -146,8 +161,7 @@ def test_two_passes_at_the_same_time_do_not_meet(case: str, same: bool) -> None:
     alone = answer(a, case), answer(b, case)
     kind = a.backbone.architecture
     for index, each in enumerate(a.backbone.base.get_submodule(kind.layers).children()):
-        found: list[Tensor] = []
-        with held_inside(each.get_submodule(kind.feed_forward[1]), lambda: found.append(answer(a, case))):
+        with held_inside(each.get_submodule(kind.feed_forward[1]), lambda: answer(a, case)) as found:
             assert torch.equal(answer(b, case), alone[1]), index
             assert torch.equal(answer(b, case), alone[1]), index
         assert torch.equal(found[0], alone[0]), index
@@ -167,20 +181,20 @@ def test_a_head_inside_a_layer_is_one_passs_alone() -> None:
     alone = learned(a), learned(b)
     for model in (a, b):
         model.gradient_checkpointing_enable()
-    found: list[Any] = []
-    with held_inside(layer(a, 2), lambda: found.append(learned(a))):
-        found.append(learned(b))
-    for got, expected in zip(found[::-1], alone, strict=True):
+    with held_inside(layer(a, 2), lambda: learned(a)) as found:
+        meanwhile = learned(b)
+    for got, expected in zip((found[0], meanwhile), alone, strict=True):
         assert got.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=0, atol=1e-4 * float(value.abs().max()), msg=name)
+            torch.testing.assert_close(
+                got[name], value, rtol=0, atol=1e-4 * float(value.abs().max()), msg=name
+            )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["bert", "albert", "modernbert", "deberta-v2", "gpt2", "llama", "bloom"])
 def test_a_pass_writes_to_no_module(case: str) -> None:
     """The tree's dictionaries are as they were; while it runs, too, so it makes no difference who looks."""
     model = task_on(Backbone(tiny_case(case)), InputPrompt(num_virtual_tokens=4))
-    deep = "layer_past" if case == "bloom" else "deep"
     other = task_on(model.backbone, DeepPrompt(num_virtual_tokens=4))
 
     def tree() -> dict[str, tuple[int, ...]]:
@@ -203,7 +217,7 @@ def test_a_pass_writes_to_no_module(case: str) -> None:
         answer(model, case)
     for hook in hooks:
         hook.remove()
-    assert seen, deep
+    assert seen
     assert all(seen)
     assert tree() == before
 
@@ -218,10 +232,11 @@ def test_a_pass_writes_to_no_module(case: str) -> None:
 )
 def test_positions_that_depend_on_the_texts_length_are_the_passs_own(rope: dict[str, Any]) -> None:
     """transformers keeps the last text's frequencies in the module; here another text's are not met."""
-    first = 16
-    parameters = {**rope, "rope_theta": 10000.0, "original_max_position_embeddings": first}
-    held = tiny("phi3" if rope["rope_type"] == "longrope" else "llama", rope_parameters=parameters,
-                **({"original_max_position_embeddings": first} if rope["rope_type"] == "longrope" else {}))  # fmt: skip
+    parameters = {**rope, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+    if rope["rope_type"] == "longrope":
+        held = tiny("phi3", rope_parameters=parameters, original_max_position_embeddings=16)
+    else:
+        held = tiny("llama", rope_parameters=parameters)
     model = task_on(Backbone(held), DeepPrompt(num_virtual_tokens=4, position_offset=0))
     digest = model.backbone.digest()
     short, long = ragged([6])[0], ragged([62])[0]
@@ -261,7 +276,9 @@ def test_one_tasks_switches_are_not_anothers() -> None:
 
 def test_an_engine_given_with_a_shared_backbone_is_the_new_tasks() -> None:
     a = task_on(Backbone(tiny("bert")))
-    b = PTuningModel.from_backbone(a.backbone, UNITS, num_labels=3, engine=Engine(checkpoint_activations=True))
+    b = PTuningModel.from_backbone(
+        a.backbone, UNITS, num_labels=3, engine=Engine(checkpoint_activations=True)
+    )
     assert b.backbone.engine.checkpoint_activations
     assert not a.backbone.engine.checkpoint_activations
 
@@ -305,7 +322,11 @@ def test_what_stood_in_the_place_of_forward_stands_there_in_every_view() -> None
 @pytest.mark.parametrize("case", CASES)
 def test_a_view_is_the_same_tensors_in_modules_of_its_own(case: str) -> None:
     backbone = Backbone(tiny_case(case))
-    views = [backbone.view(), backbone.view().view(), task_on(backbone, InputPrompt(num_virtual_tokens=4)).backbone]
+    views = [
+        backbone.view(),
+        backbone.view().view(),
+        task_on(backbone, InputPrompt(num_virtual_tokens=4)).backbone,
+    ]
     for view in views:
         for kind in ("named_parameters", "named_buffers"):
             mine, theirs = (dict(getattr(each.model, kind)()) for each in (view, backbone))
@@ -379,12 +400,28 @@ def test_checkpointing_of_peft_holds_for_every_adapter() -> None:
 
 def token_rows(lengths: list[int]) -> list[TokenRow]:
     return [
-        TokenRow(input_ids=ragged([n], seed=n)[0][0].tolist(), token_type_ids=None, segment_ids=None, label=n % 3)
+        TokenRow(
+            input_ids=ragged([n], seed=n)[0][0].tolist(), token_type_ids=None, segment_ids=None, label=n % 3
+        )
         for n in lengths
     ]
 
 
-@pytest.mark.parametrize("config", [UNITS, InputPrompt(num_virtual_tokens=4, encoder=LSTMEncoder(dropout=0.5))])
+def test_the_plain_backbone_is_asked_whatever_the_mode() -> None:
+    backbone = Backbone(tiny("bert"))
+    model, rows = task_on(backbone), token_rows([4, 6])
+    with model.disabled():
+        plain = logits_of(model, rows)
+    model.backbone.dropout = True
+    model.train()
+    assert not torch.equal(logits_of(model, rows), plain)
+    with model.disabled():
+        assert torch.equal(logits_of(model, rows), plain)
+
+
+@pytest.mark.parametrize(
+    "config", [UNITS, InputPrompt(num_virtual_tokens=4, encoder=LSTMEncoder(dropout=0.5))]
+)
 def test_a_model_left_in_training_mode_is_asked_by_threads(config: Any) -> None:
     """One begins, another begins, the first ends: the other's answers go on without dropout."""
     model = task_on(Backbone(tiny("bert")), config)
@@ -417,11 +454,11 @@ def test_a_model_left_in_training_mode_is_asked_by_threads(config: Any) -> None:
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-@pytest.mark.parametrize("config", [UNITS, DeepPrompt(num_virtual_tokens=4, pooling="layers", num_queries=1)])
-def test_a_head_is_fitted_while_another_task_predicts(config: Any) -> None:
+def test_a_head_is_fitted_while_another_task_predicts() -> None:
+    """And while the same one does: only the batches of the fit come by."""
     backbone = Backbone(tiny("bert"))
-    right, a, b = task_on(backbone, config), task_on(backbone, config), task_on(backbone, seed=2)
-    split = Split(rows=token_rows([4, 5, 6, 7, 8, 9, 10, 11]), targets=np.array([1.0, 2, 0, 1, 2, 0, 1, 2]))
+    right, a, b = task_on(backbone), task_on(backbone), task_on(backbone, seed=2)
+    split = Split(rows=token_rows([4, 5, 6, 7]), targets=np.array([1.0, 2, 0, 1]))
     loss = fit_head(right, split)
 
     def other(*_: int) -> None:
@@ -487,7 +524,7 @@ def test_training_beside_predictions_changes_neither(made: Callable[..., PTuning
 
     def ask_always() -> None:
         while not over.is_set():
-            meanwhile.append(torch.equal(answer(b), right) and predictor(texts[:9]) == predicted[:9])
+            meanwhile.append(torch.equal(answer(b), right) and predictor(texts) == predicted)
 
     def run() -> None:
         try:
@@ -559,7 +596,10 @@ def test_whole_runs_in_threads_are_those_alone(
         over.set()
         maker.join(WAIT)
     for seed in (0, 1):
-        files = [(tmp_path / f"{name}-{seed}" / "adapter_model.safetensors").read_bytes() for name in ("alone", "together")]
+        files = [
+            (tmp_path / f"{name}-{seed}" / "adapter_model.safetensors").read_bytes()
+            for name in ("alone", "together")
+        ]
         assert files[0] == files[1], seed
 
 
@@ -654,7 +694,9 @@ def test_a_child_forked_while_a_lock_is_held_finds_it_free(lock: Any) -> None:
 
 @forks
 @quiet
-def test_children_forked_while_threads_predict_and_train(made: Callable[..., PTuningModel], rows: Rows) -> None:
+def test_children_forked_while_threads_predict_and_train(
+    made: Callable[..., PTuningModel], rows: Rows
+) -> None:
     data = numbered(rows(24))
     model, trained = made().eval(), made(1)
     predictor, texts = Predictor(model=model), [row["text"] for row in data["train"]]

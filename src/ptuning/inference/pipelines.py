@@ -22,9 +22,9 @@ from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
-from ptuning.threads import TOKENIZER
 from ptuning.peft import PeftModel
 from ptuning.task import Task
+from ptuning.threads import TOKENIZER
 
 #: What is handed to the tokenizer; its other options change the shape of what it returns.
 TOKENIZER_OPTIONS = (

@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         return made.eval()
 
     def twin(self) -> Backbone:
-        """This view once more, hooks, engine and dropout included."""
+        """The same view once more, hooks, engine and dropout included."""
         return self._viewed()
 
     def _viewed(self) -> Backbone:

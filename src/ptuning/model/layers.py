@@ -312,7 +312,9 @@ class Layer(Bound):
 
     def unbound(self) -> Any:
         """What stood in the layer's ``__dict__`` before this one, if anything did."""
-        of_class = isinstance(self.original, MethodType) and self.original.__func__ is type(self.module).forward
+        of_class = (
+            isinstance(self.original, MethodType) and self.original.__func__ is type(self.module).forward
+        )
         return None if of_class else self.original
 
     def compiled(self, device: torch.device) -> Callable[..., Any]:

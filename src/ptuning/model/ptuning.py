@@ -45,12 +45,12 @@ from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_
 from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
 from ptuning.model.tasks import known_as, loss_of, plain_task, task_of, weigh
 from ptuning.model.template import Insertion
-from ptuning.threads import TOKENIZER
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
+from ptuning.threads import TOKENIZER
 
-_PLAIN: ContextVar[frozenset[int]] = ContextVar("plain", default=frozenset())
-"""The models, by ``id``, that answer as the plain backbone here and now."""
+_PLAIN: ContextVar[frozenset[object]] = ContextVar("plain", default=frozenset())
+"""What answers as the plain backbone here and now: the ``_identity`` of models, which their twins share."""
 
 
 class PTuningModel(nn.Module):
@@ -91,6 +91,7 @@ class PTuningModel(nn.Module):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        self._identity = object()
         self.backbone = backbone = backbone.view()
         self.prompt_config = config
         self.task = task
@@ -635,7 +636,7 @@ class PTuningModel(nn.Module):
             token_type_ids=token_type_ids,
             segment_ids=segment_ids,
         )
-        plain = id(self) in _PLAIN.get()
+        plain = self._identity in _PLAIN.get()
         if plain:
             logits = text_logits(self.backbone, batch)
         else:
@@ -653,19 +654,26 @@ class PTuningModel(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def in_use(self) -> PTuningModel:
-        """This task in eval mode: itself if it is, and otherwise a twin, whose modes and hooks are its own.
+        """The task in eval mode: this model if it is in that mode, and otherwise a twin of what is not.
 
-        For predictions by any number of threads, in whatever mode others put the model.
+        For predictions by any number of threads, of which none may change the mode under another.
         """
-        return self.twin().eval() if any(module.training for module in self.modules()) else self
+        if not (self.training or any(module.training for module in self.modules())):
+            return self
+        made = self.twin(backbone=any(module.training for module in self.backbone.modules()))
+        return made.eval()
 
-    def twin(self) -> PTuningModel:
-        """The same task over the same tensors, as a module tree of its own."""
+    def twin(self, *, backbone: bool = True) -> PTuningModel:
+        """The same task over the same tensors, as a module tree of its own.
+
+        Args:
+            backbone: Whether it sees the backbone through a view of its own, too; that takes milliseconds.
+        """
         made = views.shallow(self)
-        vars(made)["_modules"] = {
-            name: child.twin() if isinstance(child, Backbone) else child and views.view(child)
-            for name, child in self._modules.items()
+        children = {
+            name: child and views.view(child) for name, child in self._modules.items() if name != "backbone"
         }
+        vars(made)["_modules"] = {"backbone": self.backbone.twin() if backbone else self.backbone, **children}
         return made
 
     def prepared(self) -> Prepared:
@@ -677,7 +685,11 @@ class PTuningModel(nn.Module):
         """
         made: Tensor = self.prompt_encoder()
         joined = self._joined
-        return Prepared(prompt=made) if joined is None else joined.prepared(made, self.tokenizer, self.head.named())
+        return (
+            Prepared(prompt=made)
+            if joined is None
+            else joined.prepared(made, self.tokenizer, self.head.named())
+        )
 
     @property
     def stem_layer(self) -> int:
@@ -852,7 +864,7 @@ class PTuningModel(nn.Module):
     @contextmanager
     def disabled(self) -> Iterator[PTuningModel]:
         """In the ``with`` block this is the plain backbone, with its original head; in this thread alone."""
-        token = _PLAIN.set(_PLAIN.get() | {id(self)})
+        token = _PLAIN.set(_PLAIN.get() | {self._identity})
         try:
             yield self
         finally:

@@ -22,7 +22,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Bound:
-    """What stands in a module's ``__dict__`` and belongs to this one module, such as a replaced ``forward``."""
+    """Belongs to the one module in whose ``__dict__`` it is, such as what replaces its ``forward``."""
 
     def rebound(self, module: nn.Module) -> Any:
         """The same for ``module``, a copy of the one that this belongs to."""
@@ -51,7 +51,7 @@ def shallow(module: _Module, *, new_tree: bool = False) -> _Module:
 
 
 def rebound(value: Any, module: nn.Module, made: nn.Module) -> Any:
-    """``value``; if it is a method of ``module``, as accelerate puts in the place of ``forward``, ``made``'s."""
+    """``value``, or ``made``'s method where it is one of ``module``'s: accelerate replaces ``forward`` so."""
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType(value.__func__, made)
     if isinstance(value, functools.partial) and any(each is module for each in value.args):
