@@ -38,17 +38,6 @@ def as_read(units: Tensor) -> Tensor:
     return units * (REACH / math.sqrt(units.shape[-1]))
 
 
-class _UnderWay(threading.local):
-    """What a layer has while it runs. Threads that run it at the same time do not see each other's."""
-
-    units: Tensor | None = None
-    entering: Tensor | None = None
-    read: bool = False
-
-    def __reduce__(self) -> tuple[type[_UnderWay], tuple[()]]:  # a copy has nothing under way
-        return _UnderWay, ()
-
-
 class FeedForward:
     """A layer's feed-forward network, in its place: adds what virtual units give, where there are any.
 
@@ -58,14 +47,21 @@ class FeedForward:
     """
 
     def __init__(self, first: nn.Module, last: nn.Module) -> None:
-        self._now = _UnderWay()
+        # What a layer has while it runs: each thread its own. A plain local, as torch.compile takes no other.
+        self._now = threading.local()
         first.register_forward_pre_hook(self._enter)
         last.register_forward_hook(self._leave)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_now": None}  # a copy has nothing under way
+
+    def __setstate__(self, _: dict[str, Any]) -> None:
+        self._now = threading.local()
 
     @contextmanager
     def holding(self, units: Tensor | None) -> Iterator[None]:
         """In the ``with`` block the network has these units too: ``[2, U, H]``, :func:`as_read`."""
-        self._now.units, self._now.read = units, False
+        self._now.units, self._now.entering, self._now.read = units, None, False
         try:
             yield
         finally:
@@ -84,11 +80,12 @@ class FeedForward:
             )
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self._now.units is not None:
+        if getattr(self._now, "units", None) is not None:
             self._now.entering = inputs[0]
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        units, entering = self._now.units, self._now.entering
+        units: Tensor | None = getattr(self._now, "units", None)
+        entering: Tensor | None = getattr(self._now, "entering", None)
         if units is None or entering is None:
             return output
         self._now.read = True
