@@ -213,6 +213,30 @@ def test_while_python_shuts_down_it_ends_at_once(number: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_terminal_that_is_closed_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    """What is written to it then is an error, and the loop says something before it saves."""
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            with interruptible(), stop_requests() as stop:
+                (tmp_path / "ready").touch()
+                while not stop.made:
+                    time.sleep(0.01)
+                os.write(2, b"step 5, loss 0.3")
+                (tmp_path / "saved").touch()
+                os._exit(stop.exit_code)
+        except BaseException:
+            os._exit(1)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert (tmp_path / "saved").exists()
+
+
 # --------------------------------------------------------------------------------- real commands
 
 
@@ -255,6 +279,23 @@ def test_training_saves_and_is_gone_on_with(
     )
     assert not [path for path in Path().rglob(".*") if path.name]
     assert main([*options, *more, "--resume"]) == 0
+
+
+def test_a_signal_after_the_last_step_says_how_to_go_on(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptuning.training.loop import _Loop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "keep_best", lambda self: send(signal.SIGTERM))
+        assert main(options) == 143
+    said = "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+    assert capsys.readouterr().err.endswith(f"ptuning: {said}\n")
+    assert main([*options, "--resume"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ptuning.training.run.task_model", lambda *_: send(signal.SIGTERM))
+        assert main(options) == 143  # the finished run is still that
+    assert capsys.readouterr().err.endswith("ptuning: interrupted\n")
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=named)

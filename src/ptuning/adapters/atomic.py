@@ -235,7 +235,7 @@ def _is_dead(each: Leftover, sure: bool) -> bool:
         newest = max(place.lstat().st_mtime for place in places)
     except OSError:  # it is being written, or taken away
         return False
-    return time.time() - newest > ABANDONED
+    return bool(time.time() - newest > ABANDONED)
 
 
 # -------------------------------------------------------------------------------------------- locks
