@@ -84,7 +84,7 @@ class _Handler:
             block = block.outer
 
     def leave_terminal(self) -> None:
-        """Write nowhere, if the terminal is gone: what is said there is an error, and nothing would be saved."""
+        """Write nowhere, if the terminal is gone: an error there would keep a run from saving."""
         for stream in self.terminals:
             if not os.isatty(stream):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
