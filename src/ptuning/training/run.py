@@ -23,6 +23,7 @@ from ptuning.task import Task
 from ptuning.training import reading, run_files
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
+from ptuning.training.interrupt import Interrupted
 from ptuning.training.loop import run
 from ptuning.training.prepare import Examples
 from ptuning.training.recipe import prompt_of
@@ -83,8 +84,12 @@ def train_on(
         own = with_begun(own, folder / CHECKPOINT)
     model, examples = task_model(shared, own, accelerator, reporter.say)
 
+    begun = resume
+
     def beginning() -> None:
+        nonlocal begun
         began()
+        begun = True
         if accelerator.is_main_process and resume:
             run_files.remove(folder / RESULT)  # of this run, as far as it came
         elif accelerator.is_main_process:
@@ -92,7 +97,10 @@ def train_on(
         if not resume:  # a resumed run's configuration is there, and has to be the same
             write(folder / CONFIG, dump(config), accelerator)
 
-    with over_if_diverged(folder, accelerator):
+    with (
+        over_if_diverged(folder, accelerator),
+        saying_how_to_go_on(lambda: begun and run_files.has_checkpoint(folder)),
+    ):
         result = run(
             model,
             examples,
@@ -180,6 +188,21 @@ def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     except TrainingDiverged as error:
         write(folder / RESULT, json.dumps({"diverged": str(error)}, indent=1) + "\n", accelerator)
         raise
+
+
+@contextmanager
+def saying_how_to_go_on(saved: Callable[[], bool]) -> Iterator[None]:
+    """Where Ctrl-C comes between the steps' end and the run's, and there is something to go on from."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        if not saved():
+            raise
+        raise Interrupted(
+            "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+        ) from None
 
 
 def check_same(config: TrainConfig, what: str) -> None:
