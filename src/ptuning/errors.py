@@ -10,7 +10,7 @@
     │   ├── UnsupportedBackbone   this architecture cannot do what the configuration asks
     │   └── AdapterError          a folder that is not an adapter of ours, altered or cut short
     │       └── AdapterMismatch   an adapter made for another backbone
-    ├── TrainingDiverged          a loss or gradient that is not finite; the last good checkpoint is kept
+    ├── TrainingDiverged          a loss, gradient or logit that is not finite; the last good checkpoint is kept
     └── OutputError               a result that could not be written: disk full, no permission
 
 A message is one paragraph: what was got, what was expected, the remedy.
@@ -52,7 +52,7 @@ class AdapterMismatch(AdapterError):
 
 
 class TrainingDiverged(PTuningError, ArithmeticError):
-    """A loss or gradient that is not finite. The last good checkpoint is kept."""
+    """A loss, a gradient or logits that are not finite. The last good checkpoint is kept."""
 
 
 class OutputError(PTuningError, OSError):
