@@ -371,7 +371,7 @@ def test_logits_that_are_not_finite_are_no_answer(tiny_folder: Path, task: Task,
     )
     with pytest.raises(TrainingDiverged, match=message.format("the rows, row 1")):
         Predictor(model=model)(["good film", "bad film"])
-    with pytest.raises(TrainingDiverged, match="logits of .* first, so there is no answer"):
+    with pytest.raises(TrainingDiverged, match=r"logits of .* first, so there is no answer"):
         pipeline(model)(["good film", "bad film"])
 
 
@@ -380,6 +380,6 @@ def test_one_row_that_is_not_finite_is_named(model: PTuningModel, monkeypatch: p
     logits[1, 0] = math.nan
     monkeypatch.setattr("ptuning.inference.predictor.logits_of", lambda *_, **__: logits)
     with pytest.raises(
-        TrainingDiverged, match="the logits of 1 of 3 rows are not finite .*the rows, row 2 f"
+        TrainingDiverged, match=r"the logits of 1 of 3 rows are not finite .*the rows, row 2 f"
     ):
         Predictor(model=model)(["good", "bad", "good"])

@@ -95,7 +95,7 @@ def _eval_results(adapter: Adapter) -> list[EvalResult]:
                 metric_type=metric,
                 metric_value=value,
             )
-            for metric, value in _numbers(adapter.metrics.get(split)).items()
+            for metric, value in numbers(adapter.metrics.get(split)).items()
         ]
     return found
 
@@ -171,7 +171,7 @@ def _task(adapter: Adapter) -> Iterator[str]:
 
 def _metrics(adapter: Adapter) -> str:
     """A row a metric, a column a split, the baseline last."""
-    splits = {name: _numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
+    splits = {name: numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
     rows = list(dict.fromkeys(metric for values in splits.values() for metric in values))
     if not rows:
         return ""
@@ -190,7 +190,7 @@ def _metrics(adapter: Adapter) -> str:
 
 
 def _columns(adapter: Adapter) -> list[str]:
-    given = [name for name, values in adapter.metrics.items() if _numbers(values)]
+    given = [name for name, values in adapter.metrics.items() if numbers(values)]
     order = {"test": 0, "validation": 1, _BASELINE: 3}
     return sorted(given, key=lambda name: order.get(name, 2))
 
@@ -297,12 +297,12 @@ def _facts(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"- {_line(key).replace('_', ' ')}: {_code(value)}"
 
 
-def _numbers(values: Any) -> dict[str, float]:
+def numbers(values: Any) -> dict[str, float]:
     """The numbers among ``values``; anything else in a free dictionary is not a metric."""
     if not isinstance(values, Mapping):
         return {}
-    numbers = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
-    return {k: v for k, v in numbers.items() if type(v) in (int, float) and math.isfinite(v)}
+    found = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
+    return {k: v for k, v in found.items() if type(v) in (int, float) and math.isfinite(v)}
 
 
 def _number(value: float) -> str:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.training.result import SeveralResult, TrainResult
     from ptuning.training.search import SearchResult
 
 
+class PlainConsole(Console):
+    """What users wrote stands there as they wrote it, such as a label ``[spam]``; controls are codes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Every text that is printed, a table's cells and title among them, comes through here."""
+        return super().render_str(visible(text, lines=True), **options)
+
+
 def plain_console(*, stderr: bool = False) -> Console:
-    """Where a command prints: what users wrote, such as a label ``[spam]``, stands there as they wrote it."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    """Where a command prints."""
+    return PlainConsole(stderr=stderr, markup=False, emoji=False)
 
 
 def metrics_table(

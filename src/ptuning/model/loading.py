@@ -126,8 +126,9 @@ def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
                 "leaves those of the backbone as they are; train it again with the backbone's vocabulary"
             )
         # Only the number of labels may differ: it is the task's.
-        if own[name].shape[1:] != value.shape[1:] or (
-            own[name].shape[0] not in (value.shape[0], backbone.model.config.num_labels)
+        rows = (backbone.model.config.num_labels, adapter.task.num_labels)
+        if own[name].shape != value.shape and (
+            own[name].shape[1:] != value.shape[1:] or (len(own[name]), len(value)) != rows
         ):
             raise AdapterMismatch(
                 f"the adapter's {name} has the shape {list(value.shape)}, but {backbone.name}'s has "

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
-from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged
+from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged, out_of_memory
 from ptuning.model import state
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
@@ -282,13 +282,15 @@ class PTuningModel(nn.Module):
         parameters = backbone.model.named_parameters()
         words = {name for name, value in parameters if value is backbone.embedding.weight}
         head = {name: value for name, value in adapter.head.items() if name not in words}
-        model = cls(backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
+        with _as_recorded(backbone):
+            model = cls(
+                backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head
+            )
         if task is not None:
             model.name_task(task)
-        with torch.no_grad():
-            cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
-            if model.units is not None and adapter.units is not None:
-                model.units.weight.copy_(adapter.units)
+        _take(cast(Embedding, model.prompt_encoder), adapter.prompt_tensor, "prompt")
+        if model.units is not None and adapter.units is not None:
+            _take(model.units, adapter.units, "virtual units")
         model.provenance = config
         model.loaded = adapter
         return model
@@ -305,10 +307,7 @@ class PTuningModel(nn.Module):
         dtype: torch.dtype | None,
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
-        try:
-            task = Task.from_dict(record["task"])
-        except TypeError as error:
-            raise AdapterError(f"the state dict's task cannot be read: {error}; it was altered") from error
+        task = Task.from_dict(record["task"])
         held, tokenizer = _held(
             backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, token, dtype
         )
@@ -320,18 +319,19 @@ class PTuningModel(nn.Module):
         # The head's names are the record's; its values, like the prompt's, come with the state.
         values = {name: own[name] for name in record["head"] if name in own and name not in held.head_names}
         prompt_scale, head_scale = record["rate_scales"]
-        model = cls(
-            held,
-            config,
-            task,
-            tokenizer=tokenizer,
-            anchors=anchors,
-            head=values,
-            rate_scales=(prompt_scale, head_scale),
-        )
-        state.compare(_as_now(record), model._record())
-        model.load_state_dict(tensors)
-        model.weigh_classes(record["class_weights"])
+        with _as_recorded(held):
+            model = cls(
+                held,
+                config,
+                task,
+                tokenizer=tokenizer,
+                anchors=anchors,
+                head=values,
+                rate_scales=(prompt_scale, head_scale),
+            )
+            state.compare(_as_now(record), model._record())
+            model.load_state_dict(tensors)
+            model.weigh_classes(record.get("class_weights"))
         model.provenance = provenance
         return model
 
@@ -887,6 +887,31 @@ def _eval(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(mode)
+
+
+def _take(table: Embedding, value: Tensor, name: str) -> None:
+    """Give the table ``value``, which has its shape."""
+    if table.weight.shape != value.shape:
+        raise AdapterError(
+            f"the adapter's {name} has the shape {list(value.shape)}, expected {list(table.weight.shape)}; "
+            "it was altered, or was trained on another backbone"
+        )
+    with torch.no_grad():
+        table.weight.copy_(value)
+
+
+@contextmanager
+def _as_recorded(backbone: Backbone) -> Iterator[None]:
+    """Say of choices and shapes that contradict each other that they are a record's, and not the caller's."""
+    try:
+        yield
+    except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, of a shape
+        if out_of_memory(error):
+            raise
+        raise AdapterError(
+            f"the adapter cannot be put on {backbone.name}: {' '.join(str(error).split())}; it was altered, "
+            "or was trained on another backbone"
+        ) from error
 
 
 def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:
