@@ -37,8 +37,8 @@ def add_pickle(parser: Parser) -> None:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read the adapter_model.bin of an old PEFT, with torch's restricted unpickler, where there are "
-        "no safetensors",
+        help="read the adapter_model.bin of an old PEFT, and the pytorch_model.bin of a backbone that the "
+        "adapter names, with torch's restricted unpickler, where there are no safetensors",
     )
 
 

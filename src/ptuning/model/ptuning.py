@@ -220,8 +220,9 @@ class PTuningModel(nn.Module):
                 logged in with if left out.
             dtype: What to hold the frozen weights in.
             task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
-            allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
-                there are no safetensors.
+            allow_pickle: Read PEFT's old ``adapter_model.bin``, and the ``pytorch_model.bin`` of a backbone
+                that the adapter names, with torch's restricted unpickler, where there are no safetensors. A
+                backbone that is named here is read either way.
             engine: How the backbone computes, for every task on it.
 
         Raises:
@@ -246,7 +247,14 @@ class PTuningModel(nn.Module):
     ) -> PTuningModel:
         """A trained task from a folder that is here."""
         if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
-            model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, token=token, dtype=dtype)
+            model = cls._from_state(
+                *found,
+                backbone=backbone,
+                tokenizer=tokenizer,
+                token=token,
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+            )
             if task is not None:
                 model.name_task(task)
             return model
@@ -254,7 +262,7 @@ class PTuningModel(nn.Module):
         ours = adapters.is_adapter(folder)
         kind = adapter.task.problem_type if ours else None  # PEFT keeps none: the backbone may know
         held, tokenizer = _held(
-            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype
+            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype, allow_pickle
         )
         check_backbone(held, adapter)
         own = held.model.config
@@ -305,11 +313,13 @@ class PTuningModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None,
         token: str | bool | None,
         dtype: torch.dtype | None,
+        allow_pickle: bool,
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
         task = Task.from_dict(record["task"])
         held, tokenizer = _held(
-            backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, token, dtype
+            *(backbone, record["backbone"], task.num_labels, task.problem_type),
+            *(tokenizer, token, dtype, allow_pickle),
         )
         own = dict(held.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
@@ -857,8 +867,12 @@ def _held(
     tokenizer: PreTrainedTokenizerBase | None,
     token: str | bool | None,
     dtype: torch.dtype | None,
+    allow_pickle: bool,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-    """The backbone that was asked for, or else the one that the task was trained on."""
+    """The backbone that was asked for, or else the one that the task was trained on.
+
+    Its weights are a pickle only if that is allowed: whoever wrote the adapter chose it.
+    """
     if backbone is not None:
         return hold(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
     if not facts["name"]:
@@ -866,7 +880,9 @@ def _held(
             "the adapter does not say on which backbone it was trained; name it with --backbone "
             "(in Python: backbone=…)"
         )
-    return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token)
+    return hold(
+        facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token, allow_pickle
+    )
 
 
 def _same(
