@@ -22,6 +22,9 @@ lines, blanks of no width, tags. The joiners (U+200C, U+200D), which words and e
 _HALVES = "\ud800-\udfff"
 """Halves of a character, which no encoding takes."""
 
+_FORMULA = re.compile("[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
 _HIDDEN = re.compile(f"[{_CONTROL}{_FORMAT}{_HALVES}]")
 _HIDDEN_BUT_LINES = re.compile(f"(?![\n\t])[{_CONTROL}{_FORMAT}{_HALVES}]")
 
@@ -43,6 +46,18 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     return _HIDDEN_BUT_LINES.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def cell(value: Any) -> Any:
+    """A value for a table that a spreadsheet may open, which runs a text such as ``=cmd(…)`` as a formula.
+
+    A text that begins one gets an apostrophe in front, as OWASP has it ("CSV injection"); a number stays one.
+    Control characters are codes, as in :func:`visible`, but for line breaks and tabs, which CSV can hold.
+    """
+    if not isinstance(value, str):
+        return value
+    text = visible(value, lines=True)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def _code(found: re.Match[str]) -> str:

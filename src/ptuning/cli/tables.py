@@ -33,10 +33,10 @@ def metrics_table(
     metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mapping[str, float]], rule: str
 ) -> Table:
     """Metrics by split, each beside what a constant answer scores."""
-    table = Table(title=f"baseline: {rule}", title_justify="left", title_style="dim")
+    table = Table(title=f"baseline: {visible(rule)}", title_justify="left", title_style="dim")
     table.add_column("metric")
     for split in metrics:
-        table.add_column(split, justify="right")
+        table.add_column(visible(split), justify="right")
         if split in baseline:
             table.add_column("baseline", justify="right", style="dim")
     for name in dict.fromkeys(name for found in metrics.values() for name in found):
@@ -45,7 +45,7 @@ def metrics_table(
             for split in metrics
             for values in (metrics[split], *([baseline[split]] if split in baseline else []))
         ]
-        table.add_row(name, *cells)
+        table.add_row(visible(name), *cells)
     return table
 
 
@@ -63,7 +63,7 @@ def print_diagnosis(result: TrainResult, console: Console) -> None:
 def several_table(found: SeveralResult) -> Table:
     """A row a run, the best marked, and the mean and deviation of runs that differ by their seed alone."""
     assert found.best.result is not None  # the best of those that did not diverge
-    title = f"baseline: {found.best.result.baseline_rule}; best by validation {found.metric}"
+    title = f"baseline: {visible(found.best.result.baseline_rule)}; best by validation {found.metric}"
     table = Table(title=title, title_justify="left", title_style="dim")
     splits = [split for split in ("validation", "test") if split in found.best.result.metrics]
     table.add_column("run")
