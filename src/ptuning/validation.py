@@ -58,12 +58,12 @@ def explain(error: ValidationError, under: str = "") -> str:
         case "union_tag_invalid":
             name = found["ctx"]["discriminator"].strip("'")
             expected = found["ctx"]["expected_tags"].replace("'", "")
-            return f"{key}.{name}: got {found['ctx']['tag']!r}, expected one of {expected}{more}"
+            return f"{key}.{name}: got {shortened(found['ctx']['tag'])}, expected one of {expected}{more}"
         case "union_tag_not_found":
             return f"{key}.{found['ctx']['discriminator'].strip(chr(39))}: missing{more}"
         case "model_attributes_type":
             expected = "a dictionary of options, or an instance of a class that has them"
-            return f"{key}: got {got!r}, expected {expected}{more}"
+            return f"{key}: got {shortened(got)}, expected {expected}{more}"
         case "value_error":
             said = f"{found['ctx']['error']}{more}"
             return f"{key}: {said}" if key else said  # a check of several keys names them itself
@@ -71,7 +71,13 @@ def explain(error: ValidationError, under: str = "") -> str:
     same = [each for each in others if _key(_path(each["loc"], under)) == key and each["input"] is got]
     expected = " or ".join(dict.fromkeys(_expected(each["msg"]) for each in (found, *same)))
     more = f" (and {len(others) - len(same)} more)" if len(others) > len(same) else ""
-    return f"{key or 'configuration'}: got {got!r}, expected {expected}{more}"
+    return f"{key or 'configuration'}: got {shortened(got)}, expected {expected}{more}"
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """A value as Python writes it, cut to ``limit`` characters so that an error stays one line."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _path(places: Sequence[int | str], under: str) -> tuple[int | str, ...]:

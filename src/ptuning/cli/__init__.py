@@ -57,7 +57,7 @@ def console() -> None:
 
 def _failed(error: BaseException) -> int | None:
     """Say in a line what is wrong, and return the exit code; ``None`` for what nobody expects."""
-    from ptuning.errors import PTuningError, UserError
+    from ptuning.errors import PTuningError, UserError, out_of_memory
 
     match error:
         case SystemExit():  # a command's --help
@@ -68,7 +68,7 @@ def _failed(error: BaseException) -> int | None:
             return 1  # whoever read our output has gone (``| head``): nothing to say, and nobody to say it to
         case OSError():
             return _say(_os_error(error), 1)
-        case MemoryError() | RuntimeError() if _is_of_memory(error):
+        case MemoryError() | RuntimeError() if out_of_memory(error):
             said = f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter"
             return _say(said, 1)
     return None
@@ -95,13 +95,6 @@ def _run(given: list[str]) -> int:
     return 0
 
 
-def _is_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine has run out of it: torch says so in words."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "allocate memory")
-    )
-
-
 def _os_error(error: OSError) -> str:
     return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
 
@@ -111,7 +104,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"ptuning: {'' if code > 128 else 'error: '}{' '.join(message.split())}", file=sys.stderr)
+    from ptuning.visible import visible
+
+    line = visible(" ".join(message.split()))
+    print(f"ptuning: {'' if code > 128 else 'error: '}{line}", file=sys.stderr)
     return code
 
 

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.data import check, load_examples
     from ptuning.errors import DataError
     from ptuning.training.config import DataConfig
+    from ptuning.visible import visible
 
     loaded: dict[str, Loaded] = {}
     for name, source in {"train": given.file, "validation": given.validation, "test": given.test}.items():
@@ -68,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
         limit=limit,
         fraction=DataConfig.model_fields["validation_fraction"].default,
     )
-    print(json.dumps(report.to_dict(), indent=1) if given.json else "\n".join(report.lines()))
+    lines = visible("\n".join(report.lines()), lines=True)
+    print(json.dumps(report.to_dict(), indent=1) if given.json else lines)
     if not report.ok:
         raise DataError("the data cannot be trained on as it stands; mend the errors above")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from ptuning.cli.options import Parser
 from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading, tell
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
+from ptuning.visible import cell, json_text
 
 if TYPE_CHECKING:
     from ptuning.inference.predictor import Prediction
@@ -92,20 +92,18 @@ def main(argv: Sequence[str]) -> None:
 def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:
     if form == "jsonl":
         return lambda found: print(
-            json.dumps({"row": found.row, **found.to_dict()}, ensure_ascii=False),
-            file=stream,
-            flush=stream.isatty(),
+            json_text({"row": found.row, **found.to_dict()}), file=stream, flush=stream.isatty()
         )
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(
         ["row", "value"]
         if task.is_regression
-        else ["row", "label", *(f"p({label})" for label in task.labels)]
+        else ["row", "label", *(cell(f"p({label})") for label in task.labels)]
     )
 
     def write(found: Prediction) -> None:
         label = "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
-        table.writerow([found.row, label, *(f"{chance:.6f}" for _, chance in found.probabilities)])
+        table.writerow([found.row, cell(label), *(f"{chance:.6f}" for _, chance in found.probabilities)])
 
     return write
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ptuning.cli.options import Parser, leaves
 from ptuning.data.options import ReadOptions
 from ptuning.training.config import DataConfig
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.model.ptuning import PTuningModel
@@ -37,8 +38,8 @@ def add_pickle(parser: Parser) -> None:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read the adapter_model.bin of an old PEFT, with torch's restricted unpickler, where there are "
-        "no safetensors",
+        help="read the adapter_model.bin of an old PEFT, and the pytorch_model.bin of a backbone that the "
+        "adapter names, with torch's restricted unpickler, where there are no safetensors",
     )
 
 
@@ -58,7 +59,7 @@ def reading(given: Any) -> ReadOptions:
 def tell(notes: Sequence[str]) -> None:
     """Say what was detected about a source, on standard error."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {visible(note)}", file=sys.stderr)
 
 
 def add_too_long(parser: Parser) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TokenRow, collate, sorted_batches
+from ptuning.errors import TrainingDiverged
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.sequence import Prepared
 
@@ -50,6 +51,30 @@ def logits_of(
             if on_batch is not None:
                 on_batch(len(batch))
     return found
+
+
+def not_finite(logits: Tensor) -> str | None:
+    """How many rows of ``logits`` ``[N, C]`` hold a NaN or an infinity, in words; ``None`` if none does."""
+    bad = int((~logits.isfinite().all(dim=1)).sum())
+    return f"the logits of {bad} of {len(logits)} rows are not finite" if bad else None
+
+
+def check_finite(logits: Tensor, places: Callable[[int], str]) -> None:
+    """Refuse logits ``[N, C]`` that mean nothing, before anyone makes labels or probabilities of them.
+
+    Args:
+        places: The name of a row, by its index in ``logits``.
+
+    Raises:
+        TrainingDiverged: a NaN or an infinity; names the first row that holds one.
+    """
+    if (seen := not_finite(logits)) is not None:
+        first = int((~logits.isfinite().all(dim=1)).nonzero()[0])
+        raise TrainingDiverged(
+            f"{seen} (NaN or infinite), {places(first)} first, so there is no answer: numbers of the prompt, "
+            "the head or the backbone are out of bounds; try precision fp32, download the backbone again, or "
+            "train the adapter again with a lower learning rate"
+        )
 
 
 def prepared(model: PTuningModel) -> Prepared:

@@ -20,6 +20,7 @@ from transformers.pipelines.text_classification import ClassificationFunction
 from ptuning.data.places import listing, shortened
 from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
+from ptuning.inference.evaluate import check_finite
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
@@ -130,6 +131,7 @@ class PTuningPipeline(TextClassificationPipeline):
 
         Raises:
             ConfigError: a pair for a task of single texts, or the other way round; an unknown option.
+            TrainingDiverged: logits that are not finite.
         """
         if isinstance(inputs, Sized) and not isinstance(inputs, str | Mapping) and not len(inputs):
             return []  # transformers looks at the first before it asks whether there is one
@@ -201,9 +203,11 @@ class PTuningPipeline(TextClassificationPipeline):
         mode = self.model.training
         self.model.eval()
         try:
-            return super()._forward(inputs)  # type: ignore[no-untyped-call]
+            outputs = super()._forward(inputs)  # type: ignore[no-untyped-call]
         finally:
             self.model.train(mode)
+        check_finite(outputs["logits"], lambda at: f"row {at + 1} of the batch")
+        return outputs
 
 
 def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from ptuning.data import Example
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TooLong
 from ptuning.errors import ConfigError
-from ptuning.inference.evaluate import BATCH_TOKENS, logits_of, prepared
+from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Label
 
@@ -73,6 +73,7 @@ class Predictor:
         Raises:
             ConfigError: what is none of these, or pairs for a task of single texts and the other way round.
             DataError: a text that leaves nothing to read, or that is too long where that is refused.
+            TrainingDiverged: logits that are not finite.
         """
         if isinstance(texts, Mapping) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
             raise ConfigError(
@@ -96,6 +97,7 @@ class Predictor:
                 batch_tokens=self.batch_tokens,
                 prompt=prompt,
             )
+            check_finite(logits, lambda at: part[at].place)
             yield from (self._prediction(example.row, row) for example, row in zip(part, logits, strict=True))
 
     def _tokenise(self) -> Tokenise:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
-from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged
+from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged, out_of_memory
 from ptuning.model import state, views
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
@@ -224,9 +224,10 @@ class PTuningModel(nn.Module):
                 logged in with if left out.
             dtype: What to hold the frozen weights in.
             task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
-            allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
-                there are no safetensors.
-            engine: How the backbone computes for this task.
+            allow_pickle: Read PEFT's old ``adapter_model.bin``, and the ``pytorch_model.bin`` of a backbone
+                that the adapter names, with torch's restricted unpickler, where there are no safetensors. A
+                backbone that is named here is read either way.
+            engine: How the backbone computes, for this task.
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
@@ -250,7 +251,14 @@ class PTuningModel(nn.Module):
     ) -> PTuningModel:
         """A trained task from a folder that is here."""
         if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
-            model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, token=token, dtype=dtype)
+            model = cls._from_state(
+                *found,
+                backbone=backbone,
+                tokenizer=tokenizer,
+                token=token,
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+            )
             if task is not None:
                 model.name_task(task)
             return model
@@ -258,7 +266,7 @@ class PTuningModel(nn.Module):
         ours = adapters.is_adapter(folder)
         kind = adapter.task.problem_type if ours else None  # PEFT keeps none: the backbone may know
         held, tokenizer = _held(
-            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype
+            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype, allow_pickle
         )
         check_backbone(held, adapter)
         own = held.model.config
@@ -286,13 +294,15 @@ class PTuningModel(nn.Module):
         parameters = backbone.model.named_parameters()
         words = {name for name, value in parameters if value is backbone.embedding.weight}
         head = {name: value for name, value in adapter.head.items() if name not in words}
-        model = cls(backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
+        with _as_recorded(backbone):
+            model = cls(
+                backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head
+            )
         if task is not None:
             model.name_task(task)
-        with torch.no_grad():
-            cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
-            if model.units is not None and adapter.units is not None:
-                model.units.weight.copy_(adapter.units)
+        _take(cast(Embedding, model.prompt_encoder), adapter.prompt_tensor, "prompt")
+        if model.units is not None and adapter.units is not None:
+            _take(model.units, adapter.units, "virtual units")
         model.provenance = config
         model.loaded = adapter
         return model
@@ -307,14 +317,13 @@ class PTuningModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None,
         token: str | bool | None,
         dtype: torch.dtype | None,
+        allow_pickle: bool,
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
-        try:
-            task = Task.from_dict(record["task"])
-        except TypeError as error:
-            raise AdapterError(f"the state dict's task cannot be read: {error}; it was altered") from error
+        task = Task.from_dict(record["task"])
         held, tokenizer = _held(
-            backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, token, dtype
+            *(backbone, record["backbone"], task.num_labels, task.problem_type),
+            *(tokenizer, token, dtype, allow_pickle),
         )
         own = dict(held.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
@@ -324,18 +333,19 @@ class PTuningModel(nn.Module):
         # The head's names are the record's; its values, like the prompt's, come with the state.
         values = {name: own[name] for name in record["head"] if name in own and name not in held.head_names}
         prompt_scale, head_scale = record["rate_scales"]
-        model = cls(
-            held,
-            config,
-            task,
-            tokenizer=tokenizer,
-            anchors=anchors,
-            head=values,
-            rate_scales=(prompt_scale, head_scale),
-        )
-        state.compare(_as_now(record), model._record())
-        model.load_state_dict(tensors)
-        model.weigh_classes(record["class_weights"])
+        with _as_recorded(held):
+            model = cls(
+                held,
+                config,
+                task,
+                tokenizer=tokenizer,
+                anchors=anchors,
+                head=values,
+                rate_scales=(prompt_scale, head_scale),
+            )
+            state.compare(_as_now(record), model._record())
+            model.load_state_dict(tensors)
+            model.weigh_classes(record.get("class_weights"))
         model.provenance = provenance
         return model
 
@@ -894,8 +904,12 @@ def _held(
     tokenizer: PreTrainedTokenizerBase | None,
     token: str | bool | None,
     dtype: torch.dtype | None,
+    allow_pickle: bool,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-    """The backbone that was asked for, or else the one that the task was trained on."""
+    """The backbone that was asked for, or else the one that the task was trained on.
+
+    Its weights are a pickle only if that is allowed: whoever wrote the adapter chose it.
+    """
     if backbone is not None:
         return hold(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
     if not facts["name"]:
@@ -903,7 +917,9 @@ def _held(
             "the adapter does not say on which backbone it was trained; name it with --backbone "
             "(in Python: backbone=…)"
         )
-    return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token)
+    return hold(
+        facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token, allow_pickle
+    )
 
 
 def _same(
@@ -914,6 +930,31 @@ def _same(
     if units is not None and adapter.units is not None:
         pairs.append((adapter.units, units))
     return all(torch.equal(one, other) for one, other in pairs)
+
+
+def _take(table: Embedding, value: Tensor, name: str) -> None:
+    """Give the table ``value``, which has its shape."""
+    if table.weight.shape != value.shape:
+        raise AdapterError(
+            f"the adapter's {name} has the shape {list(value.shape)}, expected {list(table.weight.shape)}; "
+            "it was altered, or was trained on another backbone"
+        )
+    with torch.no_grad():
+        table.weight.copy_(value)
+
+
+@contextmanager
+def _as_recorded(backbone: Backbone) -> Iterator[None]:
+    """Say of choices and shapes that contradict each other that they are a record's, and not the caller's."""
+    try:
+        yield
+    except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, of a shape
+        if out_of_memory(error):
+            raise
+        raise AdapterError(
+            f"the adapter cannot be put on {backbone.name}: {' '.join(str(error).split())}; it was altered, "
+            "or was trained on another backbone"
+        ) from error
 
 
 def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:

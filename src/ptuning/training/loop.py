@@ -28,6 +28,7 @@ from ptuning.data.stems import Stems
 from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, logits_of, pad_id
+from ptuning.inference.evaluate import not_finite as out_of_bounds
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
@@ -264,9 +265,8 @@ def evaluate(
         TrainingDiverged: logits that are not finite, of which there is nothing to measure.
     """
     logits = logits_of(model, split.rows, stems=stems)
-    if bad := int((~logits.isfinite().all(dim=1)).sum()):
-        seen = f"the logits of {bad} of {len(logits)} rows are not finite: prompt or head grew out of bounds"
-        raise TrainingDiverged(not_finite(seen, rates=rates))
+    if (seen := out_of_bounds(logits)) is not None:
+        raise TrainingDiverged(not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates))
     targets = torch.as_tensor(split.targets)
     if model.task.problem_type == "single_label_classification":
         targets = targets.long()
