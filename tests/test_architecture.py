@@ -17,7 +17,10 @@ import ptuning
 SOURCE = Path(ptuning.__file__).parent
 #: From low to high. A module may import what stands on its own level or below.
 LAYERS = (
-    ("ptuning", "ptuning._lazy", "ptuning.cache", "ptuning.errors", "ptuning.task", "ptuning.validation"),
+    (
+        *("ptuning", "ptuning._lazy", "ptuning.cache", "ptuning.config_file", "ptuning.errors"),
+        *("ptuning.paths", "ptuning.task", "ptuning.validation"),
+    ),
     ("ptuning.adapters",),
     ("ptuning.model",),
     ("ptuning.data", "ptuning.peft"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading
+from ptuning.cli.shared import add_data, add_model, data_of, load_model
 from ptuning.errors import ConfigError, OutputError, PTuningError
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def parser() -> Parser:
     )
     made.add_argument("--output", type=str, default="-", help="file, or - for standard output (default)")
     made.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of the output")
-    add_reading(made, label=False)
-    add_too_long(made)
+    add_data(made, label=False, more=["too_long"])
     made.add_argument(
         "--batch_tokens",
         type=int,
@@ -69,15 +68,16 @@ def main(argv: Sequence[str]) -> None:
         value = getattr(given, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option}: got {value}, expected at least 1")
+    data = data_of(given, given.input)
     model = load_model(given)
     form: Any = given.input_format or ("text" if given.input == "-" else None)
-    found = stream_examples(given.input, format=form, pair=model.task.pair, **reading(given))
+    found = stream_examples(given.input, format=form, pair=model.task.pair, **data.reading())
     predictor = Predictor(
         model=model,
         batch_size=given.batch_size,
         batch_tokens=given.batch_tokens,
         window=given.window,
-        too_long=given.too_long,
+        too_long=data.too_long,
     )
     apart = given.output != "-" or not sys.stdout.isatty()
     with Rate(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:

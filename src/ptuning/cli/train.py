@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptuning.cli.options import Parser, add_options, parse
+from ptuning.cli.options import Parser, add_options, nested
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig, dump
 
@@ -36,43 +37,39 @@ def parser() -> Parser:
     )
     several = made.add_argument_group("several runs on one backbone, every combination; the best is saved")
     for name, (single, _, expected) in LISTS.items():
-        several.add_argument(
-            f"--{name}", type=str | None, metavar="LIST", help=f"values of {single}: {expected}"
-        )
-    add_options(made, TrainConfig)
+        several.add_argument(f"--{name}", type=str, metavar="LIST", help=f"values of {single}: {expected}")
+    add_options(made, TrainConfig, short="data")
     return made
 
 
 def main(argv: Sequence[str]) -> None:
-    values, extra, printing = parse(parser(), TrainConfig, argv, ("train_file", "resume", *LISTS))
-    data = values.setdefault("data", {})
-    if extra["train_file"] is not None and isinstance(data, dict):  # what else it may be, the check refuses
-        if _given("data.train", argv):
+    given = parser().parse_args(list(argv))
+    if given.train_file is not None:
+        if "data.train" in given:
             raise ConfigError("FILE and --data.train: got both, expected one of them")
-        data["train"] = extra["train_file"]
+        setattr(given, "data.train", given.train_file)
+    values = nested(given, TrainConfig)
+    values.setdefault("data", {})  # so that the file is what is missing
     config = TrainConfig.checked(values)
-    if printing:
+    if given.print_config:
         print(dump(config), end="")
         return
-    lists = {name: _listed(name, extra[name], argv) for name in LISTS if extra[name] is not None}
+    lists = {
+        name: _listed(name, getattr(given, name), given) for name in LISTS if getattr(given, name) is not None
+    }
     # From here on torch is needed; --help and a wrong option were answered without it.
     from ptuning.cli.tables import plain_console
 
     train = _several if lists else _search if config.recipe == "search" else _single
-    chosen = train(config, lists, bool(extra["resume"]), plain_console(stderr=True))
+    chosen = train(config, lists, given.resume, plain_console(stderr=True))
     print(f"saved {config.output}{chosen}")
     print(f"next: ptuning predict {config.output} --input FILE")
 
 
-def _given(option: str, argv: Sequence[str]) -> bool:
-    """Whether an option stands at the command line itself, and not in a file."""
-    return any(each == f"--{option}" or each.startswith(f"--{option}=") for each in argv)
-
-
-def _listed(name: str, text: str, argv: Sequence[str]) -> list[int | float]:
+def _listed(name: str, text: str, given: Namespace) -> list[int | float]:
     """The values of one of :data:`LISTS`."""
     single, read, expected = LISTS[name]
-    if _given(single, argv):
+    if single in given:
         raise ConfigError(
             f"--{name} and --{single}: got both, expected one of them; --{name} may list one value"
         )
