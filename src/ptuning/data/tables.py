@@ -111,6 +111,8 @@ def _open(source: Source, format: Format | None) -> tuple[Origin, Rows, Names]:
     ):
         return _open_path(Path(source), format)
     if isinstance(source, str) and source == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed, expected rows; pipe them in, or name a file")
         return _open_stream(sys.stdin.buffer, "standard input", format)
     if isinstance(source, io.TextIOBase):
         raise ConfigError(
