@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from crashes import dies, steps
 from ptuning.adapters import atomic
-from ptuning.adapters.atomic import moved_aside, replace_folder, write_bytes
+from ptuning.adapters.atomic import (
+    moved_aside,
+    recover,
+    remove_folder,
+    replace_folder,
+    whole_file,
+    write_bytes,
+)
 from ptuning.errors import AdapterError, OutputError
 
 
@@ -78,7 +87,7 @@ def no_exchange(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(atomic, "_exchange", lambda one, other: False)
 
 
-def steps(folder: Path, *, existing: bool) -> int:
+def touches(folder: Path, *, existing: bool) -> int:
     """How many things touch the disk when all goes well."""
     target = folder / "rehearsal"
     if existing:
@@ -101,7 +110,7 @@ def test_a_failure_at_any_step_leaves_old_or_new(
 ) -> None:
     if not exchange:
         no_exchange(monkeypatch)
-    total = steps(tmp_path, existing=existing)
+    total = touches(tmp_path, existing=existing)
     assert total >= 10
     for step in range(1, total + 1):
         target = tmp_path / str(step) / "adapter"
@@ -121,30 +130,212 @@ def test_a_failure_at_any_step_leaves_old_or_new(
         assert content(target) == "next"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.skipif(sys.platform != "linux", reason="kills a forked process; exchanging names is Linux's")
 @pytest.mark.parametrize("exchange", [True, False])
-def test_a_crash_at_any_step_leaves_old_or_new(
-    exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not exchange:
-        no_exchange(monkeypatch)
-    for step in range(1, steps(tmp_path, existing=True) + 1):
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_kill_at_any_step_leaves_old_or_new(existing: bool, exchange: bool, tmp_path: Path) -> None:
+    """``recover`` finds what there is, and after the next save nothing else stands there."""
+
+    def begin(target: Path) -> None:
+        if existing:
+            replace_folder(target, written("old"))
+        else:
+            target.parent.mkdir(parents=True)
+
+    begin(tmp_path / "0" / "adapter")
+    total = steps(lambda: replace_folder(tmp_path / "0" / "adapter", written("new")), exchange=exchange)
+    assert total >= 10
+    found = set()
+    for step in range(1, total + 1):
         target = tmp_path / str(step) / "adapter"
-        replace_folder(target, written("old"))
-        child = os.fork()
-        if child == 0:
-            with failing_at(step, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-                replace_folder(target, written("new"))
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        aside = moved_aside(target)
-        if aside is not None:  # between two renames, where no exchange is to be had: nothing is lost
-            assert not exchange
-            os.rename(aside, target)
-        assert content(target) in ("old", "new")
+        begin(target)
+        assert dies(lambda to=target: replace_folder(to, written("new")), step, exchange=exchange)
+        recover(target)
+        assert existing <= target.exists()
+        found.add(content(target) if target.exists() else None)
+        assert names(target.parent) <= {"adapter"}
         replace_folder(target, written("next"))
         assert content(target) == "next"
+        assert names(target.parent) == {"adapter"}
+    assert found == ({"old", "new"} if existing else {None, "new"})
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_kill_while_it_recovers_loses_nothing_either(exchange: bool, tmp_path: Path) -> None:
+    total = steps_of_replacing(tmp_path, exchange)
+    for step in range(1, total + 1):
+        for second in range(1, 13):
+            target = tmp_path / f"{step}-{second}" / "adapter"
+            replace_folder(target, written("old"))
+            dies(lambda to=target: replace_folder(to, written("new")), step, exchange=exchange)
+            if not dies(lambda to=target: recover(to), second):
+                break
+            recover(target)
+            assert content(target) in ("old", "new")
+            assert names(target.parent) == {"adapter"}
+        assert second < 12
+
+
+def steps_of_replacing(folder: Path, exchange: bool) -> int:
+    target = folder / "rehearsal" / "adapter"
+    replace_folder(target, written("old"))
+    return steps(lambda: replace_folder(target, written("new")), exchange=exchange)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a forked process")
+def test_a_real_kill_frees_the_lock(tmp_path: Path) -> None:
+    """A process that the system kills while it writes; the next save takes its folder away."""
+    target = tmp_path / "adapter"
+    replace_folder(target, written("old"))
+    reading, writing = os.pipe()
+
+    def slow(folder: Path) -> None:
+        (folder / "one").write_text("half")
+        os.write(writing, b"!")
+        time.sleep(60)
+
+    child = os.fork()
+    if child == 0:
+        replace_folder(target, slow)
+        os._exit(0)
+    assert os.read(reading, 1) == b"!"
+    replace_folder(target, written("beside it"))  # a living process's folder is let alone
+    assert len([name for name in names(tmp_path) if ".tmp-" in name]) == 1
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    for handle in (reading, writing):
+        os.close(handle)
+    replace_folder(target, written("next"))
+    assert names(tmp_path) == {"adapter"}
+    assert content(target) == "next"
+
+
+def test_what_a_living_process_writes_is_let_alone(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+
+    def slow(folder: Path) -> None:
+        recover(target)
+        replace_folder(target, written("quick"))
+        remove_folder(target)
+        with whole_file(target) as new:
+            new.write_text("a file")
+        target.unlink()
+        assert folder.is_dir()
+        written("slow")(folder)
+
+    replace_folder(target, slow)
+    assert content(target) == "slow"
+    assert names(tmp_path) == {"adapter"}
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "locks", "stays"),
+    [
+        (f".adapter.tmp-{atomic._BOOT}-01234567", 0, True, False),
+        (
+            f".adapter.tmp-{atomic._BOOT}-01234567",
+            0,
+            False,
+            True,
+        ),  # nothing can tell whether its writer lives
+        (f".adapter.tmp-{atomic._BOOT}-01234567", 2 * atomic.ABANDONED, False, False),
+        (".adapter.tmp-89abcdef-01234567", 0, True, True),  # another machine's, on a disk that both see
+        (".adapter.tmp-89abcdef-01234567", 2 * atomic.ABANDONED, True, False),
+        (".adapter.tmp-01234567", 0, True, True),  # an older version's, which took no lock
+        (".adapter.old-01234567", 2 * atomic.ABANDONED, True, False),
+        (".adapter.tmp-mine", 2 * atomic.ABANDONED, True, True),  # somebody's own
+        (".adapter2.tmp-01234567", 2 * atomic.ABANDONED, True, True),
+        ("adapter.tmp-01234567", 2 * atomic.ABANDONED, True, True),
+    ],
+)
+def test_leftovers_go_when_their_process_is_dead(
+    name: str, age: float, locks: bool, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, left = tmp_path / "adapter", tmp_path / name
+    replace_folder(target, written("old"))
+    left.mkdir()
+    (left / "one").write_text("half")
+    for path in (left / "one", left):
+        os.utime(path, (time.time() - age,) * 2)
+    if not locks:
+        monkeypatch.setattr(atomic, "_flock", lambda *_, **__: None)
+    for act in (lambda: recover(target), lambda: replace_folder(target, written("new"))):
+        act()
+        assert left.exists() is stays
+    assert content(target) == "new"
+
+
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_the_newer_one_that_is_whole_is_brought_back(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    for which in ("new", "old"):
+        folder = tmp_path / f".adapter.{which}-{atomic._BOOT}-01234567"
+        folder.mkdir()
+        written(which)(folder)
+    recover(target, lambda folder: (folder / "one").read_text() == kind)
+    assert content(target) == kind
+    assert names(tmp_path) == {"adapter"}
+
+
+def test_the_only_copy_is_never_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be renamed, and where it is not what it was written as."""
+    target, aside = tmp_path / "adapter", tmp_path / f".adapter.old-{atomic._BOOT}-01234567"
+    aside.mkdir()
+    written("old")(aside)
+    recover(target, lambda folder: False)
+    assert content(aside) == "old"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse(errno.EROFS))
+        recover(target)
+        assert content(aside) == "old"
+        assert moved_aside(target) == aside
+    recover(target)
+    assert content(target) == "old"
+
+
+def refuse(code: int) -> Callable[..., None]:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return refused
+
+
+def test_a_kill_at_any_step_of_removing_leaves_all_or_nothing(tmp_path: Path) -> None:
+    replace_folder(tmp_path / "0" / "adapter", written("old"))
+    total = steps(lambda: remove_folder(tmp_path / "0" / "adapter"))
+    assert names(tmp_path / "0") == set()
+    for step in range(1, total + 1):
+        target = tmp_path / str(step) / "adapter"
+        replace_folder(target, written("old"))
+        assert dies(lambda to=target: remove_folder(to), step)
+        assert not target.exists() or content(target) == "old"
+        recover(target)
+        assert names(target.parent) <= {"adapter"}
+        remove_folder(target)
+        assert names(target.parent) == set()
+
+
+def test_a_kill_at_any_step_of_a_file_leaves_old_or_new(tmp_path: Path) -> None:
+    def write(target: Path, text: str) -> None:
+        with whole_file(target) as new:
+            write_bytes(new, text.encode())
+
+    total = steps(lambda: write(tmp_path / "rehearsal", "new"))
+    for step in range(1, total + 1):
+        target = tmp_path / str(step) / "file"
+        target.parent.mkdir()
+        write(target, "old")
+        target.chmod(0o640)
+        assert dies(lambda to=target: write(to, "new"), step)
+        assert target.read_text() in ("old", "new")
+        write(target, "next")
+        assert target.read_text() == "next"
+        assert target.stat().st_mode & 0o777 == 0o640
+        assert names(target.parent) == {"file"}
 
 
 def test_nothing_is_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

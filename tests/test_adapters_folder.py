@@ -314,13 +314,26 @@ def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load(folder)
 
 
-def test_a_save_that_was_cut_off_between_two_renames(tmp_path: Path) -> None:
+def test_a_save_that_was_cut_off_between_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(an_adapter(), tmp_path / "adapter")
-    folder.rename(tmp_path / ".adapter.old-0123abcd")
-    with pytest.raises(
-        AdapterError, match=r"left the former one at .*\.adapter\.old-0123abcd: rename it back"
-    ):
+    aside = folder.rename(tmp_path / ".adapter.old-0123abcd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refused)
+        with pytest.raises(
+            AdapterError, match=r"left the former one at .*\.adapter\.old-0123abcd: rename it back"
+        ):
+            load(folder)
+    assert same(load(folder), an_adapter())
+    assert not aside.exists()
+    folder.rename(aside)
+    (aside / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(AdapterError, match="rename it back"):
         load(folder)
+    assert aside.exists()
+
+
+def refused(*_: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_is_adapter(tmp_path: Path) -> None:

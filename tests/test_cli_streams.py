@@ -1,4 +1,4 @@
-"""``ptuning predict`` as a stream: slow and fast producers, bad rows and long ones, closed ends, ``--keep``."""
+"""``ptuning predict`` as a stream: slow and fast producers, bad rows and long, closed ends, ``--keep``."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_text_whose_beginning_says_little_is_read_further(model: PTuningModel)
 @pytest.mark.parametrize(
     ("redirected", "code", "said"),
     [
-        ("predict ADAPTER <&-", 2, "standard input is closed, expected rows; pipe them in, or name a file"),
+        ("predict ADAPTER <&-", 2, "standard input is closed, expected rows in it; name a file"),
         ("predict ADAPTER <&- >&-", 1, "standard output is closed, so the answers have no place to go"),
         ("predict ADAPTER >&-", 1, "standard output is closed, so the answers have no place to go"),
         ("inspect ADAPTER >&-", 1, "standard output is closed, and what ptuning inspect finds"),

@@ -104,10 +104,15 @@ def test_a_file_and_options(train: Callable[..., Ran], home: Path) -> None:
 def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows, jsonl: Files) -> None:
     noise = [{**row, "label": "positive" if i % 4 else "negative"} for i, row in enumerate(rows(96, seed=3))]
     jsonl("noise.jsonl", noise)
-    code, _, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
+    code, out, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
     assert code == 0
     assert "NOT LEARNED" in err
     assert "--fit.prompt_rate" in err
+    said, then = out.splitlines()
+    assert said == "saved out, which is not to be used: it has not learned"
+    assert then.startswith("next: the same command with --fit.")
+    assert "predict" not in out
+    assert then.removeprefix("next: the same command with ") in err  # what the diagnosis has first
 
 
 def test_the_data_can_be_named_either_way(train: Callable[..., Ran]) -> None:

@@ -478,12 +478,17 @@ def test_resume_refuses_other_choices_before_it_touches_anything(config: Made) -
     assert (run_folder(config(), "seed-0.run") / "result.json").read_bytes() == kept
 
 
-def test_resume_refuses_a_result_that_cannot_be_read(config: Made) -> None:
+@pytest.mark.parametrize("text", ["", '{"metric": "accuracy"}', "[]", "[" * 9999])
+def test_a_run_whose_result_was_cut_short_is_gone_on_with(config: Made, text: str) -> None:
+    """As a kill left it, when results were not written in one step."""
     made = config(fit__epochs=1)
-    train_several(made, seeds=[0])
-    (run_folder(made, "seed-0.run") / "result.json").write_text('{"metric": "accuracy"}')
-    with pytest.raises(ConfigError, match=r"seed-0.run/result.json cannot be read .* delete it"):
-        train_several(made, seeds=[0], resume=True)
+    straight = train_several(made, seeds=[0])
+    for file in (made.run_folder / "result.json", run_folder(made, "seed-0.run") / "result.json"):
+        file.write_text(text)
+    told = Told()
+    resumed = train_several(made, seeds=[0], resume=True, reporter=told)
+    assert told.trained == [f"seed-0 from {found(straight.runs[0]).history[-1].step}"]
+    assert found(resumed.runs[0]).history == found(straight.runs[0]).history
 
 
 def test_resume_with_nothing_to_resume(config: Made) -> None:

@@ -5,7 +5,17 @@ no backbone.
 """
 
 from ptuning.adapters.card import SPLIT_OFF, model_card
-from ptuning.adapters.folder import check_destination, details, is_adapter, load, save, verify
+from ptuning.adapters.folder import (
+    OWN_FILES,
+    RECORD,
+    check_destination,
+    details,
+    is_adapter,
+    is_whole,
+    load,
+    save,
+    verify,
+)
 from ptuning.adapters.hub import hub_out_of_reach, locate, push
 from ptuning.adapters.peft_format import (
     NO_CACHE,
@@ -24,7 +34,9 @@ from ptuning.adapters.record import MIX, Adapter
 __all__ = [
     "MIX",
     "NO_CACHE",
+    "OWN_FILES",
     "PEFT_OPTIONS",
+    "RECORD",
     "SPLIT_OFF",
     "WRITTEN_BY_US",
     "Adapter",
@@ -35,6 +47,7 @@ __all__ = [
     "hub_out_of_reach",
     "is_adapter",
     "is_peft",
+    "is_whole",
     "load",
     "locate",
     "model_card",

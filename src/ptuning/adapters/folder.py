@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from ptuning.adapters.atomic import moved_aside, replace_folder, write_bytes
+from ptuning.adapters.atomic import moved_aside, recover, replace_folder, write_bytes
 from ptuning.adapters.card import model_card
 from ptuning.adapters.peft_format import from_peft, to_peft
 from ptuning.adapters.peft_import import is_peft, read
@@ -116,6 +116,7 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
             beside its own or a model card that was edited.
     """
     target = Path(os.path.realpath(Path(folder).expanduser()))
+    recover(target, is_whole)
     if not target.exists():
         return target
     here = Path.cwd()
@@ -401,8 +402,19 @@ def is_adapter(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether every file of an adapter folder is as it was written."""
+    try:
+        verify(folder)
+    except AdapterError:
+        return False
+    return True
+
+
 def _check_folder(path: Path) -> None:
     """One clear sentence for each way in which there is no adapter at ``path``."""
+    if not path.exists():
+        recover(Path(os.path.realpath(path)), is_whole)
     if not path.exists():
         aside = moved_aside(Path(os.path.abspath(path)))
         hint = (

@@ -1,6 +1,6 @@
 """The command line. Each command is a module of this package with ``HELP`` and ``main(argv)``; all are thin.
 
-Exit codes: 0 done, 1 failure, 2 the user's mistake, 130 interrupted.
+Exit codes: 0 done, 1 failure, 2 the user's mistake, 128 + the number of a signal that ended it (Ctrl-C 130).
 """
 
 from __future__ import annotations
@@ -26,32 +26,28 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ptuning COMMAND …`` and return its exit code."""
-    from ptuning.errors import PTuningError, UserError
+    from ptuning.training.interrupt import interruptible
 
-    try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as done:  # a command's --help
-        return int(done.code or 0)
-    except UserError as error:
-        return _say(str(error), 2)
-    except PTuningError as error:
-        return _say(str(error), 1)
-    except KeyboardInterrupt as error:
-        return _say(str(error) or "interrupted", 130)
-    except BrokenPipeError:
-        return 1  # whoever read our output has gone (``| head``): nothing to say, and nobody to say it to
-    except OSError as error:
-        return _say(_os_error(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
-            raise
-        return _say(f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter", 1)
+    with interruptible() as stop:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        except KeyboardInterrupt as error:
+            return _say(str(error) or "interrupted", stop.exit_code)
+        except BaseException as error:
+            if stop.raised:  # while a library was in a callback, and made another exception of it
+                return _say("interrupted", stop.exit_code)
+            if (code := _failed(error)) is None:
+                raise
+            return code
 
 
 def console() -> None:
     """The ``ptuning`` program."""
+    from ptuning.training.interrupt import exit_on_signals
+
     _hold_standard_streams()
     code = main()
+    exit_on_signals()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -68,6 +64,25 @@ def _hold_standard_streams() -> None:
             os.fstat(handle)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free: this one
+
+
+def _failed(error: BaseException) -> int | None:
+    """Say in a line what is wrong, and return the exit code; ``None`` for what nobody expects."""
+    from ptuning.errors import PTuningError, UserError
+
+    match error:
+        case SystemExit():  # a command's --help
+            return int(error.code or 0)
+        case PTuningError():
+            return _say(str(error), 2 if isinstance(error, UserError) else 1)
+        case BrokenPipeError():
+            return 1  # whoever read our output has gone (``| head``): nothing to say, and nobody to say it to
+        case OSError():
+            return _say(_os_error(error), 1)
+        case MemoryError() | RuntimeError() if _is_of_memory(error):
+            said = f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter"
+            return _say(said, 1)
+    return None
 
 
 def _run(given: list[str]) -> int:
@@ -109,7 +124,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"ptuning: {'' if code == 130 else 'error: '}{' '.join(message.split())}", file=sys.stderr)
+    print(f"ptuning: {'' if code > 128 else 'error: '}{' '.join(message.split())}", file=sys.stderr)
     return code
 
 

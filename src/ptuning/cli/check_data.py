@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, data_of
+from ptuning.cli.shared import add_data, data_of, tell
 from ptuning.training.config import DataConfig
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
                 pair=loaded["train"].columns.pair if loaded else None,
                 collect_problems=True,
             )
+            tell(loaded[name].notes)
     lengths, limit = _lengths(given.backbone, data.max_length)
     report = check(
         {name: split.examples for name, split in loaded.items()},

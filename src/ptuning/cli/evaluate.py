@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, add_model, data_of, load_model
+from ptuning.cli.shared import add_data, add_model, data_of, load_model, tell
 
 
 def parser() -> Parser:
@@ -35,11 +35,9 @@ def main(argv: Sequence[str]) -> None:
 
     data = data_of(given, given.file)
     model = load_model(given)
-    examples = load_examples(
-        given.file,
-        **data.reading(),
-        pair=model.task.pair,
-    ).examples
+    loaded = load_examples(given.file, **data.reading(), pair=model.task.pair)
+    tell(loaded.notes)
+    examples = loaded.examples
     split = tokenised(model, examples, data.too_long)
     # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
     known = model.loaded.extra.get("baseline") if model.loaded is not None else None

@@ -7,8 +7,6 @@ import io
 import json
 import math
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, add_model, data_of, load_model
+from ptuning.cli.shared import add_data, add_model, data_of, load_model, tell
 from ptuning.cli.streams import is_live, live_input
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
@@ -100,12 +98,15 @@ def main(argv: Sequence[str]) -> None:
     apart = given.output != "-" or not sys.stdout.isatty()
     with live_input(given.input) as source:
         found = stream_examples(source, format=form, pair=model.task.pair, keep=keep, **data.reading())
+        tell(found.notes)
+        said = len(found.notes)
         rows = arriving(found.examples) if is_live(source) else found.examples
         with Rate(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
             write = _writer(stream, given.format, model.task)
             for prediction in predictor.stream(rate.waiting_for(rows)):
                 write(prediction)
                 rate.one_more()
+    tell(found.notes[said:])
 
 
 def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:
@@ -168,6 +169,8 @@ def _open(output: str) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()
         return
+    from ptuning.adapters.atomic import whole_file
+
     target = Path(os.path.realpath(local_path(output, "--output", expand=False)))
     if target.is_dir():
         raise ConfigError(f"--output {output!r} is a folder, expected a file; name a file in it")
@@ -175,27 +178,23 @@ def _open(output: str) -> Iterator[IO[str]]:
         with _blaming(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
             yield stream  # a device or a pipe is written to, never replaced
         return
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with _blaming(output, str(part)):
-            with open(part, "x", encoding="utf-8", newline="") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            if target.exists():
-                shutil.copymode(target, part)
-            os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    beside = str(target.with_name(f".{target.name}."))
+    with (
+        _blaming(output, beside),
+        whole_file(target) as part,
+        open(part, "x", encoding="utf-8", newline="") as stream,
+    ):
+        yield stream
 
 
 @contextmanager
 def _blaming(output: str, file: str) -> Iterator[None]:
-    """Say of what the system refuses for ``file`` that it is about ``--output``."""
+    """Say of what the system refuses for files that begin with ``file`` that it is about ``--output``."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, (PTuningError, BrokenPipeError)) or error.filename not in (None, file):
+        of_another = error.filename is not None and not str(error.filename).startswith(file)
+        if isinstance(error, (PTuningError, BrokenPipeError)) or of_another:
             raise
         raise OutputError(
             f"--output {output}: {error.strerror or error}; nothing was written, make room or name another"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser, leaves
@@ -65,6 +66,12 @@ def data_of(given: Any, source: str) -> DataConfig:
     values = {key[5:]: value for key, value in vars(given).items() if key.startswith("data.")}
     config: DataConfig = validated(DataConfig, {"train": source, **values}, "data")
     return config
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Say what was detected about a source, on standard error."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def load_model(given: Any) -> PTuningModel:

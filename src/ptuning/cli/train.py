@@ -61,7 +61,13 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.cli.tables import plain_console
 
     train = _several if lists else _search if config.recipe == "search" else _single
-    chosen = train(config, lists, given.resume, plain_console(stderr=True))
+    chosen, result = train(config, lists, given.resume, plain_console(stderr=True))
+    found = None if result is None else result.diagnosis
+    if found is not None and found.kind == "not learned":
+        print(f"saved {config.output}{chosen}, which is not to be used: it has not learned")
+        first = found.first or "ptuning check-data"
+        print(f"next: {'the same command with ' if first.startswith('--') else ''}{first}")
+        return
     print(f"saved {config.output}{chosen}")
     print(f"next: ptuning predict {config.output} --input FILE")
 
@@ -79,24 +85,30 @@ def _listed(name: str, text: str, given: Namespace) -> list[int | float]:
         raise ConfigError(f"--{name}: got {text!r}, expected {expected}") from None
 
 
-def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+Trained = tuple[str, "TrainResult | None"]
+"""What to say of how an adapter was chosen, and what its run found."""
+
+
+def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.run import train
 
-    _show(train(config, resume=resume, reporter=ConsoleReporter(console)), console)
-    return ""
+    result = train(config, resume=resume, reporter=ConsoleReporter(console))
+    _show(result, console)
+    return "", result
 
 
-def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.cli.tables import search_table
     from ptuning.training.console import ConsoleReporter
-    from ptuning.training.search import PLOT, train_search
+    from ptuning.training.run_files import PLOT
+    from ptuning.training.search import train_search
 
     found = train_search(config, resume=resume, reporter=ConsoleReporter(console))
     console.print(search_table(found))
     console.print(f"picture: {found.folder / PLOT}\n", highlight=False, soft_wrap=True)
     _show(found.result, console)
-    return f" (trial {found.winner} of {len(found.trials)}, trained in full)"
+    return f" (trial {found.winner} of {len(found.trials)}, trained in full)", found.result
 
 
 def _show(result: TrainResult, console: Console) -> None:
@@ -113,7 +125,7 @@ def _show(result: TrainResult, console: Console) -> None:
     print_diagnosis(result, console)
 
 
-def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.cli.tables import print_diagnosis, several_table
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.several import train_several
@@ -125,4 +137,4 @@ def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, consol
             console.print(f"{run.name}: {run.diverged}", style="red", highlight=False)
     if found.best.result is not None:
         print_diagnosis(found.best.result, console)
-    return f" ({found.best.name}, best by validation {found.metric})"
+    return f" ({found.best.name}, best by validation {found.metric})", found.best.result

@@ -27,6 +27,7 @@ class Loaded:
         examples: The examples, in the source's order.
         label_names: The names of a ``ClassLabel`` column in order, for :func:`ptuning.data.infer_task`.
         problems: The rows that were left out, if they were to be collected.
+        notes: What was detected about the source, a sentence each, for the user to read.
     """
 
     origin: Origin
@@ -34,15 +35,17 @@ class Loaded:
     examples: list[Example]
     label_names: tuple[str, ...] | None = None
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The examples of a source, one at a time; ``examples`` can be read once."""
+    """The examples of a source, one at a time; they can be read once, and ``notes`` may grow meanwhile."""
 
     origin: Origin
     columns: Columns
     examples: Iterator[Example]
+    notes: Sequence[str] = ()
 
 
 def load_examples(
@@ -62,13 +65,15 @@ def load_examples(
         pair: Whether the rows must (or must not) have two texts, where a trained task says so.
         collect_problems: Leave bad rows out and report them, instead of raising at the first.
         options: How the source is read: ``text``, ``text_b`` and ``label`` name its columns (see
-            :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`).
+            :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`);
+            ``separator``, ``encoding``, ``header`` and ``quoting`` say how a file is written
+            (:func:`ptuning.data.open_table`).
 
     Raises:
         DataError: The source, a column or a row cannot be used.
     """
-    table, columns = _open(source, format, need_label, pair, options)
     problems: list[Problem] = []
+    table, columns = _open(source, format, need_label, pair, options, problems if collect_problems else None)
     found = as_examples(
         table.rows,
         columns,
@@ -77,12 +82,14 @@ def load_examples(
         label_separator=options.get("label_separator"),
         problems=problems if collect_problems else None,
     )
+    examples = list(found)
     return Loaded(
         origin=table.origin,
         columns=columns,
-        examples=list(found),
+        examples=examples,
         label_names=table.label_names.get(columns.label) if columns.label is not None else None,
-        problems=tuple(problems),
+        problems=tuple(sorted(problems, key=lambda problem: problem.row)),
+        notes=tuple(table.notes),
     )
 
 
@@ -104,7 +111,7 @@ def stream_examples(
     table, columns = _open(source, format, False, pair, {**options, "label": None})
     kept = _kept(keep, table)
     found = as_examples(table.rows, columns, table.origin, need_label=False, keep=kept)
-    return Stream(origin=table.origin, columns=columns, examples=found)
+    return Stream(origin=table.origin, columns=columns, examples=found, notes=table.notes)
 
 
 def _kept(names: Sequence[str], table: Table) -> list[str]:
@@ -124,8 +131,18 @@ def _open(
     need_label: bool,
     pair: bool | None,
     options: ReadOptions,
+    problems: list[Problem] | None = None,
 ) -> tuple[Table, Columns]:
-    table = open_table(source, format=format)
+    table = open_table(
+        source,
+        format=format,
+        separator=options.get("separator"),
+        encoding=options.get("encoding"),
+        header=options.get("header", "auto"),
+        quoting=options.get("quoting", "auto"),
+        named=[name for name in (options.get("text"), options.get("text_b"), options.get("label")) if name],
+        problems=problems,
+    )
     name = table.origin.name
     columns = find_columns(
         table.columns,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
+from ptuning.data.reading import Header, Quoting
+
 
 class ReadOptions(TypedDict, total=False):
     """Keyword arguments of :func:`~ptuning.data.load_examples`; fields of ``DataConfig`` have the same names.
@@ -16,3 +18,7 @@ class ReadOptions(TypedDict, total=False):
     text_b: str | None
     label: str | None
     label_separator: str | None
+    separator: str | None
+    encoding: str | None
+    header: Header
+    quoting: Quoting

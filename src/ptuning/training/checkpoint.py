@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,12 +28,11 @@ from ptuning.data.tokens import TokenRow
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.result import Evaluation
+from ptuning.training.run_files import STATE, TENSORS
+from ptuning.validation import explain
 
 Kept = dict[int, dict[str, Tensor]]
 """By index in the history, the task's parameters at the best evaluations."""
-
-FOLDER = "checkpoint"
-_STATE, _TENSORS = "resume/state.json", "resume/state.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -64,6 +64,12 @@ class Position:
     rows: int = 0
     history: list[Evaluation] = field(default_factory=list)
     best: int | None = None
+
+    def possible(self, batches: Sequence[int], steps: int) -> bool:
+        """Whether a run of so many batches in each epoch, and of so many steps, can be there."""
+        if self.epoch == len(batches):
+            return self.batch == 0 and self.step == steps and self.best is not None
+        return self.epoch < len(batches) and self.batch < batches[self.epoch] and self.step < steps
 
 
 def data_digest(*splits: Sequence[TokenRow]) -> str:
@@ -106,8 +112,8 @@ def save(
     def write(inside: Path) -> None:
         (inside / "resume").mkdir()
         state = {"position": asdict(position), "setting": dict(setting)}
-        (inside / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, inside / _TENSORS)
+        (inside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, inside / TENSORS)
 
     metrics = {} if position.best is None else {"validation": position.history[position.best].metrics}
     try:
@@ -125,25 +131,27 @@ def load(
     """Put model, optimizer and generators back where the run was; return its position and its best tasks.
 
     Raises:
-        AdapterError: no checkpoint there, or one altered or cut short.
+        AdapterError: no checkpoint there, one altered or cut short, or one that no run of this version wrote.
         ConfigError: the configuration or the data are not those the run began with.
     """
-    adapters.verify(folder)
+    listed = adapters.verify(folder)
     try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise AdapterError(
-            f"{folder} cannot be resumed from ({error}); start again without --resume"
-        ) from error
-    found = state["position"]
-    looks = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("kept.")})
-    if found["best"] is not None and found["best"] not in looks:
-        raise AdapterError(
-            f"{folder} cannot be resumed from: it is another version's, and holds no best evaluations; start "
-            "again without --resume"
-        )
-    refuse_changes(state["setting"], setting)
+        for name in (STATE, TENSORS):
+            if name not in listed:
+                raise ValueError(f"it has no {name}")
+        state = _State.read((folder / STATE).read_bytes())
+        tensors = load_file(folder / TENSORS)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        raise cannot_resume(folder, error) from error
+    refuse_changes(state.setting, setting)
+    try:
+        if missing := sorted(setting.keys() - state.setting.keys()):
+            raise ValueError(f"{STATE} does not say with what {missing[0]} the run began")
+        looks = _looks(state.position, tensors)
+        _check_tensors(model.task_parameters(), tensors, looks)
+        _set_generators(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise cannot_resume(folder, error) from error
     restore(model, _under("now.", tensors))
     for name, parameter in model.task_parameters().items():
         moments = _under(f"optimizer.{name}/", tensors)
@@ -151,10 +159,8 @@ def load(
             optimizer.state[parameter] = {
                 key: value.to(parameter.device) if value.dim() else value for key, value in moments.items()
             }
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-    position = Position(**{**found, "history": [Evaluation(**each) for each in found["history"]]})
+    history = [Evaluation(**dict(each)) for each in state.position.history]
+    position = Position(**{**dict(state.position), "history": history})
     kept = {look: _under(f"kept.{look}.", tensors) for look in looks}
     return position, {
         look: {name: value.to(model.device) for name, value in values.items()}
@@ -195,6 +201,123 @@ def snapshot(model: PTuningModel) -> dict[str, Tensor]:
 def mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Of several copies of the task's parameters."""
     return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
+
+
+# ------------------------------------------------------------------------- what stands in resume/
+
+
+class _Record(BaseModel):
+    """What JSON has to hold, and nothing else."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Evaluation(_Record):
+    """The fields of an :class:`Evaluation`."""
+
+    epoch: float = Field(ge=0, allow_inf_nan=False)
+    step: int = Field(ge=0)
+    train_loss: float
+    metrics: dict[str, float]
+
+
+class _Position(_Record):
+    """The fields of a :class:`Position`."""
+
+    epoch: int = Field(ge=0)
+    batch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    loss_sum: float
+    loss_rows: int = Field(ge=0)
+    stale: int = Field(ge=0)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    train_seconds: float = Field(ge=0, allow_inf_nan=False)
+    rows: int = Field(ge=0)
+    history: list[_Evaluation]
+    best: int | None = Field(ge=0)
+
+
+class _State(_Record):
+    """``resume/state.json``."""
+
+    position: _Position
+    setting: dict[str, Any]
+
+    @classmethod
+    def read(cls, data: bytes) -> _State:
+        try:
+            state = cls.model_validate(json.loads(data.decode()))
+        except ValidationError as error:
+            raise ValueError(f"{STATE}: {explain(error)}") from None
+        best, count = state.position.best, len(state.position.history)
+        if (best is None) != (count == 0) or (best is not None and best >= count):
+            raise ValueError(f"{STATE}: position.best is {best}, of {count} evaluations")
+        return state
+
+
+def _looks(position: _Position, tensors: Mapping[str, Tensor]) -> list[int]:
+    """The evaluations whose parameters are kept."""
+    names = {name.split(".")[1] for name in tensors if name.startswith("kept.")}
+    possible = {str(index) for index in range(len(position.history))}
+    if strange := sorted(names - possible):
+        raise ValueError(f"{TENSORS} has parameters of an evaluation {strange[0]!r}, which there was not")
+    looks = sorted(map(int, names))
+    if position.best is not None and position.best not in looks:
+        raise ValueError("it is another version's, and holds no best evaluations")
+    return looks
+
+
+def _check_tensors(
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], looks: Sequence[int]
+) -> None:
+    """Hold every tensor of the checkpoint to what :func:`save` writes of these parameters."""
+    wanted = {f"now.{name}": like for name, like in parameters.items()}
+    wanted |= {f"kept.{look}.{name}": like for look in looks for name, like in parameters.items()}
+    for name, like in parameters.items():  # one that has not been stepped yet has no moments
+        if _under(f"optimizer.{name}/", tensors):
+            moments = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
+            wanted |= {f"optimizer.{name}/{key}": value for key, value in moments.items()}
+    generators = {name for name in tensors if name in ("rng.cpu", "rng.cuda")}
+    if different := sorted((wanted.keys() | {"rng.cpu"}) ^ (tensors.keys() - (generators - {"rng.cpu"}))):
+        what = "lacks" if different[0] not in tensors else "has, of another task,"
+        raise ValueError(f"{TENSORS} {what} {different[0]}")
+    for name, like in wanted.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (like.shape, like.dtype):
+            raise ValueError(
+                f"{name} is {_kind(found)}, expected {_kind(like)}: it is another version's, or was altered"
+            )
+        if not bool(found.isfinite().all()) or (
+            name.endswith(("/exp_avg_sq", "/step")) and (found < 0).any()
+        ):
+            raise ValueError(
+                f"{name} holds numbers that no run that goes well has: NaN, infinite or negative"
+            )
+    for name in generators:
+        if tensors[name].dtype != torch.uint8 or tensors[name].dim() != 1:
+            raise ValueError(f"{name} is {_kind(tensors[name])}, expected the state of a random generator")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _set_generators(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ``RuntimeError`` or ``ValueError`` of a state that this version of torch cannot take."""
+    cpu, before = tensors["rng.cpu"], torch.get_rng_state()
+    if cpu.shape != before.shape:
+        raise ValueError(f"rng.cpu has {len(cpu)} bytes, expected {len(before)}; another torch wrote it")
+    torch.set_rng_state(cpu)
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def cannot_resume(folder: Path, error: Exception | str) -> AdapterError:
+    """The error that says why, and what to do."""
+    why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return AdapterError(
+        f"{folder} cannot be resumed from: {why}; delete {folder.parent} and start again without --resume"
+    )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

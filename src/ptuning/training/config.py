@@ -44,6 +44,17 @@ class DataConfig(Checked):
     label_separator: str | None = Field(
         None, description="splits a label cell into several labels, such as '|'"
     )
+    separator: str | None = Field(
+        None, description="between the cells of CSV and TSV, such as ';' or 'tab'; told from the file"
+    )
+    encoding: str | None = Field(None, description="of a text file, such as 'cp1252'; told from the file")
+    header: Literal["auto", "first", "none"] = Field(
+        "auto",
+        description="whether the first row of CSV, TSV and Excel names the columns; else they are 1, 2, 3 …",
+    )
+    quoting: Literal["auto", "csv", "none"] = Field(
+        "auto", description="double quotes of CSV and TSV: CSV's quoting, or characters of the text"
+    )
     problem_type: Literal[
         "auto", "single_label_classification", "multi_label_classification", "regression"
     ] = Field("auto", description="what a label is; told from the labels")

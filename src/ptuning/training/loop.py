@@ -8,7 +8,6 @@ the straight run to the bit on the same machine.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -23,7 +22,7 @@ from accelerate.utils import broadcast, set_seed
 from torch import Tensor
 from transformers import get_scheduler
 
-from ptuning import adapters
+from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TooLong, shuffled_batches
@@ -33,7 +32,7 @@ from ptuning.model.config import prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
 from ptuning.task import Task
-from ptuning.training import checkpoint
+from ptuning.training import checkpoint, run_files
 from ptuning.training.checkpoint import Position
 from ptuning.training.config import DataConfig, FitConfig, run_folder
 from ptuning.training.console import Reporter, Silent
@@ -89,6 +88,7 @@ def fit(
                 "data" if name in ("train", "validation", "test") else "the model's task, where it is made"
             )
             raise ConfigError(f"columns: {name} stands in {where}; leave it out here")
+    target = None if output is None else run_files.prepared(output)
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
     examples, task = gather(data, options, seed=config.seed, task=model.task)
     model.name_task(task)
@@ -97,7 +97,7 @@ def fit(
         examples,
         config,
         too_long=options.too_long,
-        output=None if output is None else adapters.check_destination(Path(output)),
+        output=target,
         resume=resume,
         reporter=reporter or Silent(),
         accelerator=accelerator or Accelerator(),
@@ -144,7 +144,7 @@ def run(
         validation=held,
         config=recipe.fit,
         select=Selection.for_task(config.select_by, model.task, floor),
-        folder=None if output is None else run_folder(output) / checkpoint.FOLDER,
+        folder=None if output is None else run_folder(output) / run_files.CHECKPOINT,
         reporter=reporter,
         accelerator=accelerator,
         setting={
@@ -333,12 +333,14 @@ class _Loop:
         self.position, self.kept = checkpoint.load(
             self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
         )
+        if not self.position.possible(self.batches, self.steps):
+            raise checkpoint.cannot_resume(self.folder, "this run has no such step")
         self.started = time.perf_counter() - self.position.seconds
 
     def forget(self) -> None:
         """Take away what the run before this one left to go on from, which is not this one's."""
         if self.folder is not None and self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)  # what is wrong with it is said when it is written
+            remove_folder(self.folder)
 
     def keep_stems(self, shared: Shared, stop: StopRequest) -> None:
         """Run the frozen layers below the first prompt, once for each text, where there are any."""

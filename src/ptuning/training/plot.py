@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptuning.errors import OutputError
 from ptuning.training.metrics import Selection
 from ptuning.training.trials import Trial, chance
 
@@ -18,8 +17,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 """Okabe and Ito's, which people who are colour-blind can tell apart."""
 
 
-def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float, file: Path) -> None:
-    """Draw the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
+def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float) -> bytes:
+    """A PNG of the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
 
     Where that rate was not searched, against the head's, or else against the first layer. Trials that were
     pruned are hollow, those that diverged or have no such metric are on the lower edge, ``kept`` has a ring.
@@ -77,10 +76,9 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float, file: P
         zorder=3 + len(layers),
     )
     _label(axes, trials, kept, metric, name)
-    try:
-        figure.savefig(file, dpi=130)
-    except OSError as error:
-        raise OutputError(f"{file} could not be written: {error.strerror}") from error
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    return picture.getvalue()
 
 
 def _label(axes: Axes, trials: Sequence[Trial], kept: Trial, metric: str, name: str) -> None:

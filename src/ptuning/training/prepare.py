@@ -61,6 +61,7 @@ class Gathered:
         test: May be empty.
         sources: As in :class:`Examples`.
         task: What the labels mean.
+        notes: What was detected about the sources, a sentence each, for the user to read.
     """
 
     train: Sequence[Example]
@@ -68,6 +69,7 @@ class Gathered:
     test: Sequence[Example]
     sources: Mapping[str, str]
     task: Task
+    notes: tuple[str, ...] = ()
 
     def examples(self, *, fraction: float, seed: int) -> Examples:
         """The splits; ``seed`` decides which rows are split off, where there is no validation source."""
@@ -165,6 +167,7 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
         test=loaded["test"].examples if "test" in loaded else [],
         sources={name: public_name(split.origin.name) for name, split in loaded.items()},
         task=task,
+        notes=tuple(note for split in texts.values() for note in split.notes),
     )
 
 

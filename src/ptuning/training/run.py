@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,19 @@ from accelerate.utils import set_seed
 
 from ptuning import adapters
 from ptuning.config_file import read_config
-from ptuning.errors import ConfigError, OutputError, TrainingDiverged
+from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
-from ptuning.training import checkpoint, reading
+from ptuning.training import reading, run_files
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
 from ptuning.training.loop import run
 from ptuning.training.prepare import Examples
 from ptuning.training.recipe import prompt_of
 from ptuning.training.result import TrainResult
+from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
 from ptuning.training.shared import Shared
-
-CONFIG = "config.yaml"
-RESULT = "result.json"
-"""What a run leaves that is over, and an unfinished one lacks. Of one that diverged it says that alone."""
-SEARCH = "search"
-"""The folder of a search's own files, in the run's."""
 
 _DECIDES = ("data", "backbone", "revision", "prompt", "recipe", "fit", "search", "precision")
 """The parts of a configuration that decide what a run finds."""
@@ -79,24 +73,21 @@ def train_on(
         found: What a search chose, by name.
     """
     folder = config.run_folder
-    output = adapters.check_destination(Path(config.output))  # before an hour of training, not after
+    output = run_files.prepared(config.output)  # before an hour of training, not after
     if not (resume or anew):
         refuse_unfinished(folder)
     accelerator = Accelerator(cpu=config.device == "cpu")
     own = with_found(config, found)
     if resume:
-        own = with_begun(own, folder / checkpoint.FOLDER)
+        own = with_begun(own, folder / CHECKPOINT)
     model, examples = task_model(shared, own, accelerator, reporter.say)
 
     def beginning() -> None:
         began()
-        if accelerator.is_main_process:
-            with suppress(OSError):  # what is wrong with the folder is said below
-                (
-                    folder / RESULT
-                ).unlink()  # that of the run before this one, or of this one as far as it came
-            if not resume and found is None:
-                shutil.rmtree(folder / SEARCH, ignore_errors=True)
+        if accelerator.is_main_process and resume:
+            run_files.remove(folder / RESULT)  # of this run, as far as it came
+        elif accelerator.is_main_process:
+            run_files.clear(folder, search=found is None)
         if not resume:  # a resumed run's configuration is there, and has to be the same
             write(folder / CONFIG, dump(config), accelerator)
 
@@ -129,7 +120,7 @@ def task_model(
     Args:
         say: Told what the rows decided, in a sentence each.
     """
-    examples, task = shared.examples(config.data, seed=config.fit.seed)
+    examples, task = shared.examples(config.data, seed=config.fit.seed, say=say)
     device = accelerator.device
     backbone, tokenizer = shared.backbone(
         config, task, dtype=precision(config.precision, device), device=device
@@ -179,21 +170,6 @@ def with_begun(config: TrainConfig, folder: Path) -> TrainConfig:
     return config.model_copy(update={"prompt": prompt})
 
 
-def unfinished(folder: Path) -> bool:
-    """Whether a run, or a search, was begun in ``folder`` and not finished."""
-    begun = (folder / checkpoint.FOLDER).exists() or (folder / SEARCH).exists()
-    return begun and not (folder / RESULT).exists()
-
-
-def refuse_unfinished(folder: Path) -> None:
-    """Refuse to throw away what is :func:`unfinished`."""
-    if unfinished(folder):
-        raise ConfigError(
-            f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
-            "to begin anew"
-        )
-
-
 @contextmanager
 def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """A run, or a search, that diverges in here is over and says so, and another may take its place."""
@@ -225,16 +201,6 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= _leaves(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
     return found
-
-
-def write(file: Path, text: str, accelerator: Accelerator) -> None:
-    """Write one of a run's own files, in the main process alone."""
-    if accelerator.is_main_process:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{file} could not be written: {error.strerror}") from error
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype | None:

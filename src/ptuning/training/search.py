@@ -8,11 +8,8 @@ search that is gone on with is the straight one (:mod:`ptuning.training.trials`)
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +17,10 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
-from ptuning.training import checkpoint
+from ptuning.training import checkpoint, run_files
 from ptuning.training.config import FitConfig, TrainConfig, dump
 from ptuning.training.console import SearchReporter, Silent
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -33,22 +29,10 @@ from ptuning.training.metrics import Baseline, Selection, effective_rows
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
 from ptuning.training.result import Evaluation, TrainResult
-from ptuning.training.run import (
-    CONFIG,
-    RESULT,
-    SEARCH,
-    check_same,
-    over_if_diverged,
-    refuse_unfinished,
-    task_model,
-    train_on,
-    with_found,
-    write,
-)
+from ptuning.training.run import check_same, over_if_diverged, task_model, train_on, with_found
+from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, refuse_unfinished, write
 from ptuning.training.shared import Shared
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
-
-PLOT = "search.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +86,7 @@ def train_search(
         )
     require_optuna()
     folder = config.run_folder
-    adapters.check_destination(Path(config.output))
+    run_files.prepared(config.output)
     if not (resume or anew):
         refuse_unfinished(folder)
     if resume:
@@ -116,7 +100,7 @@ def train_search(
         result = train_on(
             search.shared,
             config,
-            resume=resume and (folder / checkpoint.FOLDER).exists(),
+            resume=resume and run_files.has_checkpoint(folder),
             anew=True,
             reporter=search.reporter,
             found=kept.values,
@@ -204,7 +188,8 @@ class _Search:
         kept, _ = self.winner
         self._keep(kept.number)
         if self.accelerator.is_main_process:
-            plot(self.trials, kept, self.select.metric, self.rows, self.folder / PLOT)
+            picture = plot(self.trials, kept, self.select.metric, self.rows)
+            write(self.folder / PLOT, picture, self.accelerator)
 
     def _try(self, stop: StopRequest) -> Trial:
         config, number, began = self.config, len(self.trials) + 1, time.perf_counter()
@@ -249,10 +234,7 @@ class _Search:
             return
         self.begun = True
         if self.accelerator.is_main_process:
-            with suppress(OSError):  # what is wrong with the folder is said below
-                (self.config.run_folder / RESULT).unlink()
-            for stale in (self.config.run_folder / checkpoint.FOLDER, self.folder):
-                shutil.rmtree(stale, ignore_errors=True)
+            run_files.clear(self.config.run_folder)
         write(self.config.run_folder / CONFIG, dump(self.config), self.accelerator)
         self._keep()
 
@@ -274,10 +256,7 @@ class _Search:
             "setting": self.setting,
             "trials": [asdict(trial) for trial in self.trials],
         }
-        new = file.with_suffix(".tmp")
-        write(new, json.dumps(values, indent=1) + "\n", self.accelerator)
-        if self.accelerator.is_main_process:
-            os.replace(new, file)
+        write(file, json.dumps(values, indent=1) + "\n", self.accelerator)
 
     def _interrupted(self, number: int) -> Interrupted:
         return Interrupted(
@@ -344,7 +323,7 @@ def _kept(file: Path, setting: Mapping[str, Any]) -> list[Trial]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         trials, then = [Trial.read(each) for each in found["trials"]], dict(found["setting"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"cannot resume: {file} cannot be read ({error}); start again without --resume"
         ) from None

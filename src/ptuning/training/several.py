@@ -7,9 +7,7 @@ bit: what they share (:mod:`ptuning.training.shared`) depends on no seed and no 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,13 +16,14 @@ from accelerate import Accelerator
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
-from ptuning.training import checkpoint
+from ptuning.training import run_files
 from ptuning.training.config import FitConfig, TrainConfig
 from ptuning.training.console import SeveralReporter, Silent
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Selection
 from ptuning.training.result import OneRun, SeveralResult, TrainResult
-from ptuning.training.run import RESULT, check_same, train_on, unfinished, write
+from ptuning.training.run import check_same, train_on
+from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
 from ptuning.training.shared import Shared
 from ptuning.validation import validated
 
@@ -42,7 +41,11 @@ class _Planned:
 
     @property
     def checkpoint(self) -> Path:
-        return self.config.run_folder / checkpoint.FOLDER
+        return self.config.run_folder / CHECKPOINT
+
+    @property
+    def begun(self) -> bool:
+        return run_files.has_checkpoint(self.config.run_folder)
 
     @property
     def result(self) -> Path:
@@ -86,9 +89,9 @@ def train_several(
             "recipe: search tries rates itself, for one seed; leave the lists of seeds and rates out"
         )
     plan = _plan(config, {"seed": seeds, "prompt_rate": prompt_rates, "head_rate": head_rates})
-    folder, output = config.run_folder, adapters.check_destination(Path(config.output))
+    folder, output = config.run_folder, run_files.prepared(config.output)
     for each in plan:
-        adapters.check_destination(Path(each.config.output))
+        run_files.prepared(each.config.output)
     if not anew:
         _refuse_unfinished(plan, folder, resume=resume)
     kept = _kept(plan) if resume else {}
@@ -152,7 +155,7 @@ def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) 
             "further seeds or rates, or delete that folder to begin anew"
         )
     listed = _listed(folder / RESULT)
-    left = [each.name for each in plan if each.checkpoint.exists() and each.name not in listed]
+    left = [each.name for each in plan if each.begun and each.name not in listed]
     if left and not resume:
         raise ConfigError(
             f"{folder} holds a set of runs that was not finished ({left[0]} is one of them); go on from it "
@@ -164,7 +167,7 @@ def _listed(file: Path) -> frozenset[str]:
     """The names of the runs in a finished set's table; none, if it is not there or is a single run's."""
     try:
         return frozenset(run["name"] for run in json.loads(file.read_text(encoding="utf-8"))["runs"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return frozenset()
 
 
@@ -174,7 +177,7 @@ def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
     Raises:
         ConfigError: there is nothing to go on from, or a run that was made with another configuration.
     """
-    begun = [each for each in plan if each.checkpoint.exists()]
+    begun = [each for each in plan if each.begun]
     if not begun:
         raise ConfigError(
             f"nothing to resume: there is no {plan[0].checkpoint}, nor one of another run of the set; leave "
@@ -191,25 +194,20 @@ def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
 
 
 def _found(file: Path) -> TrainResult | None:
-    """What a run found; ``None`` of one that diverged, which is tried again."""
+    """What a run found; ``None`` of one to go on with: it diverged, or what it found cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         return None if "diverged" in values else TrainResult.from_dict(values)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(
-            f"cannot resume: {file} cannot be read ({error}); delete it, and that run is gone on with"
-        ) from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _clear(folder: Path, stale: Iterable[_Planned]) -> None:
-    """Take away the table of the set before this one, and what runs of these names left to go on from."""
-    if _listed(folder / RESULT):  # a single run's result stays until the table of this set takes its place
-        with suppress(OSError):
-            (folder / RESULT).unlink()
+    """Take away what runs of these names left to go on from, and after that the table of the set before."""
     for each in stale:
-        with suppress(OSError):
-            each.result.unlink()
-        shutil.rmtree(each.checkpoint, ignore_errors=True)
+        run_files.clear(each.config.run_folder)
+    if _listed(folder / RESULT):  # a single run's result stays until the table of this set takes its place
+        run_files.remove(folder / RESULT)
 
 
 # ---------------------------------------------------------------------------------------- the runs
@@ -240,13 +238,13 @@ def _run_all(
         reporter.run(each.name, number, len(plan), each.name in kept)
         found, diverged = kept.get(each.name), None
         if found is None:
-            go_on = resume and each.checkpoint.exists()
+            go_on = resume and each.begun
             try:
                 found = train_on(shared, each.config, resume=go_on, anew=True, reporter=reporter, began=began)
             except TrainingDiverged as error:
                 diverged = str(error)
             except KeyboardInterrupt as error:
-                if not (begun or kept) or not any(other.checkpoint.exists() for other in plan):
+                if not (begun or kept) or not any(other.begun for other in plan):
                     raise
                 how = str(error) or (
                     "interrupted; what was saved before is kept; to go on, run the same command with --resume"

@@ -45,10 +45,14 @@ class Shared:
         self._stems: dict[str, Stems] = {}
         self.readings: dict[Hashable, Pooling | None] = {}  # :mod:`ptuning.training.reading`'s
 
-    def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
-        """:func:`~ptuning.training.prepare.read`, with every file read once."""
+    def examples(
+        self, config: DataConfig, *, seed: int, say: Callable[[str], None] = lambda message: None
+    ) -> tuple[Examples, Task]:
+        """:func:`~ptuning.training.prepare.read`, with every file read once, and its notes said then."""
         if config not in self._gathered:
             self._gathered[config] = read_all(config)
+            for note in self._gathered[config].notes:
+                say(note)
         found = self._gathered[config]
         return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 

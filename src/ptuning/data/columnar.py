@@ -1,0 +1,137 @@
+"""Rows of Parquet and Arrow files, a batch at a time, with the class names that ``datasets`` writes into "
+"them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ptuning.data.cells import distinct
+from ptuning.data.hub import class_names, named_rows
+from ptuning.data.places import first_line
+from ptuning.data.reading import Reading, Rows
+from ptuning.errors import DataError
+
+BATCH = 1024
+
+
+def columnar_rows(path: Path, kind: str, reading: Reading) -> Rows:
+    """The rows of a file of ``kind``: ``parquet`` or ``arrow``."""
+    reading.count_in("row")
+    what = {"parquet": "Parquet", "arrow": "Arrow"}[kind]
+    try:
+        schema, batches = (_parquet if kind == "parquet" else _arrow)(path)
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not {'an' if kind == 'arrow' else 'a'} {what} file ({first_line(error)}), expected "
+            "one; write or copy it again, or, if it is another kind of file, name it so"
+        ) from error
+    reading.label_names = _class_names(schema, reading)
+    rows = _rows(batches, distinct(schema.names, reading), what, reading)
+    return named_rows(rows, reading)
+
+
+def _parquet(path: Path) -> tuple[Any, Iterator[Any]]:
+    parquet = importlib.import_module("pyarrow.parquet")  # lazily: it takes a third of a second
+    file = parquet.ParquetFile(path)
+
+    def batches() -> Iterator[Any]:
+        with file:
+            yield from file.iter_batches(batch_size=BATCH)
+
+    return file.schema_arrow, batches()
+
+
+def _arrow(path: Path) -> tuple[Any, Iterator[Any]]:
+    pa, ipc = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.ipc")
+    source = pa.memory_map(str(path))
+    try:
+        file = ipc.open_file(source)
+        found = (file.get_batch(index) for index in range(file.num_record_batches))
+    except pa.ArrowInvalid:  # what datasets keeps on disk is a stream
+        source.seek(0)
+        file = ipc.open_stream(source)
+        found = iter(file)
+
+    def batches() -> Iterator[Any]:
+        with source:
+            for batch in found:
+                for start in range(0, batch.num_rows, BATCH):
+                    yield batch.slice(start, BATCH)
+
+    return file.schema, batches()
+
+
+def _class_names(schema: Any, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """The names of the columns of class numbers; what is said of a column that holds none is left out."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    datasets = importlib.import_module("datasets")  # lazily: it takes a second and brings pandas
+    types = importlib.import_module("pyarrow.types")
+    try:
+        found = class_names(datasets.Features.from_arrow_schema(schema))
+    except Exception as error:  # whatever is written there
+        reading.say(
+            f"what it says of its columns for datasets cannot be read ({first_line(error)}) and is left out; "
+            "classes keep their numbers"
+        )
+        return {}
+    names = {}
+    for column, of_class in found.items():
+        index = schema.get_field_index(column)
+        kind = schema.field(index).type if index >= 0 else None
+        inner = (
+            kind.value_type
+            if kind is not None and types.is_nested(kind) and hasattr(kind, "value_type")
+            else kind
+        )
+        if inner is not None and types.is_integer(inner):
+            names[column] = of_class
+        else:
+            reading.say(
+                f"column {column!r} holds no class numbers though it says so; its values are taken as they "
+                "are"
+            )
+    return names
+
+
+def _rows(batches: Iterator[Any], names: list[str], what: str, reading: Reading) -> Rows:
+    number = 0
+    try:
+        for batch in batches:
+            columns = [
+                _values(batch.column(index), name, number, reading) for index, name in enumerate(names)
+            ]
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield number, dict(zip(names, values, strict=True))
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+        raise DataError(
+            f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete "
+            f"{what} file; write or copy it again"
+        ) from error
+
+
+def _values(column: Any, name: str, before: int, reading: Reading) -> list[Any]:
+    """A column's values; as Arrow writes them where Python has no such value, such as a date in the year "
+    "30000.
+    """
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError, NotImplementedError) as error:
+        pa = importlib.import_module("pyarrow")
+        try:
+            return list(column.cast(pa.string()).to_pylist())
+        except (pa.ArrowException, OverflowError, UnicodeDecodeError):
+            raise DataError(
+                f"{reading.origin.name}: column {name!r} of type {column.type} cannot be read after row "
+                f"{before} ({first_line(error)}), expected text, numbers or lists of them; leave the column "
+                "out, or write it as text"
+            ) from error

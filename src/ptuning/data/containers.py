@@ -1,0 +1,245 @@
+"""What a file is kept in: compression, archives, folders; and what the system says of a damaged one."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import importlib
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from ptuning.data.places import listing
+from ptuning.errors import DataError
+
+Opener = Callable[[], IO[bytes]]
+
+COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+_OFFICE = {
+    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls), or one with a password",
+    b"%PDF": "a PDF",
+    b"SQLite format 3": "an SQLite database",
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x80\x04\x95": "a pickle, which is never read because it could run code",
+}
+
+
+def compression_of(head: bytes) -> str | None:
+    """How bytes that begin so are compressed, if they are."""
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+
+
+class _Decompressed(io.BufferedIOBase):
+    """Decompressed bytes, which close what they come out of."""
+
+    def __init__(self, inner: Any, outer: IO[bytes]) -> None:
+        self._inner = inner
+        self._outer = outer
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        return cast(bytes, self._inner.read(None if size == -1 else size))
+
+    def read1(self, size: int = -1) -> bytes:
+        return cast(bytes, self._inner.read1(size))
+
+    def close(self) -> None:
+        super().close()
+        self._inner.close()
+        self._outer.close()
+
+
+def decompressed(stream: IO[bytes], how: str) -> IO[bytes]:
+    """The bytes that ``stream`` holds compressed."""
+    if how == "zstandard":
+        pa = importlib.import_module("pyarrow")
+        inner = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"))
+    else:
+        inner = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[how](stream)
+    return cast(IO[bytes], _Decompressed(inner, stream))
+
+
+def refuse_foreign(head: bytes, name: str) -> None:
+    """Refuse what begins as no table does.
+
+    Raises:
+        DataError: It is a kind of file that is known, and not read.
+    """
+    what = next((what for magic, what in _OFFICE.items() if head.startswith(magic)), None)
+    if what is None and head[257:262] == b"ustar":
+        what = "a tar archive"
+    if what is not None:
+        raise DataError(
+            f"{name} is {what}, expected a file of rows; open it where it was made and save the rows as CSV "
+            "(UTF-8), .xlsx, JSON lines or Parquet"
+        )
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn what the system says about an unreadable or damaged file into a :class:`DataError`."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{name}: not a complete {_kind(name, error)} file ({error}), expected one because of its name "
+            "or its beginning; copy or compress it again"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"{name} cannot be read ({error.strerror or error}), expected a readable file; check its "
+            "permissions and the disk"
+        ) from error
+
+
+def _kind(name: str, error: Exception) -> str:
+    if isinstance(error, zipfile.BadZipFile):
+        return "zip"
+    return next((kind for suffix, kind in COMPRESSED.items() if name.lower().endswith(suffix)), "compressed")
+
+
+# Archives -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A file in a zip archive."""
+
+    archive: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """How it is named: as if the archive were a folder."""
+        return self.archive / self.name
+
+    def open(self) -> IO[bytes]:
+        """Its bytes; they are never held whole."""
+        with zipfile.ZipFile(self.archive) as archive:
+            try:
+                return archive.open(self.name)  # keeps the file open until it is closed itself
+            except (RuntimeError, NotImplementedError) as error:
+                raise DataError(
+                    f"{self.path} cannot be read ({error}), expected a zip archive without a password, "
+                    "packed in a common way; unpack it, and name the file"
+                ) from error
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether bytes that begin so are a zip archive."""
+    return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+
+
+def zip_names(path: Path) -> list[str]:
+    """The files in an archive, without those that systems add."""
+    with readable(str(path)), zipfile.ZipFile(path) as archive:
+        names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    return [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+
+
+def only_member(path: Path, names: list[str], wanted: Callable[[str], bool]) -> Member:
+    """The one file of rows in an archive.
+
+    Raises:
+        DataError: There is none, or several.
+    """
+    tables = [name for name in names if wanted(name)] or names
+    if len(tables) != 1:
+        how = (
+            f"name the one to be read, such as {path}/{tables[0]}"
+            if tables
+            else "check that this is the right file"
+        )
+        raise DataError(
+            f"{path} holds {len(tables)} files ({listing(tables, 8)}), expected one of rows; {how}"
+        )
+    return Member(archive=path, name=tables[0])
+
+
+def member_at(path: Path) -> Member | None:
+    """The file that a path names within an archive, as if that were a folder."""
+    for parent in path.parents:
+        if parent.is_file():
+            with parent.open("rb") as file:
+                if not is_zip(file.read(4)):
+                    return None
+            name = path.relative_to(parent).as_posix()
+            names = zip_names(parent)
+            if name not in names:
+                raise DataError(f"{parent} has no file {name!r}, expected one of {listing(names, 8)}")
+            return Member(archive=parent, name=name)
+    return None
+
+
+# Folders ------------------------------------------------------------------------------------------
+
+SPLITS = ("train", "training", "test", "testing", "dev", "val", "valid", "validation", "eval")
+UNLABELLED = ("unsup", "unsupervised", "unlabelled", "unlabeled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A text that is a file, and its label: the folder that it is in, if there are several."""
+
+    path: Path
+    label: str | None
+
+
+def text_files(folder: Path) -> tuple[list[TextFile], list[str]]:
+    """The ``.txt`` files of a folder with a sub-folder a label, and the sub-folders left out.
+
+    Raises:
+        DataError: The sub-folders are splits.
+    """
+    inside = visible(folder)
+    folders = [each for each in inside if each.is_dir()]
+    labels = {each.name: _texts(each) for each in folders}
+    if any(name.lower() in SPLITS for name in labels):
+        raise DataError(
+            f"{folder} is a folder with a sub-folder a split ({listing(labels)}), expected the rows of one "
+            f"split; name one, such as {folders[0]}"
+        )
+    left_out = [name for name in labels if name.lower() in UNLABELLED]
+    return [
+        TextFile(path=path, label=name)
+        for name, paths in labels.items()
+        if name not in left_out
+        for path in paths
+    ], left_out
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, in order, without what is hidden."""
+    return sorted(each for each in folder.iterdir() if not each.name.startswith((".", "_")))
+
+
+def _texts(folder: Path) -> list[Path]:
+    return [each for each in visible(folder) if each.suffix.lower() == ".txt" and each.is_file()]
+
+
+def refuse_splits(folder: Path, files: list[Path]) -> None:
+    """Refuse a folder whose files are of several splits, which would be mixed.
+
+    Raises:
+        DataError: They are.
+    """
+    kinds: dict[Any, Path] = {}
+    for file in files:
+        word = file.name.lower().replace("-", ".").replace("_", ".").split(".")[0]
+        kinds.setdefault(word if word in SPLITS else None, file)
+    if len(kinds) > 1 or (len(files) > 1 and None not in kinds and len(kinds) != 1):
+        raise DataError(
+            f"{folder} is a folder whose files are of several splits "
+            f"({listing([file.name for file in files], 6)}), expected the rows of one; name a file, such as "
+            f"{next(iter(kinds.values()))}"
+        )

@@ -1,0 +1,431 @@
+"""Rows of CSV and TSV: which separator, what quotes mean, and no row lost to a quote.
+
+**Separator.** The format's own, unless the first row then is one cell and another of ``,`` ``;`` tab ``|``
+cuts the rows alike.
+
+**Quotes** mean what they mean in CSV: a cell that begins with one ends with one, quotes inside are doubled,
+and separators and line breaks inside belong to the cell. But many files are written without such quoting,
+tab-separated ones as a rule, and there a text that begins with a quotation mark would swallow the rows up to
+the next one. So a tab-separated file is read without quoting unless all its quotes are well formed, used
+alike, and none holds both a tab and a line break; and elsewhere a cell that runs over lines is refused,
+by the lines it took, where two of these lines or more are rows by themselves.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import islice
+
+from ptuning.data.cells import Cells, Column, is_number, rows_of
+from ptuning.data.reading import Quoting, Reading, Rows
+from ptuning.data.text_files import LONGEST, Lines, Text
+from ptuning.errors import ConfigError, DataError
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_NAMED = {"tab": "\t", "\\t": "\t"}
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # how a file tells Excel
+_WORD = re.compile(r"\w")
+_SAMPLE_ROWS = 500
+_PROFILED_ROWS = 10_000
+_MOST_OPEN = 1 << 20  # characters after which a quote in a TSV that has not closed is none
+
+
+def separated_rows(
+    text: Text,
+    default: str,
+    reading: Reading,
+    again: Callable[[], AbstractContextManager[Iterator[str]]] | None,
+) -> Rows:
+    """The rows of a CSV or TSV.
+
+    Args:
+        text: The file.
+        default: The separator that its format has.
+        reading: What the user said, and where what was found is told.
+        again: Opens the lines a second time, where that is possible.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    beginning = text.first_lines()
+    stated = next((line for line in beginning if line.strip()), "")
+    marked = _SEPARATOR_LINE.fullmatch(stated)
+    if marked:
+        beginning = beginning[beginning.index(stated) + 1 :]
+    separator = _separator(beginning, default, marked[1] if marked else None, reading)
+    quoting = _quoting(beginning, separator, text.whole, reading, again)
+    lines = text.lines()
+    if quoting == "none":
+        cells = _plain_cells(lines, separator, reading)
+        sample = _split(beginning, separator)
+    else:
+        sample = _parsed(beginning, separator)
+        cells = _quoted_cells(lines, separator, reading, sample)
+    if marked:
+        next(cells, None)
+    yield from rows_of(_filled(cells), [row for row in sample if row][:_SAMPLE_ROWS], reading)
+
+
+def _filled(cells: Cells) -> Cells:
+    """Without empty lines, but where there is one column: there an empty line is an empty cell."""
+    one = False
+    begun = False
+    for number, row in cells:
+        if not row:
+            if not (begun and one):
+                continue
+            row = [""]
+        one = one if begun else len(row) == 1
+        begun = True
+        yield number, row
+
+
+# Separator -----------------------------------------------------------------------------------------
+
+
+def checked_separator(separator: str) -> str:
+    """A separator that the user gave.
+
+    Raises:
+        ConfigError: It is not one character, or one that cannot separate.
+    """
+    found = _NAMED.get(separator.lower(), separator)
+    if len(found) != 1 or found in '"\r\n':
+        raise ConfigError(
+            f"data.separator: got {separator!r}, expected one character, such as ';' or '|', or 'tab'"
+        )
+    return found
+
+
+def _separator(lines: Sequence[str], default: str, marked: str | None, reading: Reading) -> str:
+    if reading.separator is not None:
+        return checked_separator(reading.separator)
+    if marked is not None:
+        reading.say(f"separated by {marked!r}, as its first line says")
+        return marked
+    scores = {each: alike(lines, each) for each in dict.fromkeys([default, *SEPARATORS])}
+    if scores[default][0] > 1 and scores[default][1] > 0.9:
+        return default
+    width, share = scores[default]
+    better = {
+        each: score
+        for each, score in scores.items()
+        if score[0] > 1 and score[1] > max(0.5, share * (width > 1))
+    }
+    best = max((share for _, share in better.values()), default=0.0)
+    chosen = [each for each, score in better.items() if score[1] == best]
+    if not chosen or default in chosen:
+        return default
+    if len(chosen) > 1:
+        raise DataError(
+            f"{reading.origin.name}: the cells may be separated by {' or by '.join(map(repr, chosen))}, "
+            "expected one of them for certain; say which with --data.separator"
+        )
+    reading.say(f"separated by {SEPARATORS[chosen[0]]} ({chosen[0]!r}), told from its first lines")
+    return chosen[0]
+
+
+def alike(lines: Sequence[str], separator: str) -> tuple[int, float]:
+    """How many cells the first row has with this separator, and what share of the rows has as many."""
+    best = (0, 0.0)
+    for rows in (_parsed(lines, separator), _split(lines, separator)):
+        rows = [row for row in rows[:_SAMPLE_ROWS] if row]
+        if rows:
+            found = len(rows[0]), sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+            best = max(best, found, key=lambda score: (score[0] > 1, score[1]))
+    return best
+
+
+def _parsed(lines: Sequence[str], separator: str) -> list[list[str]]:
+    try:
+        return list(islice(csv.reader(lines, delimiter=separator), _SAMPLE_ROWS * 2))
+    except csv.Error:
+        return _split(lines, separator)
+
+
+def _split(lines: Iterable[str], separator: str) -> list[list[str]]:
+    found = (line.rstrip("\r\n") for line in islice(lines, _SAMPLE_ROWS * 2))
+    return [line.split(separator) if line else [] for line in found]
+
+
+# What quotes mean in a TSV ------------------------------------------------------------------------
+
+
+def _quoting(
+    beginning: Sequence[str],
+    separator: str,
+    whole: bool,
+    reading: Reading,
+    again: Callable[[], AbstractContextManager[Iterator[str]]] | None,
+) -> Quoting:
+    if reading.quoting != "auto":
+        return reading.quoting
+    if separator != "\t":
+        return "csv"
+    if whole or again is None:
+        found = _Quotes().read(beginning)
+    else:
+        with again() as lines:
+            found = _Quotes().read(lines)
+    if not found.any:
+        return "none"
+    if (why := found.why_plain()) is not None:
+        reading.say(f"quotes are read as characters of the text, not as CSV's quoting: {why}")
+        return "none"
+    reading.say(
+        "cells in double quotes are read as CSV quotes them; if the quotes belong to the text, say "
+        "--data.quoting none"
+    )
+    return "csv"
+
+
+_CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^"\t\r\n]*))(\t|\r\n|\n|\r|\Z)')
+_OPEN = re.compile(r'"[^"]*(?:""[^"]*)*\Z')
+_NEEDS_QUOTES = re.compile('[\t\r\n",;]|^\\s|\\s$')  # Excel quotes what holds a comma, in a TSV too
+
+
+@dataclass
+class _Quotes:
+    """How a TSV uses its quotes."""
+
+    any: bool = False
+    broken: int | None = None
+    swallowing: list[tuple[int, int, bool]] = field(default_factory=list)
+    quoted: dict[int, int] = field(default_factory=dict)
+    plain: dict[int, int] = field(default_factory=dict)
+    certain: bool = False
+
+    def read(self, lines: Iterable[str]) -> _Quotes:
+        """Look at every line, up to the first that CSV could not have written."""
+        held, start = "", 0
+        width: int | None = None
+        for number, line in enumerate(lines, 1):
+            if not held and '"' not in line:
+                cells = line.rstrip("\r\n").split("\t")
+                if width is None:
+                    width = len(cells) if line.strip() else None
+                else:
+                    self._add_plain(cells, number)
+                continue
+            self.any = True
+            start = start if held else number
+            held += line
+            if '"' not in line and len(held) <= _MOST_OPEN:
+                continue  # the cell goes on
+            cells_found = _csv_cells(held)
+            if cells_found is None:
+                if len(held) > _MOST_OPEN:
+                    self.broken = start
+                    break
+                continue
+            if not cells_found:
+                self.broken = start
+                break
+            self._add_row(cells_found, held, start, number, width)
+            width = width or len(cells_found)
+            held = ""
+        else:
+            if held:
+                self.broken = start
+        return self
+
+    def _add_plain(self, cells: Sequence[str], line: int) -> None:
+        for at, cell in enumerate(cells):
+            if at not in self.plain and cell and not is_number(cell):
+                self.plain[at] = line
+
+    def _add_row(
+        self, cells: Sequence[tuple[str, bool]], held: str, start: int, end: int, width: int | None
+    ) -> None:
+        for at, (cell, quoted) in enumerate(cells):
+            if not quoted:
+                if width is not None:
+                    self._add_plain([""] * at + [cell], start)
+            elif "\t" in cell and ("\n" in cell or "\r" in cell):
+                alone = all(line.count("\t") + 1 == (width or len(cells)) for line in held.splitlines())
+                self.swallowing.append((start, end, alone))
+            elif '"' in cell or "\t" in cell:
+                self.certain = True
+            elif width is not None and cell and not _NEEDS_QUOTES.search(cell):
+                self.quoted.setdefault(at, start)
+
+    def why_plain(self) -> str | None:
+        """Why the quotes are characters like others; ``None`` where they are CSV's."""
+        if self.broken is not None:
+            return f"those in line {self.broken} are not well formed"
+        for at, line in self.quoted.items():
+            if at in self.plain:
+                return f"in column {at + 1}, line {line} has them and line {self.plain[at]} has not"
+        if self.swallowing and not self.certain and all(alone for *_, alone in self.swallowing):
+            start, end, _ = self.swallowing[0]
+            return f"a cell would take lines {start} to {end}, which are rows by themselves"
+        return None
+
+
+def _csv_cells(text: str) -> list[tuple[str, bool]] | None:
+    """The cells of one row as CSV writes it, and whether each was quoted.
+
+    ``None`` if the row has not ended yet, and none if CSV could not have written it.
+    """
+    found: list[tuple[str, bool]] = []
+    at = 0
+    while True:
+        match = _CELL.match(text, at)
+        if match is None:
+            return None if _OPEN.match(text, at) else []
+        quoted = match[1] is not None
+        found.append((match[1].replace('""', '"') if quoted else match[2], quoted))
+        at = match.end()
+        if match[3] != "\t":
+            return found if at == len(text) else []
+
+
+# Cells --------------------------------------------------------------------------------------------
+
+
+def _plain_cells(lines: Lines, separator: str, reading: Reading) -> Cells:
+    for line in lines.sound(reading):
+        line = line.rstrip("\r\n")
+        yield lines.number, line.split(separator) if line else []
+
+
+class _Taken:
+    """Lines for ``csv.reader``, which remembers those of the row being read and can give them again."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = iter(lines)
+        self._back: list[str] = []
+        self.row: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.pop() if self._back else next(self._lines)
+        self.row.append(line)
+        return line
+
+    def give_back(self) -> None:
+        """Let all but the first line of this row be read again, as rows of their own."""
+        self._back += self.row[:0:-1]
+
+
+def _quoted_cells(lines: Lines, separator: str, reading: Reading, sample: Sequence[Sequence[str]]) -> Cells:
+    """Rows as CSV quotes them, each with the line that it begins on."""
+    taken = _Taken(lines)
+    reader = csv.reader(taken, delimiter=separator, strict=True)
+    known = _Known(separator, sample, reading.quoting)
+    over_lines = _OverLines(reading)
+    start = 1
+    while True:
+        taken.row.clear()
+        try:
+            row = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            taken.give_back()
+            number, start = start, start + 1
+            lines.broken_until(number)
+            reading.bad(
+                number,
+                "quotes",
+                f"not a row of cells ({error}), expected every opening quote to be closed and quotes inside "
+                "a "
+                'quoted cell to be doubled (""); write the file with a CSV writer, or, if its quotes are '
+                "characters of the text, say --data.quoting none",
+            )
+            continue
+        number, start = start, start + len(taken.row)
+        if lines.broken and lines.report(number, start - 1, reading):
+            continue
+        if len(taken.row) == 1:
+            known.add(row)
+            yield number, row
+        elif known.swallowed(row, taken.row):
+            last, start = start - 1, number + 1
+            taken.give_back()
+            reading.bad(
+                number,
+                "quotes",
+                f"a quote opens here and closes in line {last}, so that lines {number} to {last} were taken "
+                "for one row, though they look like rows of their own, expected quotes to close in the row "
+                "they open in; double the quotes that belong to a text, or, if all of them do, say "
+                "--data.quoting none; if it is one row, say --data.quoting csv",
+            )
+        else:
+            over_lines.add(number, start - 1)
+            yield number, row
+    over_lines.tell()
+
+
+@dataclass
+class _OverLines:
+    """Tells of cells that run over several lines: right as a rule, and to be known."""
+
+    reading: Reading
+    count: int = 0
+    first: tuple[int, int] = (0, 0)
+
+    def add(self, start: int, end: int) -> None:
+        self.first = self.first if self.count else (start, end)
+        self.count += 1
+
+    def tell(self) -> None:
+        if self.count:
+            start, end = self.first
+            rows = "1 row runs" if self.count == 1 else f"{self.count:,} rows run"
+            self.reading.say(
+                f"{rows} over several lines, as a quoted cell may (the first: lines {start} to {end})"
+            )
+
+
+class _Known:
+    """What rows look like, to tell a cell that holds lines from one that swallowed rows."""
+
+    def __init__(self, separator: str, sample: Sequence[Sequence[str]], quoting: Quoting) -> None:
+        self._separator = separator
+        self._trusted = quoting == "csv"
+        self._columns = [Column() for _ in (sample[0] if sample else ())]
+        self._rows = 0
+        self._width = len(self._columns)
+        for row in islice(sample, 1, None):
+            if not any("\n" in cell or "\r" in cell for cell in row):
+                self.add(row)
+
+    def add(self, row: Sequence[str]) -> None:
+        """Learn from a row that stands on one line."""
+        if self._rows < _PROFILED_ROWS and len(row) == self._width:
+            self._rows += 1
+            for column, cell in zip(self._columns, row, strict=True):
+                column.add(cell)
+
+    def swallowed(self, row: Sequence[str], lines: Sequence[str]) -> bool:
+        """Whether a row over several lines took rows with it."""
+        if (
+            self._trusted
+            or self._width < 2
+            or any('"' in cell for cell in row if "\n" in cell or "\r" in cell)
+        ):
+            return False  # a quote inside was doubled, which only CSV does
+        if self._separator == "\t":
+            return any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
+        telling = any(column.telling for column in self._columns)
+        alone = [self._is_row(line.rstrip("\r\n"), telling) for line in lines]
+        return sum(alone) > 1 if telling else all(alone)
+
+    def _is_row(self, line: str, telling: bool) -> bool:
+        cells = line.split(self._separator)
+        if len(cells) != self._width:
+            return False
+        if not telling:  # prose has a space after its commas
+            return all(_WORD.search(cell) for cell in cells) and not any(
+                cell[0].isspace() for cell in cells[1:]
+            )
+        return all(
+            column.fits(cell.strip(' "'))
+            for cell, column in zip(cells, self._columns, strict=True)
+            if column.telling
+        )
