@@ -45,14 +45,25 @@ def console() -> None:
     """The ``ptuning`` program."""
     from ptuning.training.interrupt import exit_on_signals
 
+    _hold_standard_streams()
     code = main()
     exit_on_signals()
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:  # a full disk, or a reader that has gone
         code = code or (1 if isinstance(error, BrokenPipeError) else _say(_os_error(error), 1))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
     sys.exit(code)
+
+
+def _hold_standard_streams() -> None:
+    """Put the null device where a standard stream is closed: the next file opened would be taken for it."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free: this one
 
 
 def _failed(error: BaseException) -> int | None:
@@ -85,6 +96,8 @@ def _run(given: list[str]) -> int:
 
         print(f"ptuning {__version__}")
     elif command in COMMANDS:
+        if sys.stdout is None and command in ("evaluate", "inspect", "check-data", "cache"):
+            return _say(f"standard output is closed, and what ptuning {command} finds is written there", 1)
         import_module(f"ptuning.cli.{command.replace('-', '_')}").main(argv)
     else:
         import difflib

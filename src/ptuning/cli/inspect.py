@@ -19,8 +19,8 @@ def parser() -> Parser:
         description="Show what an adapter is, and whether it fits a backbone.",
     )
     made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
-    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
-    made.add_argument("--backbone", type=str | None, help="Hub id or folder to check it against")
+    made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
+    made.add_argument("--backbone", type=str, help="Hub id or folder to check it against")
     add_pickle(made)
     made.add_argument("--json", action="store_true", help="print everything as JSON")
     return made

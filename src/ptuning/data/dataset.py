@@ -98,15 +98,31 @@ def stream_examples(
     *,
     format: Format | None = None,
     pair: bool | None = None,
+    keep: Sequence[str] = (),
     **options: Unpack[ReadOptions],
 ) -> Stream:
     """Open a source for prediction: its columns are checked now, its rows as they are taken.
 
     Args and errors are those of :func:`load_examples`; labels are not read.
+
+    Args:
+        keep: Columns that each example carries along (:attr:`Example.kept`); ``"*"`` stands for all of them.
     """
     table, columns = _open(source, format, False, pair, {**options, "label": None})
-    found = as_examples(table.rows, columns, table.origin, need_label=False)
+    kept = _kept(keep, table)
+    found = as_examples(table.rows, columns, table.origin, need_label=False, keep=kept)
     return Stream(origin=table.origin, columns=columns, examples=found, notes=table.notes)
+
+
+def _kept(names: Sequence[str], table: Table) -> list[str]:
+    """The columns that are to be carried along, each once."""
+    for name in names:
+        if name != "*" and name not in table.columns:
+            raise DataError(
+                f"{table.origin.name}: no column {name!r} to keep, expected one of "
+                f"{listing(table.columns, 40)}"
+            )
+    return list(dict.fromkeys(each for name in names for each in (table.columns if name == "*" else [name])))
 
 
 def _open(

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ptuning import adapters
+from ptuning.config_file import read_config
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
 from ptuning.model.drawing import Draws
@@ -209,19 +209,9 @@ def check_same(config: TrainConfig, what: str) -> None:
     """Refuse to go on from a run, ``what``, with other choices than it was begun with."""
     file = config.run_folder / CONFIG
     try:
-        begun = TrainConfig.checked(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
-        raise ConfigError(
-            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
-        ) from None
+        begun = TrainConfig.checked(read_config(file, "the run's"))
+    except ConfigError as error:
+        raise ConfigError(f"cannot resume: {error}; start again without --resume") from None
     then, now = (_leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, config))
     for key in (*then, *(key for key in now if key not in then)):
         if then.get(key) != now.get(key):
