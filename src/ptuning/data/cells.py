@@ -167,6 +167,11 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
 def _whole_rows(cells: Cells, names: Sequence[str], needed: int, reading: Reading) -> Rows:
     """Rows with a cell for each name; what is empty or unnamed at the end may be missing, or too much."""
     count = len(names)
+    advice = (
+        "put double quotes around a cell that holds the separator or a line break, or mend the row"
+        if reading.origin.unit == "line"
+        else "mend the row, or name all columns"
+    )
     for number, row in cells:
         if len(row) != count:
             if len(row) > count and not any(cell.strip() for cell in row[count:]):
@@ -177,8 +182,7 @@ def _whole_rows(cells: Cells, names: Sequence[str], needed: int, reading: Readin
                 reading.bad(
                     number,
                     "cells",
-                    f"{len(row)} cells, expected {count} ({listing(names)}); put double quotes around a cell "
-                    "that holds the separator or a line break, or mend the row",
+                    f"{len(row)} cells, expected {count} ({listing(names)}); {advice}",
                 )
                 continue
         yield number, dict(zip(names, row, strict=True))

@@ -102,36 +102,27 @@ def _class_names(schema: Any, reading: Reading) -> dict[str, tuple[str, ...]]:
 
 def _rows(batches: Iterator[Any], names: list[str], what: str, reading: Reading) -> Rows:
     number = 0
+    unread: set[str] = set()
     try:
         for batch in batches:
-            columns = [
-                _values(batch.column(index), name, number, reading) for index, name in enumerate(names)
-            ]
-            for values in zip(*columns, strict=True):
+            columns: dict[str, list[Any]] = {}
+            for index, name in enumerate(names):
+                try:
+                    columns[name] = batch.column(index).to_pylist()
+                except (OverflowError, ValueError, NotImplementedError) as error:
+                    # What Python has no value for, such as a date in the year 30000, is no trouble if it is
+                    # not needed; where it is, the row lacks it.
+                    if name not in unread:
+                        unread.add(name)
+                        kind = batch.column(index).type
+                        reading.say(
+                            f"column {name!r} of type {kind} cannot be read ({first_line(error)}) and is left out"
+                        )
+            for values in zip(*columns.values(), strict=True):
                 number += 1
-                yield number, dict(zip(names, values, strict=True))
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+                yield number, dict(zip(columns, values, strict=True))
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
-            f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete "
-            f"{what} file; write or copy it again"
+            f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete {what} "
+            "file; write or copy it again"
         ) from error
-
-
-def _values(column: Any, name: str, before: int, reading: Reading) -> list[Any]:
-    """A column's values; as Arrow writes them where Python has no such value, such as a date in the year "
-    "30000.
-    """
-    try:
-        return list(column.to_pylist())
-    except (OverflowError, ValueError, NotImplementedError) as error:
-        pa = importlib.import_module("pyarrow")
-        try:
-            return list(column.cast(pa.string()).to_pylist())
-        except (pa.ArrowException, OverflowError, UnicodeDecodeError):
-            raise DataError(
-                f"{reading.origin.name}: column {name!r} of type {column.type} cannot be read after row "
-                f"{before} ({first_line(error)}), expected text, numbers or lists of them; leave the column "
-                "out, or write it as text"
-            ) from error

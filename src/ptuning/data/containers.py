@@ -61,11 +61,14 @@ class _Decompressed(io.BufferedIOBase):
 
 def decompressed(stream: IO[bytes], how: str) -> IO[bytes]:
     """The bytes that ``stream`` holds compressed."""
+    inner: Any
     if how == "zstandard":
         pa = importlib.import_module("pyarrow")
         inner = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"))
+    elif how == "gzip":
+        inner = gzip.GzipFile(fileobj=stream)
     else:
-        inner = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[how](stream)
+        inner = bz2.BZ2File(stream) if how == "bzip2" else lzma.LZMAFile(stream)
     return cast(IO[bytes], _Decompressed(inner, stream))
 
 
