@@ -24,6 +24,7 @@ def columnar_rows(path: Path, kind: str, reading: Reading) -> Rows:
     what = {"parquet": "Parquet", "arrow": "Arrow"}[kind]
     try:
         schema, batches = (_parquet if kind == "parquet" else _arrow)(path)
+        names = list(schema.names)
     except PermissionError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (OSError, ValueError) as error:
@@ -32,7 +33,7 @@ def columnar_rows(path: Path, kind: str, reading: Reading) -> Rows:
             "one; write or copy it again, or, if it is another kind of file, name it so"
         ) from error
     reading.label_names = _class_names(schema, reading)
-    rows = _rows(batches, distinct(schema.names, reading), what, reading)
+    rows = _rows(batches, distinct(names, reading), what, reading)
     return named_rows(rows, reading)
 
 
@@ -61,6 +62,7 @@ def _arrow(path: Path) -> tuple[Any, Iterator[Any]]:
     def batches() -> Iterator[Any]:
         with source:
             for batch in found:
+                batch.validate(full=True)  # its offsets are not checked otherwise, and would be followed
                 for start in range(0, batch.num_rows, BATCH):
                     yield batch.slice(start, BATCH)
 
@@ -114,15 +116,13 @@ def _rows(batches: Iterator[Any], names: list[str], what: str, reading: Reading)
                     # not needed; where it is, the row lacks it.
                     if name not in unread:
                         unread.add(name)
-                        kind = batch.column(index).type
-                        reading.say(
-                            f"column {name!r} of type {kind} cannot be read ({first_line(error)}) and is left out"
-                        )
+                        why = f"of type {batch.column(index).type} ({first_line(error)})"
+                        reading.say(f"column {name!r} is left out, which Python cannot hold: {why}")
             for values in zip(*columns.values(), strict=True):
                 number += 1
                 yield number, dict(zip(columns, values, strict=True))
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
-            f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete {what} "
-            "file; write or copy it again"
+            f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete "
+            f"{what} file; write or copy it again"
         ) from error
