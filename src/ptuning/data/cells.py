@@ -161,10 +161,14 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
             "expected at least one; check that this is the right file and that whatever wrote it finished "
             "(if its one row is data, say --data.header none)"
         )
-    yield from _whole_rows(_again(numbered, cells), names, needed, reading)
+    yield from _whole_rows(
+        _again(numbered, cells), names, needed, first if with_names and len(first) > 1 else None, reading
+    )
 
 
-def _whole_rows(cells: Cells, names: Sequence[str], needed: int, reading: Reading) -> Rows:
+def _whole_rows(
+    cells: Cells, names: Sequence[str], needed: int, header: list[str] | None, reading: Reading
+) -> Rows:
     """Rows with a cell for each name; what is empty or unnamed at the end may be missing, or too much."""
     count = len(names)
     advice = (
@@ -185,6 +189,9 @@ def _whole_rows(cells: Cells, names: Sequence[str], needed: int, reading: Readin
                     f"{len(row)} cells, expected {count} ({listing(names)}); {advice}",
                 )
                 continue
+        if header is not None and row == header:
+            reading.bad(number, "header", "the columns' names again, expected a row of data; remove the line")
+            continue
         yield number, dict(zip(names, row, strict=True))
 
 

@@ -27,7 +27,7 @@ def columnar_rows(path: Path, kind: str, reading: Reading) -> Rows:
         names = list(schema.names)
     except PermissionError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, OverflowError) as error:
         raise DataError(
             f"{path}: not {'an' if kind == 'arrow' else 'a'} {what} file ({first_line(error)}), expected "
             "one; write or copy it again, or, if it is another kind of file, name it so"
