@@ -163,7 +163,7 @@ def test_what_could_be_several_encodings_is_asked_about_with_how_each_reads(tmp_
     message = str(caught.value)
     assert "cp1252, in which it says" in message
     assert "déjà" in message
-    assert "name the right one with --data.encoding" in message
+    assert "name the right one, for example with --data.encoding" in message
     assert "iconv" not in message
     assert texts_in(open_table(path, encoding="cp1252")) == ["déjà", "à", "là"]
 
