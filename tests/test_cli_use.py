@@ -109,6 +109,47 @@ def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_what_was_detected_is_said_by_every_command(
+    ptuning: Callable[..., Ran], home: Path, tiny_folder: Path
+) -> None:
+    text = "text;label\r\n" + "".join(f"{row['text']} – näiv;{row['label']}\r\n" for row in ROWS)
+    Path("excel.csv").write_bytes(text.encode("cp1252"))
+    said = ("excel.csv: not UTF-8, read as cp1252", "excel.csv: separated by semicolons (';')")
+    small = ["--backbone", str(tiny_folder)]
+    commands: list[list[str]] = [
+        ["evaluate", "single", "excel.csv"],
+        ["predict", "single", "--input", "excel.csv"],
+        ["check-data", "excel.csv", *small],
+        ["train", "excel.csv", *small, "--output", "new", "--fit.epochs", "1", "--device", "cpu"],
+    ]
+    for argv in commands:
+        code, out, err = ptuning(*argv)
+        assert (code, [part for part in said if part not in err]) == (0, [])
+        assert "excel.csv: " not in out
+    given = [
+        "--data.separator",
+        ";",
+        "--data.encoding",
+        "cp1252",
+        "--data.header",
+        "first",
+        "--data.quoting",
+        "csv",
+    ]
+    for argv in commands:
+        code, _, err = ptuning(*argv, *given)
+        assert (code, "excel.csv: " in err) == (0, False)
+    code, out, _ = ptuning("predict", "single", "--input_format", "csv", stdin=text.encode("cp1252"))
+    assert (code, len(objects(out))) == (0, len(ROWS))
+
+
+def test_what_was_detected_is_said_beside_an_error(refused: Callable[..., str]) -> None:
+    Path("a.csv").write_text("".join(f"{row['label']};{n};{row['text']}\n" for n, row in enumerate(ROWS)))
+    message = refused("evaluate", "single", "a.csv")
+    assert "no header: the first row" in message
+    assert "separated by semicolons" in message
+
+
 # ------------------------------------------------------------------------------------------- evaluate
 
 

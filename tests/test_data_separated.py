@@ -164,10 +164,12 @@ def test_what_a_csv_writer_wrote_comes_back(
     content = written(rows, sep="," if format == "csv" else "\t", **how).encode()
     certain = open_table(io.BytesIO(content), format=format, header="first", quoting="csv")
     assert cells(certain) == rows
+    told: list[str] = []
     try:
         assert cells(open_table(io.BytesIO(content), format=format, header="first")) == rows
-    except DataError as error:  # what could as well be rows of their own
-        assert "say --data.quoting csv" in str(error)
+    except DataError as error:
+        told.append(str(error))
+    assert all("say --data.quoting csv" in message for message in told)  # what could be rows of their own
 
 
 def test_a_cell_over_several_lines_stays_one_cell(tmp_path: Path) -> None:
@@ -186,6 +188,21 @@ def test_reading_goes_on_after_a_row_with_broken_quotes(tmp_path: Path) -> None:
     found, problems = collected(tmp_path / "a.csv", 'text,label\n"a"b,x\nc,y\n"open,z\nd,x\n')
     assert found == [(3, ("c", "y")), (5, ("d", "x"))]
     assert [(problem.row, problem.kind) for problem in problems] == [(2, "quotes"), (4, "quotes")]
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ('label, text\ngood, "fine, and more"\nbad,  "worse"\n', "spaces before cells are left out"),
+        ('label,text\ngood,"fine, \\"and\\" more"\nbad,"worse"\n', 'quotes inside cells are written \\"'),
+    ],
+)
+def test_other_ways_of_writing_quotes_are_told_and_said(tmp_path: Path, content: str, note: str) -> None:
+    table = opened(tmp_path / "a.csv", content)
+    assert [row[0] for row in cells(table)] == ["good", "bad"]
+    assert note in table.notes[0]
+    standard = 'label,text\ngood,"ends so: \\"\nbad,"worse ""x"""\n'
+    assert cells(opened(tmp_path / "a.csv", standard)) == [("good", "ends so: \\"), ("bad", 'worse "x"')]
 
 
 # Separators --------------------------------------------------------------------------------------
@@ -377,6 +394,12 @@ def test_empty_cells_at_the_end_may_be_too_many_or_missing(tmp_path: Path) -> No
     assert cells(opened(tmp_path / "a.csv", "text,label\na,x,\nb,y, ,\n")) == [("a", "x"), ("b", "y")]
     table = opened(tmp_path / "a.csv", "v1,v2,,\nham,hello\nspam,win,now,\n")
     assert cells(table) == [("ham", "hello", "", ""), ("spam", "win", "now", "")]
+
+
+def test_the_names_again_are_no_row(tmp_path: Path) -> None:
+    found, problems = collected(tmp_path / "a.csv", "text,label\na,x\ntext,label\nb,x\n")
+    assert found == [(2, ("a", "x")), (4, ("b", "x"))]
+    assert [(problem.row, problem.kind) for problem in problems] == [(3, "header")]
 
 
 def test_only_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:

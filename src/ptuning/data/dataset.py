@@ -144,14 +144,20 @@ def _open(
         problems=problems,
     )
     name = table.origin.name
-    columns = find_columns(
-        table.columns,
-        options.get("text"),
-        options.get("text_b"),
-        options.get("label"),
-        need_label,
-        source_name=name,
-    )
+    try:
+        columns = find_columns(
+            table.columns,
+            options.get("text"),
+            options.get("text_b"),
+            options.get("label"),
+            need_label,
+            source_name=name,
+        )
+    except DataError as error:
+        if not table.notes:
+            raise
+        said = "; ".join(note.removeprefix(f"{name}: ") for note in table.notes)
+        raise DataError(f"{error} (the file: {said})") from None
     if pair is not None and columns.pair != pair:
         got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
         raise DataError(
