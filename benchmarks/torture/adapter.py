@@ -1,4 +1,4 @@
-"""Damaged adapters: bytes of every file, nonsense in a record that is sealed again, folders meant to do harm."""
+"""Damaged adapters: bytes of every file, nonsense in a record that is sealed again, hostile folders."""
 
 from __future__ import annotations
 

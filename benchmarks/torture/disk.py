@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, things in the way: whole or nothing, nothing lost, and the run goes on."""
+"""Disks that are full or read-only, things in the way: whole or nothing, and the run goes on."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def refused(work: Callable[[], object]) -> str | None:
 
 
 def go_on(run: Callable[[bool], object]) -> None:
-    """What a user does after a run that did not end: ``--resume``, or where that is refused the plain command.
+    """What a user does after a run that did not end: ``--resume``; if that is refused, the plain command.
 
     Raises:
         NotHeld: both are refused.

@@ -1,4 +1,4 @@
-"""Signals at random instants: a run is saved, ends with 128 plus the signal's number, and can be gone on from."""
+"""Signals at random instants: a run is saved, ends with 128 + signal, and can be gone on from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that should not be believed, such as labels and an adapter's words: in terminal, card, JSON and CSV."""
+"""Text that is not to be believed, such as labels and an adapter's words: in terminal, card, JSON and CSV."""
 
 from __future__ import annotations
 

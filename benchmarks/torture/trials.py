@@ -1,8 +1,7 @@
 """Running many trials in child processes, so that one that hangs, dies or eats the memory is a figure too.
 
 A few workers are forked from this warmed-up process. Each takes trial after trial of a line and reports
-through a pipe; one that overruns its limit is killed with all that it started, and another goes on behind that
-trial.
+through a pipe; one that overruns its limit is killed with all that it started, and another goes on behind it.
 """
 
 from __future__ import annotations
