@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ptuning.data import Baseline, Columns, Example, LabelCount, Lengths, Origin, Problem, Report, check
+from ptuning.data.places import Note
 
 
 def rows(*labelled: tuple[str, Any]) -> list[Example]:
@@ -90,8 +91,11 @@ def test_characters_without_a_tokenizer() -> None:
 
 def test_repeats_and_conflicts() -> None:
     report = check({"train": [*GOOD, *rows(("x", "a"), ("x", "a"), ("y", "a"), ("y", "b"))]})
-    assert found(report, "repeat an earlier one") == ("note", "train", 1, (3,))
-    assert found(report, "with another label") == ("warning", "train", 2, (4, 5))
+    assert found(report, "1 row repeats an earlier one") == ("note", "train", 1, (3,))
+    assert found(report, "1 text stands in several rows with different labels, 2 rows") == (
+        *("warning", "train", 2),
+        (4, 5),
+    )
 
 
 def test_pairs_repeat_only_as_pairs() -> None:
@@ -160,10 +164,10 @@ def test_problems_of_loading_are_grouped() -> None:
         Problem(row=row, kind="null label", message=f"a.csv, line {row}: null") for row in range(5, 30)
     ]
     report = check({"train": GOOD}, problems={"train": problems})
-    assert found(report, "a.csv, line 5: null") == ("error", "train", 25, tuple(range(5, 15)))
+    assert found(report, "a.csv, line 5: null") == ("error", "train", 25, tuple(range(5, 25)))
     assert report.splits[0].left_out == 25
     assert "train: 20 rows, 25 left out" in report.lines()
-    assert report.lines()[-1].endswith("[25 rows: 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, …]")
+    assert report.lines()[-1].endswith(f"[25 rows: {', '.join(map(str, range(5, 25)))}, …]")
 
 
 @pytest.mark.parametrize(
@@ -181,3 +185,26 @@ def test_data_without_a_task(splits: dict[str, list[Example]], text: str) -> Non
     assert report.task is None
     assert not report.ok
     json.dumps(report.to_dict())
+
+
+def test_of_many_labels_the_most_and_the_least_frequent_are_shown() -> None:
+    labels = [f"l{label:03d}" for label in range(150) for _ in range(1 + label)]
+    lines = check({"train": plain(labels)}).lines()
+    shown = [line for line in lines if line.startswith("    'l")]
+    assert len(shown) == 20
+    assert "  150 labels; the 10 most frequent:" in lines
+    assert "  130 others with 11 to 140 rows, then the 10 least frequent:" in lines
+    assert (shown[0].split(":")[0].strip(), shown[-1].split(":")[0].strip()) == ("'l149'", "'l000'")
+
+
+def test_what_was_read_and_what_is_odd_is_reported() -> None:
+    notes = [Note("a.csv: the labels are lists", rows=(3,)), Note("odd", level="warning")]
+    report = check({"train": plain([0, 1, 2, -1] * 5)}, notes={"train": notes})
+    assert found(report, "the labels are lists") == ("note", "train", 1, (3,))
+    assert found(report, "odd")[0] == "warning"
+    assert found(report, "the label -1 stands beside 0 to 2")[:3] == ("warning", "train", 5)
+
+
+def test_scores_of_one_text_differ_and_do_not_contradict() -> None:
+    report = check({"train": rows(*((f"t {n // 2}", n + 0.5) for n in range(20)))})
+    assert found(report, "10 texts stand in several rows with different scores")[0] == "note"

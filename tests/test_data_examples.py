@@ -84,7 +84,7 @@ def test_a_bad_row_is_named(row: dict[str, Any], parts: list[str]) -> None:
     assert [part for part in parts if part not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize(("label", "part"), [("a;;b", "both sides"), (3, "leave label_separator out")])
+@pytest.mark.parametrize(("label", "part"), [("a;;b", "both sides"), (3, "leave --data.label_separator")])
 def test_labels_that_cannot_be_separated(label: Any, part: str) -> None:
     with pytest.raises(DataError, match=f"a.csv, line 7: .*{part}"):
         one({"t": "x", "l": label}, label_separator=";")
@@ -191,7 +191,8 @@ def test_one_and_two_texts_are_compared_with_training(tmp_path: Path) -> None:
     double = saved(tmp_path / "b.csv", "text_a,text_b\nx,y\n")
     assert stream_examples(double, pair=True).columns.pair
     with pytest.raises(
-        DataError, match=r"a.csv: the text is 'text' alone, expected two texts.*with text and text_b"
+        DataError,
+        match=r"a.csv: the text is 'text' alone, expected two texts.*with --data.text .*and --data.text_b",
     ):
         stream_examples(single, pair=True)
     with pytest.raises(DataError, match=r"b.csv: the text is 'text_a' and 'text_b', expected one text"):
@@ -214,3 +215,68 @@ def test_real_data(name: str, kind: str, pair: bool) -> None:
     task = infer_task(loaded.examples)
     assert (task.problem_type, task.pair) == (kind, pair)
     assert len(encode_labels(loaded.examples, task)) == len(loaded.examples) > 400
+
+
+# A column a label, and a look ahead ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on", "off"),
+    [(1, 0), ("1", "0"), (1.0, 0.0), ("1.0", "0.0"), (True, False), ("True", "FALSE"), ("yes", "no")],
+)
+def test_columns_of_zeros_and_ones_are_several_labels(on: Any, off: Any) -> None:
+    rows = [{"text": "x", "toxic": on, "rude": off}, {"text": "y", "toxic": off, "rude": off}]
+    loaded = load_examples(rows, label="toxic,rude")
+    assert [example.label for example in loaded.examples] == [("toxic",), ()]
+    assert loaded.label_names == ("toxic", "rude")
+    task = infer_task(loaded.examples, names=loaded.label_names)
+    assert encode_labels(loaded.examples, task) == [[1.0, 0.0], [0.0, 0.0]]
+    again = load_examples(rows, task=task)  # where the task is known, so are its columns
+    assert again.examples == loaded.examples
+    assert "labels: the columns 'toxic', 'rude', as in training" in again.notes[0]
+
+
+@pytest.mark.parametrize("value", ["2", 2, "", None, "x", -1, float("nan")])
+def test_anything_else_there_is_a_bad_row(value: Any) -> None:
+    rows = [{"text": "x", "toxic": 1, "rude": 0}, {"text": "y", "toxic": value, "rude": 0}]
+    with pytest.raises(DataError, match=r"row 2: the label's column 'toxic' holds .*, expected 0 or 1"):
+        load_examples(rows, label=["toxic", "rude"])
+    assert len(load_examples(rows, label=["toxic", "rude"], bad_rows="skip").examples) == 1
+
+
+def test_rows_that_are_not_scored_can_be_left_out() -> None:
+    rows = [{"text": "x", "toxic": 1, "rude": 0}, {"text": "y", "toxic": -1, "rude": -1}]
+    assert len(load_examples(rows, label="toxic,rude", no_label="-1").examples) == 1
+
+
+def test_a_look_at_the_first_rows_loses_none_of_them() -> None:
+    def rows() -> Any:
+        yield from ({"v1": "ab"[row % 2], "v2": f"the text number {row} of all"} for row in range(2500))
+        raise DataError("the source broke")
+
+    stream = stream_examples(rows())
+    assert [next(stream.examples).row for _ in range(2500)] == list(range(1, 2501))
+    with pytest.raises(DataError, match="the source broke"):
+        next(stream.examples)
+
+    def short() -> Any:
+        yield from ({"v1": "ab"[row % 2], "v2": f"the text number {row} of all"} for row in range(5))
+        raise DataError("the source broke")
+
+    stream = stream_examples(short())
+    assert [next(stream.examples).row for _ in range(5)] == [1, 2, 3, 4, 5]
+    with pytest.raises(DataError, match="the source broke"):
+        next(stream.examples)
+
+
+def test_names_that_decide_are_not_looked_behind() -> None:
+    """A stream gives its first row before it has a second."""
+    taken: list[int] = []
+
+    def rows() -> Any:
+        for row in range(10):
+            taken.append(row)
+            yield {"text": f"x {row}"}
+
+    assert next(stream_examples(rows()).examples).text == "x 0"
+    assert taken == [0]

@@ -133,13 +133,16 @@ def test_single_targets() -> None:
         ([("a",), ("b",)], {"problem_type": SINGLE}, ["line 2: the label is the list ('a',)", "one label"]),
         ([(), ()], {}, ["a.csv: no row has any label"]),
         ([("a", "a")], {}, ["line 2: the label 'a' stands twice", "each once"]),
-        ([(0, 1, 0), (1, 0, 0)], {}, ["line 2: the label 0 stands twice", "zeros and ones"]),
+        ([(0, 1, 0), (1, 0, 0)], {}, ["line 2: the label 0 stands twice", "zeros and ones need as many"]),
         ([(0.5, 1.0)], {}, ["line 2: the list of labels holds 0.5", "round"]),
         (["a", None], {}, ["line 3: the label is None, expected one"]),
         (
             [*(f"{n % 9}.5" for n in range(30)), "NA"],
             {},
-            ["line 32: the label is 'NA' and nearly all others are numbers", "set problem_type to"],
+            [
+                "line 32: the label is 'NA' and nearly all others are numbers",
+                "set --data.problem_type single",
+            ],
         ),
         (["1.5", "x"], {"problem_type": REGRESSION}, ["line 3: the label is 'x', expected a finite number"]),
         ([1.5, float("inf")], {"problem_type": REGRESSION}, ["line 3: the label is inf"]),
@@ -148,7 +151,11 @@ def test_single_targets() -> None:
         ([1.5, 1.5], {}, ["a.csv: every target is 1.5, expected different numbers"]),
         ([1.7e9 + n / 2 for n in range(4)], {}, ["are 1.7e+09 give or take 0.559, too close", "subtract"]),
         ([1e308, -1e308, 0.5], {}, ["whose spread cannot be computed", "another unit"]),
-        ([f"id {n}" for n in range(60)], {}, ["60 different labels in 60 rows", "problem_type: 'single"]),
+        (
+            [f"id {n}" for n in range(60)],
+            {},
+            ["60 different labels in 60 rows", "--data.problem_type", "with --data.label"],
+        ),
         ([str(n % 1001) for n in range(5000)], {}, ["1001 different labels in 5000 rows"]),
         (["a"], {"problem_type": "ranking"}, ["problem_type 'ranking' is unknown", "'auto'"]),
     ],
@@ -172,7 +179,7 @@ def test_many_labels_are_accepted_when_stated() -> None:
             "maybe",
             ["a.csv, line 3: the label 'maybe' was unseen in training", "'1', 'no'", "correct the label"],
         ),
-        (1, ["the label 1 was unseen", "'1' was a str in training", "training data's format"]),
+        (1, ["the label 1 was unseen", "'1' was a str in training", "as the training data did"]),
     ],
 )
 def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
@@ -182,3 +189,40 @@ def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
     assert [part for part in parts if part not in str(caught.value)] == []
     with pytest.raises(DataError, match=r"line 3: the label .* was unseen in training"):
         encode_labels(rows([(), (label,)]), Task(problem_type=MULTI, labels=("1", "no")))
+
+
+@pytest.mark.parametrize(
+    ("known", "here", "parts"),
+    [
+        (
+            ("0", "1"),
+            ["good", "bad"],
+            [
+                "line 2: the label 'good' was unseen",
+                "in training: '0', '1' (numbers as text)",
+                "here: 'bad', 'good' (words)",
+            ],
+        ),
+        ((0, 1), ["good", "bad"], ["in training: 0, 1 (numbers), here: 'bad', 'good' (words)"]),
+        (("bad", "good"), ["GOOD", "BAD"], ["it differs from 'good' in case or spaces alone"]),
+        (("so so", "good"), ["so  so"], ["it differs from 'so so' in case or spaces alone"]),
+        ((0, 1), [-1, -1], ["if it means that a row has no label, --data.no_label -1"]),
+        (("a", "b"), ["a", "-"], ["--data.no_label -"]),
+    ],
+)
+def test_how_the_labels_of_both_look(known: tuple[Any, ...], here: list[Any], parts: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        encode_labels(rows(here), Task(problem_type=SINGLE, labels=known))
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_every_row_with_a_label_that_cannot_be_is_named() -> None:
+    with pytest.raises(DataError) as caught:
+        encode_labels(rows(["a", "x", "b", *"yz"]), Task(problem_type=SINGLE, labels=("a", "b")))
+    assert str(caught.value).endswith(
+        "the labels of 2 other rows are unknown as well: lines 5 ('y'), 6 ('z')"
+    )
+    with pytest.raises(DataError) as caught:
+        encode_labels(rows([*"12", *["x"] * 30]), Task(problem_type=REGRESSION))
+    assert str(caught.value).startswith("a.csv, line 4: the label is 'x', expected a finite number")
+    assert str(caught.value).endswith("22 ('x'), 23 ('x') and 10 more")

@@ -331,6 +331,16 @@ def test_another_column_of_labels_is_named() -> None:
     assert [example.label for example in found.train] == ["negative", "positive"]
 
 
+def test_columns_of_zeros_and_ones_are_several_labels() -> None:
+    rows = [{"input_ids": [1, 5 + i, 2], "b": i % 2, "a": 1.0, "c": "0"} for i in range(2)]
+    options = DataConfig(train="given", label="b,a,c")
+    found, _ = gather({"train": rows, "validation": rows}, options, seed=0, task=MULTI)
+    assert [example.label for example in found.train] == [("a",), ("b", "a")]
+    rows[1]["a"] = 2
+    with pytest.raises(DataError, match="row 2: the label's column 'a' holds 2, expected 0 or 1"):
+        gather({"train": rows, "validation": rows}, options, seed=0, task=MULTI)
+
+
 # --------------------------------------------------------------------------------------- errors
 
 GOOD: Row = {"input_ids": [1, 5, 6, 2], "attention_mask": [1] * 4, "token_type_ids": [0] * 4, "labels": 0}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, data_of, tell
+from ptuning.cli.shared import add_data, data_of
 from ptuning.training.config import DataConfig
 
 if TYPE_CHECKING:
     from ptuning.data import Example, Loaded
+    from ptuning.task import Task
 
 
 def parser() -> Parser:
@@ -36,26 +38,35 @@ def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     import json
 
-    from ptuning.data import check, load_examples
+    from ptuning.data import check, infer_task, load_examples
     from ptuning.errors import DataError
     from ptuning.visible import visible
 
     data = data_of(given, given.file)
     loaded: dict[str, Loaded] = {}
+    task: Task | None = None
     for name, source in {"train": data.train, "validation": data.validation, "test": data.test}.items():
         if source is not None:
-            loaded[name] = load_examples(
+            loaded[name] = found = load_examples(
                 source,
                 **data.reading(),
                 pair=loaded["train"].columns.pair if loaded else None,
+                problem_type=data.problem_type,
+                task=task,
                 collect_problems=True,
             )
-            tell(loaded[name].notes)
+            if name == "train":
+                with suppress(DataError):  # which the report says
+                    task = infer_task(
+                        found.examples, problem_type=data.problem_type, names=found.label_names
+                    )
     lengths, limit = _lengths(given.backbone, data.max_length)
     report = check(
         {name: split.examples for name, split in loaded.items()},
         columns=loaded["train"].columns,
         problems={name: split.problems for name, split in loaded.items()},
+        skipping=data.bad_rows == "skip",
+        notes={name: split.notes for name, split in loaded.items()},
         problem_type=data.problem_type,
         names=loaded["train"].label_names,
         lengths=lengths,

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
 
     data = data_of(given, given.file)
     model = load_model(given)
-    loaded = load_examples(given.file, **data.reading(), pair=model.task.pair)
+    loaded = load_examples(given.file, **data.reading(), pair=model.task.pair, task=model.task)
     tell(loaded.notes)
     examples = loaded.examples
     split = tokenised(model, examples, data.too_long)

@@ -99,14 +99,17 @@ def main(argv: Sequence[str]) -> None:
     with live_input(given.input) as source:
         found = stream_examples(source, format=form, pair=model.task.pair, keep=keep, **data.reading())
         tell(found.notes)
-        said = len(found.notes)
+        said, done = len(found.notes), 0
         rows = arriving(found.examples) if is_live(source) else found.examples
         with Rate(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
             write = _writer(stream, given.format, model.task)
             for prediction in predictor.stream(rate.waiting_for(rows)):
                 write(prediction)
                 rate.one_more()
+                done += 1
     tell(found.notes[said:])
+    if (left_out := found.left_out.note(found.origin, done)) is not None:
+        tell([left_out])
 
 
 def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser, leaves
-from ptuning.data.options import ReadOptions
+from ptuning.data.options import OF_LABELS, ReadOptions
 from ptuning.training.config import DataConfig
 from ptuning.validation import validated
 from ptuning.visible import visible
@@ -51,7 +51,7 @@ def add_data(parser: Parser, *, label: bool, more: Iterable[str] = ()) -> None:
         label: Whether labels are read.
         more: Fields of :class:`DataConfig` beyond those of :class:`ReadOptions`.
     """
-    read = {name for name in ReadOptions.__annotations__ if label or not name.startswith("label")}
+    read = {name for name in ReadOptions.__annotations__ if label or name not in OF_LABELS}
     for option in leaves(DataConfig, "data."):
         name = option.key.removeprefix("data.")
         if name in {*read, *more}:
@@ -69,10 +69,10 @@ def data_of(given: Any, source: str) -> DataConfig:
     return config
 
 
-def tell(notes: Sequence[str]) -> None:
+def tell(notes: Iterable[str]) -> None:
     """Say what was detected about a source, on standard error."""
     for note in notes:
-        print(f"note: {visible(note)}", file=sys.stderr)
+        print(f"{getattr(note, 'level', 'note')}: {visible(note)}", file=sys.stderr)
 
 
 def load_model(given: Any) -> PTuningModel:

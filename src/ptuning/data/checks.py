@@ -11,15 +11,18 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal
 
+from ptuning.data.bad_rows import NAMED
 from ptuning.data.columns import Columns
+from ptuning.data.duplicates import repeats
 from ptuning.data.examples import Example
+from ptuning.data.label_oddities import label_oddities
 from ptuning.data.labels import encode_labels, infer_task
-from ptuning.data.places import Problem, listing
+from ptuning.data.places import Note, Problem, listing, option
 from ptuning.data.splits import same_text, split_off
 from ptuning.errors import DataError
 from ptuning.task import Label, ProblemType, Task
@@ -27,7 +30,8 @@ from ptuning.task import Label, ProblemType, Task
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
-SAMPLE_ROWS = 10
+SAMPLE_ROWS = NAMED
+MOST_LABELS_SHOWN = 20  # of more, half as many of the most and of the least frequent are
 FEW_EXAMPLES = 5  # a training label with fewer rows can hardly be learnt
 IMBALANCE = 0.9  # a majority above this makes accuracy say little
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -138,6 +142,8 @@ def check(
     *,
     columns: Columns | None = None,
     problems: Mapping[str, Sequence[Problem]] | None = None,
+    skipping: bool = False,
+    notes: Mapping[str, Sequence[Note]] | None = None,
     problem_type: ProblemType | Literal["auto"] = "auto",
     names: Sequence[Label] | None = None,
     lengths: Callable[[Sequence[Example]], list[int]] | None = None,
@@ -151,19 +157,23 @@ def check(
             Examples without any label are looked at for their texts alone.
         columns: The columns they were read from, for the report.
         problems: The rows of each split that could not be read (``collect_problems`` when loading).
+        skipping: Whether training leaves such rows out; otherwise they are errors.
+        notes: What was decided while each split was read.
         problem_type, names: See :func:`ptuning.data.infer_task`.
         lengths: Gives inputs' lengths in tokens; without, lengths are in characters.
         limit: The longest input, in tokens; only looked at with ``lengths``.
         fraction: What will be split off for validation, where there is no split of that name.
     """
-    problems = problems or {}
+    problems, notes = problems or {}, notes or {}
     train = "train" if "train" in splits else next(iter(splits), "train")
     task, findings = _task(splits.get(train, ()), train, problem_type, names)
     reports: list[SplitReport] = []
     for name, examples in splits.items():
         left_out = problems.get(name, ())
         sizes = _lengths(examples, lengths, limit if lengths else None)
-        findings += [*_unreadable(name, left_out), *_odd_texts(name, examples), *_repeats(name, examples)]
+        findings += [_finding(note.level, name, note, note.rows) for note in notes.get(name, ())]
+        findings += [*_unreadable(name, left_out, skipping), *_odd_texts(name, examples)]
+        findings += _repeats(name, examples, task)
         findings += _too_long(name, examples, sizes)
         usable, unusable = _usable(name, examples, task)
         findings += unusable
@@ -179,6 +189,8 @@ def check(
                 lengths=sizes[0] if sizes else None,
             )
         )
+    for note in label_oddities(splits.get(train, ()), task, columns.label if columns is not None else None):
+        findings.append(_finding(note.level, train, note, note.rows))
     findings += _label_oddities(train, next((one for one in reports if one.name == train), None), task)
     findings += _leaks(splits)
     ordered = sorted(findings, key=lambda finding: LEVELS.index(finding.level))
@@ -286,7 +298,7 @@ def _answer(example: Example) -> tuple[Label, ...]:
 
 
 def _label_oddities(name: str, report: SplitReport | None, task: Task | None) -> Iterator[Finding]:
-    """Labels of the training split that are absent, rare, too common or nearly the same."""
+    """Labels of the training split that are absent, rare or too common."""
     if report is None or task is None or not report.labels:
         return
     absent = [one.label for one in report.labels if not one.rows]
@@ -306,24 +318,19 @@ def _label_oddities(name: str, report: SplitReport | None, task: Task | None) ->
             "will say little, compare F1 or the Matthews correlation"
         )
         yield _finding("note", name, message)
-    twins: dict[str, list[Label]] = defaultdict(list)
-    for label in task.labels:
-        twins[" ".join(str(label).casefold().split())].append(label)
-    for alike in twins.values():
-        if len(alike) > 1:
-            message = f"labels that differ only in case or spaces: {listing(alike)}; write them the same way"
-            yield _finding("warning", name, message)
 
 
 # Texts -------------------------------------------------------------------------------------------
 
 
-def _unreadable(name: str, problems: Sequence[Problem]) -> Iterator[Finding]:
+def _unreadable(name: str, problems: Sequence[Problem], skipping: bool) -> Iterator[Finding]:
     kinds: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
         kinds[problem.kind].append(problem)
     for found in kinds.values():
-        yield _finding("error", name, found[0].message, (problem.row for problem in found))
+        level: Level = "warning" if skipping else "error"
+        said = "; left out" if skipping else f", or leave such rows out with {option('bad_rows', 'skip')}"
+        yield _finding(level, name, found[0].message + said, (problem.row for problem in found))
 
 
 def _texts(example: Example) -> tuple[str, ...]:
@@ -401,28 +408,15 @@ def _too_long(
 # Repeats and leaks -------------------------------------------------------------------------------
 
 
-def _repeats(name: str, examples: Sequence[Example]) -> Iterator[Finding]:
+def _repeats(name: str, examples: Sequence[Example], task: Task | None) -> Iterator[Finding]:
     """Rows that stand twice, and rows with the same text whose labels contradict each other."""
-    groups: dict[Hashable, list[Example]] = defaultdict(list)
-    for example in examples:
-        groups[example.text, example.text_b].append(example)
-    repeats: list[int] = []
-    conflicts: list[int] = []
-    for group in groups.values():
-        if len(group) == 1:
-            continue
-        if len({repr(_answer(example)) for example in group}) > 1:
-            conflicts += [example.row for example in group]
-        else:
-            repeats += [example.row for example in group[1:]]
-    if conflicts:
-        message = (
-            "rows whose text stands elsewhere with another label; decide which is right, remove the others"
-        )
-        yield _finding("warning", name, message, sorted(conflicts))
-    if repeats:
-        message = "rows that repeat an earlier one exactly; remove them unless they should count more"
-        yield _finding("note", name, message, sorted(repeats))
+    found = repeats(examples)
+    if found.contradicting:
+        scores = task is not None and task.is_regression
+        message = found.contradiction if not scores else found.difference
+        yield _finding("note" if scores else "warning", name, message, found.contradicting)
+    if found.again:
+        yield _finding("note", name, found.repetition, found.again)
 
 
 def _leaks(splits: Mapping[str, Sequence[Example]]) -> Iterator[Finding]:
@@ -445,15 +439,16 @@ def _leaks(splits: Mapping[str, Sequence[Example]]) -> Iterator[Finding]:
 
 def _lines(report: Report) -> Iterator[str]:
     if report.columns:
+        several = ", ".join(report.columns.labels) or None
         named = {"text": report.columns.text, "text_b": report.columns.text_b, "label": report.columns.label}
+        named["labels"] = several
         yield "columns: " + ", ".join(f"{role} = {name}" for role, name in named.items() if name is not None)
     if report.task:
         yield f"task: {report.task.problem_type}, {'two texts' if report.task.pair else 'one text'} a row"
     for split in report.splits:
         left_out = f", {split.left_out} left out" if split.left_out else ""
         yield f"{split.name}: {split.rows} rows{left_out}"
-        for label in split.labels:
-            yield f"  {label.label!r}: {label.rows} ({label.share:.1%})"
+        yield from _label_lines(split.labels)
         if split.baseline:
             score = "accuracy" if split.baseline.kind == "majority" else "RMSE"
             yield f"  always {split.baseline.answer!r}: {score} {split.baseline.score:.4g}"
@@ -469,3 +464,18 @@ def _lines(report: Report) -> Iterator[str]:
         unit = "row" if finding.count == 1 else "rows"
         about = f" [{finding.count} {unit}: {rows}]" if finding.count else ""
         yield f"{finding.level}: {finding.split}: {finding.message}{about}"
+
+
+def _label_lines(labels: Sequence[LabelCount]) -> Iterator[str]:
+    """Each label with its rows; of many, the most and the least frequent, and how many stand between."""
+    lines = [f"  {label.label!r}: {label.rows} ({label.share:.1%})" for label in labels]
+    if len(labels) <= MOST_LABELS_SHOWN:
+        yield from lines
+        return
+    half = MOST_LABELS_SHOWN // 2
+    order = sorted(range(len(labels)), key=lambda place: (-labels[place].rows, place))
+    between = [labels[place].rows for place in order[half:-half]]
+    yield f"  {len(labels)} labels; the {half} most frequent:"
+    yield from (f"  {lines[place]}" for place in order[:half])
+    yield f"  {len(between)} others with {between[-1]} to {between[0]} rows, then the {half} least frequent:"
+    yield from (f"  {lines[place]}" for place in order[-half:])

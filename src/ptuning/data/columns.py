@@ -1,8 +1,9 @@
 """Which columns hold the text, the second text and the label.
 
 A column that the user names is taken, or refused with the names there are. Otherwise columns are
-found by names that everyone uses, and only where no other reading is possible: two candidates are an
-error that asks, never a choice made in silence.
+found by names that everyone uses, then by their values in the first rows, and only where no other reading is
+possible: two candidates are an error that asks, never a choice made in silence. What was told from values is
+said in :attr:`Columns.notes`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
 
-from ptuning.data.places import listing
+from ptuning.data.column_values import WORDS, Facts, facts, is_unnamed
+from ptuning.data.places import listing, option
 from ptuning.errors import DataError
+from ptuning.task import Label
 
 #: Names of a first text, and the names that its second text goes by, if it has one.
 TEXT_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -37,9 +42,39 @@ TEXT_NAMES: Mapping[str, tuple[str, ...]] = {
         (),
     ),
 }
+#: Taken where none of the above is there.
+OTHER_TEXT_NAMES: tuple[str, ...] = (
+    *("comment_text", "reviewtext", "review_text", "review_content", "tweet_text", "full_text", "sms"),
+    *(
+        "article",
+        "email",
+        "news",
+        "news_headline",
+        "sentence_text",
+        "text_content",
+        "selftext",
+        "input",
+        "doc",
+    ),
+)
 LABEL_NAMES: tuple[str, ...] = (
     *("label", "labels", "class", "category", "intent", "score", "target", "rating", "sentiment"),
     *("y", "stars", "topic", "emotion", "emotions"),
+)
+#: Taken where none of the above is there.
+OTHER_LABEL_NAMES: tuple[str, ...] = (
+    *("gold_label", "is_duplicate", "overall", "verdict", "polarity", "airline_sentiment", "tgt", "targets"),
+    *(
+        "review_score",
+        "review_rating",
+        "star_rating",
+        "classification",
+        "categories",
+        "topics",
+        "tags",
+        "tag",
+    ),
+    *("tag", "gold", "genre", "genres", "relatedness_score", "similarity", "label_id", "label_ids"),
 )
 
 
@@ -50,14 +85,18 @@ class Columns:
     Args:
         text: The text, or the first of two.
         text_b: The second text of a pair.
-        label: The label; ``None`` where none is needed.
+        label: The label; ``None`` where none is needed, and where ``labels`` are given.
+        labels: Columns of 0 and 1, one for each label of a multi-label task.
         seconds: What a second text would be called, where one was looked for and the first row has none.
+        notes: What was told from the values of the first rows, a sentence each.
     """
 
     text: str
     text_b: str | None = None
     label: str | None = None
+    labels: tuple[str, ...] = ()
     seconds: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def pair(self) -> bool:
@@ -73,10 +112,12 @@ def find_columns(
     names: Sequence[str],
     text: str | None = None,
     text_b: str | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     need_label: bool = True,
     *,
     source_name: str = "the rows",
+    rows: Sequence[Mapping[str, Any]] = (),
+    known_labels: Sequence[Label] = (),
 ) -> Columns:
     """Find or check the columns of a task.
 
@@ -85,31 +126,175 @@ def find_columns(
 
     Args:
         names: The columns there are.
-        text, text_b, label: Columns that the user named.
+        text, text_b: Columns that the user named.
+        label: The column of the label that the user named; or several columns of 0 and 1, one for each label:
+            a list, names with commas between, or patterns such as ``label_*``.
         need_label: Whether a label has to be found; without, only a named one is used.
         source_name: What errors call the source.
+        rows: The first rows, looked at where the names do not decide.
+        known_labels: The labels of a trained task, which tell its column from others.
 
     Raises:
         DataError: A named column is not there, or one is named twice; none or several could be meant.
     """
-    given = [name for name in (text, text_b, label) if name is not None]
-    _check_given(names, {"text": text, "text_b": text_b, "label": label}, source_name)
-    free = [name for name in names if name not in given]
+    _check_given(names, {"text": text, "text_b": text_b}, source_name)
+    labels = () if label is None else label_columns(names, label, [text, text_b], source_name)
+    _check_given(names, {"text": text, "text_b": text_b, **_roles(labels)}, source_name)
+    given = [name for name in (text, text_b, *labels) if name is not None]
+    find = _Finder(names, [name for name in names if name not in given], rows, source_name)
     seconds: tuple[str, ...] = ()
     if text is None:
-        found = _one(_text_candidates(free), "text", names, source_name)
-        free.remove(found)
+        text = find.text()
         if text_b is None:
-            seconds = TEXT_NAMES[_plain(found)]
-            partners = _matching(free, seconds)
-            text_b = _one(partners, "text_b", names, source_name) if partners else None
-        text = found
-    if label is None and need_label:
-        candidates = _matching([name for name in free if name != text_b], LABEL_NAMES)
-        label = _one(candidates, "label", names, source_name)
-    others = (_plain(label),) if label is not None else ()
+            seconds = TEXT_NAMES.get(_plain(text), ())
+            text_b = find.second(seconds)
+    if not labels and need_label:
+        labels = find.labels(known_labels)
+    others = set(map(_plain, labels))
     missed = tuple(name for name in seconds if name not in others) if text_b is None else ()
-    return Columns(text=text, text_b=text_b, label=label, seconds=missed)
+    one = labels[0] if len(labels) == 1 else None
+    return Columns(
+        text=text,
+        text_b=text_b,
+        label=one,
+        labels=labels if one is None else (),
+        seconds=missed,
+        notes=tuple(find.notes),
+    )
+
+
+class UnclearColumns(DataError):
+    """The names do not say which column is which; the values of the first rows may."""
+
+
+class _Finder:
+    """Columns that are found one after another; what is found is free no more."""
+
+    def __init__(
+        self, names: Sequence[str], free: list[str], rows: Sequence[Mapping[str, Any]], source_name: str
+    ) -> None:
+        self.names, self.free, self.rows, self.source_name = names, free, rows, source_name
+        self.notes: list[str] = []
+        self._facts: dict[str, Facts] = {}
+
+    def text(self) -> str:
+        candidates = _text_candidates(self.free) or _matching(self.free, OTHER_TEXT_NAMES)
+        if not candidates and self.rows:
+            candidates = [name for name in self.free if self._of(name).is_prose and not self._is_row(name)]
+            if len(candidates) == 1:
+                self.notes.append(f"text: {candidates[0]!r}, the only column that reads like texts")
+            elif len(self.names) == 1 and self._of(self.names[0]).all_text:
+                candidates = list(self.names)
+                self.notes.append(f"text: {candidates[0]!r}, the only column")
+        return self._taken(self._one(candidates, "text"))
+
+    def second(self, known: Sequence[str]) -> str | None:
+        partners = _matching(self.free, known)
+        return self._taken(self._one(partners, "text_b")) if partners else None
+
+    def labels(self, known: Sequence[Label]) -> tuple[str, ...]:
+        """The column of the label; or several, where a trained task's labels are columns."""
+        for names in (LABEL_NAMES, OTHER_LABEL_NAMES):
+            if candidates := self._usable(_matching(self.free, names)):
+                return (self._taken(self._one(candidates, "label")),)
+        if not self.rows or any(map(self._is_row, self.names)):
+            return (self._one([], "label"),)
+        named = [name for name in self.free if not is_unnamed(name) and self._of(name).filled]
+        if len(named) == 1 and self._of(named[0]).flat:
+            self.notes.append(f"label: {named[0]!r}, the only other column")
+            return (self._taken(named[0]),)
+        candidates = [name for name in named if self._of(name).is_label]
+        if len(candidates) > 1 and known:
+            words = {str(label) for label in known}
+            candidates = [
+                name for name in candidates if {str(row.get(name)).strip() for row in self.rows} <= words
+            ] or candidates
+        if len(candidates) == 1:
+            self.notes.append(f"label: {candidates[0]!r}, the only column that can be it")
+            return (self._taken(candidates[0]),)
+        switches = [name for name in named if self._of(name).switches]
+        if len(switches) > 1 and set(candidates) <= set(switches):
+            raise UnclearColumns(
+                f"{self.source_name}: no column is known to be the label, and {listing(switches, 40)} hold "
+                f"only 0 and 1, expected one label; if each of them is a label, name them all: "
+                f"--data.label {_pasted(switches)} (in Python: label={switches!r})"
+            )
+        return (self._one(candidates, "label"),)
+
+    def _of(self, name: str) -> Facts:
+        if name not in self._facts:
+            self._facts[name] = facts(name, self.rows)
+        return self._facts[name]
+
+    @staticmethod
+    def _is_row(name: str) -> bool:
+        """Whether the names are no names but the first row, of a file without a line of names."""
+        return len(name.split()) > WORDS
+
+    def _taken(self, name: str) -> str:
+        self.free.remove(name)
+        return name
+
+    def _usable(self, candidates: list[str]) -> list[str]:
+        """Of several columns with a label's name, those that are no label's by their values left out."""
+        if len(candidates) < 2 or not self.rows:
+            return candidates
+        usable = [name for name in candidates if self._of(name).is_label]
+        if len(usable) == 1:
+            self.notes.append(
+                f"label: {usable[0]!r}, the only one of {listing(candidates)} that can be it by its values"
+            )
+            return usable
+        return candidates
+
+    def _one(self, candidates: Sequence[str], role: str) -> str:
+        if len(candidates) == 1:
+            return candidates[0]
+        what = {"text": "the text", "text_b": "the second text", "label": "the label"}[role]
+        if candidates:
+            pair = f" (and {option('text_b')}, for a pair)" if role == "text" else ""
+            raise UnclearColumns(
+                f"{self.source_name}: {listing(candidates)} could each be {what}, expected one; name the "
+                f"column with {option(role)}{pair}"
+            )
+        raise UnclearColumns(
+            f"{self.source_name}: no column is known to be {what}, expected one called "
+            f"{listing(TEXT_NAMES if role == 'text' else LABEL_NAMES, 4)}; name it with {option(role)}, one "
+            f"of {listing(self.names, 40)}"
+        )
+
+
+def _pasted(names: Sequence[str]) -> str:
+    joined = ",".join(names)
+    return joined if joined.replace(",", "").replace("_", "").isalnum() else f"'{joined}'"
+
+
+def label_columns(
+    names: Sequence[str], label: str | Sequence[str], texts: Sequence[str | None], source_name: str
+) -> tuple[str, ...]:
+    """The columns that ``label`` names: one, or several as a list, with commas between, or by a pattern."""
+    if isinstance(label, str):
+        if label in names:  # whatever is in it
+            return (label,)
+        label = [part.strip() for part in label.split(",")]
+    found: list[str] = []
+    for part in label:
+        if part not in names and any(sign in part for sign in "*?["):
+            matched = [name for name in names if fnmatchcase(name, part) and name not in texts]
+            if not matched:
+                raise DataError(
+                    f"{source_name}: no column fits the pattern {part!r} for label, expected some of "
+                    f"{listing(names, 40)}; correct it, or name the columns with commas between"
+                )
+            found += [name for name in matched if name not in found]
+        else:
+            found.append(part)
+    return tuple(found)
+
+
+def _roles(labels: Sequence[str]) -> dict[str, str]:
+    """Each label's column by its role, as errors call it."""
+    return {"label" if not place else f"label {place + 1}": name for place, name in enumerate(labels)}
 
 
 def _check_given(names: Sequence[str], given: Mapping[str, str | None], source_name: str) -> None:
@@ -117,12 +302,15 @@ def _check_given(names: Sequence[str], given: Mapping[str, str | None], source_n
     for role, name in given.items():
         if name is None:
             continue
+        asked = role.split()[0]
         if name not in names:
             close = get_close_matches(name.lower(), [known.lower() for known in names], n=1)
             near = next((known for known in names if close and known.lower() == close[0]), None)
-            hint = f"did you mean {near!r}?" if near is not None else f"name one of these with {role}"
+            hint = (
+                f"did you mean {near!r}?" if near is not None else f"name one of these with {option(asked)}"
+            )
             raise DataError(
-                f"{source_name}: no column {name!r} for {role}, expected one of {listing(names, 40)}; {hint}"
+                f"{source_name}: no column {name!r} for {asked}, expected one of {listing(names, 40)}; {hint}"
             )
         if name in taken:
             raise DataError(
@@ -146,19 +334,3 @@ def _text_candidates(names: Sequence[str]) -> list[str]:
     found = _matching(names, TEXT_NAMES)
     seconds = {partner for name in found for partner in TEXT_NAMES[_plain(name)]}
     return [name for name in found if _plain(name) not in seconds]
-
-
-def _one(candidates: Sequence[str], role: str, names: Sequence[str], source_name: str) -> str:
-    if len(candidates) == 1:
-        return candidates[0]
-    what = {"text": "the text", "text_b": "the second text", "label": "the label"}[role]
-    if candidates:
-        raise DataError(
-            f"{source_name}: {listing(candidates)} could each be {what}, expected one; name the column "
-            f"with {role}" + (" (and text_b, for a pair)" if role == "text" else "")
-        )
-    raise DataError(
-        f"{source_name}: no column is known to be {what}, expected one called "
-        f"{listing(TEXT_NAMES if role == 'text' else LABEL_NAMES, 4)}; name it with {role}, one of "
-        f"{listing(names, 40)}"
-    )

@@ -1,20 +1,27 @@
 """Open a source, find its columns and read its examples: all of them, or one at a time.
 
-This ties :mod:`tables`, :mod:`columns` and :mod:`examples` together; training loads, prediction streams.
+This ties :mod:`tables`, :mod:`columns`, :mod:`examples` and :mod:`label_forms` together; training loads,
+prediction streams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Unpack
+from dataclasses import dataclass, field, replace
+from typing import Literal, Unpack
 
-from ptuning.data.columns import Columns, find_columns
+from ptuning.data.bad_rows import LeftOut, none_left, refusal
+from ptuning.data.columns import Columns, UnclearColumns, find_columns
+from ptuning.data.duplicates import without_repeats
 from ptuning.data.examples import Example, as_examples
+from ptuning.data.label_forms import read_labels
+from ptuning.data.labels import are_scores
 from ptuning.data.options import ReadOptions
-from ptuning.data.places import Origin, Problem, listing
+from ptuning.data.peek import peek
+from ptuning.data.places import Note, Origin, Problem, counted, listing, option
 from ptuning.data.tables import Format, Source, Table, open_table
 from ptuning.errors import DataError
+from ptuning.task import Label, ProblemType, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +32,33 @@ class Loaded:
         origin: What errors call the source.
         columns: The columns that were read.
         examples: The examples, in the source's order.
-        label_names: The names of a ``ClassLabel`` column in order, for :func:`ptuning.data.infer_task`.
-        problems: The rows that were left out, if they were to be collected.
-        notes: What was detected about the source, a sentence each, for the user to read.
+        label_names: All labels in order, where the source says so (a ``ClassLabel`` column, columns or
+            rows of 0 and 1), for :func:`ptuning.data.infer_task`.
+        problems: The rows that were left out because they cannot be used.
+        notes: What was decided, changed or left out while reading; for the user to see.
     """
 
     origin: Origin
     columns: Columns
     examples: list[Example]
-    label_names: tuple[str, ...] | None = None
+    label_names: tuple[Label, ...] | None = None
     problems: tuple[Problem, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The examples of a source, one at a time; they can be read once, and ``notes`` may grow meanwhile."""
+    """The examples of a source, one at a time; ``examples`` can be read once.
+
+    Args:
+        left_out: The bad rows among those read so far, with ``bad_rows="skip"``.
+        notes: What was detected about the source, for the user to see; more may come while rows are read.
+    """
 
     origin: Origin
     columns: Columns
     examples: Iterator[Example]
+    left_out: LeftOut = field(default_factory=LeftOut)
     notes: Sequence[str] = ()
 
 
@@ -54,6 +68,8 @@ def load_examples(
     format: Format | None = None,
     need_label: bool = True,
     pair: bool | None = None,
+    problem_type: ProblemType | Literal["auto"] = "auto",
+    task: Task | None = None,
     collect_problems: bool = False,
     **options: Unpack[ReadOptions],
 ) -> Loaded:
@@ -63,33 +79,70 @@ def load_examples(
         source, format: See :func:`ptuning.data.open_table`.
         need_label: Whether every row has to have a label.
         pair: Whether the rows must (or must not) have two texts, where a trained task says so.
-        collect_problems: Leave bad rows out and report them, instead of raising at the first.
-        options: How the source is read: ``text``, ``text_b`` and ``label`` name its columns (see
-            :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`);
-            ``separator``, ``encoding``, ``header`` and ``quoting`` say how a file is written
-            (:func:`ptuning.data.open_table`).
+        problem_type: What a label is, which decides how lists and numbers in text are read.
+        task: What the labels mean, where that is known: as of a trained model, or of the training rows.
+        collect_problems: Leave bad rows out and report them whatever ``bad_rows`` says, even if none is left.
+        options: How the source is read. ``text``, ``text_b`` and ``label`` name its columns (see
+            :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`),
+            ``no_label`` says which labels mean none, ``bad_rows`` what becomes of rows that cannot be used,
+            ``duplicates`` of rows with the same text; ``separator``, ``encoding``, ``header`` and ``quoting``
+            say how a file is written (:func:`ptuning.data.open_table`).
 
     Raises:
-        DataError: The source, a column or a row cannot be used.
+        DataError: The source or a column cannot be used; or rows cannot: one error names up to twenty.
     """
     problems: list[Problem] = []
-    table, columns = _open(source, format, need_label, pair, options, problems if collect_problems else None)
-    found = as_examples(
-        table.rows,
-        columns,
-        table.origin,
-        need_label,
-        label_separator=options.get("label_separator"),
-        problems=problems if collect_problems else None,
+    unlabelled: list[int] = []
+    table, columns = _open(source, format, need_label, pair, task, options, problems)
+    found = list(
+        as_examples(
+            table.rows,
+            columns,
+            table.origin,
+            need_label,
+            label_separator=options.get("label_separator"),
+            no_label=_several(options.get("no_label")),
+            unlabelled=unlabelled,
+            problems=problems,
+        )
     )
-    examples = list(found)
+    names: tuple[Label, ...] | None = None
+    if columns.label is not None:
+        names = table.label_names.get(columns.label)
+    notes = [*map(Note, table.notes), *(Note(f"{table.origin.name}: {said}") for said in columns.notes)]
+    if unlabelled:
+        given = f"data.no_label: {', '.join(_several(options.get('no_label')))}"
+        message = f"{table.origin.name}: left out {counted(len(unlabelled))} without a label ({given})"
+        notes.append(Note(message, rows=tuple(unlabelled)))
+    if columns.labels:
+        names = columns.labels
+    elif need_label:
+        read = read_labels(found, problem_type=problem_type, names=names, task=task, column=columns.label)
+        found, names = read.examples, read.names
+        notes += read.notes
+        problems += read.problems
+    problems.sort(key=lambda problem: problem.row)
+    if not collect_problems and problems:
+        left_out = LeftOut()
+        left_out.add(problems)
+        if not found and len(problems) > 1:
+            raise none_left(table.origin, left_out)
+        if not found or options.get("bad_rows", "error") == "error":
+            raise refusal(table.origin, problems, len(found))
+        if (note := left_out.note(table.origin, len(found))) is not None:
+            notes.append(note)
+    if options.get("duplicates", "keep") == "drop":
+        kind = problem_type if task is None else task.problem_type
+        scores = are_scores(found) if kind == "auto" else kind == "regression"
+        found, dropped = without_repeats(found, table.origin, scores=scores)
+        notes += [dropped] if dropped is not None else []
     return Loaded(
         origin=table.origin,
         columns=columns,
-        examples=examples,
-        label_names=table.label_names.get(columns.label) if columns.label is not None else None,
-        problems=tuple(sorted(problems, key=lambda problem: problem.row)),
-        notes=tuple(table.notes),
+        examples=found,
+        label_names=names,
+        problems=tuple(problems),
+        notes=tuple(notes),
     )
 
 
@@ -103,15 +156,48 @@ def stream_examples(
 ) -> Stream:
     """Open a source for prediction: its columns are checked now, its rows as they are taken.
 
-    Args and errors are those of :func:`load_examples`; labels are not read.
+    Args and errors are those of :func:`load_examples`; labels are not read. With ``bad_rows="error"`` the
+    rows before the first bad one are given, then it raises; with ``"skip"`` bad rows are counted in
+    :attr:`Stream.left_out`.
 
     Args:
         keep: Columns that each example carries along (:attr:`Example.kept`); ``"*"`` stands for all of them.
     """
-    table, columns = _open(source, format, False, pair, {**options, "label": None})
-    kept = _kept(keep, table)
-    found = as_examples(table.rows, columns, table.origin, need_label=False, keep=kept)
-    return Stream(origin=table.origin, columns=columns, examples=found, notes=table.notes)
+    skip = options.get("bad_rows", "error") == "skip"
+    problems: list[Problem] | None = [] if skip else None
+    table, columns = _open(source, format, False, pair, None, {**options, "label": None}, problems)
+    table.notes.extend(f"{table.origin.name}: {said}" for said in columns.notes)
+    found = as_examples(
+        table.rows, columns, table.origin, need_label=False, keep=_kept(keep, table), problems=problems
+    )
+    left_out = LeftOut()
+    return Stream(
+        origin=table.origin,
+        columns=columns,
+        examples=found if problems is None else _counting(found, problems, left_out),
+        left_out=left_out,
+        notes=table.notes,
+    )
+
+
+def _counting(examples: Iterator[Example], problems: list[Problem], left_out: LeftOut) -> Iterator[Example]:
+    """``examples``, while the ``problems`` between them are counted and forgotten."""
+    for example in examples:
+        _move(problems, left_out)
+        yield example
+    _move(problems, left_out)
+
+
+def _move(problems: list[Problem], left_out: LeftOut) -> None:
+    left_out.add(problems)
+    problems.clear()
+
+
+def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One value, several with commas between, or a list of them."""
+    if isinstance(given, str):
+        return tuple(part.strip() for part in given.split(","))
+    return tuple(given or ())
 
 
 def _kept(names: Sequence[str], table: Table) -> list[str]:
@@ -130,9 +216,12 @@ def _open(
     format: Format | None,
     need_label: bool,
     pair: bool | None,
+    task: Task | None,
     options: ReadOptions,
-    problems: list[Problem] | None = None,
+    problems: list[Problem] | None,
 ) -> tuple[Table, Columns]:
+    label = options.get("label")
+    given = (options.get("text"), options.get("text_b"), label, *_several(label))
     table = open_table(
         source,
         format=format,
@@ -140,29 +229,60 @@ def _open(
         encoding=options.get("encoding"),
         header=options.get("header", "auto"),
         quoting=options.get("quoting", "auto"),
-        named=[name for name in (options.get("text"), options.get("text_b"), options.get("label")) if name],
+        named=[each for each in given if isinstance(each, str)],
         problems=problems,
     )
     name = table.origin.name
+    said: tuple[str, ...] = ()
+    if label is None and need_label and task is not None and _are_columns(task, table.columns):
+        label = [str(each) for each in task.labels]
+        said = (f"labels: the columns {listing(label, 20)}, as in training",)
     try:
         columns = find_columns(
             table.columns,
             options.get("text"),
             options.get("text_b"),
-            options.get("label"),
+            label,
             need_label,
             source_name=name,
         )
+    except UnclearColumns:  # the values may say what the names do not
+        first, rows = peek(table.rows)
+        table = replace(table, rows=rows)
+        try:
+            columns = find_columns(
+                table.columns,
+                options.get("text"),
+                options.get("text_b"),
+                label,
+                need_label,
+                source_name=name,
+                rows=[values for _, values in first],
+                known_labels=() if task is None else task.labels,
+            )
+        except DataError as error:
+            raise _with_notes(error, table) from None
     except DataError as error:
-        if not table.notes:
-            raise
-        said = "; ".join(note.removeprefix(f"{name}: ") for note in table.notes)
-        raise DataError(f"{error} (the file: {said})") from None
+        raise _with_notes(error, table) from None
+    columns = replace(columns, notes=(*columns.notes, *said))
     if pair is not None and columns.pair != pair:
         got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
+        named = f"both with {option('text')} and {option('text_b')}" if pair else f"it with {option('text')}"
         raise DataError(
             f"{name}: the text is {got}, expected {'two texts' if pair else 'one text'} in a row, as in "
-            f"training; name {'both with text and text_b' if pair else 'it with text'}, of "
-            f"{listing(table.columns, 40)}"
+            f"training; name {named}, of {listing(table.columns, 40)}"
         )
     return table, columns
+
+
+def _with_notes(error: DataError, table: Table) -> DataError:
+    """An error about columns, beside what was detected about the file that they were looked for in."""
+    said = "; ".join(note.removeprefix(f"{table.origin.name}: ") for note in table.notes)
+    return DataError(f"{error} (the file: {said})") if said else error
+
+
+def _are_columns(task: Task, columns: Sequence[str]) -> bool:
+    """Whether the labels of a multi-label task are columns of their own."""
+    return task.problem_type == "multi_label_classification" and all(
+        label in columns for label in task.labels
+    )

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ptuning.data.bad_rows import SKIP
 from ptuning.data.columns import Columns
-from ptuning.data.places import Origin, Problem, listing, shortened
+from ptuning.data.label_cells import switch
+from ptuning.data.places import Origin, Problem, listing, option, shortened
 from ptuning.errors import ConfigError, DataError
 
 _IN_MEMORY = Origin()
@@ -47,6 +49,10 @@ class Example:
         return self.origin.at(self.row)
 
 
+class _Unlabelled(Exception):
+    """Raised within this module where a row says that it has no label."""
+
+
 class _RowError(Exception):
     """Raised within this module while a row is read; carries what a :class:`Problem` says."""
 
@@ -63,6 +69,8 @@ def as_examples(
     *,
     label_separator: str | None = None,
     keep: Sequence[str] = (),
+    no_label: Collection[str] = (),
+    unlabelled: list[int] | None = None,
     problems: list[Problem] | None = None,
 ) -> Iterator[Example]:
     """Check rows and make them examples, one at a time.
@@ -75,6 +83,9 @@ def as_examples(
         label_separator: Splits a label cell into several labels (multi-label); then an empty cell means
             none of them.
         keep: Columns whose values an example carries along as they are; ``None`` where a row has none.
+        no_label: What stands in the label's column of a row that has none, such as ``-1``: these rows are
+            left out. ``""`` is a blank or missing label. Numbers are compared by value.
+        unlabelled: A list that takes these rows' numbers.
         problems: A list that takes the bad rows, which are then left out; without, the first one raises.
 
     Raises:
@@ -84,34 +95,36 @@ def as_examples(
     if label_separator == "":
         raise ConfigError("label_separator: got '', expected what stands between two labels, such as '|'")
     origin = Origin(name=origin) if isinstance(origin, str) else origin
+    labelled = need_label and (columns.label is not None or bool(columns.labels))
+    labels = _LabelReader(columns, label_separator, no_label) if labelled else None
     for row, values in rows:
         try:
-            example = _example(row, values, columns, origin, need_label, label_separator)
+            example = _example(row, values, columns, origin, labels)
             yield replace(example, kept={name: values.get(name) for name in keep}) if keep else example
+        except _Unlabelled:
+            if unlabelled is not None:
+                unlabelled.append(row)
         except _RowError as error:
             message = f"{origin.at(row)}: {error}"
             if problems is None:
-                raise DataError(message) from None
+                raise DataError(f"{message}, or leave such rows out with {SKIP}") from None
             problems.append(Problem(row=row, kind=error.kind, message=message))
 
 
 def _example(
-    row: int,
-    values: Mapping[str, Any],
-    columns: Columns,
-    origin: Origin,
-    need_label: bool,
-    separator: str | None,
+    row: int, values: Mapping[str, Any], columns: Columns, origin: Origin, labels: _LabelReader | None
 ) -> Example:
+    if labels is not None:
+        labels.refuse_unlabelled(values)
     if (second := columns.overlooked(values)) is not None:
         raise _RowError(
             "second text",
             f"a second text in {second!r}, which the first row lacks, expected it in every row or in none; "
-            "add it to all, or name the one text with text",
+            f"add it to all, or name the one text with {option('text')}",
         )
     text = _text(values, columns.text)
     text_b = None if columns.text_b is None else _text(values, columns.text_b)
-    label = _label(values, columns.label, separator) if need_label and columns.label is not None else None
+    label = labels.read(values) if labels is not None else None
     return Example(row=row, text=text, text_b=text_b, label=label, origin=origin)
 
 
@@ -157,10 +170,56 @@ def _refuse_broken(value: str, what: str, column: str) -> None:
         )
 
 
-def _label(values: Mapping[str, Any], column: str, separator: str | None) -> Any:
-    value = _value(values, column)
-    if hasattr(value, "tolist"):  # numpy's scalars and arrays
-        value = value.tolist()
+class _LabelReader:
+    """Reads the label of a row out of its column, or out of the columns of 0 and 1 that stand for labels."""
+
+    def __init__(self, columns: Columns, separator: str | None, no_label: Collection[str]) -> None:
+        self._columns = columns
+        self._cells = columns.labels if columns.label is None else (columns.label,)
+        self._separator = separator
+        self._no_label = frozenset(map(_sense, no_label))
+
+    def refuse_unlabelled(self, values: Mapping[str, Any]) -> None:
+        """Raise :class:`_Unlabelled` where a cell says that there is no label."""
+        if self._no_label and any(_sense(_plain(values.get(name))) in self._no_label for name in self._cells):
+            raise _Unlabelled
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        if self._columns.label is not None:
+            name = self._columns.label
+            return _label(_plain(_value(values, name)), name, self._separator)
+        return tuple(name for name in self._cells if _is_on(_plain(_value(values, name)), name))
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's scalars and arrays as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _sense(value: Any) -> str | float:
+    """What is compared of a label with ``no_label``: a number's value, or the text without spaces."""
+    word = "" if value is None else str(value).strip()
+    try:
+        number = float(word)
+    except ValueError:
+        return word
+    return word if math.isnan(number) else number
+
+
+def _is_on(value: Any, column: str) -> bool:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        value = ""
+    on = switch(value)
+    if on is None:
+        raise _RowError(
+            f"no 0 or 1 in {column!r}",
+            f"the label's column {column!r} holds {shortened(value)}, expected 0 or 1 (or true or false), "
+            "which say whether the label applies; mend or remove the row",
+        )
+    return on
+
+
+def _label(value: Any, column: str, separator: str | None) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise _RowError(
             "null label",
@@ -174,7 +233,7 @@ def _label(values: Mapping[str, Any], column: str, separator: str | None) -> Any
             "blank label", f"the label in {column!r} is blank, expected one; fill it in, or remove the row"
         )
     if isinstance(value, (list, tuple)):
-        return tuple(_label_item(item, column) for item in value)
+        return tuple(_label_item(_plain(item), column) for item in value)
     return _label_item(value, column)
 
 
@@ -183,7 +242,7 @@ def _separated(value: Any, column: str, separator: str) -> tuple[str, ...]:
         raise _RowError(
             "label that cannot be separated",
             f"the label in {column!r} is the {type(value).__name__} {shortened(value)}, expected a string to "
-            f"split at {separator!r}; leave label_separator out",
+            f"split at {separator!r}; leave {option('label_separator')} out",
         )
     _refuse_broken(value, "label", column)
     items = tuple(item.strip() for item in value.split(separator)) if value.strip() else ()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
 from ptuning.data.examples import Example
-from ptuning.data.places import listing, shortened
+from ptuning.data.places import listing, option, shortened
 from ptuning.errors import ConfigError, DataError
 from ptuning.task import Label, ProblemType, Task
 
@@ -26,6 +26,9 @@ FEW_OTHERS = 0.1
 
 #: Of targets, as a share of their mean: with less the rounding of what a model answers would be as large.
 LEAST_SPREAD = 1e-5
+
+#: Of rows with the same fault, so many are named.
+NAMED_ROWS = 20
 
 _Key = tuple[type, Label]  # because 1 == 1.0 == True for a dictionary
 
@@ -96,7 +99,7 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
         DataError: A label that the task does not know, or that does not fit its kind; the row is named.
     """
     if task.problem_type == "regression":
-        return [_target(example) for example in examples]
+        return _targets(examples)
     pairs = _labelled(examples, task.problem_type)
     indices = _indices(pairs, task.labels)
     if task.problem_type == "single_label_classification":
@@ -118,8 +121,8 @@ def _detect(examples: Sequence[Example], names: Sequence[Label] | None) -> Probl
         return "multi_label_classification"
     if names is not None:
         return "single_label_classification"
-    numbers = [_number(example.label) for example in examples]
-    if not any(number != round(number) for number in numbers if number):
+    numbers = [number(example.label) for example in examples]
+    if not any(each != round(each) for each in numbers if each):
         return "single_label_classification"
     if None not in numbers:
         return "regression"
@@ -127,21 +130,27 @@ def _detect(examples: Sequence[Example], names: Sequence[Label] | None) -> Probl
         odd = examples[numbers.index(None)]
         raise DataError(
             f"{odd.place}: the label is {shortened(odd.label)} and nearly all others are numbers, expected a "
-            "number; mend or remove the row, or, if each label is a class, set problem_type to "
-            "'single_label_classification'"
+            "number; mend or remove the row, or, if each label is a class, set "
+            f"{option('problem_type', 'single_label_classification')}"
         )
     return "single_label_classification"
 
 
-def _number(label: object) -> float | None:
+def are_scores(examples: Sequence[Example]) -> bool:
+    """Whether all labels are numbers and one of them is not whole, which under "auto" makes a regression."""
+    numbers = [number(example.label) for example in examples]
+    return None not in numbers and any(each != round(each) for each in numbers if each)
+
+
+def number(label: object) -> float | None:
     """The finite number that a label is or spells."""
     if isinstance(label, bool) or not isinstance(label, int | float | str) or "_" in str(label):
         return None
     try:
-        number = float(label)
+        found = float(label)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return found if math.isfinite(found) else None
 
 
 def _refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
@@ -149,27 +158,30 @@ def _refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
     if len(seen) > MOST_LABELS or (rows > FEW_ROWS and len(seen) > rows / 2):
         raise DataError(
             f"{examples[0].origin.name}: {len(seen)} different labels in {rows} rows ({listing(seen, 3)}), "
-            "expected far fewer labels than rows; check the label column, and if it is right, say "
-            "what it is with problem_type: 'single_label_classification' or 'regression'"
+            f"as ids or free text have, expected far fewer labels than rows; name the label's column with "
+            f"{option('label')}, or, if it is right, say what it is with {option('problem_type')}: "
+            "'single_label_classification' or 'regression'"
         )
 
 
 # Regression --------------------------------------------------------------------------------------
 
 
-def _target(example: Example) -> float:
-    number = _number(example.label)
-    if number is None:
+def _targets(examples: Sequence[Example]) -> list[float]:
+    targets = [number(example.label) for example in examples]
+    odd = [example for example, target in zip(examples, targets, strict=True) if target is None]
+    if odd:
         raise DataError(
-            f"{example.place}: the label is {shortened(example.label)}, expected a finite number "
-            "(regression); mend or remove the row, or set another problem_type"
+            f"{odd[0].place}: the label is {shortened(odd[0].label)}, expected a finite number "
+            f"(regression); mend or remove the row, or set another {option('problem_type')}"
+            + _also(odd, "are no number")
         )
-    return number
+    return [target for target in targets if target is not None]
 
 
 def _scaling(examples: Sequence[Example]) -> tuple[float, float]:
     """The mean and the population standard deviation of the targets."""
-    targets = [_target(example) for example in examples]
+    targets = _targets(examples)
     _refuse_mixture(((example, example.label) for example in examples), numbers_mix=True)
     name = examples[0].origin.name
     if min(targets) == max(targets):
@@ -218,10 +230,10 @@ def _labels_of(example: Example, kind: ProblemType) -> Iterator[Label]:
             + ("one label" if several else "a list of labels")
             + f" ({kind}); "
             + (
-                "write one label in every row, or lists in every row with problem_type "
-                "'multi_label_classification'"
+                "write one label in every row, or lists in every row with "
+                + option("problem_type", "multi_label_classification")
                 if several
-                else "write a list in every row, or, in a CSV, give label_separator"
+                else f"write a list in every row, or, in a CSV, give {option('label_separator')}"
             )
         )
     items: Sequence[Label] = label if several else (label,)
@@ -234,8 +246,8 @@ def _labels_of(example: Example, kind: ProblemType) -> Iterator[Label]:
         if item in items[:position]:
             raise DataError(
                 f"{example.place}: the label {item!r} stands twice in {shortened(list(items))}, expected the "
-                "labels that apply, each once; a row of zeros and ones has to be written as the "
-                "list of its names"
+                "labels that apply, each once; rows of zeros and ones need as many in every row as there are "
+                "labels"
             )
         yield item
 
@@ -261,32 +273,84 @@ def _distinct(pairs: Iterable[tuple[Example, Label]]) -> list[Label]:
 def _ordered(labels: Iterable[Label]) -> tuple[Label, ...]:
     """Labels by value if all are numbers or spell one, otherwise by their characters."""
     labels = list(labels)
-    numbers = {label: number for label in labels if (number := _number(label)) is not None}
+    numbers = {label: value for label in labels if (value := number(label)) is not None}
     if len(numbers) == len(labels):
         return tuple(sorted(labels, key=lambda label: (numbers[label], str(label))))
     return tuple(sorted(labels, key=lambda label: label if isinstance(label, bool) else str(label)))
 
 
-def _indices(pairs: Iterable[tuple[Example, Label]], labels: Sequence[Label]) -> list[int]:
+def _indices(pairs: Sequence[tuple[Example, Label]], labels: Sequence[Label]) -> list[int]:
     known: dict[_Key, int] = {(type(label), label): index for index, label in enumerate(labels)}
-    indices = []
-    for example, label in pairs:
-        index = known.get((type(label), label))
-        if index is None:
-            raise DataError(unseen(example, label, labels))
-        indices.append(index)
-    return indices
+    indices = [known.get((type(label), label)) for _, label in pairs]
+    if None in indices:
+        odd = [pair for pair, index in zip(pairs, indices, strict=True) if index is None]
+        example, label = odd[0]
+        rows = list({id(example): example for example, _ in odd}.values())
+        none_known = len(odd) == len(pairs) > 1
+        also = "; no other label is known either" if none_known else _also(rows, "are unknown")
+        raise DataError(unseen(example, label, labels, _distinct(pairs)) + also)
+    return [index for index in indices if index is not None]
 
 
-def unseen(example: Example, label: Label, labels: Sequence[Label]) -> str:
-    """What to say of a label that the task does not know."""
+def _also(rows: Sequence[Example], what: str) -> str:
+    """The other rows of which the same is to be said, by number and label."""
+    if len(rows) == 1:
+        return ""
+    first = rows[0]
+    named = ", ".join(f"{each.row} ({shortened(each.label, 30)})" for each in rows[1:NAMED_ROWS])
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    unit = f"{first.origin.unit}{'s' if len(rows) > 2 else ''}"
+    return f"; the labels of {len(rows) - 1} other rows {what} as well: {unit} {named}{more}"
+
+
+def unseen(example: Example, label: Label, labels: Sequence[Label], here: Sequence[Label] = ()) -> str:
+    """What to say of a label that the task does not know.
+
+    Args:
+        labels: Those that it knows.
+        here: All labels of this source; how both look is said where more than this one is unknown.
+    """
     twin = next((known for known in labels if str(known) == str(label)), None)
-    remedy = (
-        f"{twin!r} was a {type(twin).__name__} in training, so give this data in the training data's format"
-        if twin is not None
-        else "correct the label, remove the row, or train again with rows that have it"
+    alike = next((known for known in labels if _folded(known) == _folded(label)), None)
+    if twin is not None:
+        remedy = f"{twin!r} was a {type(twin).__name__} in training, so write it as the training data did"
+    elif alike is not None:
+        remedy = f"it differs from {alike!r} in case or spaces alone, so write it as training had it"
+    elif _folded(label) in _NONE:
+        remedy = f"if it means that a row has no label, {option('no_label', str(label))} leaves such rows out"
+    else:
+        remedy = "correct the label, remove the row, or train again with rows that have it"
+    others = [each for each in here if each not in labels]
+    look = (
+        f"; the labels in training: {listing(labels, 5)} ({_look(labels)}), here: "
+        f"{listing(_ordered(here), 5)} ({_look(here)})"
+        if len(others) > 1
+        else ""
     )
     return (
         f"{example.place}: the label {shortened(label)} was unseen in training, expected one of "
-        f"{listing(labels, 20)}; {remedy}"
+        f"{listing(labels, 20)}; {remedy}{look}"
     )
+
+
+#: What often stands where a row has no label.
+_NONE = frozenset({"-1", "-1.0", "-", "?", "na", "n/a", "nan", "null", "none"})
+
+
+def _folded(label: Label) -> str:
+    return " ".join(str(label).casefold().split())
+
+
+def _look(labels: Sequence[Label]) -> str:
+    """What kind of thing the labels are."""
+    kinds = {
+        "true and false"
+        if isinstance(label, bool)
+        else "numbers"
+        if not isinstance(label, str)
+        else "numbers as text"
+        if number(label) is not None
+        else "words"
+        for label in labels
+    }
+    return " and ".join(sorted(kinds))

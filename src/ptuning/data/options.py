@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Literal, TypedDict
 
 from ptuning.data.reading import Header, Quoting
+
+BadRows = Literal["error", "skip"]
+Duplicates = Literal["keep", "drop"]
 
 
 class ReadOptions(TypedDict, total=False):
@@ -16,9 +20,16 @@ class ReadOptions(TypedDict, total=False):
 
     text: str | None
     text_b: str | None
-    label: str | None
+    label: str | Sequence[str] | None
     label_separator: str | None
     separator: str | None
     encoding: str | None
     header: Header
     quoting: Quoting
+    no_label: str | Sequence[str] | None
+    bad_rows: BadRows
+    duplicates: Duplicates
+
+
+#: Options that mean nothing where no labels are read, as in prediction.
+OF_LABELS = frozenset({"label", "label_separator", "no_label", "duplicates"})

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Unit = Literal["line", "row", "item"]
 
@@ -63,6 +63,35 @@ class Problem:
     row: int
     kind: str
     message: str
+
+
+class Note(str):
+    """Something that reading a source decided or noticed: a sentence for the user to read.
+
+    Attributes:
+        level: ``warning`` for what may spoil a result.
+        rows: Those that it is about, as the user counts.
+    """
+
+    level: Literal["warning", "note"]
+    rows: tuple[int, ...]
+
+    def __new__(
+        cls, message: str, *, level: Literal["warning", "note"] = "note", rows: Iterable[int] = ()
+    ) -> Self:
+        made = super().__new__(cls, message)
+        made.level, made.rows = level, tuple(rows)
+        return made
+
+
+def option(name: str, value: str = "") -> str:
+    """How advice names an option of reading: ``--data.bad_rows skip (in Python: bad_rows='skip')``."""
+    return f"--data.{name}{f' {value}' if value else ''} (in Python: {name}={repr(value) if value else ''})"
+
+
+def counted(count: int, noun: str = "row") -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def listing(values: Iterable[Any], limit: int = 12) -> str:

@@ -8,12 +8,13 @@ rows, fraction and seed give the same split on every machine, process and Python
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Sequence
 from random import Random
 
 from ptuning.data.examples import Example
 from ptuning.data.labels import encode_labels
+from ptuning.data.places import option
 from ptuning.errors import ConfigError, DataError
 from ptuning.task import Task
 
@@ -27,8 +28,8 @@ def split_off(
 
     A stratum never goes to validation whole: a class with one row stays in training. Two validation rows and
     more are of two strata at least, where that leaves both some. The validation part has
-    ``round(fraction * rows)`` rows, fewer only where strata are too small or the same text stands in many
-    rows.
+    ``round(fraction * rows)`` rows. Where the same text stands in many rows, which stay together, it has as
+    many as can be dealt out; and more, but never above half, where it would have none, or of one stratum.
 
     Args:
         examples: What to split.
@@ -51,15 +52,21 @@ def split_off(
         )
     strata = _strata(examples, task)
     quotas = _quotas([sum(map(len, stratum)) for stratum in strata], wanted)
-    held = {
-        index
-        for stratum, quota, draw in zip(strata, quotas, _draws(strata, seed), strict=True)
-        for index in _take(stratum, quota, draw)
-    }
+    ordered = [_in_order(stratum, draw) for stratum, draw in zip(strata, _draws(strata, seed), strict=True)]
+    taken = [_take(groups, quota) for groups, quota in zip(ordered, quotas, strict=True)]
+    _fill(ordered, quotas, taken, wanted)
+    _overfill(ordered, taken, wanted, rows // 2)
+    held = {index for groups in taken for group in groups for index in group}
     if not held:
+        texts = sum(map(len, strata))
+        why = (
+            f"the {rows} rows hold {texts} different texts, none in so few of them that it could be put aside"
+            if any(len(stratum) > 1 for stratum in strata)
+            else "no label stands in two rows of different text, expected one that does, to put a row aside"
+        )
         raise DataError(
-            f"{_name(examples)}: no label stands in two rows of different text, expected one that does, to "
-            "put a row aside; add rows, or give a validation file"
+            f"{_name(examples)}: {why}; add rows, give validation rows ({option('validation')}), "
+            f"or put more of these aside ({option('validation_fraction')})"
         )
     train = [example for index, example in enumerate(examples) if index not in held]
     return train, [examples[index] for index in sorted(held)]
@@ -136,11 +143,57 @@ def _draws(strata: Sequence[_Groups], seed: int) -> list[list[float]]:
     return [[random.random() for _ in stratum] for stratum in strata]
 
 
-def _take(stratum: _Groups, quota: int, draw: Sequence[float]) -> list[int]:
+def _in_order(stratum: _Groups, draw: Sequence[float]) -> _Groups:
+    """The groups as they were drawn."""
+    return [stratum[group] for group in sorted(range(len(stratum)), key=lambda group: (draw[group], group))]
+
+
+def _take(ordered: _Groups, quota: int) -> _Groups:
     """Groups in drawn order, as long as they fit the quota; one group always stays."""
-    taken: list[int] = []
-    order = sorted(range(len(stratum)), key=lambda group: (draw[group], group))
-    for group in order[:-1]:
-        if len(taken) + len(stratum[group]) <= quota:
-            taken.extend(stratum[group])
+    taken: _Groups = []
+    for group in ordered[:-1]:
+        if len(group) <= quota:
+            taken.append(group)
+            quota -= len(group)
     return taken
+
+
+def _fill(ordered: Sequence[_Groups], quotas: Sequence[int], taken: Sequence[_Groups], wanted: int) -> None:
+    """Take groups above their stratum's quota, those first whose stratum lacks most, as the total allows."""
+    used = {id(group) for groups in taken for group in groups}
+    left = [deque(group for group in groups[:-1] if id(group) not in used) for groups in ordered]
+    lacking = [quota - _size(groups) for quota, groups in zip(quotas, taken, strict=True)]
+    room = wanted - sum(map(_size, taken))
+    while room:
+        for groups in left:
+            while groups and len(groups[0]) > room:
+                groups.popleft()  # nor will it fit later: the room only shrinks
+        fitting = [index for index, groups in enumerate(left) if groups]
+        if not fitting:
+            return
+        index = min(fitting, key=lambda index: (-lacking[index], index))
+        group = left[index].popleft()
+        taken[index].append(group)
+        lacking[index] -= len(group)
+        room -= len(group)
+
+
+def _overfill(ordered: Sequence[_Groups], taken: Sequence[_Groups], wanted: int, most: int) -> None:
+    """Take the smallest groups until there are some of two strata, or of one where one row is wanted."""
+    strata = min(2, wanted, sum(len(groups) > 1 for groups in ordered))
+    while sum(map(bool, taken)) < strata:
+        room = most - sum(map(_size, taken))
+        smallest = [
+            (len(group), -len(groups), index, group)
+            for index, groups in enumerate(ordered)
+            if len(groups) > 1 and not taken[index]
+            for group in sorted(groups[:-1], key=len)[:1]
+        ]
+        size, _, index, group = min(smallest)
+        if size > room:
+            return
+        taken[index].append(group)
+
+
+def _size(groups: _Groups) -> int:
+    return sum(map(len, groups))

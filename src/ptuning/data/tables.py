@@ -94,7 +94,7 @@ class Table:
     columns: tuple[str, ...]
     rows: Rows
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 def open_table(

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
+from ptuning.data.columns import label_columns
 from ptuning.data.examples import Example
+from ptuning.data.label_cells import switch
 from ptuning.data.places import Origin, listing, shortened
 from ptuning.data.tables import Source, open_table
 from ptuning.data.tokens import TokenRow
@@ -50,7 +52,7 @@ def is_tokenised(source: Any) -> bool:
 
 
 def load_tokenised(
-    sources: Mapping[str, Source], task: Task, *, label: str | None = None
+    sources: Mapping[str, Source], task: Task, *, label: str | Sequence[str] | None = None
 ) -> dict[str, TokenisedRows]:
     """The rows of tokenised splits, by the split's name.
 
@@ -60,7 +62,7 @@ def load_tokenised(
     Args:
         sources: Splits for which :func:`is_tokenised`.
         task: What the labels mean.
-        label: The column of the labels, if it has another name.
+        label: The column of the labels, if it has another name; or columns of 0 and 1, one for each label.
 
     Raises:
         DataError: No rows or labels, or a row that no tokenizer makes; split and row are named.
@@ -115,7 +117,7 @@ def _check_range(example: TokenisedExample, column: str, ids: Sequence[int], siz
 # Rows --------------------------------------------------------------------------------------------
 
 
-def _read(name: str, source: Source, label: str | None, task: Task) -> TokenisedRows:
+def _read(name: str, source: Source, label: str | Sequence[str] | None, task: Task) -> TokenisedRows:
     """A split's rows, their labels as they stand there."""
     place = Origin(name=f"data.{name}")
     if isinstance(source, Sized) and not len(source):
@@ -123,7 +125,8 @@ def _read(name: str, source: Source, label: str | None, task: Task) -> Tokenised
             f"{place.name}: no rows, expected at least one; check what the data set was made from"
         )
     table = open_table(source)
-    column = _label_column(table.columns, label, place.name)
+    columns = _label_columns(table.columns, label, place.name)
+    column = columns[0]
     classes = None if task.is_regression else table.label_names.get(column)
     if classes is not None and any(name in task.labels for name in classes):
         classes = None  # the task's own names, which may stand in another order there
@@ -132,7 +135,7 @@ def _read(name: str, source: Source, label: str | None, task: Task) -> Tokenised
         tokens = _token_row(values, place.at(number))
         if examples:
             _check_same_columns(examples[0].tokens, tokens, place.at(number))
-        given = _plain(values.get(column))
+        given = _given(values, columns, place.at(number))
         if classes is not None:
             given = _numbers(given, classes)
         text = " ".join(map(str, tokens.input_ids))
@@ -140,15 +143,32 @@ def _read(name: str, source: Source, label: str | None, task: Task) -> Tokenised
     return TokenisedRows(origin=table.origin, examples=examples)
 
 
-def _label_column(columns: Sequence[str], label: str | None, place: str) -> str:
-    wanted = LABEL_NAMES if label is None else (label,)
+def _label_columns(columns: Sequence[str], label: str | Sequence[str] | None, place: str) -> tuple[str, ...]:
+    """The column of the labels; or several of 0 and 1, one for each label."""
+    wanted = LABEL_NAMES if label is None else label_columns(columns, label, (), place)
+    if label is not None and len(wanted) > 1 and all(name in columns for name in wanted):
+        return wanted
     for name in wanted:
         if name in columns:
-            return name
+            return (name,)
     raise DataError(
         f"{place}: the columns are {listing(columns, 40)}, expected the labels in {listing(wanted)}; add "
         "them beside 'input_ids', or name their column with columns={'label': …}"
     )
+
+
+def _given(values: Mapping[str, Any], columns: Sequence[str], place: str) -> Any:
+    """The label, or labels, as they stand there."""
+    if len(columns) == 1:
+        return _plain(values.get(columns[0]))
+    on = {name: switch(_plain(values.get(name))) for name in columns}
+    for name in columns:
+        if on[name] is None:
+            raise DataError(
+                f"{place}: the label's column {name!r} holds {shortened(values.get(name))}, expected 0 or 1; "
+                "mend or remove the row"
+            )
+    return tuple(name for name in columns if on[name])
 
 
 def _token_row(values: Mapping[str, Any], place: str) -> TokenRow:

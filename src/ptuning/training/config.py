@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from ptuning.data.options import ReadOptions
+from ptuning.data.options import BadRows, Duplicates, ReadOptions
 from ptuning.errors import ConfigError
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
@@ -30,6 +30,17 @@ Seed = Annotated[Int, Field(ge=0, lt=2**32)]
 """What numpy's generators take."""
 
 
+def _as_text(value: Any) -> Any:
+    """A number that stands where text is wanted, as YAML reads ``-1``; a list's items alike."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_text, value))
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_text)]
+"""One, several with commas between, or a list."""
+
+
 class DataConfig(Checked):
     """Where the rows are and what is in them."""
 
@@ -40,9 +51,25 @@ class DataConfig(Checked):
     test: str | None = Field(None, description="reported once at the end, never selected on")
     text: str | None = Field(None, description="column of the text, or of a pair's first text; found by name")
     text_b: str | None = Field(None, description="column of a pair's second text; found by name")
-    label: str | None = Field(None, description="column of the label; found by name")
+    label: Names = Field(
+        None,
+        description="column of the label; or columns of 0 and 1, one a label, with commas between or as a "
+        "pattern such as 'label_*'; found by name, or by its values",
+    )
     label_separator: str | None = Field(
-        None, description="splits a label cell into several labels, such as '|'"
+        None, description="splits a label cell into several labels, such as '|'; told where it is sure"
+    )
+    no_label: Names = Field(
+        None, description="labels, with commas between, that mean none, such as -1; such rows are left out"
+    )
+    bad_rows: BadRows = Field(
+        "error",
+        description="'error' refuses a file with rows that cannot be used, 'skip' leaves them out",
+    )
+    duplicates: Duplicates = Field(
+        "keep",
+        description="'drop' keeps the first of rows with the same text and label, and none where labels "
+        "contradict each other",
     )
     separator: str | None = Field(
         None, description="between the cells of CSV and TSV, such as ';' or 'tab'; told from the file"

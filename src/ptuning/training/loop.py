@@ -94,6 +94,9 @@ def fit(
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
     examples, task = gather(data, options, seed=config.seed, task=model.task)
     model.name_task(task)
+    reporter = reporter or Silent()
+    for note in examples.notes:
+        reporter.say(note)
     return run(
         model,
         examples,
@@ -101,7 +104,7 @@ def fit(
         too_long=options.too_long,
         output=target,
         resume=resume,
-        reporter=reporter or Silent(),
+        reporter=reporter,
         accelerator=accelerator or Accelerator(),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from ptuning import adapters
 from ptuning.data import Example, Loaded, encode_labels, infer_task, load_examples, split_off
+from ptuning.data.duplicates import repeats
+from ptuning.data.label_oddities import label_oddities
 from ptuning.data.token_cache import token_rows_of
 from ptuning.data.tokenised import (
     TokenisedExample,
@@ -34,18 +36,23 @@ class Examples:
 
     Attributes:
         sources: What each split was read from, without local folders; one that was split off is not there.
+        notes: What the user should know of how they were read, a sentence each.
+        left_out: By source, how many bad rows were left out.
     """
 
     train: Sequence[Example]
     validation: Sequence[Example]
     test: Sequence[Example]
     sources: Mapping[str, str]
+    notes: Sequence[str] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, dict[str, Any]]:
         """What an adapter keeps of them: where each split's rows came from, and how many they were."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             name: {"source": self.sources.get(name, adapters.SPLIT_OFF), "rows": len(rows)}
+            | ({"left_out": self.left_out[name]} if name in self.left_out else {})
             for name, rows in splits.items()
             if rows
         }
@@ -59,9 +66,8 @@ class Gathered:
         train: The training rows, those included that are yet to be split off.
         validation: ``None`` where they are to be split off.
         test: May be empty.
-        sources: As in :class:`Examples`.
+        sources, notes, left_out: As in :class:`Examples`.
         task: What the labels mean.
-        notes: What was detected about the sources, a sentence each, for the user to read.
     """
 
     train: Sequence[Example]
@@ -69,14 +75,22 @@ class Gathered:
     test: Sequence[Example]
     sources: Mapping[str, str]
     task: Task
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def examples(self, *, fraction: float, seed: int) -> Examples:
         """The splits; ``seed`` decides which rows are split off, where there is no validation source."""
         rows, held = self.train, self.validation
         if held is None:
             rows, held = split_off(rows, self.task, fraction=fraction, seed=seed)
-        return Examples(train=rows, validation=held, test=self.test, sources=self.sources)
+        return Examples(
+            train=rows,
+            validation=held,
+            test=self.test,
+            sources=self.sources,
+            notes=self.notes,
+            left_out=self.left_out,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +141,19 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
         raise ConfigError(f"data: got a split {sorted(odd)[0]!r}, expected train, validation and test")
     if "train" not in sources:
         raise ConfigError("data: there is no split 'train'")
-    texts = {
-        name: load_examples(source, **config.reading())
-        for name, source in sources.items()
-        if task is None or not is_tokenised(source)
-    }
-    if task is None:
-        first = texts["train"]
-        task = infer_task(first.examples, problem_type=config.problem_type, names=first.label_names)
-        task = replace(task, max_length=config.max_length)
+    texts: dict[str, Loaded] = {}
+    known = task  # what the labels mean, as soon as the training rows are read
+    for name in sorted(sources, key=lambda name: name != "train"):
+        if task is None or not is_tokenised(sources[name]):
+            texts[name] = load_examples(
+                sources[name], **config.reading(), problem_type=config.problem_type, task=known
+            )
+        if known is None:
+            first = texts[name]
+            known = infer_task(first.examples, problem_type=config.problem_type, names=first.label_names)
+            known = replace(known, max_length=config.max_length)
+    assert known is not None  # the training rows came first
+    task = known
     tokens = {name: source for name, source in sources.items() if name not in texts}
     loaded: dict[str, Loaded | TokenisedRows] = {**texts, **load_tokenised(tokens, task, label=config.label)}
     train = loaded["train"]
@@ -167,8 +185,26 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
         test=loaded["test"].examples if "test" in loaded else [],
         sources={name: public_name(split.origin.name) for name, split in loaded.items()},
         task=task,
-        notes=tuple(note for split in texts.values() for note in split.notes),
+        notes=[
+            note for name, split in texts.items() for note in _notes(split, task, training=name == "train")
+        ],
+        left_out={name: len(split.problems) for name, split in texts.items() if split.problems},
     )
+
+
+def _notes(split: Loaded, task: Task, *, training: bool) -> list[str]:
+    """What to tell the user of how a split was read, and of what is odd in the training rows."""
+    said: list[str] = list(split.notes)
+    if training:
+        column = split.columns.label
+        oddities: list[str] = list(label_oddities(split.examples, task, column))
+        found = repeats(split.examples)
+        if found.contradicting:
+            oddities.append(found.difference if task.is_regression else found.contradiction)
+        if found.again:
+            oddities.append(found.repetition)
+        said += [f"{split.origin.name}: {message}" for message in oddities]
+    return said
 
 
 def public_name(source: str) -> str:
