@@ -244,6 +244,10 @@ def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
     assert "files are of several splits ('test.csv', 'train.csv')" in failure(parts)
     mixed = folder(tmp_path / "mixed", {"a.csv": CSV, "a.jsonl": JSONL})
     assert "files of several kinds ('a.csv', 'a.jsonl')" in failure(mixed)
+    for other in ("model.safetensors", "code.py"):
+        adapter = folder(tmp_path / other, {"a.csv": CSV, other: b"x"})
+        assert "is a folder, expected a file of rows" in failure(adapter)
+    assert "is a folder" in failure(folder(tmp_path / "json", {"config.json": "{}", "state.json": "{}"}))
     empty = folder(tmp_path / "empty", {"image.png": b"x"})
     assert "is a folder, expected a file of rows" in failure(empty)
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,26 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "standard input has no format, expected one of" in failure("-")
     message = failure("-", format="jsonl")
     assert message.startswith("standard input, line 2: not a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("format", "head", "row"),
+    [
+        ("text", "", "a\n"),
+        ("csv", "text;label\n", "a;x\n"),
+        ("tsv", "text\tlabel\n", "a\tx\n"),
+        ("jsonl", "", '{"text": "a"}\n'),
+    ],
+)
+def test_rows_that_come_slowly_are_read_as_they_come(format: Any, head: str, row: str) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as stream, open(writer, "wb", buffering=0) as slow:
+        slow.write((head + row).encode())
+        rows = open_table(stream, format=format).rows  # would wait for ever for a row that has not been sent
+        assert next(rows)[1]["text"] == "a"
+        for _ in range(3):
+            slow.write(row.encode())
+            assert next(rows)[1]["text"] == "a"
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def parser() -> Parser:
         description="Say what would be trained on: rows, labels, lengths against the limit, duplicates, "
         "leaks between splits. Exit code 2 if it could not be trained on.",
     )
-    made.add_argument("file", type=str, help="the training rows: CSV, TSV, JSON lines, Parquet, or hf:NAME")
+    made.add_argument(
+        "file", type=str, help="the training rows: CSV, TSV, JSON, Parquet, Excel, a folder, or hf:NAME"
+    )
     made.add_argument(
         "--backbone",
         type=str,

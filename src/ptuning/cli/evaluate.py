@@ -16,7 +16,7 @@ def parser() -> Parser:
     )
     add_model(made)
     made.add_argument(
-        "file", type=str, help="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]"
+        "file", type=str, help="CSV, TSV, JSON, Parquet or Excel file, a folder, or hf:NAME[/CONFIG][:SPLIT]"
     )
     add_data(made, label=True, more=["too_long"])
     made.add_argument("--json", action="store_true", help="print the figures as JSON")

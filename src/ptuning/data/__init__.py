@@ -11,7 +11,8 @@
         ...
 
 The layers, downward: :mod:`dataset` and :mod:`checks`; :mod:`splits`; :mod:`labels`; :mod:`examples`;
-:mod:`columns` and :mod:`tables`; :mod:`places` and :mod:`options`. Importing this imports nothing heavy:
+:mod:`tables` and the readers that it names, and under them :mod:`columns`; :mod:`reading`, :mod:`options` and
+:mod:`places`. Importing this imports nothing heavy:
 pyarrow and ``datasets`` are imported when a source needs them.
 """
 

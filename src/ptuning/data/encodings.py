@@ -110,7 +110,7 @@ def find_encoding(sample: bytes, source_name: str) -> Encoding:
     if not readings:
         return Encoding(name="utf-8-sig")
     raise DataError(
-        f"{source_name}: the text is not UTF-8, and which encoding it is in is not certain; {suggestion(sample)}"
+        f"{source_name}: the text is not UTF-8, and its encoding is not certain; {suggestion(sample)}"
     )
 
 

@@ -359,7 +359,12 @@ def _fasttext_rows(text: Text, reading: Reading) -> Rows:
 def _folder_rows(folder: Path, format: Format | None, reading: Reading) -> Rows:
     texts, left_out = text_files(folder)
     files = [each for each in visible(folder) if each.is_file()]
-    tables = [each for each in files if kind_of(each) not in (None, "text")]
+    # A .json beside other files describes them, as a rule, and files of other kinds make it another folder.
+    tables = [
+        each for each in files if kind_of(each) not in (None, "text") and each.suffix.lower() != ".json"
+    ]
+    if any(each not in tables and each.suffix.lower() not in ("", ".md", ".txt", ".json") for each in files):
+        tables = []
     if texts:
         counts = sorted({text.label for text in texts if text.label is not None})
         reading.say(

@@ -44,7 +44,9 @@ Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_text)]
 class DataConfig(Checked):
     """Where the rows are and what is in them."""
 
-    train: str = Field(description="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]")
+    train: str = Field(
+        description="CSV, TSV, JSON, Parquet or Excel file, a folder, or hf:NAME[/CONFIG][:SPLIT]"
+    )
     validation: str | None = Field(
         None, description="selects the best checkpoint; split off from train if not given"
     )
