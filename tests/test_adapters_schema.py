@@ -19,6 +19,7 @@ from torch import Tensor
 from ptuning import DeepPrompt, InputPrompt, PTuningModel, Task, adapters
 from ptuning.adapters.schema import RecordFields, StateFields
 from ptuning.cli import main
+from ptuning.cli.inspect import _print as shown
 from ptuning.errors import AdapterError
 from ptuning.model import Backbone, state
 from test_adapters_folder import reseal
@@ -30,8 +31,8 @@ PROMPTS = {
     "input": InputPrompt(num_virtual_tokens=4),
 }
 JUNK: tuple[Any, ...] = (
-    *(None, True, 0, -1, 3.7, 1e308, 10**30, "", "x", "../../x", "\ud800", "a" * 5000),
-    *([], [1], [None], [[]], [["x"]], {}, {"a": 1}, {"a": {"b": [1]}}),
+    *(None, True, 0, -1, 3.7, 10**30, "", "../../x", "\ud800" + "a" * 5000),
+    *([], [1], [["x"]], {}, {"a": {"b": [1]}}),
 )
 FREE = ("metrics", "extra", "versions", "created")
 """What belongs to the user, or is shown alone."""
@@ -102,8 +103,7 @@ def test_any_field_may_be_nonsense(saved: Path, backbone: Backbone, tmp_path: Pa
             try:
                 found = logits(folder, backbone)
                 adapters.verify(folder)
-                if place[0] in ("prompt", "backbone", "metrics"):
-                    assert main(["inspect", str(folder)]) == 0
+                shown(adapters.load(folder))
             except AdapterError as error:
                 said.append(str(error))
             else:
@@ -365,6 +365,24 @@ def test_tensors_of_a_state_are_held_to_the_same(
 ) -> None:
     folder = of_the_trainer(backbone, tmp_path / "odd", tensors={"head.classifier-weight": value})
     with pytest.raises(AdapterError, match=message):
+        PTuningModel.from_pretrained(folder, backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_virtual_tokens": 10**12},
+        {"num_virtual_units": 10**12},
+        {"encoder": {"kind": "mlp", "width": 10**12, "dropout": 0.0}},
+    ],
+)
+def test_a_state_claims_no_more_than_it_holds(
+    change: dict[str, Any], backbone: Backbone, tmp_path: Path
+) -> None:
+    """Otherwise that much memory would be asked for first."""
+    prompt = PTuningModel(backbone, PROMPTS["deep"], TASK)._record()["prompt"]
+    folder = of_the_trainer(backbone, tmp_path / "odd", record={"prompt": {**prompt, **change}})
+    with pytest.raises(AdapterError, match=r"says prompt.* 10{12} and holds \d+ numbers in all"):
         PTuningModel.from_pretrained(folder, backbone=backbone)
 
 

@@ -187,6 +187,13 @@ def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
             f"{file} cannot be read: it was altered or cut short ({error}); go back to another checkpoint"
         ) from error
     check(record, tensors)
+    held = sum(value.numel() for value in tensors.values())
+    for name, size in _leaves("prompt", record["prompt"]).items():
+        if type(size) is int and size > max(held, 1024):  # before anything is made of that size
+            raise AdapterError(
+                f"{file} says {name} {size} and holds {held} numbers in all: it was altered; go back to "
+                "another checkpoint"
+            )
     for name, value in tensors.items():
         if value.dtype != torch.float32:
             raise AdapterError(
