@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -420,6 +420,22 @@ def test_a_head_inside_the_transformer_learns_the_same(name: str, depth: str, tr
             assert_same(learned(each, engine, batch()), expected)
 
 
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_a_head_inside_a_decoder_is_met_by_the_prompt_in_front_of_the_text(trained: bool) -> None:
+    """The prompt's keys and values are computed apart, and with the layers that the text meets."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    held = Backbone(tiny("llama"))
+    changed = held.model.get_parameter(name).detach() + torch.randn(held.model.get_parameter(name).shape) / 4
+    config = replace(prompt("input", placement="start"), train_head=trained)
+    model = task_on(held, config, head={name: changed})
+    expected = learned(model, OFF, batch())
+    assert_same(learned(model, Engine(), batch()), expected)
+    assert model.prepared().leading is not None
+    with torch.no_grad():
+        got = model(**batch(), prompt=model.prepared()).logits
+    torch.testing.assert_close(got, expected[0], rtol=0, atol=2e-5 * max(1.0, float(expected[0].abs().max())))
+
+
 def test_what_a_checkpoint_lacked_inside_the_transformer_is_no_stem() -> None:
     """It is the task's to train, so it is not the same for every task."""
     held = Backbone(tiny("bert"), missing=frozenset({INSIDE["the first layer"]}))
@@ -607,11 +623,11 @@ def token_rows(lengths: Sequence[int], *, bos: bool = True, seed: int = 0) -> li
 def leading(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the prompts that were computed by themselves."""
     found: list[int] = []
-    made: Callable[[Backbone, Tensor], Tensor] = Backbone.leading
+    made: Callable[..., Tensor] = Backbone.leading
 
-    def noted(self: Backbone, inputs_embeds: Tensor) -> Tensor:
+    def noted(self: Backbone, inputs_embeds: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         found.append(len(inputs_embeds))
-        return made(self, inputs_embeds)
+        return made(self, inputs_embeds, head)
 
     monkeypatch.setattr(Backbone, "leading", noted)
     return found

@@ -459,6 +459,7 @@ class Backbone(nn.Module):
             attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
         inputs["attention_mask"] = attention_mask
         model = views.placed(self.model, head or {}, self._private)
+        out: Tensor
         with self._under_way(shared, inputs):
             if self.architecture.causal:  # the head reads the last token; padding stands in front of the text
                 hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
