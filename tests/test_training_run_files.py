@@ -150,6 +150,32 @@ def test_killed_while_it_removes_a_set_of_runs_another_set_can_begin(place: Plac
         _refuse_unfinished(mine, config.run_folder, resume=False)
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_killed_while_it_removes_a_run_there_is_never_an_unfinished_one(
+    search: bool, place: Place, tmp_path: Path
+) -> None:
+    """Whose options would be another run's: it could neither be gone on from nor begun anew."""
+
+    def stand(name: str) -> Path:
+        shutil.copytree(place.folder / "old", tmp_path / name)
+        folder = tmp_path / name / "out.run"
+        if search:
+            (folder / "search").mkdir()
+            (folder / "search" / "result.json").write_text("{}")
+        return folder
+
+    total = steps(lambda: run_files.clear(stand("0")), below=str(tmp_path / "0" / "out.run"))
+    assert total > 10
+    for step in range(1, total + 1):
+        folder = stand(str(step))
+        assert dies(lambda at=folder: run_files.clear(at), step, below=str(folder))
+        run_files.prepared(folder.with_name("out"))
+        assert not run_files.unfinished(folder)
+        run_files.clear(folder)
+        assert not (folder / "result.json").exists()
+        assert not hidden(folder)
+
+
 def test_a_search_that_was_killed_before_its_first_table_is_not_begun(place: Place, tmp_path: Path) -> None:
     folder = place.config(tmp_path / "out").run_folder
     (folder / "search").mkdir(parents=True)
