@@ -160,9 +160,11 @@ def _open(
         raise DataError(f"{error} (the file: {said})") from None
     if pair is not None and columns.pair != pair:
         got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
+        wanted = "--data.text (text= in Python)"
+        if pair:
+            wanted = "both with --data.text and --data.text_b (text= and text_b= in Python)"
         raise DataError(
             f"{name}: the text is {got}, expected {'two texts' if pair else 'one text'} in a row, as in "
-            f"training; name {'both with text and text_b' if pair else 'it with text'}, of "
-            f"{listing(table.columns, 40)}"
+            f"training; name {wanted if pair else f'it with {wanted}'}, of {listing(table.columns, 40)}"
         )
     return table, columns
