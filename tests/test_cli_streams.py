@@ -255,22 +255,29 @@ def test_a_text_whose_beginning_says_little_is_read_further(model: PTuningModel)
 @pytest.mark.parametrize(
     ("redirected", "code", "said"),
     [
-        ("predict ADAPTER <&-", 2, "standard input is closed, expected rows in it; name a file"),
-        ("predict ADAPTER <&- >&-", 1, "standard output is closed, so the answers have no place to go"),
-        ("predict ADAPTER >&-", 1, "standard output is closed, so the answers have no place to go"),
-        ("inspect ADAPTER >&-", 1, "standard output is closed, and what ptuning inspect finds"),
-        ("inspect nosuch 2>&-", 2, ""),
+        ("predict nosuch <&- >&-", 1, "standard output is closed, so the answers have no place to go"),
+        ("inspect nosuch >&-", 1, "standard output is closed, and what ptuning inspect finds"),
+        ("predcit 2>&-", 2, ""),
         ("--version >&-", 0, ""),
     ],
 )  # fmt: skip
-def test_a_closed_stream_is_one_line(adapter: Path, redirected: str, code: int, said: str) -> None:
-    command = f"{sys.executable} -m ptuning {redirected.replace('ADAPTER', str(adapter))}"
+def test_a_closed_stream_is_one_line(redirected: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m ptuning {redirected}"
     done = subprocess.run(["sh", "-c", command], input="good\n", capture_output=True, text=True, check=False)
     err = "".join(line for line in done.stderr.splitlines(keepends=True) if line.startswith("ptuning: "))
     assert "Traceback" not in done.stderr
     assert done.returncode == code
     assert said in err
     assert err.count("\n") == bool(said)
+
+
+def test_a_closed_standard_input_is_one_line(
+    adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # which is what Python has for it
+    assert main(["predict", str(adapter), "--device", "cpu"]) == 2
+    said = "ptuning: error: standard input is closed, expected rows in it; name a file\n"
+    assert capsys.readouterr().err == said
 
 
 # ------------------------------------------------------------------------------------------- --keep

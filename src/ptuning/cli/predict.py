@@ -66,6 +66,10 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    if given.output == "-" and sys.stdout is None:
+        raise OutputError(
+            "standard output is closed, so the answers have no place to go; name a file with --output"
+        )
     from ptuning.cli.rate import Rate
     from ptuning.cli.tables import plain_console
     from ptuning.data import stream_examples
@@ -81,10 +85,6 @@ def main(argv: Sequence[str]) -> None:
         if value is not None and not 1 <= value <= most:
             raise ConfigError(f"--{option}: got {value}, expected at least 1 and at most {most:,}")
     data = data_of(given, given.input)
-    if given.output == "-" and sys.stdout is None:
-        raise OutputError(
-            "standard output is closed, so the answers have no place to go; name a file with --output"
-        )
     model = load_model(given)
     form: Any = given.input_format or ("text" if given.input == "-" else None)
     predictor = Predictor(

@@ -55,6 +55,7 @@ from ptuning.data.separated import alike, separated_rows
 from ptuning.data.spreadsheet import workbook_rows
 from ptuning.data.text_files import LONGEST, SAMPLE, Text, encoding_of, sampled, too_long, undecoded
 from ptuning.errors import ConfigError, DataError
+from ptuning.paths import local_path
 
 Format = Literal["csv", "tsv", "jsonl", "text", "parquet"]
 Source = str | os.PathLike[str] | IO[bytes] | Iterable[Mapping[str, Any]]
@@ -163,7 +164,7 @@ def _rows(source: Source, format: Format | None, reading: Reading) -> Rows:
     if isinstance(source, os.PathLike) or (
         isinstance(source, str) and source != "-" and not source.startswith("hf:")
     ):
-        return _path_rows(Path(source), format, reading)
+        return _path_rows(local_path(source, "the data", error=DataError, expand=False), format, reading)
     if isinstance(source, str) and source == "-":
         if sys.stdin is None:
             raise DataError("standard input is closed, expected rows in it; name a file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -30,12 +30,20 @@ def task_of(config: Any) -> Task:
     return Task(problem_type=kind, labels=tuple(range(count)) if plain else names)
 
 
+MOST = 1_000_000
+"""Labels; each has a name, and a row of the head."""
+
+
 def plain_task(num_labels: int, problem_type: ProblemType | None) -> Task:
     """A task whose labels are numbers; its kind is told from how many, if it is not given.
 
     Raises:
-        ConfigError: a regression of several numbers a text, or a kind that there is not.
+        ConfigError: a regression of several numbers a text, or a kind or number that there is not.
     """
+    whole = isinstance(num_labels, SupportsIndex) and not isinstance(num_labels, bool)
+    if not whole or not 1 <= num_labels <= MOST:
+        raise ConfigError(f"num_labels: got {num_labels!r:.80}, expected a whole number from 1 to {MOST:,}")
+    num_labels = int(num_labels)
     kind: ProblemType = problem_type or ("regression" if num_labels == 1 else "single_label_classification")
     if kind == "regression" and num_labels > 1:
         raise ConfigError(

@@ -160,8 +160,8 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
     if isinstance(train, Loaded) and train.columns.pair != task.pair:
         if task.pair:
             raise ConfigError(
-                "data.train: one text a row, but the task has two; name the columns with data.text and "
-                "data.text_b"
+                "data.train: one text a row, but the task has two; name the columns with --data.text "
+                "and --data.text_b (text= and text_b= of DataConfig)"
             )
         task = replace(task, pair=True)  # a task that was made from its number of labels could not know
     pair, whose = (
@@ -177,7 +177,7 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
             got, expected = ("one text", "two") if pair else ("two texts", "one")
             raise ConfigError(
                 f"data.{name}: {got} a row, but {whose} {expected}; name the columns with "
-                "data.text and data.text_b"
+                "--data.text and --data.text_b (text= and text_b= of DataConfig)"
             )
     return Gathered(
         train=train.examples,
@@ -255,5 +255,5 @@ def _refuse_single_texts(model: PTuningModel) -> None:
     if needed:
         raise ConfigError(
             f"{got}, but the rows have one text each; choose another, or name the column of the second text "
-            "with data.text_b"
+            "with --data.text_b (text_b= of DataConfig)"
         )
