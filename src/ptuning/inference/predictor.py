@@ -108,7 +108,7 @@ class Predictor:
                 batch_tokens=self.batch_tokens,
                 prompt=prompt,
             )
-            check_finite(logits, lambda at, part=part: part[at].place)
+            check_finite(logits, [example.place for example in part].__getitem__)
             yield from map(self._prediction, part, logits)
             if refused is not None:
                 raise refused
