@@ -164,7 +164,8 @@ def test_killed_while_it_removes_a_run_there_is_never_an_unfinished_one(
             (folder / "search" / "result.json").write_text("{}")
         return folder
 
-    total = steps(lambda: run_files.clear(stand("0")), below=str(tmp_path / "0" / "out.run"))
+    first = stand("0")
+    total = steps(lambda: run_files.clear(first), below=str(first))
     assert total > 10
     for step in range(1, total + 1):
         folder = stand(str(step))
