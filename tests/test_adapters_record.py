@@ -119,6 +119,7 @@ def test_this_room_stands_below_the_model() -> None:
         "ptuning.paths",
         "ptuning.task",
         "ptuning.validation",
+        "ptuning.visible",
     }
 
 

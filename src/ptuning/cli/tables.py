@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PlainConsole(Console):
     """What users wrote stands there as they wrote it, such as a label ``[spam]``; controls are codes."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Every text that is printed, a table's cells and title among them, comes through here."""
         return super().render_str(visible(text, lines=True), **options)
 
