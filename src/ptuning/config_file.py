@@ -76,7 +76,8 @@ def _said(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f": not YAML: {' '.join(str(error).split()).replace('<unicode string>', 'it')}"
-    context = f"{error.context}: " if getattr(error, "context", None) else ""
+    doing = getattr(error, "context", None)
+    context = f"{doing}: " if doing else ""
     return f", line {mark.line + 1}: {context}{getattr(error, 'problem', None) or 'not YAML'}"
 
 
@@ -86,14 +87,15 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise _wrong("aliases (*name) are not taken; write the value out", self.peek_event())
-        if (event := self.peek_event()) is not None and getattr(event, "anchor", None) is not None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _wrong("aliases (*name) are not taken; write the value out", event)
+        if getattr(event, "anchor", None) is not None:
             raise _wrong("anchors (&name) are not taken; write the value out", event)
         self._depth += 1
         if self._depth > DEEPEST:
             raise _wrong(f"nested more than {DEEPEST} levels deep", event)
-        found = super().compose_node(parent, index)  # type: ignore[arg-type]
+        found = super().compose_node(parent, index)
         self._depth -= 1
         return found
 
