@@ -102,7 +102,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             tag = node.tag.removeprefix("tag:yaml.org,2002:")
             value = str(node.value) if isinstance(node, yaml.ScalarNode) else "it"
             value = value if len(value) <= 40 else f"{value[:39]}…"
