@@ -47,6 +47,8 @@ MAPS = "x: &a0 {k: v}\n" + "".join(
         ("".join("  " * i + "a:\n" for i in range(400)), "line 16: nested more than 16 levels deep"),
         ("a: " + "x" * (1 << 20), ": more than 1,048,576 bytes"),
         ("a: !!int abc\n", "line 1: 'abc' is no int"),
+        ("a: !!int \n", "line 1: '' is no int"),
+        ("a: !!map x\n", "line 1: expected a mapping node, but found scalar"),
         ("x: 1\na: !!float abc\n", "line 2: 'abc' is no float"),
         ("a: !!bool abc\n", "line 1: 'abc' is no bool"),
         ("a: !!timestamp abc\n", "line 1: tag:yaml.org,2002:timestamp is not taken"),

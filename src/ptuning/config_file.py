@@ -67,6 +67,8 @@ def parse_yaml(text: str) -> Any:
     loader = _Loader(text)
     try:
         return loader.get_single_data()
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error  # PyYAML's own slips
     finally:
         loader.dispose()
 
@@ -76,7 +78,8 @@ def _said(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f": not YAML: {' '.join(str(error).split()).replace('<unicode string>', 'it')}"
-    context = f"{error.context}: " if getattr(error, "context", None) else ""
+    doing = getattr(error, "context", None)
+    context = f"{doing}: " if doing else ""
     return f", line {mark.line + 1}: {context}{getattr(error, 'problem', None) or 'not YAML'}"
 
 
@@ -86,21 +89,22 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise _wrong("aliases (*name) are not taken; write the value out", self.peek_event())
-        if (event := self.peek_event()) is not None and getattr(event, "anchor", None) is not None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _wrong("aliases (*name) are not taken; write the value out", event)
+        if getattr(event, "anchor", None) is not None:
             raise _wrong("anchors (&name) are not taken; write the value out", event)
         self._depth += 1
         if self._depth > DEEPEST:
             raise _wrong(f"nested more than {DEEPEST} levels deep", event)
-        found = super().compose_node(parent, index)  # type: ignore[arg-type]
+        found = super().compose_node(parent, index)
         self._depth -= 1
         return found
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             tag = node.tag.removeprefix("tag:yaml.org,2002:")
             value = str(node.value) if isinstance(node, yaml.ScalarNode) else "it"
             value = value if len(value) <= 40 else f"{value[:39]}…"
@@ -111,7 +115,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         first: dict[str, yaml.Node] = {}
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # else it is refused below
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
                 raise _wrong("a key that is no text, expected the name of an option", key)
             if key.value in first:
