@@ -56,13 +56,13 @@ class DataConfig(Checked):
     label: Names = Field(
         None,
         description="column of the label; or columns of 0 and 1, one a label, with commas between or as a "
-        "pattern such as 'label_*'; found by name, or by its values",
+        "pattern such as 'label_*'; found by name",
     )
     label_separator: str | None = Field(
-        None, description="splits a label cell into several labels, such as '|'; told where it is sure"
+        None, description="splits a label cell into several labels, such as '|'"
     )
     no_label: Names = Field(
-        None, description="labels, with commas between, that mean none, such as -1; such rows are left out"
+        None, description="labels that mean none, such as -1, with commas between, whose rows are left out"
     )
     bad_rows: BadRows = Field(
         "error",
