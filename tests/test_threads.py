@@ -39,7 +39,7 @@ from ptuning.model import Backbone
 from ptuning.model.drawing import Draws
 from ptuning.model.tasks import plain_task
 from ptuning.peft import PeftModel, PrefixTuningConfig
-from ptuning.threads import GENERATORS, TOKENIZER
+from ptuning.threads import ACCELERATE, GENERATORS, TOKENIZER
 from ptuning.training.config import TrainConfig
 from ptuning.training.console import Silent
 from ptuning.training.prepare import Split
@@ -667,7 +667,7 @@ def test_a_child_forked_during_a_pass_predicts(same: bool) -> None:
 
 @forks
 @quiet
-@pytest.mark.parametrize("lock", [TOKENIZER, GENERATORS], ids=["tokenizer", "generators"])
+@pytest.mark.parametrize("lock", [TOKENIZER, GENERATORS, ACCELERATE], ids=["words", "numbers", "device"])
 def test_a_child_forked_while_a_lock_is_held_finds_it_free(lock: Any) -> None:
     """And nobody is in the middle of what it guards."""
     held, middle = threading.Event(), [False]

@@ -20,6 +20,10 @@ def _lock() -> Any:
     return lock
 
 
+ACCELERATE = _lock()
+"""Held while an ``Accelerator`` is made: the first one sets up state that all share, and another thread would
+find it half made, without a device."""
+
 TOKENIZER = _lock()
 """Held while a tokenizer is called.
 

@@ -44,7 +44,7 @@ from ptuning.training.metrics import Baseline, Metrics, Selection, effective_row
 from ptuning.training.prepare import Examples, Split, full_rows, gather
 from ptuning.training.recipe import Facts, Recipe, Settled
 from ptuning.training.result import Evaluation, TrainResult
-from ptuning.training.shared import Shared
+from ptuning.training.shared import Shared, new_accelerator
 from ptuning.training.start import begins_fitted, fit_head
 from ptuning.validation import validated
 
@@ -105,7 +105,7 @@ def fit(
         output=target,
         resume=resume,
         reporter=reporter,
-        accelerator=accelerator or Accelerator(),
+        accelerator=accelerator or new_accelerator(),
     )
 
 

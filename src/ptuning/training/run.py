@@ -29,7 +29,7 @@ from ptuning.training.prepare import Examples
 from ptuning.training.recipe import prompt_of
 from ptuning.training.result import TrainResult
 from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
-from ptuning.training.shared import Shared
+from ptuning.training.shared import Shared, new_accelerator
 
 _DECIDES = ("data", "backbone", "revision", "prompt", "recipe", "fit", "search", "precision")
 """The parts of a configuration that decide what a run finds."""
@@ -78,7 +78,7 @@ def train_on(
     output = run_files.prepared(config.output)  # before an hour of training, not after
     if not (resume or anew):
         refuse_unfinished(folder)
-    accelerator = Accelerator(cpu=config.device == "cpu")
+    accelerator = new_accelerator(cpu=config.device == "cpu")
     own = with_found(config, found)
     if resume:
         own = with_begun(own, folder / CHECKPOINT)

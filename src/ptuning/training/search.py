@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ptuning.errors import ConfigError, TrainingDiverged
@@ -31,7 +30,7 @@ from ptuning.training.recipe import Facts
 from ptuning.training.result import Evaluation, TrainResult
 from ptuning.training.run import check_same, over_if_diverged, task_model, train_on, with_found
 from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, refuse_unfinished, write
-from ptuning.training.shared import Shared
+from ptuning.training.shared import Shared, new_accelerator
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
 
@@ -129,7 +128,7 @@ class _Search:
         self.config, self.reporter, self.begun = config, reporter, resume
         self.folder = config.run_folder / SEARCH
         self.shared = Shared()
-        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        self.accelerator = new_accelerator(cpu=config.device == "cpu")
         model, examples = task_model(self.shared, config, self.accelerator, reporter.say)
         train, held = (
             self.shared.split(model, part, config.data.too_long)
@@ -196,7 +195,7 @@ class _Search:
         proposed = proposal(self.space, self.trials, self.select.metric, config.fit.seed)
         watch = _Watch(self, proposed, stop)
         state: Literal["complete", "pruned", "diverged"] = "complete"
-        accelerator = Accelerator(cpu=config.device == "cpu")  # it holds on to what it prepares
+        accelerator = new_accelerator(cpu=config.device == "cpu")  # it holds on to what it prepares
         model, _ = task_model(self.shared, with_found(config, proposed.values), accelerator)
         try:
             run(

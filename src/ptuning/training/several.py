@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.training import run_files
@@ -24,7 +22,7 @@ from ptuning.training.metrics import Selection
 from ptuning.training.result import OneRun, SeveralResult, TrainResult
 from ptuning.training.run import check_same, train_on
 from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
-from ptuning.training.shared import Shared
+from ptuning.training.shared import Shared, new_accelerator
 from ptuning.validation import validated
 
 MOST = 64
@@ -95,7 +93,7 @@ def train_several(
     if not anew:
         _refuse_unfinished(plan, folder, resume=resume)
     kept = _kept(plan) if resume else {}
-    accelerator = Accelerator(cpu=config.device == "cpu")
+    accelerator = new_accelerator(cpu=config.device == "cpu")
     accelerator.wait_for_everyone()  # all processes have read what the first one now changes
 
     def beginning() -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from ptuning.model.config import Pooling
 from ptuning.model.loading import hold
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
+from ptuning.threads import ACCELERATE
 from ptuning.training.config import DataConfig, TrainConfig
 from ptuning.training.prepare import Examples, Gathered, Split, read_all, tokenised
 
@@ -103,3 +105,9 @@ def _reading(model: PTuningModel, too_long: TooLong) -> Hashable:
     """All that decides how ``model`` reads a text and its label."""
     places: tuple[Any, ...] = (model.max_text_tokens, model.inserted_tokens, model.needs_segments)
     return (id(model.backbone.weights), id(model.tokenizer), *places, model.task, too_long)
+
+
+def new_accelerator(*, cpu: bool = False) -> Accelerator:
+    """A new one; threads make theirs one at a time."""
+    with ACCELERATE:
+        return Accelerator(cpu=cpu)
