@@ -1,4 +1,4 @@
-"""Backbones that are damaged or odd, or bring code: one sentence or a run; no traceback, none of their code."""
+"""Backbones that are damaged or odd, or bring code: a sentence or a run; no traceback, no code of theirs."""
 
 from __future__ import annotations
 

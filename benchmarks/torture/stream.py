@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ class Program:
                 os.dup2((near, far)[standard], standard)
                 os.close(near)
                 os.close(far)
+            sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             console(argv)()
 
         self.child = fork(work, log)
@@ -117,7 +120,7 @@ def _closed(lab: Lab) -> dict[str, Callable[[Path], None]]:
                     os.close(standard)
                 for name, standard in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
                     if standard in close:
-                        setattr(__import__("sys"), name, None)  # as Python itself has it then
+                        setattr(sys, name, None)  # as Python itself has it then
                 console(argv)()
 
             code = ended(fork(work, log))

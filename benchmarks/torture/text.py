@@ -174,7 +174,7 @@ def _named(lab: Lab, name: str) -> Callable[[Path], None]:
         text = (output / "README.md").read_text(encoding="utf-8")
         for line in text.splitlines():
             if line.startswith("ptuning predict") and "\n" not in name:
-                given = shlex.split(line.partition("#")[0] if "#" not in name else line)
+                given = shlex.split(line)
                 held(given[2] in (name, f"./{name}"), f"a shell reads {given[2:3]} in the card's example")
 
     return attempt
