@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import ptuning.peft
 from ptuning import PTuningModel
 from ptuning.adapters import load, verify, why_not_peft
-from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, UnsupportedBackbone
+from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, DataError, UnsupportedBackbone
 from ptuning.peft import (
     AutoPeftModelForSequenceClassification,
     PeftConfig,
@@ -588,7 +588,7 @@ def test_what_pefts_programs_say_besides() -> None:
     several = tiny("bert", problem_type="regression")
     with pytest.raises(ConfigError, match="regression with 3 numbers a text"):
         get_peft_model(several, config())
-    with pytest.raises(ConfigError, match="several labels a row, but the task has one"):
+    with pytest.raises(DataError, match="several labels a row, but the task has one"):
         made(input_ids=IDS, attention_mask=MASK, labels=torch.ones(3, 3))
     shared = config()
     get_peft_model(tiny("bert"), shared)

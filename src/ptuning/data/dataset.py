@@ -11,6 +11,7 @@ from typing import Unpack
 
 from ptuning.data.columns import Columns, find_columns
 from ptuning.data.examples import Example, as_examples
+from ptuning.data.memory import in_memory
 from ptuning.data.options import ReadOptions
 from ptuning.data.places import Origin, Problem, listing
 from ptuning.data.tables import Format, Source, Table, open_table
@@ -118,7 +119,7 @@ def _open(
     problems: list[Problem] | None = None,
 ) -> tuple[Table, Columns]:
     table = open_table(
-        source,
+        in_memory(source, labelled=need_label),
         format=format,
         separator=options.get("separator"),
         encoding=options.get("encoding"),

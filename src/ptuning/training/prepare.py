@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from ptuning import adapters
 from ptuning.data import Example, Loaded, encode_labels, infer_task, load_examples, split_off
+from ptuning.data.memory import in_memory, named_splits
+from ptuning.data.task_labels import Labelled, task_labels
 from ptuning.data.token_cache import token_rows_of
 from ptuning.data.tokenised import (
     TokenisedExample,
@@ -103,10 +105,10 @@ def read(config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
 
 
 def gather(
-    sources: Mapping[str, Any], config: DataConfig, *, seed: int, task: Task | None = None
+    data: Any, config: DataConfig, *, seed: int, task: Task | None = None, unnamed: bool = False
 ) -> tuple[Examples, Task]:
-    """As :func:`read`, for sources of any kind; see :func:`gather_all`."""
-    found = gather_all(sources, config, task=task)
+    """As :func:`read`, for data in any form; see :func:`gather_all`."""
+    found = gather_all(data, config, task=task, unnamed=unnamed)
     return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
 
@@ -116,28 +118,34 @@ def read_all(config: DataConfig) -> Gathered:
     return gather_all({name: source for name, source in sources.items() if source is not None}, config)
 
 
-def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | None = None) -> Gathered:
-    """As :func:`read_all`, for sources of any kind: paths, ``datasets.Dataset``, lists of mappings.
+def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnamed: bool = False) -> Gathered:
+    """As :func:`read_all`, for data in any form.
 
     Args:
+        data: A mapping of splits, or the training split alone (:func:`~ptuning.data.memory.named_splits`),
+            each in any form that :mod:`ptuning.data.memory` names.
         task: Where the model has one already; inferred from the training rows otherwise. With it, rows
             in memory may also be tokenised: see :mod:`ptuning.data.tokenised`.
+        unnamed: Whether nobody chose the task's labels, so that those of the training rows may replace them.
     """
-    if odd := set(sources) - {"train", "validation", "test"}:
-        raise ConfigError(f"data: got a split {sorted(odd)[0]!r}, expected train, validation and test")
-    if "train" not in sources:
-        raise ConfigError("data: there is no split 'train'")
-    texts = {
-        name: load_examples(source, **config.reading())
+    sources = {name: in_memory(source, f"data.{name}") for name, source in named_splits(data).items()}
+    loaded: dict[str, Loaded | TokenisedRows] = {
+        name: load_tokenised(source, name, label=config.label)
+        if task is not None and is_tokenised(source)
+        else load_examples(source, **config.reading())
         for name, source in sources.items()
-        if task is None or not is_tokenised(source)
     }
+    examples: dict[str, list[Example]]
     if task is None:
-        first = texts["train"]
+        first = loaded["train"]
         task = infer_task(first.examples, problem_type=config.problem_type, names=first.label_names)
         task = replace(task, max_length=config.max_length)
-    tokens = {name: source for name, source in sources.items() if name not in texts}
-    loaded: dict[str, Loaded | TokenisedRows] = {**texts, **load_tokenised(tokens, task, label=config.label)}
+        examples = {name: list(split.examples) for name, split in loaded.items()}
+    else:
+        given = {
+            name: Labelled(examples=split.examples, names=split.label_names) for name, split in loaded.items()
+        }
+        examples, task = task_labels(given, task, unnamed=unnamed)
     train = loaded["train"]
     if isinstance(train, Loaded) and train.columns.pair != task.pair:
         if task.pair:
@@ -152,9 +160,7 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
         else (task.pair, "the task has")
     )
     for name, split in loaded.items():
-        encode_labels(
-            split.examples, task
-        )  # a label unseen in training is refused before anything is trained
+        encode_labels(examples[name], task)  # a label unseen in training is refused before anything else
         if isinstance(split, Loaded) and split.columns.pair != pair:
             got, expected = ("one text", "two") if pair else ("two texts", "one")
             raise ConfigError(
@@ -162,12 +168,12 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
                 "data.text and data.text_b"
             )
     return Gathered(
-        train=train.examples,
-        validation=loaded["validation"].examples if "validation" in loaded else None,
-        test=loaded["test"].examples if "test" in loaded else [],
+        train=examples["train"],
+        validation=examples.get("validation"),
+        test=examples.get("test", []),
         sources={name: public_name(split.origin.name) for name, split in loaded.items()},
         task=task,
-        notes=tuple(note for split in texts.values() for note in split.notes),
+        notes=tuple(note for split in loaded.values() if isinstance(split, Loaded) for note in split.notes),
     )
 
 
