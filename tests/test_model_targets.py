@@ -158,6 +158,9 @@ def test_what_it_cannot_is_one_sentence(name: str, training: bool) -> None:
     task, given, message = REFUSED[name]
     model = shared(task).train(training)
     ids, mask = ragged([5, 6, 7, 4])
+    if task is SCORE and "nan" in message and not training:  # an evaluation goes on, and says NaN
+        assert bool(model(input_ids=ids, attention_mask=mask, labels=labels_of(given)).loss.isnan())
+        return
     with pytest.raises(DataError) as caught:
         model(input_ids=ids, attention_mask=mask, labels=labels_of(given))
     assert str(caught.value).startswith(f"labels: {message}")

@@ -232,9 +232,9 @@ def _values(column: Any) -> list[Any]:
 
 
 def _of_pandas(column: Any) -> list[Any]:
-    missing = column.isna().to_numpy()
-    values = column.astype(object).to_numpy().tolist()
-    if column.dtype.kind == "f" and missing.any():  # whole numbers with a gap, which pandas makes floats
+    missing = list(column.isna())
+    values = column.astype(object).to_list()
+    if column.dtype.kind == "f" and any(missing):  # whole numbers with a gap, which pandas makes floats
         there = [value for value, gone in zip(values, missing, strict=True) if not gone]
         if all(float(value).is_integer() for value in there):
             values = [value if gone else int(value) for value, gone in zip(values, missing, strict=True)]

@@ -23,6 +23,7 @@ from ptuning.data.examples import Example
 from ptuning.data.labels import infer_task
 from ptuning.data.places import listing, shortened
 from ptuning.errors import DataError
+from ptuning.model.tasks import is_numbered
 from ptuning.task import Label, Task
 
 
@@ -32,11 +33,6 @@ class Labelled:
 
     examples: Sequence[Example]
     names: tuple[str, ...] | None = None
-
-
-def are_numbers(task: Task) -> bool:
-    """Whether nobody named the task's labels: they are 0 to C-1."""
-    return all(type(label) is int for label in task.labels) and task.labels == tuple(range(task.num_labels))
 
 
 def task_labels(
@@ -83,7 +79,7 @@ def _named(train: Labelled, task: Task) -> Task:
         return replace(task, labels=train.names) if len(train.names) == task.num_labels else task
     items = _items(train.examples)
     kinds = {type(item) for item in items}
-    if kinds == {bool} and are_numbers(task) and task.num_labels == 2:
+    if kinds == {bool} and is_numbered(task) and task.num_labels == 2:
         return replace(task, labels=(False, True))
     if kinds != {str} or set(items) & set(task.labels):
         return task

@@ -217,7 +217,7 @@ class PTuningModel(nn.Module):
         allow_pickle: bool = False,
         engine: Engine | None = None,
     ) -> PTuningModel:
-        """A trained task from its folder.
+        """A trained task from its folder, in eval mode.
 
         Args:
             folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub; an adapter that PEFT
@@ -241,7 +241,7 @@ class PTuningModel(nn.Module):
         folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
         model = cls._opened(folder, backbone, tokenizer, token, dtype, task, allow_pickle)
         model.backbone.engine = engine or model.backbone.engine
-        return model
+        return model.eval()
 
     @classmethod
     def _opened(
@@ -470,6 +470,11 @@ class PTuningModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights; prompt, head and logits are fp32."""
+        return self.backbone.dtype
 
     @property
     def inserted_tokens(self) -> int:
@@ -761,8 +766,8 @@ class PTuningModel(nn.Module):
         return loss_of(logits, labels, self.task, self.class_weights)
 
     def _check_loss(self, loss: Tensor, logits: Tensor, labels: Any) -> None:
-        if not self.training and loss.device.type == "cpu":
-            return  # the labels were looked at
+        if not self.training and (loss.device.type == "cpu" or self.task.is_regression):
+            return  # the labels were looked at; an evaluation may go on with a loss of NaN
         if bool(loss.isfinite()):
             return
         if isinstance(labels, Tensor):

@@ -39,6 +39,12 @@ def label_names(config: Any) -> tuple[str, ...]:
     return () if plain or len(set(names)) < count else names
 
 
+def is_numbered(task: Task) -> bool:
+    """Whether the task's labels have no names: they are 0 to C-1."""
+    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
+    return numbers and task.labels == tuple(range(task.num_labels))
+
+
 def new_task(config: Any, num_labels: int | None, problem_type: ProblemType | None) -> Task:
     """The task of a model on a backbone, as far as the user says it, and as its configuration says the rest.
 
@@ -74,8 +80,7 @@ def known_as(config: Any, task: Task) -> Any:
     """A copy of a backbone's configuration that speaks of the task: its labels, its kind."""
     named = copy.deepcopy(config)
     named.problem_type = task.problem_type
-    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
-    plain = task.is_regression or (numbers and task.labels == tuple(range(task.num_labels)))
+    plain = task.is_regression or is_numbered(task)
     labels = [f"LABEL_{i}" for i in range(task.num_labels)] if plain else [str(x) for x in task.labels]
     named.id2label = dict(enumerate(labels))
     named.label2id = {label: i for i, label in named.id2label.items()}
@@ -88,7 +93,7 @@ def loss_of(logits: Tensor, labels: Tensor, task: Task, weights: Tensor | None) 
     """
     targets = targets_.as_targets(labels, logits, task)
     seen = targets.device.type == "cpu"
-    if seen:
+    if seen and not task.is_regression:  # a target that is not finite makes the loss so
         targets_.refuse(targets, task)
     targets = targets.to(logits.device)
     valid = None if seen else targets_.valid(targets, task)

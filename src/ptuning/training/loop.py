@@ -26,13 +26,12 @@ from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
 from ptuning.data.places import listing
 from ptuning.data.stems import Stems
-from ptuning.data.task_labels import are_numbers
 from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, logits_of, pad_id
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.tasks import label_names
+from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.training import checkpoint, run_files
@@ -122,7 +121,7 @@ def fit(
 def _unnamed(model: PTuningModel) -> bool:
     """Whether nobody chose the model's labels: they are numbers from 0, or the backbone's own names."""
     own = model.loaded is None and model.task.labels == label_names(model.backbone.model.config)
-    return own or are_numbers(model.task)
+    return own or is_numbered(model.task)
 
 
 def run(
