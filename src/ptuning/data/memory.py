@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -88,7 +88,7 @@ def in_memory(source: Any, name: str = "the rows", *, labelled: bool = True) -> 
             if labelled
             else f"{name}: got a {_kind(source)}, expected a table; pass its values as a list of texts"
         )
-    if not isinstance(source, Iterable) and hasattr(source, "__getitem__") and isinstance(source, Sized):
+    if not isinstance(source, Iterable) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         source = [source[index] for index in range(len(source))]  # torch's Dataset
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         if isinstance(source, Mapping) and source:
@@ -257,7 +257,7 @@ def _rows(columns: _Columns, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _refuse_none(rows: Sized, name: str) -> None:
+def _refuse_none(rows: Any, name: str) -> None:
     if not len(rows):
         raise DataError(f"{name}: no rows, expected at least one; check what it was made from")
 

@@ -8,8 +8,6 @@ range would end the process's use of it; there wrong values are made harmless, a
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ptuning.errors import DataError
@@ -19,7 +17,7 @@ IGNORED = -100
 """The class index of a row that does not count, as in torch and transformers."""
 
 
-def as_targets(labels: Any, logits: Tensor, task: Task) -> Tensor:
+def as_targets(labels: object, logits: Tensor, task: Task) -> Tensor:
     """``labels`` as the loss takes them: ``[B]`` class indices, ``[B]`` or ``[B, C]`` floats.
 
     Args:
