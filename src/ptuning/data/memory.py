@@ -88,7 +88,7 @@ def in_memory(source: Any, name: str = "the rows", *, labelled: bool = True) -> 
             if labelled
             else f"{name}: got a {_kind(source)}, expected a table; pass its values as a list of texts"
         )
-    if not isinstance(source, Iterable) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+    if _by_number(source):
         source = [source[index] for index in range(len(source))]  # torch's Dataset
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         if isinstance(source, Mapping) and source:
@@ -146,6 +146,12 @@ def _one_column(value: Any) -> bool:
         or _of("pyarrow", value, "Array", "ChunkedArray")
         or type(value).__name__ == "Column"  # of a datasets.Dataset
     )
+
+
+def _by_number(value: Any) -> bool:
+    """Whether ``value`` gives its rows by their number alone, as torch's ``Dataset`` does."""
+    able = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    return able and not isinstance(value, Iterable | type)
 
 
 def _kind(value: Any) -> str:
