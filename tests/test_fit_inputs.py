@@ -167,6 +167,10 @@ CASES: dict[str, tuple[Dataset, Task, bool, tuple[Any, ...], list[Any]]] = {
     "digits by value": (texts(["10", "9"]), task(0, 1), True, ("9", "10"), ["10", "9"]),
     "truth values": (texts([True, False]), task(0, 1), True, (False, True), [True, False]),
     "numbers": (texts([1, 0]), task(0, 1), True, (0, 1), [1, 0]),
+    "counted from 1": (texts([3, 1, 2]), task(0, 1, 2), True, (1, 2, 3), [3, 1, 2]),
+    "minus one and one": (texts([1, -1]), task(0, 1), True, (-1, 1), [1, -1]),
+    "whole floats": (texts([1.0, 0.0]), task(0, 1), True, (0, 1), [1, 0]),
+    "whole floats into names": (texts([1.0, 0.0]), task("a", "b"), False, ("a", "b"), ["b", "a"]),
     "class labels in their order": (
         named([1, 0], "neg", "POS"),
         task(0, 1),
@@ -264,13 +268,14 @@ REFUSED: dict[str, tuple[Dataset, Task, bool, str]] = {
         r"labels=\('a', 'b', 'c'\)\)"),
     "too many classes": (named([0], "a", "b", "c"), task(0, 1), True,
         r"the labels have 3 classes \('a', 'b', 'c'\), but the model was made for 2; make it with num_lab"),
-    "counted from 1": (texts([1, 2]), task(0, 1), True, "row 2: the label 2 is no class, expected a number"),
-    "no label": (texts([0, -1]), task(0, 1), True, "row 2: the label -1 is no class"),
+    "out of range": (texts([0, 1, 2]), task(0, 1), True, "row 3: the label 2 is no class, expected a number"),
+    "no label": (texts([0, 1, -1]), task(0, 1), True, "row 3: the label -1 is no class"),
     "a name that the task lacks": (texts(["a", "c"]), task("a", "b"), False,
         r"row 2: the label is 'c' \(str\), expected one of 'a', 'b', because the model was made with these "
         r"labels; correct the label, or make the model for the labels of the data: task=Task\(labels=…\)"),
-    "whole floats": (texts([0.0, 1.0]), task(0, 1), True,
-        r"row 1: the label is 0.0 \(float\), expected one of 0, 1, because the model was made with num_lab"),
+    "scores": (texts([0.0, 0.5]), task(0, 1), True,
+        r"row 1: the label is 0.0 \(float\), expected one of 0, 1, because the model was made with "
+        "num_labels=2; for scores, make it with num_labels=1"),
     "multi-hot for one label": (texts(MULTI_HOT), task(0, 1, 2), True, "the label is the list"),
     "a width of its own": (texts([[1.0, 0.0, 0.0]]), task("x", "y", kind=MULTI), False, "expected 2 zeros"),
 }  # fmt: skip

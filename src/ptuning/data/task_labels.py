@@ -4,11 +4,11 @@ The rule is one, whether the rows are texts or token ids:
 
 1. A model whose labels nobody chose (``num_labels=2``: 0 and 1; or those of the backbone's configuration)
    takes over the names in its training rows, if there are as many: those of a ``datasets.ClassLabel`` in
-   their order, otherwise the distinct strings (or truth values) in the order that
-   :func:`~ptuning.data.infer_task` gives them.
+   their order, otherwise the distinct strings (or truth values, or numbers that are no class indices, such as
+   1 to C) in the order that :func:`~ptuning.data.infer_task` gives them.
 2. Labels that are all the task's own are that.
-3. Otherwise whole numbers are class indices, and so are truth values for two classes and a ``ClassLabel``
-   that has no name of the task's.
+3. Otherwise whole numbers (0 and 0.0 alike) are class indices, and so are truth values for two classes and a
+   ``ClassLabel`` that has no name of the task's.
 4. For several labels a row, rows of C zeros and ones say which labels apply.
 """
 
@@ -51,9 +51,10 @@ def task_labels(
     examples = {name: list(split.examples) for name, split in splits.items()}
     if task.is_regression:
         return examples, task
-    train = splits["train"]
+    if not any(isinstance(label, float) for label in task.labels):
+        examples = {name: _whole(split) for name, split in examples.items()}
     if unnamed:
-        task = _named(train, task)
+        task = _named(Labelled(examples=examples["train"], names=splits["train"].names), task)
     for name, split in splits.items():
         if split.names is not None and not any(known in task.labels for known in split.names):
             index = {label: number for number, label in enumerate(split.names)}
@@ -81,6 +82,8 @@ def _named(train: Labelled, task: Task) -> Task:
     kinds = {type(item) for item in items}
     if kinds == {bool} and is_numbered(task) and task.num_labels == 2:
         return replace(task, labels=(False, True))
+    if kinds == {int} and is_numbered(task) and len(set(items)) == task.num_labels and not _several(task):
+        return replace(task, labels=tuple(sorted(set(items))))
     if kinds != {str} or set(items) & set(task.labels):
         return task
     seen = infer_task(train.examples, problem_type=task.problem_type).labels
@@ -125,6 +128,14 @@ def _items(examples: Sequence[Example]) -> list[Any]:
     """All labels of all rows that have one."""
     given = (example.label for example in examples if example.label is not None)
     return [item for label in given for item in (label if isinstance(label, tuple) else (label,))]
+
+
+def _whole(examples: list[Example]) -> list[Example]:
+    """Labels that are all whole floats, one a row, as the numbers that they are; others as they are."""
+    labels = [example.label for example in examples if example.label is not None]
+    if not all(isinstance(label, float) and label.is_integer() for label in labels):
+        return examples
+    return [_with(example, int) for example in examples]
 
 
 def _looked_up(index: Mapping[str, int], label: Any) -> Any:
@@ -184,10 +195,14 @@ def _check_known(train: Sequence[Example], task: Task, unnamed: bool) -> None:
             if (type(item), item) in own or (isinstance(example.label, tuple) != _several(task)):
                 continue
             made = f"num_labels={task.num_labels}" if unnamed else "these labels"
+            hint = (
+                "for scores, make it with num_labels=1"
+                if isinstance(item, float)
+                else "correct the label, or make the model for the labels of the data: task=Task(labels=…)"
+            )
             raise DataError(
                 f"{example.place}: the label is {shortened(item)} ({type(item).__name__}), expected one of "
-                f"{listing(task.labels, 20)}, because the model was made with {made}; correct the label, or "
-                "make the model for the labels of the data: task=Task(labels=…)"
+                f"{listing(task.labels, 20)}, because the model was made with {made}; {hint}"
             )
 
 
