@@ -300,6 +300,20 @@ def test_a_label_of_the_validation_rows_alone_is_unseen_in_training() -> None:
         gather_all(splits, OPTIONS, task=task(0, 1), unnamed=True)
 
 
+def test_names_that_were_found_just_now_have_no_numbers() -> None:
+    """Nobody said which of them is 0, so a split of numbers beside them is a mistake."""
+    splits = {"train": texts(["a", "b"]), "validation": texts([0, 1])}
+    with pytest.raises(
+        DataError, match="row 1: the label 0 was unseen in training, expected one of 'a', 'b'"
+    ):
+        gather_all(splits, OPTIONS, task=task(0, 1), unnamed=True)
+    found = gather_all(splits, OPTIONS, task=task("a", "b"))
+    assert [each.label for each in found.validation or ()] == ["a", "b"]
+    classes = {"train": named([0, 1], "x", "y"), "validation": texts([0, 1])}
+    found = gather_all(classes, OPTIONS, task=task(0, 1), unnamed=True)
+    assert [each.label for each in found.validation or ()] == ["x", "y"]
+
+
 def test_a_loaded_adapter_keeps_its_names(tiny_folder: Path, tmp_path: Path) -> None:
     _, model = ran(tiny_folder, ROWS)
     model.save_pretrained(tmp_path / "adapter")

@@ -53,13 +53,15 @@ def task_labels(
         return examples, task
     if not any(isinstance(label, float) for label in task.labels):
         examples = {name: _whole(split) for name, split in examples.items()}
+    given, train = task, Labelled(examples=examples["train"], names=splits["train"].names)
     if unnamed:
-        task = _named(Labelled(examples=examples["train"], names=splits["train"].names), task)
+        task = _named(train, task)
     for name, split in splits.items():
         if split.names is not None and not any(known in task.labels for known in split.names):
             index = {label: number for number, label in enumerate(split.names)}
             examples[name] = [_with(example, partial(_looked_up, index)) for example in examples[name]]
-    examples = _indexed(examples, task)
+    if task is given or train.names is not None:  # names that were found just now have no numbers yet
+        examples = _indexed(examples, task)
     _check_known(examples["train"], task, unnamed)
     return examples, task
 
