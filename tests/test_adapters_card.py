@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt  # comes with rich
 
 from ptuning.adapters import model_card, save
 from ptuning.data import find_columns
@@ -207,6 +208,102 @@ def test_any_name_label_and_metric_leave_the_card_readable(name: str, labels: li
     card = model_card(an_adapter(task=task, metrics={"test": {metric: 0.5}}), name=name)
     assert front_matter(card.encode("utf-8", "backslashreplace").decode()).library_name == "ptuning"
     assert len([line for line in card.splitlines() if line.startswith("## ")]) == 9
+
+
+HOSTILE = (
+    *(
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "![x](http://evil/x.png)",
+        "[x](http://evil)",
+    ),
+    *(
+        "a|b",
+        "a\\|<img src=x>",
+        "`<b>`",
+        "``|`` <i>",
+        "](http://evil)",
+        "http://evil.example",
+        "www.evil.example",
+    ),
+    *(
+        "<http://evil>",
+        "a@evil.example",
+        "&lt;b&gt;",
+        "*bold* _it_ ~~no~~",
+        "# head",
+        "---\nlicense: mit",
+        "\\",
+    ),
+    *(
+        "\x1b[31mred",
+        "\x9b31m",
+        "abc\u202etxt",
+        "\u2066x",
+        "a\u200bb",
+        "\n\n<b>",
+        "```\n<b>",
+        "\ud800",
+        "$x$",
+    ),
+)
+
+
+def parsed(card: str) -> list[Any]:
+    """Every token of the body, those in lines among them."""
+    body = card.split("\n---\n", 1)[1]
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    return [each for token in tokens for each in (token, *(token.children or ()))]
+
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data())
+def test_foreign_words_are_inert_everywhere(data: st.DataObject) -> None:
+    """Labels, names, metrics, splits, sources, licences and the baseline's sentence are text alone."""
+    word = st.sampled_from(HOSTILE) | st.text("<>[]()!|`\\*_#&:/\n ax", min_size=1, max_size=12)
+
+    def draw() -> str:
+        return data.draw(word)
+
+    labels = (draw() + "1", draw() + "2")
+    adapter = an_adapter(
+        {
+            "placement": data.draw(
+                st.sampled_from(["start", "front", "{prompt:2} <img src=x> {text_a} {prompt:2}"])
+            )
+        },
+        facts={"name": draw(), "revision": draw()},
+        task=Task(problem_type="single_label_classification", labels=labels),
+        metrics={
+            "test": {draw(): 0.5},
+            draw(): {draw(): 2},
+            "baseline": {"loss": 1.0},
+            "baseline_rule": draw(),
+        },
+        extra={
+            **{"license": draw(), "dataset": draw(), "fit": {draw(): draw()}, "rates": {draw(): [draw()]}},
+            "data": {draw(): {"source": draw(), "rows": 3}, draw(): {"source": "split off", "rows": 1}},
+        },
+    )
+    card = model_card(adapter, name=draw(), versions={draw(): draw()})
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ud800-\udfff]", card)
+    assert front_matter(card).library_name == "ptuning"
+    tokens = parsed(card)
+    kinds = {token.type for token in tokens}
+    assert not kinds & {"html_inline", "html_block", "image", "link_open", "em_open", "strong_open", "hr"}
+    assert sum(token.type == "heading_open" for token in tokens) == 10
+    text = " ".join(token.content for token in tokens if token.type == "text")
+    assert not re.search(r"://|www\.|@", text)  # what GitHub makes a link of by itself
+
+
+def test_plain_words_stay_plain() -> None:
+    card = model_card(
+        an_adapter(metrics={"test": {"f1_macro": 0.5}, "baseline": {}, "baseline_rule": "always 'delivery'"}),
+        name="someone/refunds-2",
+    )
+    assert "# someone/refunds-2\n" in card
+    assert "| f1_macro | 0.5000 |" in card
+    assert "PEFT's P_TUNING" in card or "With PEFT" in card
 
 
 def test_the_folder_holds_it(tmp_path: Path) -> None:

@@ -249,9 +249,9 @@ def changed(folder: Path, **options: Any) -> Path:
         ({"task_type": "CAUSAL_LM"}, r"task_type 'CAUSAL_LM', and ptuning classifies: expected 'SEQ_CLS'"),
         ({"num_transformer_submodules": 2}, r"a model of 2 transformers"),
         ({"virtual_magic": 3}, r"option 'virtual_magic' \(3\), which this version of ptuning does not know"),
-        ({"encoder_num_layers": "2"}, r"encoder_num_layers is '2', expected int; it was altered"),
-        ({"base_model_name_or_path": ["demo"]}, r"base_model_name_or_path is \['demo'\], expected str"),
-        ({"num_layers": True}, r"num_layers is True, expected int"),
+        ({"encoder_num_layers": "2"}, r"encoder_num_layers: got '2', expected integer; it was altered"),
+        ({"base_model_name_or_path": ["demo"]}, r"base_model_name_or_path: got \['demo'\], expected text"),
+        ({"num_layers": True}, r"num_layers: got True, expected integer"),
         ({"num_virtual_tokens": 5}, r"has the shape \[4, 32\], expected 5 rows as adapter_config.json says"),
     ],
 )
@@ -286,7 +286,7 @@ def test_a_prefix_must_fit_its_layers(layers: int | None, tmp_path: Path) -> Non
         ),
         (
             lambda t: t["prompt_embeddings"].fill_(float("nan")),
-            "prompt_embeddings holds numbers that are not",
+            "prompt_embeddings holds 128 of 128 numbers that are not",
         ),
         (
             lambda t: [t.pop(name) for name in list(t) if "classifier" in name],

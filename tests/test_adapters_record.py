@@ -61,12 +61,13 @@ def an_adapter(
     else:
         shape = (tokens, backbone["embedding_size"])
     generator = torch.Generator().manual_seed(0)
+    task = given.get("task", TASK)
     made: dict[str, Any] = {
-        "task": TASK,
+        "task": task,
         "prompt_tensor": torch.randn(shape, generator=generator),
         "head": {
-            "classifier.weight": torch.randn(2, 16, generator=generator),
-            "classifier.bias": torch.randn(2, generator=generator),
+            "classifier.weight": torch.randn(task.num_labels, 16, generator=generator),
+            "classifier.bias": torch.randn(task.num_labels, generator=generator),
         },
     }
     return Adapter(prompt=choices, backbone=backbone, **{**made, **given})
@@ -106,14 +107,18 @@ def test_tensors_that_do_not_fit_are_refused(
 
 
 def test_this_room_stands_below_the_model() -> None:
-    """``PTuningModel.save_pretrained`` calls it, so it may know errors and tasks, and nothing above."""
+    """``PTuningModel.save_pretrained`` calls it, so it may know choices and tasks, and nothing above."""
     files = sorted(Path(adapters.__file__).parent.glob("*.py"))
     imported = {
         name for file in files for name in re.findall(r"^from (ptuning\S*) import", file.read_text(), re.M)
     }
     assert {name for name in imported if not name.startswith("ptuning.adapters.")} == {
         "ptuning.errors",
+        "ptuning.files",
+        "ptuning.model.config",  # choices alone: no backbone, no torch
+        "ptuning.paths",
         "ptuning.task",
+        "ptuning.validation",
     }
 
 

@@ -18,13 +18,17 @@ SOURCE = Path(ptuning.__file__).parent
 #: From low to high. A module may import what stands on its own level or below.
 LAYERS = (
     (
-        "ptuning",
-        "ptuning._lazy",
-        "ptuning.cache",
-        "ptuning.errors",
-        "ptuning.paths",
-        "ptuning.task",
-        "ptuning.validation",
+        *(
+            "ptuning",
+            "ptuning._lazy",
+            "ptuning.cache",
+            "ptuning.config_file",
+            "ptuning.errors",
+            "ptuning.files",
+            "ptuning.paths",
+        ),
+        *("ptuning.task", "ptuning.threads", "ptuning.validation", "ptuning.visible"),
+        *("ptuning.model.config", "ptuning.model.template"),  # choices alone: an adapter's record holds them
     ),
     ("ptuning.adapters",),
     ("ptuning.model",),

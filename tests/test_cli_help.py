@@ -13,7 +13,8 @@ import pytest
 from ptuning import __version__
 from ptuning.cli import COMMANDS, main
 from ptuning.cli.options import Parser, leaves
-from ptuning.training.config import FitConfig, TrainConfig
+from ptuning.data.options import ReadOptions
+from ptuning.training.config import DataConfig, FitConfig, TrainConfig
 
 
 def parser_of(command: str) -> Parser:
@@ -62,15 +63,60 @@ def test_every_choice_of_the_configuration_is_an_option_with_its_default() -> No
     options = {option: action for action in parser_of("train")._actions for option in action.option_strings}
     for leaf in leaves(TrainConfig):
         assert f"--{leaf.key}" in options
-        assert f"(default: {leaf.default})" in str(options[f"--{leaf.key}"].help)
+        shown = "(required)" if leaf.default == "required" else f"(default: {leaf.default})"
+        assert shown in str(options[f"--{leaf.key}"].help)
     assert f"(default: {FitConfig().batch_size})" in str(options["--fit.batch_size"].help)
-    assert "(default: required)" in str(options["--data.train"].help)
+    assert "(required)" in str(options["--data.train"].help)
 
 
-def test_a_default_that_depends_on_the_depth_shows_both() -> None:
-    options = {action.dest: str(action.help) for action in parser_of("train")._actions}
-    assert "(default: none or 20)" in options["prompt.num_virtual_tokens"]
-    assert "(default: input or deep)" in options["prompt.depth"]
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("prompt.depth", "deep"),
+        ("prompt.num_virtual_tokens", "20"),
+        ("prompt.encoder.kind", "embedding"),
+        ("prompt.encoder.width", "the embedding width E for mlp and lstm, 128 for residual for depth input; "
+         "the backbone's hidden width H for depth deep"),
+        ("prompt.init.kind", "vocabulary"),
+        ("prompt.pooling", "left out"),
+        ("fit.epochs", "the recipe's choice"),
+        ("data.text", "found by name"),
+        ("data.label_separator", "none"),
+        ("revision", "none"),
+    ],
+)  # fmt: skip
+def test_a_default_says_what_holds(option: str, default: str) -> None:
+    shown = {leaf.key: leaf.default for leaf in leaves(TrainConfig)}
+    assert shown[option] == default
+    odd = [(key, text) for key, text in shown.items() if len(text) > 120 or " or " in text or ". " in text]
+    assert not odd
+
+
+def test_an_option_of_few_words_lists_them() -> None:
+    """Wherever the configuration takes some words and nothing else, and in every command that has it."""
+    shown = {leaf.key: leaf.choices for leaf in leaves(TrainConfig)}
+    assert shown["data.problem_type"] == (
+        "auto", "single_label_classification", "multi_label_classification", "regression",
+    )  # fmt: skip
+    assert shown["prompt.depth"] == ("input", "deep")
+    assert shown["prompt.encoder.kind"] == ("embedding", "mlp", "lstm", "residual")
+    assert shown["prompt.pooling"] == ("native", "mean", "layers", "similarity")
+    assert shown["fit.backbone_dropout"] == ("true", "false")
+    assert shown["fit.evaluate_every"] == ()  # or a number
+    for command in ("train", "check-data", "evaluate", "predict"):
+        for action in parser_of(command)._actions:
+            if choices := shown.get(action.dest):
+                assert action.choices or action.metavar == "{" + ",".join(choices) + "}"
+
+
+def test_the_options_of_a_source_have_the_same_names_in_every_command() -> None:
+    for command in ("train", "check-data", "evaluate", "predict"):
+        names = {frozenset(action.option_strings) for action in parser_of(command)._actions}
+        for name in ReadOptions.__annotations__:
+            if command != "predict" or not name.startswith("label"):
+                assert {f"--data.{name}", f"--{name}"} in names, command
+    check = {name for action in parser_of("check-data")._actions for name in action.option_strings}
+    assert {f"--data.{name}" for name in DataConfig.model_fields if name != "train"} <= check
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
@@ -100,3 +146,57 @@ def test_python_m_ptuning_is_the_program() -> None:
 def test_demo_has_a_parser_and_defaults() -> None:
     found = parser_of("demo").parse_args([])
     assert (found.output, found.epochs, found.seed) == ("demo-adapter", 12, 0)
+
+
+# ---------------------------------------------------------------------------- what cannot be understood
+
+NEEDS: dict[str, str] = {
+    "train": "data.train: missing, and it has no default",
+    "evaluate": "the following arguments are required: adapter, file; see: ptuning evaluate --help",
+    "predict": "the following arguments are required: adapter; see: ptuning predict --help",
+    "inspect": "the following arguments are required: adapter",
+    "push": "the following arguments are required: folder, repository",
+    "import-peft": "the following arguments are required: adapter, output",
+    "export-peft": "the following arguments are required: adapter, output",
+    "check-data": "the following arguments are required: file",
+}
+"""What a command says that is given nothing; those that are not here need nothing."""
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 2
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("ptuning: error: ")
+    assert found.err.count("\n") == 1
+    return found.err.removeprefix("ptuning: error: ")
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_a_command_without_arguments(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert refused(capsys, command).startswith(NEEDS[command])
+
+
+def test_no_command_is_forgotten() -> None:
+    assert {*NEEDS, "cache", "demo"} == {*COMMANDS}
+    assert parser_of("cache").parse_args([])
+    assert parser_of("demo").parse_args([])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_option(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    positional = [each for each in parser_of(command)._actions if not each.option_strings]
+    enough = ["x"] * len(positional)
+    said = refused(capsys, command, *enough, "--zzzz", "3")
+    assert said == f"unknown option zzzz; see: ptuning {command} --help\n"
+    assert refused(capsys, command, *enough, "--zzzz=3") == said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_without_its_value(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    for action in parser_of(command)._actions:
+        for option in action.option_strings if action.nargs != 0 else ():
+            said = refused(capsys, command, option)
+            assert (
+                said == f"{action.option_strings[0]}: expected one argument; see: ptuning {command} --help\n"
+            )

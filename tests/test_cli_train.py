@@ -104,10 +104,15 @@ def test_a_file_and_options(train: Callable[..., Ran], home: Path) -> None:
 def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows, jsonl: Files) -> None:
     noise = [{**row, "label": "positive" if i % 4 else "negative"} for i, row in enumerate(rows(96, seed=3))]
     jsonl("noise.jsonl", noise)
-    code, _, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
+    code, out, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
     assert code == 0
     assert "NOT LEARNED" in err
     assert "--fit.prompt_rate" in err
+    said, then = out.splitlines()
+    assert said == "saved out, which is not to be used: it has not learned"
+    assert then.startswith("next: the same command with --fit.")
+    assert "predict" not in out
+    assert then.removeprefix("next: the same command with ") in err  # what the diagnosis has first
 
 
 def test_the_data_can_be_named_either_way(train: Callable[..., Ran]) -> None:
@@ -118,20 +123,22 @@ def test_the_data_can_be_named_either_way(train: Callable[..., Ran]) -> None:
 
 def test_a_yaml_file_says_the_same_as_options(train: Callable[..., Ran], home: Path) -> None:
     (home / "run.yaml").write_text(
-        "data:\n  train: train.jsonl\n  validation_fraction: 0.25\nfit:\n  prompt_rate: 1e-2\n  seed: 3\n"
+        "data:\n  train: train.jsonl\n  validation_fraction: 0.25\nfit:\n  weight_decay: 1e-2\n  seed: 3\n"
         "prompt:\n  depth: input\n  placement: '{prompt:2} {text_a} {prompt:2}'\n  num_virtual_tokens: null\n"
     )
     placed = ["--prompt.depth", "input", "--prompt.placement", "{prompt:2} {text_a} {prompt:2}"]
     placed += ["--prompt.num_virtual_tokens", "null"]
-    options = ["--data.validation_fraction", "0.25", "--fit.prompt_rate", "1e-2", "--fit.seed", "3", *placed]
+    options = ["--data.validation_fraction", "0.25", "--fit.weight_decay", "1e-2", "--fit.seed", "3", *placed]
     assert train("--output", "b", "train.jsonl", *options)[0] == 0
     assert train("--config", "run.yaml", "--output", "a")[0] == 0
     assert same("a", "b")
 
 
 def test_options_win_over_the_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever they stand, and by whichever of their names."""
     (home / "run.yaml").write_text("data: {train: train.jsonl}\nfit: {epochs: 5, seed: 3}\noutput: mine\n")
     for argv in (
+        ["--fit.epochs", "7", "--train=test.jsonl", "--config", "run.yaml"],
         ["--config", "run.yaml", "--fit.epochs", "7", "test.jsonl"],
         ["test.jsonl", "--config=run.yaml", "--fit.epochs=7"],
     ):
@@ -286,7 +293,7 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--prompt.depth", "input", "--prompt.first_layer", "1"], "first_layer: .* does not go with input"),
         (["--prompt.encoder.kind", "lstm"], "encoder.kind: got 'lstm', expected one of embedding, mlp"),
         (["--prompt.encoder.dropout", "0.5"], "prompt.encoder.dropout: .* does not go with .*embedding"),
-        (["--prompt.num_virtual_tokens", "0"], "num_virtual_tokens must be at least 1, got 0"),
+        (["--prompt.num_virtual_tokens", "0"], "num_virtual_tokens: got 0, expected greater than or equal"),
         (["--prompt.first_layer", "9"], "first_layer"),
         (["--data.validation_fraction", "1.5"], "data.validation_fraction: got 1.5, expected less than 1"),
         (["--data.max_length", "2"], "data.max_length: got 2"),
@@ -349,9 +356,10 @@ def test_no_data(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("fit:\n  epohcs: 3\n", "unknown option fit.epohcs; did you mean --fit.epochs?"),
-        ("fti:\n  epochs: 3\n", "unknown option fti"),
-        ("nonsense: 1\n", "unknown option nonsense"),
+        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.epochs?"),
+        ("fti:\n  epochs: 3\n", "fti: unknown option"),
+        ("epochs: 3\n", "epochs: unknown option; did you mean fit.epochs?"),
+        ("nonsense: 1\n", "nonsense: unknown option"),
         ("fit:\n  schedule: square\n", "fit.schedule: got 'square', expected 'linear' or 'cosine'"),
         ("fit: [1]\n", "fit: got [1], expected "),
         ("prompt: input\n", "prompt: got 'input', expected "),
@@ -363,9 +371,9 @@ def test_no_data(refused: Callable[..., str]) -> None:
         ("", "--config run.yaml: holds nothing, expected options such as 'data:' and 'fit:'"),
         ("- fit\n- data\n", "--config run.yaml: holds a list, expected options"),
         ("hello\n", "--config run.yaml: holds a str, expected options"),
-        ("fit: [1\ndata: }", "--config run.yaml: not YAML: while parsing a flow sequence"),
-        ("fit:\n\tepochs: 3\n", "--config run.yaml: not YAML: "),
-        ("fit: !!python/object/apply:os.getcwd []\n", "--config run.yaml: not YAML: could not determine"),
+        ("fit: [1\ndata: }", "--config run.yaml, line 2: while parsing a flow sequence: "),
+        ("fit:\n\tepochs: 3\n", "--config run.yaml, line 2: while scanning for the next token: "),
+        ("fit: !!python/object/apply:os.getcwd []\n", "--config run.yaml, line 1: tag:yaml.org,2002:py"),
         (b"\xff\xfe\x00rubbish\x80", "--config run.yaml: not UTF-8 text"),
         (b"\x00\x01\x02", "--config run.yaml: not YAML: "),
     ],

@@ -140,11 +140,13 @@ def test_one_that_diverges_is_a_row_and_a_line(train: Callable[..., Ran]) -> Non
 def test_a_best_run_that_learned_nothing_says_so(train: Callable[..., Ran], rows: Rows, jsonl: Files) -> None:
     noise = [{**row, "label": "positive" if i % 4 else "negative"} for i, row in enumerate(rows(64, seed=3))]
     jsonl("noise.jsonl", noise)
-    code, _, err = train(
+    code, out, err = train(
         "noise.jsonl", "--seeds", "0,1", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12"
     )
     assert code == 0
     assert "NOT LEARNED" in err
+    assert "which is not to be used: it has not learned" in out
+    assert "predict" not in out
 
 
 # ---------------------------------------------------------------------------------------- interrupts

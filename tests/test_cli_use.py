@@ -109,6 +109,47 @@ def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def test_what_was_detected_is_said_by_every_command(
+    ptuning: Callable[..., Ran], home: Path, tiny_folder: Path
+) -> None:
+    text = "text;label\r\n" + "".join(f"{row['text']} – näiv;{row['label']}\r\n" for row in ROWS)
+    Path("excel.csv").write_bytes(text.encode("cp1252"))
+    said = ("excel.csv: not UTF-8, read as cp1252", "excel.csv: separated by semicolons (';')")
+    small = ["--backbone", str(tiny_folder)]
+    commands: list[list[str]] = [
+        ["evaluate", "single", "excel.csv"],
+        ["predict", "single", "--input", "excel.csv"],
+        ["check-data", "excel.csv", *small],
+        ["train", "excel.csv", *small, "--output", "new", "--fit.epochs", "1", "--device", "cpu"],
+    ]
+    for argv in commands:
+        code, out, err = ptuning(*argv)
+        assert (code, [part for part in said if part not in err]) == (0, [])
+        assert "excel.csv: " not in out
+    given = [
+        "--data.separator",
+        ";",
+        "--data.encoding",
+        "cp1252",
+        "--data.header",
+        "first",
+        "--data.quoting",
+        "csv",
+    ]
+    for argv in commands:
+        code, _, err = ptuning(*argv, *given)
+        assert (code, "excel.csv: " in err) == (0, False)
+    code, out, _ = ptuning("predict", "single", "--input_format", "csv", stdin=text.encode("cp1252"))
+    assert (code, len(objects(out))) == (0, len(ROWS))
+
+
+def test_what_was_detected_is_said_beside_an_error(refused: Callable[..., str]) -> None:
+    Path("a.csv").write_text("".join(f"{row['label']};{n};{row['text']}\n" for n, row in enumerate(ROWS)))
+    message = refused("evaluate", "single", "a.csv")
+    assert "no header: the first row" in message
+    assert "separated by semicolons" in message
+
+
 # ------------------------------------------------------------------------------------------- evaluate
 
 
@@ -591,7 +632,31 @@ def test_check_data_refuses_what_train_refuses(
     assert refused("check-data", "head.csv", *held).startswith("head.csv: no rows")
     assert "did you mean 'label'?" in refused("check-data", "single.jsonl", "--label", "lable", *held)
     assert "could not be loaded" in refused("check-data", "single.jsonl", "--backbone", "nosuch/model")
-    assert "unknown option too_long" in refused("check-data", "single.jsonl", "--too_long", "error", *held)
+    said = refused("check-data", "single.jsonl", "--data.validation_fraction", "2", *held)
+    assert said == "data.validation_fraction: got 2, expected less than 1"
+    said = refused("check-data", "single.jsonl", "--problem_type", "ranking", *held)
+    assert said.startswith("data.problem_type: got 'ranking', expected 'auto', 'single_label_classification'")
+
+
+def test_check_data_takes_the_options_of_train(
+    ptuning: Callable[..., Ran], home: Path, tiny_folder: Path
+) -> None:
+    """By the same names, and what they change it reports."""
+    argv = ["check-data", "renamed.jsonl", "--backbone", str(tiny_folder)]
+    write(home / "renamed.jsonl", [{"a": row["text"], "b": row["label"], "text": 7} for row in ROWS])
+    named = ["--data.text", "a", "--data.label", "b", "--data.validation", "renamed.jsonl"]
+    assert ptuning(*argv, *named)[0] == 0
+    assert ptuning(*argv, "--text", "a", "--label", "b", "--validation", "renamed.jsonl") == ptuning(
+        *argv, *named
+    )
+    write(home / "long.jsonl", [*ROWS, {"text": "film " * 30, "label": "positive"}])
+    argv[1] = "long.jsonl"
+    code, out, err = ptuning(*argv, "--data.max_length", "16", "--data.too_long", "error")
+    assert code == 2
+    assert "16" in out
+    assert err.startswith("ptuning: error: data.too_long: got 'error', and rows have more than the 16 tokens")
+    assert "1 of train" in err
+    assert ptuning(*argv, "--data.max_length", "16")[0] == 0
 
 
 def test_check_data_says_where_nothing_can_be_split_off(

@@ -1,4 +1,4 @@
-"""Encodings: told from the bytes where it is certain, asked about where not; nothing is read as what it is not."""
+"""Encodings: told from the bytes where it is certain, asked about where not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from ptuning.data import Problem, load_examples, open_table
 from ptuning.errors import ConfigError, DataError
 
 TEXTS = {
-    "English": ["the kettle boils fast – “naïve” 5 €", "the courier’s box was lost again…", "£5 for a café, fine"],
+    "English": [
+        "the kettle boils fast – “naïve” 5 €",
+        "the courier’s box was lost again…",
+        "£5 for a café, fine",
+    ],
     "French": ["la bouilloire est très rapide et déjà usée", "le livreur a perdu mon colis, c'est gênant"],
     "German": ["Die Küche ist schön und groß", "Der Kessel läuft über und ist häßlich"],
     "Spanish": ["el niño comió mañana y está bien", "¿dónde está mi paquete?"],
@@ -56,7 +60,9 @@ CASES = [(language, encoding) for language, encodings in NATIONAL.items() for en
 
 
 def csv_of(texts: list[str]) -> str:
-    return "text,label\n" + "".join(f'"{text}",{"good" if n % 2 else "bad"}\n' for n, text in enumerate(texts))
+    return "text,label\n" + "".join(
+        f'"{text}",{"good" if n % 2 else "bad"}\n' for n, text in enumerate(texts)
+    )
 
 
 def texts_in(table: Any) -> list[str]:
@@ -90,7 +96,9 @@ def test_a_national_encoding_is_told_and_said(tmp_path: Path, language: str, enc
     ],
 )
 @pytest.mark.parametrize("sep", [",", "\t"])
-def test_unicode_is_known_by_its_mark_or_its_zeros(tmp_path: Path, encoding: str, mark: bytes, sep: str) -> None:
+def test_unicode_is_known_by_its_mark_or_its_zeros(
+    tmp_path: Path, encoding: str, mark: bytes, sep: str
+) -> None:
     content = "text,label\r\n".replace(",", sep) + "".join(f"déjà vu {n}{sep}good\r\n" for n in range(9))
     path = tmp_path / "a.csv"
     path.write_bytes(mark + content.encode(encoding))
@@ -106,7 +114,9 @@ def test_an_encoding_that_is_given_is_taken(tmp_path: Path) -> None:
     assert loaded.examples[0].text == "naïve"
     assert loaded.notes == ()
     for name in ("nothing", "hex", "a\0b", ""):
-        with pytest.raises(ConfigError, match=r"data\.encoding: got .*, expected the name of a text encoding"):
+        with pytest.raises(
+            ConfigError, match=r"data\.encoding: got .*, expected the name of a text encoding"
+        ):
             open_table(path, encoding=name)
 
 
@@ -136,7 +146,9 @@ def test_one_bad_byte_in_utf8_is_an_error_for_its_row(tmp_path: Path, where: int
 
 def test_a_bad_byte_within_a_cell_over_several_lines_costs_that_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes('text,label\nété,a\n"one\ntwö\nthree",b\nfine,a\n'.encode().replace("ö".encode(), b"\xf6"))
+    path.write_bytes(
+        'text,label\nété,a\n"one\ntwö\nthree",b\nfine,a\n'.encode().replace("ö".encode(), b"\xf6")
+    )
     problems: list[Problem] = []
     assert texts_in(open_table(path, problems=problems)) == ["été", "fine"]
     assert [problem.row for problem in problems] == [3]
@@ -151,7 +163,7 @@ def test_what_could_be_several_encodings_is_asked_about_with_how_each_reads(tmp_
     message = str(caught.value)
     assert "cp1252, in which it says" in message
     assert "déjà" in message
-    assert "name the right one with --data.encoding" in message
+    assert "name the right one, for example with --data.encoding" in message
     assert "iconv" not in message
     assert texts_in(open_table(path, encoding="cp1252")) == ["déjà", "à", "là"]
 
@@ -159,5 +171,5 @@ def test_what_could_be_several_encodings_is_asked_about_with_how_each_reads(tmp_
 @given(st.lists(st.text(st.characters(codec="cp1252", exclude_categories=["Cc"]), min_size=1), min_size=1))
 def test_utf8_is_never_read_as_anything_else(texts: list[str]) -> None:
     table = open_table(io.BytesIO("\n".join(texts).encode()), format="text")
-    assert texts_in(table) == [text for text in texts]
+    assert texts_in(table) == texts
     assert not table.notes

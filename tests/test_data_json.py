@@ -63,7 +63,10 @@ def test_whatever_pandas_writes_is_read(tmp_path: Path, orient: Any, indent: int
         ("[]", ["no rows"]),
         ("[" * 100_000, ["item 1: not JSON"]),
         ('{\n "text": "a"\n}\n{\n "text": ', ["item 2: not JSON"]),
-        ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', ["several tables ('train', 'test')", "save the one"]),
+        (
+            '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+            ["several tables ('train', 'test')", "save the one"],
+        ),
         ('{"text": ["a", "b"], "label": [1]}', ["of different lengths ('text' has 2, 'label' has 1)"]),
         ('{"text": "a", "text": "b"}', ["line 1", "the name 'text' occurs twice"]),
         ('{"text": "a"\n{"text": "b"}\n', ["line 1: not a JSON object"]),
@@ -87,7 +90,11 @@ def test_reading_goes_on_after_a_bad_line_or_item(tmp_path: Path) -> None:
         path.write_text(content)
         problems: list[Problem] = []
         assert [row["a"] for _, row in open_table(path, problems=problems).rows] == [1, 2]
-        assert [(problem.row, problem.kind) for problem in problems] == [(2, "json"), (3, "json"), (4, "json")]
+        assert [(problem.row, problem.kind) for problem in problems] == [
+            (2, "json"),
+            (3, "json"),
+            (4, "json"),
+        ]
         assert all(f"{unit} {problem.row}" in problem.message for problem in problems)
 
 
@@ -103,13 +110,17 @@ def test_a_row_with_lists_in_it_is_a_row(tmp_path: Path) -> None:
 
 @given(
     st.lists(
-        st.dictionaries(st.text(), st.none() | st.floats(allow_nan=False) | st.text() | st.lists(st.text()), min_size=1),
+        st.dictionaries(
+            st.text(), st.none() | st.floats(allow_nan=False) | st.text() | st.lists(st.text()), min_size=1
+        ),
         min_size=1,
     ),
     st.sampled_from([None, 1]),
     st.integers(1, 40),
 )
-def test_an_array_comes_back_however_it_is_cut(rows: list[dict[str, Any]], indent: int | None, chunk: int) -> None:
+def test_an_array_comes_back_however_it_is_cut(
+    rows: list[dict[str, Any]], indent: int | None, chunk: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_files, "_CHUNK", chunk)
         stream = io.BytesIO(json.dumps(rows, indent=indent, ensure_ascii=False).encode())
@@ -122,5 +133,5 @@ def test_an_item_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(text_files, "LONGEST", 1000)
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"}, {"text": "' + "b" * 10_000 + '"}]')
-    with pytest.raises(DataError, match="item 2: not JSON .a JSON value of more than"):
+    with pytest.raises(DataError, match=r"item 2: not JSON \(a JSON value of more than"):
         list(open_table(path).rows)

@@ -28,7 +28,9 @@ ROWS = [
 ]
 
 
-def written(rows: Sequence[Sequence[Any]], head: Sequence[str] | None = ("text", "label"), sep: str = ",", **how: Any) -> str:
+def written(
+    rows: Sequence[Sequence[Any]], head: Sequence[str] | None = ("text", "label"), sep: str = ",", **how: Any
+) -> str:
     text = io.StringIO()
     writer = csv.writer(text, delimiter=sep, **how)
     writer.writerows([head, *rows] if head is not None else rows)
@@ -48,7 +50,9 @@ def cells(table: Table) -> list[tuple[str, ...]]:
     return [tuple(row.values()) for _, row in table.rows]
 
 
-def collected(path: Path, content: str, **options: Any) -> tuple[list[tuple[int, tuple[str, ...]]], list[Problem]]:
+def collected(
+    path: Path, content: str, **options: Any
+) -> tuple[list[tuple[int, tuple[str, ...]]], list[Problem]]:
     problems: list[Problem] = []
     table = opened(path, content, problems=problems, **options)
     return [(number, tuple(row.values())) for number, row in table.rows], problems
@@ -84,7 +88,9 @@ def test_a_csv_names_the_lines_that_a_quote_swallowed_and_keeps_them(
     rows = [row if text_first else row[::-1] for row in with_halves(opens, closes)]
     content = unquoted(rows, ("text", "label") if text_first else ("label", "text"), ",")
     first, last = opens + 2, closes + 2
-    with pytest.raises(DataError, match=f"line {first}: a quote opens here and closes in line {last}, so that") as caught:
+    with pytest.raises(
+        DataError, match=f"line {first}: a quote opens here and closes in line {last}, so that"
+    ) as caught:
         list(opened(tmp_path / "a.csv", content).rows)
     assert "--data.quoting none" in str(caught.value)
     found, problems = collected(tmp_path / "a.csv", content)
@@ -112,7 +118,9 @@ def test_a_tsv_that_quotes_as_csv_does_is_read_so(tmp_path: Path) -> None:
         ('"Quite"', "in column 1, line 3 has them and line 2 has not"),
     ],
 )
-def test_a_tsv_is_read_without_quoting_where_its_quotes_are_not_csvs(tmp_path: Path, text: str, told: str) -> None:
+def test_a_tsv_is_read_without_quoting_where_its_quotes_are_not_csvs(
+    tmp_path: Path, text: str, told: str
+) -> None:
     rows = [("plain", "good"), (text, "bad"), ("more", "good")]
     table = opened(tmp_path / "a.tsv", unquoted(rows))
     assert cells(table) == rows
@@ -122,7 +130,11 @@ def test_a_tsv_is_read_without_quoting_where_its_quotes_are_not_csvs(tmp_path: P
 WORDS = st.text(st.sampled_from('"\tab ,\n'), max_size=6)
 
 
-@given(st.lists(st.tuples(WORDS.map(lambda text: text.replace("\n", "")), st.sampled_from(["x", "y"])), min_size=1))
+@given(
+    st.lists(
+        st.tuples(WORDS.map(lambda text: text.replace("\n", "")), st.sampled_from(["x", "y"])), min_size=1
+    )
+)
 def test_unquoted_tsv_gives_every_row_or_an_error(rows: list[tuple[str, str]]) -> None:
     stream = io.BytesIO(unquoted(rows).encode())
     try:
@@ -145,15 +157,19 @@ def test_unquoted_tsv_never_has_fewer_rows_whatever_is_in_it(rows: list[tuple[st
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1), st.sampled_from(["csv", "tsv"]), st.booleans())
-def test_what_a_csv_writer_wrote_comes_back(rows: list[tuple[str, str]], format: Any, all_quoted: bool) -> None:
+def test_what_a_csv_writer_wrote_comes_back(
+    rows: list[tuple[str, str]], format: Any, all_quoted: bool
+) -> None:
     how = {"quoting": csv.QUOTE_ALL} if all_quoted else {}
     content = written(rows, sep="," if format == "csv" else "\t", **how).encode()
     certain = open_table(io.BytesIO(content), format=format, header="first", quoting="csv")
     assert cells(certain) == rows
+    told: list[str] = []
     try:
         assert cells(open_table(io.BytesIO(content), format=format, header="first")) == rows
-    except DataError as error:  # what could as well be rows of their own
-        assert "say --data.quoting csv" in str(error)
+    except DataError as error:
+        told.append(str(error))
+    assert all("say --data.quoting csv" in message for message in told)  # what could be rows of their own
 
 
 def test_a_cell_over_several_lines_stays_one_cell(tmp_path: Path) -> None:
@@ -172,6 +188,21 @@ def test_reading_goes_on_after_a_row_with_broken_quotes(tmp_path: Path) -> None:
     found, problems = collected(tmp_path / "a.csv", 'text,label\n"a"b,x\nc,y\n"open,z\nd,x\n')
     assert found == [(3, ("c", "y")), (5, ("d", "x"))]
     assert [(problem.row, problem.kind) for problem in problems] == [(2, "quotes"), (4, "quotes")]
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ('label, text\ngood, "fine, and more"\nbad,  "worse"\n', "spaces before cells are left out"),
+        ('label,text\ngood,"fine, \\"and\\" more"\nbad,"worse"\n', 'quotes inside cells are written \\"'),
+    ],
+)
+def test_other_ways_of_writing_quotes_are_told_and_said(tmp_path: Path, content: str, note: str) -> None:
+    table = opened(tmp_path / "a.csv", content)
+    assert [row[0] for row in cells(table)] == ["good", "bad"]
+    assert note in table.notes[0]
+    standard = 'label,text\ngood,"ends so: \\"\nbad,"worse ""x"""\n'
+    assert cells(opened(tmp_path / "a.csv", standard)) == [("good", "ends so: \\"), ("bad", 'worse "x"')]
 
 
 # Separators --------------------------------------------------------------------------------------
@@ -225,24 +256,40 @@ def test_two_separators_that_could_be_meant_are_asked_about(tmp_path: Path) -> N
 
 
 def test_a_file_of_one_column_stays_one(tmp_path: Path) -> None:
-    assert cells(opened(tmp_path / "a.csv", "text\none; two\n\nthree\n")) == [("one; two",), ("",), ("three",)]
+    assert cells(opened(tmp_path / "a.csv", "text\none; two\n\nthree\n")) == [
+        ("one; two",),
+        ("",),
+        ("three",),
+    ]
 
 
 # Headers -----------------------------------------------------------------------------------------
 
 NO_HEADER = {
     "two columns": written(ROWS, None),
-    "news": written([(1 + index % 2, text[:12], text) for index, (text, _) in enumerate(ROWS)], None, quoting=csv.QUOTE_ALL),
+    "news": written(
+        [(1 + index % 2, text[:12], text) for index, (text, _) in enumerate(ROWS)],
+        None,
+        quoting=csv.QUOTE_ALL,
+    ),
     "scores": written([(text, f"{index / 7:.2f}") for index, (text, _) in enumerate(ROWS)], None),
     "pairs": written([("entailment", text, text[::-1]) for text, _ in ROWS], None, "\t"),
-    "a label called as a text is": written([(text, ["question", "answer"][index % 2]) for index, (text, _) in enumerate(ROWS)], None),
+    "a label called as a text is": written(
+        [(text, ["question", "answer"][index % 2]) for index, (text, _) in enumerate(ROWS)], None
+    ),
 }
 WITH_HEADER = {
     "known": written(ROWS),
-    "unknown": written([(text, number, "shop") for number, (text, _) in enumerate(ROWS)], ("reviewText", "overall", "asin")),
+    "unknown": written(
+        [(text, number, "shop") for number, (text, _) in enumerate(ROWS)], ("reviewText", "overall", "asin")
+    ),
     "spam": written([(label, text, "", "", "") for text, label in ROWS], ("v1", "v2", "", "", "")),
-    "pandas' index": written([(number, text, label) for number, (text, label) in enumerate(ROWS)], ("", "words", "verdict")),
-    "pandas without names": written([(number, text, label) for number, (text, label) in enumerate(ROWS)], ("", "0", "1")),
+    "pandas' index": written(
+        [(number, text, label) for number, (text, label) in enumerate(ROWS)], ("", "words", "verdict")
+    ),
+    "pandas without names": written(
+        [(number, text, label) for number, (text, label) in enumerate(ROWS)], ("", "0", "1")
+    ),
     "one row": written(ROWS[:1]),
     "one column": written([(text,) for text, _ in ROWS], ("review",)),
 }
@@ -270,12 +317,17 @@ def test_a_header_stays_one(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        written([(f"{text} and so on and on", f"{label} {number}") for number, (text, label) in enumerate(ROWS)], None),
+        written(
+            [(f"{text} and so on and on", f"{label} {number}") for number, (text, label) in enumerate(ROWS)],
+            None,
+        ),
         written([("1", "good") for _ in ROWS], ("name", "good")),
     ],
 )
 def test_what_may_be_a_header_or_not_is_asked_about(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match=r"may be the columns' names or a row of data.* say --data\.header none"):
+    with pytest.raises(
+        DataError, match=r"may be the columns' names or a row of data.* say --data\.header none"
+    ):
         opened(tmp_path / "a.csv", content)
     assert next(opened(tmp_path / "a.csv", content, header="first").rows)[0] == 2
     assert next(opened(tmp_path / "a.csv", content, header="none").rows)[0] == 1
@@ -299,13 +351,22 @@ def test_columns_without_a_header_are_named_by_number(tmp_path: Path) -> None:
 def test_spaces_around_names_are_removed_and_said(tmp_path: Path) -> None:
     table = opened(tmp_path / "a.csv", "text , label\na, b\n")
     assert table.columns == ("text", "label")
-    assert table.notes == [f"{tmp_path}/a.csv: spaces around the column names were removed: 'text ', ' label'"]
+    assert table.notes == [
+        f"{tmp_path}/a.csv: spaces around the column names were removed: 'text ', ' label'"
+    ]
 
 
 def test_unused_columns_may_be_called_anything_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("label,,text,,note,note\ngood,1,fine,2,3,4\n")
-    assert open_table(path).columns == ("label", "column 2", "text", "column 4", "note (column 5)", "note (column 6)")
+    assert open_table(path).columns == (
+        "label",
+        "column 2",
+        "text",
+        "column 4",
+        "note (column 5)",
+        "note (column 6)",
+    )
     assert load_examples(path).examples[0].text == "fine"
     assert "more than one column is named 'note'" in load_examples(path).notes[0]
 
@@ -335,6 +396,12 @@ def test_empty_cells_at_the_end_may_be_too_many_or_missing(tmp_path: Path) -> No
     assert cells(table) == [("ham", "hello", "", ""), ("spam", "win", "now", "")]
 
 
+def test_the_names_again_are_no_row(tmp_path: Path) -> None:
+    found, problems = collected(tmp_path / "a.csv", "text,label\na,x\ntext,label\nb,x\n")
+    assert found == [(2, ("a", "x")), (4, ("b", "x"))]
+    assert [(problem.row, problem.kind) for problem in problems] == [(3, "header")]
+
+
 def test_only_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no rows, .*; the first that cannot be read: .*line 2: 1 cells"):
         collected(tmp_path / "a.csv", "text,label\na\nb\n")
@@ -349,7 +416,9 @@ def test_a_line_without_end_is_refused_by_its_place(tmp_path: Path, monkeypatch:
         "a.txt": "a\nc\n" + "b" * 300 + "\nc\n",
     }.items():
         found, problems = collected(tmp_path / name, content)
-        assert [number for number, _ in found] == ([1, 2, 4] if name[2] in "jt" and name != "a.tsv" else [2, 4])
+        assert [number for number, _ in found] == (
+            [1, 2, 4] if name[2] in "jt" and name != "a.tsv" else [2, 4]
+        )
         assert [problem.row for problem in problems] == [3]
         assert f"{name}, line 3: a line of more than 100 characters" in problems[0].message
 

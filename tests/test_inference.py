@@ -30,7 +30,7 @@ from ptuning import (
 )
 from ptuning.data import Example
 from ptuning.data.tokens import Tokenise
-from ptuning.errors import ConfigError, DataError
+from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.inference.evaluate import logits_of
 from tiny import tiny
 
@@ -354,3 +354,29 @@ def test_sizes_below_one_are_refused(model: PTuningModel, option: str) -> None:
     """A window of 0 would answer nothing, in silence."""
     with pytest.raises(ConfigError, match=f"{option}: got 0, expected at least 1"):
         Predictor(model=model, **{option: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", [SINGLE, MULTI, SCORE], ids=lambda task: task.problem_type)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+def test_logits_that_are_not_finite_are_no_answer(tiny_folder: Path, task: Task, value: float) -> None:
+    """Every number of the head is finite at 3e38; what it makes of a text is not."""
+    model = perturbed(tiny_folder, task)
+    with torch.no_grad():
+        model.head.get_parameter("classifier-weight")[0] = value
+    message = (
+        "the logits of 2 of 2 rows are not finite .*{}.* first, so there is no answer: .*; try precision"
+    )
+    with pytest.raises(TrainingDiverged, match=message.format("the rows, row 1")):
+        Predictor(model=model)(["good film", "bad film"])
+    with pytest.raises(TrainingDiverged, match=r"logits of .* first, so there is no answer"):
+        pipeline(model)(["good film", "bad film"])
+
+
+def test_one_row_that_is_not_finite_is_named(model: PTuningModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.zeros(3, 2)
+    logits[1, 0] = math.nan
+    monkeypatch.setattr("ptuning.inference.predictor.logits_of", lambda *_, **__: logits)
+    with pytest.raises(
+        TrainingDiverged, match=r"the logits of 1 of 3 rows are not finite .*the rows, row 2 f"
+    ):
+        Predictor(model=model)(["good", "bad", "good"])

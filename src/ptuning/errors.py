@@ -10,7 +10,7 @@
     │   ├── UnsupportedBackbone   this architecture cannot do what the configuration asks
     │   └── AdapterError          a folder that is not an adapter of ours, altered or cut short
     │       └── AdapterMismatch   an adapter made for another backbone
-    ├── TrainingDiverged          a loss or gradient that is not finite; the last good checkpoint is kept
+    ├── TrainingDiverged          a loss, gradient or logit that is not finite; the last good checkpoint stays
     └── OutputError               a result that could not be written: disk full, no permission
 
 A message is one paragraph: what was got, what was expected, the remedy.
@@ -18,9 +18,17 @@ A message is one paragraph: what was got, what was expected, the remedy.
 
 from __future__ import annotations
 
+from ptuning.visible import visible
+
 
 class PTuningError(Exception):
-    """The root of the tree; catch it to catch everything that ptuning raises on purpose."""
+    """The root of the tree; catch it to catch everything that ptuning raises on purpose.
+
+    What a message quotes (a label, a file's name) acts on no terminal: control characters are codes there.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(visible(each, lines=True) if isinstance(each, str) else each for each in args))
 
 
 class UserError(PTuningError):
@@ -52,8 +60,16 @@ class AdapterMismatch(AdapterError):
 
 
 class TrainingDiverged(PTuningError, ArithmeticError):
-    """A loss or gradient that is not finite. The last good checkpoint is kept."""
+    """A loss, a gradient or logits that are not finite. The last good checkpoint is kept."""
 
 
 class OutputError(PTuningError, OSError):
     """A result that could not be written. What stood there before is untouched."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine has run out of it: torch says so in words."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("out of memory", "allocate memory"))
+    )

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from ptuning.errors import ConfigError
+from ptuning.validation import Float, Int, checked
 
 ProblemType = Literal[
     "single_label_classification", "multi_label_classification", "regression"
 ]  # transformers' own names
 Label = str | int | float | bool
 
+_Finite = Annotated[Float, Field(allow_inf_nan=False)]
+_Plain = Annotated[Label, BeforeValidator(lambda label: label.item() if hasattr(label, "item") else label)]
+"""A label as Python has it, not numpy."""
 
+
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One task's facts.
@@ -34,17 +42,13 @@ class Task:
     """
 
     problem_type: ProblemType
-    labels: tuple[Label, ...] = ()
+    labels: tuple[_Plain, ...] = ()
     pair: bool = False
-    mean: float = 0.0
-    scale: float = 1.0
-    max_length: int | None = None
+    mean: _Finite = 0.0
+    scale: _Finite = 1.0
+    max_length: Annotated[Int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
-        if self.problem_type not in get_args(ProblemType):
-            raise ConfigError(
-                f"problem_type: got {self.problem_type!r}, expected one of {', '.join(get_args(ProblemType))}"
-            )
         if self.problem_type == "regression":
             if self.labels:
                 raise ConfigError(f"a regression task has no labels, got {len(self.labels)}")

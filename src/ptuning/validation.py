@@ -1,21 +1,112 @@
-"""Checking what a user wrote, by pydantic, with one sentence for what is wrong."""
+"""Checking what a user wrote, by pydantic, with one sentence for what is wrong.
+
+A configuration class is a :class:`Checked` model, or a dataclass under :func:`checked`: what is wrong is a
+:class:`~ptuning.errors.ConfigError` wherever it is made, from a file, an option or in Python.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from ptuning.errors import ConfigError
 
+C = TypeVar("C", bound=type)
+
+STRICT: ConfigDict = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 _CHOICES = ("prompt", "encoder", "init")
 """Where pydantic's path names the chosen class, which the user did not write."""
-_KIND = re.compile(r"int|float|str|bool|none|constrained-\w+|\w+\[.*\]")
+_KIND = re.compile(r"int|float|str|bool|none|constrained-\w+|[\w-]+\[.*\]", re.DOTALL)
 """What pydantic calls the alternatives of a value that may be one of several things."""
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("no_number", "Input should be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+"""A whole number. ``True`` is none, though Python counts it as 1."""
+Float = Annotated[float, BeforeValidator(_no_bool)]
+"""A number. ``True`` is none, though Python counts it as 1."""
+
+
+class Checked(BaseModel):
+    """A pydantic model whose complaints are a :class:`~ptuning.errors.ConfigError` of one sentence."""
+
+    model_config = STRICT
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        name = type(self).__name__
+        if args:
+            first = next(iter(type(self).model_fields))
+            raise ConfigError(f"{name}: its options are given by name, such as {name}({first}=…)")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, known=_names(type(self)))) from None
+
+    # Pydantic then fills in a nested model itself, and so knows the whole path of what is wrong in it.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def checked(kind: C) -> C:
+    """Make a dataclass of keyword options refuse what is none of them with a ``ConfigError``.
+
+    Each option is held to its type, as where a file is read: in Python, too, nothing is taken for another.
+    ``__post_init__`` comes after that, for what no type says.
+    """
+    fields: Any = dataclasses.fields(cast(Any, kind))
+    required = [
+        each.name
+        for each in fields
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    ]
+    own_init: Callable[..., None] = kind.__init__  # type: ignore[misc]
+    own_post: Callable[..., None] | None = getattr(kind, "__post_init__", None)
+
+    @functools.wraps(own_init)
+    def init(self: Any, *args: Any, **values: Any) -> None:
+        name, known = type(self).__name__, [each.name for each in fields]
+        if args:
+            raise ConfigError(f"{name}: its options are given by name, such as {name}({known[0]}=…)")
+        for option in values:
+            if option not in known:
+                raise ConfigError(f"{name}: unknown option {option}{_hint(option, known)}")
+        if missing := [option for option in required if option not in values]:
+            raise ConfigError(f"{name}: {missing[0]} is missing, and it has no default")
+        own_init(self, **values)
+        if own_post is None:
+            settle(self)
+
+    def settle(self: Any) -> None:
+        for name, own in _kinds(cast(Hashable, kind)).items():
+            object.__setattr__(self, name, validated(own, getattr(self, name), name))
+        if own_post is not None:
+            own_post(self)
+
+    kind.__init__ = init  # type: ignore[misc]
+    if own_post is not None:  # which pydantic calls as well
+        kind.__post_init__ = settle  # type: ignore[attr-defined]
+    kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    return kind
+
+
+@cache
+def _kinds(kind: Hashable) -> dict[str, Any]:
+    """The types of a dataclass's options."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {each.name: hints[each.name] for each in dataclasses.fields(cast(Any, kind))}
 
 
 def validated(kind: Any, values: Any, under: str = "") -> Any:
@@ -30,7 +121,7 @@ def validated(kind: Any, values: Any, under: str = "") -> Any:
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, under)) from None
+        raise ConfigError(explain(error, under, _names(kind))) from None
 
 
 @cache
@@ -38,8 +129,24 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def explain(error: ValidationError, under: str = "") -> str:
-    """Pydantic's first complaint as one sentence."""
+def _names(kind: Any) -> list[str]:
+    """The options of a class, those of a section dotted: what may have been meant by an unknown one."""
+    found: list[str] = []
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return found
+    for name, info in kind.model_fields.items():
+        made = info.annotation
+        inner = _names(made) if isinstance(made, type) else []
+        found += [f"{name}.{each}" for each in inner] or [name]
+    return found
+
+
+def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) -> str:
+    """Pydantic's first complaint as one sentence.
+
+    Args:
+        known: The options there are, dotted.
+    """
     found, *others = error.errors()
     beginning = f"{_key(found['loc'])}."
     if inner := [each for each in others if _key(each["loc"]).startswith(beginning)]:
@@ -51,19 +158,19 @@ def explain(error: ValidationError, under: str = "") -> str:
     got = found["input"]
     match found["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            owner = f"; it does not go with {' '.join(chosen)}" if chosen else ""
+            owner = f"; it does not go with {' '.join(chosen)}" if chosen else _hint(key, known)
             return f"{key}: unknown option{owner}{more}"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{key}: missing, and it has no default{more}"
         case "union_tag_invalid":
             name = found["ctx"]["discriminator"].strip("'")
             expected = found["ctx"]["expected_tags"].replace("'", "")
-            return f"{key}.{name}: got {found['ctx']['tag']!r}, expected one of {expected}{more}"
+            return f"{key}.{name}: got {shortened(found['ctx']['tag'])}, expected one of {expected}{more}"
         case "union_tag_not_found":
             return f"{key}.{found['ctx']['discriminator'].strip(chr(39))}: missing{more}"
         case "model_attributes_type":
             expected = "a dictionary of options, or an instance of a class that has them"
-            return f"{key}: got {got!r}, expected {expected}{more}"
+            return f"{key}: got {shortened(got)}, expected {expected}{more}"
         case "value_error":
             said = f"{found['ctx']['error']}{more}"
             return f"{key}: {said}" if key else said  # a check of several keys names them itself
@@ -71,7 +178,21 @@ def explain(error: ValidationError, under: str = "") -> str:
     same = [each for each in others if _key(_path(each["loc"], under)) == key and each["input"] is got]
     expected = " or ".join(dict.fromkeys(_expected(each["msg"]) for each in (found, *same)))
     more = f" (and {len(others) - len(same)} more)" if len(others) > len(same) else ""
-    return f"{key or 'configuration'}: got {got!r}, expected {expected}{more}"
+    return f"{key or 'configuration'}: got {shortened(got)}, expected {expected}{more}"
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """The option that was probably meant; its section may be missing, or wrong."""
+    options = list(known)
+    last = {option.rpartition(".")[2]: option for option in reversed(options)}
+    close = get_close_matches(name, options, n=1) or get_close_matches(name.rpartition(".")[2], last, n=1)
+    return f"; did you mean {last.get(close[0], close[0])}?" if close else ""
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """A value as Python writes it, cut to ``limit`` characters so that an error stays one line."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _path(places: Sequence[int | str], under: str) -> tuple[int | str, ...]:

@@ -4,7 +4,7 @@ Below ``ptuning.model``, which saves itself through here: this package knows fil
 no backbone.
 """
 
-from ptuning.adapters.card import SPLIT_OFF, model_card
+from ptuning.adapters.card import SPLIT_OFF, model_card, numbers
 from ptuning.adapters.folder import (
     OWN_FILES,
     RECORD,
@@ -52,6 +52,7 @@ __all__ = [
     "locate",
     "model_card",
     "modules_to_save",
+    "numbers",
     "peft_config",
     "push",
     "save",

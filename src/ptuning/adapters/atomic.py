@@ -84,7 +84,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         OutputError: it could not be written. What stood at ``target`` stands there still.
     """
-    with _blaming(target):
+    with blaming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _writing(target):
             token = _token()
@@ -112,7 +112,7 @@ def remove_folder(target: Path) -> None:
     """
     if not os.path.lexists(target) and not leftovers(target):
         return
-    with _blaming(target), _writing(target):
+    with blaming(target), _writing(target):
         if os.path.lexists(target):
             _discard(target, strict=True)
             _flush_folder(target.parent)
@@ -235,7 +235,7 @@ def _is_dead(each: Leftover, sure: bool) -> bool:
         newest = max(place.lstat().st_mtime for place in places)
     except OSError:  # it is being written, or taken away
         return False
-    return time.time() - newest > ABANDONED
+    return bool(time.time() - newest > ABANDONED)
 
 
 # -------------------------------------------------------------------------------------------- locks
@@ -381,8 +381,12 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _blaming(target: Path) -> Iterator[None]:
-    """Say of what the system refuses that ``target`` could not be written."""
+def blaming(target: Path) -> Iterator[None]:
+    """Say of what the system refuses in the ``with`` block that ``target`` could not be written.
+
+    Raises:
+        OutputError: instead of the system's error.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ptuning.adapters.peft_format import why_not_peft
 from ptuning.adapters.record import Adapter, installed_versions
+from ptuning.visible import visible
 
 _KINDS = {
     "single_label_classification": "single-label classification",
@@ -42,7 +43,7 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
         versions: Packages and their versions; those installed if left out.
     """
     sections = (
-        f"# {_line(name)}",
+        f"# {_words(name)}",
         _summary(adapter),
         "## Task\n\n" + "\n".join(_task(adapter)),
         _metrics(adapter),
@@ -61,9 +62,9 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
 
 
 def _front_matter(adapter: Adapter, name: str) -> str:
-    base = str(adapter.backbone.get("name"))
+    base = visible(str(adapter.backbone.get("name")))
     data = ModelCardData(
-        license=_license(adapter) or "unknown",
+        license=visible(_license(adapter) or "unknown"),
         library_name="ptuning",
         base_model=base if _is_hub_id(base) else None,
         base_model_relation="adapter" if _is_hub_id(base) else None,
@@ -75,7 +76,7 @@ def _front_matter(adapter: Adapter, name: str) -> str:
             "p-tuning-v2" if adapter.deep else "p-tuning",
             adapter.task.problem_type,
         ],
-        model_name=name,
+        model_name=visible(name),
         eval_results=_eval_results(adapter) or None,
     )
     return data.to_yaml().strip()
@@ -85,17 +86,17 @@ def _eval_results(adapter: Adapter) -> list[EvalResult]:
     """The Hub's ``model-index``: what was measured on rows that were not trained on."""
     found: list[EvalResult] = []
     for split in ("test", "validation"):
-        source = _measured_on(adapter, split)
+        source = visible(_measured_on(adapter, split) or "")
         found += [
             EvalResult(
                 task_type="text-classification",
                 dataset_type=(_dataset_id(source) if source else None) or "custom",
                 dataset_name=source or "the task's own data",
                 dataset_split=split,
-                metric_type=metric,
+                metric_type=visible(metric),
                 metric_value=value,
             )
-            for metric, value in _numbers(adapter.metrics.get(split)).items()
+            for metric, value in numbers(adapter.metrics.get(split)).items()
         ]
     return found
 
@@ -103,7 +104,7 @@ def _eval_results(adapter: Adapter) -> list[EvalResult]:
 def _datasets(adapter: Adapter) -> list[str]:
     """The Hub's data sets that it was trained and measured on; a local file is none of them."""
     named = (source for source in _sources(adapter).values() if source.startswith("hf:"))
-    return list(dict.fromkeys(filter(None, map(_dataset_id, named))))
+    return [visible(name) for name in dict.fromkeys(filter(None, map(_dataset_id, named)))]
 
 
 def _measured_on(adapter: Adapter, split: str) -> str | None:
@@ -171,7 +172,7 @@ def _task(adapter: Adapter) -> Iterator[str]:
 
 def _metrics(adapter: Adapter) -> str:
     """A row a metric, a column a split, the baseline last."""
-    splits = {name: _numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
+    splits = {name: numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
     rows = list(dict.fromkeys(metric for values in splits.values() for metric in values))
     if not rows:
         return ""
@@ -183,14 +184,14 @@ def _metrics(adapter: Adapter) -> str:
     if _BASELINE in splits:
         usual = "always the mean of the training targets" if adapter.task.is_regression else _MOST_FREQUENT
         rule = str(adapter.metrics.get("baseline_rule") or usual)
-        note = f"\n\nThe baseline is a constant answer: {_line(rule)}."
+        note = f"\n\nThe baseline is a constant answer: {_words(rule)}."
         if "loss" in splits[_BASELINE] and not adapter.task.is_regression:
             note += " Its loss is that of giving each label its share of the training rows."
     return "## Metrics\n\n" + "\n".join(lines) + note
 
 
 def _columns(adapter: Adapter) -> list[str]:
-    given = [name for name, values in adapter.metrics.items() if _numbers(values)]
+    given = [name for name, values in adapter.metrics.items() if numbers(values)]
     order = {"test": 0, "validation": 1, _BASELINE: 3}
     return sorted(given, key=lambda name: order.get(name, 2))
 
@@ -207,7 +208,7 @@ def _usage(adapter: Adapter, name: str) -> str:
         f"Answers, in Python:\n\n```python\n{classify}\n```\n\n"
         f"The model itself, a `torch.nn.Module`:\n\n```python\n{loaded}\n```\n\n"
         f"At the command line, for {holds}:\n\n"
-        f"```bash\nptuning predict {shlex.quote(_line(name))} --input {file}\n```\n\n"
+        f"```bash\nptuning predict {shlex.quote(visible(_line(name)))} --input {file}\n```\n\n"
         f"{_peft_usage(adapter, name)}"
     )
 
@@ -215,7 +216,7 @@ def _usage(adapter: Adapter, name: str) -> str:
 def _peft_usage(adapter: Adapter, name: str) -> str:
     reason = why_not_peft(adapter)
     if reason is not None:
-        return f"PEFT cannot load this adapter: {reason}."
+        return f"PEFT cannot load this adapter: {_words(reason)}."
     base = json.dumps(adapter.backbone.get("name"))
     options = f"revision={json.dumps(revision)}, " if (revision := adapter.backbone.get("revision")) else ""
     return (
@@ -238,9 +239,9 @@ def _data(adapter: Adapter) -> Iterator[str]:
         source, rows = facts.get("source"), facts.get("rows")
         count = f"{rows:,} rows" if isinstance(rows, int) else "rows not counted"
         if source == SPLIT_OFF:
-            yield f"- {_line(split)}: {count}, split off from the training rows"
+            yield f"- {_words(split)}: {count}, split off from the training rows"
         else:
-            yield f"- {_line(split)}: {_code(source)} ({count})"
+            yield f"- {_words(split)}: {_code(source)} ({count})"
 
 
 def _sources(adapter: Adapter) -> dict[str, str]:
@@ -291,18 +292,18 @@ def _facts(values: Mapping[str, Any]) -> Iterator[str]:
         if value is None:
             continue
         if isinstance(value, Mapping):
-            inner = ", ".join(f"{_line(k)} {_code(v)}" for k, v in value.items())
-            yield f"- {_line(key).replace('_', ' ')}: {inner}"
+            inner = ", ".join(f"{_words(k)} {_code(v)}" for k, v in value.items())
+            yield f"- {_words(str(key).replace('_', ' '))}: {inner}"
         else:
-            yield f"- {_line(key).replace('_', ' ')}: {_code(value)}"
+            yield f"- {_words(str(key).replace('_', ' '))}: {_code(value)}"
 
 
-def _numbers(values: Any) -> dict[str, float]:
+def numbers(values: Any) -> dict[str, float]:
     """The numbers among ``values``; anything else in a free dictionary is not a metric."""
     if not isinstance(values, Mapping):
         return {}
-    numbers = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
-    return {k: v for k, v in numbers.items() if type(v) in (int, float) and math.isfinite(v)}
+    found = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
+    return {k: v for k, v in found.items() if type(v) in (int, float) and math.isfinite(v)}
 
 
 def _number(value: float) -> str:
@@ -319,17 +320,24 @@ def _line(text: Any) -> str:
     return " ".join(str(text).split())
 
 
+_PLAIN = re.compile(r"(?!.*(www\.|://|\W_|_\W|_$))[^\W_]([\w '\".,;:%/()+=-]*[\w'\".%)])?", re.IGNORECASE)
+"""Words that Markdown takes as they are: no tag, link, emphasis, code or address."""
+
+
+def _words(text: Any) -> str:
+    """Words of others among ours: plain ones as they are, anything that could be more as code."""
+    line = _line(text)
+    return line if _PLAIN.fullmatch(line) and line == visible(line) else _code(line)
+
+
 def _cell(text: Any) -> str:
-    return _line(text).replace("|", "\\|")
+    """The same in a table's cell, which ends at a bar, in code as well."""
+    return _words(_line(text).replace("|", "\\x7c"))
 
 
 def _code(value: Any) -> str:
     """Inline code that holds anything, backticks and line breaks included."""
-    text = (
-        json.dumps(value, ensure_ascii=False)[1:-1]
-        if isinstance(value, str) and not value.isprintable()
-        else str(value)
-    )
+    text = visible(str(value))
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""
     return f"{fence}{pad}{text}{pad}{fence}"

@@ -23,17 +23,19 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
-from torch import Tensor
 
 from ptuning.adapters.atomic import moved_aside, recover, replace_folder, write_bytes
 from ptuning.adapters.card import model_card
 from ptuning.adapters.peft_format import from_peft, to_peft
 from ptuning.adapters.peft_import import is_peft, read
 from ptuning.adapters.record import Adapter, installed_versions
+from ptuning.adapters.schema import RecordFields, check_fields
+from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, PTuningError
+from ptuning.files import MOST_BYTES, parse_json, read_regular
+from ptuning.model.config import prompt_from_dict
+from ptuning.paths import local_path
 from ptuning.task import Task
 
 CONFIG, WEIGHTS, RECORD, CARD = (
@@ -80,9 +82,15 @@ def save(
         OutputError: disk full, no permission. What stood there before is untouched.
     """
     target = check_destination(folder, apart)
-    units = {} if adapter.units is None else {"the prompt's virtual units": adapter.units}
-    _check_finite({"the prompt": adapter.prompt_tensor, **units, **adapter.head})
+    check_finite(
+        adapter.tensors(),
+        ", so it is not saved; train with a lower learning rate, or go back to the last good checkpoint",
+    )
     content = _content(adapter)
+    try:
+        check_fields(RecordFields, {**content, "files": {}})
+    except ValueError as error:  # what could not be read again is not written
+        raise AdapterError(f"the adapter is not saved: {error}") from error
     config, tensors = to_peft(adapter)
 
     def fill(new: Path) -> None:
@@ -115,7 +123,7 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
         AdapterError: a file, a folder of something else, the working directory, or an adapter with files
             beside its own or a model card that was edited.
     """
-    target = Path(os.path.realpath(Path(folder).expanduser()))
+    target = Path(os.path.realpath(local_path(folder, "output", error=AdapterError)))
     recover(target, is_whole)
     if not target.exists():
         return target
@@ -191,16 +199,6 @@ def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
     )
 
 
-def _check_finite(tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise AdapterError(
-                f"{name} holds {count} of {tensor.numel()} numbers that are not finite (NaN or infinite), "
-                "so it is not saved; train with a lower learning rate, or go back to the last good checkpoint"
-            )
-
-
 def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode("ascii")
 
@@ -221,9 +219,9 @@ def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
     folders are not entered.
     """
     found = (
-        Path(place, name).relative_to(folder)
-        for place, folders, files in os.walk(folder)
-        for name in (*files, *(sub for sub in folders if os.path.islink(os.path.join(place, sub))))
+        Path(parent, name).relative_to(folder)
+        for parent, folders, files in os.walk(folder)
+        for name in (*files, *(sub for sub in folders if os.path.islink(os.path.join(parent, sub))))
     )
     return {path.as_posix() for path in found if path.parts[0] not in apart}
 
@@ -244,7 +242,7 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
     Raises:
         AdapterError: no adapter, one of a newer format, or one that was altered or cut short.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder, "adapter", error=AdapterError)
     if not (path / RECORD).exists() and is_peft(path):
         return read(path, allow_pickle=allow_pickle)
     while True:
@@ -259,7 +257,7 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
 def _stamp(path: Path) -> bytes | None:
     """The record as it is now."""
     try:
-        return (path / RECORD).read_bytes()
+        return read_regular(path / RECORD, MOST_BYTES)
     except OSError:
         return None
 
@@ -269,8 +267,8 @@ def _load(path: Path) -> Adapter:
     config = _parse(path / CONFIG, _checked(path, CONFIG, content["files"]))
     data = _checked(path, WEIGHTS, content["files"])
     try:
-        tensor, units, head = from_peft(config, safetensors.load(data))
-        return Adapter(
+        tensor, units, head = from_peft(config, parse_tensors(data))
+        adapter = Adapter(
             prompt=content["prompt"],
             task=Task.from_dict(content["task"]),
             backbone=content["backbone"],
@@ -281,15 +279,14 @@ def _load(path: Path) -> Adapter:
             metrics=content["metrics"],
             extra=content["extra"],
         )
-    except (
-        PTuningError,
-        SafetensorError,
-        KeyError,
-        TypeError,
-    ) as error:  # digests fit, yet not what we write
+        if (tokens := prompt_from_dict(adapter.prompt).virtual_tokens) != adapter.virtual_tokens:
+            raise AdapterError(f"its prompt has {adapter.virtual_tokens} virtual tokens, expected {tokens}")
+        check_finite(adapter.tensors(), ": its training diverged, or it was altered")
+    except (PTuningError, ValueError) as error:  # digests fit, yet not what we write
         raise AdapterError(
             f"{path} is not an adapter that this version of ptuning can read: {error}"
         ) from error
+    return adapter
 
 
 def verify(folder: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -301,7 +298,7 @@ def verify(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         AdapterError: what :func:`load` raises, or any listed file that is missing, altered or cut short.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder, "adapter", error=AdapterError)
     listed = details(path)["files"]
     for name in listed:
         _checked(path, name, listed)
@@ -317,12 +314,12 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         AdapterError: no adapter, one of a newer format, or a ``ptuning.json`` that was altered or cut short.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder, "adapter", error=AdapterError)
     _check_folder(path)
-    data = _read(path / RECORD)
+    data = _read(path / RECORD, MOST_BYTES)
     content = _parse(path / RECORD, data)
     version = content.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:  # in Python a truth value is a number; here it is none
         raise AdapterError(f"{path / RECORD} has no format_version of ptuning's; {_EXPECTED}")
     if version > FORMAT_VERSION:
         raise AdapterError(
@@ -330,8 +327,19 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "update it with: pip install --upgrade ptuning"
         )
     seal = content.get(_SELF)
-    if not isinstance(seal, str) or _digest(_BLANK.join(data.decode().rsplit(seal, 1)).encode()) != seal:
+    if (
+        not isinstance(seal, str)
+        or not re.fullmatch("[0-9a-f]{64}", seal)
+        or _digest(_BLANK.encode().join(data.rsplit(seal.encode(), 1))) != seal
+    ):
         raise AdapterError(_altered(path, RECORD))
+    try:
+        check_fields(RecordFields, content)
+    except ValueError as error:
+        raise AdapterError(
+            f"{RECORD} in {path} is not what ptuning writes, though its digest fits: {error}; do not trust "
+            "this adapter, or read it with the version that wrote it"
+        ) from error
     return content
 
 
@@ -353,7 +361,7 @@ def for_repository(
     Raises:
         AdapterError: what :func:`load` raises, or a licence that an edited card does not name.
     """
-    path = Path(folder).expanduser()
+    path = local_path(folder, "adapter", error=AdapterError)
     content = details(path)  # before load, which reads what PEFT wrote as well
     adapter = load(path)
     listed = content["files"]
@@ -449,14 +457,14 @@ def _checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:
     """The bytes of a listed file, once they have been found to be those that were written."""
     if name not in listed:
         raise AdapterError(f"{folder / RECORD} does not list {name}; {_EXPECTED}")
-    place = PurePosixPath(name)
-    if place.is_absolute() or ".." in place.parts:
+    inner = PurePosixPath(name)
+    if inner.is_absolute() or ".." in inner.parts:
         raise AdapterError(
             f"{folder / RECORD} lists {name!r}, which is outside the folder; do not trust this adapter"
         )
-    if not (folder / place).is_file():
+    if not (folder / inner).is_file():
         raise AdapterError(f"{folder} lacks {name}, which {RECORD} lists; {_ask_again(name)}")
-    data = _read(folder / place)
+    data = _read(folder / inner)
     if _digest(data) != listed[name]:
         raise AdapterError(_altered(folder, name))
     return data
@@ -472,21 +480,22 @@ def _ask_again(name: str) -> str:
     return f"copy or download {name} again from where the adapter came from, or train it again"
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most: int | None = None) -> bytes:
     try:
-        return file.read_bytes()
+        return read_regular(file, most)
     except OSError as error:
         raise AdapterError(
-            f"{file} cannot be read: {error.strerror or error}; check its permissions"
+            f"{file} cannot be read: {error.strerror or error}; check it and its permissions"
         ) from error
 
 
 def _parse(file: Path, data: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(data.decode())
-    except (ValueError, RecursionError):
+        values = parse_json(data)
+    except ValueError as error:
         raise AdapterError(
-            f"{file.name} in {file.parent} was altered or cut short: it is no JSON; {_ask_again(file.name)}"
+            f"{file.name} in {file.parent} was altered or cut short: it is no JSON that ptuning writes "
+            f"({first_line(error)}); {_ask_again(file.name)}"
         ) from None
     if not isinstance(values, dict):
         raise AdapterError(f"{file} holds a {type(values).__name__}, expected a JSON object; {_EXPECTED}")

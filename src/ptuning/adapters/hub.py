@@ -31,6 +31,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ptuning.adapters.folder import CARD, CONFIG, OWN_FILES, RECORD, WEIGHTS, details, for_repository
 from ptuning.adapters.peft_import import PICKLED, is_peft
 from ptuning.errors import AdapterError, ConfigError
+from ptuning.paths import local_path
 
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 """What no answer at all is raised as. Which library's it is depends on the client's version."""
@@ -92,7 +93,7 @@ def locate(
     Raises:
         AdapterError: neither a folder nor a repository in reach; says what to do.
     """
-    path, name = Path(name_or_path).expanduser(), str(name_or_path)
+    path, name = local_path(name_or_path, "adapter", error=AdapterError), str(name_or_path)
     is_path = (
         isinstance(name_or_path, Path)
         or name.startswith((".", "/", "~"))

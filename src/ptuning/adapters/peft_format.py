@@ -56,6 +56,11 @@ def unpack_layers(stored: Tensor, layers: int) -> Tensor:
     return stored.view(stored.shape[0], layers, 2, -1).permute(1, 2, 0, 3).contiguous()
 
 
+def is_prefix(stored: Tensor, layers: int) -> bool:
+    """Whether :func:`unpack_layers` can make something of ``stored``."""
+    return stored.dim() == 2 and stored.numel() > 0 and stored.shape[1] % (2 * layers) == 0
+
+
 OURS = "PTUNING"
 LAYOUTS: Mapping[str, Layout] = {
     "P_TUNING": Layout(key="prompt_embeddings", pack=_as_it_is, unpack=_as_it_is),
@@ -219,13 +224,12 @@ def from_peft(
         raise AdapterError(
             f"it holds a tensor {strange[0]!r}; expected {layout.key!r} and {HEAD_PREFIX}* for the head"
         )
-    try:
-        prompt = layout.unpack(stored, int(config.get("num_layers") or 0))
-    except RuntimeError:
+    layers = config.get("num_layers") if kind == "PREFIX_TUNING" else 1
+    if type(layers) is not int or layers < 1 or (kind == "PREFIX_TUNING" and not is_prefix(stored, layers)):
         raise AdapterError(
-            f"its {layout.key!r} of shape {list(stored.shape)} is no {kind} prompt of "
-            f"{config.get('num_layers')} layers"
-        ) from None
+            f"its {layout.key!r} of shape {list(stored.shape)} is no {kind} prompt of {layers!r} layers"
+        )
+    prompt = layout.unpack(stored, layers)
     return prompt, units, {name.removeprefix(HEAD_PREFIX): value for name, value in rest.items()}
 
 

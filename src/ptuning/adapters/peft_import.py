@@ -13,20 +13,23 @@ Neighbours: ``peft_format.py`` is the other direction, ``folder.py`` calls :func
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors import torch as safetensors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ptuning.adapters.peft_format import HEAD_PREFIX, LAYOUTS, WRITTEN_BY_US
-from ptuning.adapters.record import Adapter
-from ptuning.errors import AdapterError
+from ptuning.adapters.record import OUTPUT_LAYERS, Adapter
+from ptuning.adapters.schema import Text
+from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
+from ptuning.errors import AdapterError, ConfigError
+from ptuning.files import MOST_BYTES, parse_json, read_regular
+from ptuning.model.config import prompt_from_dict
 from ptuning.task import Task
+from ptuning.validation import explain, shortened
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -62,14 +65,27 @@ OPTIONS: Mapping[str, frozenset[str]] = {
 }
 """Options that are understood, by ``peft_type``. What made the prompt is not needed to use it."""
 
-TYPES: Mapping[type, tuple[str, ...]] = {
-    str: ("peft_type", "task_type", "base_model_name_or_path", "revision"),
-    int: ("num_virtual_tokens", "num_layers", "encoder_hidden_size", "encoder_num_layers"),
-}
-"""What the options that are read are, where they are said."""
+_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
-OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
-"""The layer whose rows are the labels, by the name that it has in one architecture or another."""
+
+class _Fields(BaseModel):
+    """What the options that are read are, where they are said; a truth value is no number."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="ignore")
+    peft_type: Text
+    task_type: Text | None = None
+    peft_version: Text | None = None
+    base_model_name_or_path: Text | None = None
+    revision: Text | None = None
+    num_virtual_tokens: _Count | None = None
+    num_layers: _Count | None = None
+    num_transformer_submodules: _Count | None = None
+    encoder_hidden_size: _Count | None = None
+    encoder_num_layers: _Count | None = None
+    encoder_dropout: Annotated[float, Field(ge=0, le=1)] | None = None
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] | None = None
+    prefix_projection: bool | None = None
+
 
 NAMES: Mapping[str, str] = {".modules_to_save.default.": ".", ".modules_to_save.": "."}
 """What older versions of PEFT left in the middle of a head's name, and what stands there now."""
@@ -109,10 +125,10 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
             "download the whole folder again"
         )
     kind = _kind(folder, config)
-    tensors = {_name(name): value.float() for name, value in _tensors(folder, allow_pickle).items()}
-    for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            raise AdapterError(f"{folder}: {name} holds numbers that are not finite: its training diverged")
+    tensors = {
+        _name(name): _real(folder, name, value) for name, value in _tensors(folder, allow_pickle).items()
+    }
+    check_finite(tensors, f" in {folder}: its training diverged")
     prompt = _prompt(folder, config, tensors.pop(PROMPT, None))
     if strange := sorted(name for name in tensors if not name.startswith(HEAD_PREFIX)):
         raise AdapterError(
@@ -123,8 +139,13 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     facts: dict[str, Any] = dict.fromkeys(
         ("model_type", "hidden_size", "embedding_size", "key_value_size", "vocab_size", "num_parameters")
     )
+    choices = _choices(kind, config, prompt)
+    try:
+        prompt_from_dict(choices)
+    except ConfigError as error:
+        raise AdapterError(f"{folder / CONFIG} says what PEFT cannot have written: {error}") from error
     return Adapter(
-        prompt=_choices(kind, config, prompt),
+        prompt=choices,
         task=_task(folder, head),
         backbone={
             **facts,
@@ -145,12 +166,13 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / CONFIG).read_bytes())
+        values = parse_json(read_regular(folder / CONFIG, MOST_BYTES))
     except OSError as error:
         raise AdapterError(f"{folder / CONFIG} cannot be read: {error.strerror or error}") from error
-    except ValueError:
+    except ValueError as error:
         raise AdapterError(
-            f"{CONFIG} in {folder} was altered or cut short: it is no JSON; copy or download it again"
+            f"{CONFIG} in {folder} was altered or cut short: it is no JSON ({first_line(error)}); copy or "
+            "download it again"
         ) from None
     if not isinstance(values, dict):
         raise AdapterError(f"{folder / CONFIG} holds a {type(values).__name__}, expected a JSON object")
@@ -160,13 +182,10 @@ def _config(folder: Path) -> dict[str, Any]:
 def _checked(folder: Path) -> dict[str, Any]:
     """The configuration, once what is read of it is found to be of its type."""
     values = _config(folder)
-    for kind, names in TYPES.items():
-        for name in names:
-            # In Python a truth value is a number; here it is none.
-            if (value := values.get(name)) is not None and type(value) is not kind:
-                raise AdapterError(
-                    f"{folder / CONFIG}: {name} is {value!r}, expected {kind.__name__}; it was altered"
-                )
+    try:
+        _Fields.model_validate(values)
+    except ValidationError as error:
+        raise AdapterError(f"{folder / CONFIG}: {explain(error)}; it was altered") from None
     return values
 
 
@@ -183,13 +202,13 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in KINDS:
         raise AdapterError(
-            f"{folder} is an adapter written by PEFT of type {kind!r}, expected one of {', '.join(KINDS)}; "
-            "load it with peft.PeftModel.from_pretrained"
+            f"{folder} is an adapter written by PEFT of type {shortened(kind)}, expected one of "
+            f"{', '.join(KINDS)}; load it with peft.PeftModel.from_pretrained"
         )
     if (task := config.get("task_type")) != "SEQ_CLS":
         raise AdapterError(
-            f"{folder} is a {kind} adapter for the task_type {task!r}, and ptuning classifies: expected "
-            "'SEQ_CLS'; load it with peft.PeftModel.from_pretrained"
+            f"{folder} is a {kind} adapter for the task_type {shortened(task)}, and ptuning classifies: "
+            "expected 'SEQ_CLS'; load it with peft.PeftModel.from_pretrained"
         )
     if (parts := config.get("num_transformer_submodules")) not in (None, 1):
         raise AdapterError(
@@ -201,8 +220,8 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
         close = difflib.get_close_matches(said[0], OPTIONS[kind], n=1)
         meant = f"did you mean {close[0]!r}? Otherwise update" if close else "update"
         raise AdapterError(
-            f"{folder / CONFIG} has the option {said[0]!r} ({unknown[said[0]]!r}), which this version of "
-            f"ptuning does not know for {kind}; {meant} ptuning, or load it with "
+            f"{folder / CONFIG} has the option {shortened(said[0])} ({shortened(unknown[said[0]])}), which "
+            f"this version of ptuning does not know for {kind}; {meant} ptuning, or load it with "
             "peft.PeftModel.from_pretrained"
         )
     return kind
@@ -211,8 +230,8 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 def _tensors(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if (file := folder / WEIGHTS).is_file():
         try:
-            return safetensors.load(file.read_bytes())
-        except (OSError, SafetensorError) as error:
+            return parse_tensors(read_regular(file))
+        except (OSError, ValueError) as error:
             raise AdapterError(
                 f"{WEIGHTS} in {folder} was altered or cut short ({error}); copy or download it again"
             ) from error
@@ -226,14 +245,25 @@ def _tensors(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     try:  # torch's restricted unpickler makes tensors and containers, and runs nothing
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file makes of it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterError(
-            f"{PICKLED} in {folder} is no pickle of tensors alone, or was cut short ({reason}); "
+            f"{PICKLED} in {folder} is no pickle of tensors alone, or was cut short ({first_line(error)}); "
             "do not trust it, and ask for safetensors"
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise AdapterError(f"{PICKLED} in {folder} holds no dictionary of tensors; ask for safetensors")
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
+        raise AdapterError(f"{PICKLED} in {folder} holds no dictionary of named tensors; ask for safetensors")
     return found
+
+
+def _real(folder: Path, name: str, value: Tensor) -> Tensor:
+    """In fp32, whatever floating point PEFT held it in; anything else is no parameter of a trained prompt."""
+    if not value.is_floating_point() or value.layout != torch.strided:
+        raise AdapterError(
+            f"{folder}: {name} is {value.dtype} ({value.layout}), expected floating point numbers; it was "
+            "altered"
+        )
+    return value.float()
 
 
 def _name(name: str) -> str:
@@ -251,10 +281,10 @@ def _prompt(folder: Path, config: Mapping[str, Any], stored: Tensor | None) -> T
         raise AdapterError(f"{folder} lacks the tensor {PROMPT!r}; copy or download it again")
     kind, layers = str(config["peft_type"]), config.get("num_layers")
     tokens = config.get("num_virtual_tokens")
-    if stored.dim() != 2 or stored.shape[0] != tokens:
+    if stored.dim() != 2 or stored.shape[0] != tokens or not stored.numel():
         raise AdapterError(
             f"{folder}: its {PROMPT!r} has the shape {list(stored.shape)}, expected {tokens} rows as "
-            f"{CONFIG} says; copy or download both again"
+            f"{CONFIG} says, at least 1; copy or download both again"
         )
     if KINDS[kind] == "input":
         return stored.contiguous()
@@ -269,7 +299,13 @@ def _prompt(folder: Path, config: Mapping[str, Any], stored: Tensor | None) -> T
 def _task(folder: Path, head: Mapping[str, Tensor]) -> Task:
     """What can be told of the task: how wide its logits are. One is a regression, as transformers has it."""
     layer = next((layer for layer in OUTPUT_LAYERS if f"{layer}.weight" in head), None)
-    width = None if layer is None else head[f"{layer}.weight"].shape[0]
+    weight = None if layer is None else head[f"{layer}.weight"]
+    if weight is not None and (weight.dim() != 2 or not weight.numel()):
+        raise AdapterError(
+            f"{folder}: {layer}.weight has the shape {list(weight.shape)}, expected a row a label; it was "
+            "altered"
+        )
+    width = None if weight is None else weight.shape[0]
     bias = head.get(f"{layer}.bias")
     if bias is not None and bias.shape != (width,):
         raise AdapterError(

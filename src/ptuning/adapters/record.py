@@ -22,6 +22,10 @@ MIX = "pooling.mix"
 """What stands in a head beside the backbone's names, where it reads all layers: how each is read."""
 
 
+OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
+"""The layer whose rows are the labels, by the name that it has in one architecture or another."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
     """A trained task: prompt, head, labels, and facts of the backbone that it fits.
@@ -55,11 +59,12 @@ class Adapter:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, value in self.tensors().items():
+            if value.dtype != torch.float32:
+                raise AdapterError(
+                    f"{name} is {value.dtype}, expected torch.float32; convert it with .float()"
+                )
         tensor = self.prompt_tensor
-        if tensor.dtype != torch.float32:
-            raise AdapterError(
-                f"the prompt is {tensor.dtype}, expected torch.float32; convert it with .float()"
-            )
         shape, expected = tuple(tensor.shape), self._expected_shape()
         if len(shape) != len(expected) or any(
             e not in (None, s) for s, e in zip(shape, expected, strict=True)
@@ -78,6 +83,24 @@ class Adapter:
             beside = (self._layers, 2, units, self.backbone["hidden_size"])
         _check_shape(MIX, self.head.get(MIX), mixed, f"the pooling {pooling!r}")
         _check_shape("units", self.units, beside, f"{units} virtual units")
+        for layer in OUTPUT_LAYERS:
+            self._check_rows(f"{layer}.weight", dimensions=2)
+            self._check_rows(f"{layer}.bias", dimensions=1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Prompt, virtual units and head, by what messages call them."""
+        units = {} if self.units is None else {"the prompt's virtual units": self.units}
+        return {"the prompt": self.prompt_tensor, **units, **self.head}
+
+    def _check_rows(self, name: str, dimensions: int) -> None:
+        """A row a label, in the layer that gives the logits."""
+        value = self.head.get(name)
+        if value is not None and (value.dim() != dimensions or value.shape[0] != self.task.num_labels):
+            rest = ", H" * (dimensions - 1)
+            raise AdapterError(
+                f"the head's {name} has the shape {list(value.shape)}, expected "
+                f"[{self.task.num_labels}{rest}]: a row for each of the task's {self.task.num_labels} logits"
+            )
 
     def _expected_shape(self) -> tuple[int | None, ...]:
         """What choices and facts call for; ``None`` where neither says (a template counts its own P)."""
@@ -88,7 +111,9 @@ class Adapter:
 
     @property
     def _layers(self) -> int:
-        return int(self.backbone["num_layers"]) - int(self.prompt.get("first_layer", 0))
+        if (layers := self.backbone.get("num_layers")) is None:
+            raise AdapterError("backbone.num_layers is not known, and a deep prompt is for so many layers")
+        return int(layers) - int(self.prompt.get("first_layer", 0))
 
     @property
     def deep(self) -> bool:

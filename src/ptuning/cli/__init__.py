@@ -45,19 +45,30 @@ def console() -> None:
     """The ``ptuning`` program."""
     from ptuning.training.interrupt import exit_on_signals
 
+    _hold_standard_streams()
     code = main()
     exit_on_signals()
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:  # a full disk, or a reader that has gone
         code = code or (1 if isinstance(error, BrokenPipeError) else _say(_os_error(error), 1))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
     sys.exit(code)
 
 
+def _hold_standard_streams() -> None:
+    """Put the null device where a standard stream is closed: the next file opened would be taken for it."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free: this one
+
+
 def _failed(error: BaseException) -> int | None:
     """Say in a line what is wrong, and return the exit code; ``None`` for what nobody expects."""
-    from ptuning.errors import PTuningError, UserError
+    from ptuning.errors import PTuningError, UserError, out_of_memory
 
     match error:
         case SystemExit():  # a command's --help
@@ -68,7 +79,7 @@ def _failed(error: BaseException) -> int | None:
             return 1  # whoever read our output has gone (``| head``): nothing to say, and nobody to say it to
         case OSError():
             return _say(_os_error(error), 1)
-        case MemoryError() | RuntimeError() if _is_of_memory(error):
+        case MemoryError() | RuntimeError() if out_of_memory(error):
             said = f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter"
             return _say(said, 1)
     return None
@@ -85,6 +96,8 @@ def _run(given: list[str]) -> int:
 
         print(f"ptuning {__version__}")
     elif command in COMMANDS:
+        if sys.stdout is None and command in ("evaluate", "inspect", "check-data", "cache"):
+            return _say(f"standard output is closed, and what ptuning {command} finds is written there", 1)
         import_module(f"ptuning.cli.{command.replace('-', '_')}").main(argv)
     else:
         import difflib
@@ -93,13 +106,6 @@ def _run(given: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
         return _say(f"unknown command {command!r}; {hint}", 2)
     return 0
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether the device or the machine has run out of it: torch says so in words."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "allocate memory")
-    )
 
 
 def _os_error(error: OSError) -> str:
@@ -111,7 +117,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"ptuning: {'' if code > 128 else 'error: '}{' '.join(message.split())}", file=sys.stderr)
+    from ptuning.visible import visible
+
+    line = visible(" ".join(message.split()))
+    print(f"ptuning: {'' if code > 128 else 'error: '}{line}", file=sys.stderr)
     return code
 
 

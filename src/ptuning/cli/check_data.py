@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_reading, reading, tell
+from ptuning.cli.shared import add_data, data_of, tell
+from ptuning.training.config import DataConfig
 
 if TYPE_CHECKING:
     from ptuning.data import Example, Loaded
@@ -20,21 +21,13 @@ def parser() -> Parser:
         "leaks between splits. Exit code 2 if it could not be trained on.",
     )
     made.add_argument("file", type=str, help="the training rows: CSV, TSV, JSON lines, Parquet, or hf:NAME")
-    made.add_argument("--validation", type=str | None, help="the validation rows")
-    made.add_argument("--test", type=str | None, help="the test rows")
     made.add_argument(
         "--backbone",
         type=str,
         default="demo",
         help="whose tokenizer counts, and whose limit, less the default prompt, holds",
     )
-    add_reading(made, label=True)
-    made.add_argument(
-        "--problem_type",
-        choices=["auto", "single_label_classification", "multi_label_classification", "regression"],
-        default="auto",
-        help="what a label is; told from the labels",
-    )
+    add_data(made, label=True, more=set(DataConfig.model_fields) - {"train"})
     made.add_argument("--json", action="store_true", help="print the report as JSON")
     return made
 
@@ -45,35 +38,46 @@ def main(argv: Sequence[str]) -> None:
 
     from ptuning.data import check, load_examples
     from ptuning.errors import DataError
-    from ptuning.training.config import DataConfig
+    from ptuning.visible import visible
 
+    data = data_of(given, given.file)
     loaded: dict[str, Loaded] = {}
-    for name, source in {"train": given.file, "validation": given.validation, "test": given.test}.items():
+    for name, source in {"train": data.train, "validation": data.validation, "test": data.test}.items():
         if source is not None:
             loaded[name] = load_examples(
                 source,
-                **reading(given),
+                **data.reading(),
                 pair=loaded["train"].columns.pair if loaded else None,
                 collect_problems=True,
             )
             tell(loaded[name].notes)
-    lengths, limit = _lengths(given.backbone)
+    lengths, limit = _lengths(given.backbone, data.max_length)
     report = check(
         {name: split.examples for name, split in loaded.items()},
         columns=loaded["train"].columns,
         problems={name: split.problems for name, split in loaded.items()},
-        problem_type=given.problem_type,
+        problem_type=data.problem_type,
         names=loaded["train"].label_names,
         lengths=lengths,
         limit=limit,
-        fraction=DataConfig.model_fields["validation_fraction"].default,
+        fraction=data.validation_fraction,
     )
-    print(json.dumps(report.to_dict(), indent=1) if given.json else "\n".join(report.lines()))
+    lines = visible("\n".join(report.lines()), lines=True)
+    print(json.dumps(report.to_dict(), indent=1) if given.json else lines)
     if not report.ok:
         raise DataError("the data cannot be trained on as it stands; mend the errors above")
+    over = {split.name: split.lengths.over for split in report.splits if split.lengths is not None}
+    if data.too_long == "error" and any(over.values()):
+        rows = " and ".join(f"{count:,} of {name}" for name, count in over.items() if count)
+        raise DataError(
+            f"data.too_long: got 'error', and rows have more than the {limit} tokens that fit: {rows}; "
+            "shorten them, or allow cutting with --data.too_long truncate"
+        )
 
 
-def _lengths(backbone: str) -> tuple[Callable[[Sequence[Example]], list[int]], int | None]:
+def _lengths(
+    backbone: str, max_length: int | None
+) -> tuple[Callable[[Sequence[Example]], list[int]], int | None]:
     from ptuning.data.tokens import Tokenise
     from ptuning.model.config import DeepPrompt
     from ptuning.model.loading import load_tokenizer
@@ -82,4 +86,6 @@ def _lengths(backbone: str) -> tuple[Callable[[Sequence[Example]], list[int]], i
     limit = None
     if tokenizer.model_max_length < 1_000_000:  # more means "not said"
         limit = tokenizer.model_max_length - DeepPrompt().virtual_tokens
+    if max_length is not None:
+        limit = max_length if limit is None else min(limit, max_length)
     return Tokenise(tokenizer=tokenizer, limit=None).lengths, limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_model, add_reading, add_too_long, load_model, reading, tell
+from ptuning.cli.shared import add_data, add_model, data_of, load_model, tell
 
 
 def parser() -> Parser:
@@ -18,8 +18,7 @@ def parser() -> Parser:
     made.add_argument(
         "file", type=str, help="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]"
     )
-    add_reading(made, label=True)
-    add_too_long(made)
+    add_data(made, label=True, more=["too_long"])
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
     return made
 
@@ -34,11 +33,12 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.training.metrics import Baseline
     from ptuning.training.prepare import tokenised
 
+    data = data_of(given, given.file)
     model = load_model(given)
-    loaded = load_examples(given.file, **reading(given), pair=model.task.pair)
+    loaded = load_examples(given.file, **data.reading(), pair=model.task.pair)
     tell(loaded.notes)
     examples = loaded.examples
-    split = tokenised(model, examples, given.too_long)
+    split = tokenised(model, examples, data.too_long)
     # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
     known = model.loaded.extra.get("baseline") if model.loaded is not None else None
     baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)

@@ -17,7 +17,7 @@ def parser() -> Parser:
     )
     made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
     made.add_argument("output", type=str, help="folder to write")
-    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
+    made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
     return made
 
 

@@ -22,11 +22,11 @@ def parser() -> Parser:
     )
     made.add_argument("adapter", type=str, help="folder that PEFT wrote, or its name on the Hub")
     made.add_argument("output", type=str, help="folder to write")
-    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
-    made.add_argument("--backbone", type=str | None, help="Hub id or folder, where PEFT's file names another")
+    made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
+    made.add_argument("--backbone", type=str, help="Hub id or folder, where PEFT's file names another")
     made.add_argument(
         "--labels",
-        type=str | None,
+        type=str,
         help="names in the order of the logits, with commas between; the backbone's own if left out",
     )
     made.add_argument("--pair", action="store_true", help="a row has two texts")

@@ -19,8 +19,8 @@ def parser() -> Parser:
         description="Show what an adapter is, and whether it fits a backbone.",
     )
     made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
-    made.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
-    made.add_argument("--backbone", type=str | None, help="Hub id or folder to check it against")
+    made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
+    made.add_argument("--backbone", type=str, help="Hub id or folder to check it against")
     add_pickle(made)
     made.add_argument("--json", action="store_true", help="print everything as JSON")
     return made
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     folder = adapters.locate(given.adapter, revision=given.revision, allow_pickle=given.allow_pickle)
     adapter = adapters.load(folder, allow_pickle=given.allow_pickle)
     if given.json:
-        import json
+        from ptuning.visible import json_text
 
         if given.backbone is not None:
             _check(given.backbone, adapter)
@@ -47,12 +47,14 @@ def main(argv: Sequence[str]) -> None:
             "peft": adapters.why_not_peft(adapter) or "readable",
             **({} if given.backbone is None else {"fits": given.backbone}),
         }
-        print(json.dumps(facts, indent=1))
+        print(json_text(facts, indent=1))
         return
     _print(adapter)
     if given.backbone is not None:
+        from ptuning.cli.tables import plain_console
+
         _check(given.backbone, adapter)
-        print(f"fits {given.backbone}")
+        plain_console().print(f"fits {given.backbone}", highlight=False, soft_wrap=True)
 
 
 def _check(name: str, adapter: Adapter) -> None:
@@ -77,6 +79,7 @@ def _print(adapter: Adapter) -> None:
 
     from ptuning import adapters
     from ptuning.cli.tables import metrics_table, plain_console
+    from ptuning.visible import visible
 
     task, prompt, backbone = adapter.task, adapter.prompt, adapter.backbone
     table = Table(show_header=False, box=None)
@@ -84,13 +87,13 @@ def _print(adapter: Adapter) -> None:
     table.add_column(overflow="fold")
     rows = {
         "task": f"{task.problem_type}, {'pairs' if task.pair else 'single texts'}",
-        "labels": ", ".join(map(str, task.labels))
+        "labels": ", ".join(visible(str(label)) for label in task.labels)
         or f"a number (mean {task.mean:.4g}, deviation {task.scale:.4g})",
         "prompt": f"{prompt['depth']}, shape {list(adapter.prompt_tensor.shape)}, "
         + (
-            f"placement {prompt['placement']}"
+            f"placement {prompt.get('placement') or 'front'}"
             if prompt["depth"] == "input"
-            else f"from layer {prompt['first_layer']}, pooling {prompt.get('pooling') or 'native'}"
+            else f"from layer {prompt.get('first_layer') or 0}, pooling {prompt.get('pooling') or 'native'}"
             + (f", {units} virtual units" if (units := prompt.get("num_virtual_units")) else "")
             + (f", {queries} queries" if (queries := prompt.get("num_queries")) else "")
         ),
@@ -105,8 +108,9 @@ def _print(adapter: Adapter) -> None:
         table.add_row(name, value)
     console = plain_console()
     console.print(table)
-    found = {name: values for name, values in adapter.metrics.items() if name in ("validation", "test")}
-    if found:
+    found = {name: adapters.numbers(adapter.metrics.get(name)) for name in ("validation", "test")}
+    if found := {name: values for name, values in found.items() if values}:
         split = "test" if "test" in found else "validation"
         rule = str(adapter.metrics.get("baseline_rule", ""))
-        console.print(metrics_table(found, {split: adapter.metrics.get("baseline", {})}, rule))
+        floor = adapters.numbers(adapter.metrics.get("baseline"))
+        console.print(metrics_table(found, {split: floor}, rule))

@@ -1,7 +1,7 @@
 """A configuration class as command-line options: one file (``--config``), and dotted options over it.
 
-jsonargparse reads files and options into a nested mapping; pydantic, through the configuration class
-itself, says what is right. So names, defaults, help and checks have one home.
+argparse reads options, :mod:`ptuning.config_file` reads files, both into a nested mapping; pydantic, through
+the configuration class itself, says what is right. So names, defaults, help and checks have one home.
 """
 
 from __future__ import annotations
@@ -10,37 +10,70 @@ import dataclasses
 import difflib
 import re
 import types
-from argparse import HelpFormatter
+from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter, Namespace
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 from docstring_parser import parse as parse_docstring
-from jsonargparse import SUPPRESS, ArgumentParser
 from pydantic import BaseModel
 
+from ptuning.config_file import parse_yaml, read_config
 from ptuning.errors import ConfigError
 
-_WRONG_TYPE = re.compile(r"Parser key \"([\w.]+)\": Expected an? <class '(\w+)'>\. Got value: (.*)")
+_UNKNOWN = re.compile(r"unrecognized arguments: -{0,2}([^\s=]+)")
+_WRONG_TYPE = re.compile(r"argument ([^:]*): invalid (\w+) value: (.*)", re.DOTALL)
+_ARGUMENT = re.compile(r"^argument ([^:/]+)(?:/[^:]+)?: ")
+
+_ROLE = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`")
 
 
 class Option(NamedTuple):
-    """One leaf of a configuration class."""
+    """One leaf of a configuration class.
+
+    Attributes:
+        default: What holds where it is left out, in words; ``required`` where nothing does.
+        choices: The words that it takes, where it takes no others.
+    """
 
     key: str
     is_text: bool
     default: str
     help: str
+    choices: tuple[str, ...] = ()
 
     def argument(self) -> dict[str, Any]:
         """What ``add_argument`` is given for it, but for its names; a value is judged by pydantic later."""
+        default = self.default if self.default == "required" else f"default: {self.default}"
         return {
-            "type": _text if self.is_text else Any,
+            "type": _text if self.is_text else _value,
             "default": SUPPRESS,
-            "metavar": self.key.rpartition(".")[2].upper(),
-            "help": f"{self.help} (default: {self.default})".replace("%", "%%"),
+            "metavar": "{" + ",".join(self.choices) + "}"
+            if self.choices
+            else self.key.rpartition(".")[2].upper(),
+            "help": f"{self.help} ({default})".replace("%", "%%"),
         }
+
+
+class _Formatter(HelpFormatter):
+    """Help that says an option's value once, however many names it has."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 class Parser(ArgumentParser):
@@ -48,122 +81,158 @@ class Parser(ArgumentParser):
 
     def __init__(self, *, prog: str, usage: str, **kwargs: Any) -> None:
         super().__init__(
-            prog=prog, usage=f"{prog} {usage}", allow_abbrev=False, formatter_class=HelpFormatter, **kwargs
+            prog=prog, usage=f"{prog} {usage}", allow_abbrev=False, formatter_class=_Formatter, **kwargs
         )
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(message.split())
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"(?:[Uu]nrecognized arguments: |Option '|Key \")-{0,2}([\w.\-]+)", line)
-        hint = ""
-        if wrong:
-            close = difflib.get_close_matches(f"--{wrong.group(1)}", known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            line = f"unknown option {wrong.group(1)}"
-        elif typed := _WRONG_TYPE.match(line):
-            line = f"--{typed[1]}: got {typed[3]!r}, expected {typed[2]}"
+    def error(self, message: str) -> NoReturn:
+        line, hint = " ".join(message.split()), ""
+        if wrong := _UNKNOWN.search(line):
+            close = did_you_mean(wrong[1], [name for each in self._actions for name in each.option_strings])
+            hint = f"; did you mean {close}?" if close else ""
+            line = f"unknown option {wrong[1]}"
+        elif typed := _WRONG_TYPE.match(message):
+            line = f"{typed[1].partition('/')[0]}: got {typed[3]}, expected {typed[2]}"
+        line = _ARGUMENT.sub(r"\1: ", line)
         raise ConfigError(f"{line}{hint}; see: {self.prog} --help")
 
 
-def add_options(parser: Parser, config: type[BaseModel]) -> None:
-    """Give ``parser`` every option of ``config``, and ``--config`` for a YAML file of them."""
+def did_you_mean(name: str, options: Sequence[str]) -> str | None:
+    """The option that was probably meant by ``name``, which has no dashes; its section may be missing."""
+    last = {option.lstrip("-").rpartition(".")[2]: option for option in reversed(options)}
+    close = difflib.get_close_matches(f"--{name}", options, n=1) or difflib.get_close_matches(name, last, n=1)
+    return last.get(close[0], close[0]) if close else None
+
+
+def add_options(parser: Parser, config: type[BaseModel], short: str = "") -> None:
+    """Give ``parser`` every option of ``config``, and ``--config`` for a YAML file of them.
+
+    Args:
+        short: The section whose options are also taken without its name.
+    """
     parser.add_argument(
-        "--config", action="config", help="YAML file of the options below; options given here win"
+        "--config", metavar="FILE", help="YAML file of the options below; options given here win"
     )
-    for (
-        action
-    ) in parser._actions:  # --config brought its own --print_config; ours prints what pydantic made of it
-        if "--print_config" in action.option_strings:
-            action.help, action.metavar = "print the whole configuration, defaults included, and exit", ""
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print the whole configuration, defaults included, and exit",
+    )
     groups: dict[str, Any] = {}
     for option in leaves(config):
         section = option.key.partition(".")[0] if "." in option.key else "run"
         group = groups.setdefault(section, None) or parser.add_argument_group(section)
         groups[section] = group
-        group.add_argument(f"--{option.key}", **option.argument())
+        names = [f"--{option.key}"]
+        if section == short:
+            names.append(f"--{option.key.partition('.')[2]}")
+        group.add_argument(*names, **option.argument())
 
 
-def parse(
-    parser: Parser, config: type[BaseModel], argv: Sequence[str], extra: Sequence[str] = ()
-) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """``argv`` as the configuration's nested mapping, the ``extra`` options' values, whether to print."""
-    for option, value in zip(argv, [*argv[1:], ""], strict=True):
-        if option == "--config" or option.startswith("--config="):
-            _check_file(Path(option.partition("=")[2] or value))
-    printing = "--print_config" in argv
-    found = parser.parse_args([given for given in argv if given != "--print_config"]).as_dict()
-    found.pop("config", None)
-    return found, {name: found.pop(name, None) for name in extra}, printing
+def nested(given: Namespace, config: type[BaseModel]) -> dict[str, Any]:
+    """What the options of ``config`` say, as its nested mapping, over what the file of ``--config`` says."""
+    file = getattr(given, "config", None)
+    values = {} if file is None else read_config(file, "--config")
+    for option in leaves(config):
+        if option.key in given:
+            _put(values, option.key.split("."), getattr(given, option.key))
+    return values
 
 
-def _check_file(path: Path) -> None:
-    """Refuse a file of options that cannot be read as one, by its name."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}, expected a YAML file of options") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {path}: not UTF-8 text ({error}), expected a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--config {path}: not YAML: {str(error).replace('<unicode string>', 'it')}"
-        ) from error
-    if not isinstance(values, dict):
-        got = "nothing" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(
-            f"--config {path}: holds {got}, expected options such as 'data:' and 'fit:'; "
-            "--print_config shows them all"
-        )
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put ``value`` where ``path`` leads. What a file has in the place of a section is left to be refused."""
+    for section in path[:-1]:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            return
+        values = inner
+    values[path[-1]] = value
 
 
-def leaves(kind: type, prefix: str = "") -> Iterator[Option]:
+def leaves(kind: Any, prefix: str = "") -> Iterator[Option]:
     """Every option of a configuration class, nested ones dotted; a choice of classes gives all of theirs."""
     seen: set[str] = set()
-    for name, annotation, default, text in _fields(kind):
+    for name, annotation, value, text in _fields(kind):
         key = f"{prefix}{name}"
         nested = [member for member in _members(annotation) if _is_config(member)]
-        found = (
-            [option for member in nested for option in leaves(member, f"{key}.")]
-            if nested
-            else [Option(key, _is_text(annotation), default, text)]
+        if not nested:
+            yield _leaf(key, annotation, value, text)
+            continue
+        found = [(member, each) for member in nested for each in leaves(member, f"{key}.")]
+        for _, option in found:
+            if option.key not in seen:
+                seen.add(option.key)
+                yield _shared(option, [each for each in found if each[1].key == option.key], value, text)
+
+
+def _shared(option: Option, same: Sequence[tuple[Any, Option]], default: Any, what: str) -> Option:
+    """One option of what several choices share: with all their words, and each one's own default."""
+    if len(same) == 1:
+        return option
+    name = option.key.rpartition(".")[2]
+    if all(each.choices == (each.default,) for _, each in same):  # what tells them apart
+        chosen = getattr(default, name)
+        return option._replace(
+            default=chosen, help=what, choices=tuple(dict.fromkeys(each.default for _, each in same))
         )
-        yield from _distinct(found, seen)
+    kinds: dict[str, list[str]] = {}
+    for member, each in same:
+        kinds.setdefault(each.default, []).append(_told_by(member))
+    if len(kinds) == 1:
+        return option
+    told = (f"{value} for {' and '.join(dict.fromkeys(of))}" for value, of in kinds.items())
+    return option._replace(default=("; " if any(", " in value for value in kinds) else ", ").join(told))
 
 
-def _distinct(options: Sequence[Option], seen: set[str]) -> Iterator[Option]:
-    """One option a key; a key that several choices share shows all their defaults."""
-    for option in options:
-        if option.key not in seen:
-            seen.add(option.key)
-            defaults = dict.fromkeys(other.default for other in options if other.key == option.key)
-            yield option._replace(default=" or ".join(defaults))
+def _told_by(kind: Any) -> str:
+    """The word that chooses a class: its ``depth`` or ``kind``."""
+    name, value = next((name, value) for name, _, value, _ in _fields(kind) if name in ("depth", "kind"))
+    return f"depth {value}" if name == "depth" else str(value)
 
 
-def _fields(kind: type) -> Iterator[tuple[str, Any, str, str]]:
+class _Required:
+    """Stands for the default of a field that has none."""
+
+
+def _fields(kind: Any) -> Iterator[tuple[str, Any, Any, str]]:
     """Name, type, default and help of each field of a pydantic model or a dataclass."""
     if issubclass(kind, BaseModel):
         for name, info in kind.model_fields.items():
             made: Any = info.get_default(call_default_factory=True, validated_data={})
-            yield name, info.annotation, _default(info.is_required(), made), info.description or ""
+            annotation = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+            yield name, annotation, _Required() if info.is_required() else made, info.description or ""
         return
     documented, hints = _documented(kind), get_type_hints(kind)
     for field in dataclasses.fields(cast(Any, kind)):
-        factory = field.default_factory
-        value = field.default if factory is dataclasses.MISSING else factory()
-        text = documented.get(field.name, "which kind")
-        yield field.name, hints[field.name], _default(value is dataclasses.MISSING, value), text
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = _Required() if made is dataclasses.MISSING else made
+        yield field.name, hints[field.name], value, documented.get(field.name, "which kind")
 
 
-def _default(required: bool, value: Any) -> str:
-    if required:
-        return "required"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
+    members = [member for member in _members(annotation) if member is not types.NoneType]
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    if bool in members:
+        words += ["true", "false"]
+    only = len(members) == 1 or all(get_origin(member) is Literal for member in members)
+    said, _, without = text.rpartition("; ")
+    if isinstance(default, _Required):
+        shown = "required"
+    elif default is not None:
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+    elif "If left out" in text:
+        shown = "left out"
+    elif said and ". " not in without:  # what is said last of an option without a default: what holds instead
+        shown, text = without.removesuffix(".").removeprefix("None for "), said
+    else:
+        shown = "none"
+    return Option(key, str in members, shown, text, tuple(map(str, words)) if only else ())
 
 
 def _documented(kind: type) -> dict[str, str]:
-    """The ``Args:`` of a class docstring, first sentences."""
+    """The ``Args:`` of a class docstring, without markup."""
     found = parse_docstring(kind.__doc__ or "").params
-    return {each.arg_name: " ".join((each.description or "").replace("``", "").split()) for each in found}
+    texts = {each.arg_name: " ".join((each.description or "").replace("``", "").split()) for each in found}
+    return {name: _ROLE.sub(r"\1", text) for name, text in texts.items()}
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -178,10 +247,14 @@ def _is_config(kind: Any) -> bool:
     return isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
 
 
-def _is_text(annotation: Any) -> bool:
-    return str in _members(annotation)
-
-
-def _text(value: Any) -> Any:
+def _text(value: str) -> str | None:
     """A text option's value as it was written; ``null`` for none."""
     return None if value == "null" else value
+
+
+def _value(text: str) -> Any:
+    """A number, a truth value or a list, as YAML writes it; a text where it is none of them."""
+    try:
+        return parse_yaml(text) if text.strip() else text
+    except yaml.YAMLError:
+        return text

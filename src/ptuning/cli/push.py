@@ -19,15 +19,15 @@ def parser() -> Parser:
     made.add_argument("folder", type=str, help="adapter folder")
     made.add_argument("repository", type=str, help="OWNER/NAME on the Hub, or NAME for one of your own")
     made.add_argument("--private", action="store_true", help="only for those you let in, if it is made now")
-    made.add_argument("--revision", type=str | None, help="branch, made if it is missing; main if left out")
-    made.add_argument("--message", type=str | None, help="the commit's message")
+    made.add_argument("--revision", type=str, help="branch, made if it is missing; main if left out")
+    made.add_argument("--message", type=str, help="the commit's message")
     made.add_argument(
         "--create_pr", action="store_true", help="propose it as a pull request, which needs no right to write"
     )
     made.add_argument(
-        "--backbone", type=str | None, help="where others find the backbone, if it was a folder of yours"
+        "--backbone", type=str, help="where others find the backbone, if it was a folder of yours"
     )
-    made.add_argument("--license", type=str | None, help="identifier of the Hub's list, such as apache-2.0")
+    made.add_argument("--license", type=str, help="identifier of the Hub's list, such as apache-2.0")
     return made
 
 

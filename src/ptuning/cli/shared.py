@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser, leaves
 from ptuning.data.options import ReadOptions
 from ptuning.training.config import DataConfig
+from ptuning.validation import validated
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.model.ptuning import PTuningModel
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
 def add_model(parser: Parser) -> None:
     """The adapter, and how to hold its backbone."""
     parser.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
-    parser.add_argument("--revision", type=str | None, help="branch, tag or commit of the adapter on the Hub")
+    parser.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
     parser.add_argument(
         "--backbone",
-        type=str | None,
+        type=str,
         help="Hub id or folder, where the backbone is not where the adapter says",
     )
     parser.add_argument(
@@ -37,35 +39,40 @@ def add_pickle(parser: Parser) -> None:
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read the adapter_model.bin of an old PEFT, with torch's restricted unpickler, where there are "
-        "no safetensors",
+        help="read the adapter_model.bin of an old PEFT, and the pytorch_model.bin of a backbone that the "
+        "adapter names, with torch's restricted unpickler, where there are no safetensors",
     )
 
 
-def add_reading(parser: Parser, *, label: bool) -> None:
-    """How a source is read: the options of :class:`ReadOptions`, as ``--data.text`` and as ``--text``."""
+def add_data(parser: Parser, *, label: bool, more: Iterable[str] = ()) -> None:
+    """Options of ``data``, each as ``--data.text`` and as ``--text``: how a source is read, and ``more``.
+
+    Args:
+        label: Whether labels are read.
+        more: Fields of :class:`DataConfig` beyond those of :class:`ReadOptions`.
+    """
+    read = {name for name in ReadOptions.__annotations__ if label or not name.startswith("label")}
     for option in leaves(DataConfig, "data."):
         name = option.key.removeprefix("data.")
-        if name in ReadOptions.__annotations__ and (label or not name.startswith("label")):
+        if name in {*read, *more}:
             parser.add_argument(f"--{option.key}", f"--{name}", **option.argument())
 
 
-def reading(given: Any) -> ReadOptions:
-    """What the options of :func:`add_reading` say; what was not given is left out."""
-    return cast(ReadOptions, dict(getattr(given, "data", None) or {}))
+def data_of(given: Any, source: str) -> DataConfig:
+    """What the options of :func:`add_data` say of how ``source`` is read.
+
+    Raises:
+        ConfigError: an option, what was got, what was expected.
+    """
+    values = {key[5:]: value for key, value in vars(given).items() if key.startswith("data.")}
+    config: DataConfig = validated(DataConfig, {"train": source, **values}, "data")
+    return config
 
 
 def tell(notes: Sequence[str]) -> None:
     """Say what was detected about a source, on standard error."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def add_too_long(parser: Parser) -> None:
-    """What becomes of a text that does not fit."""
-    parser.add_argument(
-        "--too_long", choices=["truncate", "error"], default="truncate", help="cut long texts, or refuse them"
-    )
+        print(f"note: {visible(note)}", file=sys.stderr)
 
 
 def load_model(given: Any) -> PTuningModel:

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.training.result import SeveralResult, TrainResult
     from ptuning.training.search import SearchResult
 
 
+class PlainConsole(Console):
+    """What users wrote stands there as they wrote it, such as a label ``[spam]``; controls are codes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Every text that is printed, a table's cells and title among them, comes through here."""
+        return super().render_str(visible(text, lines=True), **options)
+
+
 def plain_console(*, stderr: bool = False) -> Console:
-    """Where a command prints: what users wrote, such as a label ``[spam]``, stands there as they wrote it."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    """Where a command prints."""
+    return PlainConsole(stderr=stderr, markup=False, emoji=False)
 
 
 def metrics_table(
     metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mapping[str, float]], rule: str
 ) -> Table:
     """Metrics by split, each beside what a constant answer scores."""
-    table = Table(title=f"baseline: {rule}", title_justify="left", title_style="dim")
+    table = Table(title=f"baseline: {visible(rule)}", title_justify="left", title_style="dim")
     table.add_column("metric")
     for split in metrics:
-        table.add_column(split, justify="right")
+        table.add_column(visible(split), justify="right")
         if split in baseline:
             table.add_column("baseline", justify="right", style="dim")
     for name in dict.fromkeys(name for found in metrics.values() for name in found):
@@ -34,7 +45,7 @@ def metrics_table(
             for split in metrics
             for values in (metrics[split], *([baseline[split]] if split in baseline else []))
         ]
-        table.add_row(name, *cells)
+        table.add_row(visible(name), *cells)
     return table
 
 
@@ -52,7 +63,7 @@ def print_diagnosis(result: TrainResult, console: Console) -> None:
 def several_table(found: SeveralResult) -> Table:
     """A row a run, the best marked, and the mean and deviation of runs that differ by their seed alone."""
     assert found.best.result is not None  # the best of those that did not diverge
-    title = f"baseline: {found.best.result.baseline_rule}; best by validation {found.metric}"
+    title = f"baseline: {visible(found.best.result.baseline_rule)}; best by validation {found.metric}"
     table = Table(title=title, title_justify="left", title_style="dim")
     splits = [split for split in ("validation", "test") if split in found.best.result.metrics]
     table.add_column("run")

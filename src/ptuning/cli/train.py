@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptuning.cli.options import Parser, add_options, parse
+from ptuning.cli.options import Parser, add_options, nested
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig, dump
 
@@ -36,43 +37,45 @@ def parser() -> Parser:
     )
     several = made.add_argument_group("several runs on one backbone, every combination; the best is saved")
     for name, (single, _, expected) in LISTS.items():
-        several.add_argument(
-            f"--{name}", type=str | None, metavar="LIST", help=f"values of {single}: {expected}"
-        )
-    add_options(made, TrainConfig)
+        several.add_argument(f"--{name}", type=str, metavar="LIST", help=f"values of {single}: {expected}")
+    add_options(made, TrainConfig, short="data")
     return made
 
 
 def main(argv: Sequence[str]) -> None:
-    values, extra, printing = parse(parser(), TrainConfig, argv, ("train_file", "resume", *LISTS))
-    data = values.setdefault("data", {})
-    if extra["train_file"] is not None and isinstance(data, dict):  # what else it may be, the check refuses
-        if _given("data.train", argv):
+    given = parser().parse_args(list(argv))
+    if given.train_file is not None:
+        if "data.train" in given:
             raise ConfigError("FILE and --data.train: got both, expected one of them")
-        data["train"] = extra["train_file"]
+        setattr(given, "data.train", given.train_file)
+    values = nested(given, TrainConfig)
+    values.setdefault("data", {})  # so that the file is what is missing
     config = TrainConfig.checked(values)
-    if printing:
+    if given.print_config:
         print(dump(config), end="")
         return
-    lists = {name: _listed(name, extra[name], argv) for name in LISTS if extra[name] is not None}
+    lists = {
+        name: _listed(name, getattr(given, name), given) for name in LISTS if getattr(given, name) is not None
+    }
     # From here on torch is needed; --help and a wrong option were answered without it.
     from ptuning.cli.tables import plain_console
 
     train = _several if lists else _search if config.recipe == "search" else _single
-    chosen = train(config, lists, bool(extra["resume"]), plain_console(stderr=True))
+    chosen, result = train(config, lists, given.resume, plain_console(stderr=True))
+    found = None if result is None else result.diagnosis
+    if found is not None and found.kind == "not learned":
+        print(f"saved {config.output}{chosen}, which is not to be used: it has not learned")
+        first = found.first or "ptuning check-data"
+        print(f"next: {'the same command with ' if first.startswith('--') else ''}{first}")
+        return
     print(f"saved {config.output}{chosen}")
     print(f"next: ptuning predict {config.output} --input FILE")
 
 
-def _given(option: str, argv: Sequence[str]) -> bool:
-    """Whether an option stands at the command line itself, and not in a file."""
-    return any(each == f"--{option}" or each.startswith(f"--{option}=") for each in argv)
-
-
-def _listed(name: str, text: str, argv: Sequence[str]) -> list[int | float]:
+def _listed(name: str, text: str, given: Namespace) -> list[int | float]:
     """The values of one of :data:`LISTS`."""
     single, read, expected = LISTS[name]
-    if _given(single, argv):
+    if single in given:
         raise ConfigError(
             f"--{name} and --{single}: got both, expected one of them; --{name} may list one value"
         )
@@ -82,15 +85,20 @@ def _listed(name: str, text: str, argv: Sequence[str]) -> list[int | float]:
         raise ConfigError(f"--{name}: got {text!r}, expected {expected}") from None
 
 
-def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+Trained = tuple[str, "TrainResult | None"]
+"""What to say of how an adapter was chosen, and what its run found."""
+
+
+def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.run import train
 
-    _show(train(config, resume=resume, reporter=ConsoleReporter(console)), console)
-    return ""
+    result = train(config, resume=resume, reporter=ConsoleReporter(console))
+    _show(result, console)
+    return "", result
 
 
-def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.cli.tables import search_table
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.run_files import PLOT
@@ -100,7 +108,7 @@ def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console
     console.print(search_table(found))
     console.print(f"picture: {found.folder / PLOT}\n", highlight=False, soft_wrap=True)
     _show(found.result, console)
-    return f" (trial {found.winner} of {len(found.trials)}, trained in full)"
+    return f" (trial {found.winner} of {len(found.trials)}, trained in full)", found.result
 
 
 def _show(result: TrainResult, console: Console) -> None:
@@ -117,7 +125,7 @@ def _show(result: TrainResult, console: Console) -> None:
     print_diagnosis(result, console)
 
 
-def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> str:
+def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.cli.tables import print_diagnosis, several_table
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.several import train_several
@@ -129,4 +137,4 @@ def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, consol
             console.print(f"{run.name}: {run.diverged}", style="red", highlight=False)
     if found.best.result is not None:
         print_diagnosis(found.best.result, console)
-    return f" ({found.best.name}, best by validation {found.metric})"
+    return f" ({found.best.name}, best by validation {found.metric})", found.best.result

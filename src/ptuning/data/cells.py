@@ -161,12 +161,21 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
             "expected at least one; check that this is the right file and that whatever wrote it finished "
             "(if its one row is data, say --data.header none)"
         )
-    yield from _whole_rows(_again(numbered, cells), names, needed, reading)
+    yield from _whole_rows(
+        _again(numbered, cells), names, needed, first if with_names and len(first) > 1 else None, reading
+    )
 
 
-def _whole_rows(cells: Cells, names: Sequence[str], needed: int, reading: Reading) -> Rows:
+def _whole_rows(
+    cells: Cells, names: Sequence[str], needed: int, header: list[str] | None, reading: Reading
+) -> Rows:
     """Rows with a cell for each name; what is empty or unnamed at the end may be missing, or too much."""
     count = len(names)
+    advice = (
+        "put double quotes around a cell that holds the separator or a line break, or mend the row"
+        if reading.origin.unit == "line"
+        else "mend the row, or name all columns"
+    )
     for number, row in cells:
         if len(row) != count:
             if len(row) > count and not any(cell.strip() for cell in row[count:]):
@@ -177,10 +186,12 @@ def _whole_rows(cells: Cells, names: Sequence[str], needed: int, reading: Readin
                 reading.bad(
                     number,
                     "cells",
-                    f"{len(row)} cells, expected {count} ({listing(names)}); put double quotes around a cell "
-                    "that holds the separator or a line break, or mend the row",
+                    f"{len(row)} cells, expected {count} ({listing(names)}); {advice}",
                 )
                 continue
+        if header is not None and row == header:
+            reading.bad(number, "header", "the columns' names again, expected a row of data; remove the line")
+            continue
         yield number, dict(zip(names, row, strict=True))
 
 

@@ -24,15 +24,16 @@ def columnar_rows(path: Path, kind: str, reading: Reading) -> Rows:
     what = {"parquet": "Parquet", "arrow": "Arrow"}[kind]
     try:
         schema, batches = (_parquet if kind == "parquet" else _arrow)(path)
+        names = list(schema.names)
     except PermissionError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, OverflowError) as error:
         raise DataError(
             f"{path}: not {'an' if kind == 'arrow' else 'a'} {what} file ({first_line(error)}), expected "
             "one; write or copy it again, or, if it is another kind of file, name it so"
         ) from error
     reading.label_names = _class_names(schema, reading)
-    rows = _rows(batches, distinct(schema.names, reading), what, reading)
+    rows = _rows(batches, distinct(names, reading), what, reading)
     return named_rows(rows, reading)
 
 
@@ -61,6 +62,7 @@ def _arrow(path: Path) -> tuple[Any, Iterator[Any]]:
     def batches() -> Iterator[Any]:
         with source:
             for batch in found:
+                batch.validate(full=True)  # its offsets are not checked otherwise, and would be followed
                 for start in range(0, batch.num_rows, BATCH):
                     yield batch.slice(start, BATCH)
 
@@ -102,36 +104,25 @@ def _class_names(schema: Any, reading: Reading) -> dict[str, tuple[str, ...]]:
 
 def _rows(batches: Iterator[Any], names: list[str], what: str, reading: Reading) -> Rows:
     number = 0
+    unread: set[str] = set()
     try:
         for batch in batches:
-            columns = [
-                _values(batch.column(index), name, number, reading) for index, name in enumerate(names)
-            ]
-            for values in zip(*columns, strict=True):
+            columns: dict[str, list[Any]] = {}
+            for index, name in enumerate(names):
+                try:
+                    columns[name] = batch.column(index).to_pylist()
+                except (OverflowError, ValueError, NotImplementedError) as error:
+                    # What Python has no value for, such as a date in the year 30000, is no trouble if it is
+                    # not needed; where it is, the row lacks it.
+                    if name not in unread:
+                        unread.add(name)
+                        why = f"of type {batch.column(index).type} ({first_line(error)})"
+                        reading.say(f"column {name!r} is left out, which Python cannot hold: {why}")
+            for values in zip(*columns.values(), strict=True):
                 number += 1
-                yield number, dict(zip(names, values, strict=True))
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+                yield number, dict(zip(columns, values, strict=True))
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
             f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete "
             f"{what} file; write or copy it again"
         ) from error
-
-
-def _values(column: Any, name: str, before: int, reading: Reading) -> list[Any]:
-    """A column's values; as Arrow writes them where Python has no such value, such as a date in the year "
-    "30000.
-    """
-    try:
-        return list(column.to_pylist())
-    except (OverflowError, ValueError, NotImplementedError) as error:
-        pa = importlib.import_module("pyarrow")
-        try:
-            return list(column.cast(pa.string()).to_pylist())
-        except (pa.ArrowException, OverflowError, UnicodeDecodeError):
-            raise DataError(
-                f"{reading.origin.name}: column {name!r} of type {column.type} cannot be read after row "
-                f"{before} ({first_line(error)}), expected text, numbers or lists of them; leave the column "
-                "out, or write it as text"
-            ) from error

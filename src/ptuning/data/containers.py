@@ -61,11 +61,16 @@ class _Decompressed(io.BufferedIOBase):
 
 def decompressed(stream: IO[bytes], how: str) -> IO[bytes]:
     """The bytes that ``stream`` holds compressed."""
+    inner: Any
     if how == "zstandard":
         pa = importlib.import_module("pyarrow")
         inner = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"))
+    elif how == "gzip":
+        inner = gzip.GzipFile(fileobj=stream)
+    elif how == "bzip2":
+        inner = bz2.BZ2File(stream)
     else:
-        inner = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[how](stream)
+        inner = lzma.LZMAFile(stream)  # noqa: SIM115, closed with what it is in
     return cast(IO[bytes], _Decompressed(inner, stream))
 
 
@@ -128,7 +133,7 @@ class Member:
         with zipfile.ZipFile(self.archive) as archive:
             try:
                 return archive.open(self.name)  # keeps the file open until it is closed itself
-            except (RuntimeError, NotImplementedError) as error:
+            except (RuntimeError, NotImplementedError, ValueError) as error:
                 raise DataError(
                     f"{self.path} cannot be read ({error}), expected a zip archive without a password, "
                     "packed in a common way; unpack it, and name the file"
@@ -142,9 +147,18 @@ def is_zip(head: bytes) -> bool:
 
 def zip_names(path: Path) -> list[str]:
     """The files in an archive, without those that systems add."""
-    with readable(str(path)), zipfile.ZipFile(path) as archive:
-        names = [info.filename for info in archive.infolist() if not info.is_dir()]
-    return [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    with readable(str(path)):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise zipfile.BadZipFile(str(error)) from error
+    hidden = (".", "__MACOSX")
+    return [
+        name
+        for name in names
+        if name and not name.endswith("/") and not any(part.startswith(hidden) for part in name.split("/"))
+    ]
 
 
 def only_member(path: Path, names: list[str], wanted: Callable[[str], bool]) -> Member:

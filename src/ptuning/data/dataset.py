@@ -99,15 +99,31 @@ def stream_examples(
     *,
     format: Format | None = None,
     pair: bool | None = None,
+    keep: Sequence[str] = (),
     **options: Unpack[ReadOptions],
 ) -> Stream:
     """Open a source for prediction: its columns are checked now, its rows as they are taken.
 
     Args and errors are those of :func:`load_examples`; labels are not read.
+
+    Args:
+        keep: Columns that each example carries along (:attr:`Example.kept`); ``"*"`` stands for all of them.
     """
     table, columns = _open(source, format, False, pair, {**options, "label": None})
-    found = as_examples(table.rows, columns, table.origin, need_label=False)
+    kept = _kept(keep, table)
+    found = as_examples(table.rows, columns, table.origin, need_label=False, keep=kept)
     return Stream(origin=table.origin, columns=columns, examples=found, notes=table.notes)
+
+
+def _kept(names: Sequence[str], table: Table) -> list[str]:
+    """The columns that are to be carried along, each once."""
+    for name in names:
+        if name != "*" and name not in table.columns:
+            raise DataError(
+                f"{table.origin.name}: no column {name!r} to keep, expected one of "
+                f"{listing(table.columns, 40)}"
+            )
+    return list(dict.fromkeys(each for name in names for each in (table.columns if name == "*" else [name])))
 
 
 def _open(
@@ -129,14 +145,20 @@ def _open(
         problems=problems,
     )
     name = table.origin.name
-    columns = find_columns(
-        table.columns,
-        options.get("text"),
-        options.get("text_b"),
-        options.get("label"),
-        need_label,
-        source_name=name,
-    )
+    try:
+        columns = find_columns(
+            table.columns,
+            options.get("text"),
+            options.get("text_b"),
+            options.get("label"),
+            need_label,
+            source_name=name,
+        )
+    except DataError as error:
+        if not table.notes:
+            raise
+        said = "; ".join(note.removeprefix(f"{name}: ") for note in table.notes)
+        raise DataError(f"{error} (the file: {said})") from None
     if pair is not None and columns.pair != pair:
         got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
         raise DataError(

@@ -107,18 +107,22 @@ def find_encoding(sample: bytes, source_name: str) -> Encoding:
             note=f"not UTF-8, read as {name}, in which it says {shortened(example, 60)}; if that is wrong, "
             "name the encoding with --data.encoding",
         )
-    raise DataError(f"{source_name}: the text is not UTF-8, expected UTF-8 or {suggestion(sample)}")
+    if not readings:
+        return Encoding(name="utf-8-sig")
+    raise DataError(
+        f"{source_name}: the text is not UTF-8, and which encoding it is in is not certain; {suggestion(sample)}"
+    )
 
 
 def suggestion(sample: bytes) -> str:
     """Which encodings ``sample`` may be in, how it would read in each, and what to do about it."""
     readings = _readings(sample)[:3]
     if not readings:
-        return "a known encoding; save the file as UTF-8, or name its encoding with --data.encoding"
+        return "save the file as UTF-8, or name its encoding with --data.encoding"
     looks = ", or ".join(
         f"{name}, in which it says {shortened(_excerpt(text), 50)}" for _, name, text in readings
     )
-    return f"{looks}; name the right one with --data.encoding, for example --data.encoding {readings[0][1]}"
+    return f"it may be in {looks}: name the right one, for example with --data.encoding {readings[0][1]}"
 
 
 def _without_mark(sample: bytes) -> str | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ptuning.data.columns import Columns
@@ -31,6 +31,7 @@ class Example:
         text_b: The second text of a pair.
         label: A string, number or truth value; a tuple of them for multi-label; ``None`` if not asked for.
         origin: What the row came out of.
+        kept: Values of columns that were to be carried through, by name.
     """
 
     row: int
@@ -38,6 +39,7 @@ class Example:
     text_b: str | None = None
     label: Any | None = None
     origin: Origin = _IN_MEMORY
+    kept: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property
     def place(self) -> str:
@@ -60,6 +62,7 @@ def as_examples(
     need_label: bool = True,
     *,
     label_separator: str | None = None,
+    keep: Sequence[str] = (),
     problems: list[Problem] | None = None,
 ) -> Iterator[Example]:
     """Check rows and make them examples, one at a time.
@@ -71,6 +74,7 @@ def as_examples(
         need_label: Whether labels are read; without, every ``label`` is ``None``.
         label_separator: Splits a label cell into several labels (multi-label); then an empty cell means
             none of them.
+        keep: Columns whose values an example carries along as they are; ``None`` where a row has none.
         problems: A list that takes the bad rows, which are then left out; without, the first one raises.
 
     Raises:
@@ -82,7 +86,8 @@ def as_examples(
     origin = Origin(name=origin) if isinstance(origin, str) else origin
     for row, values in rows:
         try:
-            yield _example(row, values, columns, origin, need_label, label_separator)
+            example = _example(row, values, columns, origin, need_label, label_separator)
+            yield replace(example, kept={name: values.get(name) for name in keep}) if keep else example
         except _RowError as error:
             message = f"{origin.at(row)}: {error}"
             if problems is None:

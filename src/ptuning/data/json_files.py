@@ -100,7 +100,7 @@ class _Values:
             self._repeated = _twice(pairs)
         return row
 
-    def _more(self, size: int = _CHUNK) -> bool:
+    def _more(self, size: int) -> bool:
         piece = self._read(size)
         self._ended = not piece
         self._text = self._text[self._at :] + piece
@@ -114,7 +114,7 @@ class _Values:
             self._at = found.end() if found else self._at
             if self._at < len(self._text):
                 return self._text[self._at]
-            if self._ended or not self._more():
+            if self._ended or not self._more(_CHUNK):
                 return ""
 
     def skip(self) -> None:
@@ -305,7 +305,8 @@ def _is_row(found: Mapping[str, Any]) -> bool:
 
 def _rows_in(document: Mapping[str, Any], source_name: str) -> Iterable[Any] | None:
     """The rows that an object holds as a table; ``None`` if it is a row itself."""
-    names, data = document.get("columns"), document.get("data")
+    names: Any = document.get("columns")
+    data: Any = document.get("data")
     if _is_list_of(names, str) and _is_list_of(data, list):  # pandas' "split"
         columns = [dict(enumerate(column)) for column in zip(*data, strict=False)]
         return _columns(dict(zip(names, columns, strict=False)), source_name)

@@ -79,5 +79,6 @@ def shortened(value: Any, limit: int = 80) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    """An error's kind and the first line of what it says, which may be cut."""
+    line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {line if len(line) <= 300 else f'{line[:299]}…'}"

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from ptuning.data.cells import Cells, Column, is_number, rows_of
 from ptuning.data.reading import Quoting, Reading, Rows
@@ -61,8 +62,9 @@ def separated_rows(
         cells = _plain_cells(lines, separator, reading)
         sample = _split(beginning, separator)
     else:
-        sample = _parsed(beginning, separator)
-        cells = _quoted_cells(lines, separator, reading, sample)
+        writing = _writing(beginning, separator, text.whole, reading)
+        sample = _parsed(beginning, separator, **writing)
+        cells = _quoted_cells(lines, separator, writing, reading, sample)
     if marked:
         next(cells, None)
     yield from rows_of(_filled(cells), [row for row in sample if row][:_SAMPLE_ROWS], reading)
@@ -138,9 +140,9 @@ def alike(lines: Sequence[str], separator: str) -> tuple[int, float]:
     return best
 
 
-def _parsed(lines: Sequence[str], separator: str) -> list[list[str]]:
+def _parsed(lines: Sequence[str], separator: str, **writing: Any) -> list[list[str]]:
     try:
-        return list(islice(csv.reader(lines, delimiter=separator), _SAMPLE_ROWS * 2))
+        return list(islice(csv.reader(lines, delimiter=separator, **writing), _SAMPLE_ROWS * 2))
     except csv.Error:
         return _split(lines, separator)
 
@@ -148,6 +150,37 @@ def _parsed(lines: Sequence[str], separator: str) -> list[list[str]]:
 def _split(lines: Iterable[str], separator: str) -> list[list[str]]:
     found = (line.rstrip("\r\n") for line in islice(lines, _SAMPLE_ROWS * 2))
     return [line.split(separator) if line else [] for line in found]
+
+
+# Ways of writing CSV ------------------------------------------------------------------------------
+
+_WRITINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("", {}),
+    ("spaces before cells are left out", {"skipinitialspace": True}),
+    ('quotes inside cells are written \\"', {"escapechar": "\\"}),
+)
+
+
+def _writing(lines: Sequence[str], separator: str, whole: bool, reading: Reading) -> dict[str, Any]:
+    """How quoted cells are written: the first way in which the first rows are all well formed and alike."""
+    for note, writing in _WRITINGS:
+        if _well_formed(lines, separator, whole, writing):
+            if note:
+                reading.say(f"{note}, told from its first lines")
+            return writing
+    return {}
+
+
+def _well_formed(lines: Sequence[str], separator: str, whole: bool, writing: Mapping[str, Any]) -> bool:
+    reader = csv.reader(lines, delimiter=separator, strict=True, **writing)
+    width = None
+    try:
+        for row in islice(reader, _SAMPLE_ROWS):
+            if row and len(row) != (width := width or len(row)):
+                return False
+    except csv.Error as error:
+        return not whole and reader.line_num == len(lines) and "unexpected end" in str(error)
+    return True
 
 
 # What quotes mean in a TSV ------------------------------------------------------------------------
@@ -312,10 +345,16 @@ class _Taken:
         self._back += self.row[:0:-1]
 
 
-def _quoted_cells(lines: Lines, separator: str, reading: Reading, sample: Sequence[Sequence[str]]) -> Cells:
+def _quoted_cells(
+    lines: Lines,
+    separator: str,
+    writing: Mapping[str, Any],
+    reading: Reading,
+    sample: Sequence[Sequence[str]],
+) -> Cells:
     """Rows as CSV quotes them, each with the line that it begins on."""
     taken = _Taken(lines)
-    reader = csv.reader(taken, delimiter=separator, strict=True)
+    reader = csv.reader(taken, delimiter=separator, strict=True, **writing)
     known = _Known(separator, sample, reading.quoting)
     over_lines = _OverLines(reading)
     start = 1
@@ -391,12 +430,18 @@ class _Known:
         self._columns = [Column() for _ in (sample[0] if sample else ())]
         self._rows = 0
         self._width = len(self._columns)
-        for row in islice(sample, 1, None):
+        self._seen = len(sample)
+        for row in islice(sample, 1, None):  # the first may be names
             if not any("\n" in cell or "\r" in cell for cell in row):
-                self.add(row)
+                self._add(row)
 
     def add(self, row: Sequence[str]) -> None:
-        """Learn from a row that stands on one line."""
+        """Learn from a row that stands on one line, if it is not one of the sample."""
+        self._seen -= 1
+        if self._seen < 0:
+            self._add(row)
+
+    def _add(self, row: Sequence[str]) -> None:
         if self._rows < _PROFILED_ROWS and len(row) == self._width:
             self._rows += 1
             for column, cell in zip(self._columns, row, strict=True):

@@ -183,7 +183,7 @@ def _rows(source: Source, format: Format | None, reading: Reading) -> Rows:
         )
     if isinstance(source, str):
         return dataset_rows(load_hub(source), reading)
-    return memory_rows(cast(Iterable[Mapping[str, Any]], source), reading)
+    return memory_rows(source, reading)
 
 
 # Files and streams -------------------------------------------------------------------------------

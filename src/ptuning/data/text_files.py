@@ -145,7 +145,7 @@ def undecoded(line: str, encoding: str) -> str | None:
     around = line[max(0, bad.start() - 200) : bad.start() + 200]
     return (
         f"byte 0x{byte:02x} at character {bad.start() + 1} is not UTF-8, expected UTF-8 text; mend the line, "
-        f"or, if the whole file is in another encoding: {suggestion(_as_bytes(around))}"
+        f"or, if the whole file is in another encoding, say so: {suggestion(_as_bytes(around))}"
     )
 
 

@@ -17,11 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from ptuning.data.examples import Example
 from ptuning.errors import ConfigError, DataError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.tokenizing import ONE_AT_A_TIME
+from ptuning.threads import TOKENIZER
 
 TooLong = Literal["truncate", "error"]
 
 _DROPPED = "the tokenizer leaves no token"
+
+LONG = 1 << 15
+"""Characters up to which a text is tokenised whole, whatever is kept of it."""
+LARGEST = 1 << 22
+"""Characters in which the tokens that can be kept have to be; tokenising takes hundreds of bytes for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,13 +123,60 @@ class Tokenise:
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """How many tokens each row would have, uncut."""
-        return [len(ids) for ids in self._encode(examples, truncate=False)["input_ids"]] if examples else []
+        long = [i for i, each in enumerate(examples) if len(each.text) + len(each.text_b or "") > LONG]
+        known = {i: self._count_long(examples[i]) for i in long}
+        rest = [example for i, example in enumerate(examples) if i not in known]
+        short = iter(self._encode(rest, truncate=False)["input_ids"] if rest else ())
+        return [known[i] if i in known else len(next(short)) for i in range(len(examples))]
+
+    def _count_long(self, example: Example) -> int:
+        """The tokens of a row that is too long to be tokenised in one piece, but for those across a seam."""
+        texts = [text for text in (example.text, example.text_b) if text is not None]
+        count = int(self.tokenizer.num_special_tokens_to_add(pair=len(texts) == 2))
+        for text in texts:
+            for start in range(0, len(text), LONG):
+                piece = text[start : start + LONG]
+                with TOKENIZER:
+                    count += len(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+        return count
+
+    def _beginning(self, example: Example, text: str) -> str:
+        """``text``, or a part of it that has all the tokens that can be kept, and some more.
+
+        Raises:
+            DataError: :data:`LARGEST` characters of it have not.
+        """
+        assert self.limit is not None
+        size, wanted = max(LONG, 64 * self.limit), self.limit + 64
+        while len(text) > size:
+            part = text[-size:] if self.tokenizer.truncation_side == "left" else text[:size]
+            with TOKENIZER:
+                ids = self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) >= wanted:
+                return part
+            if size >= LARGEST:
+                raise DataError(
+                    f"{example.place}: a text of {len(text):,} characters, of which {size:,} make only "
+                    f"{len(ids)} tokens; leave the row out, or shorten it"
+                )
+            size = min(8 * size, LARGEST)
+        return text
 
     def _encode(self, examples: Sequence[Example], *, truncate: bool) -> Any:
+        firsts = [example.text for example in examples]
         seconds = [example.text_b for example in examples]
-        with ONE_AT_A_TIME:
+        if truncate and self.limit is not None:  # so that a text of megabytes takes no gigabytes
+            firsts = [
+                text if len(text) <= LONG else self._beginning(example, text)
+                for text, example in zip(firsts, examples, strict=True)
+            ]
+            seconds = [
+                text if text is None or len(text) <= LONG else self._beginning(example, text)
+                for text, example in zip(seconds, examples, strict=True)
+            ]
+        with TOKENIZER:
             return self.tokenizer(
-                [example.text for example in examples],
+                firsts,
                 seconds if seconds[0] is not None else None,
                 truncation="longest_first" if truncate and self.limit is not None else False,
                 max_length=self.limit if truncate else None,

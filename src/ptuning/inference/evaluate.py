@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TokenRow, collate, sorted_batches
+from ptuning.errors import TrainingDiverged
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.sequence import Prepared
 
@@ -41,7 +41,8 @@ def logits_of(
     found = torch.empty(len(rows), model.task.num_labels)
     pad = pad_id(model)
     prompt = prompt or prepared(model)
-    with _in_use(model):
+    model = model.in_use()
+    with torch.inference_mode():
         for batch in sorted_batches(lengths, batch_size, batch_tokens):
             inputs = batch_of([rows[i] for i in batch], pad, stems)
             inputs.pop("labels", None)
@@ -52,22 +53,34 @@ def logits_of(
     return found
 
 
+def not_finite(logits: Tensor) -> str | None:
+    """How many rows of ``logits`` ``[N, C]`` hold a NaN or an infinity, in words; ``None`` if none does."""
+    bad = int((~logits.isfinite().all(dim=1)).sum())
+    return f"the logits of {bad} of {len(logits)} rows are not finite" if bad else None
+
+
+def check_finite(logits: Tensor, places: Callable[[int], str]) -> None:
+    """Refuse logits ``[N, C]`` that mean nothing, before anyone makes labels or probabilities of them.
+
+    Args:
+        places: The name of a row, by its index in ``logits``.
+
+    Raises:
+        TrainingDiverged: a NaN or an infinity; names the first row that holds one.
+    """
+    if (seen := not_finite(logits)) is not None:
+        first = int((~logits.isfinite().all(dim=1)).nonzero()[0])
+        raise TrainingDiverged(
+            f"{seen} (NaN or infinite), {places(first)} first, so there is no answer: numbers of the prompt, "
+            "the head or the backbone are out of bounds; try precision fp32, download the backbone again, or "
+            "train the adapter again with a lower learning rate"
+        )
+
+
 def prepared(model: PTuningModel) -> Prepared:
     """``model.prepared()`` for use: no dropout, no gradients."""
-    with _in_use(model):
-        return model.prepared()
-
-
-@contextmanager
-def _in_use(model: PTuningModel) -> Iterator[None]:
-    """Neither trained nor in training mode, for as long as this lasts."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(mode)
+    with torch.inference_mode():
+        return model.in_use().prepared()
 
 
 def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict[str, Tensor]:

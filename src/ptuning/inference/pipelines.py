@@ -22,11 +22,12 @@ from ptuning.data.places import listing, shortened
 from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
 from ptuning.inference.blank import refuse_blank
+from ptuning.inference.evaluate import check_finite
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.tokenizing import ONE_AT_A_TIME
 from ptuning.peft import PeftModel
 from ptuning.task import Task
+from ptuning.threads import TOKENIZER
 
 #: What is handed to the tokenizer; its other options change the shape of what it returns.
 TOKENIZER_OPTIONS = (
@@ -134,6 +135,7 @@ class PTuningPipeline(TextClassificationPipeline):
         Raises:
             ConfigError: a pair for a task of single texts, or the other way round; an unknown option.
             DataError: a blank text.
+            TrainingDiverged: logits that are not finite.
         """
         if (column := texts_of(inputs)) is not None:
             inputs = column  # a series or an array
@@ -196,7 +198,7 @@ class PTuningPipeline(TextClassificationPipeline):
             options["max_length"] = tokenizer_kwargs.get("max_length")  # still read by padding="max_length"
         elif options["max_length"] is None:
             options["truncation"] = False  # no limit is known
-        with ONE_AT_A_TIME:
+        with TOKENIZER:
             encoded: Any = super().preprocess(
                 {"text": text, "text_pair": text_pair}, return_attention_mask=True, verbose=False, **options
             )
@@ -212,9 +214,11 @@ class PTuningPipeline(TextClassificationPipeline):
         mode = self.model.training
         self.model.eval()
         try:
-            return super()._forward(inputs)  # type: ignore[no-untyped-call]
+            outputs = super()._forward(inputs)  # type: ignore[no-untyped-call]
         finally:
             self.model.train(mode)
+        check_finite(outputs["logits"], lambda at: f"row {at + 1} of the batch")
+        return outputs
 
 
 def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:

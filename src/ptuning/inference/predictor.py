@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,13 +11,16 @@ import torch
 from ptuning.data import Example, stream_examples
 from ptuning.data.memory import is_table, texts_of
 from ptuning.data.places import shortened
-from ptuning.data.tokens import Tokenise, TooLong
-from ptuning.errors import ConfigError, DataError
+from ptuning.data.tokens import Tokenise, TokenRow, TooLong
+from ptuning.errors import ConfigError, DataError, UserError
 from ptuning.inference.blank import refuse_blank
-from ptuning.inference.evaluate import BATCH_TOKENS, logits_of, prepared
+from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
 from ptuning.task import Label
+
+CHARACTERS = 1 << 20
+"""Of all texts of a window: with longer ones it has fewer rows, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +32,13 @@ class Prediction:
         label: The likeliest class; a tuple of labels above one half for several labels; the value,
             in the target's unit, for a regression.
         probabilities: By class, in the task's order; empty for a regression.
+        kept: The example's :attr:`~ptuning.data.Example.kept`: columns that were to be carried through.
     """
 
     row: int
     label: Label | tuple[Label, ...]
     probabilities: tuple[tuple[Label, float], ...] = ()
+    kept: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"label": …, "probabilities": {…}}``, ready for JSON; a regression's is ``{"value": …}``."""
@@ -54,7 +58,7 @@ class Predictor:
         model: A trained model; of a ``PeftModel``, the active adapter.
         batch_size: The most rows that go through the backbone together, if the budget allows more.
         batch_tokens: The budget: the most places that go through it together, padding included.
-        window: Rows held in memory at once; sorted by length among themselves.
+        window: Rows held in memory at once, fewer where they are long; sorted by length among themselves.
         too_long: Cut a text that does not fit, or refuse it, naming the row.
     """
 
@@ -88,6 +92,7 @@ class Predictor:
         Raises:
             ConfigError: what is none of these, or pairs for a task of single texts and the other way round.
             DataError: a text that is blank, or that is too long where that is refused.
+            TrainingDiverged: logits that are not finite.
         """
         return list(self.stream(self._examples(texts)))
 
@@ -108,24 +113,69 @@ class Predictor:
             )
         return [_example(number, text) for number, text in enumerate(texts, start=1)]
 
-    def stream(self, examples: Iterable[Example]) -> Iterator[Prediction]:
-        """Predictions in the order of ``examples``, of which ``window`` are held at a time."""
-        tokenise = self._tokenise()
+    def stream(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
+        """Predictions in the order of ``examples``, of which ``window`` are held at a time.
+
+        Args:
+            examples: ``None`` among them means that the next one may take its time: what is held is answered
+                (:func:`~ptuning.inference.arriving.arriving`).
+
+        Raises:
+            DataError: as of a call, and what reading ``examples`` raises; the rows before are answered first.
+        """
+        tokenise = Tokenise.for_model(self.model, self.too_long)
         prompt = prepared(self.model)  # once for the task, however long the stream
-        left = iter(examples)
-        while part := list(islice(left, self.window)):
-            self._check(part)
+        for part in self._windows(examples):
+            rows, refused = self._rows(tokenise, part)
             logits = logits_of(
                 self.model,
-                tokenise(part),
+                rows,
                 batch_size=self.batch_size,
                 batch_tokens=self.batch_tokens,
                 prompt=prompt,
             )
-            yield from (self._prediction(example.row, row) for example, row in zip(part, logits, strict=True))
+            check_finite(logits, lambda at, part=part: part[at].place)
+            yield from map(self._prediction, part, logits)
+            if refused is not None:
+                raise refused
 
-    def _tokenise(self) -> Tokenise:
-        return Tokenise.for_model(self.model, self.too_long)
+    def _windows(self, examples: Iterable[Example | None]) -> Iterator[list[Example]]:
+        """``examples`` as many at a time as are held, and what is held before an error of reading ends it."""
+        part: list[Example] = []
+        characters = 0
+        left = iter(examples)
+        while True:
+            try:
+                example = next(left)
+            except StopIteration:
+                break
+            except Exception:
+                if part:
+                    yield part
+                raise
+            if example is not None:
+                part.append(example)
+                characters += len(example.text) + len(example.text_b or "")
+            if part and (example is None or len(part) == self.window or characters >= CHARACTERS):
+                yield part
+                part, characters = [], 0
+        if part:
+            yield part
+
+    def _rows(self, tokenise: Tokenise, part: Sequence[Example]) -> tuple[list[TokenRow], UserError | None]:
+        """The tokens of ``part``; of those before the first that cannot be answered, and why it cannot."""
+        try:
+            self._check(part)
+            return tokenise(part), None
+        except UserError:
+            found: list[TokenRow] = []
+            for example in part:
+                try:
+                    self._check([example])
+                    found += tokenise([example])
+                except UserError as error:
+                    return found, error
+            raise
 
     def _check(self, examples: Sequence[Example]) -> None:
         for example in examples:
@@ -135,18 +185,18 @@ class Predictor:
                 )
                 raise ConfigError(f"{example.place}: got {got}, but this task was trained on {trained}")
 
-    def _prediction(self, row: int, logits: torch.Tensor) -> Prediction:
-        task = self.model.task
+    def _prediction(self, example: Example, logits: torch.Tensor) -> Prediction:
+        task, row, kept = self.model.task, example.row, example.kept
         if task.is_regression:
-            return Prediction(row=row, label=float(logits[0]))
+            return Prediction(row=row, label=float(logits[0]), kept=kept)
         if task.problem_type == "multi_label_classification":
             chances = logits.double().sigmoid().tolist()
             named = tuple(zip(task.labels, chances, strict=True))
-            return Prediction(
-                row=row, label=tuple(name for name, chance in named if chance > 0.5), probabilities=named
-            )
+            labels = tuple(name for name, chance in named if chance > 0.5)
+            return Prediction(row=row, label=labels, probabilities=named, kept=kept)
         named = tuple(zip(task.labels, logits.double().softmax(0).tolist(), strict=True))
-        return Prediction(row=row, label=task.labels[int(logits.argmax())], probabilities=named)
+        label = task.labels[int(logits.argmax())]
+        return Prediction(row=row, label=label, probabilities=named, kept=kept)
 
 
 def _is_pair(given: Any) -> bool:

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, UnsupportedBackbone
-from ptuning.model import attention, disentangled, layers
+from ptuning.model import attention, disentangled, layers, views
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.config import DeepPrompt, Engine, Pooling
 from ptuning.model.embedded import canonical
 from ptuning.model.fresh import fresh_parameters
 from ptuning.model.layers import ForwardPass
+from ptuning.model.units import reads_units
 
 _NAMES_ONLY = frozenset(
     {
@@ -67,8 +66,24 @@ class BackboneFacts:
     fingerprint: str | None
 
 
+@dataclass(eq=False)
+class Weights:
+    """What all views of a backbone have in common besides the tensors: one object, the same for all of them.
+
+    Attributes:
+        digests: The SHA-256 of each pretrained weight, by name, once it was asked for.
+    """
+
+    digests: dict[str, bytes] = field(default_factory=dict)
+
+
 class Backbone(nn.Module):
     """A frozen ``AutoModelForSequenceClassification``.
+
+    Each task has a :meth:`view` of its own: a module tree over the same weights, so that dropout, the engine,
+    hooks and the training flag of one task are not another's. A task's head is handed to each call of
+    :meth:`logits`; nothing is written to a module while it runs, so threads may use a backbone, or one view
+    of it, at the same time.
 
     The module is adopted: its parameters are frozen in place, it is kept in eval mode (dropout off)
     unless asked, and its attention implementation is set. No value of its weights or of its public
@@ -118,12 +133,7 @@ class Backbone(nn.Module):
             model.set_attn_implementation(attention.NAME)
         elif self.architecture.deep == "disentangled":
             disentangled.install(self.base.encoder)
-        if self.architecture.deep != "cache":
-            layers.install(
-                self.base.get_submodule(self.architecture.layers).children(),
-                self.architecture.feed_forward,
-                disentangled=self.architecture.deep == "disentangled",
-            )
+        self._install()
         self.engine = Engine()
         inside = f"{model.base_model_prefix}."
         self.missing = missing
@@ -132,8 +142,42 @@ class Backbone(nn.Module):
             name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
         )
         self.dropout = False
-        self._one_at_a_time = _OneAtATime()
-        self._digests: dict[str, bytes] = {}
+        self.weights = Weights()
+        self._private = tuple(name for name, module in model.named_modules() if _writes_to_itself(module))
+        self._origin: tuple[Backbone, ...] = ()
+
+    def _install(self) -> None:
+        """Let every layer ask the pass that comes by, where this architecture's layers are asked."""
+        if self.architecture.deep != "cache":
+            layers.install(
+                self.base.get_submodule(self.architecture.layers).children(),
+                self.architecture.feed_forward,
+                disentangled=self.architecture.deep == "disentangled",
+            )
+
+    # ------------------------------------------------------------------------------------ views
+
+    def view(self) -> Backbone:
+        """The same weights for another task: a module tree of its own over the same Parameters and buffers.
+
+        It begins in eval mode with dropout off, with this one's engine, and with the hooks of the model that
+        was adopted. It costs no memory for weights, and about 2 KiB a module.
+        """
+        origin = self._origin[0] if self._origin else self
+        made = origin._viewed()
+        made.engine, made.dropout = self.engine, False
+        made._origin = (origin,)  # in a tuple, so that torch does not take it for a part of this module
+        return made.eval()
+
+    def twin(self) -> Backbone:
+        """The same view once more, hooks, engine and dropout included."""
+        return self._viewed()
+
+    def _viewed(self) -> Backbone:
+        made = views.shallow(self, new_tree=True)
+        vars(made)["_modules"] = {"model": views.view(self.model, keep=lambda hook: not reads_units(hook))}
+        made._install()
+        return made
 
     # ------------------------------------------------------------------------------------ facts
 
@@ -227,15 +271,15 @@ class Backbone(nn.Module):
         if self.device.type == "meta":
             return None
         left_out = frozenset(without) | frozenset(self.head_names)
-        whole = hashlib.sha256()
+        digests, whole = self.weights.digests, hashlib.sha256()
         for name, weight in sorted(self.model.named_parameters()):
-            if name not in self._digests and name not in self.head_names:
+            if name not in digests and name not in self.head_names:
                 digest = hashlib.sha256(f"{name}{tuple(weight.shape)}".encode())
                 rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
                 digest.update(rounded.view(torch.uint8).numpy().data)
-                self._digests[name] = digest.digest()
+                digests[name] = digest.digest()
             if name not in left_out:
-                whole.update(self._digests[name])
+                whole.update(digests[name])
         return whole.hexdigest()
 
     def digest(self) -> str:
@@ -300,7 +344,7 @@ class Backbone(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """How it computes, for every task on it.
+        """How it computes, for the one task whose view this is.
 
         Raises:
             UnsupportedBackbone: where it is set: the architecture has no layers of ours to do what is asked.
@@ -414,11 +458,13 @@ class Backbone(nn.Module):
         if prompts is not None and self.architecture.deep == "cache":
             attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
         inputs["attention_mask"] = attention_mask
+        model = views.placed(self.model, head or {}, self._private)
         with self._under_way(shared, inputs):
-            if self.architecture.causal:
-                out = self._last_token(inputs, head or {})
+            if self.architecture.causal:  # the head reads the last token; padding stands in front of the text
+                hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+                out = model.score(hidden[:, -1])
             else:
-                out = functional_call(self.model, dict(head or {}), kwargs=inputs).logits
+                out = model(**inputs).logits
         if self.architecture.deep != "cache":
             shared.check_read(type(self.model).__name__)
         return out
@@ -442,22 +488,27 @@ class Backbone(nn.Module):
             inputs["use_cache"] = False
         # In the precision that the weights are held in, so that it does not matter who asks.
         exact = torch.autocast(self.device.type, enabled=False)
+        model = views.placed(self.model, {}, self._private)
         with torch.no_grad(), exact, self._under_way(shared, inputs):
-            self.base(**inputs, attention_mask=attention_mask)
+            model.base_model(**inputs, attention_mask=attention_mask)
         assert shared.entered is not None  # every architecture with a stem asks its layers, all of them
         return shared.entered
 
-    def leading(self, inputs_embeds: Tensor) -> Tensor:
+    def leading(self, inputs_embeds: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         """``[L, 2, P, H_kv]``: in every layer the keys and values of a prompt ``[P, E]`` before any text.
 
         In a decoder nothing that stands behind them changes them: one computation serves every row.
+
+        Args:
+            head: As :meth:`logits` takes it; a head may hold parameters of the layers.
         """
         shared = self._pass(None, record=True)
         places = torch.arange(len(inputs_embeds), device=inputs_embeds.device)[None]
         everywhere = torch.ones_like(places)
         inputs = self._inputs(None, inputs_embeds[None], places, None, everywhere)
+        model = views.placed(self.model, head or {}, self._private)
         with self._under_way(shared, inputs):
-            self.base(**inputs, attention_mask=everywhere, use_cache=False)
+            model.base_model(**inputs, attention_mask=everywhere, use_cache=False)
         if len(shared.recorded) != self.num_layers:
             raise UnsupportedBackbone(
                 f"{type(self.model).__name__} showed the keys and values of {len(shared.recorded)} of its "
@@ -508,7 +559,6 @@ class Backbone(nn.Module):
             prompts,
             head_dim=self.head_dim,
             engine=self.engine,
-            lock=self._one_at_a_time.lock,
             **options,
         )
 
@@ -530,27 +580,11 @@ class Backbone(nn.Module):
             inputs["token_type_ids"] = token_type_ids
         return inputs
 
-    @contextmanager
-    def _under_way(self, shared: ForwardPass, inputs: dict[str, Any]) -> Iterator[None]:
-        """Let the layers find the pass; one at a time, as functional_call swaps parameters in the module."""
-        scope: AbstractContextManager[None] = nullcontext()
+    def _under_way(self, shared: ForwardPass, inputs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Let the layers find the pass: among the ``inputs``, or in the block that this gives."""
         if self.architecture.deep == "attention":
             inputs[attention.ARGUMENT] = shared
-        elif self.architecture.deep == "disentangled":
-            scope = disentangled.bound(shared)
-        with scope, self._one_at_a_time.lock:
-            yield
-
-    def _last_token(self, inputs: dict[str, Any], head: Mapping[str, Tensor]) -> Tensor:
-        """A decoder's head reads the last token; padding stands in front, so that is place -1."""
-        inside = f"{self.model.base_model_prefix}."
-        base = {name.removeprefix(inside): value for name, value in head.items() if name.startswith(inside)}
-        score = {
-            name.removeprefix("score."): value for name, value in head.items() if name.startswith("score.")
-        }
-        hidden = functional_call(self.base, base, kwargs={**inputs, "use_cache": False}).last_hidden_state
-        out: Tensor = functional_call(self.model.score, score, (hidden[:, -1],))
-        return out
+        return disentangled.bound(shared) if self.architecture.deep == "disentangled" else nullcontext()
 
     def _cached(
         self, shared: ForwardPass, attention_mask: Tensor, prompts: Tensor
@@ -632,17 +666,11 @@ class Backbone(nn.Module):
         return config
 
 
-class _OneAtATime:
-    """A lock that a copy of its owner does not share, and that is not pickled."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-
-    def __deepcopy__(self, memo: Any) -> _OneAtATime:
-        return _OneAtATime()
-
-    def __reduce__(self) -> tuple[type[_OneAtATime], tuple[()]]:
-        return _OneAtATime, ()
+def _writes_to_itself(module: nn.Module) -> bool:
+    """Whether a module keeps something of the last text: rotary positions that depend on its length do."""
+    kinds = getattr(module, "rope_type", "")
+    kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any("dynamic" in str(kind) or kind == "longrope" for kind in kinds)
 
 
 def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,24 +1,30 @@
 """The choices that make a prompt. Choices only: no fact read from a backbone stands here.
 
 One frozen class a choice, so that an option its part does not take cannot be written. The classes
-are plain dataclasses; ``__pydantic_config__`` tells pydantic, where it reads a user's file, to
-refuse unknown keys. Nothing here imports torch: ``--help`` stays quick.
+are dataclasses whose options are held to their types and bounds (:func:`~ptuning.validation.checked`).
+Nothing here imports torch: ``--help`` stays quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, cast, get_type_hints
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ptuning.errors import ConfigError
 from ptuning.model.template import Insertion, insertions
-from ptuning.validation import validated
+from ptuning.validation import Float, Int, checked, validated
 
-_STRICT: dict[str, Any] = {"extra": "forbid"}
+Width = Annotated[Int, Field(ge=1, le=65_536)]
+"""Of a layer of an encoder."""
+Dropout = Annotated[Float, Field(ge=0, lt=1)]
+Count = Annotated[Int, Field(ge=0, le=65_536)]
+"""Of virtual tokens, units, queries or layers: more than any backbone has places for."""
+Some = Annotated[Int, Field(ge=1, le=65_536)]
+"""A :data:`Count` of one and more."""
+GiB = Annotated[Float, Field(ge=0, le=1_048_576)]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -26,33 +32,18 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _settle(choices: Any) -> None:
-    """Hold each option to its type, as where a file is read: in Python, too, nothing is taken for another.
-
-    Raises:
-        ConfigError: the option, what was got, what was expected.
-    """
-    for name, kind in _kinds(cast(Hashable, type(choices))).items():
-        object.__setattr__(choices, name, validated(kind, getattr(choices, name), name))
-
-
-@cache
-def _kinds(choices: Hashable) -> dict[str, Any]:
-    hints = get_type_hints(choices, include_extras=True)
-    return {each.name: hints[each.name] for each in fields(cast(Any, choices))}
-
-
 # ------------------------------------------------------------------------------- prompt encoders
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingEncoder:
     """The prompt itself is trained: P × E numbers (prompt tuning, arXiv:2104.08691)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["embedding"] = "embedding"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class MLPEncoder:
     """Three linear layers make the prompt, as PEFT's ``PromptEncoder`` does.
@@ -63,16 +54,12 @@ class MLPEncoder:
             so that the prompt begins as what it starts from (arXiv:2305.03937).
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["mlp"] = "mlp"
-    width: int | None = None
+    width: Width | None = None
     residual: bool = False
 
-    def __post_init__(self) -> None:
-        _settle(self)
-        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
 
-
+@checked
 @dataclass(frozen=True, kw_only=True)
 class LSTMEncoder:
     """A bidirectional LSTM, then an MLP: the encoder of the P-tuning paper (arXiv:2103.10385).
@@ -83,23 +70,19 @@ class LSTMEncoder:
         dropout: Between LSTM layers, while training.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["lstm"] = "lstm"
-    width: int | None = None
-    num_layers: int = 2
-    dropout: float = 0.0
+    width: Width | None = None
+    num_layers: Annotated[Int, Field(ge=1, le=64)] = 2
+    dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
-        _settle(self)
-        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
-        _require(self.num_layers >= 1, f"encoder.num_layers must be at least 1, got {self.num_layers}")
-        _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
         _require(
             self.num_layers > 1 or self.dropout == 0,
             "encoder.dropout acts between LSTM layers, so with encoder.num_layers 1 it must be 0",
         )
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ResidualEncoder:
     """``p + MLP(p)``, one shared bottleneck for all tokens (residual prompt tuning, arXiv:2305.03937).
@@ -109,17 +92,12 @@ class ResidualEncoder:
         dropout: Before the bottleneck's way back up, while training.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["residual"] = "residual"
-    width: int = 128
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        _require(self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
-        _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
+    width: Width = 128
+    dropout: Dropout = 0.0
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class DeepMLPEncoder:
     """Deep prompts from one ``[P, H]`` table through linear–tanh–linear (prefix tuning, arXiv:2101.00190).
@@ -129,15 +107,9 @@ class DeepMLPEncoder:
         dropout: Behind the tanh, while training.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["mlp"] = "mlp"
-    width: int | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
-        _require(0 <= self.dropout < 1, f"encoder.dropout must be in [0, 1), got {self.dropout}")
+    width: Width | None = None
+    dropout: Dropout = 0.0
 
 
 InputEncoderConfig = Annotated[
@@ -149,22 +121,23 @@ DeepEncoderConfig = Annotated[EmbeddingEncoder | DeepMLPEncoder, Field(discrimin
 # -------------------------------------------------------------------------------- initialisation
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class RandomInit:
     """Normal numbers with the mean and the deviation of the backbone's own vocabulary."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["random"] = "random"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class VocabularyInit:
     """P rows sampled from the backbone's vocabulary."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     kind: Literal["vocabulary"] = "vocabulary"
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TextInit:
     """The embeddings of a text, repeated or cut to P tokens.
@@ -173,12 +146,10 @@ class TextInit:
         text: Words that describe the task, such as ``"do these two sentences mean the same?"``.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     text: str
     kind: Literal["text"] = "text"
 
     def __post_init__(self) -> None:
-        _settle(self)
         _require(bool(self.text.strip()), "init.text is blank; give the words to start from")
 
 
@@ -188,12 +159,13 @@ InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminat
 # --------------------------------------------------------------------------------------- prompts
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class InputPrompt:
     """Virtual tokens that join the text once, at the embeddings: P-tuning (arXiv:2103.10385).
 
     Args:
-        num_virtual_tokens: P; 20 if left out. A template counts its own.
+        num_virtual_tokens: P. A template counts its own; ``None`` for 20.
         placement: ``start`` (PEFT's place, before ``[CLS]``), ``front``, ``between``, ``middle``,
             ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
         encoder: What makes the prompt while training.
@@ -202,18 +174,14 @@ class InputPrompt:
         train_head: ``False`` freezes the head as well, as the notebook does.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     depth: Literal["input"] = "input"
-    num_virtual_tokens: int | None = None
+    num_virtual_tokens: Some | None = None
     placement: str = "front"
     encoder: InputEncoderConfig = field(default_factory=EmbeddingEncoder)
     init: InitConfig = field(default_factory=VocabularyInit)
     train_head: bool = True
 
     def __post_init__(self) -> None:
-        _settle(self)
-        count = self.num_virtual_tokens
-        _require(count is None or count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
         _ = self.insertions  # a malformed template is refused here, not at the first batch
 
     @property
@@ -231,6 +199,7 @@ Pooling = Literal["native", "mean", "layers", "similarity"]
 """What a head reads (:class:`DeepPrompt`)."""
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class DeepPrompt:
     """A prompt in every layer from ``first_layer`` on, as keys and values: P-tuning v2 (arXiv:2110.07602).
@@ -262,25 +231,15 @@ class DeepPrompt:
         train_head: ``False`` freezes the head as well.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     depth: Literal["deep"] = "deep"
-    num_virtual_tokens: int = 20
-    first_layer: int = 0
-    position_offset: int | None = None
+    num_virtual_tokens: Some = 20
+    first_layer: Count = 0
+    position_offset: Count | None = None
     pooling: Pooling | None = None
-    num_virtual_units: int | None = None
-    num_queries: int | None = None
+    num_virtual_units: Count | None = None
+    num_queries: Count | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        count = self.num_virtual_tokens
-        _require(count >= 1, f"num_virtual_tokens must be at least 1, got {count}")
-        _require(self.first_layer >= 0, f"first_layer counts from 0, got {self.first_layer}")
-        for name in ("num_virtual_units", "num_queries", "position_offset"):
-            given = getattr(self, name)
-            _require(given is None or given >= 0, f"{name} must be at least 0, got {given}")
 
     @property
     def virtual_tokens(self) -> int:
@@ -294,6 +253,7 @@ PromptConfig = Annotated[InputPrompt | DeepPrompt, Field(discriminator="depth")]
 # --------------------------------------------------------------------------------------- the engine
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """How a backbone computes: what frozen weights make constant is not computed again.
@@ -315,22 +275,14 @@ class Engine:
             DeBERTa's are left as they are.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     attention: Literal["auto", "plain", "fused"] = "auto"
     pooled_layer: bool = True
     shared_prompt: bool = True
     reuse_stem: bool = True
-    stem_memory: float = 2.0
-    stem_disk: float = 4.0
+    stem_memory: GiB = 2.0
+    stem_disk: GiB = 4.0
     checkpoint_activations: bool = False
     compile: bool = False
-
-    def __post_init__(self) -> None:
-        _settle(self)
-        for name in ("stem_memory", "stem_disk"):
-            _require(
-                getattr(self, name) >= 0, f"engine.{name} is in GiB, at least 0; got {getattr(self, name)}"
-            )
 
 
 # ------------------------------------------------------------------------------- to and from dicts

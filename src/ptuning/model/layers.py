@@ -11,18 +11,19 @@ Glossary: B rows, T tokens, L layers, H hidden width, P virtual tokens, s the fi
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from types import MethodType
 from typing import Any, Literal
 
 import torch
 import torch._dynamo
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from ptuning.errors import ConfigError, UnsupportedBackbone
@@ -32,6 +33,7 @@ from ptuning.model.config import Engine
 from ptuning.model.pooling import average, weighed
 from ptuning.model.similarity import agreement
 from ptuning.model.units import FeedForward, as_read
+from ptuning.model.views import Bound, rebound
 
 _BY_TOKEN = {"position_embeddings": -2, "position_ids": -1}
 """Arguments of a layer that hold something for each token, and the dimension of the tokens."""
@@ -63,7 +65,6 @@ class ForwardPass:
         stop: A layer; it and those above are passed by, and :attr:`entered` is what would have entered it.
         record: Keep every layer's keys and values of the tokens in :attr:`recorded`; no more of the last
             layer is run than that takes.
-        lock: Held while a checkpointed layer runs again, on the way back.
     """
 
     def __init__(
@@ -83,7 +84,6 @@ class ForwardPass:
         stem: Tensor | None = None,
         stop: int | None = None,
         record: bool = False,
-        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.layers = layers
         self.first_layer = first_layer
@@ -98,7 +98,6 @@ class ForwardPass:
         self.stem = stem
         self.stop = stop
         self.record = record
-        self.lock = lock
         self.entered: Tensor | None = None
         self.recorded: list[tuple[Tensor, Tensor]] = []
         self._prompts: Tensor | None = None
@@ -190,7 +189,7 @@ class ForwardPass:
             if not (learns and self.engine.checkpoint_activations):
                 return run(hidden, **arguments)
             return checkpoint(
-                layer.as_it_is(run),
+                run,
                 hidden,
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), self._again(layer, units)),
@@ -206,7 +205,7 @@ class ForwardPass:
     @contextmanager
     def _again(self, layer: Layer, units: Tensor | None) -> Iterator[None]:
         """Around a checkpointed layer that runs again, when the pass itself is long over."""
-        with self.lock or nullcontext(), disentangled.bound(self), layer.feed_forward.holding(units):
+        with disentangled.bound(self), layer.feed_forward.holding(units):
             yield
 
     def _pooled_token(self, layer: Layer, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Any:
@@ -264,7 +263,7 @@ class ForwardPass:
             )
 
 
-class Layer:
+class Layer(Bound):
     """A layer's forward method, in its place: it asks the pass what to do.
 
     Args:
@@ -305,14 +304,18 @@ class Layer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # a copy compiles its own: the original's has its weights
 
-    def as_it_is(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``run`` with the parameters that the layer has now, whenever it is called.
+    def rebound(self, module: nn.Module) -> Layer:
+        """For a copy of the layer, of which a pass has other parameters in place."""
+        made = copy.copy(self)
+        made.module, made.original = module, rebound(self.original, self.module, module)
+        return made
 
-        A head that holds parameters of a layer puts them there for as long as the pass lasts.
-        """
-        alone = _Alone(self.module, run)
-        own: dict[str, Tensor] = dict(alone.named_parameters())
-        return lambda hidden, **arguments: functional_call(alone, own, (hidden,), arguments)
+    def unbound(self) -> Any:
+        """What stood in the layer's ``__dict__`` before this one, if anything did."""
+        of_class = (
+            isinstance(self.original, MethodType) and self.original.__func__ is type(self.module).forward
+        )
+        return None if of_class else self.original
 
     def compiled(self, device: torch.device) -> Callable[..., Any]:
         """:attr:`original`, compiled; layers share the program, as they share the code.
@@ -332,18 +335,6 @@ class Layer:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             self._compiled = torch.compile(self.original, dynamic=True)
         return self._compiled
-
-
-class _Alone(nn.Module):
-    """A layer, called in another way than its own."""
-
-    def __init__(self, layer: nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.layer = layer
-        self.run = run
-
-    def forward(self, hidden: Tensor, **arguments: Any) -> Any:
-        return self.run(hidden, **arguments)
 
 
 def install(

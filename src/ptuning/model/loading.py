@@ -5,15 +5,14 @@ What a checkpoint lacks is found here: a fresh head or pooler is the task's to t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,15 +23,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ptuning import adapters
-from ptuning.adapters.hub import HTTPError
 from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.backbone import Backbone
+from ptuning.model.drawing import drawing
 from ptuning.model.embedded import canonical, resolve
+from ptuning.model.source import check_config, check_folder, pooling, reading, unsupported
 from ptuning.task import ProblemType
 
-_POOLING = "1_Pooling/config.json"
-"""Where sentence-transformers says how a model's tokens become one vector."""
+_PICKLE_ONLY = (
+    "; if its weights are a pickle alone (pytorch_model.bin) and you trust whoever made it, say "
+    "--allow-pickle (in Python: allow_pickle=True), because it is an adapter that chose this backbone"
+)
 
 
 def hold(
@@ -43,11 +45,23 @@ def hold(
     revision: str | None,
     dtype: torch.dtype | None,
     token: str | bool | None = None,
+    allow_pickle: bool = True,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known."""
+    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known.
+
+    Args:
+        allow_pickle: As :func:`load` takes it.
+    """
     if isinstance(backbone, str):
         name = canonical(backbone)
-        held = load(name, num_labels=num_labels, problem_type=problem_type, revision=revision, token=token)
+        held = load(
+            name,
+            num_labels=num_labels,
+            problem_type=problem_type,
+            revision=revision,
+            token=token,
+            allow_pickle=allow_pickle,
+        )
         tokenizer = tokenizer or load_tokenizer(name, revision, token)
     else:
         held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
@@ -64,18 +78,18 @@ def load_tokenizer(
     Raises:
         BackboneNotFound: there is none in reach.
     """
-    try:
+    source = resolve(name)
+    with reading(name, source, "tokenizer"):
+        check_folder(name, source)
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            resolve(name),
+            source,
             revision=revision,
             token=token,
             local_files_only=adapters.hub_out_of_reach(),
             trust_remote_code=False,
         )
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
-    if found.pad_token_id is None:
-        found.pad_token = found.eos_token  # never read: the attention mask says what is padding
+        if found.pad_token_id is None:
+            found.pad_token = found.eos_token  # never read: the attention mask says what is padding
     return found
 
 
@@ -126,8 +140,9 @@ def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
                 "leaves those of the backbone as they are; train it again with the backbone's vocabulary"
             )
         # Only the number of labels may differ: it is the task's.
-        if own[name].shape[1:] != value.shape[1:] or (
-            own[name].shape[0] not in (value.shape[0], backbone.model.config.num_labels)
+        rows = (backbone.model.config.num_labels, adapter.task.num_labels)
+        if own[name].shape != value.shape and (
+            own[name].shape[1:] != value.shape[1:] or (len(own[name]), len(value)) != rows
         ):
             raise AdapterMismatch(
                 f"the adapter's {name} has the shape {list(value.shape)}, but {backbone.name}'s has "
@@ -147,6 +162,7 @@ def load(
     problem_type: ProblemType | None,
     revision: str | None = None,
     token: str | bool | None = None,
+    allow_pickle: bool = True,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
 
@@ -156,46 +172,47 @@ def load(
         problem_type: transformers' ``config.problem_type``; the backbone's own if ``None``.
         revision: A branch, tag or commit of the Hub.
         token: The Hub's access token; the one that was logged in with if left out.
+        allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, by torch's restricted
+            unpickler; for a backbone that the user named, and not an adapter of someone else's.
 
     Raises:
-        BackboneNotFound: no such folder, or no such model in reach.
+        BackboneNotFound: no such folder, no such model in reach, or one that is damaged; says which part.
         UnsupportedBackbone: an architecture that is not in the table, or a checkpoint that lacks
             parts of the transformer.
     """
     source = resolve(name)
-    try:
-        # What is drawn for parts that the checkpoint lacks is drawn again for each task; see fresh.py.
-        with _quiet(), torch.random.fork_rng(devices=()):
-            cached_only = adapters.hub_out_of_reach()  # then the client's retries would only take time
-            config = AutoConfig.from_pretrained(
-                source,
-                revision=revision,
-                token=token,
-                local_files_only=cached_only,
-                trust_remote_code=False,
-            )
+    hub: dict[str, Any] = {
+        "revision": revision,
+        "token": token,
+        "local_files_only": adapters.hub_out_of_reach(),  # then the client's retries would only take time
+    }
+    # What is drawn for parts that the checkpoint lacks is drawn again for each task; see fresh.py.
+    with _quiet(), drawing(), torch.random.fork_rng(devices=()):
+        with reading(name, source, "configuration"):
+            check_folder(name, source)
+            check_config(name, source, **hub)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
             if num_labels is not None:
                 config.num_labels = num_labels
             config.problem_type = problem_type or config.problem_type
             if config.model_type not in ARCHITECTURES:
-                raise UnsupportedBackbone(
-                    f"{name}: {config.model_type!r} is not supported; expected one of "
-                    f"{', '.join(ARCHITECTURES)} (docs/backbones.md)"
+                raise unsupported(name, config.model_type)
+            config._attn_implementation = None  # a model's file may name code on the Hub there: ours is used
+        try:
+            with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source,
+                    config=config,
+                    ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
+                    output_loading_info=True,
+                    use_safetensors=None if allow_pickle else True,
+                    trust_remote_code=False,
+                    **hub,
                 )
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                config=config,
-                revision=revision,
-                token=token,
-                local_files_only=cached_only,
-                ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-    except UnsupportedBackbone:
-        raise
-    except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+        except BackboneNotFound:
+            with reading(name, source, "configuration"), torch.device("meta"):
+                AutoModelForSequenceClassification.from_config(config)  # is it that which is to blame?
+            raise
     missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     inside = f"{model.base_model_prefix}."
     if lost := sorted(key for key in missing if key.startswith(inside) and not _is_pooler(key)):
@@ -203,34 +220,14 @@ def load(
             f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
             "it would be frozen at random, so it cannot be a backbone"
         )
-    return Backbone(
-        model,
-        name=name,
-        revision=_commit(source, revision),
-        missing=missing,
-        pooling=_pooling(source, revision, token, cached_only=cached_only),
-    )
-
-
-def _pooling(
-    source: str, revision: str | None, token: str | bool | None, *, cached_only: bool
-) -> Literal["native", "mean"]:
-    """How a sentence embedding model says that it is read; ``native`` for all that says nothing."""
-    try:
-        file = (
-            Path(source) / _POOLING
-            if Path(source).is_dir()
-            else Path(
-                hf_hub_download(
-                    source, _POOLING, revision=revision, token=token, local_files_only=cached_only
-                )
-            )
+    with reading(name, source, "configuration"):
+        return Backbone(
+            model,
+            name=name,
+            revision=_commit(source, revision),
+            missing=missing,
+            pooling=pooling(name, source, revision, token, cached_only=hub["local_files_only"]),
         )
-        says = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, HTTPError):  # most models have no such file
-        return "native"
-    mean = says.get("pooling_mode_mean_tokens") or says.get("pooling_mode") == "mean"
-    return "mean" if mean else "native"
 
 
 def _commit(source: str, revision: str | None) -> str | None:
@@ -244,17 +241,6 @@ def _commit(source: str, revision: str | None) -> str | None:
 def _is_pooler(key: str) -> bool:
     """The one part of a transformer that checkpoints may lack, because only classification uses it."""
     return ".pooler." in key
-
-
-def _not_found(name: str, error: Exception) -> BackboneNotFound:
-    """The error for a model, or tokenizer, that could not be loaded; transformers' first line says why."""
-    reason = str(error).strip().splitlines()[0].rstrip(".")
-    return BackboneNotFound(
-        f"backbone {name!r} could not be loaded: {reason}. Expected a folder with config.json and "
-        "model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the cache), "
-        "or 'demo' for the embedded MiniLM. If an adapter names it, say where it is here with --backbone (in "
-        "Python: backbone=…)"
-    )
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
-from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged
-from ptuning.model import state
+from ptuning.errors import AdapterError, ConfigError, DataError, TrainingDiverged, out_of_memory
+from ptuning.model import state, views
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
     DeepPrompt,
@@ -37,6 +37,7 @@ from ptuning.model.config import (
     prompt_from_dict,
     prompt_to_dict,
 )
+from ptuning.model.drawing import drawing
 from ptuning.model.head import Head, escaped, first_mix
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
@@ -45,12 +46,12 @@ from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
 from ptuning.model.targets import as_targets, refuse
 from ptuning.model.tasks import known_as, loss_of, new_task, plain_task, task_of, weigh
 from ptuning.model.template import Insertion
-from ptuning.model.tokenizing import ONE_AT_A_TIME
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
+from ptuning.threads import TOKENIZER
 
-_PLAIN: ContextVar[frozenset[int]] = ContextVar("plain", default=frozenset())
-"""The models, by ``id``, that answer as the plain backbone here and now."""
+_PLAIN: ContextVar[frozenset[object]] = ContextVar("plain", default=frozenset())
+"""What answers as the plain backbone here and now: the ``_identity`` of models, which their twins share."""
 
 
 class PTuningModel(nn.Module):
@@ -77,6 +78,7 @@ class PTuningModel(nn.Module):
         UnsupportedBackbone: the architecture cannot hold such a prompt.
     """
 
+    @drawing()
     def __init__(
         self,
         backbone: Backbone,
@@ -90,7 +92,8 @@ class PTuningModel(nn.Module):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self._identity = object()
+        self.backbone = backbone = backbone.view()
         self.prompt_config = config
         self.task = task
         self.tokenizer = tokenizer
@@ -179,7 +182,7 @@ class PTuningModel(nn.Module):
             token: The Hub's access token; the one that was logged in with if left out.
             dtype: What to hold the frozen weights in; prompt and head are always fp32.
             class_weights: ``[C]``, for unbalanced classes.
-            engine: How the backbone computes, for every task on it; see :class:`Engine`.
+            engine: How the backbone computes for this task; see :class:`Engine`.
         """
         if task is not None and (
             num_labels not in (None, task.num_labels) or problem_type not in (None, task.problem_type)
@@ -200,8 +203,9 @@ class PTuningModel(nn.Module):
             token,
         )
         task = task or new_task(held.model.config, num_labels, problem_type)
-        held.engine = engine or held.engine
-        return cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
+        model = cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
+        model.backbone.engine = engine or model.backbone.engine
+        return model
 
     @classmethod
     def from_pretrained(
@@ -230,9 +234,10 @@ class PTuningModel(nn.Module):
                 logged in with if left out.
             dtype: What to hold the frozen weights in.
             task: What the logits mean, where the adapter cannot say (PEFT keeps no labels); as wide as it.
-            allow_pickle: Read PEFT's old ``adapter_model.bin``, with torch's restricted unpickler, where
-                there are no safetensors.
-            engine: How the backbone computes, for every task on it.
+            allow_pickle: Read PEFT's old ``adapter_model.bin``, and the ``pytorch_model.bin`` of a backbone
+                that the adapter names, with torch's restricted unpickler, where there are no safetensors. A
+                backbone that is named here is read either way.
+            engine: How the backbone computes, for this task.
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
@@ -256,7 +261,14 @@ class PTuningModel(nn.Module):
     ) -> PTuningModel:
         """A trained task from a folder that is here."""
         if not adapters.is_adapter(folder) and (found := state.read_file(folder)) is not None:
-            model = cls._from_state(*found, backbone=backbone, tokenizer=tokenizer, token=token, dtype=dtype)
+            model = cls._from_state(
+                *found,
+                backbone=backbone,
+                tokenizer=tokenizer,
+                token=token,
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+            )
             if task is not None:
                 model.name_task(task)
             return model
@@ -264,7 +276,7 @@ class PTuningModel(nn.Module):
         ours = adapters.is_adapter(folder)
         kind = adapter.task.problem_type if ours else None  # PEFT keeps none: the backbone may know
         held, tokenizer = _held(
-            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype
+            backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype, allow_pickle
         )
         check_backbone(held, adapter)
         own = held.model.config
@@ -292,13 +304,15 @@ class PTuningModel(nn.Module):
         parameters = backbone.model.named_parameters()
         words = {name for name, value in parameters if value is backbone.embedding.weight}
         head = {name: value for name, value in adapter.head.items() if name not in words}
-        model = cls(backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head)
+        with _as_recorded(backbone):
+            model = cls(
+                backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head
+            )
         if task is not None:
             model.name_task(task)
-        with torch.no_grad():
-            cast(Embedding, model.prompt_encoder).weight.copy_(adapter.prompt_tensor)
-            if model.units is not None and adapter.units is not None:
-                model.units.weight.copy_(adapter.units)
+        _take(cast(Embedding, model.prompt_encoder), adapter.prompt_tensor, "prompt")
+        if model.units is not None and adapter.units is not None:
+            _take(model.units, adapter.units, "virtual units")
         model.provenance = config
         model.loaded = adapter
         return model
@@ -313,14 +327,13 @@ class PTuningModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None,
         token: str | bool | None,
         dtype: torch.dtype | None,
+        allow_pickle: bool,
     ) -> PTuningModel:
         """A task from a bare state dict that says of itself what it is."""
-        try:
-            task = Task.from_dict(record["task"])
-        except TypeError as error:
-            raise AdapterError(f"the state dict's task cannot be read: {error}; it was altered") from error
+        task = Task.from_dict(record["task"])
         held, tokenizer = _held(
-            backbone, record["backbone"], task.num_labels, task.problem_type, tokenizer, token, dtype
+            *(backbone, record["backbone"], task.num_labels, task.problem_type),
+            *(tokenizer, token, dtype, allow_pickle),
         )
         own = dict(held.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
@@ -330,18 +343,19 @@ class PTuningModel(nn.Module):
         # The head's names are the record's; its values, like the prompt's, come with the state.
         values = {name: own[name] for name in record["head"] if name in own and name not in held.head_names}
         prompt_scale, head_scale = record["rate_scales"]
-        model = cls(
-            held,
-            config,
-            task,
-            tokenizer=tokenizer,
-            anchors=anchors,
-            head=values,
-            rate_scales=(prompt_scale, head_scale),
-        )
-        state.compare(_as_now(record), model._record())
-        model.load_state_dict(tensors)
-        model.weigh_classes(record["class_weights"])
+        with _as_recorded(held):
+            model = cls(
+                held,
+                config,
+                task,
+                tokenizer=tokenizer,
+                anchors=anchors,
+                head=values,
+                rate_scales=(prompt_scale, head_scale),
+            )
+            state.compare(_as_now(record), model._record())
+            model.load_state_dict(tensors)
+            model.weigh_classes(record.get("class_weights"))
         model.provenance = provenance
         return model
 
@@ -422,8 +436,8 @@ class PTuningModel(nn.Module):
         self, *, metrics: Mapping[str, Any] | None = None, extra: Mapping[str, Any] | None = None
     ) -> adapters.Adapter:
         """The task as plain data: what :meth:`save_pretrained` writes."""
-        with torch.no_grad(), _eval(self.prompt_encoder):
-            prompt = self.prompt_encoder().float().cpu().clone()
+        with torch.no_grad():
+            prompt = views.view(self.prompt_encoder).eval()().float().cpu().clone()
             units = None if self.units is None else self.units().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
         if self.rate_scales != (1.0, 1.0):
@@ -510,10 +524,16 @@ class PTuningModel(nn.Module):
         return () if (joined := self._joined) is None else joined.wanted_texts
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
-        """The numbers that training changes, by name: the one definition that freezing, the optimizer,
-        counting and checkpoints share.
+        """The parameters that training changes, by name: the one definition that freezing, the optimizer,
+        counting and checkpoints share. They are the task's own; none of the backbone's is among them.
         """
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+        return {
+            f"{part}.{name}": value
+            for part, module in self.named_children()
+            if module is not self.backbone
+            for name, value in module.named_parameters()
+            if value.requires_grad
+        }
 
     def rate_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The :meth:`task_parameters` that are trained at the prompt's rate, and those at the head's.
@@ -643,7 +663,7 @@ class PTuningModel(nn.Module):
             token_type_ids=token_type_ids,
             segment_ids=segment_ids,
         )
-        plain = id(self) in _PLAIN.get()
+        plain = self._identity in _PLAIN.get()
         if plain:
             logits = text_logits(self.backbone, batch)
         else:
@@ -657,6 +677,29 @@ class PTuningModel(nn.Module):
             self._check_loss(loss.detach(), logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
+    def in_use(self) -> PTuningModel:
+        """The task in eval mode: this model if it is in that mode, and otherwise a twin of what is not.
+
+        For predictions by any number of threads, of which none may change the mode under another.
+        """
+        if not (self.training or any(module.training for module in self.modules())):
+            return self
+        made = self.twin(backbone=any(module.training for module in self.backbone.modules()))
+        return made.eval()
+
+    def twin(self, *, backbone: bool = True) -> PTuningModel:
+        """The same task over the same tensors, as a module tree of its own.
+
+        Args:
+            backbone: Whether it sees the backbone through a view of its own, too; that takes milliseconds.
+        """
+        made = views.shallow(self)
+        children = {
+            name: child and views.view(child) for name, child in self._modules.items() if name != "backbone"
+        }
+        vars(made)["_modules"] = {"backbone": self.backbone.twin() if backbone else self.backbone, **children}
+        return made
+
     def prepared(self) -> Prepared:
         """The prompt with all computed that does not depend on the text.
 
@@ -666,7 +709,11 @@ class PTuningModel(nn.Module):
         """
         made: Tensor = self.prompt_encoder()
         joined = self._joined
-        return Prepared(prompt=made) if joined is None else joined.prepared(made, self.tokenizer)
+        return (
+            Prepared(prompt=made)
+            if joined is None
+            else joined.prepared(made, self.tokenizer, self.head.named())
+        )
 
     @property
     def stem_layer(self) -> int:
@@ -860,7 +907,7 @@ class PTuningModel(nn.Module):
     @contextmanager
     def disabled(self) -> Iterator[PTuningModel]:
         """In the ``with`` block this is the plain backbone, with its original head; in this thread alone."""
-        token = _PLAIN.set(_PLAIN.get() | {id(self)})
+        token = _PLAIN.set(_PLAIN.get() | {self._identity})
         try:
             yield self
         finally:
@@ -874,7 +921,7 @@ class PTuningModel(nn.Module):
     def _token_ids(self, text: str, option: str) -> list[int]:
         if self.tokenizer is None:
             raise ConfigError(f"{option} holds words ({text!r}), which need a tokenizer; pass tokenizer=…")
-        with ONE_AT_A_TIME:
+        with TOKENIZER:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -890,8 +937,12 @@ def _held(
     tokenizer: PreTrainedTokenizerBase | None,
     token: str | bool | None,
     dtype: torch.dtype | None,
+    allow_pickle: bool,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-    """The backbone that was asked for, or else the one that the task was trained on."""
+    """The backbone that was asked for, or else the one that the task was trained on.
+
+    Its weights are a pickle only if that is allowed: whoever wrote the adapter chose it.
+    """
     if backbone is not None:
         return hold(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
     if not facts["name"]:
@@ -899,7 +950,9 @@ def _held(
             "the adapter does not say on which backbone it was trained; name it with --backbone "
             "(in Python: backbone=…)"
         )
-    return hold(facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token)
+    return hold(
+        facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token, allow_pickle
+    )
 
 
 def _same(
@@ -912,14 +965,29 @@ def _same(
     return all(torch.equal(one, other) for one, other in pairs)
 
 
+def _take(table: Embedding, value: Tensor, name: str) -> None:
+    """Give the table ``value``, which has its shape."""
+    if table.weight.shape != value.shape:
+        raise AdapterError(
+            f"the adapter's {name} has the shape {list(value.shape)}, expected {list(table.weight.shape)}; "
+            "it was altered, or was trained on another backbone"
+        )
+    with torch.no_grad():
+        table.weight.copy_(value)
+
+
 @contextmanager
-def _eval(module: nn.Module) -> Iterator[None]:
-    mode = module.training
-    module.eval()
+def _as_recorded(backbone: Backbone) -> Iterator[None]:
+    """Say of choices and shapes that contradict each other that they are a record's, and not the caller's."""
     try:
         yield
-    finally:
-        module.train(mode)
+    except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, of a shape
+        if out_of_memory(error):
+            raise
+        raise AdapterError(
+            f"the adapter cannot be put on {backbone.name}: {' '.join(str(error).split())}; it was altered, "
+            "or was trained on another backbone"
+        ) from error
 
 
 def _as_now(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import InputPrompt, Pooling
 from ptuning.model.placement import Layout, apart, layout
 from ptuning.model.template import Landmark
-from ptuning.model.tokenizing import ONE_AT_A_TIME
+from ptuning.threads import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,19 +160,21 @@ class Joined:
             return self._as_one(batch, made, head)
         leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
         if leading is None:
-            leading = self.backbone.leading(self._leading_embeddings(front, made))
+            leading = self.backbone.leading(self._leading_embeddings(front, made), head)
         mask = batch.attention_mask
         behind = replace(batch, attention_mask=mask * (mask.cumsum(1) > len(front)))
         return text_logits(self.backbone, behind, leading, offset=leading.shape[-2], head=head)
 
-    def prepared(self, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> Prepared:
+    def prepared(
+        self, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None, head: Mapping[str, Tensor]
+    ) -> Prepared:
         """``prompt`` with a decoder's keys and values of it, where it stands in front of every text."""
         shares = self.backbone.shares_leading
         tokens = self._usual_front(tokenizer) if shares(self.inserted_tokens) else None
         if tokens is None or not shares(len(tokens) + self.inserted_tokens):
             return Prepared(prompt=prompt)
         before = torch.tensor(tokens, dtype=torch.long, device=prompt.device)
-        leading = self.backbone.leading(self._leading_embeddings(before, prompt))
+        leading = self.backbone.leading(self._leading_embeddings(before, prompt), head)
         return Prepared(prompt=prompt, tokens=tokens, leading=leading)
 
     def _as_one(self, batch: Batch, prompt: Tensor, head: Mapping[str, Tensor]) -> Tensor:
@@ -227,7 +229,7 @@ class Joined:
             case Landmark.START:
                 return ()
             case Landmark.TEXT_A if tokenizer is not None:
-                with ONE_AT_A_TIME:
+                with TOKENIZER:
                     found = tokenizer("a", return_special_tokens_mask=True)
                 if 0 not in (special := found["special_tokens_mask"]):
                     return None  # it has no word for it

@@ -18,7 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ptuning.adapters.schema import StateFields, check_fields
+from ptuning.adapters.tensors import check_finite, first_line
 from ptuning.errors import AdapterError, AdapterMismatch
+from ptuning.files import parse_json
 
 KEY = "_extra_state"
 """Where torch puts what :meth:`torch.nn.Module.get_extra_state` returns."""
@@ -27,9 +30,6 @@ FILE = "model.safetensors"
 """What the Trainer calls a state dict."""
 
 FORMAT_VERSION = 1
-
-_FIELDS = {"task": dict, "prompt": dict, "backbone": dict, "anchors": list, "head": list, "rate_scales": list}
-"""What a record must have."""
 
 
 def leave_backbone_out(module: nn.Module) -> None:
@@ -88,22 +88,25 @@ def read(stored: Tensor) -> dict[str, Any]:
         AdapterError: bytes that are no such record, or one of a newer format.
     """
     try:
-        record = json.loads(bytes(stored.cpu().to(torch.uint8).numpy()))
-        version = int(record["format_version"])
-        if version <= FORMAT_VERSION and any(
-            not isinstance(record[key], kind) for key, kind in _FIELDS.items()
-        ):
-            raise TypeError
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        if not isinstance(stored, Tensor) or stored.dtype != torch.uint8 or stored.dim() != 1:
+            raise ValueError("it is no row of bytes")
+        record = parse_json(bytes(stored.cpu().numpy()))
+        version = record.get("format_version") if isinstance(record, dict) else None
+        if type(version) is not int or version < 1:
+            raise ValueError("it has no format_version")
+        if version > FORMAT_VERSION:
+            raise AdapterError(
+                f"the state dict is of format {version}, and this version of ptuning reads up to "
+                f"{FORMAT_VERSION}; update it with: pip install --upgrade ptuning"
+            )
+        check_fields(StateFields, record)
+    except AdapterError:
+        raise
+    except (ValueError, RuntimeError) as error:
         raise AdapterError(
-            f"the state dict's {KEY} is no record of ptuning's: the checkpoint was altered or cut short; "
-            "go back to another checkpoint"
+            f"the state dict's {KEY} is no record of ptuning's ({first_line(error)}): the checkpoint was "
+            "altered or cut short; go back to another checkpoint"
         ) from None
-    if version > FORMAT_VERSION:
-        raise AdapterError(
-            f"the state dict is of format {version}, and this version of ptuning reads up to "
-            f"{FORMAT_VERSION}; update it with: pip install --upgrade ptuning"
-        )
     found: dict[str, Any] = record
     return found
 
@@ -177,11 +180,19 @@ def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
                 if name.startswith(prefix) and name != records[0]
             }
             record = read(stored.get_tensor(records[0]))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, AdapterError):
+            raise
         raise AdapterError(
             f"{file} cannot be read: it was altered or cut short ({error}); go back to another checkpoint"
         ) from error
     check(record, tensors)
+    for name, value in tensors.items():
+        if value.dtype != torch.float32:
+            raise AdapterError(
+                f"{name} in {file} is {value.dtype}, expected torch.float32; go back to another checkpoint"
+            )
+    check_finite(tensors, f" in {file}: its training diverged; go back to another checkpoint")
     return record, tensors
 
 
@@ -189,5 +200,5 @@ def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

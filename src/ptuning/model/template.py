@@ -29,6 +29,7 @@ from ptuning.errors import ConfigError
 NamedPlacement = Literal["start", "front", "between", "middle", "end"]
 DEFAULT_VIRTUAL_TOKENS = 20
 _SLOT = re.compile(r"\{([^{}]*)\}")
+_COUNT = re.compile("0*[1-9][0-9]{0,3}")
 
 
 class Landmark(Enum):
@@ -124,6 +125,8 @@ def _count(slot: str, template: str) -> int:
         raise ConfigError(
             f"template {template!r}: unknown slot {{{slot}}}; expected {{prompt:N}}, {{text_a}} or {{text_b}}"
         )
-    if not count.strip().isdigit() or int(count) < 1:
-        raise ConfigError(f"template {template!r}: {{{slot}}} needs a count from 1 on, such as {{prompt:4}}")
+    if not _COUNT.fullmatch(count.strip()):
+        raise ConfigError(
+            f"template {template!r:.200}: {{{slot:.40}}} needs a count from 1 to 9999, such as {{prompt:4}}"
+        )
     return int(count)

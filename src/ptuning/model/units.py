@@ -9,6 +9,7 @@ a virtual unit is one more for the feed-forward network. All of them together ar
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,20 +47,25 @@ class FeedForward:
     """
 
     def __init__(self, first: nn.Module, last: nn.Module) -> None:
-        self._units: Tensor | None = None
-        self._entering: Tensor | None = None
-        self._read = False
+        # What a layer has while it runs: each thread its own. A plain local, as torch.compile takes no other.
+        self._now = threading.local()
         first.register_forward_pre_hook(self._enter)
         last.register_forward_hook(self._leave)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_now": None}  # a copy has nothing under way
+
+    def __setstate__(self, _: dict[str, Any]) -> None:
+        self._now = threading.local()
 
     @contextmanager
     def holding(self, units: Tensor | None) -> Iterator[None]:
         """In the ``with`` block the network has these units too: ``[2, U, H]``, :func:`as_read`."""
-        self._units, self._read = units, False
+        self._now.units, self._now.entering, self._now.read = units, None, False
         try:
             yield
         finally:
-            self._units = self._entering = None
+            self._now.units = self._now.entering = None
 
     def check_read(self) -> None:
         """Refuse a layer whose code went another way: its answers would be those without the units.
@@ -67,20 +73,27 @@ class FeedForward:
         Raises:
             UnsupportedBackbone: the units of the last :meth:`holding` were not read.
         """
-        if not self._read:
+        if not self._now.read:
             raise UnsupportedBackbone(
                 "a layer's feed-forward network did not read its virtual units; set "
                 "prompt.num_virtual_units to 0"
             )
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self._units is not None:
-            self._entering = inputs[0]
+        if getattr(self._now, "units", None) is not None:
+            self._now.entering = inputs[0]
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if self._units is None or self._entering is None:
+        units: Tensor | None = getattr(self._now, "units", None)
+        entering: Tensor | None = getattr(self._now, "entering", None)
+        if units is None or entering is None:
             return output
-        self._read = True
-        keys, values = self._units.to(self._entering.dtype)
-        added: Tensor = nn.functional.gelu(self._entering @ keys.T) @ values
+        self._now.read = True
+        keys, values = units.to(entering.dtype)
+        added: Tensor = nn.functional.gelu(entering @ keys.T) @ values
         return output + added.to(output.dtype)
+
+
+def reads_units(hook: Any) -> bool:
+    """Whether a module's hook is a :class:`FeedForward`'s."""
+    return isinstance(getattr(hook, "__self__", None), FeedForward)

@@ -391,11 +391,19 @@ class PeftModel(nn.Module):
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """As :meth:`PTuningModel.activation_checkpointing_enable`; it holds for every adapter here."""
-        self.active.activation_checkpointing_enable()
+        self._checkpoint_activations(True)
 
     def activation_checkpointing_disable(self) -> None:
         """As :meth:`PTuningModel.activation_checkpointing_disable`."""
-        self.active.activation_checkpointing_disable()
+        self._checkpoint_activations(False)
+
+    def _checkpoint_activations(self, wanted: bool) -> None:
+        for backbone in self._views():
+            backbone.engine = replace(backbone.engine, checkpoint_activations=wanted)
+
+    def _views(self) -> list[Backbone]:
+        """The backbone that new adapters are made on, and each adapter's view of it."""
+        return [self.backbone, *(cast(PTuningModel, task).backbone for task in self.adapters.values())]
 
     gradient_checkpointing_enable = activation_checkpointing_enable
     gradient_checkpointing_disable = activation_checkpointing_disable
@@ -521,7 +529,9 @@ def get_peft_model(
         )
     made = PeftModel(model, peft_config, adapter_name)
     if revision is not None:
-        made.backbone.revision = peft_config.revision = revision
+        peft_config.revision = revision
+        for backbone in made._views():
+            backbone.revision = revision
     return made
 
 

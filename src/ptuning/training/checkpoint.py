@@ -314,7 +314,7 @@ def _set_generators(tensors: Mapping[str, Tensor]) -> None:
 
 def cannot_resume(folder: Path, error: Exception | str) -> AdapterError:
     """The error that says why, and what to do."""
-    why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    why = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
     return AdapterError(
         f"{folder} cannot be resumed from: {why}; delete {folder.parent} and start again without --resume"
     )

@@ -10,23 +10,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from ptuning.data.options import ReadOptions
 from ptuning.errors import ConfigError
-from ptuning.model.config import DeepPrompt, Engine, PromptConfig
+from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
-from ptuning.validation import validated
+from ptuning.validation import Checked, Float, Int, validated
 
 _FRACTION = 0.1
 """Of the training rows, split off for validation."""
 
+# Bounds that no sane run meets: what is beyond them is a slip, and would end in an error far from here.
+Epochs = Annotated[Int, Field(ge=1, le=100_000)]
+Steps = Annotated[Int, Field(ge=1, le=1_000_000_000)]
+Rate = Annotated[Float, Field(gt=0, le=1e30)]
+"""What fp32 can multiply; a rate that is far too high diverges, and that is said."""
+Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+"""What numpy's generators take."""
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-
-class DataConfig(_Strict):
+class DataConfig(Checked):
     """Where the rows are and what is in them."""
 
     train: str = Field(description="CSV, TSV, JSON lines or Parquet file, or hf:NAME[/CONFIG][:SPLIT]")
@@ -54,11 +58,11 @@ class DataConfig(_Strict):
     problem_type: Literal[
         "auto", "single_label_classification", "multi_label_classification", "regression"
     ] = Field("auto", description="what a label is; told from the labels")
-    validation_fraction: float = Field(
+    validation_fraction: Float = Field(
         _FRACTION, gt=0, lt=1, description="share split off, stratified and seeded"
     )
-    max_length: int | None = Field(
-        None, ge=4, description="longest input in tokens, prompt included; the backbone's limit"
+    max_length: Annotated[Int, Field(ge=4, le=10_000_000)] | None = Field(
+        None, description="longest input in tokens, prompt included; the backbone's limit"
     )
     too_long: Literal["truncate", "error"] = Field(
         "truncate", description="cut long texts, longest first, or refuse them"
@@ -69,69 +73,71 @@ class DataConfig(_Strict):
         return cast(ReadOptions, {name: getattr(self, name) for name in ReadOptions.__annotations__})
 
 
-class FitConfig(_Strict):
+class FitConfig(Checked):
     """How the numbers are trained. What is left out is the recipe's choice: ``training/recipe.py``."""
 
-    epochs: int | None = Field(None, ge=1, description="passes over the training rows; the recipe's choice")
-    batch_size: int = Field(16, ge=1, description="rows a batch, of similar length")
-    batch_tokens: int | None = Field(
+    epochs: Epochs | None = Field(None, description="passes over the training rows; the recipe's choice")
+    batch_size: Int = Field(16, ge=1, le=1_000_000, description="rows a batch, of similar length")
+    batch_tokens: Annotated[Int, Field(ge=1, le=1_000_000_000)] | None = Field(
         None,
-        ge=1,
         description="most tokens a batch, padding included, so that batches of short rows are larger up to "
         "batch_size; no such limit",
     )
-    accumulation: int = Field(1, ge=1, description="batches an optimizer step")
-    prompt_rate: float | None = Field(
-        None, gt=0, description="AdamW's peak learning rate for the prompt; the recipe's choice"
+    accumulation: Int = Field(1, ge=1, le=1_000_000, description="batches an optimizer step")
+    prompt_rate: Rate | None = Field(
+        None, description="AdamW's peak learning rate for the prompt; the recipe's choice"
     )
-    head_rate: float | None = Field(
-        None, gt=0, description="AdamW's peak learning rate for the head; the recipe's choice"
+    head_rate: Rate | None = Field(
+        None, description="AdamW's peak learning rate for the head; the recipe's choice"
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's, on all that is trained")
-    warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
+    weight_decay: Float = Field(0.0, ge=0, le=1e30, description="AdamW's, on all that is trained")
+    warmup: Float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the rates fall")
-    clip: float = Field(
+    clip: Float = Field(
         1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient; .inf for any"
     )
     backbone_dropout: bool | None = Field(
         None, description="the backbone's own dropout while training; the recipe's choice"
     )
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = Field(
+    class_weights: Literal["balanced"] | tuple[Float, ...] | None = Field(
         None, description="'balanced', or one weight a class in the order of the labels"
     )
-    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = Field(
+    evaluate_every: Steps | Literal["epoch"] | None = Field(
         None,
         description="evaluate on the validation rows every 'epoch', or every N steps; the recipe's choice",
     )
     select_by: str = Field(
         "auto", description="metric that picks the best checkpoint; 'auto' by kind of task"
     )
-    average_checkpoints: int = Field(
+    average_checkpoints: Int = Field(
         3,
         ge=1,
+        le=1000,
         description="the adapter is the mean of up to so many of the best checkpoints",
     )
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations without a better one"
+    patience: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
+        None, description="stop after so many evaluations without a better one"
     )
-    seed: int = Field(0, ge=0, description="of everything that is drawn")
+    seed: Seed = Field(0, description="of everything that is drawn")
 
 
-class SearchConfig(_Strict):
+class SearchConfig(Checked):
     """What ``recipe: search`` may spend, and where it looks."""
 
-    trials: int = Field(
-        12, ge=2, description="short runs that are compared, the auto recipe's own the first of them"
+    trials: Int = Field(
+        12,
+        ge=2,
+        le=10_000,
+        description="short runs that are compared, the auto recipe's own the first of them",
     )
-    minutes: float | None = Field(
-        None, gt=0, description="begin no further trial after so many minutes of trials; no such limit"
+    minutes: Annotated[Float, Field(gt=0, le=1_000_000)] | None = Field(
+        None, description="begin no further trial after so many minutes of trials; no such limit"
     )
-    epochs: int | None = Field(
+    epochs: Epochs | None = Field(
         None,
-        ge=1,
         description="of a trial; a third of the run's, but at least 300 steps, and no more than the run's",
     )
-    first_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    first_layers: tuple[Count, ...] | None = Field(
         None,
         min_length=1,
         description="values of prompt.first_layer to try; 0, a third and half of the layers, unless "
@@ -139,7 +145,7 @@ class SearchConfig(_Strict):
     )
 
 
-class TrainConfig(_Strict):
+class TrainConfig(Checked):
     """Train a prompt on a frozen backbone."""
 
     data: DataConfig

@@ -67,6 +67,9 @@ UNEQUAL = 0.6
 """The share of the most frequent label from which a constant answer is tempting."""
 
 
+_IN_ORDER = "ry, in this order: "
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """What was seen in a run, and what to try.
@@ -85,6 +88,12 @@ class Diagnosis:
     def serious(self) -> bool:
         """Whether something failed; otherwise it is a note on a run that may well be used."""
         return self.kind in ("not learned", "diverged")
+
+    @property
+    def first(self) -> str | None:
+        """What to try first, if there is an order: options, or what else has to be done."""
+        _, found, tries = self.paragraph.partition(_IN_ORDER)
+        return tries.split("; ")[0].removesuffix(".") if found else None
 
 
 @dataclass(frozen=True, kw_only=True)

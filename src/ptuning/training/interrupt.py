@@ -60,6 +60,7 @@ class _Handler:
         self.outer, self.at_once = outer, at_once
         self.over = False
         self.last = -GRACE  # when something was done about a signal
+        self.terminals = [stream for stream in (1, 2) if os.isatty(stream)] if at_once else []
         if outer is not None and outer.request.raised:  # and whoever was to catch it swallowed it
             self.request.signal = outer.request.signal
 
@@ -78,7 +79,17 @@ class _Handler:
         while block is not None:
             block.request.signal = block.request.signal or number
             block.request.raised |= raised
+            if number == getattr(signal, "SIGHUP", None):
+                block.leave_terminal()
             block = block.outer
+
+    def leave_terminal(self) -> None:
+        """Write nowhere, if the terminal is gone: an error there would keep a run from saving."""
+        for stream in self.terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
 _innermost: _Handler | None = None
@@ -135,7 +146,7 @@ def _may_take(number: int, former: Any) -> bool:
         return former is not None
     if number == signal.SIGTERM:
         return former not in (None, signal.SIG_IGN)
-    return former == signal.SIG_DFL
+    return bool(former == signal.SIG_DFL)
 
 
 def exit_on_signals() -> None:

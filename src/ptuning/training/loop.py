@@ -29,7 +29,9 @@ from ptuning.data.stems import Stems
 from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, logits_of, pad_id
+from ptuning.inference.evaluate import not_finite as out_of_bounds
 from ptuning.model.config import prompt_to_dict
+from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
@@ -146,7 +148,9 @@ def run(
     """
     if resume and output is None:
         raise ConfigError("resume needs an output folder: the checkpoint is beside it")
-    set_seed(config.seed)
+    draws = Draws(accelerator.device)
+    with draws.drawing():
+        set_seed(config.seed)
     shared = shared or Shared()
     train, held = (shared.split(model, rows, too_long) for rows in (examples.train, examples.validation))
     test = shared.split(model, examples.test, too_long) if examples.test else None
@@ -167,6 +171,7 @@ def run(
         folder=None if output is None else run_folder(output) / run_files.CHECKPOINT,
         reporter=reporter,
         accelerator=accelerator,
+        draws=draws,
         setting={
             **_made_of(model),  # first: what the recipe chose may have followed from it
             **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
@@ -179,7 +184,7 @@ def run(
     began()
     if not resume:
         loop.forget()
-    dropout = model.backbone.dropout  # the backbone is other tasks' as well
+    dropout = model.backbone.dropout
     with stop_requests() as stop:
         model.backbone.dropout = recipe.fit.backbone_dropout
         reporter.say(str(recipe))
@@ -280,9 +285,8 @@ def evaluate(
         TrainingDiverged: logits that are not finite, of which there is nothing to measure.
     """
     logits = logits_of(model, split.rows, stems=stems)
-    if bad := int((~logits.isfinite().all(dim=1)).sum()):
-        seen = f"the logits of {bad} of {len(logits)} rows are not finite: prompt or head grew out of bounds"
-        raise TrainingDiverged(not_finite(seen, rates=rates))
+    if (seen := out_of_bounds(logits)) is not None:
+        raise TrainingDiverged(not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates))
     targets = torch.as_tensor(split.targets)
     if model.task.problem_type == "single_label_classification":
         targets = targets.long()
@@ -319,6 +323,7 @@ class _Loop:
     folder: Path | None
     reporter: Reporter
     accelerator: Accelerator
+    draws: Draws
     setting: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -350,9 +355,10 @@ class _Loop:
         assert self.folder is not None
         if not self.folder.exists():
             raise ConfigError(f"nothing to resume: there is no {self.folder}; leave --resume out to begin")
-        self.position, self.kept = checkpoint.load(
-            self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
-        )
+        with self.draws.drawing():  # their state is in the checkpoint
+            self.position, self.kept = checkpoint.load(
+                self.folder, model=self.model, optimizer=self._adamw, setting=self.setting
+            )
         if not self.position.possible(self.batches, self.steps):
             raise checkpoint.cannot_resume(self.folder, "this run has no such step")
         self.started = time.perf_counter() - self.position.seconds
@@ -420,7 +426,8 @@ class _Loop:
         while position.epoch < config.epochs:
             for group in self._groups():
                 began = time.perf_counter()
-                loss, rows = self._step(group)
+                with self.draws.drawing():
+                    loss, rows = self._step(group)
                 scheduler.step()
                 position.batch += len(group)
                 position.step += 1
@@ -581,14 +588,15 @@ class _Loop:
         self.position.seconds = time.perf_counter() - self.started
         if self.folder is not None and self.accelerator.is_main_process:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(
-                self.folder,
-                model=self.model,
-                optimizer=self._adamw,
-                position=self.position,
-                kept=self.kept,
-                setting=self.setting,
-            )
+            with self.draws.drawing():
+                checkpoint.save(
+                    self.folder,
+                    model=self.model,
+                    optimizer=self._adamw,
+                    position=self.position,
+                    kept=self.kept,
+                    setting=self.setting,
+                )
 
     def _interrupt(self) -> None:
         self._save()

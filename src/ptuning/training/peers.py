@@ -23,7 +23,6 @@ from ptuning.inference.evaluate import pad_id
 from ptuning.model.config import DeepPrompt
 from ptuning.model.loading import hold
 from ptuning.model.ptuning import PTuningModel
-from ptuning.training.checkpoint import restore, snapshot
 from ptuning.training.config import TrainConfig
 from ptuning.training.frozen import Regression, features
 from ptuning.training.loop import evaluate
@@ -86,15 +85,20 @@ def _train(name: str, config: TrainConfig, rate: float, epochs: int, *, whole: b
     with model.disabled():
         _loop(model, train, held, config, rate, epochs)
         metrics = evaluate(model, tokenised(model, examples.test) if examples.test else held)
-    trained = model.num_parameters(only_trainable=True)
+    trained = sum(value.numel() for value in _trained(model))
     return Peer(name=name, trained=trained, metrics=metrics, seconds=time.perf_counter() - began)
+
+
+def _trained(model: PTuningModel) -> list[nn.Parameter]:
+    """What is trained: here it is the backbone's, and not the task's."""
+    return [value for value in model.parameters() if value.requires_grad]
 
 
 def _loop(
     model: PTuningModel, train: Split, held: Split, config: TrainConfig, rate: float, epochs: int
 ) -> None:
     """AdamW, 6 % warm-up, linear decay; ends with the best epoch's weights."""
-    parameters = list(model.task_parameters().values())
+    parameters = _trained(model)
     optimizer = torch.optim.AdamW(parameters, lr=rate)
     size, pad = config.fit.batch_size, pad_id(model)
     steps = epochs * -(-len(train.rows) // size)
@@ -102,7 +106,7 @@ def _loop(
         "linear", optimizer, num_warmup_steps=int(0.06 * steps), num_training_steps=steps
     )
     select = Selection.for_task(config.fit.select_by, model.task)
-    best: tuple[tuple[float, float], dict[str, torch.Tensor]] | None = None
+    best: tuple[tuple[float, float], list[torch.Tensor]] | None = None
     for epoch in range(epochs):
         model.train()
         for batch in shuffled_batches(train.lengths, size, seed=config.fit.seed, epoch=epoch):
@@ -114,6 +118,8 @@ def _loop(
             schedule.step()
         key = select.key(evaluate(model, held))
         if best is None or key > best[0]:
-            best = (key, snapshot(model))
+            best = (key, [value.detach().clone() for value in parameters])
     assert best is not None
-    restore(model, best[1])
+    with torch.no_grad():
+        for value, kept in zip(parameters, best[1], strict=True):
+            value.copy_(kept)

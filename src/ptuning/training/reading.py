@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ptuning.data import Example, encode_labels
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, Pooling
+from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
@@ -58,12 +59,13 @@ def read(
 
         def share(pooling: Pooling) -> float | None:
             assert isinstance(prompt, DeepPrompt)
-            set_seed(config.fit.seed)
             # No offset takes places off the text; what is too long is the run's to refuse.
             trial = replace(
                 prompt, first_layer=0, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0
             )
-            model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
+            with Draws(backbone.device).drawing():
+                set_seed(config.fit.seed)
+                model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
             return explained(model, shared.split(model, some, "truncate"))
 
         apart, together = share("similarity"), share("layers")

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ptuning import adapters
+from ptuning.config_file import read_config
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
+from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training import reading, run_files
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
+from ptuning.training.interrupt import Interrupted
 from ptuning.training.loop import run
 from ptuning.training.prepare import Examples
 from ptuning.training.recipe import prompt_of
@@ -82,8 +84,12 @@ def train_on(
         own = with_begun(own, folder / CHECKPOINT)
     model, examples = task_model(shared, own, accelerator, reporter.say)
 
+    begun = resume
+
     def beginning() -> None:
+        nonlocal begun
         began()
+        begun = True
         if accelerator.is_main_process and resume:
             run_files.remove(folder / RESULT)  # of this run, as far as it came
         elif accelerator.is_main_process:
@@ -91,7 +97,10 @@ def train_on(
         if not resume:  # a resumed run's configuration is there, and has to be the same
             write(folder / CONFIG, dump(config), accelerator)
 
-    with over_if_diverged(folder, accelerator):
+    with (
+        over_if_diverged(folder, accelerator),
+        saying_how_to_go_on(lambda: begun and run_files.has_checkpoint(folder)),
+    ):
         result = run(
             model,
             examples,
@@ -131,8 +140,9 @@ def task_model(
     prompt = prompt_of(config.prompt, backbone, task, rows)
     if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
         say(f"{rows:,} rows of {_kind(task)}: {' and '.join(chosen)}")
-    set_seed(config.fit.seed)  # the prompt's and the head's first values
-    return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
+    with Draws(device).drawing():
+        set_seed(config.fit.seed)  # the prompt's and the head's first values
+        return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
 
 
 def _kind(task: Task) -> str:
@@ -180,23 +190,28 @@ def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def saying_how_to_go_on(saved: Callable[[], bool]) -> Iterator[None]:
+    """Where Ctrl-C comes between the steps' end and the run's, and there is something to go on from."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        if not saved():
+            raise
+        raise Interrupted(
+            "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+        ) from None
+
+
 def check_same(config: TrainConfig, what: str) -> None:
     """Refuse to go on from a run, ``what``, with other choices than it was begun with."""
     file = config.run_folder / CONFIG
     try:
-        begun = TrainConfig.checked(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:
-        raise ConfigError(
-            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
-        ) from None
+        begun = TrainConfig.checked(read_config(file, "the run's"))
+    except ConfigError as error:
+        raise ConfigError(f"cannot resume: {error}; start again without --resume") from None
     then, now = (_leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, config))
     for key in (*then, *(key for key in now if key not in then)):
         if then.get(key) != now.get(key):

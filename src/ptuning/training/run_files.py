@@ -108,15 +108,17 @@ def remove(file: Path) -> None:
 
 
 def write(file: Path, content: str | bytes, accelerator: Accelerator) -> None:
-    """Write one of a run's own files, whole or not at all, in the main process alone."""
+    """Write one of a run's own files, whole or not at all, in the main process alone.
+
+    Raises:
+        OutputError: disk full, no permission.
+    """
     if accelerator.is_main_process:
         target = _real(file)
-        try:
+        with atomic.blaming(file):
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic.whole_file(target) as new:
                 atomic.write_bytes(new, content.encode() if isinstance(content, str) else content)
-        except OSError as error:
-            raise OutputError(f"{file} could not be written: {error.strerror}") from error
 
 
 def _real(path: Path) -> Path:

@@ -102,4 +102,4 @@ class Shared:
 def _reading(model: PTuningModel, too_long: TooLong) -> Hashable:
     """All that decides how ``model`` reads a text and its label."""
     places: tuple[Any, ...] = (model.max_text_tokens, model.inserted_tokens, model.needs_segments)
-    return (id(model.backbone), id(model.tokenizer), *places, model.task, too_long)
+    return (id(model.backbone.weights), id(model.tokenizer), *places, model.task, too_long)

@@ -137,6 +137,7 @@ def _output(model: PTuningModel) -> str:
 
 def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], None]) -> NDArray[np.float64]:
     """``[N, H]``: what the head's last layer reads of each row."""
+    model = model.twin().eval()  # so that another thread's batches do not come by the hook
     output = model.backbone.model.get_submodule(_output(model))
     seen: list[Tensor] = []
     done = 0

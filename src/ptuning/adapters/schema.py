@@ -1,0 +1,152 @@
+"""What ``ptuning.json``, and the record in a state dict, must hold: every field, its type, its bounds.
+
+A digest that fits says that a record is as it was written, and not by whom: anyone can write one. So nothing
+of it is used before it is found to be of the kind that ptuning writes. What belongs to the user (``metrics``,
+``extra``) may be any JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from ptuning.errors import ConfigError
+from ptuning.model.config import prompt_from_dict, prompt_to_dict
+from ptuning.task import ProblemType, Task
+from ptuning.validation import explain, shortened
+
+_MOST = 2**63 - 1
+
+
+def _text(value: Any) -> str:
+    """Any text; pydantic's own check refuses halves of characters, which a file's name may hold."""
+    if not isinstance(value, str):
+        raise ValueError(f"got {shortened(value)}, expected text")
+    return value
+
+
+def _label(value: Any) -> Any:
+    if not isinstance(value, str | int | float | bool) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ValueError(f"got {shortened(value)}, expected text, a number, true or false")
+    return value
+
+
+def _file_name(value: str) -> str:
+    parts = PurePosixPath(value).parts
+    if not parts or len(value) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in parts):
+        raise ValueError(f"got {shortened(value)}, expected a file's name of at most 1000 letters")
+    if "\0" in value:
+        raise ValueError(f"got {shortened(value)}, expected a file's name without NUL")
+    return value
+
+
+Text = Annotated[str, PlainValidator(_text)]
+Label = Annotated[Any, PlainValidator(_label)]
+FileName = Annotated[Text, AfterValidator(_file_name)]
+Size = Annotated[int, Field(ge=1, le=_MOST)]
+TokenId = Annotated[int, Field(ge=0, le=_MOST)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Fields(BaseModel):
+    """A number in quotes is no number, and a truth value is none; fields of later versions are let be."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="ignore")
+
+
+class TaskFields(_Fields):
+    """:class:`~ptuning.task.Task`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+    problem_type: ProblemType
+    labels: list[Label] = []
+    pair: bool = False
+    mean: Finite = 0.0
+    scale: Positive = 1.0
+    max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+
+
+class BackboneFields(_Fields):
+    """``BackboneFacts``; ``None`` is what PEFT, whose files hold few of them, did not say."""
+
+    name: Text | None
+    revision: Text | None
+    model_type: Annotated[Text, Field(max_length=200)] | None
+    num_layers: Size | None
+    hidden_size: Size | None
+    embedding_size: Size | None
+    key_value_size: Size | None
+    vocab_size: Size | None
+    num_parameters: Size | None = None
+    fingerprint: Digest | None
+
+
+class _Shared(_Fields):
+    format_version: Annotated[int, Field(ge=1)]
+    task: TaskFields
+    prompt: dict[str, Any]
+    backbone: BackboneFields
+    anchors: list[list[TokenId]]
+
+
+class RecordFields(_Shared):
+    """``ptuning.json`` but for its own digest, which is checked first."""
+
+    metrics: dict[str, Any]
+    extra: dict[str, Any]
+    versions: dict[Text, Text]
+    created: Text
+    files: dict[FileName, Digest]
+
+
+class StateFields(_Shared):
+    """The record in a state dict."""
+
+    head: list[Text]
+    rate_scales: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    class_weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    sha256: Digest
+
+
+def check_fields(fields: type[_Shared], values: Mapping[str, Any]) -> None:
+    """Hold a record to its schema.
+
+    Raises:
+        ValueError: one line: the field, what was got, what was expected.
+    """
+    try:
+        fields.model_validate(values)
+        Task.from_dict(values["task"])
+        _check_choices("prompt", values["prompt"], prompt_to_dict(prompt_from_dict(values["prompt"])))
+    except ValidationError as error:
+        raise ValueError(_brief(explain(error))) from None
+    except ConfigError as error:
+        raise ValueError(_brief(str(error))) from None
+    vocabulary = values["backbone"]["vocab_size"]
+    ids = [each for anchor in values["anchors"] for each in anchor]
+    if vocabulary is not None and (strange := [each for each in ids if each >= vocabulary]):
+        raise ValueError(f"anchors: got the token id {strange[0]}, expected one below {vocabulary}")
+
+
+def _brief(sentence: str) -> str:
+    """Without the middle of what it quotes, where that is long."""
+    return sentence if len(sentence) <= 500 else f"{sentence[:350]}…{sentence[-149:]}"
+
+
+def _check_choices(key: str, got: Any, read: Any) -> None:
+    """Refuse choices that were read as something else than they are: in a record "4" is not 4."""
+    if isinstance(got, dict) and isinstance(read, dict):
+        for name, value in got.items():
+            _check_choices(f"{key}.{name}", value, read[name])
+    elif got != read or isinstance(got, bool) != isinstance(read, bool):
+        raise ValueError(
+            f"{key}: got {shortened(got)}, expected what ptuning writes, such as {shortened(read)}"
+        )

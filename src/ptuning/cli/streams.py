@@ -1,0 +1,67 @@
+"""Standard input as a source that can be waited for, and given up."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+
+@contextmanager
+def live_input(source: str) -> Iterator[str | IO[bytes]]:
+    """``source``, or standard input as a stream if it is ``-`` and comes from a pipe or a terminal.
+
+    A read of that stream waits no longer than this context lasts.
+    """
+    try:
+        handle = sys.stdin.fileno() if source == "-" else -1
+        live = handle >= 0 and os.name == "posix" and not stat.S_ISREG(os.fstat(handle).st_mode)
+    except (AttributeError, OSError, ValueError):  # closed, or no file of the system's
+        live = False
+    if not live:
+        yield source
+        return
+    raw = _Abandonable(handle)
+    try:
+        yield cast(IO[bytes], io.BufferedReader(raw))
+    finally:
+        raw.abandon()
+
+
+def is_live(source: object) -> bool:
+    """Whether ``source`` is a stream that :func:`live_input` made."""
+    return isinstance(source, io.BufferedReader) and isinstance(source.raw, _Abandonable)
+
+
+class _Abandonable(io.RawIOBase):
+    """A file of the system's, reads of which end when :meth:`abandon` is called, in whichever thread."""
+
+    name = "standard input"
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._ended, self._ending = os.pipe()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._ended in select.select([self._handle, self._ended], [], [])[0]:
+            return 0
+        content = os.read(self._handle, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def abandon(self) -> None:
+        """End a read that waits, and all that come after it."""
+        os.close(self._ending)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._ended)
+        super().close()

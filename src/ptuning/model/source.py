@@ -1,0 +1,196 @@
+"""A backbone's folder or repository, read: what is damaged or odd in it is one sentence that says which part.
+
+transformers reads configuration, weights and tokenizer, and raises whatever its code stumbles over: a
+``KeyError`` of an unknown activation, the safetensors library's own error, a bare ``Exception``.
+:func:`reading` is the one place that turns all of it into an error of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import hf_hub_download
+from transformers import PreTrainedConfig
+
+from ptuning.adapters.hub import HTTPError
+from ptuning.adapters.tensors import first_line
+from ptuning.errors import BackboneNotFound, PTuningError, UnsupportedBackbone, out_of_memory
+from ptuning.files import MOST_BYTES, is_special, parse_json, read_regular
+from ptuning.model.architectures import ARCHITECTURES
+
+Part = Literal["configuration", "weights", "tokenizer"]
+_FILES: Mapping[Part, str] = {
+    "configuration": "config.json",
+    "weights": "model.safetensors",
+    "tokenizer": "tokenizer.json, tokenizer_config.json",
+}
+_POOLING = "1_Pooling/config.json"
+"""Where sentence-transformers says how a model's tokens become one vector."""
+
+_MOST: Mapping[str, int] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "dim", "embedding_size", "word_embed_proj_dim"), 1_000_000),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "hidden_dim", "n_inner"), 10_000_000),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), 100_000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "position_buckets"), 100_000_000),
+    **dict.fromkeys(("head_dim", "type_vocab_size", "max_relative_positions", "conv_kernel_size"), 1_000_000),
+    "vocab_size": 100_000_000,
+    "num_labels": 1_000_000,
+}
+"""No model comes near these sizes; transformers would build for hours, or take all memory, and then fail."""
+_LARGEST = 2**36
+"""The most numbers in one table of the embeddings: 256 GiB."""
+
+
+@contextmanager
+def reading(name: str, source: str, part: Part, *, hint: str = "") -> Iterator[None]:
+    """Say of anything that goes wrong in here which part of the backbone ``name`` could not be read.
+
+    Args:
+        name: As the user knows it.
+        source: What is loaded: a folder, or a Hub id.
+        hint: What else might help, as the end of a sentence.
+
+    Raises:
+        BackboneNotFound: in place of every other error but ours, want of memory and an interrupt.
+    """
+    try:
+        yield
+    except PTuningError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
+        if out_of_memory(error):
+            raise
+        raise _unreadable(name, source, part, error, hint) from error
+
+
+def _unreadable(
+    name: str, source: str, part: Part, error: BaseException, hint: str
+) -> BackboneNotFound | UnsupportedBackbone:
+    local = _is_there(source)
+    reason = first_line(error)[:300]
+    if not local and isinstance(error, OSError | ValueError):  # not in reach, most often
+        return BackboneNotFound(
+            f"backbone {name!r} could not be loaded: {reason}{hint}. Expected a folder with config.json "
+            "and model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the "
+            "cache), or 'demo' for the embedded MiniLM. If an adapter names it, say where it is here with "
+            "--backbone (in Python: backbone=…)"
+        )
+    kind = type(error).__name__
+    if isinstance(error, ImportError):
+        return BackboneNotFound(
+            f"backbone {name!r} could not be loaded: its {part} needs a package that is not installed "
+            f"({reason}); install it, or name another backbone"
+        )
+    where = "copy the folder again" if local else "delete it from the Hub's cache and download it again"
+    return BackboneNotFound(
+        f"backbone {name!r} could not be loaded: its {part} ({_FILES[part]}) is damaged, or of a kind that "
+        f"transformers does not know ({kind}: {reason}){hint}; {where}, or name another backbone"
+    )
+
+
+def _is_there(source: str) -> bool:
+    """Whether ``source`` is a model's folder on this machine."""
+    try:
+        return (Path(source) / "config.json").is_file() or (Path(source) / "tokenizer_config.json").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def check_folder(name: str, source: str) -> None:
+    """Refuse a folder with a pipe or a device in the place of a file: reading it might never end.
+
+    Raises:
+        BackboneNotFound: names it.
+    """
+    try:
+        children = [*Path(source).iterdir(), Path(source) / _POOLING] if Path(source).is_dir() else []
+    except (OSError, ValueError):
+        return  # transformers will say what is wrong with it
+    for child in children:
+        if is_special(child):
+            raise BackboneNotFound(
+                f"backbone {name!r} could not be loaded: {child} is no regular file (a pipe or a device); "
+                "put the model's own file there, or name another backbone"
+            )
+
+
+def check_config(name: str, source: str, **options: Any) -> None:
+    """Read the configuration as plain JSON, and refuse what transformers should not be asked to build.
+
+    Args:
+        options: As transformers' ``from_pretrained`` takes them: ``revision``, ``token``, …
+
+    Raises:
+        UnsupportedBackbone: an architecture that is not in the table.
+        Exception: no such model in reach, no JSON, absurd sizes; it is for :func:`reading` to translate.
+    """
+    if (file := Path(source) / "config.json").is_file():
+        parse_json(read_regular(file, MOST_BYTES))  # before transformers, which reads any size and depth
+    values, _ = PreTrainedConfig.get_config_dict(source, **options)
+    if not isinstance(values, dict):
+        raise TypeError(f"it holds a {type(values).__name__}, expected a JSON object")
+    kind = values.get("model_type")
+    if isinstance(kind, str) and kind not in ARCHITECTURES:
+        raise unsupported(name, kind)
+    for field, most in _MOST.items():
+        value = values.get(field)
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"{field} is {str(value)[:30]}, expected at most {most}")
+    width = max((_int(values.get(field)) for field in ("hidden_size", "n_embd", "dim")), default=0)
+    for field in ("vocab_size", "max_position_embeddings", "n_positions"):
+        if _int(values.get(field)) * width > _LARGEST:
+            raise ValueError(
+                f"{field} is {values[field]}, which is a table of {values[field]} × {width} numbers"
+            )
+
+
+def unsupported(name: str, kind: Any) -> UnsupportedBackbone:
+    """The error for a ``model_type`` that is not in the table."""
+    return UnsupportedBackbone(
+        f"{name}: {str(kind)[:100]!r} is not supported; expected one of {', '.join(ARCHITECTURES)} "
+        "(docs/backbones.md)"
+    )
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def pooling(
+    name: str, source: str, revision: str | None, token: str | bool | None, *, cached_only: bool
+) -> Literal["native", "mean"]:
+    """How a sentence embedding model says that it is read; ``native`` for all that say nothing.
+
+    Raises:
+        BackboneNotFound: a file that says something, which cannot be read.
+    """
+    try:
+        file = Path(source) / _POOLING
+        if not Path(source).is_dir():
+            file = Path(
+                hf_hub_download(
+                    source, _POOLING, revision=revision, token=token, local_files_only=cached_only
+                )
+            )
+        if not file.is_file():
+            return "native"
+    except (OSError, ValueError, HTTPError):  # most models have no such file
+        return "native"
+    try:
+        says = parse_json(read_regular(file, MOST_BYTES))
+        if not isinstance(says, dict):
+            raise ValueError(f"it holds a {type(says).__name__}, expected a JSON object")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise BackboneNotFound(
+            f"backbone {name!r} could not be loaded: its {_POOLING}, which says how it is read, is damaged "
+            f"({reason}); copy or download it again, or delete that file"
+        ) from error
+    mean = says.get("pooling_mode_mean_tokens") or says.get("pooling_mode") == "mean"
+    return "mean" if mean else "native"
