@@ -20,6 +20,7 @@ from ptuning import (
     adapters,
     train,
 )
+from ptuning.errors import DataError
 from ptuning.model import Backbone, LSTMEncoder
 from ptuning.model.config import PromptConfig
 from ptuning.training.interrupt import Interrupted
@@ -181,6 +182,17 @@ def test_the_trainer_trains_there(tmp_path: Path, options: dict[str, Any]) -> No
     assert isinstance(other.model, PTuningModel)
     assert other.model.device.type == DEVICE
     assert losses(other) == pytest.approx(losses(one), abs=0.1 if options else 1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_out_of_range_are_said_and_the_device_goes_on(training: bool) -> None:
+    """Where torch ends the process's use of the device with an assert of the kernel's."""
+    model = make(PROMPTS["deep"]).to(DEVICE).train(training)
+    ids, mask = (each.to(DEVICE) for each in ragged([5, 6]))
+    with pytest.raises(DataError, match="labels: got 7 in row 1 of the batch, expected 0 to 2"):
+        model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 7], device=DEVICE))
+    found = model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, -100], device=DEVICE))
+    assert bool(found.loss.isfinite())
 
 
 def test_memory_is_given_back_between_runs(config: Callable[..., TrainConfig]) -> None:

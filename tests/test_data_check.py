@@ -6,9 +6,21 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pandas
 import pytest
 
-from ptuning.data import Baseline, Columns, Example, LabelCount, Lengths, Origin, Problem, Report, check
+from ptuning.data import (
+    Baseline,
+    Columns,
+    Example,
+    LabelCount,
+    Lengths,
+    Origin,
+    Problem,
+    Report,
+    check,
+    load_examples,
+)
 from ptuning.data.places import Note
 
 
@@ -185,6 +197,22 @@ def test_data_without_a_task(splits: dict[str, list[Example]], text: str) -> Non
     assert report.task is None
     assert not report.ok
     json.dumps(report.to_dict())
+
+
+@pytest.mark.parametrize("form", ["frame", "columns", "tuples", "splits"])
+def test_data_in_memory_is_checked_as_its_examples_are(form: str) -> None:
+    texts, labels = ["one", "two", "three", "two"], ["a", "b", None, "a"]
+    frame = pandas.DataFrame({"text": texts, "label": labels})
+    given: Any = {
+        "frame": frame,
+        "columns": (texts, labels),
+        "tuples": list(zip(texts, labels, strict=True)),
+        "splits": {"train": frame},
+    }[form]
+    loaded = load_examples(frame, collect_problems=True)
+    expected = check({"train": loaded.examples}, columns=loaded.columns, problems={"train": loaded.problems})
+    assert check(given).to_dict() == expected.to_dict()
+    assert not expected.ok
 
 
 def test_of_many_labels_the_most_and_the_least_frequent_are_shown() -> None:

@@ -59,9 +59,7 @@ def main(argv: Sequence[str]) -> None:
             )
             if name == "train":
                 with suppress(DataError):  # which the report says
-                    task = infer_task(
-                        found.examples, problem_type=data.problem_type, names=found.label_names
-                    )
+                    task = infer_task(found.examples, problem_type=data.problem_type, names=found.label_names)
     lengths, limit = _lengths(given.backbone, data.max_length)
     report = check(
         {name: split.examples for name, split in loaded.items()},

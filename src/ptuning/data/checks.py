@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 from ptuning.data.bad_rows import NAMED
 from ptuning.data.columns import Columns
+from ptuning.data.dataset import Loaded, load_examples
 from ptuning.data.duplicates import repeats
 from ptuning.data.examples import Example
 from ptuning.data.label_oddities import label_oddities
 from ptuning.data.labels import encode_labels, infer_task
+from ptuning.data.memory import named_splits
 from ptuning.data.places import Note, Problem, listing, option
 from ptuning.data.splits import same_text, split_off
 from ptuning.errors import DataError
@@ -138,7 +140,7 @@ class Report:
 
 
 def check(
-    splits: Mapping[str, Sequence[Example]],
+    splits: Any,
     *,
     columns: Columns | None = None,
     problems: Mapping[str, Sequence[Problem]] | None = None,
@@ -154,7 +156,9 @@ def check(
 
     Args:
         splits: Examples by split; the one called ``train``, or else the first, is what is learnt from.
-            Examples without any label are looked at for their texts alone.
+            Examples without any label are looked at for their texts alone. Or data in any form that
+            :func:`load_examples` takes, by split or the training split alone; then ``columns``,
+            ``problems`` and ``names`` are found.
         columns: The columns they were read from, for the report.
         problems: The rows of each split that could not be read (``collect_problems`` when loading).
         skipping: Whether training leaves such rows out; otherwise they are errors.
@@ -164,6 +168,12 @@ def check(
         limit: The longest input, in tokens; only looked at with ``lengths``.
         fraction: What will be split off for validation, where there is no split of that name.
     """
+    if not _are_examples(splits):
+        loaded = _load(splits)
+        splits = {name: split.examples for name, split in loaded.items()}
+        problems = {name: split.problems for name, split in loaded.items()}
+        columns, names = loaded["train"].columns, loaded["train"].label_names
+        notes = {name: split.notes for name, split in loaded.items()}
     problems, notes = problems or {}, notes or {}
     train = "train" if "train" in splits else next(iter(splits), "train")
     task, findings = _task(splits.get(train, ()), train, problem_type, names)
@@ -195,6 +205,22 @@ def check(
     findings += _leaks(splits)
     ordered = sorted(findings, key=lambda finding: LEVELS.index(finding.level))
     return Report(columns=columns, task=task, splits=tuple(reports), findings=tuple(ordered))
+
+
+def _are_examples(splits: Any) -> bool:
+    if not isinstance(splits, Mapping):
+        return False
+    lists = all(isinstance(split, list | tuple) for split in splits.values())
+    return lists and all(isinstance(example, Example) for split in splits.values() for example in split[:1])
+
+
+def _load(data: Any) -> dict[str, Loaded]:
+    """The rows of every split, those that cannot be used apart."""
+    loaded: dict[str, Loaded] = {}
+    for name, source in named_splits(data).items():
+        pair = loaded["train"].columns.pair if "train" in loaded else None
+        loaded[name] = load_examples(source, pair=pair, collect_problems=True)
+    return loaded
 
 
 def _finding(level: Level, split: str, message: str, rows: Iterable[int] = ()) -> Finding:

@@ -16,6 +16,7 @@ from ptuning.data.duplicates import without_repeats
 from ptuning.data.examples import Example, as_examples
 from ptuning.data.label_forms import read_labels
 from ptuning.data.labels import are_scores
+from ptuning.data.memory import in_memory
 from ptuning.data.options import ReadOptions
 from ptuning.data.peek import peek
 from ptuning.data.places import Note, Origin, Problem, counted, listing, option
@@ -223,7 +224,7 @@ def _open(
     label = options.get("label")
     given = (options.get("text"), options.get("text_b"), label, *_several(label))
     table = open_table(
-        source,
+        in_memory(source, labelled=need_label),
         format=format,
         separator=options.get("separator"),
         encoding=options.get("encoding"),

@@ -2,13 +2,13 @@
 
 This is what ``dataset.map(tokenize)`` leaves and what ``transformers.Trainer`` takes: ``input_ids``,
 perhaps ``attention_mask``, ``token_type_ids`` and ``segment_ids``, and ``labels`` (or ``label``), which are
-class indices or the task's own labels. Texts beside them are not read again.
+what labels of texts may be (:mod:`ptuning.data.task_labels`). Texts beside them are not read again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -20,7 +20,6 @@ from ptuning.data.tables import Source, open_table
 from ptuning.data.tokens import TokenRow
 from ptuning.errors import DataError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.task import Label, Task
 
 #: In the order in which they are taken: what models read comes before what transformers' collators rename.
 LABEL_NAMES = ("labels", "label", "label_ids")
@@ -35,10 +34,15 @@ class TokenisedExample(Example):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenisedRows:
-    """Every row of a tokenised source, unpadded, each with a label of the task."""
+    """Every row of a tokenised source, unpadded, with its label as it stands there.
+
+    Attributes:
+        label_names: The names of a ``ClassLabel`` column in order.
+    """
 
     origin: Origin
     examples: list[TokenisedExample]
+    label_names: tuple[str, ...] | None
 
 
 def is_tokenised(source: Any) -> bool:
@@ -51,25 +55,34 @@ def is_tokenised(source: Any) -> bool:
     return isinstance(columns, list | Mapping) and "input_ids" in columns
 
 
-def load_tokenised(
-    sources: Mapping[str, Source], task: Task, *, label: str | Sequence[str] | None = None
-) -> dict[str, TokenisedRows]:
-    """The rows of tokenised splits, by the split's name.
-
-    Labels are read alike in all of them: if every one is a label of the task, they are that; otherwise
-    whole numbers are class indices, and rows of C zeros and ones say which of several labels apply.
+def load_tokenised(source: Source, split: str, *, label: str | Sequence[str] | None = None) -> TokenisedRows:
+    """The rows of a tokenised split.
 
     Args:
-        sources: Splits for which :func:`is_tokenised`.
-        task: What the labels mean.
+        source: One for which :func:`is_tokenised`.
+        split: The split's name, for errors.
         label: The column of the labels, if it has another name; or columns of 0 and 1, one for each label.
 
     Raises:
         DataError: No rows or labels, or a row that no tokenizer makes; split and row are named.
     """
-    splits = {name: _read(name, source, label, task) for name, source in sources.items()}
-    meant = _meant({name: split.examples for name, split in splits.items()}, task)
-    return {name: replace(split, examples=meant[name]) for name, split in splits.items()}
+    place = Origin(name=f"data.{split}")
+    if isinstance(source, Sized) and not len(source):
+        raise DataError(
+            f"{place.name}: no rows, expected at least one; check what the data set was made from"
+        )
+    table = open_table(source)
+    columns = _label_columns(table.columns, label, place.name)
+    examples: list[TokenisedExample] = []
+    for number, values in table.rows:
+        tokens = _token_row(values, place.at(number))
+        if examples:
+            _check_same_columns(examples[0].tokens, tokens, place.at(number))
+        given = _given(values, columns, place.at(number))
+        text = " ".join(map(str, tokens.input_ids))
+        examples.append(TokenisedExample(row=number, text=text, label=given, origin=place, tokens=tokens))
+    names = columns if len(columns) > 1 else table.label_names.get(columns[0])
+    return TokenisedRows(origin=table.origin, examples=examples, label_names=names)
 
 
 def token_rows(
@@ -115,32 +128,6 @@ def _check_range(example: TokenisedExample, column: str, ids: Sequence[int], siz
 
 
 # Rows --------------------------------------------------------------------------------------------
-
-
-def _read(name: str, source: Source, label: str | Sequence[str] | None, task: Task) -> TokenisedRows:
-    """A split's rows, their labels as they stand there."""
-    place = Origin(name=f"data.{name}")
-    if isinstance(source, Sized) and not len(source):
-        raise DataError(
-            f"{place.name}: no rows, expected at least one; check what the data set was made from"
-        )
-    table = open_table(source)
-    columns = _label_columns(table.columns, label, place.name)
-    column = columns[0]
-    classes = None if task.is_regression else table.label_names.get(column)
-    if classes is not None and any(name in task.labels for name in classes):
-        classes = None  # the task's own names, which may stand in another order there
-    examples: list[TokenisedExample] = []
-    for number, values in table.rows:
-        tokens = _token_row(values, place.at(number))
-        if examples:
-            _check_same_columns(examples[0].tokens, tokens, place.at(number))
-        given = _given(values, columns, place.at(number))
-        if classes is not None:
-            given = _numbers(given, classes)
-        text = " ".join(map(str, tokens.input_ids))
-        examples.append(TokenisedExample(row=number, text=text, label=given, origin=place, tokens=tokens))
-    return TokenisedRows(origin=table.origin, examples=examples)
 
 
 def _label_columns(columns: Sequence[str], label: str | Sequence[str] | None, place: str) -> tuple[str, ...]:
@@ -232,74 +219,3 @@ def _check_same_columns(first: TokenRow, row: TokenRow, place: str) -> None:
                 f"{place}: {column!r} is in some rows and not in others, expected it in all or none; "
                 "tokenise them all in the same way"
             )
-
-
-# Labels ------------------------------------------------------------------------------------------
-
-
-def _numbers(label: Any, classes: Sequence[str]) -> Any:
-    """Class numbers from a ``ClassLabel``'s names, for a task that does not know the names."""
-    if isinstance(label, tuple):
-        return tuple(_numbers(item, classes) for item in label)
-    return classes.index(label) if label in classes else label
-
-
-def _meant(splits: Mapping[str, list[TokenisedExample]], task: Task) -> dict[str, list[TokenisedExample]]:
-    """The same rows, each with the task's label; ``encode_labels`` refuses what cannot be one."""
-    found = dict(splits)
-    pooled = [example for examples in splits.values() for example in examples]
-    if task.problem_type == "multi_label_classification" and _are_switches(pooled, task):
-        return {name: [_switched_on(each, task) for each in examples] for name, examples in splits.items()}
-    if task.is_regression:
-        return found
-    items = {
-        name: [item for each in examples if each.label is not None for item in _items(each.label)]
-        for name, examples in splits.items()
-    }
-    numbers = [name for name, given in items.items() if all(type(item) is int for item in given)]
-    own = {(type(label), label) for label in task.labels}  # because 1 == True
-    if not {(int, item) for name in numbers for item in items[name]} <= own:
-        found |= {name: [_named(example, task) for example in splits[name]] for name in numbers}
-    return found
-
-
-def _items(label: Any) -> tuple[Any, ...]:
-    return label if isinstance(label, tuple) else (label,)
-
-
-def _are_switches(examples: Sequence[TokenisedExample], task: Task) -> bool:
-    """Whether every row is zeros and ones, which transformers takes for several labels: one a label."""
-    rows = [example for example in examples if isinstance(example.label, tuple)]
-    items = [item for row in rows for item in row.label or ()]
-    if not items or not all(item in (0, 1) for item in items):
-        return False
-    odd = next((row for row in rows if len(row.label or ()) != task.num_labels), None)
-    if odd is not None and any(isinstance(item, float) for item in items):  # which no label is
-        raise DataError(
-            f"{odd.place}: the label is {shortened(list(odd.label or ()))}, expected {task.num_labels} zeros "
-            f"and ones, one for each of {listing(task.labels, 20)}; give every row all of them"
-        )
-    return odd is None
-
-
-def _switched_on(example: TokenisedExample, task: Task) -> TokenisedExample:
-    if not isinstance(example.label, tuple):
-        return example
-    named = zip(task.labels, example.label, strict=True)
-    return replace(example, label=tuple(label for label, on in named if on))
-
-
-def _named(example: TokenisedExample, task: Task) -> TokenisedExample:
-    """With the label, or labels, that its class indices stand for."""
-    if example.label is None:
-        return example
-    named: list[Label] = []
-    for index in _items(example.label):
-        if not 0 <= index < task.num_labels:
-            raise DataError(
-                f"{example.place}: the label {index} is no class, expected a number from 0 to "
-                f"{task.num_labels - 1}, or one of {listing(task.labels, 20)}; correct the label, or make "
-                "the model with as many labels as the data have"
-            )
-        named.append(task.labels[index])
-    return replace(example, label=tuple(named) if isinstance(example.label, tuple) else named[0])

@@ -17,9 +17,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 
+from ptuning.data.memory import is_table, texts_of
 from ptuning.data.places import listing, shortened
 from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
+from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import check_finite
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
@@ -123,6 +125,7 @@ class PTuningPipeline(TextClassificationPipeline):
 
         Args:
             inputs: As transformers' pipeline takes them; generators and ``KeyDataset`` are answered lazily.
+                Also a series or an array of texts.
             kwargs: As where the pipeline was made, for this call: ``batch_size``, ``top_k``, …
 
         Returns:
@@ -131,8 +134,16 @@ class PTuningPipeline(TextClassificationPipeline):
 
         Raises:
             ConfigError: a pair for a task of single texts, or the other way round; an unknown option.
+            DataError: a blank text.
             TrainingDiverged: logits that are not finite.
         """
+        if (column := texts_of(inputs)) is not None:
+            inputs = column  # a series or an array
+        elif is_table(inputs) and not isinstance(inputs, list | Mapping):
+            raise ConfigError(
+                f"the input is a {type(inputs).__name__}, expected texts; pass its column of texts, or a "
+                "list of mappings with 'text' and, for a pair, 'text_pair'"
+            )
         if isinstance(inputs, Sized) and not isinstance(inputs, str | Mapping) and not len(inputs):
             return []  # transformers looks at the first before it asks whether there is one
         if isinstance(inputs, Sequence) and not isinstance(inputs, str | list | tuple):
@@ -236,6 +247,7 @@ def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:
             f"the input {shortened(given)}: got {got}, but this task was trained on {trained}; give "
             + ('{"text": …, "text_pair": …}' if task.pair else "the text alone")
         )
+    refuse_blank("the input", text, text_pair)
     return text, text_pair
 
 

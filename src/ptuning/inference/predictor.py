@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from ptuning.data import Example
+from ptuning.data import Example, stream_examples
+from ptuning.data.memory import is_table, texts_of
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong
-from ptuning.errors import ConfigError, UserError
+from ptuning.errors import ConfigError, DataError, UserError
+from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
 from ptuning.model.ptuning import PTuningModel
+from ptuning.peft import PeftModel
 from ptuning.task import Label
 
 CHARACTERS = 1 << 20
@@ -52,40 +55,63 @@ class Predictor:
     """A model, ready to be asked.
 
     Args:
-        model: A trained model.
+        model: A trained model; of a ``PeftModel``, the active adapter.
         batch_size: The most rows that go through the backbone together, if the budget allows more.
         batch_tokens: The budget: the most places that go through it together, padding included.
         window: Rows held in memory at once, fewer where they are long; sorted by length among themselves.
         too_long: Cut a text that does not fit, or refuse it, naming the row.
     """
 
-    model: PTuningModel
+    model: PTuningModel = field(kw_only=False)
     batch_size: int | None = None
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong = "truncate"
 
     def __post_init__(self) -> None:
+        given: object = self.model
+        if isinstance(given, PeftModel):
+            object.__setattr__(self, "model", given.active)
+        elif not isinstance(given, PTuningModel):
+            raise ConfigError(
+                f"model: got the {type(given).__name__} {shortened(given)}, expected a PTuningModel; of a "
+                "folder or Hub id, PTuningModel.from_pretrained(…)"
+            )
         for name in ("batch_size", "batch_tokens", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: got {value}, expected at least 1")
 
-    def __call__(self, texts: str | Sequence[str | tuple[str, str]]) -> list[Prediction]:
+    def __call__(self, texts: Any) -> list[Prediction]:
         """Classify a text, or texts, or pairs of texts.
+
+        Args:
+            texts: A string; strings, or pairs of strings, in a list, a series or an array; or a table whose
+                columns are known by their names: a data frame, a ``datasets.Dataset``, a list of mappings.
 
         Raises:
             ConfigError: what is none of these, or pairs for a task of single texts and the other way round.
-            DataError: a text that leaves nothing to read, or that is too long where that is refused.
+            DataError: a text that is blank, or that is too long where that is refused.
             TrainingDiverged: logits that are not finite.
         """
-        if isinstance(texts, Mapping) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
+        return list(self.stream(self._examples(texts)))
+
+    def _examples(self, texts: Any) -> Iterable[Example]:
+        if isinstance(texts, str) or (self.model.task.pair and _is_pair(texts)):
+            texts = [texts]
+        elif is_table(texts):
+            try:
+                return stream_examples(texts, pair=self.model.task.pair).examples
+            except DataError as error:
+                raise DataError(f"{error}; or pass the column of texts alone") from None
+        elif (column := texts_of(texts)) is not None:
+            texts = column
+        if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
             raise ConfigError(
                 f"the texts are a {type(texts).__name__}, expected a string or a list of strings (of pairs "
-                "of strings, for a task of pairs); of a table, pass its column of texts"
+                "of strings, for a task of pairs), or a table with a column of texts"
             )
-        given = [texts] if isinstance(texts, str) else texts
-        return list(self.stream([_example(number, text) for number, text in enumerate(given, start=1)]))
+        return [_example(number, text) for number, text in enumerate(texts, start=1)]
 
     def stream(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
         """Predictions in the order of ``examples``, of which ``window`` are held at a time.
@@ -173,11 +199,18 @@ class Predictor:
         return Prediction(row=row, label=label, probabilities=named, kept=kept)
 
 
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(text, str) for text in given)
+
+
 def _example(number: int, given: Any) -> Example:
     """A text or a pair, as a user hands it over."""
-    match given:
-        case str():
-            return Example(row=number, text=given)
+    match given.tolist() if hasattr(given, "tolist") else given:
+        case str() as text:
+            found = Example(row=number, text=text)
         case (str() as text, str() as text_b):
-            return Example(row=number, text=text, text_b=text_b)
-    raise ConfigError(f"text {number} is {shortened(given)}, expected a string or a pair of strings")
+            found = Example(row=number, text=text, text_b=text_b)
+        case _:
+            raise ConfigError(f"text {number} is {shortened(given)}, expected a string or a pair of strings")
+    refuse_blank(f"text {number}", found.text, found.text_b)
+    return found

@@ -39,7 +39,7 @@ _PICKLE_ONLY = (
 
 def hold(
     backbone: str | PreTrainedModel | Backbone,
-    num_labels: int,
+    num_labels: int | None,
     problem_type: ProblemType | None,
     tokenizer: PreTrainedTokenizerBase | None,
     revision: str | None,
@@ -158,7 +158,7 @@ def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
 def load(
     name: str,
     *,
-    num_labels: int,
+    num_labels: int | None,
     problem_type: ProblemType | None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -168,7 +168,7 @@ def load(
 
     Args:
         name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
-        num_labels: C.
+        num_labels: C; the checkpoint's own if ``None``.
         problem_type: transformers' ``config.problem_type``; the backbone's own if ``None``.
         revision: A branch, tag or commit of the Hub.
         token: The Hub's access token; the one that was logged in with if left out.
@@ -192,7 +192,8 @@ def load(
             check_folder(name, source)
             check_config(name, source, **hub)
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
-            config.num_labels = num_labels
+            if num_labels is not None:
+                config.num_labels = num_labels
             config.problem_type = problem_type or config.problem_type
             if config.model_type not in ARCHITECTURES:
                 raise unsupported(name, config.model_type)

@@ -43,7 +43,8 @@ from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
-from ptuning.model.tasks import known_as, loss_of, plain_task, task_of, weigh
+from ptuning.model.targets import as_targets, refuse
+from ptuning.model.tasks import known_as, loss_of, new_task, plain_task, task_of, weigh
 from ptuning.model.template import Insertion
 from ptuning.model.units import first_units
 from ptuning.task import ProblemType, Task
@@ -171,7 +172,9 @@ class PTuningModel(nn.Module):
             backbone: A Hub id, a folder, ``demo``; or an ``AutoModelForSequenceClassification``, which
                 is adopted: frozen in place, its attention sent through ours.
             config: The prompt; ``DeepPrompt()`` if left out.
-            num_labels: C, the number of classes; or give ``task``. 1 means regression.
+            num_labels: C, the number of classes; or give ``task``. 1 means regression. If left out, the
+                task is what the backbone's configuration says. Labels are called as its ``id2label`` does,
+                where that has as many names; otherwise they are numbers, until ``fit`` finds names in rows.
             problem_type: transformers' own; told from ``num_labels`` if left out.
             task: Everything about the task, labels included, in place of these two.
             tokenizer: By default the backbone's own, loaded where it is needed.
@@ -181,18 +184,25 @@ class PTuningModel(nn.Module):
             class_weights: ``[C]``, for unbalanced classes.
             engine: How the backbone computes for this task; see :class:`Engine`.
         """
-        if task is None:
-            width: Any = 2 if isinstance(backbone, str) else backbone.config.num_labels
-            width = 1 if problem_type == "regression" else int(width)
-            task = plain_task(width if num_labels is None else num_labels, problem_type)
-        elif num_labels not in (None, task.num_labels) or problem_type not in (None, task.problem_type):
+        if task is not None and (
+            num_labels not in (None, task.num_labels) or problem_type not in (None, task.problem_type)
+        ):
             raise ConfigError(
                 f"got num_labels {num_labels} and problem_type {problem_type} beside a {task.problem_type} "
                 f"task of {task.num_labels}; leave them out, the task says both"
             )
+        asked = task or (None if num_labels is None else plain_task(num_labels, problem_type))
+        width = 1 if problem_type == "regression" else num_labels
         held, tokenizer = hold(
-            backbone, task.num_labels, task.problem_type, tokenizer, revision, dtype, token
+            backbone,
+            width if asked is None else asked.num_labels,
+            problem_type if asked is None else asked.problem_type,
+            tokenizer,
+            revision,
+            dtype,
+            token,
         )
+        task = task or new_task(held.model.config, num_labels, problem_type)
         model = cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
         model.backbone.engine = engine or model.backbone.engine
         return model
@@ -211,7 +221,7 @@ class PTuningModel(nn.Module):
         allow_pickle: bool = False,
         engine: Engine | None = None,
     ) -> PTuningModel:
-        """A trained task from its folder.
+        """A trained task from its folder, in eval mode.
 
         Args:
             folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub; an adapter that PEFT
@@ -236,7 +246,7 @@ class PTuningModel(nn.Module):
         folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
         model = cls._opened(folder, backbone, tokenizer, token, dtype, task, allow_pickle)
         model.backbone.engine = engine or model.backbone.engine
-        return model
+        return model.eval()
 
     @classmethod
     def _opened(
@@ -476,6 +486,11 @@ class PTuningModel(nn.Module):
         return self.backbone.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights; prompt, head and logits are fp32."""
+        return self.backbone.dtype
+
+    @property
     def inserted_tokens(self) -> int:
         """P + A at input depth: what stands among the text's own tokens. 0 deep."""
         return 0 if (joined := self._joined) is None else joined.inserted_tokens
@@ -620,8 +635,8 @@ class PTuningModel(nn.Module):
             input_ids: ``[B, T]``, padded on either side.
             attention_mask: ``[B, T]``, 1 at real tokens; all of them if left out.
             token_type_ids: ``[B, T]``, as the tokenizer gives them; ignored where the backbone has none.
-            labels: ``[B]`` class indices, ``[B, C]`` zeros and ones for several labels, or ``[B]``
-                targets in their own unit for regression.
+            labels: ``[B]`` class indices (-100 for a row that does not count), ``[B, C]`` zeros and ones for
+                several labels, or ``[B]`` targets in their own unit for regression.
             segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; told from the other
                 arguments where that is possible.
             prompt: In place of the task's own: ``[P, E]`` or one a row ``[B, P, E]``; deep
@@ -633,7 +648,9 @@ class PTuningModel(nn.Module):
             ``logits`` ``[B, C]`` in fp32, a regression's in the target's unit; ``loss`` if labels were given.
 
         Raises:
-            DataError: text and prompt together are longer than the backbone's limit.
+            DataError: text and prompt together are longer than the backbone's limit; labels that the task
+                cannot take.
+            TrainingDiverged: while training, a loss that is not finite.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -656,11 +673,8 @@ class PTuningModel(nn.Module):
         if self.task.is_regression and not plain:
             logits = logits * self.task.scale + self.task.mean
         loss = None if labels is None else self.loss(logits, labels)
-        if loss is not None and self.training and self.check_loss and not bool(loss.detach().isfinite()):
-            raise TrainingDiverged(
-                f"the loss is {float(loss.detach())}; nothing was learned from this batch. Lower the "
-                "learning rate, or go back to the last good checkpoint"
-            )
+        if loss is not None and self.check_loss:
+            self._check_loss(loss.detach(), logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def in_use(self) -> PTuningModel:
@@ -789,8 +803,27 @@ class PTuningModel(nn.Module):
         Args:
             logits: ``[B, C]``, as :meth:`forward` gives them.
             labels: As :meth:`forward` takes them.
+
+        Returns:
+            A number in fp32; on an accelerator NaN if a label's value is out of range.
+
+        Raises:
+            DataError: labels of a kind or shape that the task does not have; on the CPU also such a value.
         """
         return loss_of(logits, labels, self.task, self.class_weights)
+
+    def _check_loss(self, loss: Tensor, logits: Tensor, labels: Any) -> None:
+        if not self.training and (loss.device.type == "cpu" or self.task.is_regression):
+            return  # the labels were looked at; an evaluation may go on with a loss of NaN
+        if bool(loss.isfinite()):
+            return
+        if isinstance(labels, Tensor):
+            refuse(as_targets(labels, logits, self.task), self.task)
+        if self.training:
+            raise TrainingDiverged(
+                f"the loss is {float(loss)}; nothing was learned from this batch. Lower the "
+                "learning rate, or go back to the last good checkpoint"
+            )
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """Keep each layer's input alone, and compute the rest again on the way back.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptuning.errors import ConfigError
+from ptuning.model import targets as targets_
 from ptuning.task import ProblemType, Task
 
 
@@ -25,9 +28,37 @@ def task_of(config: Any) -> Task:
                 "predicts one; load it with num_labels=1, or one task for each number"
             )
         return Task(problem_type="regression")
-    names = tuple(str(config.id2label[i]) for i in range(count))
+    return Task(problem_type=kind, labels=label_names(config) or tuple(range(count)))
+
+
+def label_names(config: Any) -> tuple[str, ...]:
+    """The names of the labels in a backbone's ``config.id2label``; none where they are only numbered."""
+    count = int(config.num_labels)
+    names = tuple(str(config.id2label.get(i)) for i in range(count))
     plain = names == tuple(f"LABEL_{i}" for i in range(count))
-    return Task(problem_type=kind, labels=tuple(range(count)) if plain else names)
+    return () if plain or len(set(names)) < count else names
+
+
+def is_numbered(task: Task) -> bool:
+    """Whether the task's labels have no names: they are 0 to C-1."""
+    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
+    return numbers and task.labels == tuple(range(task.num_labels))
+
+
+def new_task(config: Any, num_labels: int | None, problem_type: ProblemType | None) -> Task:
+    """The task of a model on a backbone, as far as the user says it, and as its configuration says the rest.
+
+    Its labels are the names in the configuration, where they are as many.
+
+    Raises:
+        ConfigError: as :func:`plain_task`.
+    """
+    if num_labels is None and problem_type is None:
+        return task_of(config)
+    width = 1 if problem_type == "regression" else int(config.num_labels)
+    task = plain_task(width if num_labels is None else num_labels, problem_type)
+    names = label_names(config)
+    return replace(task, labels=names) if len(names) == len(task.labels) else task
 
 
 MOST = 1_000_000
@@ -57,8 +88,7 @@ def known_as(config: Any, task: Task) -> Any:
     """A copy of a backbone's configuration that speaks of the task: its labels, its kind."""
     named = copy.deepcopy(config)
     named.problem_type = task.problem_type
-    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
-    plain = task.is_regression or (numbers and task.labels == tuple(range(task.num_labels)))
+    plain = task.is_regression or is_numbered(task)
     labels = [f"LABEL_{i}" for i in range(task.num_labels)] if plain else [str(x) for x in task.labels]
     named.id2label = dict(enumerate(labels))
     named.label2id = {label: i for i, label in named.id2label.items()}
@@ -69,20 +99,22 @@ def loss_of(logits: Tensor, labels: Tensor, task: Task, weights: Tensor | None) 
     """As :meth:`~ptuning.model.ptuning.PTuningModel.loss` says; ``weights`` is what
     :func:`weigh` gives.
     """
+    targets = targets_.as_targets(labels, logits, task)
+    seen = targets.device.type == "cpu"
+    if seen and not task.is_regression:  # a target that is not finite makes the loss so
+        targets_.refuse(targets, task)
+    targets = targets.to(logits.device)
+    valid = None if seen else targets_.valid(targets, task)
     match task.problem_type:
         case "regression":
-            error = (logits.view(-1) - labels.float().view(-1)) / task.scale
-            return error.square().mean()
+            found = ((logits.view(-1) - targets) / task.scale).square().mean()
         case "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=weights)
+            found = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
         case "single_label_classification":
-            if labels.dim() == 2 and labels.is_floating_point():
-                raise ConfigError(
-                    f"labels: got zeros and ones of shape {list(labels.shape)}, several labels a row, "
-                    "but the task has one; make it with problem_type 'multi_label_classification' "
-                    "(under PEFT's names: in the backbone's configuration)"
-                )
-            return F.cross_entropy(logits, labels.view(-1), weight=weights)
+            if valid is not None:
+                targets = targets.where(valid, targets_.IGNORED)
+            found = F.cross_entropy(logits, targets, weight=weights, ignore_index=targets_.IGNORED)
+    return found if valid is None else found.where(valid.all(), math.nan)
 
 
 def weigh(weights: Sequence[float] | None, task: Task) -> Tensor | None:

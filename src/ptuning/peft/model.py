@@ -31,6 +31,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.state import KEY, leave_backbone_out
 from ptuning.model.tasks import task_of
 from ptuning.peft.configs import PeftConfig, PeftType, PrefixTuningConfig, PromptLearningConfig, config_of
+from ptuning.peft.said import Said
 
 BASE = "__base__"
 """The adapter name that means none: the backbone with its own head."""
@@ -41,10 +42,12 @@ HARMLESS = frozenset(
     {
         *("autocast_adapter_dtype", "low_cpu_mem_usage", "ephemeral_gpu_offload", "torch_device", "mixed"),
         *("use_safetensors", "ignore_mismatched_sizes", "save_embedding_layers", "state_dict"),
+        "trust_remote_code",
     }
 )
 """Arguments of PEFT's that programs pass, and that change no number here: prompts and heads are always fp32
-and small, files always safetensors, and what is saved is always the model's own."""
+and small, files always safetensors, what is saved is always the model's own, and no code of a repository is
+run."""
 
 _FASTER = "parametrizations."
 """Where torch keeps the parts of a parameter that moves faster (``model/prompt.py``)."""
@@ -119,14 +122,22 @@ class PeftModel(nn.Module):
                 any but ``default``; on this machine only.
             token: The Hub's access token.
             allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
-            others: Those of :data:`HARMLESS`.
+            others: Those of :data:`HARMLESS`, and facts that agree with the adapter and the backbone
+                (:mod:`ptuning.peft.said`): ``num_labels``, ``id2label``, ``torch_dtype``, ``device_map`` …
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: trained on another backbone.
+            ConfigError: an argument that is not taken, or that contradicts the adapter or the backbone.
         """
-        _check_others("from_pretrained", others)
+        said = Said.of(others)
+        _check_others("from_pretrained", said.others)
         made = cls(model)
+        if said.dtype not in (None, made.dtype):
+            raise ConfigError(
+                f"from_pretrained: torch_dtype: got {said.dtype}, but the backbone is held in {made.dtype}; "
+                "load the backbone in it"
+            )
         made.load_adapter(
             model_id,
             adapter_name,
@@ -137,6 +148,8 @@ class PeftModel(nn.Module):
             allow_pickle=allow_pickle,
         )
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
+        said.hold_against(made.active, made.active_peft_config)
+        said.move(made, given=True)
         return made.eval()
 
     # ---------------------------------------------------------------------------------- adapters
@@ -474,17 +487,20 @@ class AutoPeftModelForSequenceClassification:
         revision: str | None = None,
         token: str | bool | None = None,
         allow_pickle: bool = False,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         **others: Any,
     ) -> PeftModel:
-        """As :meth:`PeftModel.from_pretrained`; ``dtype`` is what to hold the backbone in."""
-        _check_others("from_pretrained", others)
+        """As :meth:`PeftModel.from_pretrained`; ``dtype``, or ``torch_dtype``, is that of the backbone."""
+        said = Said.of({"dtype": dtype, **others})
+        _check_others("from_pretrained", said.others)
         task = PTuningModel.from_pretrained(
-            model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=dtype
+            model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=said.dtype
         )
         made = PeftModel(task.backbone)
         made._take(adapter_name, task, is_trainable)
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
+        said.hold_against(made.active, made.active_peft_config)
+        said.move(made, given=False)
         return made.eval()
 
 

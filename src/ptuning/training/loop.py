@@ -24,6 +24,7 @@ from transformers import get_scheduler
 
 from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
+from ptuning.data.places import listing
 from ptuning.data.stems import Stems
 from ptuning.data.tokens import TooLong, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
@@ -32,6 +33,7 @@ from ptuning.inference.evaluate import not_finite as out_of_bounds
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.training import checkpoint, run_files
@@ -51,7 +53,7 @@ from ptuning.validation import validated
 
 def fit(
     model: PTuningModel | PeftModel,
-    data: Mapping[str, Any],
+    data: Any,
     config: FitConfig | None = None,
     *,
     columns: Mapping[str, Any] | None = None,
@@ -63,12 +65,14 @@ def fit(
     """Train ``model`` in place; it ends with the mean of the best evaluations' parameters.
 
     Args:
-        model: From ``PTuningModel.from_backbone``; its task says what the labels mean. Of a
+        model: From ``PTuningModel.from_backbone``; its task says what the labels mean, and where nobody named
+            its labels it takes over the names in the training rows (:mod:`ptuning.data.task_labels`). Of a
             ``PeftModel`` the active adapter is trained, at ``config``'s rates times its own scales.
-        data: ``train``, and if wanted ``validation`` (otherwise split off from ``train``) and
-            ``test``: each a file, an ``hf:`` name, a ``datasets.Dataset`` or a list of mappings.
-            Those with ``input_ids`` are taken as they are, with ``labels`` or ``label`` that are
-            class indices or the task's labels; texts beside them are not read again.
+        data: A mapping of splits (a ``DatasetDict`` is one): ``train``, and if wanted ``validation``
+            (otherwise split off from ``train``) and ``test``; or the training split alone. Each is a file,
+            an ``hf:`` name, a frame or table, a ``datasets.Dataset``, ``(texts, labels)``, or a list of
+            mappings or tuples (:mod:`ptuning.data.memory`). Rows with ``input_ids`` are taken as they are;
+            texts beside them are not read again.
         config: How to train.
         columns: Options of :class:`~ptuning.training.config.DataConfig` other than the files and what the
             model's task says, such as ``{"text": "review", "label": "stars"}``.
@@ -78,6 +82,7 @@ def fit(
         accelerator: Yours, if you have one.
 
     Raises:
+        DataError: data of no such form, or rows and labels that this model cannot take.
         TrainingDiverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the run is saved where it was.
     """
@@ -92,9 +97,17 @@ def fit(
             raise ConfigError(f"columns: {name} stands in {where}; leave it out here")
     target = None if output is None else run_files.prepared(output)
     options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
-    examples, task = gather(data, options, seed=config.seed, task=model.task)
-    model.name_task(task)
     reporter = reporter or Silent()
+    examples, task = gather(data, options, seed=config.seed, task=model.task, unnamed=_unnamed(model))
+    if task.labels != model.task.labels:
+        reporter.say(f"labels: {listing(task.labels)}, as the training rows name them")
+    if "validation" not in examples.sources:
+        held, rows = len(examples.validation), len(examples.train)
+        reporter.say(
+            f"{held:,} of {rows + held:,} rows put aside for validation "
+            "(columns={'validation_fraction': …}, or pass {'train': …, 'validation': …})"
+        )
+    model.name_task(task)
     for note in examples.notes:
         reporter.say(note)
     return run(
@@ -107,6 +120,12 @@ def fit(
         reporter=reporter,
         accelerator=accelerator or new_accelerator(),
     )
+
+
+def _unnamed(model: PTuningModel) -> bool:
+    """Whether nobody chose the model's labels: they are numbers from 0, or the backbone's own names."""
+    own = model.loaded is None and model.task.labels == label_names(model.backbone.model.config)
+    return own or is_numbered(model.task)
 
 
 def run(

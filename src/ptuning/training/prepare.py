@@ -14,6 +14,8 @@ from ptuning import adapters
 from ptuning.data import Example, Loaded, encode_labels, infer_task, load_examples, split_off
 from ptuning.data.duplicates import repeats
 from ptuning.data.label_oddities import label_oddities
+from ptuning.data.memory import in_memory, named_splits
+from ptuning.data.task_labels import Labelled, task_labels
 from ptuning.data.token_cache import token_rows_of
 from ptuning.data.tokenised import (
     TokenisedExample,
@@ -117,10 +119,10 @@ def read(config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
 
 
 def gather(
-    sources: Mapping[str, Any], config: DataConfig, *, seed: int, task: Task | None = None
+    data: Any, config: DataConfig, *, seed: int, task: Task | None = None, unnamed: bool = False
 ) -> tuple[Examples, Task]:
-    """As :func:`read`, for sources of any kind; see :func:`gather_all`."""
-    found = gather_all(sources, config, task=task)
+    """As :func:`read`, for data in any form; see :func:`gather_all`."""
+    found = gather_all(data, config, task=task, unnamed=unnamed)
     return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
 
@@ -130,32 +132,43 @@ def read_all(config: DataConfig) -> Gathered:
     return gather_all({name: source for name, source in sources.items() if source is not None}, config)
 
 
-def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | None = None) -> Gathered:
-    """As :func:`read_all`, for sources of any kind: paths, ``datasets.Dataset``, lists of mappings.
+def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnamed: bool = False) -> Gathered:
+    """As :func:`read_all`, for data in any form.
 
     Args:
+        data: A mapping of splits, or the training split alone (:func:`~ptuning.data.memory.named_splits`),
+            each in any form that :mod:`ptuning.data.memory` names.
         task: Where the model has one already; inferred from the training rows otherwise. With it, rows
             in memory may also be tokenised: see :mod:`ptuning.data.tokenised`.
+        unnamed: Whether nobody chose the task's labels, so that those of the training rows may replace them.
     """
-    if odd := set(sources) - {"train", "validation", "test"}:
-        raise ConfigError(f"data: got a split {sorted(odd)[0]!r}, expected train, validation and test")
-    if "train" not in sources:
-        raise ConfigError("data: there is no split 'train'")
-    texts: dict[str, Loaded] = {}
-    known = task  # what the labels mean, as soon as the training rows are read
+    sources = {name: in_memory(source, f"data.{name}") for name, source in named_splits(data).items()}
+    loaded: dict[str, Loaded | TokenisedRows] = {}
+    kind = config.problem_type if task is None else task.problem_type
+    known = None if unnamed else task  # what the labels mean, as soon as the training rows are read
     for name in sorted(sources, key=lambda name: name != "train"):
-        if task is None or not is_tokenised(sources[name]):
-            texts[name] = load_examples(
-                sources[name], **config.reading(), problem_type=config.problem_type, task=known
-            )
-        if known is None:
-            first = texts[name]
-            known = infer_task(first.examples, problem_type=config.problem_type, names=first.label_names)
+        split: Loaded | TokenisedRows
+        if task is not None and is_tokenised(sources[name]):
+            split = load_tokenised(sources[name], name, label=config.label)
+        else:
+            split = load_examples(sources[name], **config.reading(), problem_type=kind, task=known)
+        loaded[name] = split
+        if known is not None:
+            continue
+        if task is None:
+            known = infer_task(split.examples, problem_type=config.problem_type, names=split.label_names)
             known = replace(known, max_length=config.max_length)
+        else:
+            given = Labelled(examples=split.examples, names=split.label_names)
+            known = task_labels({"train": given}, task, unnamed=unnamed)[1]
     assert known is not None  # the training rows came first
-    task = known
-    tokens = {name: source for name, source in sources.items() if name not in texts}
-    loaded: dict[str, Loaded | TokenisedRows] = {**texts, **load_tokenised(tokens, task, label=config.label)}
+    if task is None:
+        examples, task = {name: list(split.examples) for name, split in loaded.items()}, known
+    else:
+        splits = {
+            name: Labelled(examples=split.examples, names=split.label_names) for name, split in loaded.items()
+        }
+        examples, task = task_labels(splits, task, unnamed=unnamed)
     train = loaded["train"]
     if isinstance(train, Loaded) and train.columns.pair != task.pair:
         if task.pair:
@@ -170,19 +183,18 @@ def gather_all(sources: Mapping[str, Any], config: DataConfig, *, task: Task | N
         else (task.pair, "the task has")
     )
     for name, split in loaded.items():
-        encode_labels(
-            split.examples, task
-        )  # a label unseen in training is refused before anything is trained
+        encode_labels(examples[name], task)  # a label unseen in training is refused before anything else
         if isinstance(split, Loaded) and split.columns.pair != pair:
             got, expected = ("one text", "two") if pair else ("two texts", "one")
             raise ConfigError(
                 f"data.{name}: {got} a row, but {whose} {expected}; name the columns with "
                 "--data.text and --data.text_b (text= and text_b= of DataConfig)"
             )
+    texts = {name: split for name, split in loaded.items() if isinstance(split, Loaded)}
     return Gathered(
-        train=train.examples,
-        validation=loaded["validation"].examples if "validation" in loaded else None,
-        test=loaded["test"].examples if "test" in loaded else [],
+        train=examples["train"],
+        validation=examples.get("validation"),
+        test=examples.get("test", []),
         sources={name: public_name(split.origin.name) for name, split in loaded.items()},
         task=task,
         notes=[

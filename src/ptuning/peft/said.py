@@ -1,0 +1,149 @@
+"""Facts that programs say again where an adapter is loaded: taken where they agree with it, else refused.
+
+``num_labels``, ``id2label``, ``label2id``, ``problem_type``, ``torch_dtype`` and ``device_map`` are arguments
+of the model beneath, which PEFT hands on to it. Here the adapter knows its labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ptuning.errors import ConfigError
+from ptuning.model.ptuning import PTuningModel
+from ptuning.model.tasks import is_numbered
+from ptuning.peft.configs import PeftConfig, PromptLearningConfig
+
+_NAMES = frozenset({"num_labels", "id2label", "label2id", "problem_type", "config"})
+_ALL_OF_IT = ("auto", "balanced", "sequential")
+"""Device maps that leave the choice to the program: one device holds it all here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a call says of the model.
+
+    Attributes:
+        facts: Those that the adapter knows itself, by name.
+        dtype: What to hold the backbone in; ``None`` for as it is.
+        device: Where; ``None`` for where it is, ``"auto"`` for the first accelerator.
+        others: The arguments that are none of these.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Said:
+        """Take a call's further arguments apart.
+
+        Raises:
+            ConfigError: a type or a device that there is not, or several devices.
+        """
+        left = dict(given)
+        facts = {name: left.pop(name) for name in _NAMES if name in left}
+        dtypes = [_dtype(name, left.pop(name)) for name in ("dtype", "torch_dtype") if name in left]
+        return cls(
+            facts={name: value for name, value in facts.items() if value is not None},
+            dtype=next((each for each in dtypes if each is not None), None),
+            device=_device(left.pop("device_map", None)),
+            others=left,
+        )
+
+    def hold_against(self, task: PTuningModel, config: PromptLearningConfig) -> None:
+        """Compare the facts with a loaded adapter; names for labels that are only numbered are taken over.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        own = task.task
+        for name, given in self.facts.items():
+            match name:
+                case "num_labels":
+                    _agree(name, given, own.num_labels)
+                case "problem_type":
+                    _agree(name, given, own.problem_type)
+                case "config":
+                    _agree_on_config(given, config)
+                case _:
+                    names = _names(name, given)
+                    if is_numbered(own) and len(names) == own.num_labels:
+                        task.name_task(replace(own, labels=names))
+                    elif not own.is_regression or len(names) != 1:
+                        _agree(name, names, tuple(task.config.id2label.values()))
+
+    def move(self, model: torch.nn.Module, *, given: bool) -> None:
+        """Put the model where the call says.
+
+        Args:
+            model: The loaded model.
+            given: Whether the backbone came from the caller, and ``"auto"`` is where that is.
+        """
+        if self.device == "auto":
+            found = torch.accelerator.current_accelerator(check_available=True)
+            if not given and found is not None:
+                model.to(found)
+        elif self.device is not None:
+            model.to(self.device)
+
+
+def _agree(name: str, given: Any, own: Any) -> None:
+    if given != own:
+        raise ConfigError(
+            f"from_pretrained: {name}: got {given!r}, but the adapter was trained with {own!r}; leave it "
+            "out, the adapter says it"
+        )
+
+
+def _names(name: str, given: Any) -> tuple[str, ...]:
+    """The labels' names in order, of an ``id2label`` or a ``label2id``."""
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
+        by_index = {int(key): str(label) for key, label in pairs} if name == "id2label" else None
+        if by_index is None:
+            by_index = {int(index): str(label) for label, index in pairs}
+        return tuple(by_index[index] for index in range(len(by_index)))
+    except (TypeError, ValueError, KeyError):
+        expected = "{0: …, 1: …}" if name == "id2label" else "{…: 0, …: 1}"
+        raise ConfigError(f"from_pretrained: {name}: got {given!r}, expected {expected}") from None
+
+
+def _agree_on_config(given: Any, own: PromptLearningConfig) -> None:
+    if not isinstance(given, PeftConfig):
+        raise ConfigError(
+            f"from_pretrained: config: got a {type(given).__module__}.{type(given).__name__}, expected one "
+            "of ptuning.peft's; leave it out, it is read from the adapter"
+        )
+    for name in ("peft_type", "num_virtual_tokens"):
+        _agree(f"config.{name}", getattr(given, name, None), getattr(own, name))
+
+
+def _dtype(name: str, given: Any) -> torch.dtype | None:
+    if given is None or given == "auto" or isinstance(given, torch.dtype):
+        return None if given == "auto" else given
+    found = getattr(torch, str(given).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(
+            f"from_pretrained: {name}: got {given!r}, expected 'auto' or a type of torch's, such as "
+            "torch.bfloat16"
+        )
+    return found
+
+
+def _device(given: Any) -> torch.device | str | None:
+    if given is None or (isinstance(given, str) and given in _ALL_OF_IT):
+        return None if given is None else "auto"
+    places = set(given.values()) if isinstance(given, Mapping) else {given}
+    try:
+        (place,) = places
+        return torch.device(place)
+    except (ValueError, TypeError, RuntimeError):
+        raise ConfigError(
+            f"from_pretrained: device_map: got {given!r}, expected one device for the whole model, such as "
+            "'cuda:0', or 'auto'; to spread a backbone, load it by itself and hand it over"
+        ) from None
