@@ -139,6 +139,16 @@ def test_two_that_can_be_it_are_asked_about() -> None:
     assert found(rows, known_labels=("c", "d", "e")).label == "sort"  # a trained task's labels tell
 
 
+def test_a_title_that_the_text_begins_with_is_no_label() -> None:
+    """As in AG News without a header: class, title, text; titles that repeat are no ids."""
+    titles = ["late again", "great news", "no excuse"]
+    rows = [
+        {"1": str(row % 2 + 1), "2": titles[row % 3], "3": f"{titles[row % 3]} {row}"} for row in range(30)
+    ]
+    columns = found(rows, text="3")
+    assert columns.label == "1"
+
+
 def test_the_text_by_its_values() -> None:
     rows = [{"v1": ["ham", "spam"][row % 2], "v2": text, "Unnamed: 2": ""} for row, text in enumerate(TEXTS)]
     columns = found(rows)

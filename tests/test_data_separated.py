@@ -387,7 +387,7 @@ def test_a_row_of_the_wrong_length_is_a_problem_and_reading_goes_on(tmp_path: Pa
     found, problems = collected(tmp_path / "a.csv", "text,label\na,x\nshort\nb,y,z\nc,x\n")
     assert found == [(2, ("a", "x")), (5, ("c", "x"))]
     assert [(problem.row, problem.kind) for problem in problems] == [(3, "cells"), (4, "cells")]
-    assert "line 3: 1 cells, expected 2 ('text', 'label')" in problems[0].message
+    assert "line 3: 1 cell, expected 2 ('text', 'label')" in problems[0].message
 
 
 def test_empty_cells_at_the_end_may_be_too_many_or_missing(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_the_names_again_are_no_row(tmp_path: Path) -> None:
 
 
 def test_only_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no rows, .*; the first that cannot be read: .*line 2: 1 cells"):
+    with pytest.raises(DataError, match=r"no rows, .*; the first that cannot be read: .*line 2: 1 cell"):
         collected(tmp_path / "a.csv", "text,label\na\nb\n")
 
 

@@ -170,7 +170,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         ("a.csv", "text,label\n", ["no rows"]),
         ("a.jsonl", "\n\n", ["no rows"]),
         ("a.csv", "a,b\n1,2\n1,2,3\n", ["line 3: 3 cells, expected 2 ('a', 'b')", "double quotes"]),
-        ("a.tsv", "a\tb\n1\n", ["line 2: 1 cells, expected 2", "mend the row"]),
+        ("a.tsv", "a\tb\n1\n", ["line 2: 1 cell, expected 2", "mend the row"]),
         ("a.csv", 'a,b\n1,2\n"open,2\n3,4\n', ["line 3: not a row of cells", "doubled"]),
         ("a.csv", 'a,b\n"x"y,2\n', ["line 2: not a row of cells", "doubled"]),
         (

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ptuning.data.columns import LABEL_NAMES, TEXT_NAMES
-from ptuning.data.places import listing
+from ptuning.data.places import counted, listing
 from ptuning.data.reading import Reading, Rows
 from ptuning.errors import DataError
 
@@ -186,7 +186,7 @@ def _whole_rows(
                 reading.bad(
                     number,
                     "cells",
-                    f"{len(row)} cells, expected {count} ({listing(names)}); {advice}",
+                    f"{counted(len(row), 'cell')}, expected {count} ({listing(names)}); {advice}",
                 )
                 continue
         if header is not None and row == header:

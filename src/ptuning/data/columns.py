@@ -149,7 +149,7 @@ def find_columns(
             seconds = TEXT_NAMES.get(_plain(text), ())
             text_b = find.second(seconds)
     if not labels and need_label:
-        labels = find.labels(known_labels)
+        labels = find.labels(known_labels, text)
     others = set(map(_plain, labels))
     missed = tuple(name for name in seconds if name not in others) if text_b is None else ()
     one = labels[0] if len(labels) == 1 else None
@@ -192,7 +192,7 @@ class _Finder:
         partners = _matching(self.free, known)
         return self._taken(self._one(partners, "text_b")) if partners else None
 
-    def labels(self, known: Sequence[Label]) -> tuple[str, ...]:
+    def labels(self, known: Sequence[Label], text: str) -> tuple[str, ...]:
         """The column of the label; or several, where a trained task's labels are columns."""
         for names in (LABEL_NAMES, OTHER_LABEL_NAMES):
             if candidates := self._usable(_matching(self.free, names)):
@@ -203,7 +203,7 @@ class _Finder:
         if len(named) == 1 and self._of(named[0]).flat:
             self.notes.append(f"label: {named[0]!r}, the only other column")
             return (self._taken(named[0]),)
-        candidates = [name for name in named if self._of(name).is_label]
+        candidates = [name for name in named if self._of(name).is_label and not self._is_part_of(text, name)]
         if len(candidates) > 1 and known:
             words = {str(label) for label in known}
             candidates = [
@@ -220,6 +220,11 @@ class _Finder:
                 f"--data.label {_pasted(switches)} (in Python: label={switches!r})"
             )
         return (self._one(candidates, "label"),)
+
+    def _is_part_of(self, text: str, name: str) -> bool:
+        """Whether a column's values are words of the text in the same row, as an article's title may be."""
+        pairs = [(str(row.get(name)).strip(), str(row.get(text))) for row in self.rows]
+        return all(len(value.split()) > 1 and value in whole for value, whole in pairs)
 
     def _of(self, name: str) -> Facts:
         if name not in self._facts:

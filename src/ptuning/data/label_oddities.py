@@ -19,6 +19,7 @@ _NO_LABEL = frozenset(
 _RARELY_A_LABEL = frozenset({"none", "unknown", "missing", "undefined"})
 _RARE = 0.05
 _SCORES = re.compile(r"(?i)(^|_)(score|rating|stars?|overall|grade|polarity)s?$")
+_OWN = "is read as a class of its own"
 _SCALES = frozenset({5, 7, 10})
 
 
@@ -47,8 +48,8 @@ def label_oddities(
         if share and (why := _no_label(label, task.labels, share)):
             rows = [example.row for example in examples if repr(example.label) == repr(label)]
             yield Note(
-                f"the label {label!r} {why}; {option('no_label', str(label))} leaves its rows out",
-                level="note" if why == _A_SIDE else "warning",
+                f"the label {label!r} {why}, {option('no_label', str(label))} leaves its rows out",
+                level="warning",
                 rows=rows,
             )
     if (scale := _scale(task.labels, column)) is not None:
@@ -58,14 +59,11 @@ def label_oddities(
         )
 
 
-_A_SIDE = "is a class of its own; if it means that a row has no label"
-
-
 def _no_label(label: Label, labels: Sequence[Label], share: float) -> str | None:
     """Why a label may mean that there is none."""
     word = str(label).strip().casefold()
     if isinstance(label, str) and (word in _NO_LABEL or (word in _RARELY_A_LABEL and share < _RARE)):
-        return "is read as a class of its own, and often means that a row has none"
+        return f"{_OWN}; if it means that a row has none, as it often does"
     if number(label) != -1:
         return None
     numbers = [number(each) for each in labels]
@@ -75,8 +73,10 @@ def _no_label(label: Label, labels: Sequence[Label], share: float) -> str | None
     if others != [float(each) for each in range(len(others))]:
         return None
     if len(others) == 2:  # -1, 0 and 1 may well be a scale
-        return _A_SIDE
-    return f"stands beside 0 to {len(others) - 1} and is a class of its own, and often means none"
+        return f"{_OWN}; if it means that a row has no label"
+    return (
+        f"stands beside 0 to {len(others) - 1} and {_OWN}; if it means that a row has none, as it often does"
+    )
 
 
 def _scale(labels: Sequence[Label], column: str | None) -> str | None:
