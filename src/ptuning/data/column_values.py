@@ -13,6 +13,8 @@ from ptuning.data.label_cells import switch
 FEW_ROWS = 10
 #: Texts have more words than this, on average.
 WORDS = 2.5
+#: Titles have more words than this, on average; most labels are one.
+ONE_WORD = 1.5
 #: Texts have so many different values among as many rows, labels have fewer.
 DIFFERENT = 0.2
 

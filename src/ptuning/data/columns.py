@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ptuning.data.column_values import WORDS, Facts, facts, is_unnamed
+from ptuning.data.column_values import ONE_WORD, WORDS, Facts, facts, is_unnamed
 from ptuning.data.places import listing, option
 from ptuning.errors import DataError
 from ptuning.task import Label
@@ -224,7 +224,7 @@ class _Finder:
     def _is_part_of(self, text: str, name: str) -> bool:
         """Whether a column's values are words of the text in the same row, as an article's title may be."""
         pairs = [(str(row.get(name)).strip(), str(row.get(text))) for row in self.rows]
-        return all(len(value.split()) > 1 and value in whole for value, whole in pairs)
+        return self._of(name).words > ONE_WORD and all(value and value in whole for value, whole in pairs)
 
     def _of(self, name: str) -> Facts:
         if name not in self._facts:
