@@ -1,5 +1,6 @@
-"""A short slice of every torture campaign, sound and with a fault planted. Run by ``test_torture.py`` as a program:
-forks need a process that has started no threads.
+"""A short slice of every torture campaign, sound and with a fault planted.
+
+A program, which ``test_torture.py`` runs: forks need a process that has started no threads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,15 @@ def no_digests() -> None:
     folder._checked = lambda place, name, listed: (place / name).read_bytes()
 
 
-def no_verifying() -> None:
-    """A checkpoint is gone on from without looking at its digests."""
+def no_moments() -> None:
+    """A run is gone on from as if the optimizer had not stepped, and whatever its checkpoint's digests."""
     from ptuning import adapters
+    from ptuning.training import checkpoint
 
-    adapters.verify = lambda *given, **named: None
+    sound = checkpoint._under
+    checkpoint._under = lambda prefix, tensors: {} if prefix.startswith("optim") else sound(prefix, tensors)
+    checkpoint._check_tensors = lambda *given: None
+    adapters.verify = lambda folder: (checkpoint.STATE, checkpoint.TENSORS)
 
 
 def any_logits() -> None:
@@ -114,7 +120,9 @@ def shared_dropout() -> None:
 
     def disturbed(*given: Any, **named: Any) -> Any:
         calls[0] += 1
-        return sound(*given, **named) + (0.1 if calls[0] % 4 == 0 else 0)
+        found = sound(*given, **named)
+        found[:, 0] += 0.1 * (calls[0] % 4 == 0)
+        return found
 
     predictor.logits_of = disturbed
 
@@ -122,7 +130,7 @@ def shared_dropout() -> None:
 PLANTS: dict[str, tuple[Callable[[], None], str]] = {
     "kill": (half_written, "while an adapter is saved"),
     "adapter": (no_digests, "bytes of its files"),
-    "resume": (no_verifying, "bytes of a checkpoint"),
+    "resume": (no_moments, "bytes of a checkpoint"),
     "numbers": (any_logits, "what is asked of a model that is not finite"),
     "files": (lost_rows, "the same rows in every format"),
     "disk": (anything_goes, "things in the way"),
@@ -149,11 +157,7 @@ def main(trials: int, results: Path) -> None:
         for name in CAMPAIGNS:
             report = lab.root / f"{name}.json"
             sound = [each.to_dict() for each in campaign(name, lab, Draw(0, trials), 2)]
-            ended(
-                fork(lambda name=name, report=report: planted(lab, name, report), lab.root / "log"),
-                120,
-                must=0,
-            )
+            ended(fork(partial(planted, lab, name, report)), 120, must=0)
             found[name] = {"sound": sound, "planted": json.loads(report.read_text())}
     results.write_text(json.dumps(found))
 

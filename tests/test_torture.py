@@ -71,8 +71,9 @@ from torture.trials import Line, NotHeld, Trial, run
 def fails(place):
     raise NotHeld(f"seen in {place}")
 
-works = [lambda place: None, fails, lambda place: time.sleep(60), lambda place: os._exit(3), lambda place: 1 / 0,
-         lambda place: (place / "x").write_text("left"), lambda place: len(list(place.iterdir())) and 1 / 0]
+works = [lambda place: None, fails, lambda place: time.sleep(60), lambda place: os._exit(3),
+         lambda place: 1 / 0, lambda place: (place / "x").write_text("left"),
+         lambda place: len(list(place.iterdir())) and 1 / 0]
 line = Line("works", [Trial(str(n), work) for n, work in enumerate(works)], limit=1.5)
 found = run("frame", line, Path(sys.argv[1]), 2)
 for trial, why in sorted(found.failures, key=lambda each: each[0].name):

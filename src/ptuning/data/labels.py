@@ -142,15 +142,19 @@ def are_scores(examples: Sequence[Example]) -> bool:
     return None not in numbers and any(each != round(each) for each in numbers if each)
 
 
+LARGEST = 1e30
+"""The largest score, either way: the square of a larger one is beyond fp32 whatever its unit."""
+
+
 def number(label: object) -> float | None:
-    """The finite number that a label is or spells."""
+    """The number that a label is or spells, if it is finite and no larger than :data:`LARGEST`."""
     if isinstance(label, bool) or not isinstance(label, int | float | str) or "_" in str(label):
         return None
     try:
         found = float(label)
     except (ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return found if abs(found) <= LARGEST else None
 
 
 def _refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
