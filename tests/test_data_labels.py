@@ -226,3 +226,12 @@ def test_every_row_with_a_label_that_cannot_be_is_named() -> None:
         encode_labels(rows([*"12", *["x"] * 30]), Task(problem_type=REGRESSION))
     assert str(caught.value).startswith("a.csv, line 4: the label is 'x', expected a finite number")
     assert str(caught.value).endswith("22 ('x'), 23 ('x') and 10 more")
+
+
+def test_a_score_that_no_loss_can_hold_is_named() -> None:
+    task = infer_task(rows([0.5, 1.5, 2.5, 3.5]))
+    with pytest.raises(
+        DataError, match=r"line 3: the label is 1e\+39, expected a score like .* give or take 1.12"
+    ):
+        encode_labels(rows([1.5, 1e39]), task)
+    assert encode_labels(rows([1.5, 1e9]), task) == [1.5, 1e9]

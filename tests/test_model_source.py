@@ -248,3 +248,13 @@ def test_no_configuration_sends_for_a_kernel(
         config(**{field: "kernels-community/flash-attn"})(folder)
         assert load(str(folder), num_labels=2, problem_type=None).fingerprint() == plain
     assert asked == []
+
+
+def test_a_feed_forward_in_chunks_is_run_whole(tiny_folder: Path, tmp_path: Path) -> None:
+    """In chunks it takes only texts whose length they divide."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config(chunk_size_feed_forward=3)(folder)
+    texts = torch.tensor([[1, 5, 6, 7, 2]])
+    found, plain = (load(str(each), num_labels=2, problem_type=None).model for each in (folder, tiny_folder))
+    assert torch.equal(found(texts)[0], plain(texts)[0])

@@ -191,6 +191,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "best parameters infinite": each("kept.", lambda value: value + float("inf")),
     "best parameters of a word": tensors(lambda values: values.update({"kept.x.y": torch.zeros(1)})),
     "best parameters of 99": tensors(lambda values: values.update({"kept.99.y": torch.zeros(1)})),
+    "no moments": without("optimizer."),
     "moments nan": each("/exp_avg", lambda value: value * float("nan")),
     "squares below 0": each("/exp_avg_sq", lambda value: value - 1),
     "moments of another shape": each("/exp_avg", lambda value: torch.zeros(7)),

@@ -38,10 +38,12 @@ CAMPAIGNS = (
 RESULTS = Path(__file__).parent.parent / "results" / "torture.json"
 
 
-def campaign(name: str, lab: Any, draw: Draw, workers: int) -> list[Found]:
-    """Run a campaign's lines, a printed line each."""
+def campaign(name: str, lab: Any, draw: Draw, workers: int, only: str | None = None) -> list[Found]:
+    """Run a campaign's lines, or the one of that title, a printed line each."""
     found = []
     for line in import_module(f"torture.{name}").lines(lab, draw):
+        if only not in (None, line.title):
+            continue
         trials = sample(line.trials, draw.most, f"{draw.seed} {name} {line.title}")
         found.append(run(name, Line(line.title, trials, line.limit), lab.root / "trials", workers))
         print(found[-1], flush=True)

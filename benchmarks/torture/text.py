@@ -26,7 +26,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "Markdown of links": ("[click](http://evil)", "![x](http://evil/x.png)"),
     "YAML": ("---\nlicense: mit", "a: [b"),
     "shell": ("$(mkdir ran)", "`mkdir ran`"),
-    "half letters' neighbours": ("\ufeffa", "\u2028b"),
+    "half letters' neighbours": ("\ufeffa", "b\u2028c"),
 }
 FORMULA = re.compile(r"^[=+\-@\t\r](?!\d*\.?\d+$)")
 """How a cell begins that a spreadsheet runs, but for a number."""
@@ -153,7 +153,7 @@ NAMES = (
     'a"b',
     "a b",
     "\x1b[31mred",
-    "[bold]a[/]",
+    "[bold]a",
     "é",
     "#a",
 )

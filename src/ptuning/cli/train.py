@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ptuning.cli.options import Parser, add_options, nested
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig, dump
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,13 +64,14 @@ def main(argv: Sequence[str]) -> None:
     train = _several if lists else _search if config.recipe == "search" else _single
     chosen, result = train(config, lists, given.resume, plain_console(stderr=True))
     found = None if result is None else result.diagnosis
+    output = visible(config.output)
     if found is not None and found.kind == "not learned":
-        print(f"saved {config.output}{chosen}, which is not to be used: it has not learned")
+        print(f"saved {output}{chosen}, which is not to be used: it has not learned")
         first = found.first or "ptuning check-data"
         print(f"next: {'the same command with ' if first.startswith('--') else ''}{first}")
         return
-    print(f"saved {config.output}{chosen}")
-    print(f"next: ptuning predict {config.output} --input FILE")
+    print(f"saved {output}{chosen}")
+    print(f"next: ptuning predict {output} --input FILE")
 
 
 def _listed(name: str, text: str, given: Namespace) -> list[int | float]:

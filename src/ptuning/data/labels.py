@@ -22,6 +22,8 @@ MOST_LABELS = 1000
 #: Under "auto", above this many rows, labels that are distinct in over half of them are a mistake.
 FEW_ROWS = 50
 #: Under "auto", so small a share of labels that are no number, among numbers not all whole, is a mistake.
+FURTHEST = 1e18
+"""How many spreads of the training scores a score may lie from their mean."""
 FEW_OTHERS = 0.1
 
 #: Of targets, as a share of their mean: with less the rounding of what a model answers would be as large.
@@ -99,7 +101,9 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
         DataError: A label that the task does not know, or that does not fit its kind; the row is named.
     """
     if task.problem_type == "regression":
-        return _targets(examples)
+        targets = _targets(examples)
+        _refuse_far(examples, targets, task)
+        return targets
     pairs = _labelled(examples, task.problem_type)
     indices = _indices(pairs, task.labels)
     if task.problem_type == "single_label_classification":
@@ -177,6 +181,16 @@ def _targets(examples: Sequence[Example]) -> list[float]:
             + _also(odd, "are no number")
         )
     return [target for target in targets if target is not None]
+
+
+def _refuse_far(examples: Sequence[Example], targets: Sequence[float], task: Task) -> None:
+    """Refuse a score whose squared error, in units of the training rows' spread, is beyond fp32."""
+    for example, target in zip(examples, targets, strict=True):
+        if abs(target - task.mean) > FURTHEST * task.scale:
+            raise DataError(
+                f"{example.place}: the label is {shortened(example.label)}, expected a score like those of "
+                f"training, which are {task.mean:.3g} give or take {task.scale:.3g}; mend or remove the row"
+            )
 
 
 def _scaling(examples: Sequence[Example]) -> tuple[float, float]:

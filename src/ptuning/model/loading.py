@@ -197,6 +197,7 @@ def load(
             config.problem_type = problem_type or config.problem_type
             if config.model_type not in ARCHITECTURES:
                 raise unsupported(name, config.model_type)
+            config.chunk_size_feed_forward = 0  # it spares memory, and refuses texts of most lengths
             config._attn_implementation = None  # a model's file may name code on the Hub there: ours is used
         try:
             with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):

@@ -148,7 +148,7 @@ def load(
         if missing := sorted(setting.keys() - state.setting.keys()):
             raise ValueError(f"{STATE} does not say with what {missing[0]} the run began")
         looks = _looks(state.position, tensors)
-        _check_tensors(model.task_parameters(), tensors, looks)
+        _check_tensors(model.task_parameters(), tensors, looks, state.position.step)
         _set_generators(tensors)
     except (ValueError, RuntimeError) as error:
         raise cannot_resume(folder, error) from error
@@ -268,9 +268,9 @@ def _looks(position: _Position, tensors: Mapping[str, Tensor]) -> list[int]:
 
 
 def _check_tensors(
-    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], looks: Sequence[int]
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], looks: Sequence[int], step: int
 ) -> None:
-    """Hold every tensor of the checkpoint to what :func:`save` writes of these parameters."""
+    """Hold every tensor of the checkpoint to what :func:`save` writes of these parameters at a step."""
     wanted = {f"now.{name}": like for name, like in parameters.items()}
     wanted |= {f"kept.{look}.{name}": like for look in looks for name, like in parameters.items()}
     for name, like in parameters.items():  # one that has not been stepped yet has no moments
@@ -293,6 +293,8 @@ def _check_tensors(
             raise ValueError(
                 f"{name} holds numbers that no run that goes well has: NaN, infinite or negative"
             )
+    if step and not any(name.startswith("optimizer.") for name in tensors):
+        raise ValueError(f"{TENSORS} has no moments of the optimizer, expected those of {step} steps")
     for name in generators:
         if tensors[name].dtype != torch.uint8 or tensors[name].dim() != 1:
             raise ValueError(f"{name} is {_kind(tensors[name])}, expected the state of a random generator")

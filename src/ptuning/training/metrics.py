@@ -184,7 +184,8 @@ class Baseline:
         found = measure(np.tile(np.array(self.logits), (len(targets), 1)), targets, task)
         if task.is_regression:
             correlations = {"pearson": 0.0, "spearman": 0.0} if np.ptp(targets) > 0 else {}
-            return {"loss": found["mse"] / task.scale**2, **found, **correlations}
+            loss = {"loss": found["mse"] / task.scale**2} if "mse" in found else {}
+            return {**loss, **found, **correlations}
         if not self.shares:
             return found
         return {"loss": constant_loss(np.array(self.shares), targets, task, weights), **found}
