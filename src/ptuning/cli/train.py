@@ -50,7 +50,11 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError("FILE and --data.train: got both, expected one of them")
         setattr(given, "data.train", given.train_file)
     values = nested(given, TrainConfig)
-    values.setdefault("data", {})  # so that the file is what is missing
+    if "train" not in values.setdefault("data", {}):
+        raise ConfigError(
+            "no training rows, expected a file of them, such as: ptuning train reviews.csv --output reviews; "
+            "ptuning check-data FILE looks at one first, and ptuning demo needs none"
+        )
     config = TrainConfig.checked(values)
     if given.print_config:
         print(dump(config), end="")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ptuning.data.bad_rows import SKIP
 from ptuning.data.places import Origin, Problem, Unit
 from ptuning.errors import DataError
 
@@ -50,7 +51,7 @@ class Reading:
         """
         whole = f"{self.origin.at(row)}: {message}"
         if self.problems is None:
-            raise DataError(whole)
+            raise DataError(f"{whole}, or leave such rows out with {SKIP}")
         self.problems.append(Problem(row=row, kind=kind, message=whole))
 
     def say(self, note: str) -> None:
