@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a few trials of every line came to, sound and with a fault planted: by campaign.
+    """What a trial of every line came to, sound and with a fault planted: by campaign.
 
     In a program of its own, because a fork of this process, whose threads it would copy asleep, may hang.
     """
@@ -34,7 +34,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     places = [ROOT / "src", ROOT / "benchmarks", ROOT / "tests"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "planted.py", "2", results],
+        [sys.executable, ROOT / "tests" / "planted.py", "1", results],
         env=environment,
         capture_output=True,
         text=True,
@@ -130,6 +130,6 @@ def test_of_failures_that_look_alike_the_smallest_is_kept() -> None:
 def test_the_result_says_what_was_run() -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "torture.json").read_text())
     assert {line["campaign"] for line in result["lines"]} == set(CAMPAIGNS)
-    assert result["held"] == result["trials"] == sum(line["trials"] for line in result["lines"]) > 3000
+    assert result["held"] == result["trials"] == sum(line["trials"] for line in result["lines"]) > 500
     assert result["machine"]["versions"]
     assert "/tmp" not in json.dumps(result)
