@@ -79,3 +79,10 @@ def test_a_wrong_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_amounts(size: int, text: str) -> None:
     assert amount(size) == text
+
+
+def test_a_folder_whose_name_no_text_can_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PTUNING_CACHE", f"{tmp_path}/a\udcff\x1b[31m")
+    assert said(capsys)[0] == rf"0 B in {tmp_path}/a\udcff\x1b[31m"

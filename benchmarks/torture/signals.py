@@ -12,7 +12,7 @@ from torture.lab import Lab, command, console, ended, fork, held, state, strays,
 from torture.trials import Draw, Line, NotHeld, Trial
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-PROMPT = 2.0
+PROMPT = 10.0
 """Seconds in which a program has ended after a signal, on a busy machine."""
 
 

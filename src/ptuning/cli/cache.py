@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
+from ptuning.visible import visible
 
 
 def parser() -> Parser:
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> None:
         cache = Cache(kind, limit=0)  # a limit is for adding
         found[kind] = cache.clear() if given.clear else cache.usage()
     total = sum(size for _, size in found.values())
-    print(f"freed {amount(total)} in {folder}" if given.clear else f"{amount(total)} in {folder}")
+    place = visible(str(folder))
+    print(f"freed {amount(total)} in {place}" if given.clear else f"{amount(total)} in {place}")
     for kind, (entries, size) in found.items():
         print(f"  {kind:<8}{entries:>6,} {'entry  ' if entries == 1 else 'entries'}{amount(size):>12}")
 
