@@ -59,7 +59,8 @@ def _train(lab: Lab, number: signal.Signals, seconds: float, gap: float | None) 
     def attempt(place: Path) -> None:
         output, log = place / "adapter", lab.root / f"log-{place.name}"
         code = _signalled(console(lab.argv(output)), log, number, seconds, gap)
-        held(not (left := strays(place)), f"left behind: {', '.join(left[:3])}")
+        if gap is None:  # a second one may cut short the cleaning up, which the next run then does
+            held(not (left := strays(place)), f"left behind: {', '.join(left[:3])}")
         held(state(output) in ("absent", weights(lab.reference)), "another adapter stands there")
         if code:
             ran = command(lab.argv(output, "--resume"))
@@ -67,6 +68,7 @@ def _train(lab: Lab, number: signal.Signals, seconds: float, gap: float | None) 
                 plain = command(lab.argv(output))
                 held(plain.code == 0, f"stuck: --resume says: {ran.said}; the plain command: {plain.said}")
         held(state(output) == weights(lab.reference), "the run that was gone on from has other weights")
+        held(not (left := strays(place)), f"left behind by the finished run: {', '.join(left[:3])}")
 
     return attempt
 

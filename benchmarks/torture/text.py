@@ -173,7 +173,7 @@ def _named(lab: Lab, name: str) -> Callable[[Path], None]:
         check(command(["inspect", str(output)]), (0,))
         text = (output / "README.md").read_text(encoding="utf-8")
         for line in text.splitlines():
-            if line.startswith("ptuning predict") and "\n" not in name:
+            if line.startswith("ptuning predict") and name.isprintable():
                 given = shlex.split(line)
                 held(given[2] in (name, f"./{name}"), f"a shell reads {given[2:3]} in the card's example")
 
