@@ -350,7 +350,7 @@ def test_a_prompt_that_needs_two_texts_is_refused_before_the_last_runs_files_are
 
 
 def test_no_data(refused: Callable[..., str]) -> None:
-    assert refused().startswith("data.train: missing")
+    assert refused().startswith("no training rows, expected a file of them")
 
 
 @pytest.mark.parametrize(
@@ -404,12 +404,12 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "argv", "said"),
     [
-        ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: no column is known to be the label, expected one"),
+        ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: every row has the label 'a', expected at least two"),
         ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: no column is known to be the text"),
         ("x.jsonl", lines(BOTH), ["--data.text", "txet"], "no column 'txet' for text.*did you mean 'text'"),
         ("x.jsonl", lines(BOTH), ["--data.label", "lable"], "no column 'lable'.*did you mean 'label'"),
         ("x.csv", b"", [], "x.csv: no rows, expected at least one"),
-        ("x.csv", b"text,label\n", [], "x.csv: no rows, expected at least one"),
+        ("x.csv", b"text,label\n", [], "x.csv: no rows after the columns' names"),
         ("x.jsonl", b"\n\n", [], "x.jsonl: no rows"),
         ("x.jsonl", lines(GOOD), [], "x.jsonl: every row has the label 'positive'"),
         ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "x.jsonl, line 21: .*blank"),
@@ -424,7 +424,7 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
         ("x.csv", b"text,label\ngo\xff,a\n", [], "x.csv, line 2: byte 0xff at character 3 is not UTF-8"),
         ("x.parquet", b"rubbish", [], "x.parquet: not a Parquet file"),
         ("x.csv.gz", b"rubbish", [], "x.csv.gz: not a complete gzip file"),
-        ("x.xls", b"rubbish", [], "x.xls has the extension '.xls', expected one of"),
+        ("x.xls", b"rubbish", [], "x.xls has the extension '.xls' and does not look like rows"),
     ],
 )  # fmt: skip
 def test_wrong_data_is_one_line_that_names_the_place(
@@ -454,7 +454,7 @@ def test_a_text_that_is_too_long_where_that_is_an_error(refused: Callable[..., s
 
 def test_files_that_are_not_there(refused: Callable[..., str]) -> None:
     assert refused("nosuch.csv").startswith("nosuch.csv does not exist")
-    assert refused(".").startswith(". is a folder, expected a file")
+    assert refused(".").startswith(". is a folder whose files are of several splits")
     assert refused("train.jsonl", "--data.test", "nosuch.csv").startswith("nosuch.csv does not exist")
 
 

@@ -412,7 +412,7 @@ def test_the_names_again_are_no_row(tmp_path: Path) -> None:
 
 
 def test_only_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no rows, .*; the first that cannot be read: .*line 2: 1 cell"):
+    with pytest.raises(DataError, match=r"line 2: 1 cell, .*; no other row can be used either"):
         collected(tmp_path / "a.csv", "text,label\na\nb\n")
 
 

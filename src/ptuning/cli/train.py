@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError("FILE and --data.train: got both, expected one of them")
         setattr(given, "data.train", given.train_file)
     values = nested(given, TrainConfig)
-    if "train" not in values.setdefault("data", {}):
+    data = values.setdefault("data", {})
+    if isinstance(data, dict) and "train" not in data:
         raise ConfigError(
             "no training rows, expected a file of them, such as: ptuning train reviews.csv --output reviews; "
             "ptuning check-data FILE looks at one first, and ptuning demo needs none"

@@ -156,8 +156,8 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
         else len(first)
     )
     if with_names and (numbered := next(cells, None)) is None:
-        raise DataError(
-            f"{reading.origin.name}: no rows after the columns' names ({listing(map(_cut, first), 6)}), "
+        reading.refuse_empty(
+            f"no rows after the columns' names ({listing(map(_cut, first), 6)}), "
             "expected at least one; check that this is the right file and that whatever wrote it finished "
             "(if its one row is data, say --data.header none)"
         )

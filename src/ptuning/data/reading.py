@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from ptuning.data.bad_rows import SKIP
 from ptuning.data.places import Origin, Problem, Unit
@@ -53,6 +53,16 @@ class Reading:
         if self.problems is None:
             raise DataError(f"{whole}, or leave such rows out with {SKIP}")
         self.problems.append(Problem(row=row, kind=kind, message=whole))
+
+    def refuse_empty(self, message: str) -> NoReturn:
+        """Refuse a source that gave no row; if rows could not be read, because of the first of them.
+
+        Raises:
+            DataError: Always.
+        """
+        if self.problems:
+            raise DataError(f"{self.problems[0].message}; no other row can be used either")
+        raise DataError(f"{self.origin.name}: {message}")
 
     def say(self, note: str) -> None:
         """Tell the user something that was detected."""

@@ -146,10 +146,9 @@ def open_table(
     rows = _rows(source, format, reading)
     first = next(rows, None)
     if first is None:
-        why = f"; the first that cannot be read: {problems[0].message}" if problems else ""
-        raise DataError(
-            f"{reading.origin.name}: no rows, expected at least one; check that this is the right file and "
-            f"that whatever wrote it finished{why}"
+        reading.refuse_empty(
+            "no rows, expected at least one; check that this is the right file and that whatever wrote it "
+            "finished"
         )
     return Table(
         origin=reading.origin,

@@ -96,6 +96,7 @@ def train_on(
             run_files.clear(folder, search=found is None)
         if not resume:  # a resumed run's configuration is there, and has to be the same
             write(folder / CONFIG, dump(config), accelerator)
+        shared.say_notes(config.data, reporter.say)
 
     with (
         over_if_diverged(folder, accelerator),
@@ -129,7 +130,7 @@ def task_model(
     Args:
         say: Told what the rows decided, in a sentence each.
     """
-    examples, task = shared.examples(config.data, seed=config.fit.seed, say=say)
+    examples, task = shared.examples(config.data, seed=config.fit.seed)
     device = accelerator.device
     backbone, tokenizer = shared.backbone(
         config, task, dtype=precision(config.precision, device), device=device

@@ -171,6 +171,7 @@ class _Search:
 
     def try_all(self, stop: StopRequest) -> None:
         """Make the trials that are left, then the picture of all of them."""
+        self.shared.say_notes(self.config.data, self.reporter.say)
         lowest = self.space.auto.get("first_layer", 0)
         first = f"rates from layer {lowest:g}" if lowest else "own"
         told = f"search: {self.count} trials of {self.space.epochs} epochs, recipe: auto's {first} the first"

@@ -43,20 +43,24 @@ class Shared:
     def __init__(self) -> None:
         self._backbones: dict[Hashable, tuple[Backbone, PreTrainedTokenizerBase | None]] = {}
         self._gathered: dict[DataConfig, Gathered] = {}
+        self._told: set[DataConfig] = set()
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
         self.readings: dict[Hashable, Pooling | None] = {}  # :mod:`ptuning.training.reading`'s
 
-    def examples(
-        self, config: DataConfig, *, seed: int, say: Callable[[str], None] = lambda message: None
-    ) -> tuple[Examples, Task]:
-        """:func:`~ptuning.training.prepare.read`, with every file read once, and its notes said then."""
+    def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
+        """:func:`~ptuning.training.prepare.read`, with every file read once."""
         if config not in self._gathered:
             self._gathered[config] = read_all(config)
-            for note in self._gathered[config].notes:
-                say(note)
         found = self._gathered[config]
         return found.examples(fraction=config.validation_fraction, seed=seed), found.task
+
+    def say_notes(self, config: DataConfig, say: Callable[[str], None]) -> None:
+        """Say once what was found in the files; when nothing is refused any more, so errors stand alone."""
+        if config in self._gathered and config not in self._told:
+            self._told.add(config)
+            for note in self._gathered[config].notes:
+                say(note)
 
     def backbone(
         self, config: TrainConfig, task: Task, *, dtype: torch.dtype | None, device: torch.device
