@@ -371,9 +371,9 @@ def test_tensors_of_a_state_are_held_to_the_same(
 @pytest.mark.parametrize(
     "change",
     [
-        {"num_virtual_tokens": 10**12},
-        {"num_virtual_units": 10**12},
-        {"encoder": {"kind": "mlp", "width": 10**12, "dropout": 0.0}},
+        {"num_virtual_tokens": 60_000},
+        {"num_virtual_units": 60_000},
+        {"encoder": {"kind": "mlp", "width": 60_000, "dropout": 0.0}},
     ],
 )
 def test_a_state_claims_no_more_than_it_holds(
@@ -382,7 +382,7 @@ def test_a_state_claims_no_more_than_it_holds(
     """Otherwise that much memory would be asked for first."""
     prompt = PTuningModel(backbone, PROMPTS["deep"], TASK)._record()["prompt"]
     folder = of_the_trainer(backbone, tmp_path / "odd", record={"prompt": {**prompt, **change}})
-    with pytest.raises(AdapterError, match=r"says prompt.* 10{12} and holds \d+ numbers in all"):
+    with pytest.raises(AdapterError, match=r"says prompt.* 60000 and holds \d+ numbers in all"):
         PTuningModel.from_pretrained(folder, backbone=backbone)
 
 
@@ -439,7 +439,11 @@ def test_any_option_of_pefts_may_be_nonsense(backbone: Backbone, tmp_path: Path)
         ({HEAD: torch.ones(())}, {}, r"classifier.weight has the shape \[\], expected a row a label"),
         ({HEAD: torch.ones(2)}, {}, r"classifier.weight has the shape \[2\], expected a row a label"),
         ({HEAD: torch.ones(2, 32).double() * 1e300}, {}, "numbers that are not finite"),
-        ({}, {"encoder_hidden_size": 0, "prefix_projection": True}, "encoder.width must be at least 1"),
+        (
+            {},
+            {"encoder_hidden_size": 0, "prefix_projection": True},
+            "encoder.width: got 0, expected greater than or equal to 1",
+        ),
     ],
 )
 def test_what_peft_cannot_have_written(

@@ -154,4 +154,4 @@ def test_the_option_help_says_whose_choice_it_is(capsys: pytest.CaptureFixture[s
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name in ("passes over the training rows", "for the prompt", "for the head"):
-        assert f"{name}; the recipe's choice" in text
+        assert f"{name} (default: the recipe's choice)" in text

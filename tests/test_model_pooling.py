@@ -64,7 +64,7 @@ def test_queries_are_asked_by_the_mix_alone() -> None:
     assert made(num_queries=None, seed=None).prompt_config.num_queries == 0
     with pytest.raises(ConfigError, match=r"num_queries is 2, but prompt\.pooling is 'mean'"):
         made(pooling="mean")
-    with pytest.raises(ConfigError, match="num_queries must be at least 0, got -1"):
+    with pytest.raises(ConfigError, match="num_queries: got -1, expected greater than or equal to 0"):
         DeepPrompt(num_queries=-1)
 
 

@@ -82,7 +82,7 @@ def test_every_prompted_layer_has_some(first_layer: int) -> None:
 
 def test_left_out_there_are_none() -> None:
     assert made(num_virtual_units=None).prompt_config.num_virtual_units == 0
-    with pytest.raises(ConfigError, match="num_virtual_units must be at least 0, got -1"):
+    with pytest.raises(ConfigError, match="num_virtual_units: got -1, expected greater than or equal to 0"):
         DeepPrompt(num_virtual_units=-1)
 
 

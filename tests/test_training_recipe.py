@@ -229,7 +229,8 @@ def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]
     made, told = config(epochs=2), Told()
     result = train(made, reporter=told)
     prompt, head = SHORT["prompt_rate"], SHORT["head_rate"]
-    assert told.said[0] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"
+    assert told.said[0].endswith("(in Python: duplicates='drop')")  # what was found in the rows
+    assert told.said[1] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"
     expected = {
         "name": "auto",
         "chose": {

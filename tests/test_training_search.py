@@ -159,7 +159,7 @@ def test_it_tries_compares_draws_and_trains_the_best_in_full(
     assert len(loaded) == 1
     assert heard.trials == list(range(1, TRIALS + 1))
     assert heard.stems == 1  # of first layer 1, over all the trials and the winner's run
-    assert heard.said[0] == f"search: {TRIALS} trials of 3 epochs, recipe: auto's own the first"
+    assert heard.said[1] == f"search: {TRIALS} trials of 3 epochs, recipe: auto's own the first"
 
     assert [trial.number for trial in found.trials] == heard.trials
     auto = {"first_layer": 0, "prompt_rate": 0.06, "head_rate": 0.01}
@@ -210,7 +210,7 @@ def test_what_may_be_chance_leaves_it_the_auto_run(config: Made, monkeypatch: py
     found = train_search(config(search__trials=2), reporter=heard)
     assert found.winner == 1
     values = [each.value("accuracy") for each in found.trials]
-    assert heard.said[1] == (
+    assert heard.said[2] == (
         f"trial 2 is the best, but accuracy {values[1]:.4f} for {values[0]:.4f} may be chance (the "
         "validation rows' standard error is 1); trial 1 is kept: first layer 0, prompt rate 0.06, head rate "
         "0.01; trained in full"
@@ -446,7 +446,7 @@ def test_a_resumed_search_is_the_straight_search(config: Made, trial: int, step:
     heard = Heard()
     resumed = train_search(broken, resume=True, reporter=heard)
     assert heard.trials == list(range(kept + 1, 7))
-    assert (heard.said[0].endswith(f"; {kept} finished before")) == (kept > 0)
+    assert (heard.said[1].endswith(f"; {kept} finished before")) == (kept > 0)
     assert told(resumed) == told(straight)
     assert resumed.winner == straight.winner
     assert resumed.result.history == straight.result.history
@@ -556,7 +556,7 @@ def test_options_that_make_no_search_are_refused(config: Made, options: dict[str
 def test_without_the_bottom_layer_the_first_trial_is_not_the_auto_recipes(config: Made) -> None:
     heard = Heard()
     train_search(config(search__first_layers=[1, 2], search__trials=2), reporter=heard)
-    assert heard.said[0] == "search: 2 trials of 3 epochs, recipe: auto's rates from layer 1 the first"
+    assert heard.said[1] == "search: 2 trials of 3 epochs, recipe: auto's rates from layer 1 the first"
 
 
 def test_the_pictures_band_is_the_rule() -> None:
