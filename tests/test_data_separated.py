@@ -331,6 +331,7 @@ def test_a_header_stays_one(tmp_path: Path, case: str) -> None:
             None,
         ),
         written([("1", "good") for _ in ROWS], ("name", "good")),
+        "nice tea here\nvery bad soup\n",
     ],
 )
 def test_what_may_be_a_header_or_not_is_asked_about(tmp_path: Path, content: str) -> None:

@@ -21,6 +21,7 @@ _KNOWN = frozenset(
 }
 _MOST_VALUES = 200  # a column with more distinct values is no list of labels
 _SENTENCE = 5  # words that a name hardly has
+_PHRASE = 3  # words that the name of a file's only column hardly has
 
 
 def is_number(cell: str) -> bool:
@@ -108,7 +109,8 @@ def has_names(first: Sequence[str], rest: Sequence[Sequence[str]], named: Iterab
         return None if as_names else False
     if as_names:
         return True
-    sentence = any(len(cell.split()) >= _SENTENCE and column.words >= _SENTENCE for cell, column in pairs)
+    words = _SENTENCE if len(cells) > 1 else _PHRASE
+    sentence = any(len(cell.split()) >= words and column.words >= words for cell, column in pairs)
     return None if sentence else True
 
 
