@@ -135,3 +135,13 @@ def test_an_item_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text('[{"text": "a"}, {"text": "' + "b" * 10_000 + '"}]')
     with pytest.raises(DataError, match=r"item 2: not JSON \(a JSON value of more than"):
         list(open_table(path).rows)
+
+
+@pytest.mark.parametrize(
+    "content", ['{{"text": "a", "label": {}}}', '{{\n"text": "a",\n"label": {}}}', "[{}]"]
+)
+def test_a_number_of_thousands_of_digits_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content.format("1" * 5_001) + "\n")
+    with pytest.raises(DataError, match=r"not (JSON|a JSON object)"):
+        list(open_table(path).rows)

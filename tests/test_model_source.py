@@ -258,3 +258,9 @@ def test_a_feed_forward_in_chunks_is_run_whole(tiny_folder: Path, tmp_path: Path
     texts = torch.tensor([[1, 5, 6, 7, 2]])
     found, plain = (load(str(each), num_labels=2, problem_type=None).model for each in (folder, tiny_folder))
     assert torch.equal(found(texts)[0], plain(texts)[0])
+
+
+def test_a_name_of_thousands_of_letters_is_shortened() -> None:
+    with pytest.raises(BackboneNotFound, match="backbone '/aaa") as caught:
+        load(f"/{'a' * 5_000}", num_labels=2, problem_type=None)
+    assert len(str(caught.value)) < 1_000

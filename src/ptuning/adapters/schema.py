@@ -46,6 +46,12 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _filled(text: str) -> str:
+    if not text:
+        raise ValueError("got '', expected a text of one character at least")
+    return text
+
+
 Text = Annotated[str, PlainValidator(_text)]
 Label = Annotated[Any, PlainValidator(_label)]
 FileName = Annotated[Text, AfterValidator(_file_name)]
@@ -78,7 +84,7 @@ class BackboneFields(_Fields):
     """``BackboneFacts``; ``None`` is what PEFT, whose files hold few of them, did not say."""
 
     name: Text | None
-    revision: Text | None
+    revision: Annotated[Text, AfterValidator(_filled)] | None
     model_type: Annotated[Text, Field(max_length=200)] | None
     num_layers: Size | None
     hidden_size: Size | None

@@ -51,6 +51,8 @@ def _goes_over_lines(beginning: str, whole: bool) -> bool:
         return False
     except json.JSONDecodeError:
         pass
+    except ValueError:  # Python's, of a number of thousands of digits
+        return False
     else:
         return False
     try:
@@ -59,6 +61,8 @@ def _goes_over_lines(beginning: str, whole: bool) -> bool:
         return False
     except json.JSONDecodeError as error:
         return error.pos > len(first) + 1 and _only_begun(first)
+    except ValueError:
+        pass
     return True
 
 

@@ -20,6 +20,7 @@ from ptuning.adapters.tensors import first_line
 from ptuning.errors import BackboneNotFound, PTuningError, UnsupportedBackbone, out_of_memory
 from ptuning.files import MOST_BYTES, is_special, parse_json, read_regular
 from ptuning.model.architectures import ARCHITECTURES
+from ptuning.validation import shortened
 
 Part = Literal["configuration", "weights", "tokenizer"]
 _FILES: Mapping[Part, str] = {
@@ -73,10 +74,10 @@ def _unreadable(
     name: str, source: str, part: Part, error: BaseException, hint: str
 ) -> BackboneNotFound | UnsupportedBackbone:
     local = _is_there(source)
-    reason = first_line(error)[:300]
+    reason, shown = first_line(error)[:300], shortened(name)
     if not local and isinstance(error, OSError | ValueError):  # not in reach, most often
         return BackboneNotFound(
-            f"backbone {name!r} could not be loaded: {reason}{hint}. Expected a folder with config.json "
+            f"backbone {shown} could not be loaded: {reason}{hint}. Expected a folder with config.json "
             "and model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the "
             "cache), or 'demo' for the embedded MiniLM. If an adapter names it, say where it is here with "
             "--backbone (in Python: backbone=…)"
@@ -84,12 +85,12 @@ def _unreadable(
     kind = type(error).__name__
     if isinstance(error, ImportError):
         return BackboneNotFound(
-            f"backbone {name!r} could not be loaded: its {part} needs a package that is not installed "
+            f"backbone {shown} could not be loaded: its {part} needs a package that is not installed "
             f"({reason}); install it, or name another backbone"
         )
     where = "copy the folder again" if local else "delete it from the Hub's cache and download it again"
     return BackboneNotFound(
-        f"backbone {name!r} could not be loaded: its {part} ({_FILES[part]}) is damaged, or of a kind that "
+        f"backbone {shown} could not be loaded: its {part} ({_FILES[part]}) is damaged, or of a kind that "
         f"transformers does not know ({kind}: {reason}){hint}; {where}, or name another backbone"
     )
 
