@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Unpack
 
 from ptuning.data.bad_rows import LeftOut, none_left, refusal
@@ -238,29 +239,23 @@ def _open(
     if label is None and need_label and task is not None and _are_columns(task, table.columns):
         label = [str(each) for each in task.labels]
         said = (f"labels: the columns {listing(label, 20)}, as in training",)
+    find = partial(
+        find_columns,
+        table.columns,
+        options.get("text"),
+        options.get("text_b"),
+        label,
+        need_label,
+        source_name=name,
+    )
     try:
-        columns = find_columns(
-            table.columns,
-            options.get("text"),
-            options.get("text_b"),
-            label,
-            need_label,
-            source_name=name,
-        )
+        columns = find()
     except UnclearColumns:  # the values may say what the names do not
         first, rows = peek(table.rows)
         table = replace(table, rows=rows)
+        known = () if task is None else task.labels
         try:
-            columns = find_columns(
-                table.columns,
-                options.get("text"),
-                options.get("text_b"),
-                label,
-                need_label,
-                source_name=name,
-                rows=[values for _, values in first],
-                known_labels=() if task is None else task.labels,
-            )
+            columns = find(rows=[values for _, values in first], known_labels=known)
         except DataError as error:
             raise _with_notes(error, table) from None
     except DataError as error:
