@@ -13,7 +13,8 @@
     ├── TrainingDiverged          a loss, gradient or logit that is not finite; the last good checkpoint stays
     └── OutputError               a result that could not be written: disk full, no permission
 
-A message is one paragraph: what was got, what was expected, the remedy.
+A message is one paragraph: what was got, what was expected, the remedy. The three are attributes too, so
+programs and tests read those rather than sentences.
 """
 
 from __future__ import annotations
@@ -24,11 +25,39 @@ from ptuning.visible import visible
 class PTuningError(Exception):
     """The root of the tree; catch it to catch everything that ptuning raises on purpose.
 
-    What a message quotes (a label, a file's name) acts on no terminal: control characters are codes there.
+    ``str(error)`` is one paragraph made of the parts below. Control characters in it are escaped, so a
+    quoted label or file name cannot act on a terminal.
+
+    Args:
+        problem: Where it went wrong (an option, a file and line), or a full sentence.
+        got: The value found. A string goes into the message as it is; anything else as its ``repr``.
+        expected: What would have been accepted.
+        remedy: What to do about it.
+
+    Attributes:
+        got: As given.
+        expected: As given.
+        remedy: As given.
     """
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(visible(each, lines=True) if isinstance(each, str) else each for each in args))
+    def __init__(
+        self, problem: str = "", *, got: object = None, expected: object = None, remedy: str | None = None
+    ) -> None:
+        self.got, self.expected, self.remedy = got, expected, remedy
+        super().__init__(visible(_message(problem, got, expected, remedy), lines=True))
+
+
+def _message(problem: str, got: object, expected: object, remedy: str | None) -> str:
+    """``fit.epochs: got 0, expected a whole number above 0; leave it out``."""
+    got, expected = (
+        each if isinstance(each, str) or each is None else repr(each) for each in (got, expected)
+    )
+    seen = ", ".join(
+        f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None
+    )
+    # "option: got …", but "a sentence: with a colon; got …".
+    text = (": " if ": " not in problem and got is not None else "; ").join(filter(None, (problem, seen)))
+    return "; ".join(filter(None, (text, remedy)))
 
 
 class UserError(PTuningError):
