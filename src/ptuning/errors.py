@@ -35,6 +35,7 @@ class PTuningError(Exception):
         remedy: What to do about it.
 
     Attributes:
+        problem: As given.
         got: As given.
         expected: As given.
         remedy: As given.
@@ -43,20 +44,21 @@ class PTuningError(Exception):
     def __init__(
         self, problem: str = "", *, got: object = None, expected: object = None, remedy: str | None = None
     ) -> None:
-        self.got, self.expected, self.remedy = got, expected, remedy
+        self.problem, self.got, self.expected, self.remedy = problem, got, expected, remedy
         super().__init__(visible(_message(problem, got, expected, remedy), lines=True))
 
 
 def _message(problem: str, got: object, expected: object, remedy: str | None) -> str:
-    """``fit.epochs: got 0, expected a whole number above 0; leave it out``."""
+    """``fit.epochs: got 0, expected a whole number above 0; leave it out``, or ``no rows, expected some``."""
     got, expected = (
         each if isinstance(each, str) or each is None else repr(each) for each in (got, expected)
     )
     seen = ", ".join(
         f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None
     )
-    # "option: got …", but "a sentence: with a colon; got …".
-    text = (": " if ": " not in problem and got is not None else "; ").join(filter(None, (problem, seen)))
+    # "option: got …", "a sentence: with a colon; got …", "a sentence, expected …".
+    joint = ", " if got is None else "; " if ": " in problem else ": "
+    text = joint.join(filter(None, (problem, seen)))
     return "; ".join(filter(None, (text, remedy)))
 
 

@@ -1,7 +1,7 @@
-"""What a task is, apart from the prompt that solves it: its kind, its labels, its scale.
+"""The description of a task: its kind, labels and target scale.
 
-A :class:`Task` is plain data. It travels in the adapter folder, so that a prediction made next
-year names the same labels, in the same order, in the same unit.
+A :class:`Task` is plain data. It is saved in the adapter folder, so that predictions have the same labels, in
+the same order and unit, wherever the adapter is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Label = str | int | float | bool
 
 _Finite = Annotated[Float, Field(allow_inf_nan=False)]
 _Plain = Annotated[Label, BeforeValidator(lambda label: label.item() if hasattr(label, "item") else label)]
-"""A label as Python has it, not numpy."""
+"""A label as a Python value, converted from numpy if necessary."""
 
 
 @checked

@@ -33,7 +33,7 @@ from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.adapters.schema import RecordFields, check_fields
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, PTuningError
-from ptuning.files import MOST_BYTES, parse_json, read_regular
+from ptuning.files import MAX_JSON_BYTES, parse_json, read_regular
 from ptuning.model.config import prompt_from_dict
 from ptuning.paths import local_path
 from ptuning.task import Task
@@ -257,7 +257,7 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
 def _stamp(path: Path) -> bytes | None:
     """The record as it is now."""
     try:
-        return read_regular(path / RECORD, MOST_BYTES)
+        return read_regular(path / RECORD, MAX_JSON_BYTES)
     except OSError:
         return None
 
@@ -316,7 +316,7 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = local_path(folder, "adapter", error=AdapterError)
     _check_folder(path)
-    data = _read(path / RECORD, MOST_BYTES)
+    data = _read(path / RECORD, MAX_JSON_BYTES)
     content = _parse(path / RECORD, data)
     version = content.get("format_version")
     if type(version) is not int or version < 1:  # in Python a truth value is a number; here it is none

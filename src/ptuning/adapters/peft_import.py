@@ -26,7 +26,7 @@ from ptuning.adapters.record import OUTPUT_LAYERS, Adapter
 from ptuning.adapters.schema import Text
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, ConfigError
-from ptuning.files import MOST_BYTES, parse_json, read_regular
+from ptuning.files import MAX_JSON_BYTES, parse_json, read_regular
 from ptuning.model.config import prompt_from_dict
 from ptuning.task import Task
 from ptuning.validation import explain, shortened
@@ -166,7 +166,7 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        values = parse_json(read_regular(folder / CONFIG, MOST_BYTES))
+        values = parse_json(read_regular(folder / CONFIG, MAX_JSON_BYTES))
     except OSError as error:
         raise AdapterError(f"{folder / CONFIG} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -133,7 +133,7 @@ def check_fields(fields: type[_Shared], values: Mapping[str, Any]) -> None:
         Task.from_dict(values["task"])
         _check_choices("prompt", values["prompt"], prompt_to_dict(prompt_from_dict(values["prompt"])))
     except ValidationError as error:
-        raise ValueError(_brief(explain(error))) from None
+        raise ValueError(_brief(str(explain(error)))) from None
     except ConfigError as error:
         raise ValueError(_brief(str(error))) from None
     vocabulary = values["backbone"]["vocab_size"]
