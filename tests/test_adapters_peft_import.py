@@ -181,7 +181,7 @@ def test_pickles_are_read_only_if_allowed(tmp_path: Path) -> None:
     model = base("bert")
     made = theirs("bert", "P_TUNING", model)
     folder = pickled(written(made, tmp_path / "peft"))
-    with pytest.raises(AdapterError, match=r"as a pickle \(adapter_model.bin.*say --allow-pickle"):
+    with pytest.raises(AdapterError, match=r"as a pickle \(adapter_model.bin.*pass --allow-pickle"):
         load(folder)
     ours = PTuningModel.from_pretrained(folder, backbone=deepcopy(model), allow_pickle=True).eval()
     ids, mask = ragged([9, 4])

@@ -421,7 +421,7 @@ def test_a_pickle_is_read_only_if_allowed(
     pickled(home / "p_tuning")
     said = refused(command, "p_tuning", *COMMANDS[command])
     assert "holds its tensors as a pickle (adapter_model.bin, from an old version of PEFT)" in said
-    assert "if you trust it, say --allow-pickle" in said
+    assert "if you trust it, pass --allow-pickle" in said
     assert answers(command, "p_tuning", *COMMANDS[command], "--allow-pickle") == plain
     if command == "import-peft":
         assert torch.equal(load("out").prompt_tensor, load("p_tuning", allow_pickle=True).prompt_tensor)

@@ -173,7 +173,7 @@ def test_what_a_csv_writer_wrote_comes_back(
         told = str(error)
     if told:  # what could be rows of their own
         assert several_lines
-        assert "say --data.quoting csv" in told
+        assert "pass --data.quoting csv" in told
     elif found != rows:  # what are rows of their own in a TSV, whose quotes need not be CSV's
         assert several_lines
         assert format == "tsv"
@@ -311,7 +311,7 @@ def test_a_missing_header_is_told_from_the_rows(tmp_path: Path, case: str) -> No
     assert [number for number, _ in rows] == list(range(1, 21))
     assert table.columns == tuple(str(number) for number in range(1, len(table.columns) + 1))
     assert "no header: the first row (" in table.notes[-1]
-    assert "say --data.header first" in table.notes[-1]
+    assert "pass --data.header first" in table.notes[-1]
     assert len(list(open_table(tmp_path / "a.csv", header="none").rows)) == 20
     assert len(list(open_table(tmp_path / "a.csv", header="first").rows)) == 19
 

@@ -128,7 +128,7 @@ def locate(
     if not allow_pickle and not (folder / WEIGHTS).is_file():
         raise AdapterError(
             f"the Hub repository {name!r} is an adapter of PEFT's without {WEIGHTS}; if it holds a {PICKLED} "
-            "and you trust it, say --allow-pickle (in Python: allow_pickle=True)"
+            "and you trust it, pass --allow-pickle (in Python: allow_pickle=True)"
         )
     return folder
 

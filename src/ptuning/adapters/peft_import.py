@@ -240,7 +240,7 @@ def _tensors(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if not allow_pickle:
         raise AdapterError(
             f"{folder} holds its tensors as a pickle ({PICKLED}, from an old version of PEFT) and no "
-            f"{WEIGHTS}; if you trust it, say --allow-pickle (in Python: allow_pickle=True)"
+            f"{WEIGHTS}; if you trust it, pass --allow-pickle (in Python: allow_pickle=True)"
         )
     try:  # torch's restricted unpickler makes tensors and containers, and runs nothing
         found = torch.load(file, map_location="cpu", weights_only=True)

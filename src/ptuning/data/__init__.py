@@ -1,4 +1,4 @@
-"""From files, streams, Hub data sets and rows in memory to checked examples, labels and splits.
+"""Reads files, streams, Hub data sets and rows in memory into checked examples, labels and splits.
 
 ::
 
@@ -10,10 +10,9 @@
     for example in stream_examples("new.csv", pair=task.pair).examples:
         ...
 
-The layers, downward: :mod:`dataset` and :mod:`checks`; :mod:`splits`; :mod:`labels`; :mod:`examples`;
-:mod:`tables` and the readers that it names, and under them :mod:`columns`; :mod:`reading`, :mod:`options` and
-:mod:`places`. Importing this imports nothing heavy:
-pyarrow and ``datasets`` are imported when a source needs them.
+The layers, from top to bottom: :mod:`dataset` and :mod:`checks`; :mod:`splits`; :mod:`labels`;
+:mod:`examples`; :mod:`tables` and its readers, and :mod:`columns`; :mod:`reading`, :mod:`options` and
+:mod:`places`. Importing this package is fast: pyarrow and ``datasets`` are imported when a source needs them.
 """
 
 from ptuning.data.checks import (

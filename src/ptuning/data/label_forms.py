@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from ptuning.data import label_cells as cells
 from ptuning.data.examples import Example
 from ptuning.data.places import Note, Problem, counted, listing, option, shortened
+from ptuning.errors import DataError
 from ptuning.task import Label, ProblemType, Task
 
 #: Of the cells, that look like lists, for the column to hold lists.
@@ -157,7 +158,9 @@ class _Reader:
                     f"{example.place}: the label is {shortened(example.label)}, expected a list as in the "
                     "other rows, such as \"['a', 'b']\"; mend or remove the row"
                 )
-                self.problems.append(Problem(row=example.row, kind="label that is no list", message=message))
+                self.problems.append(
+                    Problem(row=example.row, kind="label that is no list", error=DataError(message))
+                )
             else:
                 kept.append(replace(example, label=found))
         shown = next(text for text, found in zip(texts, lists, strict=True) if found is not None)
