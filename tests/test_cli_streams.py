@@ -122,7 +122,7 @@ def test_no_thread_is_left_behind_by_a_stream_that_ends_in_an_error(predict: Cal
     code, out, err = predict(stdin=reading)
     assert code == 2
     assert [each["row"] for each in objects(out)] == [1, 2]
-    assert "standard input, line 3: the text in 'text' is blank" in err
+    assert "standard input, line 3, the text in 'text': got ''" in err
     for thread in threading.enumerate():
         if thread.name == "ptuning-reader":
             thread.join(10)

@@ -405,7 +405,7 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
     ("name", "content", "argv", "said"),
     [
         ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: every row has the label 'a', expected at least two"),
-        ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: no column is known to be the text"),
+        ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: cannot tell which column is the text"),
         ("x.jsonl", lines(BOTH), ["--data.text", "txet"], "no column 'txet' for text.*did you mean 'text'"),
         ("x.jsonl", lines(BOTH), ["--data.label", "lable"], "no column 'lable'.*did you mean 'label'"),
         ("x.csv", b"", [], "x.csv: no rows, expected at least one"),
@@ -449,7 +449,7 @@ def test_a_split_with_one_text_beside_one_with_two(refused: Callable[..., str], 
 def test_a_text_that_is_too_long_where_that_is_an_error(refused: Callable[..., str], home: Path) -> None:
     (home / "long.jsonl").write_bytes(lines([*BOTH, {"text": "film " * 90, "label": "positive"}]))
     said = refused("long.jsonl", "--data.too_long", "error")
-    assert re.match(r"long.jsonl, line 21: 92 tokens, and at most \d\d fit beside the prompt", said)
+    assert re.match(r"long.jsonl, line 21: got 92 tokens, expected at most \d\d next to the prompt", said)
 
 
 def test_files_that_are_not_there(refused: Callable[..., str]) -> None:

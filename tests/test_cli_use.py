@@ -209,7 +209,7 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     (home / "text.csv").write_text("text,label\ngood,1\n")
     assert "'1' was unseen in training" in refused("evaluate", "int", "text.csv")
     (home / "bare.csv").write_text("text\ngood\n")
-    assert "no column is known to be the label" in refused("evaluate", "single", "bare.csv")
+    assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
     assert "expected two texts in a row, as in training" in refused("evaluate", "pair", "single.jsonl")
     assert "expected one text in a row, as in training" in refused("evaluate", "single", "pair.jsonl")
@@ -394,7 +394,7 @@ def test_a_bad_row_leaves_the_output_file_as_it_was(refused: Callable[..., str],
         (b"\x80\x00\xff\xfe rubbish", ["--input_format", "csv"], "standard input, line 1: byte 0x80"),
         (b"\x00\x01\x02\x03\n", ["--input_format", "jsonl"], "standard input, line 1: not a JSON object"),
         (b"text\n", ["--input_format", "csv"], "standard input: no rows"),
-        (b"foo,bar\n1,2\n", ["--input_format", "csv"], "standard input: no column is known to be the text"),
+        (b"foo,bar\n1,2\n", ["--input_format", "csv"], "standard input: cannot tell which column is the text"),
         (b"text\nx\n", ["--input_format", "csv", "--text", "txet"], "no column 'txet' for text"),
         (b"x", ["--input_format", "parquet"], "standard input cannot be read as parquet"),
         (b'{"text": null}\n', ["--input_format", "jsonl"], "standard input, line 1: the text in"),

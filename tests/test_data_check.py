@@ -104,7 +104,7 @@ def test_characters_without_a_tokenizer() -> None:
 def test_repeats_and_conflicts() -> None:
     report = check({"train": [*GOOD, *rows(("x", "a"), ("x", "a"), ("y", "a"), ("y", "b"))]})
     assert found(report, "1 row repeats an earlier one") == ("note", "train", 1, (3,))
-    assert found(report, "1 text stands in several rows with different labels, 2 rows") == (
+    assert found(report, "1 text is in several rows with different labels, 2 rows") == (
         *("warning", "train", 2),
         (4, 5),
     )

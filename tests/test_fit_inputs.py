@@ -124,7 +124,7 @@ def test_a_dataset_dict_of_three_splits_is_taken(tiny_folder: Path) -> None:
         (None, "data.train: got None, expected a path, an hf: name, a data frame"),
         (5, "data.train: got the int 5, expected"),
         (pandas.DataFrame({"text": [], "label": []}), "data.train: no rows, expected at least one"),
-        ((TEXTS, NAMES[:-1]), "data.train: got 40 of 'text' and 39 of 'label', expected as many of each"),
+        ((TEXTS, NAMES[:-1]), "data.train: got 40 of 'text' and 39 of 'label', expected the same number of each"),
         ({"train": TEXTS}, "data.train, row 1 is a str: .*, expected"),
         ({"train": ROWS, "validation": (TEXTS, [1])}, "data.validation: got 40 of 'text' and 1 of 'label'"),
         ({"train": ROWS, "unsupervised": ROWS}, "got a split 'unsupervised', expected train, validation and"),

@@ -153,7 +153,7 @@ class _Values:
                     self._at = end
                     return value, written, _repeated(self._repeated)
             if len(self._text) - self._at > self._longest:
-                raise ValueError(str(too_long("JSON value")))
+                raise ValueError(f"a JSON value of more than {self._longest:,} characters")
             self._more(size)
             size *= 2
 
