@@ -99,8 +99,17 @@ class Kind(ABC):
             ConfigError: says which.
         """
 
-    def numbered_labels(self, width: int) -> tuple[Label, ...]:
+    def numbered_labels(
+        self,
+        width: int,
+        where: str = "num_labels",
+        *,
+        remedy: str = "leave it out, or make one task for each number",
+    ) -> tuple[Label, ...]:
         """The labels of a task that only says how many logits it has: 0 to ``width`` - 1.
+
+        Args:
+            where, remedy: For the message.
 
         Raises:
             ConfigError: this kind has another number of logits.
@@ -109,10 +118,10 @@ class Kind(ABC):
             return tuple(range(width))
         if width != self.width:
             raise ConfigError(
-                "num_labels",
+                where,
                 got=width,
                 expected=f"{self.width}, because a {self.title} predicts one number per text",
-                remedy="leave it out, or make one task for each number",
+                remedy=remedy,
             )
         return ()
 
