@@ -43,11 +43,11 @@ from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
 from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
-from ptuning.model.targets import as_targets, refuse
-from ptuning.model.tasks import known_as, loss_of, new_task, plain_task, task_of, weigh
+from ptuning.model.targets import as_targets, loss_of, refuse
+from ptuning.model.tasks import known_as, new_task, plain_task, task_of, weigh, width_of
 from ptuning.model.template import Insertion
 from ptuning.model.units import first_units
-from ptuning.task import ProblemType, Task
+from ptuning.task import Task
 from ptuning.threads import TOKENIZER
 
 _PLAIN: ContextVar[frozenset[object]] = ContextVar("plain", default=frozenset())
@@ -157,7 +157,7 @@ class PTuningModel(nn.Module):
         config: PromptConfig | None = None,
         *,
         num_labels: int | None = None,
-        problem_type: ProblemType | None = None,
+        problem_type: str | None = None,
         task: Task | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
@@ -192,10 +192,9 @@ class PTuningModel(nn.Module):
                 f"task of {task.num_labels}; leave them out, the task says both"
             )
         asked = task or (None if num_labels is None else plain_task(num_labels, problem_type))
-        width = 1 if problem_type == "regression" else num_labels
         held, tokenizer = hold(
             backbone,
-            width if asked is None else asked.num_labels,
+            width_of(problem_type) if asked is None else asked.num_labels,
             problem_type if asked is None else asked.problem_type,
             tokenizer,
             revision,
@@ -670,8 +669,8 @@ class PTuningModel(nn.Module):
             self._check_length(attention_mask)
             logits = self._prompted(batch, prompt, stem)
         logits = logits.float()
-        if self.task.is_regression and not plain:
-            logits = logits * self.task.scale + self.task.mean
+        if not plain:
+            logits = self.task.kind.logits(logits, self.task)
         loss = None if labels is None else self.loss(logits, labels)
         if loss is not None and self.check_loss:
             self._check_loss(loss.detach(), logits, labels)
@@ -813,7 +812,7 @@ class PTuningModel(nn.Module):
         return loss_of(logits, labels, self.task, self.class_weights)
 
     def _check_loss(self, loss: Tensor, logits: Tensor, labels: Any) -> None:
-        if not self.training and (loss.device.type == "cpu" or self.task.is_regression):
+        if not self.training and (loss.device.type == "cpu" or self.task.kind.nan_targets_allowed):
             return  # the labels were looked at; an evaluation may go on with a loss of NaN
         if bool(loss.isfinite()):
             return
@@ -933,7 +932,7 @@ def _held(
     backbone: str | PreTrainedModel | Backbone | None,
     facts: Mapping[str, Any],
     num_labels: int,
-    problem_type: ProblemType | None,
+    problem_type: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
     token: str | bool | None,
     dtype: torch.dtype | None,
