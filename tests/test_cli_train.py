@@ -367,7 +367,7 @@ def test_no_data(refused: Callable[..., str]) -> None:
         ("data: [1, 2]\n", "data: got [1, 2], expected "),
         ("data: train.jsonl\n", "data: got 'train.jsonl', expected "),
         ("data:\n  text: 12\n", "data.text: got 12, expected string"),
-        ("prompt:\n  depth: deep\n  placement: front\n", "prompt.placement: unknown option; it does not apply to deep"),
+        ("prompt:\n  depth: deep\n  placement: front\n", "prompt.placement: unknown option; it does not"),
         ("", "--config run.yaml: got an empty file, expected options such as 'data:' and 'fit:'"),
         ("- fit\n- data\n", "--config run.yaml: got a YAML list, expected options"),
         ("hello\n", "--config run.yaml: got a YAML str, expected options"),

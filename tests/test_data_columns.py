@@ -70,7 +70,7 @@ def test_a_label_is_looked_for_only_when_needed() -> None:
         (
             "text z",
             {},
-            ["cannot tell which column is the label", "name it with --data.label (in Python: label=), one of"],
+            ["which column is the label", "name it with --data.label (in Python: label=), one of"],
         ),
         ("text Label", {"label": "lable"}, ["no column 'lable' for label", "did you mean 'Label'?"]),
         (

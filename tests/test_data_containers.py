@@ -116,7 +116,8 @@ def test_damaged_and_odd_archives(tmp_path: Path) -> None:
     assert "an archive in an archive" in failure(archive(tmp_path / "c.zip", {"a.zip": content}))
     sink = io.BytesIO()
     pq.write_table(pa.table({"text": ["x"]}), sink)
-    assert "is compressed or in an archive" in failure(archive(tmp_path / "d.zip", {"a.parquet": sink.getvalue()}))
+    packed = archive(tmp_path / "d.zip", {"a.parquet": sink.getvalue()})
+    assert "is compressed or in an archive" in failure(packed)
 
 
 def test_a_bomb_is_read_piece_by_piece(tmp_path: Path) -> None:
@@ -323,7 +324,8 @@ def test_a_workbook_is_read_as_its_csv_would_be(tmp_path: Path) -> None:
         (6, ("four", "TRUE", "2026-01-02 03:04:00")),
     ]
     assert [problem.message for problem in problems] == [
-        f"{path}, row 7: got 4 cells, expected 3 ('text', 'label', 'when'); correct the row, or name all columns"
+        f"{path}, row 7: got 4 cells, expected 3 ('text', 'label', 'when'); correct the row, or name all "
+        "columns"
     ]
     assert "only the first of 2 sheets is read, 'first'; save the others ('second')" in table.notes[0]
 

@@ -144,7 +144,7 @@ def test_without_labels_a_tuple_is_two_texts() -> None:
         ((TEXTS, 1), "got a tuple with the int 1, expected (text, label) with one sequence of each"),
         (("a good film", "pos"), "got a tuple with the str 'a good film', expected .*pass rows as a list"),
         ((("a", "b"), ("c", "d")), "got a tuple of 2 tuples of 2, which could be rows or columns"),
-        ([[*TEXTS, "more"], [*LABELS, "pos"]], "row 1: got the list .*pass columns as a tuple: (texts, labels)"),
+        ([[*TEXTS, "more"], [*LABELS, "pos"]], "row 1: got the list .*pass columns as a tuple"),
         (TEXTS, "row 1: got the str 'a good film', expected (text, label)"),
         ([("a", 1), 5], "row 2: got the int 5, expected (text, label)"),
         ([()], "row 1: got the tuple (), expected (text, label)"),

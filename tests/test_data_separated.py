@@ -335,9 +335,7 @@ def test_a_header_stays_one(tmp_path: Path, case: str) -> None:
     ],
 )
 def test_what_may_be_a_header_or_not_is_asked_about(tmp_path: Path, content: str) -> None:
-    with pytest.raises(
-        DataError, match=r"has the column names or data.* pass --data\.header none"
-    ):
+    with pytest.raises(DataError, match=r"has the column names or data.* pass --data\.header none"):
         opened(tmp_path / "a.csv", content)
     assert next(opened(tmp_path / "a.csv", content, header="first").rows)[0] == 2
     assert next(opened(tmp_path / "a.csv", content, header="none").rows)[0] == 1
@@ -361,9 +359,7 @@ def test_columns_without_a_header_are_named_by_number(tmp_path: Path) -> None:
 def test_spaces_around_names_are_removed_and_said(tmp_path: Path) -> None:
     table = opened(tmp_path / "a.csv", "text , label\na, b\n")
     assert table.columns == ("text", "label")
-    assert table.notes == [
-        f"{tmp_path}/a.csv: spaces around column names were removed: 'text ', ' label'"
-    ]
+    assert table.notes == [f"{tmp_path}/a.csv: spaces around column names were removed: 'text ', ' label'"]
 
 
 def test_unused_columns_may_be_called_anything_or_nothing(tmp_path: Path) -> None:

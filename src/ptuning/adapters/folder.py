@@ -84,7 +84,7 @@ def save(
     target = check_destination(folder, apart)
     check_finite(
         adapter.tensors(),
-        ", so it is not saved; train with a lower learning rate, or go back to the last good checkpoint",
+        remedy="nothing was saved; train with a lower learning rate, or go back to the last good checkpoint",
     )
     content = _content(adapter)
     try:
@@ -281,7 +281,7 @@ def _load(path: Path) -> Adapter:
         )
         if (tokens := prompt_from_dict(adapter.prompt).virtual_tokens) != adapter.virtual_tokens:
             raise AdapterError(f"its prompt has {adapter.virtual_tokens} virtual tokens, expected {tokens}")
-        check_finite(adapter.tensors(), ": its training diverged, or it was altered")
+        check_finite(adapter.tensors(), remedy="its training diverged, or it was altered")
     except (PTuningError, ValueError) as error:  # digests fit, yet not what we write
         raise AdapterError(
             f"{path} is not an adapter that this version of ptuning can read: {error}"

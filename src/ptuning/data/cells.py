@@ -144,8 +144,8 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
         found = has_names(first, beginning[1:], reading.named)
         if found is None:
             raise DataError(
-                f"{reading.origin.name}: cannot tell whether the first row ({listing(map(_cut, first), 4)}) has the "
-                "column names or data",
+                f"{reading.origin.name}: cannot tell whether the first row ({listing(map(_cut, first), 4)}) "
+                "has the column names or data",
                 remedy="pass --data.header none (the columns are then called 1, 2, 3 …) or --data.header "
                 "first",
             )

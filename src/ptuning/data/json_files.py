@@ -16,7 +16,7 @@ from typing import Any
 from ptuning.data.columns import LABEL_NAMES, TEXT_NAMES
 from ptuning.data.places import listing, shortened
 from ptuning.data.reading import Reading, Row, Rows
-from ptuning.data.text_files import LONGEST, Text, too_long, undecoded
+from ptuning.data.text_files import LONGEST, Text, undecoded
 from ptuning.errors import DataError
 
 MAX_DOCUMENT = 1 << 28  # characters of a document that is not an array, which is read into memory

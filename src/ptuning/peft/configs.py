@@ -117,8 +117,9 @@ class PeftConfig:
             for name in said.keys() - {"inference_mode"}:
                 if there.get(name) != said[name]:
                     raise ConfigError(
-                        f"{folder} holds an adapter with {name} {there.get(name)!r}, got {said[name]!r}; "
-                        "choose another folder, or save the model: model.save_pretrained"
+                        f"{folder} has an adapter with {name} {there.get(name)!r}",
+                        got=repr(said[name]),
+                        remedy="choose another folder, or save the model: model.save_pretrained",
                     )
             return  # it is a part of the adapter, and written with it
         try:
@@ -148,8 +149,8 @@ class PeftConfig:
             return config_of(adapters.load(folder))
         if (folder / state.FILE).is_file():
             raise AdapterError(
-                f"{folder} is a checkpoint of the Trainer, without a configuration of PEFT's; open it with "
-                "PeftModel.from_pretrained, and save it with save_pretrained"
+                f"{folder} is a Trainer checkpoint without a PEFT configuration",
+                remedy="open it with PeftModel.from_pretrained, and save it with save_pretrained",
             )
         return _of_peft(adapters.peft_config(folder))
 
@@ -179,12 +180,13 @@ class PromptLearningConfig(PeftConfig):
         super().__post_init__()
         if self.num_virtual_tokens is None or self.num_virtual_tokens < 1:
             raise ConfigError(
-                f"num_virtual_tokens: got {self.num_virtual_tokens}, expected at least 1; 20 is usual"
+                "num_virtual_tokens", got=self.num_virtual_tokens, expected="at least 1", remedy="20 is usual"
             )
         if self.num_transformer_submodules not in (None, 1):
             raise ConfigError(
-                f"num_transformer_submodules: got {self.num_transformer_submodules}, expected 1: ptuning has "
-                "no encoder-decoder models"
+                "num_transformer_submodules",
+                got=self.num_transformer_submodules,
+                expected="1, because ptuning has no encoder-decoder models",
             )
 
     def prompt(self) -> PromptConfig:
@@ -230,12 +232,12 @@ class PromptEncoderConfig(PromptLearningConfig):
         if kind == "MLP" and (self.encoder_num_layers, self.encoder_dropout) != (2, 0.0):
             raise ConfigError(
                 f"encoder_num_layers {self.encoder_num_layers} and encoder_dropout {self.encoder_dropout} "
-                "are for the LSTM: the MLP has three linear layers and no dropout; leave them out, or set "
-                "encoder_reparameterization_type to 'LSTM'"
+                "are options of the LSTM; the MLP always has three linear layers and no dropout",
+                remedy="leave them out, or set encoder_reparameterization_type to 'LSTM'",
             )
         for name in ("prompt_rate_scale", "head_rate_scale"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number above 0")
+                raise ConfigError(name, got=getattr(self, name), expected="a number above 0")
         self.prompt()
 
     def prompt(self) -> InputPrompt:
@@ -279,8 +281,8 @@ class PromptTuningConfig(PromptLearningConfig):
             )
         if self.tokenizer_kwargs:
             raise ConfigError(
-                "tokenizer_kwargs are not taken; save the tokenizer as it should be, and name its folder in "
-                "tokenizer_name_or_path"
+                "tokenizer_kwargs are not supported",
+                remedy="save the tokenizer with these options, and name its folder in tokenizer_name_or_path",
             )
         self.prompt()
 
@@ -327,7 +329,7 @@ class PrefixTuningConfig(PromptLearningConfig):
         super().__post_init__()
         self.peft_type = PeftType.PREFIX_TUNING
         if self.init_weights not in (None, "zero"):
-            raise ConfigError(f"init_weights: got {self.init_weights!r}, expected 'zero' or None")
+            raise ConfigError("init_weights", got=repr(self.init_weights), expected="'zero' or None")
         self.prompt()
 
     def prompt(self) -> DeepPrompt:
@@ -362,14 +364,17 @@ def get_peft_config(config_dict: Mapping[str, Any]) -> PromptLearningConfig:
     kind = values.pop("peft_type", None)
     if kind not in CONFIGS:
         raise ConfigError(
-            f"peft_type: got {kind!r}, expected one of {', '.join(CONFIGS)}; other methods are PEFT's own"
+            "peft_type",
+            got=repr(kind),
+            expected=f"one of {', '.join(CONFIGS)}",
+            remedy="use PEFT for other methods",
         )
     known = [field.name for field in fields(CONFIGS[kind])]
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-            raise ConfigError(f"{CONFIGS[kind].__name__} has no {name!r}; {hint}")
+            raise ConfigError(f"{CONFIGS[kind].__name__} has no {name!r}", remedy=hint)
     return CONFIGS[kind](**values)
 
 
@@ -448,4 +453,4 @@ def _choice(kind: type[Kind], name: str, value: object) -> Kind:
     try:
         return kind(str(value))
     except ValueError:
-        raise ConfigError(f"{name}: got {str(value)!r}, expected one of {', '.join(kind)}") from None
+        raise ConfigError(name, got=repr(str(value)), expected=f"one of {', '.join(kind)}") from None

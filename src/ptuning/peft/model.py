@@ -31,7 +31,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.state import KEY, leave_backbone_out
 from ptuning.model.tasks import task_of
 from ptuning.peft.configs import PeftConfig, PeftType, PrefixTuningConfig, PromptLearningConfig, config_of
-from ptuning.peft.said import Said
+from ptuning.peft.loading_arguments import LoadingArguments
 
 BASE = "__base__"
 """The adapter name that means none: the backbone with its own head."""
@@ -123,14 +123,15 @@ class PeftModel(nn.Module):
             token: The Hub's access token.
             allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
             others: Those of :data:`HARMLESS`, and facts that agree with the adapter and the backbone
-                (:mod:`ptuning.peft.said`): ``num_labels``, ``id2label``, ``torch_dtype``, ``device_map`` …
+                (:mod:`ptuning.peft.loading_arguments`): ``num_labels``, ``id2label``, ``torch_dtype``,
+                ``device_map`` …
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: trained on another backbone.
             ConfigError: an argument that is not taken, or that contradicts the adapter or the backbone.
         """
-        said = Said.of(others)
+        said = LoadingArguments.of(others)
         _check_others("from_pretrained", said.others)
         made = cls(model)
         if said.dtype not in (None, made.dtype):
@@ -148,7 +149,7 @@ class PeftModel(nn.Module):
             allow_pickle=allow_pickle,
         )
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
-        said.hold_against(made.active, made.active_peft_config)
+        said.check_against(made.active, made.active_peft_config)
         said.move(made, given=True)
         return made.eval()
 
@@ -491,7 +492,7 @@ class AutoPeftModelForSequenceClassification:
         **others: Any,
     ) -> PeftModel:
         """As :meth:`PeftModel.from_pretrained`; ``dtype``, or ``torch_dtype``, is that of the backbone."""
-        said = Said.of({"dtype": dtype, **others})
+        said = LoadingArguments.of({"dtype": dtype, **others})
         _check_others("from_pretrained", said.others)
         task = PTuningModel.from_pretrained(
             model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=said.dtype
@@ -499,7 +500,7 @@ class AutoPeftModelForSequenceClassification:
         made = PeftModel(task.backbone)
         made._take(adapter_name, task, is_trainable)
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
-        said.hold_against(made.active, made.active_peft_config)
+        said.check_against(made.active, made.active_peft_config)
         said.move(made, given=False)
         return made.eval()
 

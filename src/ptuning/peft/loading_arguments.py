@@ -23,7 +23,7 @@ _ALL_OF_IT = ("auto", "balanced", "sequential")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class LoadingArguments:
     """What a call says of the model.
 
     Attributes:
@@ -39,7 +39,7 @@ class Said:
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Said:
+    def of(cls, given: Mapping[str, Any]) -> LoadingArguments:
         """Take a call's further arguments apart.
 
         Raises:
@@ -55,7 +55,7 @@ class Said:
             others=left,
         )
 
-    def hold_against(self, task: PTuningModel, config: PromptLearningConfig) -> None:
+    def check_against(self, task: PTuningModel, config: PromptLearningConfig) -> None:
         """Compare the facts with a loaded adapter; names for labels that are only numbered are taken over.
 
         Raises:
@@ -95,8 +95,10 @@ class Said:
 def _agree(name: str, given: Any, own: Any) -> None:
     if given != own:
         raise ConfigError(
-            f"from_pretrained: {name}: got {given!r}, but the adapter was trained with {own!r}; leave it "
-            "out, the adapter says it"
+            f"from_pretrained: {name}",
+            got=repr(given),
+            expected=f"{own!r}, as in the adapter",
+            remedy="leave it out",
         )
 
 
@@ -110,14 +112,16 @@ def _names(name: str, given: Any) -> tuple[str, ...]:
         return tuple(by_index[index] for index in range(len(by_index)))
     except (TypeError, ValueError, KeyError):
         expected = "{0: …, 1: …}" if name == "id2label" else "{…: 0, …: 1}"
-        raise ConfigError(f"from_pretrained: {name}: got {given!r}, expected {expected}") from None
+        raise ConfigError(f"from_pretrained: {name}", got=repr(given), expected=expected) from None
 
 
 def _agree_on_config(given: Any, own: PromptLearningConfig) -> None:
     if not isinstance(given, PeftConfig):
         raise ConfigError(
-            f"from_pretrained: config: got a {type(given).__module__}.{type(given).__name__}, expected one "
-            "of ptuning.peft's; leave it out, it is read from the adapter"
+            "from_pretrained: config",
+            got=f"a {type(given).__module__}.{type(given).__name__}",
+            expected="a configuration of ptuning.peft",
+            remedy="leave it out, it is read from the adapter",
         )
     for name in ("peft_type", "num_virtual_tokens"):
         _agree(f"config.{name}", getattr(given, name, None), getattr(own, name))
@@ -129,8 +133,9 @@ def _dtype(name: str, given: Any) -> torch.dtype | None:
     found = getattr(torch, str(given).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ConfigError(
-            f"from_pretrained: {name}: got {given!r}, expected 'auto' or a type of torch's, such as "
-            "torch.bfloat16"
+            f"from_pretrained: {name}",
+            got=repr(given),
+            expected="'auto' or a torch dtype, such as torch.bfloat16",
         )
     return found
 
@@ -144,6 +149,8 @@ def _device(given: Any) -> torch.device | str | None:
         return torch.device(place)
     except (ValueError, TypeError, RuntimeError):
         raise ConfigError(
-            f"from_pretrained: device_map: got {given!r}, expected one device for the whole model, such as "
-            "'cuda:0', or 'auto'; to spread a backbone, load it by itself and hand it over"
+            "from_pretrained: device_map",
+            got=repr(given),
+            expected="one device for the entire model, such as 'cuda:0', or 'auto'",
+            remedy="to distribute a backbone, load it yourself and pass it",
         ) from None
