@@ -382,7 +382,7 @@ def test_a_file_that_grows_too_large(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
             with pytest.raises(
-                OutputError, match=r"could not write .*adapter: .*(too|Too) large.*is untouched"
+                OutputError, match=r"could not write .*adapter: .*(too|Too) large.*is unchanged"
             ) as caught:
                 replace_folder(target, fill)
         finally:
@@ -399,7 +399,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         write_bytes(folder / "one", b"x")
 
     with pytest.raises(
-        OutputError, match=r"No space left on device\. What stood .* untouched; free some space"
+        OutputError, match=r"No space left on device\. What was there .* unchanged; free some space"
     ):
         replace_folder(tmp_path / "adapter", fill)
     assert not list(tmp_path.iterdir())

@@ -438,7 +438,7 @@ class Hostile:
 def test_a_pickle_runs_nothing(refused: Callable[..., str], home: Path, command: str) -> None:
     pickled(home / "p_tuning", evil=Hostile())
     said = refused(command, "p_tuning", *COMMANDS[command], "--allow-pickle")
-    assert "no pickle of tensors alone" in said
+    assert "not a pickle of tensors only" in said
     assert not (home / "owned").exists()
 
 
@@ -475,7 +475,7 @@ def test_another_method_of_pefts(
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     written(peft.get_peft_model(base(tiny_folder), lora), home / "lora")
     said = refused(command, "lora", *COMMANDS[command])
-    assert said.startswith("lora is an adapter written by PEFT of type 'LORA', expected one of P_TUNING, ")
+    assert said.startswith("lora is an adapter is a PEFT adapter of type 'LORA', expected one of P_TUNING, ")
     assert said.endswith("load it with peft.PeftModel.from_pretrained")
 
 
@@ -556,15 +556,15 @@ def test_only_the_scaling_needs_the_export(answers: Callable[..., str], home: Pa
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("front", "stand at 'front', .* prompt.placement 'start' can be expressed$"),
-        ("upper", "begins at layer 1, .* prompt.first_layer 0 can be expressed$"),
-        ("still", "prompt.position_offset is 0, .* always means 4 for 4 virtual tokens on bert"),
+        ("front", "stand at 'front', .* prompt.placement 'start' can be represented$"),
+        ("upper", "begins at layer 1, .* prompt.first_layer 0 can be represented$"),
+        ("still", "prompt.position_offset is 0, .* always uses 4 for 4 virtual tokens on bert"),
     ],
 )
 def test_what_peft_cannot_hold_is_not_exported(
     refused: Callable[..., str], home: Path, prompt: str, task: str, said: str
 ) -> None:
-    assert re.search(f"^PEFT cannot hold this adapter: its .*{said}", refused(
+    assert re.search(f"^PEFT cannot represent this adapter: its .*{said}", refused(
         "export-peft", f"{prompt}-{task}", "out"
     ))  # fmt: skip
     assert not (home / "out").exists()
@@ -583,7 +583,9 @@ def test_a_decoders_mean_has_no_place_in_its_head(
         ).eval()
         model.save_pretrained(home / name)
     said = refused("export-peft", "off", "out")
-    assert said.startswith("PEFT cannot hold this adapter: its scores are around 3, and score.weight has no ")
+    assert said.startswith(
+        "PEFT cannot represent this adapter: its scores are around 3, and score.weight has no "
+    )
     assert said.endswith("train on targets with their mean taken off")
     answers("export-peft", "on", "out")
     theirs = peft.PeftModel.from_pretrained(tiny("gpt2", num_labels=1), str(home / "out")).eval()

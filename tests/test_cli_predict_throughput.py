@@ -13,7 +13,7 @@ from rich.console import Console
 
 from conftest import sentiment
 from ptuning import DeepPrompt, Predictor, PTuningModel, Task
-from ptuning.cli import main, rate
+from ptuning.cli import main, throughput
 from ptuning.cli.predict import parser
 from ptuning.cli.throughput import Throughput
 from ptuning.inference.evaluate import BATCH_TOKENS
@@ -114,7 +114,7 @@ def predict(
     def run(*argv: str, quiet: float = 0.0) -> tuple[int, str, str]:
         stdin = "".join(f"{row['text']}\n" for row in sentiment(48)).encode()
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
-        monkeypatch.setattr(rate, "QUIET", quiet)
+        monkeypatch.setattr(throughput, "QUIET", quiet)
         capsys.readouterr()
         code = main(["predict", str(tmp_path / "adapter"), "--device", "cpu", *argv])
         return code, *capsys.readouterr()

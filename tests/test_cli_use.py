@@ -481,7 +481,7 @@ def test_a_damaged_adapter_is_refused(
         ("./nosuch", "no adapter at .*nosuch: there is no such folder"),
         ("empty", "no adapter at empty: it has no ptuning.json; expected a folder with adapter_config.json"),
         ("single.jsonl", "no adapter at single.jsonl: it is a file"),
-        ("no such!", "it is no Hub id of the form 'owner/name'"),
+        ("no such!", "it is not a Hub id of the form 'owner/name'"),
     ],
 )
 def test_what_is_no_adapter(refused: Callable[..., str], home: Path, name: str, said: str) -> None:

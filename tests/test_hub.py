@@ -118,7 +118,7 @@ def test_what_was_pushed_is_what_is_loaded_to_the_bit(
     assert len(login.requests) == asked
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
-    one_line(lambda: locate("someone/film"), "not whole in the Hub's cache", "unset HF_HUB_OFFLINE")
+    one_line(lambda: locate("someone/film"), "the Hub's cache has no complete copy", "unset HF_HUB_OFFLINE")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT's
@@ -717,13 +717,15 @@ def test_a_host_that_nobody_knows(login: Hub, folder: Path, monkeypatch: pytest.
     hub_module.known.cache_clear()
     words = ("hub.example does not answer", "check the connection")
     one_line(lambda: push(folder, "someone/refunds"), "nothing was pushed", *words)
-    one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", *words)
+    one_line(lambda: locate("someone/refunds"), "the Hub's cache has no complete copy", *words)
 
 
 def test_a_host_that_does_not_answer(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     one_line(lambda: push(folder, "someone/refunds"), "the Hub at http://127.0.0.1:1 gives no answer")
-    one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", "check the connection")
+    one_line(
+        lambda: locate("someone/refunds"), "the Hub's cache has no complete copy", "check the connection"
+    )
 
 
 def test_a_proxy_for_others_is_none_for_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

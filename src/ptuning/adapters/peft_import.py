@@ -133,7 +133,9 @@ def read(folder: Path, *, allow_pickle: bool = False) -> Adapter:
     prompt = _prompt(folder, config, tensors.pop(PROMPT, None))
     if strange := sorted(name for name in tensors if not name.startswith(HEAD_PREFIX)):
         raise AdapterError(
-            folder, got=f"a tensor {strange[0]!r}", expected=f"{PROMPT!r} and {HEAD_PREFIX}* for the head"
+            str(folder),
+            got=f"a tensor {strange[0]!r}",
+            expected=f"{PROMPT!r} and {HEAD_PREFIX}* for the head",
         )
     head = {name.removeprefix(HEAD_PREFIX): value for name, value in tensors.items()}
     deep = KINDS[kind] == "deep"
@@ -176,7 +178,9 @@ def _config(folder: Path) -> dict[str, Any]:
             remedy="copy or download it again",
         ) from None
     if not isinstance(values, dict):
-        raise AdapterError(folder / CONFIG, got=f"a JSON {type(values).__name__}", expected="a JSON object")
+        raise AdapterError(
+            str(folder / CONFIG), got=f"a JSON {type(values).__name__}", expected="a JSON object"
+        )
     return values
 
 

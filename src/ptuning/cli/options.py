@@ -70,6 +70,8 @@ class Option(NamedTuple):
             filter(None, (f"for {', '.join(self.applies_to)}" if self.applies_to else "", default))
         )
         summary = _SENTENCE.split(self.help, maxsplit=1)[0].rstrip(".")
+        if summary[1:2].islower():  # a sentence of a docstring
+            summary = summary[:1].lower() + summary[1:]
         return {
             "type": _text if self.is_text else _value,
             "default": SUPPRESS,

@@ -179,7 +179,10 @@ def only_member(path: Path, names: list[str], wanted: Callable[[str], bool]) -> 
             else "check that this is the right file"
         )
         raise DataError(
-            path, got=f"{len(tables)} files ({listing(tables, 8)})", expected="one file of rows", remedy=how
+            str(path),
+            got=f"{len(tables)} files ({listing(tables, 8)})",
+            expected="one file of rows",
+            remedy=how,
         )
     return Member(archive=path, name=tables[0])
 

@@ -1,7 +1,7 @@
-"""Open a source, find its columns and read its examples: all of them, or one at a time.
+"""Opens a source, finds its columns and reads its examples: all at once (training) or one at a time
+(prediction).
 
-This ties :mod:`tables`, :mod:`columns`, :mod:`examples` and :mod:`label_forms` together; training loads,
-prediction streams.
+This combines :mod:`tables`, :mod:`columns`, :mod:`examples` and :mod:`label_forms`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ptuning.task import Label, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Every example of a source.
+    """All examples of a source.
 
     Args:
-        origin: What errors call the source.
+        origin: The name of the source in messages.
         columns: The columns that were read.
-        examples: The examples, in the source's order.
-        label_names: All labels in order, where the source says so (a ``ClassLabel`` column, columns or
-            rows of 0 and 1), for :func:`ptuning.data.infer_task`.
+        examples: The examples, in the order of the source.
+        label_names: All labels in order, if the source defines them (a ``ClassLabel`` column, columns or rows
+            of 0 and 1), for :func:`ptuning.data.infer_task`.
         problems: The rows that were left out because they cannot be used.
-        notes: What was decided, changed or left out while reading; for the user to see.
+        notes: What was detected, changed or left out while reading, for the user.
     """
 
     origin: Origin
@@ -54,8 +54,8 @@ class Stream:
     """The examples of a source, one at a time; ``examples`` can be read once.
 
     Args:
-        left_out: The bad rows among those read so far, with ``bad_rows="skip"``.
-        notes: What was detected about the source, for the user to see; more may come while rows are read.
+        left_out: The bad rows so far, with ``bad_rows="skip"``.
+        notes: What was detected about the source, for the user; more may be added while rows are read.
     """
 
     origin: Origin
@@ -76,23 +76,23 @@ def load_examples(
     collect_problems: bool = False,
     **options: Unpack[ReadOptions],
 ) -> Loaded:
-    """Read every example of a source.
+    """Read all examples of a source.
 
     Args:
         source, format: See :func:`ptuning.data.open_table`.
-        need_label: Whether every row has to have a label.
-        pair: Whether the rows must (or must not) have two texts, where a trained task says so.
-        problem_type: What a label is, which decides how lists and numbers in text are read.
-        task: What the labels mean, where that is known: as of a trained model, or of the training rows.
-        collect_problems: Leave bad rows out and report them whatever ``bad_rows`` says, even if none is left.
-        options: How the source is read. ``text``, ``text_b`` and ``label`` name its columns (see
+        need_label: Whether every row must have a label.
+        pair: Whether the rows must (or must not) have two texts, if a trained task requires it.
+        problem_type: The kind of task, which decides how lists and numbers in text are read.
+        task: The task, if it is known from a trained model or from the training rows.
+        collect_problems: Leave out bad rows and report them whatever ``bad_rows`` is, even if no row is left.
+        options: How to read the source. ``text``, ``text_b`` and ``label`` name its columns (see
             :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`),
-            ``no_label`` says which labels mean none, ``bad_rows`` what becomes of rows that cannot be used,
-            ``duplicates`` of rows with the same text; ``separator``, ``encoding``, ``header`` and ``quoting``
-            say how a file is written (:func:`ptuning.data.open_table`).
+            ``no_label`` lists the labels that mean "no label", ``bad_rows`` and ``duplicates`` say what to do
+            with rows that cannot be used or have the same text; ``separator``, ``encoding``, ``header`` and
+            ``quoting`` say how a file is written (:func:`ptuning.data.open_table`).
 
     Raises:
-        DataError: The source or a column cannot be used; or rows cannot: one error names up to twenty.
+        DataError: The source, a column or rows cannot be used; one error names up to twenty rows.
     """
     problems: list[Problem] = []
     unlabelled: list[int] = []
