@@ -51,7 +51,7 @@ class Tokenise:
         limit: Maximum number of tokens per row, special tokens included; ``None`` for no limit.
         segments: Whether the backbone uses ``token_type_ids``.
         places: Whether the prompt's placement needs to know where each text starts.
-        wanted: The texts (0 for the first, 1 for the second) of which a row must have at least one token.
+        wanted: The texts (0 for the first, 1 for the second) that must have at least one token in every row.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
     """
 

@@ -190,7 +190,7 @@ class PromptLearningConfig(PeftConfig):
             )
 
     def prompt(self) -> PromptConfig:
-        """ptuning's own configuration of this prompt."""
+        """Ptuning's own configuration of this prompt."""
         raise NotImplementedError  # pragma: no cover - abstract
 
 
