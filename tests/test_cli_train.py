@@ -297,7 +297,7 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--prompt.first_layer", "9"], "first_layer"),
         (["--data.validation_fraction", "1.5"], "data.validation_fraction: got 1.5, expected less than 1"),
         (["--data.max_length", "2"], "data.max_length: got 2"),
-        (["--data.label_separator", ""], "label_separator: got '', expected what stands between"),
+        (["--data.label_separator", ""], "label_separator: got '', expected the text between"),
         (["--data.train", "train.jsonl"], "FILE and --data.train: got both"),
         (
             ["--data.validation", "train.jsonl", "--data.validation_fraction", "0.2"],

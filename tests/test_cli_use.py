@@ -610,7 +610,7 @@ def test_check_data_with_errors_is_exit_code_2(
     for form in ([], ["--json"]):
         code, out, err = ptuning("check-data", "bad.jsonl", "--backbone", str(tiny_folder), *form)
         assert code == 2
-        assert err == "ptuning: error: the data cannot be trained on as it stands; mend the errors above\n"
+        assert err == "ptuning: error: the data cannot be used for training; correct the errors above\n"
         assert ("49" in out) or ("48" in out)
         assert not form or json.loads(out)["ok"] is False
 
@@ -677,7 +677,7 @@ def test_check_data_says_where_nothing_can_be_split_off(
     write(home / "few.jsonl", [{"text": "the same", "label": i % 2} for i in range(20)])
     code, out, _ = ptuning(*argv)
     assert code == 2
-    assert "error: train: few.jsonl: no label stands in two rows of different text" in out
+    assert "error: train: few.jsonl: no label is in two rows with different texts" in out
 
 
 def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], tiny_folder: Path) -> None:

@@ -141,8 +141,8 @@ def labelled(labels: list[Any]) -> list[Example]:
 @pytest.mark.parametrize(
     ("labels", "parts"),
     [
-        ([0, 1, 2, -1], ["the label -1 stands beside 0 to 2", "--data.no_label -1"]),
-        (["0", "1", "2", "-1"], ["the label '-1' stands beside 0 to 2"]),
+        ([0, 1, 2, -1], ["the label -1 occurs next to 0 to 2", "--data.no_label -1"]),
+        (["0", "1", "2", "-1"], ["the label '-1' occurs next to 0 to 2"]),
         (["yes", "no", "-"], ["the label '-'", "--data.no_label -"]),
         (["yes", "no", "NA"], ["the label 'NA'", "--data.no_label NA"]),
         (["yes"] * 50 + ["no"] * 50 + ["none"], ["the label 'none'"]),

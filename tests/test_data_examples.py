@@ -195,10 +195,10 @@ def test_one_and_two_texts_are_compared_with_training(tmp_path: Path) -> None:
     assert stream_examples(double, pair=True).columns.pair
     with pytest.raises(
         DataError,
-        match=r"a.csv: the text is 'text' alone, expected two texts.*with --data.text .*and --data.text_b",
+        match=r"a.csv, text: got only 'text', expected two texts.*with --data.text .*and --data.text_b",
     ):
         stream_examples(single, pair=True)
-    with pytest.raises(DataError, match=r"b.csv: the text is 'text_a' and 'text_b', expected one text"):
+    with pytest.raises(DataError, match=r"b.csv, text: got 'text_a' and 'text_b', expected one text"):
         stream_examples(double, pair=False)
 
 

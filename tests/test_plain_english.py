@@ -23,14 +23,14 @@ SOURCE = ROOT / "src" / "ptuning"
 
 _EACH = "row|class|batch|label|line|text|file|epoch|layer|step|split|run|trial|task|pair|token"
 _COUNTED = (
-    "once|twice|one number|one|two|three|rows?|tokens|labels|logits|texts|objects?|weights?|sub-folder|columns?|vectors?"
-    "|steps|looks|passes|times"
+    "once|twice|one number|one text|one|two|three|rows?|tokens|labels|logits|texts|objects?|weights?"
+    "|sub-folder|columns?|vectors?|steps|looks|passes|times"
 )
 BANNED: tuple[tuple[str, str], ...] = (
     (r"\b(?:trained|trainable|as many|fewer) numbers\b", "parameters"),
     (r"\bnumbers (?:of|in) (?:the|a|its) (?:model|prompt|head|backbone)\b", "parameters"),
     (r"\blooks? at (?:the )?validation\b", "evaluation on the validation rows"),
-    (r"\b(?:a|an|one|best|last|each|every|dozen|of|more|few|several) looks?\b(?! at| like|ing)", "evaluation"),
+    (r"\b(?:a|an|one|best|last|each|every|dozen|of|few|several) looks?\b(?! at| like|ing)", "evaluation"),
     (r"\bnought\b", "zero"),
     (r"\banew\b", "again, from scratch"),
     (r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|such\b|better\b|worse\b|problem\b)",
@@ -52,6 +52,8 @@ BANNED: tuple[tuple[str, str], ...] = (
 NOT_YET = (
     "src/ptuning/model/",
     "src/ptuning/training/",
+    "src/ptuning/adapters/folder.py",
+    "src/ptuning/peft/model.py",
     "docs/",
     "README.md",
     "ptuning train --help",
@@ -129,9 +131,10 @@ def test_what_is_clean_leaves_the_list() -> None:
     "text",
     [
         "the number of rows", "numbers from 0 to 5", "whole numbers", "the weights of the backbone",
-        "there is no such file", "this looks like JSON", "it looks at the first line", "a lower learning rate",
-        "the error rate", "a row has a label", "label a row as spam", "it is no longer needed",
-        "the largest value", "a class of texts", "if there is no label", "one row per line", "the rate of change",
+        "there is no such file", "this looks like JSON", "it looks at the first line", "the error rate",
+        "a lower learning rate", "a row has a label", "label a row as spam", "it is no longer needed",
+        "the largest value", "a class of texts", "if there is no label", "one row per line",
+        "the rate of change",
     ],
 )  # fmt: skip
 def test_ordinary_english_is_allowed(text: str) -> None:
@@ -142,8 +145,9 @@ def test_ordinary_english_is_allowed(text: str) -> None:
     "text",
     [
         "under 1 % as many numbers as the model has", "the numbers of the prompt", "each look costs an epoch",
-        "the best look", "begins at nought", "written anew", "it is no file", "logits of which nothing is known",
-        "all, but for the last", "the prompt's rate", "how the rates fall", "one number a row", "one text a line",
+        "the best look", "begins at nought", "written anew", "it is no file", "logits of which nothing is",
+        "all, but for the last", "the prompt's rate", "how the rates fall", "one number a row",
+        "one text a line",
         "it weighs dimensions", "told from the file", "the pass that comes by", "the greatest value",
     ],
 )  # fmt: skip

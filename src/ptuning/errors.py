@@ -3,7 +3,7 @@
 ::
 
     PTuningError (Exception)
-    ├── UserError                 the caller can mend it: exit code 2 at the command line
+    ├── UserError                 the caller can correct it: exit code 2 on the command line
     │   ├── ConfigError           an unknown, missing or contradictory choice
     │   ├── DataError             a file, column, row, text or label that cannot be used
     │   ├── BackboneNotFound      the model is neither a folder, nor cached, nor reachable
@@ -63,7 +63,7 @@ def _message(problem: str, got: object, expected: object, remedy: str | None) ->
 
 
 class UserError(PTuningError):
-    """Something the caller can mend: a configuration, a file, a name."""
+    """Something that the caller can correct: a configuration, a file, a name."""
 
 
 class ConfigError(UserError, ValueError):
@@ -71,7 +71,7 @@ class ConfigError(UserError, ValueError):
 
 
 class DataError(UserError, ValueError):
-    """A file, column, row, text or label that cannot be used as it stands."""
+    """A file, column, row, text or label that cannot be used."""
 
 
 class BackboneNotFound(UserError, OSError):
@@ -83,7 +83,7 @@ class UnsupportedBackbone(UserError, NotImplementedError):
 
 
 class AdapterError(UserError, ValueError):
-    """A folder that holds no adapter, or one that was altered or cut short."""
+    """A folder without an adapter, or with one that was altered or cut short."""
 
 
 class AdapterMismatch(AdapterError):
@@ -95,11 +95,11 @@ class TrainingDiverged(PTuningError, ArithmeticError):
 
 
 class OutputError(PTuningError, OSError):
-    """A result that could not be written. What stood there before is untouched."""
+    """A result that could not be written. What was there before is unchanged."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine has run out of it: torch says so in words."""
+    """Whether an error means that the device or the machine is out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("out of memory", "allocate memory"))

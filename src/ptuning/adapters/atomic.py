@@ -87,7 +87,7 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _writing(target):
             token = _token()
-            made, new, aside = (_beside(target, kind, token) for kind in ("tmp", "new", "old"))
+            made, new, aside = (_sibling(target, kind, token) for kind in ("tmp", "new", "old"))
             try:
                 made.mkdir()  # not tempfile.mkdtemp, because only the owner may read its folder
                 fill(made)
@@ -125,7 +125,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     are raised as ``OSError``.
     """
     with _writing(target):
-        made = _beside(target, "tmp", _token())
+        made = _sibling(target, "tmp", _token())
         try:
             yield made
             with made.open("rb+") as stream:
@@ -203,7 +203,7 @@ def moved_aside(target: Path) -> Path | None:
     return next((each.path for each in leftovers(target) if each.kind == "old"), None)
 
 
-def _tidy(target: Path, whole: Callable[[Path], bool], sure: bool) -> None:
+def _clean_up(target: Path, whole: Callable[[Path], bool], sure: bool) -> None:
     """Restore ``target`` if it is missing, then delete the files of dead processes.
 
     Args:
@@ -246,7 +246,7 @@ def _writing(target: Path, whole: Callable[[Path], bool] = lambda folder: True) 
     handle, alone = _lock(_lock_of(target))
     try:
         if alone is not False:
-            _tidy(target, whole, sure=bool(alone))
+            _clean_up(target, whole, sure=bool(alone))
         if alone and handle is not None:
             _flock(handle, exclusive=False, wait=True)
         yield
@@ -316,7 +316,7 @@ def _token() -> str:
     return f"{_BOOT}-{secrets.token_hex(4)}"
 
 
-def _beside(target: Path, kind: str, token: str) -> Path:
+def _sibling(target: Path, kind: str, token: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{token}")
 
 
@@ -336,7 +336,7 @@ def _discard(path: Path, *, strict: bool = False) -> None:
     found = _LEFTOVER.fullmatch(path.name)
     junk = path
     if not found or found["kind"] != "tmp":
-        junk = _beside(Path(path.with_name(found["name"]) if found else path), "tmp", _token())
+        junk = _sibling(Path(path.with_name(found["name"]) if found else path), "tmp", _token())
         try:
             os.rename(path, junk)
         except OSError:

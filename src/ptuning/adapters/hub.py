@@ -101,8 +101,8 @@ def locate(
         or "\\" in name
     )
     # The output folder of a Trainer often has the name of the repository, but is not an adapter.
-    holds = any((path / file).is_file() for file in (RECORD, CONFIG, TRAINERS))
-    if path.exists() and (holds or is_path or name.count("/") != 1):
+    has_model = any((path / file).is_file() for file in (RECORD, CONFIG, TRAINERS))
+    if path.exists() and (has_model or is_path or name.count("/") != 1):
         return path
     if is_path:
         details(path)  # it can only be a folder: explain that it is missing
@@ -114,8 +114,8 @@ def locate(
         raise
     if (folder / RECORD).is_file():
         return folder
-    whole = is_peft(folder) and any((folder / file).is_file() for file in (WEIGHTS, PICKLED))
-    if not whole and hub_out_of_reach():
+    complete = is_peft(folder) and any((folder / file).is_file() for file in (WEIGHTS, PICKLED))
+    if not complete and hub_out_of_reach():
         raise AdapterError(
             f"no adapter {name!r}: the Hub's cache has no complete copy, and {_why_out_of_reach()}"
         )
@@ -263,10 +263,10 @@ def _validate(card: str) -> None:
         RepoCard(card).validate(repo_type="model")
     except ValueError as error:
         try:
-            said = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+            reasons = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
         except (ValueError, KeyError, TypeError):
-            said = str(error)
-        raise ValueError(f"Invalid metadata in README.md: {said}") from error
+            reasons = str(error)
+        raise ValueError(f"Invalid metadata in README.md: {reasons}") from error
 
 
 def _check_choices(repo_id: str, revision: str | None, license: str | None) -> None:

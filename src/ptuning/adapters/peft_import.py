@@ -227,11 +227,11 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
             remedy="load it with peft.PeftModel.from_pretrained",
         )
     unknown = {name: value for name, value in config.items() if name not in OPTIONS[kind]}
-    if said := sorted(name for name, value in unknown.items() if value not in (None, False, [], {})):
-        close = difflib.get_close_matches(said[0], OPTIONS[kind], n=1)
+    if given := sorted(name for name, value in unknown.items() if value not in (None, False, [], {})):
+        close = difflib.get_close_matches(given[0], OPTIONS[kind], n=1)
         meant = f"did you mean {close[0]!r}? Otherwise update" if close else "update"
         raise AdapterError(
-            f"{folder / CONFIG} has the option {shortened(said[0])} ({shortened(unknown[said[0]])}), "
+            f"{folder / CONFIG} has the option {shortened(given[0])} ({shortened(unknown[given[0]])}), "
             f"which this version of ptuning does not know for {kind}",
             remedy=f"{meant} ptuning, or load it with peft.PeftModel.from_pretrained",
         )

@@ -75,14 +75,14 @@ class Adapter:
                 expected=f"[{wanted}] for depth {self.prompt.get('depth')!r} on {self.backbone.get('name')}",
             )
         pooling, units = self.prompt.get("pooling"), self.prompt.get("num_virtual_units") or 0
-        mixed = beside = None
+        mix_shape = unit_shape = None
         if self.deep and pooling == "layers":
             queries = self.prompt.get("num_queries") or 0
-            mixed = (self._layers + 1, 2 + 2 * queries, self.backbone["hidden_size"])
+            mix_shape = (self._layers + 1, 2 + 2 * queries, self.backbone["hidden_size"])
         if self.deep and units:
-            beside = (self._layers, 2, units, self.backbone["hidden_size"])
-        _check_shape(MIX, self.head.get(MIX), mixed, f"the pooling {pooling!r}")
-        _check_shape("units", self.units, beside, f"{units} virtual units")
+            unit_shape = (self._layers, 2, units, self.backbone["hidden_size"])
+        _check_shape(MIX, self.head.get(MIX), mix_shape, f"the pooling {pooling!r}")
+        _check_shape("units", self.units, unit_shape, f"{units} virtual units")
         for layer in OUTPUT_LAYERS:
             self._check_rows(f"{layer}.weight", dimensions=2)
             self._check_rows(f"{layer}.bias", dimensions=1)

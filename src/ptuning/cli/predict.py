@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     with live_input(given.input) as source:
         found = stream_examples(source, format=form, pair=model.task.pair, keep=keep, **data.reading())
         print_notes(found.notes)
-        said, done = len(found.notes), 0
+        printed, done = len(found.notes), 0
         rows = read_ahead(found.examples) if is_live(source) else found.examples
         with Throughput(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
             write = _writer(stream, given.format, model.task)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
                 write(prediction)
                 rate.one_more()
                 done += 1
-    print_notes(found.notes[said:])
+    print_notes(found.notes[printed:])
     if (left_out := found.left_out.note(found.origin, done)) is not None:
         print_notes([left_out])
 
@@ -123,22 +123,22 @@ def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], No
     """A function that writes one prediction; the columns of a CSV are determined by the first one."""
     if form == "jsonl":
         return lambda found: print(
-            json_text(_beside({"row": found.row, **found.to_dict()}, found.kept)),
+            json_text(_with_kept({"row": found.row, **found.to_dict()}, found.kept)),
             file=stream,
             flush=stream.isatty(),
         )
     table = csv.writer(stream, lineterminator="\n")
     names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
-    begun = False
+    has_header = False
 
     def write(found: Prediction) -> None:
-        nonlocal begun
+        nonlocal has_header
         label = "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
         own = [found.row, label, *(f"{chance:.6f}" for _, chance in found.probabilities)]
-        cells = _beside(dict(zip(["row", *names], own, strict=True)), found.kept)
-        if not begun:
+        cells = _with_kept(dict(zip(["row", *names], own, strict=True)), found.kept)
+        if not has_header:
             table.writerow(map(cell, cells))
-        begun = True
+        has_header = True
         table.writerow(
             json_text(value) if isinstance(value, list | dict) else cell(value) for value in cells.values()
         )
@@ -146,7 +146,7 @@ def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], No
     return write
 
 
-def _beside(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:
+def _with_kept(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:
     """A prediction with the kept columns; a column with the name of one of its parts becomes
     ``input.label``.
     """
@@ -188,12 +188,12 @@ def _open(output: str) -> Iterator[IO[str]]:
             "--output", got=f"the folder {output!r}", expected="a file", remedy="name a file in it"
         )
     if target.exists() and not target.is_file():
-        with _blaming(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
+        with _output_errors(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
             yield stream  # a device or a pipe is not replaced
         return
-    beside = str(target.with_name(f".{target.name}."))
+    temporary = str(target.with_name(f".{target.name}."))
     with (
-        _blaming(output, beside),
+        _output_errors(output, temporary),
         atomic_file(target) as part,
         open(part, "x", encoding="utf-8", newline="") as stream,
     ):
@@ -201,7 +201,7 @@ def _open(output: str) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def _blaming(output: str, file: str) -> Iterator[None]:
+def _output_errors(output: str, file: str) -> Iterator[None]:
     """Turn system errors for files with names that start with ``file`` into an error about ``--output``."""
     try:
         yield

@@ -112,7 +112,7 @@ def load_examples(
     names: tuple[Label, ...] | None = None
     if columns.label is not None:
         names = table.label_names.get(columns.label)
-    notes = [*map(Note, table.notes), *(Note(f"{table.origin.name}: {said}") for said in columns.notes)]
+    notes = [*map(Note, table.notes), *(Note(f"{table.origin.name}: {note}") for note in columns.notes)]
     if unlabelled:
         given = f"data.no_label: {', '.join(_several(options.get('no_label')))}"
         message = f"{table.origin.name}: left out {counted(len(unlabelled))} without a label ({given})"
@@ -157,19 +157,19 @@ def stream_examples(
     keep: Sequence[str] = (),
     **options: Unpack[ReadOptions],
 ) -> Stream:
-    """Open a source for prediction: its columns are checked now, its rows as they are taken.
+    """Open a source for prediction. Its columns are checked now, its rows when they are read.
 
-    Args and errors are those of :func:`load_examples`; labels are not read. With ``bad_rows="error"`` the
-    rows before the first bad one are given, then it raises; with ``"skip"`` bad rows are counted in
+    Arguments and errors are those of :func:`load_examples`; labels are not read. With ``bad_rows="error"``,
+    the first bad row raises after the rows before it; with ``"skip"``, bad rows are counted in
     :attr:`Stream.left_out`.
 
     Args:
-        keep: Columns that each example carries along (:attr:`Example.kept`); ``"*"`` stands for all of them.
+        keep: Additional columns to keep in :attr:`Example.kept`; ``"*"`` means all columns.
     """
     skip = options.get("bad_rows", "error") == "skip"
     problems: list[Problem] | None = [] if skip else None
     table, columns = _open(source, format, False, pair, None, {**options, "label": None}, problems)
-    table.notes.extend(f"{table.origin.name}: {said}" for said in columns.notes)
+    table.notes.extend(f"{table.origin.name}: {note}" for note in columns.notes)
     found = as_examples(
         table.rows, columns, table.origin, need_label=False, keep=_kept(keep, table), problems=problems
     )
@@ -197,19 +197,19 @@ def _move(problems: list[Problem], left_out: LeftOut) -> None:
 
 
 def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One value, several with commas between, or a list of them."""
+    """A value, values separated by commas, or a list, as a tuple."""
     if isinstance(given, str):
         return tuple(part.strip() for part in given.split(","))
     return tuple(given or ())
 
 
 def _kept(names: Sequence[str], table: Table) -> list[str]:
-    """The columns that are to be carried along, each once."""
+    """The columns to keep, without duplicates."""
     for name in names:
         if name != "*" and name not in table.columns:
             raise DataError(
-                f"{table.origin.name}: no column {name!r} to keep, expected one of "
-                f"{listing(table.columns, 40)}"
+                f"{table.origin.name}: no column {name!r} to keep",
+                expected=f"one of {listing(table.columns, 40)}",
             )
     return list(dict.fromkeys(each for name in names for each in (table.columns if name == "*" else [name])))
 
@@ -236,10 +236,10 @@ def _open(
         problems=problems,
     )
     name = table.origin.name
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if label is None and need_label and task is not None and _are_columns(task, table.columns):
         label = [str(each) for each in task.labels]
-        said = (f"labels: the columns {listing(label, 20)}, as in training",)
+        notes = (f"labels: the columns {listing(label, 20)}, as in training",)
     find = partial(
         find_columns,
         table.columns,
@@ -251,7 +251,7 @@ def _open(
     )
     try:
         columns = find()
-    except UnclearColumns:  # the values may say what the names do not
+    except UnclearColumns:  # decide by the values
         first, rows = peek(table.rows)
         table = replace(table, rows=rows)
         known = () if task is None else task.labels
@@ -261,21 +261,25 @@ def _open(
             raise _with_notes(error, table) from None
     except DataError as error:
         raise _with_notes(error, table) from None
-    columns = replace(columns, notes=(*columns.notes, *said))
+    columns = replace(columns, notes=(*columns.notes, *notes))
     if pair is not None and columns.pair != pair:
-        got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
-        named = f"both with {option('text')} and {option('text_b')}" if pair else f"it with {option('text')}"
+        both = f"both with {option('text')} and {option('text_b')}"
         raise DataError(
-            f"{name}: the text is {got}, expected {'two texts' if pair else 'one text'} in a row, as in "
-            f"training; name {named}, of {listing(table.columns, 40)}"
+            f"{name}, text",
+            got=f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"only {columns.text!r}",
+            expected=f"{'two texts' if pair else 'one text'} per row, as in training",
+            remedy=f"name {both if pair else 'it with ' + option('text')}, of {listing(table.columns, 40)}",
         )
     return table, columns
 
 
 def _with_notes(error: DataError, table: Table) -> DataError:
-    """An error about columns, beside what was detected about the file that they were looked for in."""
-    said = "; ".join(note.removeprefix(f"{table.origin.name}: ") for note in table.notes)
-    return DataError(f"{error} (the file: {said})") if said else error
+    """An error about columns, with what was detected about the file."""
+    notes = "; ".join(note.removeprefix(f"{table.origin.name}: ") for note in table.notes)
+    if not notes:
+        return error
+    remedy = f"{error.remedy or ''} (the file: {notes})".strip()
+    return DataError(error.problem, got=error.got, expected=error.expected, remedy=remedy)
 
 
 def _are_columns(task: Task, columns: Sequence[str]) -> bool:

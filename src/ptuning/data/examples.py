@@ -93,7 +93,7 @@ def as_examples(
         ConfigError: ``label_separator`` is empty.
     """
     if label_separator == "":
-        raise ConfigError("label_separator", got="''", expected="what stands between two labels, such as '|'")
+        raise ConfigError("label_separator", got="''", expected="the text between two labels, such as '|'")
     origin = Origin(name=origin) if isinstance(origin, str) else origin
     labelled = need_label and (columns.label is not None or bool(columns.labels))
     labels = _LabelReader(columns, label_separator, no_label) if labelled else None

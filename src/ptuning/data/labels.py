@@ -1,9 +1,9 @@
-"""From the labels that stand in the data to a task, and from labels to targets.
+"""From the labels in the data to a task, and from labels to targets.
 
-Labels keep their type: the number 1 of a JSON file and the text "1" of a CSV are different labels, and
-one column does not mix them. Their order never depends on the order of the rows: numbers (and texts that
-are all numbers) by value, ``False`` before ``True``, other texts by their characters, and class labels
-that come with names in the order of the names.
+Labels keep their type: the number 1 of a JSON file and the string "1" of a CSV are different labels, and a
+column must not mix them. The order of labels does not depend on the order of the rows: numbers (and strings
+that are all numbers) by value, ``False`` before ``True``, other strings by their characters, and class labels
+in the order of their names.
 """
 
 from __future__ import annotations

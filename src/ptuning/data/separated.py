@@ -216,7 +216,7 @@ def _quoting(
 
 _CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^"\t\r\n]*))(\t|\r\n|\n|\r|\Z)')
 _OPEN = re.compile(r'"[^"]*(?:""[^"]*)*\Z')
-_NEEDS_QUOTES = re.compile('[\t\r\n",;]|^\\s|\\s$')  # Excel quotes what holds a comma, in a TSV too
+_NEEDS_QUOTES = re.compile('[\t\r\n",;]|^\\s|\\s$')  # Excel quotes cells with a comma, in a TSV too
 
 
 @dataclass

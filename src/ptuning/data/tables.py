@@ -447,7 +447,7 @@ def _part_rows(folder: Path, files: Sequence[Path], format: Format | None, readi
 
 def _joined(files: Sequence[Path], parts: Parts, format: Format | None, reading: Reading) -> Rows:
     columns: tuple[str, ...] | None = None
-    said: set[str] = set()
+    known_notes: set[str] = set()
     last = 0
     for file in files:
         before = last
@@ -470,7 +470,7 @@ def _joined(files: Sequence[Path], parts: Parts, format: Format | None, reading:
             last = max(last, before + problem.row)
             cast(list[Problem], reading.problems).append(replace(problem, row=before + problem.row))
         for note in own.notes:
-            said_of_it = note.removeprefix(f"{file}: ")
-            if said_of_it not in said:
-                said.add(said_of_it)
+            without_name = note.removeprefix(f"{file}: ")
+            if without_name not in known_notes:
+                known_notes.add(without_name)
                 reading.notes.append(note)

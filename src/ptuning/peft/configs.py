@@ -113,12 +113,12 @@ class PeftConfig:
         folder = Path(save_directory)
         if adapters.is_adapter(folder):
             there = config_of(adapters.load(folder)).to_dict()
-            said = {name: value for name, value in self.to_dict().items() if value is not None}
-            for name in said.keys() - {"inference_mode"}:
-                if there.get(name) != said[name]:
+            given = {name: value for name, value in self.to_dict().items() if value is not None}
+            for name in given.keys() - {"inference_mode"}:
+                if there.get(name) != given[name]:
                     raise ConfigError(
                         f"{folder} has an adapter with {name} {there.get(name)!r}",
-                        got=repr(said[name]),
+                        got=repr(given[name]),
                         remedy="choose another folder, or save the model: model.save_pretrained",
                     )
             return  # it is part of the adapter already
