@@ -251,8 +251,8 @@ def test_inspect_takes_pefts_folder(
     text = " ".join(answers("inspect", method).split())
     assert shape in text
     assert "labels 0, 1" in text
-    assert "weights not known: PEFT records nothing of its backbone" in text
-    assert "PEFT reads this folder" in text
+    assert "fingerprint unknown: PEFT does not record it" in text
+    assert "PEFT can load this folder" in text
     assert "None" not in text
     said = answers("inspect", method, "--backbone", str(tiny_folder))
     assert said.endswith(f"fits {tiny_folder}\n")
@@ -262,7 +262,7 @@ def test_inspect_takes_pefts_folder(
     assert found["peft"] == "readable"
     assert found["prompt"]["num_virtual_tokens"] == P
     assert found["backbone"]["name"] == str(tiny_folder)
-    assert found["numbers"] == (P * 32 if method == "p_tuning" else 3 * 2 * P * 32) + 66
+    assert found["parameters"] == (P * 32 if method == "p_tuning" else 3 * 2 * P * 32) + 66
 
 
 def test_inspect_says_that_pefts_folder_does_not_fit(
@@ -306,7 +306,7 @@ def test_import_gives_names_and_the_same_answers(
     by_number = json.loads(answers("evaluate", method, "rows.jsonl", "--json"))
     assert by_name["metrics"]["accuracy"] == by_number["metrics"]["accuracy"]
     # What was imported PEFT reads again.
-    assert "reads this folder" in answers("inspect", "ours")
+    assert "can load this folder" in answers("inspect", "ours")
     torch.testing.assert_close(
         in_peft(home / "ours", tiny_folder), in_peft(home / method, tiny_folder), atol=1e-6, rtol=0
     )
@@ -341,12 +341,20 @@ def test_import_for_pairs(answers: Callable[..., str], refused: Callable[..., st
 @pytest.mark.parametrize(
     ("adapter", "labels", "said"),
     [
-        ("p_tuning", "bad, so so, good", "--labels: got 3 names, expected 2; the adapter's head decides"),
+        (
+            "p_tuning",
+            "bad, so so, good",
+            "--labels: got 3 names, expected 2; name the logits of the adapter's head",
+        ),
         ("p_tuning", "bad", "--labels: got 1 names, expected 2"),
         ("p_tuning", "bad,bad", "labels: got 'bad' twice, expected distinct labels"),
         ("p_tuning", "bad,", "--labels: got an empty name"),
         ("p_tuning", "", "--labels: got "),
-        ("theirs-number", "bad, good", "--labels: got 2 names, a regression has none"),
+        (
+            "theirs-number",
+            "bad, good",
+            "--labels: got 2 names, expected none, because a regression has no labels",
+        ),
     ],
 )
 def test_labels_that_do_not_fit(refused: Callable[..., str], adapter: str, labels: str, said: str) -> None:
@@ -386,7 +394,7 @@ def test_import_does_not_write_over_what_it_reads(refused: Callable[..., str]) -
 
 def test_one_of_ours_is_not_imported(refused: Callable[..., str]) -> None:
     said = refused("import-peft", "deep-classes", "out")
-    assert said == "deep-classes is an adapter of ptuning's already; use it as it is"
+    assert said == "deep-classes is an adapter of ptuning already; use it as it is"
 
 
 # --------------------------------------------------------------------------------- what cannot be taken
@@ -420,7 +428,7 @@ def test_a_pickle_is_read_only_if_allowed(
         shutil.rmtree("out")
     pickled(home / "p_tuning")
     said = refused(command, "p_tuning", *COMMANDS[command])
-    assert "holds its tensors as a pickle (adapter_model.bin, from an old version of PEFT)" in said
+    assert "has a pickle (adapter_model.bin, from an old version of PEFT)" in said
     assert "if you trust it, pass --allow-pickle" in said
     assert answers(command, "p_tuning", *COMMANDS[command], "--allow-pickle") == plain
     if command == "import-peft":
@@ -523,7 +531,7 @@ def test_export_gives_pefts_users_our_answers(
     assert after.prompt == before.prompt
     assert after.task.labels == before.task.labels
     assert after.task.max_length == before.task.max_length
-    assert "reads this folder" in answers("inspect", "out")
+    assert "can load this folder" in answers("inspect", "out")
     one, other = (objects(answers("predict", name, "--input", "rows.jsonl")) for name in (source, "out"))
     for ours, exported in zip(one, other, strict=True):
         assert exported.get("label") == ours.get("label")
@@ -556,8 +564,8 @@ def test_only_the_scaling_needs_the_export(answers: Callable[..., str], home: Pa
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("front", "stand at 'front', .* prompt.placement 'start' can be represented$"),
-        ("upper", "begins at layer 1, .* prompt.first_layer 0 can be represented$"),
+        ("front", "are placed at 'front', .* prompt.placement 'start' can be represented$"),
+        ("upper", "starts at layer 1, .* prompt.first_layer 0 can be represented$"),
         ("still", "prompt.position_offset is 0, .* always uses 4 for 4 virtual tokens on bert"),
     ],
 )
@@ -610,7 +618,7 @@ def test_export_in_place(answers: Callable[..., str], home: Path, tiny_folder: P
 @pytest.mark.parametrize("method", METHODS)
 def test_what_peft_wrote_needs_no_export(refused: Callable[..., str], method: str) -> None:
     said = refused("export-peft", method, "out")
-    assert said == f"{method} is an adapter of PEFT's already; use it as it is"
+    assert said == f"{method} is a PEFT adapter already; use it as it is"
 
 
 def test_an_altered_adapter_is_not_exported(refused: Callable[..., str], home: Path) -> None:

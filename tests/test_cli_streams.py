@@ -171,7 +171,7 @@ def test_arriving_reads_only_so_far_ahead() -> None:
 @pytest.mark.parametrize(
     ("bad", "argv", "said"),
     [
-        (b" \n", [], "standard input, line 6: the text in 'text' is blank"),
+        (b" \n", [], "standard input, line 6, the text in 'text': got ' '"),
         (b"\xff\n", [], "standard input, line 6: "),
         (b"film " * 90 + b"\n", ["--too_long", "error"], "standard input, line 6: 92 tokens"),
     ],

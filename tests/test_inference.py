@@ -345,7 +345,7 @@ def test_long_texts_are_cut_or_refused(model: PTuningModel) -> None:
     long = "film " * 100
     (found,) = Predictor(model=model)([long])
     assert math.isfinite(found.probabilities[0][1])
-    with pytest.raises(DataError, match="the rows, row 2: 102 tokens, and at most 64 fit"):
+    with pytest.raises(DataError, match="the rows, row 2: got 102 tokens, expected at most 64"):
         Predictor(model=model, too_long="error")(["good", long])
 
 

@@ -743,7 +743,7 @@ def test_too_long_can_be_refused_and_names_the_row(
 ) -> None:
     long = [*rows(30), {"text": "film " * 80, "label": "positive"}]
     file = str(jsonl("long.jsonl", long))
-    with pytest.raises(DataError, match=r"long.jsonl, line 31: 82 tokens, and at most 60 fit"):
+    with pytest.raises(DataError, match=r"long.jsonl, line 31: got 82 tokens, expected at most 60"):
         train(config(data__train=file, data__too_long="error"))
     assert isinstance(train(config(data__train=file, fit__epochs=1)), TrainResult)
 

@@ -144,7 +144,7 @@ def _check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...] | N
     if got != expected:
         raise AdapterError(
             f"the shape of {name}",
-            got=got,
+            got=str(got),
             expected=f"{expected} (None: no such tensor) for {why}",
             remedy="the adapter was altered",
         )

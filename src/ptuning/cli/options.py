@@ -41,6 +41,8 @@ _ARGUMENT = re.compile(r"^argument ([^:/]+)(?:/[^:]+)?: ")
 _ROLE = re.compile(r"\s*\(:\w+:`[^`]*`\)|:\w+:`~?(?:\w+\.)*(\w+)`")
 _SENTENCE = re.compile(r"\.\s+(?=[A-Z(])")
 REQUIRED = "required"
+SHORT = 8
+"""A first sentence with fewer characters, such as the symbol of a size, is not a help text of its own."""
 
 
 class Option(NamedTuple):
@@ -69,7 +71,8 @@ class Option(NamedTuple):
         notes = "; ".join(
             filter(None, (f"for {', '.join(self.applies_to)}" if self.applies_to else "", default))
         )
-        summary = _SENTENCE.split(self.help, maxsplit=1)[0].rstrip(".")
+        first, *rest = _SENTENCE.split(self.help, maxsplit=2)
+        summary = (". ".join([first, *rest[:1]]) if len(first) < SHORT else first).rstrip(".")
         if summary[1:2].islower():  # a sentence of a docstring
             summary = summary[:1].lower() + summary[1:]
         return {

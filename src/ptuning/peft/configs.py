@@ -180,7 +180,10 @@ class PromptLearningConfig(PeftConfig):
         super().__post_init__()
         if self.num_virtual_tokens is None or self.num_virtual_tokens < 1:
             raise ConfigError(
-                "num_virtual_tokens", got=self.num_virtual_tokens, expected="at least 1", remedy="20 is usual"
+                "num_virtual_tokens",
+                got=str(self.num_virtual_tokens),
+                expected="at least 1",
+                remedy="20 is usual",
             )
         if self.num_transformer_submodules not in (None, 1):
             raise ConfigError(
