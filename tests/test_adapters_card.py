@@ -155,7 +155,7 @@ def test_the_task() -> None:
 def test_the_numbers_that_were_trained() -> None:
     assert "It has 98 trained parameters: 64 in the prompt, 34 in the head." in model_card(an_adapter())
     frozen = model_card(an_adapter({"train_head": False}))
-    assert "It holds 64 trained numbers: 64 in the prompt; the head was left as it was." in frozen
+    assert "It has 64 trained parameters: 64 in the prompt; the head was not trained." in frozen
     known = model_card(an_adapter(facts={"num_parameters": 9_800}))
     assert "That is 1.000% of the backbone's 9,800." in known
 

@@ -594,7 +594,7 @@ def test_a_decoders_mean_has_no_place_in_its_head(
     assert said.startswith(
         "PEFT cannot represent this adapter: its scores are around 3, and score.weight has no "
     )
-    assert said.endswith("train on targets with their mean taken off")
+    assert said.endswith("train on targets minus their mean")
     answers("export-peft", "on", "out")
     theirs = peft.PeftModel.from_pretrained(tiny("gpt2", num_labels=1), str(home / "out")).eval()
     with torch.no_grad():

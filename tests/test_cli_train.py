@@ -109,7 +109,7 @@ def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows
     assert "NOT LEARNED" in err
     assert "--fit.prompt_rate" in err
     said, then = out.splitlines()
-    assert said == "saved out, which is not to be used: it has not learned"
+    assert said == "saved out, but do not use it: it has not learned"
     assert then.startswith("next: the same command with --fit.")
     assert "predict" not in out
     assert then.removeprefix("next: the same command with ") in err  # what the diagnosis has first
@@ -409,12 +409,12 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
         ("x.jsonl", lines(BOTH), ["--data.text", "txet"], "no column 'txet' for text.*did you mean 'text'"),
         ("x.jsonl", lines(BOTH), ["--data.label", "lable"], "no column 'lable'.*did you mean 'label'"),
         ("x.csv", b"", [], "x.csv: no rows, expected at least one"),
-        ("x.csv", b"text,label\n", [], "x.csv: no rows after the columns' names"),
+        ("x.csv", b"text,label\n", [], "x.csv: no rows after the column names"),
         ("x.jsonl", b"\n\n", [], "x.jsonl: no rows"),
         ("x.jsonl", lines(GOOD), [], "x.jsonl: got the label 'positive' in every row"),
         ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "x.jsonl, line 21: .*blank"),
         ("x.jsonl", lines([*BOTH, {"text": None, "label": "positive"}]), [], "x.jsonl, line 21: .*is null"),
-        ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21: .*holds the int 7"),
+        ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21, .*got the int 7"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": None}]), [], "x.jsonl, line 21: .*is null"),
         ("x.jsonl", lines([*BOTH, {"text": "x"}]), [], "x.jsonl, line 21: no 'label'"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": 1}]), [], "x.jsonl, line 1: .*but 1 .int."),

@@ -190,7 +190,7 @@ def test_lists_as_text_are_read_and_said() -> None:
 def test_a_cell_that_is_no_list_among_lists_is_a_bad_row() -> None:
     labels = ["['a']", "['b']"] * 20 + ["['a'"]
     with pytest.raises(
-        DataError, match="row 41: the label is \"\\['a'\", expected a list as in the other rows"
+        DataError, match="row 41, the label: got \"\\['a'\", expected a list as in the other rows"
     ):
         loaded(labels)
     found = loaded(labels, bad_rows="skip")

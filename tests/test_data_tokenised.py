@@ -366,8 +366,8 @@ MASKS = {"attention_mask": 1, "token_type_ids": 0}
         ({"attention_mask": [0, 0, 0, 0]}, r"'attention_mask': got \[0, 0, 0, 0\], expected 1"),
         ({"attention_mask": [1, 2, 1, 1]}, r"'attention_mask': got \[1, 2, 1, 1\], expected 1"),
         ({"token_type_ids": None}, "'token_type_ids' is in some rows and not in others"),
-        ({"labels": 2}, "the label 2 is no class, expected a number from 0 to 1, or one of 'negative'"),
-        ({"labels": -1}, "the label -1 is no class"),
+        ({"labels": 2}, "the label: got 2, expected a class index from 0 to 1, or one of 'negative'"),
+        ({"labels": -1}, "the label: got -1, expected a class index"),
         ({"labels": None}, "got the label None, expected a label"),
         ({"labels": [1]}, "got the list"),
     ],
@@ -403,7 +403,7 @@ def test_an_input_prompt_takes_its_places_off_the_limit(tiny_folder: Path) -> No
 
 def test_rows_of_zeros_and_ones_of_another_width_are_refused() -> None:
     with pytest.raises(
-        DataError, match=r"data.train, row 2: the label is \[1.0, 0.0\], expected 3 zeros and"
+        DataError, match=r"data.train, row 2, the label: got \[1.0, 0.0\], expected 3 zeros and"
     ):
         read(labelled([1.0, 0.0, 0.0], [1.0, 0.0]), MULTI)
 

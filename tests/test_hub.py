@@ -629,9 +629,7 @@ def test_a_name_alone_is_the_users_own(login: Hub, folder: Path) -> None:
 
 def test_a_repository_of_something_else_is_left_alone(login: Hub, folder: Path, tiny_folder: Path) -> None:
     there = login.add_folder("someone/tiny-bert", tiny_folder)
-    one_line(
-        lambda: push(folder, "someone/tiny-bert"), "holds config.json and no ptuning.json", "another name"
-    )
+    one_line(lambda: push(folder, "someone/tiny-bert"), "has config.json and no ptuning.json", "another name")
     assert len(there.commits) == 1
 
 
@@ -657,7 +655,7 @@ def test_without_a_token(hub: Hub, folder: Path) -> None:
             "hf auth login",
             "set HF_TOKEN",
         )
-    one_line(lambda: push(folder, "someone/refunds", token="hf_some\none"), "holds blanks or letters")
+    one_line(lambda: push(folder, "someone/refunds", token="hf_some\none"), "contains spaces or invalid")
     assert hub.requests == []
 
 

@@ -90,7 +90,7 @@ def test_what_agrees_is_taken(folders: dict[str, Path], given: dict[str, Any]) -
 CONTRADICTS: list[tuple[dict[str, Any], str]] = [
     (
         {"num_labels": 2},
-        "num_labels: got 2, but the adapter was trained with 3; leave it out, the adapter says",
+        "num_labels: got 2, expected 3, as in the adapter; leave it out",
     ),
     (
         {"id2label": {0: "a", 1: "b", 2: "c"}},

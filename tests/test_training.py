@@ -502,7 +502,9 @@ def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> Non
         fit(model, {"train": rows(8), "valid": rows(8)})
     with pytest.raises(ConfigError, match="no split 'train'"):
         fit(model, {"test": rows(8)})
-    with pytest.raises(DataError, match=r"labels are strings .*, but the model was made with num_labels=2"):
+    with pytest.raises(
+        DataError, match=r"labels: got .* strings .*, because the model was created with num_labels=2"
+    ):
         fit(model, {"train": [*rows(8), {"text": "so so", "label": "mixed"}]})
     with pytest.raises(ConfigError, match=r"columns\.txt: unknown option"):
         fit(model, {"train": rows(8)}, columns={"txt": "text"})
