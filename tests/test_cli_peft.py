@@ -329,7 +329,7 @@ def test_import_without_labels_takes_the_backbones(
 def test_import_for_pairs(answers: Callable[..., str], refused: Callable[..., str], tmp_path: Path) -> None:
     answers("import-peft", "p_tuning", "pairs", "--pair", "--labels", "bad,good")
     assert load("pairs").task.pair
-    assert "expected two texts in a row" in refused("predict", "pairs", "--input", "rows.jsonl")
+    assert "expected two texts per row" in refused("predict", "pairs", "--input", "rows.jsonl")
     (tmp_path / "pairs.jsonl").write_text('{"text": "good film", "text_b": "bad food"}\n')
     (found,) = objects(answers("predict", "pairs", "--input", "pairs.jsonl"))
     assert found["label"] in NAMES

@@ -211,7 +211,7 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     (home / "bare.csv").write_text("text\ngood\n")
     assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
-    assert "expected two texts in a row, as in training" in refused("evaluate", "pair", "single.jsonl")
+    assert "expected two texts per row, as in training" in refused("evaluate", "pair", "single.jsonl")
     assert "expected one text in a row, as in training" in refused("evaluate", "single", "pair.jsonl")
     write(home / "long.jsonl", [{"text": "film " * 90, "label": "positive"}])
     assert "long.jsonl, line 1: got 92 tokens" in refused(
@@ -419,7 +419,7 @@ def test_predict_refuses_in_one_line(
 
 
 def test_pairs_and_single_texts_are_not_mixed_up(refused: Callable[..., str]) -> None:
-    assert "expected two texts in a row, as in training" in refused("predict", "pair")
+    assert "expected two texts per row, as in training" in refused("predict", "pair")
     assert "expected one text in a row, as in training" in refused(
         "predict", "single", "--input", "pair.jsonl"
     )
