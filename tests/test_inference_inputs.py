@@ -97,7 +97,7 @@ def test_pairs_in_any_form_are_the_pairs(tiny_folder: Path) -> None:
     assert chances(predictor, pairs[0]) == pytest.approx(expected[:1], abs=1e-5)
     with pytest.raises(DataError, match=r"text 2: got ' ', expected at least"):
         predictor([pairs[0], ("a film", " ")])
-    with pytest.raises(ConfigError, match="got one text.*, expected two texts, as in training"):
+    with pytest.raises(ConfigError, match=r"got one text.*, expected two texts, as in training"):
         predictor(["a film"])
 
 

@@ -432,7 +432,7 @@ def test_one_text_for_two_and_two_for_one_are_one_sentence(tiny_folder: Path) ->
         ):
             pairs(given)
     for given in (PAIRS[0], [PAIRS[0]], [[["good film", "bad"]]]):
-        with pytest.raises(ConfigError, match="got two texts.*, expected one text, as in training"):
+        with pytest.raises(ConfigError, match=r"got two texts.*, expected one text, as in training"):
             singles(given)
     assert isinstance(singles({"text": "good film", "text_pair": None}), dict)
 
