@@ -483,7 +483,7 @@ def test_another_method_of_pefts(
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     written(peft.get_peft_model(base(tiny_folder), lora), home / "lora")
     said = refused(command, "lora", *COMMANDS[command])
-    assert said.startswith("lora is an adapter is a PEFT adapter of type 'LORA', expected one of P_TUNING, ")
+    assert said.startswith("lora is a PEFT adapter of type 'LORA', expected one of P_TUNING, ")
     assert said.endswith("load it with peft.PeftModel.from_pretrained")
 
 

@@ -659,7 +659,9 @@ def test_check_data_takes_the_options_of_train(
     code, out, err = ptuning(*argv, "--data.max_length", "16", "--data.too_long", "error")
     assert code == 2
     assert "16" in out
-    assert err.startswith("ptuning: error: data.too_long: got 'error', and rows have more than the 16 tokens")
+    assert err.startswith(
+        "ptuning: error: data.too_long: got 'error', and there are rows of more than 16 tokens"
+    )
     assert "1 of train" in err
     assert ptuning(*argv, "--data.max_length", "16")[0] == 0
 

@@ -149,11 +149,11 @@ def test_one_text_for_two_and_two_for_one_are_errors_that_name_the_row(tiny_fold
 @pytest.mark.parametrize(
     ("given_texts", "said"),
     [
-        (["a", math.nan], "text 2 is nan, expected a string or a pair of strings"),
-        (["a", None], "text 2 is None, expected a string"),
-        ([("a",)], r"text 1 is \('a',\), expected a string"),
-        ([("a", "b", "c")], r"text 1 is \('a', 'b', 'c'\), expected a string"),
-        ([b"a"], "text 1 is b'a', expected a string"),
+        (["a", math.nan], "text 2: got nan, expected a string or a pair of strings"),
+        (["a", None], "text 2: got None, expected a string"),
+        ([("a",)], r"text 1: got \('a',\), expected a string"),
+        ([("a", "b", "c")], r"text 1: got \('a', 'b', 'c'\), expected a string"),
+        ([b"a"], "text 1: got b'a', expected a string"),
     ],
 )
 def test_what_is_no_text_is_named(model: PTuningModel, given_texts: Any, said: str) -> None:
@@ -170,7 +170,7 @@ def test_what_is_no_text_is_named(model: PTuningModel, given_texts: Any, said: s
     ],
 )
 def test_what_holds_no_texts_is_refused(model: PTuningModel, given_texts: Any, kind: str) -> None:
-    with pytest.raises(ConfigError, match=f"the texts are a {kind}, expected a string or a list of strings"):
+    with pytest.raises(ConfigError, match=f"texts: got a {kind}, expected a string or a list of strings"):
         Predictor(model=model)(given_texts)
     assert len(Predictor(model=model)(pandas.Series(["a", "b"]))) == 2
 

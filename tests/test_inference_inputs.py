@@ -115,12 +115,12 @@ def test_a_blank_text_is_refused_alike(model: PTuningModel, blank: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "the texts are a NoneType, expected a string or a list of strings"),
-        (b"text", "the texts are a bytes, expected"),
-        (5, "the texts are a int, expected"),
-        ({"a": "b"}, "the texts are a dict, expected"),
+        (None, "texts: got a NoneType, expected a string or a list of strings"),
+        (b"text", "texts: got a bytes, expected"),
+        (5, "texts: got a int, expected"),
+        ({"a": "b"}, "texts: got a dict, expected"),
         (["good", 1], "text 2 is 1, expected a string or a pair of strings"),
-        (pandas.Series(["good", None]), "text 2 is None, expected a string"),
+        (pandas.Series(["good", None]), "text 2: got None, expected a string"),
     ],
 )
 def test_what_is_no_text_is_one_sentence(model: PTuningModel, given: Any, message: str) -> None:

@@ -588,7 +588,9 @@ def test_what_pefts_programs_say_besides() -> None:
     several = tiny("bert", problem_type="regression")
     with pytest.raises(ConfigError, match="got 3, expected 1, because a regression"):
         get_peft_model(several, config())
-    with pytest.raises(DataError, match="several labels a row, but the task has one"):
+    with pytest.raises(
+        DataError, match="several labels per row, expected one label per row, because the task has one"
+    ):
         made(input_ids=IDS, attention_mask=MASK, labels=torch.ones(3, 3))
     shared = config()
     get_peft_model(tiny("bert"), shared)

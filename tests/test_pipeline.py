@@ -493,7 +493,7 @@ def test_what_other_pipelines_know_is_not_dropped_in_silence(tiny_folder: Path) 
     ids=lambda each: next(iter(each)),
 )
 def test_choices_of_loading_are_refused_beside_a_model(tiny_folder: Path, option: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(option))}: got .* beside a model"):
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}: got .* together with a model"):
         pipeline(perturbed(tiny_folder, SINGLE), **option)
 
 
