@@ -211,9 +211,9 @@ def test_a_text_that_leaves_no_token_to_stand_before_is_named(placement: str, wh
     odd = (NOTHING, "bad") if which == "first" else ("bad", NOTHING)
     rows = [("a good film", "a film"), odd, ("good", "film")]
     labelled = [{"text": a, "text_b": b, "label": "no"} for a, b in rows]
-    with pytest.raises(DataError, match=f"row 2: of the {which} text the tokenizer leaves no token"):
+    with pytest.raises(DataError, match=f"row 2: the tokenizer leaves no token of the {which} text"):
         Predictor(model=model)(rows)
-    with pytest.raises(DataError, match=f"row 2: of the {which} text the tokenizer leaves no token"):
+    with pytest.raises(DataError, match=f"row 2: the tokenizer leaves no token of the {which} text"):
         fit(model, {"train": labelled, "validation": labelled[2:]}, FitConfig(epochs=1))
 
 

@@ -119,7 +119,7 @@ def test_a_blank_text_is_refused_alike(model: PTuningModel, blank: str) -> None:
         (b"text", "texts: got a bytes, expected"),
         (5, "texts: got a int, expected"),
         ({"a": "b"}, "texts: got a dict, expected"),
-        (["good", 1], "text 2 is 1, expected a string or a pair of strings"),
+        (["good", 1], "text 2: got 1, expected a string or a pair of strings"),
         (pandas.Series(["good", None]), "text 2: got None, expected a string"),
     ],
 )
@@ -129,14 +129,14 @@ def test_what_is_no_text_is_one_sentence(model: PTuningModel, given: Any, messag
 
 
 def test_a_table_without_a_known_column_says_what_to_pass(model: PTuningModel) -> None:
-    with pytest.raises(DataError, match="pass the column of texts alone"):
+    with pytest.raises(DataError, match="pass only the column of texts"):
         Predictor(model)(FRAME.rename(columns={"text": "first", "label": "second"}).assign(third="x"))
 
 
 def test_what_is_no_model_is_one_sentence() -> None:
     for given in ("folder", None):
         with pytest.raises(
-            ConfigError, match=r"expected a PTuningModel; of a folder or Hub id, PTuningModel\.from"
+            ConfigError, match=r"expected a PTuningModel; load a folder or Hub id with PTuningModel\.from"
         ):
             Predictor(given)  # type: ignore[arg-type]
 
