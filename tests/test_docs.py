@@ -99,9 +99,9 @@ def backbones(now: str) -> str:
 
     notes = {row[1].strip("`"): row[-1] for row in cells(now)}
     how = {
-        "attention": "attention interface",
+        "interface": "attention interface",
         "cache": "key/value cache",
-        "disentangled": "own attention",
+        "replaced": "own attention",
     }
     rows = []
     for kind, facts in ARCHITECTURES.items():
@@ -116,8 +116,8 @@ def backbones(now: str) -> str:
                 name,
                 f"`{kind}`",
                 "yes",
-                how[facts.deep],
-                "no" if facts.deep == "cache" else "yes",
+                how[facts.attention],
+                "no" if facts.attention == "cache" else "yes",
                 "yes" if facts.takes_positions else "no",
                 "last" if facts.causal else "its own",
                 limit,

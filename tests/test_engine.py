@@ -119,7 +119,7 @@ Learned = tuple[Tensor, dict[str, Tensor]]
 
 def able(model: PTuningModel, engine: Engine) -> Engine:
     """``engine`` without what the architecture refuses."""
-    refuses = model.backbone.architecture.deep == "cache"
+    refuses = not model.backbone.port.can.layers
     return replace(engine, checkpoint_activations=False) if refuses else engine
 
 

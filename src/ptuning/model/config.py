@@ -215,7 +215,7 @@ class DeepPrompt:
             values of the tokens in every layer from ``first_layer`` on, dimension by dimension, which begins
             as the mean and is trained (after ELMo, arXiv:1802.05365); or ``similarity``, for pairs:
             each text is read by itself, and the head reads in each dimension how well they agree
-            (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
+            (:func:`~ptuning.model.similarity.pair_similarity`). If left out, a model that was made
             to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
             pairs with a score or one of two classes, and ``layers`` for all else; others get ``native``. PEFT
             reads ``native`` alone.

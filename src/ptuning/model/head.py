@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from ptuning import adapters
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, PromptConfig
-from ptuning.model.pooling import mix_of_last
+from ptuning.model.pooling import initial_mix
 from ptuning.model.prompt import move_faster
 
 
@@ -57,4 +57,4 @@ def first_mix(config: PromptConfig, backbone: Backbone) -> dict[str, Tensor]:
     if not isinstance(config, DeepPrompt) or config.pooling != "layers":
         return {}
     layers = backbone.num_layers - config.first_layer
-    return {adapters.MIX: mix_of_last(layers, config.num_queries or 0, backbone.hidden_size)}
+    return {adapters.MIX: initial_mix(layers, config.num_queries or 0, backbone.hidden_size)}

@@ -13,7 +13,7 @@ real token is at -1 whichever side the caller padded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class Layout:
         return Layout(
             index=self.index[:, :length], mask=self.mask[:, :length], positions=self.positions[:, :length]
         )
+
+    def restored(self, arranged: Tensor, tokens: int) -> Tensor:
+        """``[B, T, …]``: the first T pieces of ``[B, S, …]``, back in their own order."""
+        return replace(self, index=self.index.argsort(dim=1)[:, :tokens]).arrange(arranged)
 
     def arrange(self, pieces: Tensor) -> Tensor:
         """``pieces`` ``[B, T + A + P, …]`` in the order of the layout: ``[B, S, …]``."""

@@ -37,16 +37,18 @@ from ptuning.model.config import (
     prompt_from_dict,
     prompt_to_dict,
 )
+from ptuning.model.deep import deep_logits
 from ptuning.model.drawing import drawing
+from ptuning.model.encoder import Encoder
 from ptuning.model.head import Head, escaped, first_mix
 from ptuning.model.loading import check_backbone, hold
-from ptuning.model.placement import layout
 from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
-from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
+from ptuning.model.sequence import Batch, Joined, Prepared, text_layout, text_rows
+from ptuning.model.settling import settle_prompt
 from ptuning.model.targets import as_targets, refuse
 from ptuning.model.tasks import known_as, loss_of, new_task, plain_task, task_of, weigh
 from ptuning.model.template import Insertion
-from ptuning.model.units import first_units
+from ptuning.model.units import initial_units
 from ptuning.task import ProblemType, Task
 from ptuning.threads import TOKENIZER
 
@@ -100,7 +102,7 @@ class PTuningModel(nn.Module):
         self.config = known_as(backbone.model.config, task)
         given_head = {**backbone.siblings(head or ()), **(head or {})}
         if isinstance(config, DeepPrompt):
-            self.prompt_config = config = backbone.settle(config, compares=task.compares)
+            self.prompt_config = config = settle_prompt(config, backbone, compares=task.compares)
         self.head = Head(
             {**backbone.head_parameters(task.num_labels), **first_mix(config, backbone), **given_head},
             trained=config.train_head,
@@ -118,7 +120,9 @@ class PTuningModel(nn.Module):
             made = deep_encoder(config.encoder, shape, backbone.hidden_size, torch.device("cpu"))
             self.prompt_encoder = made.to(backbone.device)  # drawn here, so the device does not matter
             if count := config.num_virtual_units:
-                self.units = Embedding(first_units(shape[0], count, backbone.hidden_size)).to(backbone.device)
+                self.units = Embedding(initial_units(shape[0], count, backbone.hidden_size)).to(
+                    backbone.device
+                )
         else:
             given = [tuple(ids) for ids in anchors] if anchors is not None else None
             self.anchors = tuple(given if given is not None else self._tokenised_anchors(config.insertions))
@@ -665,7 +669,8 @@ class PTuningModel(nn.Module):
         )
         plain = self._identity in _PLAIN.get()
         if plain:
-            logits = text_logits(self.backbone, batch)
+            places = text_layout(self.backbone, attention_mask)
+            logits = Encoder(self.backbone).logits(text_rows(self.backbone, batch, places))
         else:
             self._check_length(attention_mask)
             logits = self._prompted(batch, prompt, stem)
@@ -712,7 +717,7 @@ class PTuningModel(nn.Module):
         return (
             Prepared(prompt=made)
             if joined is None
-            else joined.prepared(made, self.tokenizer, self.head.named())
+            else joined.prepared(Encoder(self.backbone, self.head.named()), made, self.tokenizer)
         )
 
     @property
@@ -735,16 +740,10 @@ class PTuningModel(nn.Module):
         """
         self._check_stem()
         attention_mask = attention_mask.long()
-        rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
-        types = token_type_ids if self.backbone.uses_segments else None
-        found = self.backbone.stem(
-            input_ids=rows.arrange(input_ids),
-            attention_mask=rows.mask,
-            positions=rows.positions + self.position_offset,
-            token_type_ids=None if types is None else rows.arrange(types),
-            first_layer=self.stem_layer,
-        )
-        return replace(rows, index=rows.index.argsort(dim=1)).arrange(found)
+        batch = Batch(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        places = text_layout(self.backbone, attention_mask)
+        rows = text_rows(self.backbone, batch, places, offset=self.position_offset)
+        return places.restored(Encoder(self.backbone).stem(rows, self.stem_layer), attention_mask.shape[1])
 
     def _check_stem(self) -> None:
         if self.stem_layer == 0:
@@ -761,34 +760,20 @@ class PTuningModel(nn.Module):
             self._check_stem()
         head = self.head.named()
         mix = head.pop(adapters.MIX, None)
+        encoder = Encoder(self.backbone, head)
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
         if (joined := self._joined) is not None:
-            return joined.logits(batch, prompt, head)
+            return encoder.logits(*joined.arranged(encoder, batch, prompt))
         made, config = prompt.prompt, self.prompt_config
         assert isinstance(config, DeepPrompt)
-        assert config.pooling is not None  # settled
         if self.units is not None and made.dim() == 5:
             raise ConfigError(
-                "prompt: got one a row, but this task has virtual units, which are the same for all rows; "
-                "run the rows of each task by themselves, or name an adapter a row (ptuning.peft)"
+                "prompt: got one per row, but this task has virtual units, which are the same for all rows",
+                remedy="run the rows of each task separately, or name an adapter per row (ptuning.peft)",
             )
-        if config.pooling == "similarity":
-            batch = batch.apart(self.backbone)
-            if made.dim() == 5:
-                made = made.repeat(2, 1, 1, 1, 1)
-        return text_logits(
-            self.backbone,
-            batch,
-            made,
-            first_layer=config.first_layer,
-            offset=self.position_offset,
-            stem=stem,
-            units=None if self.units is None else self.units(),
-            pooling=config.pooling,
-            mix=mix,
-            head=head,
-        )
+        units = None if self.units is None else self.units()
+        return deep_logits(encoder, config, batch, made, units=units, mix=mix, stem=stem)
 
     @property
     def _joined(self) -> Joined | None:

@@ -1,8 +1,8 @@
-"""A batch's two ways through the backbone: the text by itself, or prompt and text as one sequence.
+"""From a batch to the rows that the transformer takes: the text alone, or prompt and text as one sequence.
 
-:func:`text_logits` runs a text with what stands in front of it in the layers: a deep prompt, or nothing.
-:class:`Joined` puts an input prompt among the text's embeddings (``placement.py``); a decoder's prompt in
-front of the text is the same for every row, and goes the first way, as the keys and values that it leaves.
+:func:`text_rows` aligns a text that has a deep prompt in front of it in the layers, or none.
+:class:`Joined` puts an input prompt among the text's embeddings (``placement.py``). A decoder's prompt in
+front of the text is the same for every row, so it is turned into keys and values: a deep prompt.
 
 Glossary: B rows, T text tokens (padding included), k tokens in front of the prompt, A anchor tokens,
 P virtual tokens, E embedding width, C classes.
@@ -10,7 +10,7 @@ P virtual tokens, E embedding width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
-from ptuning.model.config import InputPrompt, Pooling
+from ptuning.model.config import InputPrompt
+from ptuning.model.encoder import Encoder
+from ptuning.model.layer_parts import LayerPart, Prompt
 from ptuning.model.placement import Layout, apart, layout
+from ptuning.model.rows import Rows
 from ptuning.model.template import Landmark
 from ptuning.threads import TOKENIZER
 
@@ -81,45 +84,24 @@ class Prepared:
     leading: Tensor | None = None
 
 
-def text_logits(
-    backbone: Backbone,
-    batch: Batch,
-    prompts: Tensor | None = None,
-    *,
-    first_layer: int = 0,
-    offset: int = 0,
-    stem: Tensor | None = None,
-    units: Tensor | None = None,
-    pooling: Pooling = "native",
-    mix: Tensor | None = None,
-    head: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """``[B, C]``: the text by itself, with what stands in front of it in the layers.
+def text_layout(backbone: Backbone, attention_mask: Tensor) -> Layout:
+    """The text's tokens, aligned as the backbone takes them."""
+    return layout(attention_mask, (), (), None, pad_left=backbone.architecture.causal)
+
+
+def text_rows(backbone: Backbone, batch: Batch, places: Layout, offset: int = 0) -> Rows:
+    """The text alone.
 
     Args:
-        prompts: ``[L−s, 2, P, H_kv]`` or one a row, ``[B, L−s, 2, P, H_kv]``.
-        first_layer: s.
-        offset: How far the text's positions are moved up.
-        stem: ``[B, T, H]``, what enters layer s.
-
-    The others are :meth:`Backbone.logits`'s.
+        places: Of :func:`text_layout`.
+        offset: Added to the text's positions.
     """
-    rows = layout(batch.attention_mask, (), (), None, pad_left=backbone.architecture.causal)
-    if pooling == "similarity":  # the other text has left its places free
-        rows = rows.cut(int(batch.attention_mask.sum(1).max()))
-    types = batch.token_type_ids
-    return backbone.logits(
-        input_ids=rows.arrange(batch.input_ids),
-        attention_mask=rows.mask,
-        positions=rows.positions + offset,
-        token_type_ids=None if types is None else rows.arrange(types),
-        prompts=prompts,
-        first_layer=first_layer,
-        stem=None if stem is None else rows.arrange(stem),
-        units=units,
-        pooling=pooling,
-        mix=mix,
-        head=head,
+    types = batch.token_type_ids if backbone.uses_segments else None
+    return Rows(
+        input_ids=places.arrange(batch.input_ids),
+        attention_mask=places.mask,
+        positions=places.positions + offset,
+        token_type_ids=None if types is None else places.arrange(types),
     )
 
 
@@ -153,31 +135,37 @@ class Joined:
         """Whether it matters where a text begins."""
         return bool(self.wanted_texts)
 
-    def logits(self, batch: Batch, prompt: Prepared, head: Mapping[str, Tensor]) -> Tensor:
-        """``[B, C]`` of the text with ``prompt`` (``[P, E]``, or one a row, ``[B, P, E]``) in it."""
+    def arranged(
+        self, encoder: Encoder, batch: Batch, prompt: Prepared
+    ) -> tuple[Rows, tuple[LayerPart, ...]]:
+        """The text with ``prompt`` (``[P, E]``, or one per row, ``[B, P, E]``) in it, and what that takes in
+        the layers.
+        """
         made, front = prompt.prompt, self._front(batch)
         if front is None or made.dim() == 3:
-            return self._as_one(batch, made, head)
+            return self._as_one(batch, made), ()
         leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
         if leading is None:
-            leading = self.backbone.leading(self._leading_embeddings(front, made), head)
+            leading = encoder.leading(self._leading_embeddings(front, made))
         mask = batch.attention_mask
         behind = replace(batch, attention_mask=mask * (mask.cumsum(1) > len(front)))
-        return text_logits(self.backbone, behind, leading, offset=leading.shape[-2], head=head)
+        places = text_layout(self.backbone, behind.attention_mask)
+        rows = text_rows(self.backbone, behind, places, offset=leading.shape[-2])
+        return rows, (Prompt(leading, self.backbone.head_dim),)
 
     def prepared(
-        self, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None, head: Mapping[str, Tensor]
+        self, encoder: Encoder, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None
     ) -> Prepared:
-        """``prompt`` with a decoder's keys and values of it, where it stands in front of every text."""
+        """``prompt`` with a decoder's keys and values of it, if it is in front of every text."""
         shares = self.backbone.shares_leading
         tokens = self._usual_front(tokenizer) if shares(self.inserted_tokens) else None
         if tokens is None or not shares(len(tokens) + self.inserted_tokens):
             return Prepared(prompt=prompt)
         before = torch.tensor(tokens, dtype=torch.long, device=prompt.device)
-        leading = self.backbone.leading(self._leading_embeddings(before, prompt), head)
+        leading = encoder.leading(self._leading_embeddings(before, prompt))
         return Prepared(prompt=prompt, tokens=tokens, leading=leading)
 
-    def _as_one(self, batch: Batch, prompt: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+    def _as_one(self, batch: Batch, prompt: Tensor) -> Rows:
         inserted = self._inserted_embeddings(prompt, batch.input_ids)
         sizes = [part.shape[1] for part in inserted]
         rows = layout(
@@ -189,12 +177,11 @@ class Joined:
         )
         text, types = self.backbone.embed(batch.input_ids), batch.token_type_ids
         combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
-        return self.backbone.logits(
+        return Rows(
             inputs_embeds=rows.arrange(combined),
             attention_mask=rows.mask,
             positions=rows.positions,
             token_type_ids=None if types is None else _spread(rows, types, sum(sizes)),
-            head=head,
         )
 
     # ------------------------------------------------------- a decoder's prompt in front of the text

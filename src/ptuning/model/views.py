@@ -85,6 +85,13 @@ def _view(module: _Module, keep: Callable[[Any], bool], known: dict[int, nn.Modu
     return made
 
 
+def with_child(module: _Module, name: str, child: nn.Module) -> _Module:
+    """``module`` for one forward pass, with another module in place of its child of that name."""
+    made = shallow(module)
+    vars(made)["_modules"] = {**module._modules, name: child}
+    return made
+
+
 def placed(module: _Module, values: Mapping[str, Tensor], private: Iterable[str] = ()) -> _Module:
     """``module`` for one forward pass, with ``values`` in place of its parameters of those names.
 

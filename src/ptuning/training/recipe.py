@@ -152,7 +152,9 @@ def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) ->
     """
     if given.depth == "input":
         return given
-    settled = backbone.settle(given, compares=task.compares)
+    from ptuning.model.settling import settle_prompt  # imports torch
+
+    settled = settle_prompt(given, backbone, compares=task.compares)
     units, queries = units_and_queries(task, rows) if settled.pooling == "layers" else (0, 0)
     return replace(
         given,
