@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from ptuning import DeepPrompt, Engine, FitConfig, PTuningModel, Task, TrainConfig, adapters, fit, train
 from ptuning.errors import AdapterError, ConfigError, UnsupportedBackbone
 from ptuning.model import Backbone, InputPrompt, state
-from ptuning.model.units import REACH, scaled_units, initial_units
+from ptuning.model.units import REACH, initial_units, scaled_units
 from ptuning.peft import (
     PeftModel,
     PrefixTuningConfig,
