@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -31,6 +31,7 @@ from ptuning.model import (
     PTuningModel,
 )
 from ptuning.model.config import Engine
+from ptuning.model.encoder import Encoder
 from ptuning.task import Task
 from tiny import CASES, LAYERS, PAD, SPECIFICS, VOCAB, tiny, tiny_case
 
@@ -623,13 +624,13 @@ def token_rows(lengths: Sequence[int], *, bos: bool = True, seed: int = 0) -> li
 def leading(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the prompts that were computed by themselves."""
     found: list[int] = []
-    made: Callable[..., Tensor] = Backbone.leading
+    made: Callable[..., Tensor] = Encoder.leading
 
-    def noted(self: Backbone, inputs_embeds: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
+    def noted(self: Encoder, inputs_embeds: Tensor) -> Tensor:
         found.append(len(inputs_embeds))
-        return made(self, inputs_embeds, head)
+        return made(self, inputs_embeds)
 
-    monkeypatch.setattr(Backbone, "leading", noted)
+    monkeypatch.setattr(Encoder, "leading", noted)
     return found
 
 

@@ -420,8 +420,9 @@ def test_every_layers_keys_and_values_are_read(case: str) -> None:
 @pytest.mark.parametrize("case", ["bert", "llama", "deberta-v2", "distilbert"])
 def test_layers_below_the_first_have_no_prompt(case: str) -> None:
     assert deep(case, first_layer=2).prompt_encoder().shape[0] == LAYERS - 2
-    with pytest.raises(ConfigError, match=rf"first_layer is {LAYERS}.*{LAYERS} layers.*at most {LAYERS - 1}"):
+    with pytest.raises(ConfigError, match=rf"prompt\.first_layer: .* {LAYERS} layers") as refused:
         deep(case, first_layer=LAYERS)
+    assert (refused.value.got, refused.value.expected) == (LAYERS, f"at most {LAYERS - 1}")
 
 
 @pytest.mark.parametrize("depth", ["input", "deep"])

@@ -4,8 +4,8 @@
 :class:`Joined` puts an input prompt among the text's embeddings (``placement.py``). A decoder's prompt in
 front of the text is the same for every row, so it is turned into keys and values: a deep prompt.
 
-Glossary: B rows, T text tokens (padding included), k tokens in front of the prompt, A anchor tokens,
-P virtual tokens, E embedding width, C classes.
+Shapes: B rows, T text tokens (padding included), k tokens in front of the prompt, A anchor tokens, P virtual
+tokens, E embedding size.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ptuning.threads import TOKENIZER
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Tokens as they came, padded on either side.
+    """Tokens as the caller gives them, padded on either side.
 
     Attributes:
         input_ids: ``[B, T]``.
         attention_mask: ``[B, T]``, 1 at real tokens.
-        token_type_ids: ``[B, T]``, where the backbone reads them.
-        segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; ``None`` if nobody said.
+        token_type_ids: ``[B, T]``, if the backbone uses them.
+        segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; ``None`` if not given.
     """
 
     input_ids: Tensor
@@ -46,23 +46,24 @@ class Batch:
     segment_ids: Tensor | None = None
 
     def segments(self, backbone: Backbone) -> Tensor:
-        """``segment_ids``, or what the backbone can tell from the tokens where nobody said."""
+        """``segment_ids``, or what can be inferred from the tokens if they were not given."""
         if self.segment_ids is not None:
             return self.segment_ids
         return backbone.segments(self.input_ids, self.attention_mask, self.token_type_ids)
 
     def apart(self, backbone: Backbone) -> Batch:
-        """``[2B, T]``: the first texts by themselves, then the second ones; of no type, as texts alone are.
+        """``[2B, T]``: the first texts as rows of their own, then the second ones; without token types.
 
         Raises:
-            DataError: nothing tells the texts apart.
+            DataError: nothing distinguishes the texts.
         """
         segments = self.segments(backbone)
         if self.segment_ids is None and not bool((segments == 1).any()):
             raise DataError(
-                "no row of the batch has a second text that can be told from the first, and with "
-                "prompt.pooling similarity each is read by itself; pass pairs with token_type_ids or "
-                "segment_ids (0 first text, 1 second text, -1 special), or choose another pooling"
+                "no row of the batch has a second text that can be distinguished from the first, and "
+                "prompt.pooling similarity encodes each separately",
+                remedy="pass pairs with token_type_ids or segment_ids (0 first text, 1 second text, "
+                "-1 special), or choose another pooling",
             )
         mask = apart(self.attention_mask, segments)
         return Batch(input_ids=self.input_ids.repeat(2, 1), attention_mask=mask)
@@ -70,13 +71,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A prompt with all computed that does not depend on the text; ``PTuningModel.prepared`` makes it.
+    """A prompt with everything computed that does not depend on the text (``PTuningModel.prepared``).
 
     Attributes:
         prompt: As ``PTuningModel.forward`` takes it.
-        tokens: The tokens that stand in front of the prompt in every row, such as a decoder's ``<s>``.
-        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` where the
-            prompt does not lead, or the backbone is not causal.
+        tokens: The tokens in front of the prompt in every row, such as a decoder's ``<s>``.
+        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` if the
+            prompt is not in front of the text, or the backbone is not causal.
     """
 
     prompt: Tensor
@@ -110,8 +111,8 @@ class Joined:
     """An input prompt and the text as one sequence.
 
     Attributes:
-        backbone: What runs it.
-        config: Where the prompt stands, and between which words.
+        backbone: The model.
+        config: Where the prompt is, and its literal words.
         anchors: The token ids of those words, a tuple each.
     """
 
@@ -121,7 +122,7 @@ class Joined:
 
     @property
     def inserted_tokens(self) -> int:
-        """P + A: what stands among the text's own tokens."""
+        """P + A: the tokens inserted among the text's own."""
         return self.config.virtual_tokens + sum(map(len, self.anchors))
 
     @property
@@ -132,14 +133,14 @@ class Joined:
 
     @property
     def needs_segments(self) -> bool:
-        """Whether it matters where a text begins."""
+        """Whether the start of a text matters."""
         return bool(self.wanted_texts)
 
     def arranged(
         self, encoder: Encoder, batch: Batch, prompt: Prepared
     ) -> tuple[Rows, tuple[LayerPart, ...]]:
-        """The text with ``prompt`` (``[P, E]``, or one per row, ``[B, P, E]``) in it, and what that takes in
-        the layers.
+        """The text with ``prompt`` (``[P, E]``, or one per row, ``[B, P, E]``) inserted, and the layer parts
+        that go with it.
         """
         made, front = prompt.prompt, self._front(batch)
         if front is None or made.dim() == 3:
@@ -188,14 +189,14 @@ class Joined:
 
     @property
     def _leads(self) -> Landmark | None:
-        """Where everything is inserted, if that is in front of the text; ``None`` if it is not."""
+        """Where everything is inserted, if that is in front of the text; otherwise ``None``."""
         places = {piece.before for piece in self.config.insertions}
         leads = len(places) == 1 and places <= {Landmark.START, Landmark.TEXT_A}
         return places.pop() if leads else None
 
     def _front(self, batch: Batch) -> Tensor | None:
-        """``[k]``: the tokens in front of the prompt, if every row has the same ones, and only these and the
-        prompt stand in front of the text; ``None`` if prompt and text have to go as one sequence.
+        """``[k]``: the tokens in front of the prompt, if they are the same in every row, and only these and
+        the prompt are in front of the text; ``None`` if prompt and text have to be one sequence.
         """
         place, ids, mask = self._leads, batch.input_ids, batch.attention_mask
         if place is None or not self.backbone.shares_leading(mask.shape[1] + self.inserted_tokens):
@@ -225,13 +226,13 @@ class Joined:
                 return None
 
     def _leading_embeddings(self, before: Tensor, prompt: Tensor) -> Tensor:
-        """``[k + A + P, E]``: tokens, and all that is inserted behind them."""
+        """``[k + A + P, E]``: tokens, and everything that is inserted after them."""
         parts = self._inserted_embeddings(prompt, before.new_zeros(1, 0))
         text = self.backbone.embed(before)
         return torch.cat((text, *(part[0].to(text.dtype) for part in parts)))
 
     def _inserted_embeddings(self, prompt: Tensor, like: Tensor) -> list[Tensor]:
-        """Each insertion's embeddings, ``[B, n, E]``: its share of the prompt, or its anchor's words."""
+        """Each insertion's embeddings, ``[B, n, E]``: its part of the prompt, or its literal words."""
         batch, pieces = like.shape[0], self.config.insertions
         rows = (prompt if prompt.dim() == 3 else prompt[None]).expand(batch, -1, -1)
         shares = iter(rows.split([piece.tokens for piece in pieces if piece.tokens], dim=1))
@@ -245,7 +246,7 @@ class Joined:
 
 
 def _spread(rows: Layout, token_type_ids: Tensor, inserted: int) -> Tensor:
-    """Token types of the combined sequence: what is inserted belongs to the text in front of it."""
+    """Token types of the combined sequence: an insertion belongs to the text before it."""
     wide = F.pad(token_type_ids, (0, inserted))
     spread: Tensor = rows.arrange(wide).cummax(dim=1).values
     return spread
