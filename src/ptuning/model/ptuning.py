@@ -41,7 +41,7 @@ from ptuning.model.drawing import drawing
 from ptuning.model.head import Head, escaped, first_mix
 from ptuning.model.loading import check_backbone, hold
 from ptuning.model.placement import layout
-from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, move_faster
+from ptuning.model.prompt import Embedding, deep_encoder, initial_prompt, input_encoder, scale_learning_rate
 from ptuning.model.sequence import Batch, Joined, Prepared, text_logits
 from ptuning.model.targets import as_targets, refuse
 from ptuning.model.tasks import known_as, loss_of, new_task, plain_task, task_of, weigh
@@ -69,8 +69,8 @@ class PTuningModel(nn.Module):
         anchors: The token ids of a template's literal words, where they are known already.
         head: Values for parameters of the backbone, by name, that the task holds as its own, beside or in
             place of those of the backbone's head.
-        rate_scales: How many times as far as the optimizer's rate says the prompt's table and the head move
-            (:class:`~ptuning.model.prompt.Faster`), for loops that have one rate for everything.
+        learning_rate_scales: Factors on the learning rate of the prompt's table and of the head
+            (:class:`~ptuning.model.prompt.ScaledParameter`), for loops that have one learning rate.
         class_weights: ``[C]``, the loss's weight of each class (for multi-label, of each label's positives).
 
     Raises:
@@ -88,7 +88,7 @@ class PTuningModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         anchors: Sequence[Sequence[int]] | None = None,
         head: Mapping[str, Tensor] | None = None,
-        rate_scales: tuple[float, float] = (1.0, 1.0),
+        learning_rate_scales: tuple[float, float] = (1.0, 1.0),
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class PTuningModel(nn.Module):
         self.config = known_as(backbone.model.config, task)
         given_head = {**backbone.siblings(head or ()), **(head or {})}
         if isinstance(config, DeepPrompt):
-            self.prompt_config = config = backbone.settle(config, compares=task.compares)
+            self.prompt_config = config = backbone.settle(config, compares=task.is_pair_similarity)
         self.head = Head(
             {**backbone.head_parameters(task.num_labels), **first_mix(config, backbone), **given_head},
             trained=config.train_head,
@@ -134,10 +134,10 @@ class PTuningModel(nn.Module):
                 config.init, config.virtual_tokens, backbone.embedding, backbone.vocab_size, text_ids
             )
             self.prompt_encoder = input_encoder(config.encoder, start)
-        self.rate_scales = (1.0, 1.0)
-        self.move_faster(*rate_scales)
+        self.learning_rate_scales = (1.0, 1.0)
+        self.scale_learning_rates(*learning_rate_scales)
         self.register_buffer("class_weights", None, persistent=False)
-        self.weigh_classes(class_weights)
+        self.set_class_weights(class_weights)
         state.leave_backbone_out(self)
         if (limit := self.max_text_tokens) is not None and limit < 3:
             narrow = task.max_length is not None and limit == task.max_length - self.inserted_tokens
@@ -270,7 +270,7 @@ class PTuningModel(nn.Module):
                 allow_pickle=allow_pickle,
             )
             if task is not None:
-                model.name_task(task)
+                model.set_task(task)
             return model
         adapter = adapters.load(folder, allow_pickle=allow_pickle)
         ours = adapters.is_adapter(folder)
@@ -309,7 +309,7 @@ class PTuningModel(nn.Module):
                 backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head
             )
         if task is not None:
-            model.name_task(task)
+            model.set_task(task)
         _take(cast(Embedding, model.prompt_encoder), adapter.prompt_tensor, "prompt")
         if model.units is not None and adapter.units is not None:
             _take(model.units, adapter.units, "virtual units")
@@ -351,11 +351,11 @@ class PTuningModel(nn.Module):
                 tokenizer=tokenizer,
                 anchors=anchors,
                 head=values,
-                rate_scales=(prompt_scale, head_scale),
+                learning_rate_scales=(prompt_scale, head_scale),
             )
             state.compare(_as_now(record), model._record())
             model.load_state_dict(tensors)
-            model.weigh_classes(record.get("class_weights"))
+            model.set_class_weights(record.get("class_weights"))
         model.provenance = provenance
         return model
 
@@ -440,8 +440,8 @@ class PTuningModel(nn.Module):
             prompt = views.view(self.prompt_encoder).eval()().float().cpu().clone()
             units = None if self.units is None else self.units().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in self.head.named().items()}
-        if self.rate_scales != (1.0, 1.0):
-            extra = {**(extra or {}), "rate_scales": list(self.rate_scales)}
+        if self.learning_rate_scales != (1.0, 1.0):
+            extra = {**(extra or {}), "rate_scales": list(self.learning_rate_scales)}
         if (source := self.loaded) is not None and _same(source, prompt, units, head):
             # As it was loaded, what was measured then is still true of it.
             metrics = source.metrics if metrics is None else metrics
@@ -535,10 +535,10 @@ class PTuningModel(nn.Module):
             if value.requires_grad
         }
 
-    def rate_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The :meth:`task_parameters` that are trained at the prompt's rate, and those at the head's.
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The :meth:`task_parameters` with the prompt's learning rate, and those with the head's.
 
-        The mix of layers is a part of what the head holds, and moves with the prompt.
+        The head's layer mix has the prompt's learning rate.
         """
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for name, value in self.task_parameters().items():
@@ -589,7 +589,7 @@ class PTuningModel(nn.Module):
             "backbone": asdict(self.backbone.facts(without=self.head.names)),
             "anchors": [list(ids) for ids in self.anchors],
             "head": list(self.head.names),
-            "rate_scales": list(self.rate_scales),
+            "rate_scales": list(self.learning_rate_scales),
             "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
         }
 
@@ -677,10 +677,10 @@ class PTuningModel(nn.Module):
             self._check_loss(loss.detach(), logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def in_use(self) -> PTuningModel:
-        """The task in eval mode: this model if it is in that mode, and otherwise a twin of what is not.
+    def for_inference(self) -> PTuningModel:
+        """The task in eval mode: this model if it is in eval mode already, otherwise a twin.
 
-        For predictions by any number of threads, of which none may change the mode under another.
+        So threads can predict at the same time without changing each other's mode.
         """
         if not (self.training or any(module.training for module in self.modules())):
             return self
@@ -843,49 +843,59 @@ class PTuningModel(nn.Module):
     def _checkpoint_activations(self, wanted: bool) -> None:
         self.backbone.engine = replace(self.backbone.engine, checkpoint_activations=wanted)
 
-    def move_faster(self, prompt: float, head: float) -> None:
-        """Let the prompt's table and the head move so many times as far as the optimizer's rate says.
+    def scale_learning_rates(self, prompt: float, head: float) -> None:
+        """Multiply the learning rates of the prompt's table and of the head.
 
-        Their values stay as they are. An optimizer that was made before does not know them any more.
+        Their values do not change. Make the optimizer afterwards: the parameters are new ones.
+
+        Raises:
+            ConfigError: they are scaled already.
         """
-        if self.rate_scales != (1.0, 1.0):
-            raise ConfigError(f"the prompt and the head move {self.rate_scales} times as far already")
-        self.rate_scales = (prompt, head)
-        move_faster(self.prompt_encoder, "weight", prompt)
+        if self.learning_rate_scales != (1.0, 1.0):
+            raise ConfigError(
+                "learning_rate_scales",
+                got=self.learning_rate_scales,
+                expected="(1.0, 1.0): they can be set once",
+                remedy="make the model again with other learning_rate_scales",
+            )
+        self.learning_rate_scales = (prompt, head)
+        scale_learning_rate(self.prompt_encoder, "weight", prompt)
         if self.units is not None:
-            move_faster(self.units, "weight", prompt)
+            scale_learning_rate(self.units, "weight", prompt)
         if self.prompt_config.train_head:
-            self.head.move_faster(head, mix=prompt)
+            self.head.scale_learning_rates(head, mix=prompt)
 
-    def take_prompt(self, prompt: Tensor) -> None:
-        """Put a prompt in the place of the encoder: from now on it is trained as it is.
+    def set_prompt(self, prompt: Tensor) -> None:
+        """Replace the prompt encoder by a plain table with these values.
 
         Args:
-            prompt: As the encoder makes it: ``[P, E]``, deep ``[L−s, 2, P, H_kv]``.
+            prompt: ``[P, E]``, deep ``[L−s, 2, P, H_kv]``, as the encoder returns it.
         """
         old, config = self.prompt_encoder, self.prompt_config
         trained = any(value.requires_grad for value in old.parameters())
         self.provenance = self.provenance
         self.prompt_config = replace(config, encoder=EmbeddingEncoder())
         self.prompt_encoder = Embedding(prompt.detach().float().to(self.device).clone()).train(old.training)
-        move_faster(self.prompt_encoder, "weight", self.rate_scales[0])
+        scale_learning_rate(self.prompt_encoder, "weight", self.learning_rate_scales[0])
         self.prompt_encoder.requires_grad_(trained)
 
-    def name_task(self, task: Task) -> None:
-        """Say what the logits mean: another task of the same width.
+    def set_task(self, task: Task) -> None:
+        """Change what the logits mean: label names, pair or single texts, scaling.
 
         Raises:
-            ConfigError: one of another width.
+            ConfigError: another number of labels.
         """
         if task.num_labels != self.task.num_labels:
             raise ConfigError(
-                f"task: got {task.num_labels} labels, but the head gives {self.task.num_labels} logits"
+                "task.num_labels",
+                got=task.num_labels,
+                expected=f"{self.task.num_labels}, as many as the head has logits",
             )
         self.task = task
         self.config = known_as(self.backbone.model.config, task)
 
-    def weigh_classes(self, weights: Sequence[float] | None) -> None:
-        """Set the loss's weight of each class, ``[C]``; for multi-label, of each label's positives."""
+    def set_class_weights(self, weights: Sequence[float] | None) -> None:
+        """Set the loss weight per class, ``[C]``; for multi-label per label, for its positives."""
         found = weigh(weights, self.task)
         self.class_weights = None if found is None else found.to(self.device)
 

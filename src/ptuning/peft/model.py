@@ -49,8 +49,8 @@ HARMLESS = frozenset(
 and small, files always safetensors, what is saved is always the model's own, and no code of a repository is
 run."""
 
-_FASTER = "parametrizations."
-"""Where torch keeps the parts of a parameter that moves faster (``model/prompt.py``)."""
+_PARTS = "parametrizations."
+"""The prefix of torch's names for the parts of a :class:`ScaledParameter`."""
 
 
 class IncompatibleKeys(NamedTuple):
@@ -173,7 +173,7 @@ class PeftModel(nn.Module):
             task_of(self.backbone.model.config),
             tokenizer=load_tokenizer(str(named)) if isinstance(init, TextInit) else None,
             head=_modules(self.backbone, peft_config.modules_to_save or ()),
-            rate_scales=(
+            learning_rate_scales=(
                 getattr(peft_config, "prompt_rate_scale", 1.0),
                 getattr(peft_config, "head_rate_scale", 1.0),
             ),
@@ -213,8 +213,12 @@ class PeftModel(nn.Module):
     def _take(self, adapter_name: str, task: PTuningModel, is_trainable: bool) -> None:
         """A loaded task, as one of the adapters."""
         adapter = task.to_adapter()
-        if (scales := adapter.extra.get("rate_scales")) and is_trainable and task.rate_scales == (1.0, 1.0):
-            task.move_faster(*scales)  # it goes on as fast as it was trained
+        if (
+            (scales := adapter.extra.get("rate_scales"))
+            and is_trainable
+            and task.learning_rate_scales == (1.0, 1.0)
+        ):
+            task.scale_learning_rates(*scales)  # the learning rates it was trained with
         config = config_of(adapter)
         config.inference_mode = not is_trainable
         self._add(adapter_name, task, config)
@@ -591,7 +595,7 @@ def set_peft_model_state_dict(
                 f"{list(value.shape)}"
             )
     if made is not None:
-        task.take_prompt(_unpacked(task, made))
+        task.set_prompt(_unpacked(task, made))
     with torch.no_grad():
         for part in ("prompt_encoder", "units"):
             inner = {
@@ -606,8 +610,8 @@ def set_peft_model_state_dict(
 
 
 def _values(encoder: PromptEncoder) -> dict[str, Tensor]:
-    """An encoder's parameters by their plain names, whether they move faster or not."""
-    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(_FASTER)}
+    """An encoder's parameters by their plain names, scaled ones included."""
+    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(_PARTS)}
     if parametrize.is_parametrized(encoder, "weight"):
         state["weight"] = cast(Embedding, encoder).weight.detach()
     return state

@@ -50,7 +50,7 @@ def read(
     prompt = config.prompt
     if prompt.depth == "input" or prompt.pooling is not None or len(rows) < FEWEST:
         return config
-    if backbone.settle(prompt, compares=task.compares).pooling != "similarity":
+    if backbone.settle(prompt, compares=task.is_pair_similarity).pooling != "similarity":
         return config
     # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
     key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
