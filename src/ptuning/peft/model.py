@@ -534,8 +534,7 @@ def get_peft_model(
     made = PeftModel(model, peft_config, adapter_name)
     if revision is not None:
         peft_config.revision = revision
-        for backbone in made._views():
-            backbone.revision = revision
+        made.backbone.revision = revision
     return made
 
 
