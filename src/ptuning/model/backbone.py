@@ -336,11 +336,6 @@ class Backbone(nn.Module):
                     )
         self._engine = engine
 
-    def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode unless :attr:`dropout` asks otherwise: with few numbers it only adds noise."""
-        super().train(mode and self.dropout)
-        return self
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """What ``to``, ``half`` and their like do, with two things kept from rounding.
 

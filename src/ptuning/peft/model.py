@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from ptuning.model.config import TextInit
 from ptuning.model.loading import load_tokenizer
 from ptuning.model.prompt import DeepMLP, Embedding, PromptEncoder
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.state import KEY, leave_backbone_out
+from ptuning.model.state import KEY
 from ptuning.model.tasks import task_of
 from ptuning.peft.configs import PeftConfig, PeftType, PrefixTuningConfig, PromptLearningConfig, config_of
 from ptuning.peft.said import Said
@@ -86,11 +86,11 @@ class PeftModel(nn.Module):
                 f"model: got a {type(model).__name__}, expected an AutoModelForSequenceClassification; to "
                 "add a second adapter to a model, use model.add_adapter"
             )
-        self.backbone = model if isinstance(model, Backbone) else Backbone(model)
+        held = model if isinstance(model, Backbone) else Backbone(model)
+        self._backbone = (held,)  # in a tuple: torch would make a module a child of this one
         self.adapters = nn.ModuleDict()
         self.peft_config: dict[str, PromptLearningConfig] = {}
         self.active_adapter = adapter_name
-        leave_backbone_out(self)
         if peft_config is not None:
             self.add_adapter(adapter_name, peft_config)
             self.set_adapter(adapter_name, inference_mode=peft_config.inference_mode)
@@ -347,11 +347,7 @@ class PeftModel(nn.Module):
             part = {
                 key: None if value is None else value[mine.to(value.device)] for key, value in inputs.items()
             }
-            if name == BASE:
-                with self.active.disabled():
-                    out = self.active(**part)
-            else:
-                out = self._task(name)(**part)
+            out = (self.active.plain() if name == BASE else self._task(name))(**part)
             parts.append((mine, out.logits, out.loss))
         widths = {int(logits.shape[1]) for _, logits, _ in parts}
         if len(widths) > 1:
@@ -380,6 +376,17 @@ class PeftModel(nn.Module):
     def config(self) -> Any:
         """The active adapter's: the backbone's with the task's labels."""
         return self.active.config
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model. It is not a child of this module, but moves with it."""
+        return self._backbone[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PeftModel:
+        """What ``to``, ``half`` and their like do. The adapters move it too, if there are any."""
+        self.backbone._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def device(self) -> torch.device:
