@@ -1122,10 +1122,10 @@ def test_several_labels_are_as_many_yes_or_no_questions(
 
 def test_weights_can_be_set_later(batch: tuple[Tensor, Tensor]) -> None:
     model, labels = task_on("bert").eval(), torch.tensor([0, 1, 2, 1])
-    model.weigh_classes([1.0, 5.0, 0.5])
+    model.set_class_weights([1.0, 5.0, 0.5])
     with torch.no_grad():
         out = model(*batch, labels=labels)
-        model.weigh_classes(None)
+        model.set_class_weights(None)
         plain = model(*batch, labels=labels).loss
     assert float(out.loss) == pytest.approx(
         float(torch.nn.functional.cross_entropy(out.logits, labels, weight=torch.tensor([1.0, 5.0, 0.5])))

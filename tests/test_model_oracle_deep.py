@@ -156,7 +156,7 @@ def test_mean_pooling_is_the_slow_references(case: str) -> None:
             deep(case, pooling="mean")
         return
     model, native = deep(case, pooling="mean"), deep(case)
-    native.take_prompt(model.prompt_encoder.weight.detach())
+    native.set_prompt(model.prompt_encoder.weight.detach())
     ids, mask = ragged(LENGTHS)
     left_ids, left_mask = ragged(LENGTHS, left=True)
     expected = torch.stack(
@@ -189,7 +189,7 @@ def test_a_mix_of_layers_is_the_slow_references(case: str, first_layer: int, que
         return
     model = deep(case, pooling="layers", num_queries=queries, first_layer=first_layer)
     mean = deep(case, pooling="mean", first_layer=first_layer)
-    mean.take_prompt(model.prompt_encoder.weight.detach())
+    mean.set_prompt(model.prompt_encoder.weight.detach())
     ids, mask = ragged(LENGTHS)
     left_ids, left_mask = ragged(LENGTHS, left=True)
     mix = dict(model.head.named())[MIX]
@@ -232,7 +232,7 @@ def test_virtual_units_are_the_slow_references(case: str, first_layer: int) -> N
             deep(case, num_virtual_units=3, first_layer=first_layer)
         return
     model, without = (deep(case, num_virtual_units=units, first_layer=first_layer) for units in (3, 0))
-    without.take_prompt(model.prompt_encoder.weight.detach())
+    without.set_prompt(model.prompt_encoder.weight.detach())
     ids, mask = ragged(LENGTHS)
     left_ids, left_mask = ragged(LENGTHS, left=True)
     assert model.units is not None
@@ -283,7 +283,7 @@ def test_a_virtual_unit_is_a_hidden_unit() -> None:
             state[f"{outer}.weight"] = torch.cat((state[f"{outer}.weight"], values.T), dim=1)
         wide.load_state_dict(state)
         other = PTuningModel.from_backbone(wide, DeepPrompt(num_virtual_tokens=P), num_labels=3).eval()
-        other.take_prompt(model.prompt_encoder.weight.detach())
+        other.set_prompt(model.prompt_encoder.weight.detach())
         ids, mask = ragged(LENGTHS)
         assert_close(model(ids, mask).logits, other(ids, mask).logits)
 

@@ -109,8 +109,8 @@ def test_a_checkpoint_of_the_trainer_is_a_task_again(tmp_path: Path) -> None:
 def test_it_moves_with_the_prompt(scales: tuple[float, float]) -> None:
     """At its rate in our loop; and under PEFT's names, where there is one rate, so many times as far."""
     model = made(seed=None)
-    model.move_faster(*scales)
-    prompt, head = model.rate_groups()
+    model.scale_learning_rates(*scales)
+    prompt, head = model.parameter_groups()
     assert sum(map(len, (prompt, head))) == len(model.task_parameters()) == 4
     own = {name: value.detach().clone() for name, value in model.head.named().items()}
     optimizer = torch.optim.SGD([{"params": prompt, "lr": 1.0}, {"params": head, "lr": 0.0}])
@@ -123,7 +123,7 @@ def test_it_moves_with_the_prompt(scales: tuple[float, float]) -> None:
 def test_with_a_frozen_head_it_stays_the_mean() -> None:
     model = made(train_head=False, seed=None)
     mean = made(train_head=False, pooling="mean", num_queries=0, seed=None)
-    mean.take_prompt(model.prompt_encoder().detach())
+    mean.set_prompt(model.prompt_encoder().detach())
     assert list(model.task_parameters()) == ["prompt_encoder.weight"]
     assert torch.equal(logits(model), logits(mean))
 

@@ -222,9 +222,9 @@ def test_a_checkpoint_of_the_trainer_is_a_task_again(tmp_path: Path) -> None:
 def test_they_move_with_the_prompt(scales: tuple[float, float]) -> None:
     """At its rate in our loop; and under PEFT's names, where there is one rate, so many times as far."""
     model = made(seed=None, train_head=False)
-    model.move_faster(*scales)
+    model.scale_learning_rates(*scales)
     before = weight(model).detach().clone()
-    assert [list(map(id, group)) for group in model.rate_groups()] == [
+    assert [list(map(id, group)) for group in model.parameter_groups()] == [
         list(map(id, model.task_parameters().values())),
         [],
     ]

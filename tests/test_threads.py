@@ -125,7 +125,7 @@ def test_what_a_task_owns_is_its_own_during_anothers_pass() -> None:
     b = task_on(backbone)
 
     def owned() -> tuple[Any, ...]:
-        groups = b.rate_groups()
+        groups = b.parameter_groups()
         return (
             {name: id(value) for name, value in b.task_parameters().items()},
             [[id(value) for value in group] for group in groups],
@@ -478,7 +478,7 @@ FIT = FitConfig(epochs=2, batch_size=8, prompt_rate=1e-2, head_rate=1e-2, backbo
 def made(tiny_folder: Path) -> Callable[..., PTuningModel]:
     """Tasks on one backbone."""
     first = PTuningModel.from_backbone(str(tiny_folder), UNITS, num_labels=2)
-    first.name_task(plain_task(2, None))
+    first.set_task(plain_task(2, None))
 
     def make(seed: int = 0) -> PTuningModel:
         torch.manual_seed(seed)

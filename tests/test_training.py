@@ -336,7 +336,7 @@ def test_fit_resumes_the_model_that_the_run_began_with_and_no_other(
         model = PTuningModel.from_backbone(
             str(tiny_folder), DeepPrompt(**prompt), task=task, dtype=dtype, class_weights=class_weights
         )
-        model.move_faster(*rate_scales)
+        model.scale_learning_rates(*rate_scales)
         return fit(
             model, {"train": rows(64)}, config, output=tmp_path / output, reporter=reporter, resume=resume
         )
@@ -665,7 +665,7 @@ def test_texts_that_are_cut_are_said(tiny_folder: Path, rows: Rows, jsonl: Files
     def said(**options: Any) -> list[str]:
         told = Told()
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), num_labels=2)
-        model.name_task(replace(model.task, labels=("negative", "positive")))
+        model.set_task(replace(model.task, labels=("negative", "positive")))
         fit(model, {"train": long, "validation": rows(6)}, FitConfig(epochs=1), reporter=told, **options)
         return [message for message in told.said if "training rows fill" in message]
 

@@ -72,7 +72,7 @@ class Task:
         return self.problem_type == "regression"
 
     @property
-    def compares(self) -> bool:
+    def is_pair_similarity(self) -> bool:
         """Whether a row asks how alike two texts are, by a score or one of two classes.
 
         More classes, as entailment and contradiction, rather say how one text bears upon the other.

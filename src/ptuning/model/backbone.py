@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from ptuning.model import layers, views
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.config import Engine
 from ptuning.model.embedded import canonical
+from ptuning.model.facts import BackboneFacts, Weights
 from ptuning.model.fresh import fresh_parameters
 from ptuning.model.ports import PORTS, AttentionPort
 from ptuning.model.units import reads_units
@@ -39,38 +39,6 @@ _NAMES_ONLY = frozenset(
     }
 )
 """Of a configuration: what changes no hidden state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneFacts:
-    """What an adapter remembers of its backbone, to be put back on the same one.
-
-    ``fingerprint`` is a SHA-256 over the SHA-256 of each pretrained weight's name, shape and bf16-rounded
-    values, those that the task's head holds left out: the same whether they are held in fp32 or bf16;
-    ``None`` for weights that are not there (the meta device).
-    """
-
-    name: str
-    revision: str | None
-    model_type: str
-    num_layers: int
-    hidden_size: int
-    embedding_size: int
-    key_value_size: int
-    vocab_size: int
-    num_parameters: int
-    fingerprint: str | None
-
-
-@dataclass(eq=False)
-class Weights:
-    """What all views of a backbone have in common besides the tensors: one object, the same for all of them.
-
-    Attributes:
-        digests: The SHA-256 of each pretrained weight, by name, once it was asked for.
-    """
-
-    digests: dict[str, bytes] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -122,8 +90,6 @@ class Backbone(nn.Module):
         for module in model.modules():  # the engine has its own checkpointing, which knows what a pass is
             if "gradient_checkpointing" in vars(module):
                 vars(module)["gradient_checkpointing"] = False
-        self.name = canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type))
-        self.revision = revision or getattr(config, "_commit_hash", None)
         self.architecture = ARCHITECTURES[config.model_type]
         self.port.install(model)
         self._install()
@@ -135,7 +101,12 @@ class Backbone(nn.Module):
             name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
         )
         self.dropout = False
-        self.weights = Weights()
+        self.weights = Weights(
+            model=model,
+            name=canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type)),
+            revision=revision or getattr(config, "_commit_hash", None),
+            head_names=self.head_names,
+        )
         self.private = tuple(name for name, module in model.named_modules() if _writes_to_itself(module))
         self._origin: tuple[Backbone, ...] = ()
 
@@ -245,8 +216,26 @@ class Backbone(nn.Module):
     def uses_segments(self) -> bool:
         return self.architecture.segments and int(getattr(self.config, "type_vocab_size", 0) or 0) > 1
 
+    @property
+    def name(self) -> str:
+        """The Hub id or folder of the weights."""
+        return self.weights.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.weights.name = name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the weights on the Hub."""
+        return self.weights.revision
+
+    @revision.setter
+    def revision(self, revision: str | None) -> None:
+        self.weights.revision = revision
+
     def facts(self, without: Iterable[str] = ()) -> BackboneFacts:
-        """What an adapter remembers; ``without`` are further names that the task holds itself."""
+        """What an adapter records; ``without`` are further parameters that the task has of its own."""
         return BackboneFacts(
             name=self.name,
             revision=self.revision,
@@ -256,29 +245,13 @@ class Backbone(nn.Module):
             embedding_size=self.embedding_size,
             key_value_size=self.key_value_size,
             vocab_size=self.vocab_size,
-            num_parameters=sum(value.numel() for value in self.parameters()),
+            num_parameters=self.weights.num_parameters,
             fingerprint=self.fingerprint(without),
         )
 
     def fingerprint(self, without: Iterable[str] = ()) -> str | None:
-        """See :class:`BackboneFacts`. About a second for each gigabyte of fp32 weights, once.
-
-        Args:
-            without: Names that the task holds itself, besides :attr:`head_names`.
-        """
-        if self.device.type == "meta":
-            return None
-        left_out = frozenset(without) | frozenset(self.head_names)
-        digests, whole = self.weights.digests, hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            if name not in digests and name not in self.head_names:
-                digest = hashlib.sha256(f"{name}{tuple(weight.shape)}".encode())
-                rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
-                digest.update(rounded.view(torch.uint8).numpy().data)
-                digests[name] = digest.digest()
-            if name not in left_out:
-                whole.update(digests[name])
-        return whole.hexdigest()
+        """See :meth:`Weights.fingerprint`: of the model that was adopted, whatever was done to this view."""
+        return self.weights.fingerprint(without)
 
     def digest(self) -> str:
         """A SHA-256 of what the layers' outputs depend on, to the last bit, as it is held now.
@@ -360,11 +333,6 @@ class Backbone(nn.Module):
                         remedy=f"leave engine.{name} out",
                     )
         self._engine = engine
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode unless :attr:`dropout` asks otherwise: with few numbers it only adds noise."""
-        super().train(mode and self.dropout)
-        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """What ``to``, ``half`` and their like do, with two things kept from rounding.

@@ -10,13 +10,13 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, Pooling
 
 
-def settle_prompt(config: DeepPrompt, backbone: Backbone, *, compares: bool = False) -> DeepPrompt:
+def settle_prompt(config: DeepPrompt, backbone: Backbone, *, is_pair_similarity: bool = False) -> DeepPrompt:
     """``config`` with pooling and position offset decided.
 
     Args:
         config: The prompt, as the user wrote it.
         backbone: The model that it is for.
-        compares: Whether the task is to say how similar two texts are, by a score or one of two classes.
+        is_pair_similarity: The task's (:class:`~ptuning.task.Task`).
 
     Raises:
         ConfigError: no layer left to prompt, or options that contradict each other.
@@ -34,12 +34,14 @@ def settle_prompt(config: DeepPrompt, backbone: Backbone, *, compares: bool = Fa
             f"{kind} with inner_group_num {backbone.config.inner_group_num} attends more than once per layer",
             remedy="use an input-depth prompt (prompt.depth: input)",
         )
-    compares_texts = backbone.reads_first_token and can.layers  # the head reads it where its first token was
+    similarity = backbone.reads_first_token and can.layers  # the head reads it where its first token was
     if config.pooling is None:
         by_mean = backbone.pooling == "mean" and can.layers
         read: Pooling = "layers" if by_mean else "native"
-        config = replace(config, pooling="similarity" if by_mean and compares and compares_texts else read)
-    if config.pooling == "similarity" and not compares_texts:
+        config = replace(
+            config, pooling="similarity" if by_mean and is_pair_similarity and similarity else read
+        )
+    if config.pooling == "similarity" and not similarity:
         raise UnsupportedBackbone(
             f"{backbone.name} ({kind}) has no head that reads its first token, which the similarity of two "
             "texts would replace",

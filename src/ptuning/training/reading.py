@@ -51,7 +51,7 @@ def read(
     prompt = config.prompt
     if prompt.depth == "input" or prompt.pooling is not None or len(rows) < FEWEST:
         return config
-    if settle_prompt(prompt, backbone, compares=task.compares).pooling != "similarity":
+    if settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling != "similarity":
         return config
     # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
     key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
