@@ -25,6 +25,7 @@ LAYERS = (
             "ptuning.config_file",
             "ptuning.errors",
             "ptuning.files",
+            "ptuning.kinds",
             "ptuning.paths",
         ),
         *("ptuning.task", "ptuning.threads", "ptuning.validation", "ptuning.visible"),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ptuning.errors import DataError, TrainingDiverged
 from ptuning.model import PTuningModel
-from ptuning.model.tasks import loss_of
+from ptuning.model.targets import loss_of
 from ptuning.peft import PromptEncoderConfig, get_peft_model
 from ptuning.task import Task
 from tiny import ragged, tiny

@@ -20,7 +20,7 @@ from ptuning import DeepPrompt, FitConfig, Predictor, PTuningModel, Task, TrainR
 from ptuning.adapters import load
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
-from ptuning.model.tasks import loss_of
+from ptuning.model.targets import loss_of
 from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite
 from ptuning.training.metrics import Baseline, Selection, effective_rows, measure, standard_error
 from ptuning.training.result import Evaluation

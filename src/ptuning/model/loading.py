@@ -24,12 +24,12 @@ from transformers.utils import logging as transformers_logging
 
 from ptuning import adapters
 from ptuning.errors import AdapterMismatch, BackboneNotFound, UnsupportedBackbone
+from ptuning.kinds import kind_named
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.backbone import Backbone
 from ptuning.model.drawing import drawing
 from ptuning.model.embedded import canonical, resolve
 from ptuning.model.source import check_config, check_folder, pooling, reading, unsupported
-from ptuning.task import ProblemType
 
 _PICKLE_ONLY = (
     "; if its weights are a pickle alone (pytorch_model.bin) and you trust whoever made it, say "
@@ -40,7 +40,7 @@ _PICKLE_ONLY = (
 def hold(
     backbone: str | PreTrainedModel | Backbone,
     num_labels: int | None,
-    problem_type: ProblemType | None,
+    problem_type: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
     revision: str | None,
     dtype: torch.dtype | None,
@@ -159,7 +159,7 @@ def load(
     name: str,
     *,
     num_labels: int | None,
-    problem_type: ProblemType | None,
+    problem_type: str | None,
     revision: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = True,
@@ -169,7 +169,7 @@ def load(
     Args:
         name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
         num_labels: C; the checkpoint's own if ``None``.
-        problem_type: transformers' ``config.problem_type``; the backbone's own if ``None``.
+        problem_type: The kind of task; what the backbone's configuration says if ``None``.
         revision: A branch, tag or commit of the Hub.
         token: The Hub's access token; the one that was logged in with if left out.
         allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, by torch's restricted
@@ -194,7 +194,8 @@ def load(
             config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
             if num_labels is not None:
                 config.num_labels = num_labels
-            config.problem_type = problem_type or config.problem_type
+            if problem_type is not None:
+                config.problem_type = kind_named(problem_type).transformers_name
             if config.model_type not in ARCHITECTURES:
                 raise unsupported(name, config.model_type)
             config.chunk_size_feed_forward = 0  # it spares memory, and refuses texts of most lengths

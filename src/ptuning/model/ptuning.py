@@ -27,8 +27,7 @@ from ptuning.model.encoder import Encoder
 from ptuning.model.opening import OpeningMixin
 from ptuning.model.saving import SavingMixin
 from ptuning.model.sequence import Batch, Prepared, text_layout, text_rows
-from ptuning.model.targets import as_targets, refuse
-from ptuning.model.tasks import loss_of
+from ptuning.model.targets import as_targets, loss_of, refuse
 
 _DISABLED: ContextVar[frozenset[object]] = ContextVar("disabled", default=frozenset())
 """The keys of the models that :meth:`PTuningModel.disabled` has switched off in this thread."""
@@ -104,8 +103,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         else:
             self._check_length(attention_mask)
             logits = self._prompted(batch, prompt, stem).float()
-            if self.task.is_regression:
-                logits = logits * self.task.scale + self.task.mean
+            logits = self.task.kind.logits(logits, self.task)
         loss = None if labels is None else self.loss(logits, labels)
         if loss is not None and self.check_loss:
             self._check_loss(loss.detach(), logits, labels)
@@ -220,7 +218,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         return loss_of(logits, labels, self.task, self.class_weights)
 
     def _check_loss(self, loss: Tensor, logits: Tensor, labels: Any) -> None:
-        if not self.training and (loss.device.type == "cpu" or self.task.is_regression):
+        if not self.training and (loss.device.type == "cpu" or self.task.kind.nan_targets_allowed):
             return  # the labels were checked; an evaluation may go on with a loss of NaN
         if bool(loss.isfinite()):
             return

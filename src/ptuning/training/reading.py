@@ -96,7 +96,7 @@ def _some(rows: Sequence[Example], task: Task) -> list[Example]:
         return list(rows)
     draw = np.random.default_rng(0)
     chosen = draw.choice(len(rows), PROBED, replace=False)
-    if not task.is_regression:
+    if task.labels:
         labels = np.asarray(encode_labels(rows, task))
         rare = np.bincount(labels[chosen], minlength=task.num_labels).argmin()
         if (labels[chosen] == rare).sum() < FEWEST_OF_A_CLASS:

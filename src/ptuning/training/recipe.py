@@ -172,8 +172,7 @@ def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
     """
     if rows >= MANY_ROWS:
         return UNITS, QUERIES
-    several = task.problem_type == "single_label_classification" and task.num_labels > 2
-    return (UNITS if (task.is_regression or several) and not task.pair else 0), 0
+    return (UNITS if task.kind.is_fine_grained(task) and not task.pair else 0), 0
 
 
 def _short(rate: float) -> float:
