@@ -91,11 +91,11 @@ FAMILIES = (
     "llama",
     "gemma3_text, sliding",
 )
-"""One of each way through ptuning's code: what a test asks of the code and not of each architecture, it asks of
-these. The others differ from one of them inside transformers' code alone; the reference has them all.
+"""One of each way through ptuning's code. The others differ from one of them inside transformers' code alone;
+all of them are compared with the reference.
 """
 TWINS = ("xlm-roberta", "camembert")
-"""RoBERTa's code and RoBERTa's row of the table: tests of every architecture's own code leave them out."""
+"""RoBERTa's code and RoBERTa's row of the table."""
 DISTINCT = tuple(case for case in CASES if case not in TWINS)
 
 
