@@ -140,8 +140,8 @@ def quality(part: str) -> Callable[[str], str]:
 
     def make(_: str) -> str:
         sys.path.append(str(ROOT / "benchmarks"))
-        rendered: str = getattr(import_module("quality_tables"), part)(
-            table, import_module("quality_records").read()
+        rendered: str = getattr(import_module("quality.tables"), part)(
+            table, import_module("quality.records").read()
         )
         return rendered
 
@@ -151,9 +151,9 @@ def quality(part: str) -> Callable[[str], str]:
 def trials(_: str) -> str:
     """What was tried for the default recipe, a table a data set."""
     sys.path.append(str(ROOT / "benchmarks"))
-    results = import_module("recipe_trials").RESULTS
+    results = import_module("recipe_data").TRIALS
     rendered: str = import_module("recipe_tables").tables(
-        table, import_module("quality_records").read(results)
+        table, import_module("quality.records").read(results)
     )
     return rendered
 
@@ -162,7 +162,7 @@ def runs(_: str) -> str:
     """What the default recipe was tried with, by ptuning itself."""
     sys.path.append(str(ROOT / "benchmarks"))
     results = import_module("recipe_runs").RESULTS
-    rendered: str = import_module("recipe_tables").runs(table, import_module("quality_records").read(results))
+    rendered: str = import_module("recipe_tables").runs(table, import_module("quality.records").read(results))
     return rendered
 
 

@@ -44,7 +44,7 @@ from ptuning.training.config import TrainConfig
 from ptuning.training.console import Silent
 from ptuning.training.prepare import Split
 from ptuning.training.start import fit_head
-from tiny import CASES, ragged, tiny, tiny_case
+from tiny import DISTINCT, ragged, tiny, tiny_case
 
 WAIT = 30.0
 THREE = plain_task(3, None)
@@ -319,7 +319,7 @@ def test_what_stood_in_the_place_of_forward_stands_there_in_every_view() -> None
 # ------------------------------------------------------------------------------------ what a view costs
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DISTINCT)
 def test_a_view_is_the_same_tensors_in_modules_of_its_own(case: str) -> None:
     backbone = Backbone(tiny_case(case))
     views = [
