@@ -672,14 +672,14 @@ def test_a_child_forked_while_a_lock_is_held_finds_it_free(lock: Any) -> None:
     """And nobody is in the middle of what it guards."""
     held, middle = threading.Event(), [False]
 
-    def hold() -> None:
+    def load_backbone() -> None:
         with lock:
             middle[0] = True
             held.set()
             time.sleep(0.2)
             middle[0] = False
 
-    thread = threading.Thread(target=hold, daemon=True)
+    thread = threading.Thread(target=load_backbone, daemon=True)
     thread.start()
     assert held.wait(WAIT)
 

@@ -30,7 +30,7 @@ from ptuning.data.labels import encode_labels
 from ptuning.data.tokens import collate, shuffled_batches
 from ptuning.inference.evaluate import pad_id
 from ptuning.model.config import DeepPrompt
-from ptuning.model.loading import hold
+from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
@@ -61,7 +61,7 @@ def frozen_embeddings(config: TrainConfig) -> Peer:
     """A regression of the frozen backbone's sentence embeddings, for classes or a score."""
     began = time.perf_counter()
     examples, task = read(config.data, seed=config.fit.seed)
-    backbone, tokenizer = hold(
+    backbone, tokenizer = load_backbone(
         config.backbone, task.num_labels, task.problem_type, None, config.revision, None
     )
     assert tokenizer is not None

@@ -1,6 +1,6 @@
 """The frozen model, and what each architecture needs; ``architectures.py`` has a row for each.
 
-:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it, and lets passes reach its
+:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it and lets passes reach its
 layers and attention (``ports/``). ``encoder.py`` runs it, in the same way for all architectures.
 """
 
@@ -38,31 +38,31 @@ _NAMES_ONLY = frozenset(
         "transformers_version",
     }
 )
-"""Of a configuration: what changes no hidden state."""
+"""Entries of a configuration that change no hidden state."""
 
 
 class Backbone(nn.Module):
     """A frozen ``AutoModelForSequenceClassification``.
 
-    Each task has a :meth:`view` of its own: a module tree over the same weights, so that dropout, the engine,
-    hooks and the training flag of one task are not another's. A task's head is handed to each call of
-    :meth:`logits`; nothing is written to a module while it runs, so threads may use a backbone, or one view
-    of it, at the same time.
+    Each task has a :meth:`view` of its own: a module tree over the same weights, so dropout, the engine,
+    hooks and the training flag belong to one task. A forward pass puts the task's head into a tree of its own
+    (:class:`~ptuning.model.encoder.Encoder`) and writes to no module, so threads can use a backbone, or one
+    view of it, at the same time.
 
-    The module is adopted: its parameters are frozen in place, it is kept in eval mode (dropout off)
-    unless asked, and its attention implementation is set. No value of its weights or of its public
-    configuration is ever changed, the head's included: a task's head is a copy.
+    The module is adopted: its parameters are frozen in place, it stays in eval mode (dropout off) unless
+    asked, and its attention implementation is set. Its weights and its public configuration never change, the
+    head included: a task's head is a copy.
 
     Args:
         model: The model.
         name: Its Hub id or folder.
         revision: Its commit, if it came from the Hub.
-        missing: Names of the parameters that the checkpoint did not hold, and that were therefore made at
-            random; they are the task's to train.
-        pooling: How it was made to be read: ``mean`` for a sentence embedding model of that kind.
+        missing: Names of the parameters that the checkpoint lacked and that were therefore initialised at
+            random; each task trains its own.
+        pooling: ``mean`` for a sentence embedding model that uses mean pooling.
 
     Raises:
-        UnsupportedBackbone: an architecture that is not in the table, or a model for something else.
+        UnsupportedBackbone: an architecture that is not in the table, or a model without such a head.
     """
 
     def __init__(
@@ -78,16 +78,18 @@ class Backbone(nn.Module):
         config = model.config
         if config.model_type not in ARCHITECTURES:
             raise UnsupportedBackbone(
-                f"{config.model_type!r} ({type(model).__name__}) is not supported; "
-                f"expected one of {', '.join(ARCHITECTURES)} (docs/backbones.md)"
+                f"{config.model_type!r} ({type(model).__name__}) is not supported",
+                got=repr(config.model_type),
+                expected=f"one of {', '.join(ARCHITECTURES)} (docs/backbones.md)",
             )
         if not any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__):
             raise UnsupportedBackbone(
-                f"got a {type(model).__name__}, whose outputs are no classes of a text; expected a model "
-                "for sequence classification: AutoModelForSequenceClassification.from_pretrained(…)"
+                "the backbone has no sequence classification head",
+                got=type(model).__name__,
+                expected="a model from AutoModelForSequenceClassification.from_pretrained(…)",
             )
         self.model = model.requires_grad_(False).eval()
-        for module in model.modules():  # the engine has its own checkpointing, which knows what a pass is
+        for module in model.modules():  # the engine has its own checkpointing, which knows about prompts
             if "gradient_checkpointing" in vars(module):
                 vars(module)["gradient_checkpointing"] = False
         self.architecture = ARCHITECTURES[config.model_type]
@@ -124,8 +126,8 @@ class Backbone(nn.Module):
     def view(self) -> Backbone:
         """The same weights for another task: a module tree of its own over the same Parameters and buffers.
 
-        It begins in eval mode with dropout off, with this one's engine, and with the hooks of the model that
-        was adopted. It costs no memory for weights, and about 2 KiB a module.
+        It starts in eval mode with dropout off, with this one's engine, and with the hooks of the adopted
+        model. It takes no memory for weights, and about 2 KiB per module.
         """
         origin = self._origin[0] if self._origin else self
         made = origin._viewed()
@@ -134,7 +136,7 @@ class Backbone(nn.Module):
         return made.eval()
 
     def twin(self) -> Backbone:
-        """The same view once more, hooks, engine and dropout included."""
+        """A copy of this view, hooks, engine and dropout included."""
         return self._viewed()
 
     def _viewed(self) -> Backbone:
@@ -167,7 +169,7 @@ class Backbone(nn.Module):
 
     @property
     def embedding_size(self) -> int:
-        """E; other than the hidden width in ALBERT, ELECTRA and OPT-350m."""
+        """E; not the hidden size in ALBERT, ELECTRA and OPT-350m."""
         return int(next(self.embedding.parameters()).shape[1])
 
     @property
@@ -184,13 +186,13 @@ class Backbone(nn.Module):
 
     @property
     def head_dim(self) -> int:
-        """The width of one attention head."""
+        """d, the size of one attention head."""
         own = getattr(self.config, "head_dim", None)
         return int(own or self.config.hidden_size // self.config.num_attention_heads)
 
     @property
     def key_value_size(self) -> int:
-        """H_kv: the width of a layer's keys; grouped-query models have fewer key heads than heads."""
+        """H_kv, the size of a layer's keys; grouped-query models have fewer key heads than query heads."""
         heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
         return int(heads) * self.head_dim
 
@@ -208,7 +210,7 @@ class Backbone(nn.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """The longest sequence in tokens; ``None`` where nothing bounds it (BLOOM's ALiBi)."""
+        """The maximum sequence length in tokens; ``None`` without a limit (BLOOM's ALiBi)."""
         table = getattr(self.config, "max_position_embeddings", None)
         return None if table is None else int(table) - self.first_position
 
@@ -254,30 +256,30 @@ class Backbone(nn.Module):
         return self.weights.fingerprint(without)
 
     def digest(self) -> str:
-        """A SHA-256 of what the layers' outputs depend on, to the last bit, as it is held now.
+        """A SHA-256 of everything that the layers' outputs depend on, to the bit.
 
-        Unlike :meth:`fingerprint` it tells fp32 weights from their bf16 rounding, and it is never remembered:
-        about a second for each gigabyte.
+        Unlike :meth:`fingerprint` it differs between fp32 weights and their bf16 rounding, and it is not
+        cached: about one second per gigabyte.
         """
-        told = {name: value for name, value in self.config.to_dict().items() if name not in _NAMES_ONLY}
-        whole = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-        held = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
-        for name, value in sorted(held.items()):
+        settings = {name: value for name, value in self.config.to_dict().items() if name not in _NAMES_ONLY}
+        found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        tensors = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
+        for name, value in sorted(tensors.items()):
             if name.startswith("pooler."):
-                continue  # above all layers, and where a checkpoint lacks it another one each time
-            whole.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-            whole.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return whole.hexdigest()
+                continue  # above all layers, and random each time if the checkpoint lacks it
+            found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def siblings(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Every parameter of the modules outside the head that own ``names``: what PEFT saves together."""
+        """All parameters of the modules outside the head that own ``names``: PEFT saves them together."""
         owners = {name.rpartition(".")[0] for name in names if name not in self.head_names}
         return {
             name: value for name, value in self.model.named_parameters() if name.rpartition(".")[0] in owners
         }
 
     def cast_at(self, names: Iterable[str]) -> None:
-        """Let the modules that own these parameters take fp32 parameters in place of their own."""
+        """Let the modules that own these parameters accept fp32 parameters in their place."""
         inside = {name.rpartition(".")[0] for name in names if name not in self.head_names}
         for owner in sorted({name.rpartition(".")[0] for name in names}):
             module = self.model.get_submodule(owner)
@@ -287,23 +289,22 @@ class Backbone(nn.Module):
                 module.register_forward_hook(self._back_to_own_dtype)
 
     def _back_to_own_dtype(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """What an fp32 module inside a bf16 backbone gives goes on in bf16."""
+        """Cast the output of an fp32 module inside a bf16 backbone to bf16."""
         return output.to(self.dtype) if isinstance(output, Tensor) else output
 
     def head_parameters(self, num_labels: int | None = None) -> dict[str, Tensor]:
-        """The head, by name: what stands outside the transformer, and what its checkpoint lacked.
+        """The head, by name: the parameters outside the transformer, and those that the checkpoint lacked.
 
         Args:
-            num_labels: C, for a task to begin with. What the checkpoint lacked is then made anew for every
-                task, and so is the output layer if C is not the width of the backbone's own, so that tasks of
-                any width share a backbone.
+            num_labels: C, for a new task. What the checkpoint lacked then gets fresh values, and so does the
+                output layer if its width is not C, so that tasks of any width share a backbone.
         """
         found: dict[str, Tensor] = {name: self.model.get_parameter(name) for name in self.head_names}
         if num_labels is None:
             return found
         shapes = {name: tuple(found[name].shape) for name in self.head_names if name in self.missing}
         if num_labels != self.model.config.num_labels:
-            output = self.head_names[-1].rpartition(".")[0]  # the layer that is applied last is named last
+            output = self.head_names[-1].rpartition(".")[0]  # the last layer is the last name
             for name in self.head_names:
                 if name.rpartition(".")[0] == output:
                     shapes[name] = (num_labels, *found[name].shape[1:])
@@ -315,10 +316,10 @@ class Backbone(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """How it computes, for the one task whose view this is.
+        """How it computes, for the task that this view belongs to.
 
         Raises:
-            UnsupportedBackbone: where it is set: the architecture has no layers of ours to do what is asked.
+            UnsupportedBackbone: on assignment, if the architecture cannot do it.
         """
         return self._engine
 
@@ -335,11 +336,11 @@ class Backbone(nn.Module):
         self._engine = engine
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        """What ``to``, ``half`` and their like do, with two things kept from rounding.
+        """What ``to``, ``half`` and similar methods do, except that two things are not rounded.
 
-        The fingerprint is taken before the weights are; and what no checkpoint holds, such as the frequencies
-        of rotary positions, stays as exact as it was made, as it does where transformers loads a model in
-        half precision: the angles are these times the position.
+        The fingerprint is taken before the weights are rounded. And buffers that no checkpoint has, such as
+        the frequencies of rotary positions, stay exact, as they do when transformers loads a model in half
+        precision: the angles are these frequencies times the position.
         """
         if fn(torch.zeros(1, dtype=self.dtype, device=self.device)).dtype != self.dtype:
             self.fingerprint()
@@ -356,15 +357,15 @@ class Backbone(nn.Module):
         return self
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """``[B, T]`` → ``[B, T, E]``, word embeddings alone: positions and segments come later, once."""
+        """``[B, T]`` → ``[B, T, E]``, word embeddings only: the transformer adds positions and segments."""
         found: Tensor = self.embedding(input_ids)
         return found
 
     def segments(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """``[B, T]``: which text each token belongs to, as far as it can be told without its tokenizer.
+        """``[B, T]``: which text each token belongs to, as far as it can be inferred without the tokenizer.
 
-        Encoders begin with one special token, and decoders with ``bos_token_id`` where their tokenizer sets
-        it; ``token_type_ids`` tell the second text where they exist.
+        An encoder's row starts with one special token, a decoder's with ``bos_token_id`` if the tokenizer
+        sets it; ``token_type_ids``, if there are any, mark the second text.
         """
         real = attention_mask.bool()
         second = (
@@ -377,21 +378,22 @@ class Backbone(nn.Module):
         return torch.where(real & ~special, second.long(), -1)
 
     def shares_leading(self, length: int) -> bool:
-        """Whether rows of ``length`` tokens, prompt included, may be run behind :meth:`leading`.
+        """Whether rows of ``length`` tokens, prompt included, can share a prompt that was computed once
+        (:meth:`~ptuning.model.encoder.Encoder.leading`).
 
-        Not where layers with a sliding window would have lost sight of it.
+        They cannot if layers with a sliding window would no longer see it.
         """
         if not (self.engine.shared_prompt and self.architecture.causal):
             return False
         both_ways = getattr(self.config, "use_bidirectional_attention", None)
         if both_ways or getattr(self.config, "is_causal", None) is False:
-            return False  # a decoder made into an encoder: its prompt sees the text
+            return False  # a decoder used as an encoder: its prompt sees the text
         window = getattr(self.config, "sliding_window", None)
         return self.port.can.record and (window is None or length <= int(window))
 
     def has_stem(self, head: Iterable[str]) -> bool:
-        """Whether the layers below the first prompt are the same for every task: none of their weights is in
-        the task's head, and dropout is off.
+        """Whether the layers below the first prompt compute the same for every task: the task's head has none
+        of their weights, and dropout is off.
         """
         inside = f"{self.model.base_model_prefix}."
         own = any(name.startswith(inside) and ".pooler." not in name for name in head)
@@ -416,13 +418,13 @@ class Backbone(nn.Module):
 
 
 def _writes_to_itself(module: nn.Module) -> bool:
-    """Whether a module keeps something of the last text: rotary positions that depend on its length do."""
+    """Whether a module keeps state of the last text: rotary positions that depend on its length do."""
     kinds = getattr(module, "rope_type", "")
     kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any("dynamic" in str(kind) or kind == "longrope" for kind in kinds)
 
 
 def _to_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A task's head is fp32 on a backbone that may be bf16: cast what comes in, never the weights."""
+    """A task's head is fp32, the backbone may be bf16: cast the inputs, never the weights."""
     dtype = next(module.parameters(recurse=False)).dtype
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)

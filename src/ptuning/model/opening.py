@@ -24,7 +24,7 @@ from ptuning.model.config import (
     PromptConfig,
     prompt_from_dict,
 )
-from ptuning.model.loading import check_backbone, hold
+from ptuning.model.loading import check_backbone, load_backbone
 from ptuning.model.prompt import Embedding
 from ptuning.model.task_module import TaskModule
 from ptuning.model.tasks import new_task, plain_task, task_of, width_of
@@ -78,7 +78,7 @@ class OpeningMixin(TaskModule):
                 remedy="leave them out",
             )
         asked = task or (None if num_labels is None else plain_task(num_labels, problem_type))
-        held, tokenizer = hold(
+        held, tokenizer = load_backbone(
             backbone,
             width_of(problem_type) if asked is None else asked.num_labels,
             problem_type if asked is None else asked.problem_type,
@@ -261,13 +261,13 @@ def _held(
     For the latter pickled weights need ``allow_pickle``, because the adapter's author chose it.
     """
     if backbone is not None:
-        return hold(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
+        return load_backbone(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
     if not facts["name"]:
         raise AdapterError(
             "the adapter does not name its backbone",
             remedy="name it with --backbone (in Python: backbone=…)",
         )
-    return hold(
+    return load_backbone(
         facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token, allow_pickle
     )
 

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ptuning import adapters
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model.config import DeepPrompt
-from ptuning.model.deep import deep_logits
+from ptuning.model.deep import DeepTask
 from ptuning.model.encoder import Encoder
 from ptuning.model.opening import OpeningMixin
 from ptuning.model.saving import SavingMixin
@@ -141,7 +141,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         return (
             Prepared(prompt=made)
             if joined is None
-            else joined.prepared(Encoder(self.backbone, self.head.named()), made, self.tokenizer)
+            else joined.prepared(self._encoder(), made, self.tokenizer)
         )
 
     @property
@@ -172,6 +172,32 @@ class PTuningModel(OpeningMixin, SavingMixin):
         rows = text_rows(self.backbone, batch, places, offset=self.position_offset)
         return places.restored(Encoder(self.backbone).stem(rows, self.stem_layer), attention_mask.shape[1])
 
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """``[B, T, H]``: the transformer's output for the text's tokens, in their order, with the prompt.
+
+        It is what ``last_hidden_state`` is without a prompt; arbitrary at padding. Arguments are those of
+        :meth:`forward`. With pooling ``similarity`` both texts of a pair are encoded together.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        batch = Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            token_type_ids=token_type_ids if self.backbone.uses_segments else None,
+            segment_ids=segment_ids,
+        )
+        self._check_length(batch.attention_mask)
+        prompt: Tensor = self.prompt_encoder()
+        if (joined := self._joined) is None:
+            return self._deep(prompt).hidden_states(batch)
+        return joined.hidden_states(self._encoder(), batch, prompt)
+
     def _check_stem(self) -> None:
         if self.stem_layer == 0:
             raise ConfigError(
@@ -182,25 +208,35 @@ class PTuningModel(OpeningMixin, SavingMixin):
             )
 
     def _prompted(self, batch: Batch, prompt: Tensor | Prepared | None, stem: Tensor | None) -> Tensor:
-        """``[B, C]`` of the text with the prompt where it belongs, by the task's head."""
+        """``[B, C]``: the head's output for the text with the prompt."""
         if stem is not None:
             self._check_stem()
-        head = self.head.named()
-        mix = head.pop(adapters.MIX, None)
-        encoder = Encoder(self.backbone, head)
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
         if (joined := self._joined) is not None:
+            encoder = self._encoder()
             return encoder.logits(*joined.arranged(encoder, batch, prompt))
-        made, config = prompt.prompt, self.prompt_config
-        assert isinstance(config, DeepPrompt)
-        if self.units is not None and made.dim() == 5:
+        if self.units is not None and prompt.prompt.dim() == 5:
             raise ConfigError(
                 "prompt: got one per row, but this task has virtual units, which are the same for all rows",
                 remedy="run the rows of each task separately, or name an adapter per row (ptuning.peft)",
             )
-        units = None if self.units is None else self.units()
-        return deep_logits(encoder, config, batch, made, units=units, mix=mix, stem=stem)
+        return self._deep(prompt.prompt).logits(batch, stem)
+
+    def _encoder(self) -> Encoder:
+        """The backbone with this task's head, for one forward pass."""
+        head = {name: value for name, value in self.head.named().items() if name != adapters.MIX}
+        return Encoder(self.backbone, head)
+
+    def _deep(self, prompts: Tensor) -> DeepTask:
+        assert isinstance(self.prompt_config, DeepPrompt)
+        return DeepTask(
+            encoder=self._encoder(),
+            config=self.prompt_config,
+            prompts=prompts,
+            units=None if self.units is None else self.units(),
+            mix=self.head.named().get(adapters.MIX),
+        )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The task's loss: cross-entropy, binary cross-entropy, or the squared error of standardised targets.

@@ -144,7 +144,7 @@ class Joined:
         """
         made, front = prompt.prompt, self._front(batch)
         if front is None or made.dim() == 3:
-            return self._as_one(batch, made), ()
+            return self._as_one(batch, made)[0], ()
         leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
         if leading is None:
             leading = encoder.leading(self._leading_embeddings(front, made))
@@ -166,10 +166,15 @@ class Joined:
         leading = encoder.leading(self._leading_embeddings(before, prompt))
         return Prepared(prompt=prompt, tokens=tokens, leading=leading)
 
-    def _as_one(self, batch: Batch, prompt: Tensor) -> Rows:
+    def hidden_states(self, encoder: Encoder, batch: Batch, prompt: Tensor) -> Tensor:
+        """``[B, T, H]``: the transformer's output for the text's tokens, in their order."""
+        rows, places = self._as_one(batch, prompt)
+        return places.restored(encoder.finish(encoder.encode(rows)), batch.input_ids.shape[1])
+
+    def _as_one(self, batch: Batch, prompt: Tensor) -> tuple[Rows, Layout]:
         inserted = self._inserted_embeddings(prompt, batch.input_ids)
         sizes = [part.shape[1] for part in inserted]
-        rows = layout(
+        places = layout(
             batch.attention_mask,
             self.config.insertions,
             sizes,
@@ -178,12 +183,13 @@ class Joined:
         )
         text, types = self.backbone.embed(batch.input_ids), batch.token_type_ids
         combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
-        return Rows(
-            inputs_embeds=rows.arrange(combined),
-            attention_mask=rows.mask,
-            positions=rows.positions,
-            token_type_ids=None if types is None else _spread(rows, types, sum(sizes)),
+        rows = Rows(
+            inputs_embeds=places.arrange(combined),
+            attention_mask=places.mask,
+            positions=places.positions,
+            token_type_ids=None if types is None else _spread(places, types, sum(sizes)),
         )
+        return rows, places
 
     # ------------------------------------------------------- a decoder's prompt in front of the text
 
