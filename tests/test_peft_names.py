@@ -551,10 +551,10 @@ def test_training_goes_on_as_fast_as_before(tmp_path: Path) -> None:
     assert isinstance(config_there, PromptEncoderConfig)
     assert (config_there.prompt_rate_scale, config_there.head_rate_scale) == (30.0, 10.0)
     back = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter", is_trainable=True)
-    assert back.active.rate_scales == (30.0, 10.0)
+    assert back.active.learning_rate_scales == (30.0, 10.0)
     assert torch.equal(logits(back), logits(made))
     frozen = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter")
-    assert frozen.active.rate_scales == (1.0, 1.0)
+    assert frozen.active.learning_rate_scales == (1.0, 1.0)
 
 
 def test_a_prompt_that_pefts_function_gave_is_a_prompt_like_any_other(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from ptuning.training.config import TrainConfig
 from ptuning.training.console import Silent
 from ptuning.training.prepare import Split
 from ptuning.training.start import fit_head
-from tiny import CASES, ragged, tiny, tiny_case
+from tiny import DISTINCT, ragged, tiny, tiny_case
 
 WAIT = 30.0
 THREE = plain_task(3, None)
@@ -125,7 +125,7 @@ def test_what_a_task_owns_is_its_own_during_anothers_pass() -> None:
     b = task_on(backbone)
 
     def owned() -> tuple[Any, ...]:
-        groups = b.rate_groups()
+        groups = b.parameter_groups()
         return (
             {name: id(value) for name, value in b.task_parameters().items()},
             [[id(value) for value in group] for group in groups],
@@ -319,7 +319,7 @@ def test_what_stood_in_the_place_of_forward_stands_there_in_every_view() -> None
 # ------------------------------------------------------------------------------------ what a view costs
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DISTINCT)
 def test_a_view_is_the_same_tensors_in_modules_of_its_own(case: str) -> None:
     backbone = Backbone(tiny_case(case))
     views = [
@@ -478,7 +478,7 @@ FIT = FitConfig(epochs=2, batch_size=8, prompt_rate=1e-2, head_rate=1e-2, backbo
 def made(tiny_folder: Path) -> Callable[..., PTuningModel]:
     """Tasks on one backbone."""
     first = PTuningModel.from_backbone(str(tiny_folder), UNITS, num_labels=2)
-    first.name_task(plain_task(2, None))
+    first.set_task(plain_task(2, None))
 
     def make(seed: int = 0) -> PTuningModel:
         torch.manual_seed(seed)

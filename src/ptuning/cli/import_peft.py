@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     if adapters.is_adapter(folder):
         raise AdapterError(f"{given.adapter} is an adapter of ptuning's already; use it as it is")
     model = PTuningModel.from_pretrained(folder, backbone=given.backbone, allow_pickle=given.allow_pickle)
-    model.name_task(replace(_named(model.task, given.labels), pair=given.pair))
+    model.set_task(replace(_named(model.task, given.labels), pair=given.pair))
     print(model.save_pretrained(given.output))
 
 

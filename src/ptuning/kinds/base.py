@@ -125,7 +125,7 @@ class Kind(ABC):
             )
         return ()
 
-    def compares_texts(self, task: Task) -> bool:
+    def is_pair_similarity(self, task: Task) -> bool:
         """Whether the label of a pair of texts may say how similar they are."""
         return False
 

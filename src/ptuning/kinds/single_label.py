@@ -39,7 +39,7 @@ class SingleLabel(Classification):
     transformers_name = name
     head_fit = "logistic"
 
-    def compares_texts(self, task: Task) -> bool:
+    def is_pair_similarity(self, task: Task) -> bool:
         """With two classes; more, as in entailment, say how one text follows from the other."""
         return len(task.labels) == 2
 

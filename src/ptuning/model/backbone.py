@@ -1,32 +1,28 @@
-"""The frozen model, and what each architecture asks for; ``architectures.py`` says what that is.
+"""The frozen model, and what each architecture needs; ``architectures.py`` has a row for each.
 
-:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it, sends its
-attention through ``attention.py``, and answers one question, :meth:`Backbone.logits`, in one way for
-all of them: rows come aligned, with explicit positions, and the pooled token is the native one.
+:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it, and lets passes reach its
+layers and attention (``ports/``). ``encoder.py`` runs it, in the same way for all architectures.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
-from ptuning import adapters
-from ptuning.errors import ConfigError, UnsupportedBackbone
-from ptuning.model import attention, disentangled, layers, views
+from ptuning.errors import UnsupportedBackbone
+from ptuning.model import layers, views
 from ptuning.model.architectures import ARCHITECTURES
-from ptuning.model.config import DeepPrompt, Engine, Pooling
+from ptuning.model.config import Engine
 from ptuning.model.embedded import canonical
+from ptuning.model.facts import BackboneFacts, Weights
 from ptuning.model.fresh import fresh_parameters
-from ptuning.model.layers import ForwardPass
+from ptuning.model.ports import PORTS, AttentionPort
 from ptuning.model.units import reads_units
 
 _NAMES_ONLY = frozenset(
@@ -43,38 +39,6 @@ _NAMES_ONLY = frozenset(
     }
 )
 """Of a configuration: what changes no hidden state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneFacts:
-    """What an adapter remembers of its backbone, to be put back on the same one.
-
-    ``fingerprint`` is a SHA-256 over the SHA-256 of each pretrained weight's name, shape and bf16-rounded
-    values, those that the task's head holds left out: the same whether they are held in fp32 or bf16;
-    ``None`` for weights that are not there (the meta device).
-    """
-
-    name: str
-    revision: str | None
-    model_type: str
-    num_layers: int
-    hidden_size: int
-    embedding_size: int
-    key_value_size: int
-    vocab_size: int
-    num_parameters: int
-    fingerprint: str | None
-
-
-@dataclass(eq=False)
-class Weights:
-    """What all views of a backbone have in common besides the tensors: one object, the same for all of them.
-
-    Attributes:
-        digests: The SHA-256 of each pretrained weight, by name, once it was asked for.
-    """
-
-    digests: dict[str, bytes] = field(default_factory=dict)
 
 
 class Backbone(nn.Module):
@@ -126,13 +90,8 @@ class Backbone(nn.Module):
         for module in model.modules():  # the engine has its own checkpointing, which knows what a pass is
             if "gradient_checkpointing" in vars(module):
                 vars(module)["gradient_checkpointing"] = False
-        self.name = canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type))
-        self.revision = revision or getattr(config, "_commit_hash", None)
         self.architecture = ARCHITECTURES[config.model_type]
-        if self.architecture.deep == "attention":
-            model.set_attn_implementation(attention.NAME)
-        elif self.architecture.deep == "disentangled":
-            disentangled.install(self.base.encoder)
+        self.port.install(model)
         self._install()
         self.engine = Engine()
         inside = f"{model.base_model_prefix}."
@@ -142,17 +101,22 @@ class Backbone(nn.Module):
             name for name, _ in model.named_parameters() if not name.startswith(inside) or name in missing
         )
         self.dropout = False
-        self.weights = Weights()
-        self._private = tuple(name for name, module in model.named_modules() if _writes_to_itself(module))
+        self.weights = Weights(
+            model=model,
+            name=canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type)),
+            revision=revision or getattr(config, "_commit_hash", None),
+            head_names=self.head_names,
+        )
+        self.private = tuple(name for name, module in model.named_modules() if _writes_to_itself(module))
         self._origin: tuple[Backbone, ...] = ()
 
     def _install(self) -> None:
-        """Let every layer ask the pass that comes by, where this architecture's layers are asked."""
-        if self.architecture.deep != "cache":
+        """Let every layer ask the pass that reaches it, if this architecture's layers can be asked."""
+        if self.port.can.layers:
             layers.install(
                 self.base.get_submodule(self.architecture.layers).children(),
                 self.architecture.feed_forward,
-                disentangled=self.architecture.deep == "disentangled",
+                self.port,
             )
 
     # ------------------------------------------------------------------------------------ views
@@ -180,6 +144,11 @@ class Backbone(nn.Module):
         return made
 
     # ------------------------------------------------------------------------------------ facts
+
+    @property
+    def port(self) -> AttentionPort:
+        """How deep prompts reach its attention."""
+        return PORTS[self.architecture.attention]
 
     @property
     def config(self) -> Any:
@@ -247,8 +216,26 @@ class Backbone(nn.Module):
     def uses_segments(self) -> bool:
         return self.architecture.segments and int(getattr(self.config, "type_vocab_size", 0) or 0) > 1
 
+    @property
+    def name(self) -> str:
+        """The Hub id or folder of the weights."""
+        return self.weights.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.weights.name = name
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the weights on the Hub."""
+        return self.weights.revision
+
+    @revision.setter
+    def revision(self, revision: str | None) -> None:
+        self.weights.revision = revision
+
     def facts(self, without: Iterable[str] = ()) -> BackboneFacts:
-        """What an adapter remembers; ``without`` are further names that the task holds itself."""
+        """What an adapter records; ``without`` are further parameters that the task has of its own."""
         return BackboneFacts(
             name=self.name,
             revision=self.revision,
@@ -258,29 +245,13 @@ class Backbone(nn.Module):
             embedding_size=self.embedding_size,
             key_value_size=self.key_value_size,
             vocab_size=self.vocab_size,
-            num_parameters=sum(value.numel() for value in self.parameters()),
+            num_parameters=self.weights.num_parameters,
             fingerprint=self.fingerprint(without),
         )
 
     def fingerprint(self, without: Iterable[str] = ()) -> str | None:
-        """See :class:`BackboneFacts`. About a second for each gigabyte of fp32 weights, once.
-
-        Args:
-            without: Names that the task holds itself, besides :attr:`head_names`.
-        """
-        if self.device.type == "meta":
-            return None
-        left_out = frozenset(without) | frozenset(self.head_names)
-        digests, whole = self.weights.digests, hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            if name not in digests and name not in self.head_names:
-                digest = hashlib.sha256(f"{name}{tuple(weight.shape)}".encode())
-                rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
-                digest.update(rounded.view(torch.uint8).numpy().data)
-                digests[name] = digest.digest()
-            if name not in left_out:
-                whole.update(digests[name])
-        return whole.hexdigest()
+        """See :meth:`Weights.fingerprint`: of the model that was adopted, whatever was done to this view."""
+        return self.weights.fingerprint(without)
 
     def digest(self) -> str:
         """A SHA-256 of what the layers' outputs depend on, to the last bit, as it is held now.
@@ -353,19 +324,15 @@ class Backbone(nn.Module):
 
     @engine.setter
     def engine(self, engine: Engine) -> None:
-        if self.architecture.deep == "cache":
+        if not self.port.can.layers:
             for name in ("checkpoint_activations", "compile"):
                 if getattr(engine, name):
                     raise UnsupportedBackbone(
-                        f"{self.config.model_type} takes deep prompts through its key/value cache, and its "
-                        f"layers are not the engine's to run; leave engine.{name} out"
+                        f"{self.config.model_type} takes deep prompts as a key/value cache, and the engine "
+                        "does not run its layers",
+                        remedy=f"leave engine.{name} out",
                     )
         self._engine = engine
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode unless :attr:`dropout` asks otherwise: with few numbers it only adds noise."""
-        super().train(mode and self.dropout)
-        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """What ``to``, ``half`` and their like do, with two things kept from rounding.
@@ -409,121 +376,6 @@ class Backbone(nn.Module):
             special = special & (input_ids == (-1 if begin is None else begin))
         return torch.where(real & ~special, second.long(), -1)
 
-    def logits(
-        self,
-        *,
-        input_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        attention_mask: Tensor,
-        positions: Tensor,
-        token_type_ids: Tensor | None = None,
-        prompts: Tensor | None = None,
-        first_layer: int = 0,
-        stem: Tensor | None = None,
-        units: Tensor | None = None,
-        pooling: Pooling = "native",
-        mix: Tensor | None = None,
-        head: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """``[B, C]``: what the head says of each row.
-
-        Args:
-            input_ids: ``[B, S]``; or
-            inputs_embeds: ``[B, S, E]``.
-            attention_mask: ``[B, S]``; padding behind the row for encoders, in front for decoders.
-            positions: ``[B, S]``, from 0.
-            token_type_ids: ``[B, S]``; ignored where the architecture has no segments.
-            prompts: ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``, deep prompts.
-            first_layer: s.
-            stem: ``[B, S, H]``, what :meth:`stem` gave; the layers below s are not run again.
-            units: ``[L−s, 2, U, H]``, virtual units of the feed-forward networks.
-            pooling: What of the last layer the head reads: its own token, the mean of the row's tokens, or
-                the similarity of two rows' means. For that the rows are the first texts of all pairs, then
-                the second ones, and the answer has half as many. With ``layers`` it is a mix of all layers.
-            mix: ``[L−s+1, 2+2Q, H]``, its weights (:class:`~ptuning.model.layers.ForwardPass`).
-            head: Parameters that stand in for the backbone's own, by name.
-        """
-        shared = self._pass(
-            prompts,
-            first_layer=first_layer,
-            stem=stem,
-            units=units,
-            pooled=self._pooled,
-            spread=self.architecture.whole,
-            mean=None if pooling == "native" else attention_mask,
-            mix=mix,
-            similarity=pooling == "similarity",
-        )
-        inputs = self._inputs(input_ids, inputs_embeds, positions, token_type_ids, attention_mask)
-        if prompts is not None and self.architecture.deep == "cache":
-            attention_mask, inputs["past_key_values"] = self._cached(shared, attention_mask, prompts)
-        inputs["attention_mask"] = attention_mask
-        model = views.placed(self.model, head or {}, self._private)
-        out: Tensor
-        with self._under_way(shared, inputs):
-            if self.architecture.causal:  # the head reads the last token; padding stands in front of the text
-                hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
-                out = model.score(hidden[:, -1])
-            else:
-                out = model(**inputs).logits
-        if self.architecture.deep != "cache":
-            shared.check_read(type(self.model).__name__)
-        return out
-
-    def stem(
-        self,
-        *,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        positions: Tensor,
-        token_type_ids: Tensor | None = None,
-        first_layer: int,
-    ) -> Tensor:
-        """``[B, S, H]``: the hidden states that enter layer ``first_layer``; arguments as for :meth:`logits`.
-
-        They depend on the frozen weights and the text alone: there is no gradient, and they can be kept.
-        """
-        shared = self._pass(None, first_layer=first_layer, stop=first_layer)
-        inputs = self._inputs(input_ids, None, positions, token_type_ids, attention_mask)
-        if self.architecture.causal:
-            inputs["use_cache"] = False
-        # In the precision that the weights are held in, so that it does not matter who asks.
-        exact = torch.autocast(self.device.type, enabled=False)
-        model = views.placed(self.model, {}, self._private)
-        with torch.no_grad(), exact, self._under_way(shared, inputs):
-            model.base_model(**inputs, attention_mask=attention_mask)
-        assert shared.entered is not None  # every architecture with a stem asks its layers, all of them
-        return shared.entered
-
-    def leading(self, inputs_embeds: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
-        """``[L, 2, P, H_kv]``: in every layer the keys and values of a prompt ``[P, E]`` before any text.
-
-        In a decoder nothing that stands behind them changes them: one computation serves every row.
-
-        Args:
-            head: As :meth:`logits` takes it; a head may hold parameters of the layers.
-        """
-        shared = self._pass(None, record=True)
-        places = torch.arange(len(inputs_embeds), device=inputs_embeds.device)[None]
-        everywhere = torch.ones_like(places)
-        inputs = self._inputs(None, inputs_embeds[None], places, None, everywhere)
-        model = views.placed(self.model, head or {}, self._private)
-        with self._under_way(shared, inputs):
-            model.base_model(**inputs, attention_mask=everywhere, use_cache=False)
-        if len(shared.recorded) != self.num_layers:
-            raise UnsupportedBackbone(
-                f"{type(self.model).__name__} showed the keys and values of {len(shared.recorded)} of its "
-                f"{self.num_layers} layers: it does not go through transformers' attention interface; set "
-                "engine.shared_prompt to false"
-            )
-        # Each layer's keys and values are [1, h_kv, P, d].
-        return torch.stack(
-            [
-                torch.stack([states[0].transpose(0, 1).flatten(1) for states in keys_values])
-                for keys_values in shared.recorded
-            ]
-        )
-
     def shares_leading(self, length: int) -> bool:
         """Whether rows of ``length`` tokens, prompt included, may be run behind :meth:`leading`.
 
@@ -535,7 +387,7 @@ class Backbone(nn.Module):
         if both_ways or getattr(self.config, "is_causal", None) is False:
             return False  # a decoder made into an encoder: its prompt sees the text
         window = getattr(self.config, "sliding_window", None)
-        return self.architecture.deep == "attention" and (window is None or length <= int(window))
+        return self.port.can.record and (window is None or length <= int(window))
 
     def has_stem(self, head: Iterable[str]) -> bool:
         """Whether the layers below the first prompt are the same for every task: none of their weights is in
@@ -543,128 +395,24 @@ class Backbone(nn.Module):
         """
         inside = f"{self.model.base_model_prefix}."
         own = any(name.startswith(inside) and ".pooler." not in name for name in head)
-        return not own and not self.dropout and self.architecture.deep != "cache"
+        return not own and not self.dropout and self.port.can.layers
 
     @property
-    def _pooled(self) -> Literal["first", "last"] | None:
-        """The token that the head reads."""
+    def attends_once(self) -> bool:
+        """Whether each layer has one attention; ALBERT's with ``inner_group_num`` above 1 have more."""
+        return int(getattr(self.config, "inner_group_num", 1)) == 1
+
+    @property
+    def reads_first_token(self) -> bool:
+        """Whether its own head reads the first token only."""
         if self.architecture.causal:
-            return "last"
-        if getattr(self.config, "inner_group_num", 1) > 1:  # an ALBERT layer that attends more than once
-            return None
-        return "first" if getattr(self.config, "classifier_pooling", "cls") == "cls" else None
+            return False
+        return bool(getattr(self.config, "classifier_pooling", "cls") == "cls")
 
-    def _pass(self, prompts: Tensor | None, **options: Any) -> ForwardPass:
-        return ForwardPass(
-            self.num_layers,
-            prompts,
-            head_dim=self.head_dim,
-            engine=self.engine,
-            **options,
-        )
-
-    def _inputs(
-        self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        positions: Tensor,
-        token_type_ids: Tensor | None,
-        attention_mask: Tensor,
-    ) -> dict[str, Any]:
-        """The transformer's arguments, but for the mask."""
-        inputs: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        if self.architecture.takes_positions:
-            inputs["position_ids"] = (positions + self.first_position) * attention_mask + (
-                (1 - attention_mask) * max(self.first_position - 1, 0)
-            )
-        if self.uses_segments and token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        return inputs
-
-    def _under_way(self, shared: ForwardPass, inputs: dict[str, Any]) -> AbstractContextManager[None]:
-        """Let the layers find the pass: among the ``inputs``, or in the block that this gives."""
-        if self.architecture.deep == "attention":
-            inputs[attention.ARGUMENT] = shared
-        return disentangled.bound(shared) if self.architecture.deep == "disentangled" else nullcontext()
-
-    def _cached(
-        self, shared: ForwardPass, attention_mask: Tensor, prompts: Tensor
-    ) -> tuple[Tensor, DynamicCache]:
-        """A key/value cache that holds the prompt, and the mask that covers it."""
-        cache = DynamicCache()
-        batch = attention_mask.shape[0]
-        for layer in range(self.num_layers):
-            keys_values = shared.keys_values(layer, batch, self.dtype)
-            assert keys_values is not None  # settle refused a first_layer above 0
-            cache.update(*keys_values, layer)
-        tokens = attention_mask.new_ones(batch, prompts.shape[-2])
-        return torch.cat((tokens, attention_mask), dim=1), cache
-
-    def settle(self, config: DeepPrompt, *, compares: bool = False) -> DeepPrompt:
-        """``config`` with pooling and position offset decided; refuses what this architecture cannot hold.
-
-        Args:
-            compares: The task is to say of two texts how alike they are, or whether.
-
-        Raises:
-            ConfigError: no layer left to prompt.
-            UnsupportedBackbone: the architecture cannot do it.
-        """
-        kind = self.config.model_type
-        if config.first_layer >= self.num_layers:
-            raise ConfigError(
-                f"prompt.first_layer is {config.first_layer}, but {self.name} has {self.num_layers} layers, "
-                f"counted from 0; expected at most {self.num_layers - 1}"
-            )
-        if self.architecture.deep == "cache" and config.first_layer > 0:
-            raise UnsupportedBackbone(
-                f"{kind} takes deep prompts through its key/value cache, which needs one in every layer; "
-                "set prompt.first_layer to 0"
-            )
-        if getattr(self.config, "inner_group_num", 1) > 1:
-            raise UnsupportedBackbone(
-                f"{kind} with inner_group_num {self.config.inner_group_num} attends more than once a layer; "
-                "use an input-depth prompt (prompt.depth: input)"
-            )
-        # A similarity stands where the head looks for its first token.
-        can = self._pooled == "first" and self.architecture.deep != "cache"
-        if config.pooling is None:
-            averaged = self.pooling == "mean" and self.architecture.deep != "cache"
-            read: Pooling = "layers" if averaged else "native"
-            config = replace(config, pooling="similarity" if averaged and compares and can else read)
-        if config.pooling == "similarity" and not can:
-            raise UnsupportedBackbone(
-                f"{self.name} ({kind}) has no head that reads its first token, in whose place the "
-                "similarity of two texts stands; set prompt.pooling to mean or native"
-            )
-        if config.pooling in ("mean", "layers") and self.architecture.deep == "cache":
-            raise UnsupportedBackbone(
-                f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "
-                "the tokens' mean; set prompt.pooling to native"
-            )
-        if config.num_queries and config.pooling != "layers":
-            raise ConfigError(
-                f"prompt.num_queries is {config.num_queries}, but prompt.pooling is {config.pooling!r}, "
-                "which asks none; leave it out, or set prompt.pooling to layers"
-            )
-        config = replace(
-            config, num_virtual_units=config.num_virtual_units or 0, num_queries=config.num_queries or 0
-        )
-        if config.num_virtual_units and self.architecture.deep == "cache":
-            raise UnsupportedBackbone(
-                f"{kind} takes deep prompts through its key/value cache, and its layers are not asked for "
-                "virtual units; set prompt.num_virtual_units to 0"
-            )
-        if config.position_offset is None:
-            like_peft = (
-                config.first_layer == 0
-                and self.architecture.takes_positions
-                and kind not in adapters.NO_CACHE
-            )
-            config = replace(config, position_offset=config.num_virtual_tokens if like_peft else 0)
-        if config.position_offset and not self.architecture.takes_positions:
-            raise UnsupportedBackbone(f"{kind} has no position ids to move; set prompt.position_offset to 0")
-        return config
+    def has_module(self, name: str) -> bool:
+        """Whether the transformer has a module of that name; some are ``None`` in some configurations."""
+        owner, _, child = name.rpartition(".")
+        return getattr(self.base.get_submodule(owner), child, None) is not None
 
 
 def _writes_to_itself(module: nn.Module) -> bool:

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize
 from ptuning import adapters
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, PromptConfig
-from ptuning.model.pooling import mix_of_last
-from ptuning.model.prompt import move_faster
+from ptuning.model.pooling import initial_mix
+from ptuning.model.prompt import scale_learning_rate
 
 
 class Head(nn.Module):
@@ -41,10 +41,10 @@ class Head(nn.Module):
                 else:
                     self.get_parameter(escaped(name)).copy_(values[name])
 
-    def move_faster(self, scale: float, mix: float) -> None:
-        """Let every parameter move ``scale`` times as far as the optimizer's rate says; the mix ``mix``."""
+    def scale_learning_rates(self, scale: float, mix: float) -> None:
+        """Multiply the learning rate of the layer mix by ``mix``, of all other parameters by ``scale``."""
         for name in self.names:
-            move_faster(self, escaped(name), mix if name == adapters.MIX else scale)
+            scale_learning_rate(self, escaped(name), mix if name == adapters.MIX else scale)
 
 
 def escaped(name: str) -> str:
@@ -57,4 +57,4 @@ def first_mix(config: PromptConfig, backbone: Backbone) -> dict[str, Tensor]:
     if not isinstance(config, DeepPrompt) or config.pooling != "layers":
         return {}
     layers = backbone.num_layers - config.first_layer
-    return {adapters.MIX: mix_of_last(layers, config.num_queries or 0, backbone.hidden_size)}
+    return {adapters.MIX: initial_mix(layers, config.num_queries or 0, backbone.hidden_size)}

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptuning.adapters.schema import StateFields, check_fields
 from ptuning.adapters.tensors import check_finite, first_line
 from ptuning.errors import AdapterError, AdapterMismatch
 from ptuning.files import parse_json
+from ptuning.model.config import prompt_from_dict, prompt_to_dict
 
 KEY = "_extra_state"
 """Where torch puts what :meth:`torch.nn.Module.get_extra_state` returns."""
@@ -32,46 +33,24 @@ FILE = "model.safetensors"
 FORMAT_VERSION = 1
 
 
-def leave_backbone_out(module: nn.Module) -> None:
-    """Let ``module``'s state dict neither give nor take what stands under ``backbone.``."""
-    hooks: Any = module  # torch leaves these untyped
-    hooks.register_state_dict_post_hook(_drop_backbone)
-    # Not the public one: it ties the hook to this module, and a copy.copy could not load once that is gone.
-    hooks._register_load_state_dict_pre_hook(_refuse_backbone)
-    hooks.register_load_state_dict_post_hook(_expect_no_backbone)
+def check_given(given: Mapping[str, Any], prefix: str, here: Callable[[], Mapping[str, Any]]) -> None:
+    """Check a state dict before any of it is loaded; one without a record is taken as it is.
 
+    Args:
+        given: The state dict.
+        prefix: What the names of this task start with in it.
+        here: Gives the record of the task that it is loaded into.
 
-def _drop_backbone(module: nn.Module, given: dict[str, Any], prefix: str, _: Any) -> None:
-    for name in [name for name in given if name.startswith(f"{prefix}backbone.")]:
-        del given[name]
-
-
-def _refuse_backbone(
-    given: dict[str, Any],
-    prefix: str,
-    _: Any,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    for name in [name for name in given if name.startswith(f"{prefix}backbone.")]:
-        del given[name]
-        if strict:
-            unexpected.append(name)
-
-
-def _expect_no_backbone(module: nn.Module, keys: Any) -> None:
-    # Neither is the record asked for: whoever averages two states has to leave it out.
-    own = {f"backbone.{name}" for name in cast(nn.Module, module.backbone).state_dict()}
-    keys.missing_keys[:] = [name for name in keys.missing_keys if not _is_apart(name, own)]
-
-
-def _is_apart(name: str, backbone: set[str]) -> bool:
-    """Whether a key is the record's or the backbone's, whatever stands before it."""
-    parts = name.split(".")
-    ends = (".".join(parts[at:]) for at, part in enumerate(parts) if part == "backbone")
-    return parts[-1] == KEY or any(end in backbone for end in ends)
+    Raises:
+        AdapterError: the tensors are not those that were saved.
+        AdapterMismatch: they are of another task, prompt or backbone.
+    """
+    own = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+    if (stored := own.pop(KEY, None)) is None:
+        return
+    record = read(stored)
+    check(record, own)
+    compare(record, here())
 
 
 def write(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
@@ -131,6 +110,8 @@ def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     Raises:
         AdapterMismatch: naming what differs.
     """
+    # Old records lack options that did not exist then.
+    record = {**record, "prompt": prompt_to_dict(prompt_from_dict(record["prompt"]))}
     for fact in ("task", "prompt", "backbone", "anchors", "head", "rate_scales"):
         theirs, ours = _leaves(fact, record.get(fact)), _leaves(fact, json.loads(json.dumps(here[fact])))
         if odd := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
@@ -207,5 +188,6 @@ def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        own = value.detach().cpu().clone()  # numpy makes a storage fixed in size, and FSDP resizes its own
+        digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -107,7 +107,7 @@ def fit(
             f"{held:,} of {rows + held:,} rows put aside for validation "
             "(columns={'validation_fraction': …}, or pass {'train': …, 'validation': …})"
         )
-    model.name_task(task)
+    model.set_task(task)
     for note in examples.notes:
         reporter.say(note)
     return run(
@@ -159,7 +159,7 @@ def run(
     facts = Facts.of(model, train.rows)
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
-        model.weigh_classes(class_weights(config, train.targets, model.task))
+        model.set_class_weights(class_weights(config, train.targets, model.task))
     weights = None if model.class_weights is None else model.class_weights.tolist()
     baseline = Baseline.of(train.targets, model.task)
     floor = baseline.measure(held.targets, model.task, weights)
@@ -266,7 +266,7 @@ def _made_of(model: PTuningModel) -> dict[str, Any]:
         **{f"prompt.{name}": value for name, value in prompt_to_dict(model.prompt_config).items()},
         "backbone": model.backbone.fingerprint(),
         "precision": str(model.backbone.dtype),
-        "rate_scales": model.rate_scales,
+        "rate_scales": model.learning_rate_scales,
     }
 
 
@@ -331,7 +331,7 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": group, "lr": rate}
-                for group, rate in zip(self.model.rate_groups(), self.rates, strict=True)
+                for group, rate in zip(self.model.parameter_groups(), self.rates, strict=True)
                 if group
             ],
             weight_decay=self.config.weight_decay,

@@ -78,7 +78,7 @@ class Facts:
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=begins_fitted(model),
-            scaled=model.rate_scales != (1.0, 1.0),
+            scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 
     def steps(self, fit: FitConfig, epochs: int) -> int:
@@ -152,7 +152,9 @@ def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) ->
     """
     if given.depth == "input":
         return given
-    settled = backbone.settle(given, compares=task.compares)
+    from ptuning.model.settling import settle_prompt  # imports torch
+
+    settled = settle_prompt(given, backbone, is_pair_similarity=task.is_pair_similarity)
     units, queries = units_and_queries(task, rows) if settled.pooling == "layers" else (0, 0)
     return replace(
         given,

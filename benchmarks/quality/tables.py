@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from quality_plan import DATASETS, METHODS, Record, accelerator, data_set, digest, pick, setting_of
+from quality.plan import DATASETS, METHODS, Record, accelerator, data_set, digest, pick, setting_of
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
 
@@ -235,7 +235,7 @@ def _note(records: Sequence[Record]) -> list[str]:
     told = [each["machine"]["versions"] for each in records]
     versions = next((each for each in reversed(told) if "setfit" not in each), told[-1])
     return [
-        f"`python benchmarks/quality.py`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
+        f"`make quality`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
         f"{newest['revision']}{others}, transformers {versions['transformers']}, PEFT {versions['peft']}; "
         f"{'; '.join(_places(records))}."
     ]
