@@ -984,7 +984,7 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
         ),
         (
             lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=3, problem_type="regression"),
-            r"num_labels: got 3, but a regression predicts one number",
+            r"num_labels: got 3, expected 1, because a regression predicts one number",
         ),
         (
             lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=2, task=THREE),

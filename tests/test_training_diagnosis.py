@@ -21,7 +21,7 @@ from ptuning.adapters import load
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
 from ptuning.model.targets import loss_of
-from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite
+from ptuning.training.diagnosis import Diagnosis, Reference, not_finite
 from ptuning.training.metrics import Baseline, Selection, effective_rows, measure, standard_error
 from ptuning.training.result import Evaluation
 
@@ -445,7 +445,9 @@ def test_the_constant_answers_loss_is_the_least_that_a_constant_answer_has(
 
         search.step(closure)
         least = loss(logits.detach()).item()
-        assert losses(targets, task, weights) == pytest.approx((least, untrained), rel=1e-5)
+        assert task.kind.reference_losses(targets, task, weights) == pytest.approx(
+            (least, untrained), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("weights", [None, (3.0, 1.0, 0.5)])
@@ -455,7 +457,7 @@ def test_the_baselines_loss_is_that_of_its_answer_over_other_rows(weights: tuple
     weigh = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     shares = {"single_label_classification": (0.6, 0.4, 0.0), "multi_label_classification": (0.5, 0.2, 0.0)}
     for kind, drawn in shares.items():
-        task = Task(problem_type=kind, labels=("a", "b", "c"))  # type: ignore[arg-type]
+        task = Task(problem_type=kind, labels=("a", "b", "c"))
         if task.problem_type == "multi_label_classification":
             train, held = ((draw.random((60, 3)) < part).astype(float) for part in (drawn, (0.3, 0.3, 0.3)))
             share = torch.tensor(np.clip(train.mean(0), 0.5 / 60, None))
@@ -479,9 +481,13 @@ def test_the_baselines_loss_is_that_of_its_answer_over_other_rows(weights: tuple
 def test_a_regressions_constant_answer_is_the_mean() -> None:
     targets = np.array([1.0, 2.0, 6.0])
     standard = Task(problem_type="regression", mean=3.0, scale=2.0)
-    assert losses(targets, standard) == pytest.approx((targets.var() / 4, targets.var() / 4))
+    assert standard.kind.reference_losses(targets, standard, None) == pytest.approx(
+        (targets.var() / 4, targets.var() / 4)
+    )
     plain = Task(problem_type="regression")
-    assert losses(targets, plain) == pytest.approx((targets.var(), np.square(targets).mean()))
+    assert plain.kind.reference_losses(targets, plain, None) == pytest.approx(
+        (targets.var(), np.square(targets).mean())
+    )
     assert Baseline.of(targets, standard).measure(np.array([3.0, 7.0]), standard)["loss"] == pytest.approx(
         2.0
     )

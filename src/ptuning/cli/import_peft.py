@@ -60,12 +60,12 @@ def _named(task: Task, labels: str | None) -> Task:
         return task
     names = tuple(name.strip() for name in labels.split(","))
     if len(names) != len(task.labels):
-        expected = str(task.num_labels) if task.labels else f"none, because a {task.kind.title} has no labels"
         raise ConfigError(
             "--labels",
             got=f"{len(names)} names",
-            expected=expected,
-            remedy="name the logits of the adapter's head",
+            expected=f"{task.num_labels}, one per logit of the adapter's head"
+            if task.labels
+            else f"none, because a {task.kind.title} has no labels",
         )
     if not all(names):
         raise ConfigError(f"--labels: got an empty name in {labels!r}, expected one for each logit")

@@ -8,7 +8,7 @@ here.
 from __future__ import annotations
 
 from ptuning.errors import ConfigError
-from ptuning.kinds.base import Kind, LabelForm
+from ptuning.kinds.base import Answer, ConstantAnswer, Kind, LabelForm
 from ptuning.kinds.metric import Metric
 from ptuning.kinds.multi_label import MultiLabel
 from ptuning.kinds.regression import Regression
@@ -17,6 +17,8 @@ from ptuning.kinds.single_label import SingleLabel
 __all__ = [
     "BY_FORM",
     "KINDS",
+    "Answer",
+    "ConstantAnswer",
     "Kind",
     "LabelForm",
     "Metric",

@@ -104,7 +104,7 @@ class Kind(ABC):
         width: int,
         where: str = "num_labels",
         *,
-        remedy: str = "leave it out, or make one task for each number",
+        remedy: str = "leave it out, or make one task per number",
     ) -> tuple[Label, ...]:
         """The labels of a task that only says how many logits it has: 0 to ``width`` - 1.
 
@@ -130,7 +130,7 @@ class Kind(ABC):
         return False
 
     def is_fine_grained(self, task: Task) -> bool:
-        """Whether a row's label says more than one of two classes does, so that few rows train more units."""
+        """Whether a label says more than one of two classes: then few rows can train virtual units."""
         return False
 
     @abstractmethod

@@ -22,7 +22,7 @@ def task_of(config: Any) -> Task:
     numbers = kind.numbered_labels(
         count,
         "num_labels of the backbone's configuration",
-        remedy="load it with num_labels=1, or make one task for each number",
+        remedy="load it with num_labels=1, or make one task per number",
     )
     names = label_names(config)
     return Task(problem_type=kind.name, labels=names if len(names) == len(numbers) else numbers)
