@@ -270,7 +270,7 @@ def test_an_adapter_from_before_there_were_units_has_none(tmp_path: Path) -> Non
 def test_a_state_from_before_there_were_units_is_opened(tmp_path: Path) -> None:
     """Its record lacks the word."""
     model = made(num_virtual_units=0)
-    record = model._record()
+    record = model.record()
     del record["prompt"]["num_virtual_units"]
     tensors = {name: value for name, value in model.state_dict().items() if name != state.KEY}
     tensors[state.KEY] = state.write(record, tensors)

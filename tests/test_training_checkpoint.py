@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptuning import FitConfig, PTuningModel, Task, fit
-from ptuning.adapters import folder as adapter_folder
+from ptuning.adapters import seal
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model import DeepPrompt
 from ptuning.training import checkpoint
@@ -73,7 +73,7 @@ def sealed(folder: Path) -> None:
         for name in values["files"]
         if (folder / name).is_file()
     }
-    (folder / "ptuning.json").write_bytes(adapter_folder._sealed(values))
+    (folder / "ptuning.json").write_bytes(seal.sealed(values))
 
 
 def state(**changes: Any) -> Callable[[Path], None]:
