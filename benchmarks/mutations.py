@@ -4,7 +4,7 @@
 
 ``faults.toml`` has the faults: each is a piece of source text that occurs once in its file, and what replaces
 it. For each of them a copy of the project is changed, and the tests that the table names for it run until the
-first failure; that test found the fault. Before that the tests run unchanged, and have to pass. The result is
+first failure; that test found the fault. All of them also run unchanged, and have to pass. The result is
 ``benchmarks/results/mutations.json``. ``tests/test_benchmarks_mutations.py`` checks that every text still
 occurs once, and that the result has every fault as found.
 """
@@ -33,8 +33,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutations.json"
 TABLE = ROOT / "benchmarks" / "faults.toml"
 PACKAGE = "src/ptuning"
-LIMIT = 600
-"""Seconds for the tests of one fault."""
+LIMIT = 3600
+"""Seconds for the tests of one fault, or for all of them without any."""
 
 
 class Fault(NamedTuple):
@@ -201,13 +201,13 @@ def main(words: Sequence[str] | None = None) -> None:
         scratch = Path(folder)
         copy_project(scratch / "sound")
         sound = Attempt(scratch / "sound", files_of(chosen))
-        while not sound.done():
-            time.sleep(0.1)
-        if (failure := sound.found()) is not None:
-            sys.exit(f"without any fault: {failure}; the tests have to pass first")
         for fault, by in attempts(chosen, scratch, given.workers):
             found[fault.title] = by
             print(f"{'found' if by else 'MISSED'}: {fault.title}: {by}", flush=True)
+        while not sound.done():
+            time.sleep(0.1)
+        if (failure := sound.found()) is not None:
+            sys.exit(f"without any fault: {failure}; the tests have to pass there")
     missed = [title for title, by in found.items() if by is None]
     record = {
         "command": shlex.join(["python", "benchmarks/mutations.py", *sys.argv[1:]]),
