@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide torture bench bench-quick quality-setfit quality-elsewhere lock clean
+.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick quality-setfit quality-elsewhere lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -43,6 +43,9 @@ quality-elsewhere: $(READY)  ## four more data sets for the study, from the pack
 
 torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals, threads: thousands of trials, minutes
 	PYTHONPATH=benchmarks $(BIN)/python -m torture
+
+mutations: $(READY)  ## faults planted in copies of the source one at a time: does a test find each? Minutes
+	$(BIN)/python benchmarks/mutations.py
 
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py

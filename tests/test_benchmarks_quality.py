@@ -328,14 +328,15 @@ def test_the_study_runs_what_is_left_and_nothing_twice(
     assert results.read(file) == [found]  # no time to start anything
 
 
+@pytest.mark.usefixtures("made_data")
 def test_a_run_that_fails_is_said_and_tried_again_the_next_time(
-    made_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "quality.jsonl"
-    (made_data / "sst2" / "test.jsonl").unlink()
+    monkeypatch.setattr("quality.study.WORKER", ("-c", "raise SystemExit('no such file')"))
     with pytest.raises(SystemExit, match="1 runs failed"):
         study("--datasets sst2-16 --methods majority", file)
-    assert "FAILED sst2-16 majority seed 0: exit status 1" in capfd.readouterr().err
+    assert "FAILED sst2-16 majority seed 0: exit status 1: no such file" in capfd.readouterr().err
     assert len(plan.remaining(results.read(file), ["sst2-16"], ["majority"], [0])) == 1
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -154,15 +154,18 @@ def _number(stream: int | IO[Any]) -> int:
 
 def serve(orders: socket.socket) -> list[str]:
     """Start programs until there are no more orders; returns in each of them, with what it is to run."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers end by themselves
     while True:
         size, streams, _, _ = socket.recv_fds(orders, 10, 4)
         if not size:
+            with suppress(ChildProcessError):
+                os.wait()
             os._exit(0)
+        with suppress(ChildProcessError):  # keepers that have ended
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         order = json.loads(_read(orders, int(size)))
         if os.fork() == 0:  # the keeper: waits for its program and says how it ended
             orders.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             *own, status = streams
             if (pid := os.fork()) == 0:
                 os.close(status)

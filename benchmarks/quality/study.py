@@ -45,6 +45,7 @@ from quality.plan import (
 
 BENCHMARKS = Path(__file__).parent.parent
 REPOSITORY = BENCHMARKS.parent
+WORKER = ("-m", "quality.worker")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -207,7 +208,7 @@ class Job:
         # A group of its own: Ctrl-C reaches the study alone, which then ends its runs.
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quality.worker", "--json-run", json.dumps(asdict(run))],
+                [sys.executable, *WORKER, "--json-run", json.dumps(asdict(run))],
                 env=environment,
                 stdout=out,
                 stderr=err,
