@@ -117,8 +117,8 @@ def _of(table: Table, records: Sequence[Record], dataset: str) -> str:
     rows = [_row(method, each) for method, each in found.items() if each is not None]
     missing = [_plain(method) for method, each in found.items() if each is None]
     header = (
-        *("method", "learning rate", f"test {NAMES[data.metric]}", NAMES[data.also], "runs", "trained parameters"),
-        *("CPU minutes", "peak MiB"),
+        *("method", "learning rate", f"test {NAMES[data.metric]}", NAMES[data.also], "runs"),
+        *("trained parameters", "CPU minutes", "peak MiB"),
     )
     parts = [f"### {TITLES[dataset]}"]
     if rows:

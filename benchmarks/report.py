@@ -91,7 +91,7 @@ def _note(file: Path, found: Mapping[str, Any]) -> str:
         f"[chart](../benchmarks/results/{file.stem}.png))."
     ]
     if "full_rows" in settings:
-        words.append(f"\\* Extrapolated from the later rows/s to the {settings['full_rows']:,} training rows.")
+        words.append(f"\\* Extrapolated from later rows/s to the {settings['full_rows']:,} training rows.")
     words += _failures(found.get("failed", {}).items())
     return "\n\n".join(words)
 

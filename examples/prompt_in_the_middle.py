@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--online", action="store_true", help="bert-base-uncased, from the Hub")
     parser.add_argument("--epochs", type=int, default=30, help="the notebook's 3 are too few")
-    parser.add_argument("--rate", type=float, default=3e-2, help="learning rate; the notebook's 1e-5 is far too low for a prompt")
+    parser.add_argument(
+        "--rate", type=float, default=3e-2, help="learning rate; the notebook's 1e-5 is too low"
+    )
     given = parser.parse_args()
 
     torch.manual_seed(0)

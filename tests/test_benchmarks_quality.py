@@ -481,7 +481,10 @@ def test_tables_of_partial_results() -> None:
     assert "PEFT `PREFIX_TUNING` | 0.03 \\* | 0.300 | 0.150 | 1 |" in stsb
     assert "highest of the three learning rates" in stsb
     assert text.split("### ")[3].startswith("SST-2\n\nNot run yet.")
-    assert "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, one thread per run" in text
+    assert (
+        "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, one thread per run"
+        in text
+    )
 
 
 def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> None:
