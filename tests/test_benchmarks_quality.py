@@ -478,9 +478,12 @@ def test_tables_of_partial_results() -> None:
     assert "full fine-tuning" in mrpc.split("Not run yet: ")[1]
     stsb = text.split("### ")[2]
     assert "PEFT `PREFIX_TUNING` | 0.03 \\* | 0.300 | 0.150 | 1 |" in stsb
-    assert "highest of the three rates" in stsb
+    assert "highest of the three learning rates" in stsb
     assert text.split("### ")[3].startswith("SST-2\n\nNot run yet.")
-    assert "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, a thread a run" in text
+    assert (
+        "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, one thread per run"
+        in text
+    )
 
 
 def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> None:
@@ -490,7 +493,7 @@ def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> 
     text = tables.tables(plain, done)
     assert "0.600 ± 0.000 | 0.300 ± 0.000 | 3, 1 on a GPU | 1,000 (0.0045 %) | 1.5 | 1,001" in text
     assert (
-        "2 runs on a processor, 2 cores, a thread a run, torch 2, 0.1 hours of a core; 1 run on one a GPU"
+        "2 runs on a processor, 2 cores, one thread per run, torch 2, 0.1 core hours; 1 run on one a GPU"
         in text
     )
     assert plan.estimate(done, "mrpc", "deep") == 91.0

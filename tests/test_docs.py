@@ -128,7 +128,7 @@ def backbones(now: str) -> str:
         "architecture",
         "`model_type`",
         "input",
-        "deep, through",
+        "deep, via",
         "`first_layer` > 0",
         "`position_offset`",
     )
