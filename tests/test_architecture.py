@@ -39,6 +39,7 @@ LAYERS = (
 )
 UNSAFE = {"eval", "exec", "compile", "yaml.load", "yaml.unsafe_load", "np.load"}
 PUBLIC = [
+    "Callback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -54,6 +55,7 @@ PUBLIC = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "RunState",
     "SearchResult",
     "SeveralResult",
     "Task",

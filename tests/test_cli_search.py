@@ -16,7 +16,7 @@ import yaml
 from ptuning import TrainConfig, adapters
 from ptuning.cli import main
 from ptuning.training import trials
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.console import ConsoleCallback
 
 Rows = Callable[..., list[dict[str, Any]]]
 Ran = tuple[int, str, str]
@@ -86,15 +86,15 @@ def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ra
 def test_ctrl_c_is_one_line_and_resume_goes_on(
     train: Callable[..., Ran], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ConsoleReporter.trial
+    real = ConsoleCallback.on_trial_begin
 
-    def pressed(self: ConsoleReporter, number: int, count: int, steps: int) -> None:
+    def pressed(self: ConsoleCallback, number: int, count: int, steps: int) -> None:
         real(self, number, count, steps)
         if number == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ConsoleReporter, "trial", pressed)
+        patch.setattr(ConsoleCallback, "on_trial_begin", pressed)
         code, out, err = train()
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == (

@@ -17,7 +17,8 @@ import yaml
 
 from ptuning import TrainConfig, adapters
 from ptuning.cli import main
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.callbacks import RunState
+from ptuning.training.console import ConsoleCallback
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -198,15 +199,15 @@ def test_the_runs_own_configuration_starts_it_again(train: Callable[..., Ran], h
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have somebody press Ctrl-C when a step is done."""
-    real = ConsoleReporter.step
+    real = ConsoleCallback.on_step_end
 
     def at(number: int) -> None:
-        def step(self: ConsoleReporter, step: int, loss: float, rate: float, speed: float) -> None:
-            real(self, step, loss, rate, speed)
-            if step == number:
+        def step(self: ConsoleCallback, state: RunState) -> None:
+            real(self, state)
+            if state.step == number:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(ConsoleReporter, "step", step)
+        monkeypatch.setattr(ConsoleCallback, "on_step_end", step)
 
     return at
 

@@ -18,7 +18,8 @@ import yaml
 
 from ptuning import TrainConfig, adapters
 from ptuning.cli import main
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.callbacks import RunState
+from ptuning.training.console import ConsoleCallback
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -155,20 +156,20 @@ def test_a_best_run_that_learned_nothing_says_so(train: Callable[..., Ran], rows
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Have somebody press Ctrl-C when a step of a run is done."""
-    real_run, real_step, at = ConsoleReporter.run, ConsoleReporter.step, [0]
+    real_run, real_step, at = ConsoleCallback.on_run_begin, ConsoleCallback.on_step_end, [0]
 
     def press(run: int, number: int) -> None:
-        def counted(self: ConsoleReporter, name: str, number: int, count: int, kept: bool) -> None:
+        def counted(self: ConsoleCallback, name: str, number: int, count: int, kept: bool) -> None:
             at[0] = number
             real_run(self, name, number, count, kept)
 
-        def step(self: ConsoleReporter, step: int, loss: float, rate: float, speed: float) -> None:
-            real_step(self, step, loss, rate, speed)
-            if (at[0], step) == (run, number):
+        def step(self: ConsoleCallback, state: RunState) -> None:
+            real_step(self, state)
+            if (at[0], state.step) == (run, number):
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(ConsoleReporter, "run", counted)
-        monkeypatch.setattr(ConsoleReporter, "step", step)
+        monkeypatch.setattr(ConsoleCallback, "on_run_begin", counted)
+        monkeypatch.setattr(ConsoleCallback, "on_step_end", step)
 
     return press
 

@@ -21,9 +21,9 @@ from ptuning.adapters import load
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
 from ptuning.model.tasks import loss_of
-from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite
+from ptuning.training.diagnosis import Reference, diagnose, losses, not_finite
 from ptuning.training.metrics import Baseline, Selection, effective_rows, measure, standard_error
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Diagnosis, Evaluation
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -74,7 +74,7 @@ def found(
         for number, (loss, value, seen) in enumerate(zip(train, values, validation or train, strict=True), 1)
     )
     best = max(history, key=lambda each: Selection(metric=metric).key(each.metrics))
-    return TrainResult(
+    result = TrainResult(
         metric=metric,
         best=best,
         history=history,
@@ -92,10 +92,17 @@ def found(
             "reference": asdict(replace(REFERENCE, **reference)),
         },
     )
+    return diagnosed(result)
+
+
+def diagnosed(result: TrainResult) -> TrainResult:
+    """As a run ends."""
+    return replace(result, diagnosis=diagnose(result))
 
 
 def told(result: TrainResult, kind: str) -> str:
     """The paragraph of a run that has to have this diagnosis."""
+    result = diagnosed(result)
     diagnosis = result.diagnosis
     assert diagnosis is not None, "no diagnosis"
     assert diagnosis.kind == kind, diagnosis.paragraph
@@ -758,7 +765,7 @@ def test_failures_are_loud_and_notes_are_not() -> None:
         console = Console(
             record=True, width=60, force_terminal=True, file=io.StringIO(), color_system="standard"
         )
-        print_diagnosis(replace(result, baseline_rule="always '[bold]'"), console)
+        print_diagnosis(diagnosed(replace(result, baseline_rule="always '[bold]'")), console)
         styles.append(console.export_text(styles=True))
     assert styles[0].startswith("\n\x1b[1;31mNOT LEARNED")
     assert "always '[bold]'" in styles[0], "a label is no markup"
@@ -768,7 +775,7 @@ def test_failures_are_loud_and_notes_are_not() -> None:
 
 def test_several_runs_are_marked_in_their_table() -> None:
     from ptuning.cli.tables import several_table
-    from ptuning.training.result import OneRun, SeveralResult
+    from ptuning.training.records import OneRun, SeveralResult
 
     good, bad = (
         OneRun(name=name, values={"prompt_rate": 0.03}, result=result)

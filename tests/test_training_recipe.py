@@ -23,7 +23,7 @@ from ptuning import (
     train,
 )
 from ptuning.errors import ConfigError
-from ptuning.training.console import Silent
+from ptuning.training.callbacks import Callback
 from ptuning.training.recipe import (
     CHOSEN,
     EPOCHS,
@@ -43,11 +43,11 @@ SHORT = choice(replace(FACTS, rows=36), FitConfig(epochs=2, batch_size=12))
 Rows = Callable[..., list[dict[str, Any]]]
 
 
-class Told(Silent):
+class Told(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -227,7 +227,7 @@ def config(
 
 def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]) -> None:
     made, told = config(epochs=2), Told()
-    result = train(made, reporter=told)
+    result = train(made, callbacks=[told])
     prompt, head = SHORT["prompt_rate"], SHORT["head_rate"]
     assert told.said[0].endswith("(in Python: duplicates='drop')")  # what was found in the rows
     assert told.said[1] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"

@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from ptuning import (
-    FitConfig,
-    PTuningModel,
     SearchResult,
     TrainConfig,
     adapters,
@@ -27,13 +25,13 @@ from ptuning import (
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model import loading
 from ptuning.training import trials
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import SearchConfig
-from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.plot import plot
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Evaluation
 from ptuning.training.trials import Space, Trial, best_of, chance, proposal, winner
-from test_training_start import scored
+from test_training_head_init import scored
 
 Rows = Callable[..., list[dict[str, Any]]]
 Made = Callable[..., TrainConfig]
@@ -104,44 +102,47 @@ def begin_with(monkeypatch: pytest.MonkeyPatch, *values: Mapping[str, Any]) -> N
     monkeypatch.setattr(trials, "FURTHEST", 1e33)  # all of them in range
 
 
-class Pressed(Silent):
+class Pressed(Callback):
     """Presses Ctrl-C at a step of a trial (0: when it begins), or of the run after the trials."""
 
     def __init__(self, trial: int | None, step: int) -> None:
         self.wanted, self.at, self.now = trial, step, 0
 
-    def trial(self, number: int, count: int, steps: int) -> None:
+    def on_trial_begin(self, number: int, count: int, steps: int) -> None:
         self.now = number
         self._press(0)
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+    def on_train_begin(self, state: RunState) -> None:
         self.now = -1
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        self._press(step)
+    def on_step_end(self, state: RunState) -> None:
+        self._press(state.step)
+
+    def on_trial_step(self, state: RunState) -> None:
+        self._press(state.step)
 
     def _press(self, step: int) -> None:
         if (self.now, step) == (self.wanted or -1, self.at):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-class Heard(Silent):
+class Heard(Callback):
     def __init__(self) -> None:
         self.trials: list[int] = []
         self.stems = 0
         self.runs: list[int] = []
         self.said: list[str] = []
 
-    def trial(self, number: int, count: int, steps: int) -> None:
+    def on_trial_begin(self, number: int, count: int, steps: int) -> None:
         self.trials.append(number)
 
-    def stem(self, done: int, total: int) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
         self.stems += done == total
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
-        self.runs.append(done)
+    def on_train_begin(self, state: RunState) -> None:
+        self.runs.append(state.step)
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -155,7 +156,7 @@ def test_it_tries_compares_draws_and_trains_the_best_in_full(
     loaded, load = [], loading.load
     monkeypatch.setattr(loading, "load", lambda *args, **options: loaded.append(1) or load(*args, **options))
     made, heard = config(engine={"stem_disk": 0.0}), Heard()
-    found = train_search(made, reporter=heard)
+    found = train_search(made, callbacks=[heard])
     assert len(loaded) == 1
     assert heard.trials == list(range(1, TRIALS + 1))
     assert heard.stems == 1  # of first layer 1, over all the trials and the winner's run
@@ -207,7 +208,7 @@ def test_what_may_be_chance_leaves_it_the_auto_run(config: Made, monkeypatch: py
     monkeypatch.setattr(trials, "best_of", lambda found, metric: found[-1])  # whichever is the better one
     monkeypatch.setattr(trials, "standard_error", lambda *args: 1.0)
     heard = Heard()
-    found = train_search(config(search__trials=2), reporter=heard)
+    found = train_search(config(search__trials=2), callbacks=[heard])
     assert found.winner == 1
     values = [each.value("accuracy") for each in found.trials]
     assert heard.said[2] == (
@@ -330,7 +331,9 @@ def test_validation_rows_without_a_correlation_are_searched_by_the_loss(
         "problem_type": "regression",
     }
     heard = Heard()
-    found = train_search(config(data=data, search__trials=2, search__epochs=1, fit__epochs=1), reporter=heard)
+    found = train_search(
+        config(data=data, search__trials=2, search__epochs=1, fit__epochs=1), callbacks=[heard]
+    )
     assert (found.metric, found.result.metric) == ("loss", "loss")
     assert any("leave pearson undefined" in message for message in heard.said)
     assert all(trial.value("loss") is not None for trial in found.trials)
@@ -437,14 +440,14 @@ def test_a_resumed_search_is_the_straight_search(config: Made, trial: int, step:
     broken = config("broken", **options)
     handler = signal.getsignal(signal.SIGINT)  # a test run in the background has another than Python's own
     with pytest.raises(Interrupted, match=rf"interrupted at trial {trial} of 6; those that are .* --resume$"):
-        train_search(broken, reporter=Pressed(trial, step))
+        train_search(broken, callbacks=[Pressed(trial, step)])
     assert not Path(broken.output).exists()
     assert signal.getsignal(signal.SIGINT) is handler
     with pytest.raises(ConfigError, match=r"broken.run holds a run that was not finished; go on .* --resume"):
         train_search(broken)
     torch.manual_seed(12345)  # whatever happened in between
     heard = Heard()
-    resumed = train_search(broken, resume=True, reporter=heard)
+    resumed = train_search(broken, resume=True, callbacks=[heard])
     assert heard.trials == list(range(kept + 1, 7))
     assert (heard.said[1].endswith(f"; {kept} finished before")) == (kept > 0)
     assert told(resumed) == told(straight)
@@ -457,13 +460,13 @@ def test_the_winners_run_is_gone_on_with(config: Made) -> None:
     straight = train_search(config("straight", fit__epochs=2, search={"trials": 2, "epochs": 1}))
     broken = config("broken", fit__epochs=2, search={"trials": 2, "epochs": 1})
     with pytest.raises(Interrupted, match=r"interrupted at step 7 of 10 and saved; .* --resume"):
-        train_search(broken, reporter=Pressed(None, 7))
+        train_search(broken, callbacks=[Pressed(None, 7)])
     heard = Heard()
-    resumed = train_search(broken, resume=True, reporter=heard)
+    resumed = train_search(broken, resume=True, callbacks=[heard])
     assert (heard.trials, heard.runs) == ([], [7])
     assert resumed.result.history == straight.result.history
     assert same(broken.output, config("straight").output)
-    again = train_search(broken, resume=True, reporter=heard)  # a finished one has nothing left to do
+    again = train_search(broken, resume=True, callbacks=[heard])  # a finished one has nothing left to do
     assert (heard.trials, heard.runs) == ([], [7, 10])
     assert told(again) == told(resumed)
 
@@ -484,13 +487,13 @@ def test_what_is_unfinished_is_not_thrown_away(config: Made) -> None:
     made = config(**small)
     auto = config(recipe="auto", search={}, fit__epochs=1)
     with pytest.raises(Interrupted):
-        train_search(made, reporter=Pressed(2, 0))
+        train_search(made, callbacks=[Pressed(2, 0)])
     with pytest.raises(ConfigError, match="holds a run that was not finished"):
         train(auto)
     with pytest.raises(ConfigError, match="holds a single run that was not finished"):
         train_several(auto, seeds=[0, 1])
     heard = Heard()
-    train_search(made, anew=True, reporter=heard)
+    train_search(made, restart=True, callbacks=[heard])
     assert heard.trials == [1, 2]
     train_search(made)  # a finished one may be run again
     train(auto)  # and so may another run in its place, which leaves nothing of it
@@ -500,7 +503,7 @@ def test_what_is_unfinished_is_not_thrown_away(config: Made) -> None:
     ):
         train_search(made, resume=True)
     with pytest.raises(Interrupted):  # what a single run left is not the search's to go on from
-        train_search(made, reporter=Pressed(1, 2))
+        train_search(made, callbacks=[Pressed(1, 2)])
     assert not (made.run_folder / "checkpoint").exists()
     train_search(made, resume=True)
 
@@ -510,7 +513,7 @@ def test_resume_refuses_other_choices_and_other_data(
 ) -> None:
     small: dict[str, Any] = {"fit__epochs": 1, "search__epochs": 1, "search__trials": 3}
     with pytest.raises(Interrupted):
-        train_search(config(**small), reporter=Pressed(2, 0))
+        train_search(config(**small), callbacks=[Pressed(2, 0)])
     for change, said in (
         ({"search__trials": 4}, r"search.trials: the search began with 3, got 4; use the same configuration"),
         ({"fit__prompt_rate": 0.1}, r"fit.prompt_rate: the search began with None, got 0.1"),
@@ -555,7 +558,7 @@ def test_options_that_make_no_search_are_refused(config: Made, options: dict[str
 
 def test_without_the_bottom_layer_the_first_trial_is_not_the_auto_recipes(config: Made) -> None:
     heard = Heard()
-    train_search(config(search__first_layers=[1, 2], search__trials=2), reporter=heard)
+    train_search(config(search__first_layers=[1, 2], search__trials=2), callbacks=[heard])
     assert heard.said[1] == "search: 2 trials of 3 epochs, recipe: auto's rates from layer 1 the first"
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from ptuning.visible import visible
 
 if TYPE_CHECKING:
-    from ptuning.training.result import SeveralResult, TrainResult
+    from ptuning.training.records import SeveralResult, TrainResult
     from ptuning.training.search import SearchResult
 
 

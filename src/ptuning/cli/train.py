@@ -14,7 +14,7 @@ from ptuning.visible import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ptuning.training.result import TrainResult
+    from ptuning.training.records import TrainResult
 
 LISTS: Mapping[str, tuple[str, Callable[[str], int | float], str]] = {
     "seeds": ("fit.seed", int, "whole numbers with commas between, such as 0,1,2"),
@@ -97,21 +97,21 @@ Trained = tuple[str, "TrainResult | None"]
 
 
 def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.run import train
 
-    result = train(config, resume=resume, reporter=ConsoleReporter(console))
+    result = train(config, resume=resume, callbacks=[ConsoleCallback(console)])
     _show(result, console)
     return "", result
 
 
 def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.cli.tables import search_table
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.run_files import PLOT
     from ptuning.training.search import train_search
 
-    found = train_search(config, resume=resume, reporter=ConsoleReporter(console))
+    found = train_search(config, resume=resume, callbacks=[ConsoleCallback(console)])
     console.print(search_table(found))
     console.print(f"picture: {found.folder / PLOT}\n", highlight=False, soft_wrap=True)
     _show(found.result, console)
@@ -134,10 +134,10 @@ def _show(result: TrainResult, console: Console) -> None:
 
 def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
     from ptuning.cli.tables import print_diagnosis, several_table
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.several import train_several
 
-    found = train_several(config, **lists, resume=resume, reporter=ConsoleReporter(console))
+    found = train_several(config, **lists, resume=resume, callbacks=[ConsoleCallback(console)])
     console.print(several_table(found))
     for run in found.runs:
         if run.diverged:

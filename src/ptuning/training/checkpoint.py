@@ -27,7 +27,7 @@ from ptuning import adapters
 from ptuning.data.tokens import TokenRow
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Evaluation
 from ptuning.training.run_files import STATE, TENSORS
 from ptuning.validation import explain
 
@@ -64,6 +64,15 @@ class Position:
     rows: int = 0
     history: list[Evaluation] = field(default_factory=list)
     best: int | None = None
+
+    def took(self, loss: float, rows: int, *, batches: int, seconds: float) -> None:
+        """Count an optimizer step over so many batches and rows, with this mean loss."""
+        self.batch += batches
+        self.step += 1
+        self.loss_sum += loss * rows
+        self.loss_rows += rows
+        self.rows += rows
+        self.train_seconds += seconds
 
     def possible(self, batches: Sequence[int], steps: int) -> bool:
         """Whether a run of so many batches in each epoch, and of so many steps, can be there."""

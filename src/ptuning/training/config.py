@@ -138,6 +138,9 @@ class FitConfig(Checked):
     select_by: str = Field(
         "auto", description="metric that picks the best checkpoint; 'auto' by kind of task"
     )
+    greater_is_better: bool | None = Field(
+        None, description="whether more of that metric is better; inferred from its name"
+    )
     average_checkpoints: Int = Field(
         3,
         ge=1,

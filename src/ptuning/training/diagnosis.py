@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +19,13 @@ from numpy.typing import NDArray
 from ptuning.task import Task
 from ptuning.training.config import FitConfig
 from ptuning.training.metrics import (
-    LOWER_IS_BETTER,
     OF_HOW_SURE,
     constant_loss,
     shares_of,
     standard_error,
 )
 from ptuning.training.recipe import Facts, Recipe
-
-if TYPE_CHECKING:
-    from ptuning.training.result import Evaluation, TrainResult
-
-Kind = Literal["not learned", "diverged", "overfitting", "saturated"]
+from ptuning.training.records import Diagnosis, Evaluation, Kind, TrainResult
 
 # Losses below are in units of the constant answer's, the best that is possible without reading the texts.
 BLOWN_UP = 1.3
@@ -67,35 +61,6 @@ UNEQUAL = 0.6
 """The share of the most frequent label from which a constant answer is tempting."""
 
 
-_IN_ORDER = "ry, in this order: "
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """What was seen in a run, and what to try.
-
-    Attributes:
-        kind: ``not learned``: no better than a constant answer. ``diverged``: the training loss rose and
-            stayed up. ``overfitting``: the validation rows went down while the training loss fell.
-            ``saturated``: most of the run changed nothing.
-        paragraph: In words and figures, in one line, with the options to try.
-    """
-
-    kind: Kind
-    paragraph: str
-
-    @property
-    def serious(self) -> bool:
-        """Whether something failed; otherwise it is a note on a run that may well be used."""
-        return self.kind in ("not learned", "diverged")
-
-    @property
-    def first(self) -> str | None:
-        """What to try first, if there is an order: options, or what else has to be done."""
-        _, found, tries = self.paragraph.partition(_IN_ORDER)
-        return tries.split("; ")[0].removesuffix(".") if found else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What a diagnosis compares a run with.
@@ -124,16 +89,11 @@ class Reference:
 
     @classmethod
     def of(
-        cls,
-        targets: NDArray[np.float64],
-        task: Task,
-        fit: FitConfig,
-        facts: Facts,
-        weights: Sequence[float] | None = None,
+        cls, fit: FitConfig, facts: Facts, constant_losses: tuple[float, float], *, weighted: bool
     ) -> Reference:
-        """For a run as ``fit`` says on ``targets``; ``weights`` as :func:`losses` takes them."""
-        constant, untrained = losses(targets, task, weights)
+        """For a run as ``fit`` says; the two losses are those of :func:`losses`."""
         own = Recipe.of(fit.model_copy(update={"prompt_rate": None, "head_rate": None}), facts).fit
+        constant, untrained = constant_losses
         return cls(
             constant=constant,
             untrained=untrained,
@@ -142,7 +102,7 @@ class Reference:
             depth=facts.depth,
             first_layer=facts.first_layer,
             virtual_tokens=facts.virtual_tokens,
-            weighted=weights is not None,
+            weighted=weighted,
             virtual_units=facts.virtual_units,
         )
 
@@ -207,7 +167,7 @@ class _Run:
         self.found = found
         self.history = found.history
         self.metric = found.metric
-        self.sign = -1 if found.metric in LOWER_IS_BETTER else 1
+        self.sign = 1 if found.greater_is_better else -1
         self.best = found.metrics["validation"].get(found.metric)
         self.peak = found.best.metrics.get(found.metric)
         self.floor = found.baseline["validation"].get(found.metric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,13 @@ MAIN = {
 """The metric that selects and that a run is judged by, unless ``select_by`` says otherwise."""
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
+
+
+def greater_is_better(metric: str) -> bool:
+    """Whether more of ``metric`` is better, as its name says: not of errors, nor of what ends in ``loss``."""
+    return metric not in LOWER_IS_BETTER and not metric.endswith("loss")
+
+
 OF_HOW_SURE = frozenset({"loss", "auc"})
 """Metrics of classes that change with how sure an answer is, even if it stays the same answer."""
 
@@ -114,7 +121,8 @@ def effective_rows(metric: str, targets: Floats, task: Task) -> float:
 
 def standard_error(metric: str, value: float, rows: float) -> float:
     """About how far chance moves a metric over so many :func:`effective_rows`."""
-    if metric in LOWER_IS_BETTER:  # a mean of squares, and roughly of the other losses
+    # A mean of squares, and roughly of the other losses; a user's metric that is no share is taken for one.
+    if metric in LOWER_IS_BETTER or (metric not in _ALL_KNOWN and not 0 <= value <= 1):
         return abs(value) * math.sqrt(2 / rows)
     if metric in ("pearson", "spearman"):
         return max(1 - value**2, 1 / rows) / math.sqrt(max(rows - 1, 1))
@@ -222,27 +230,48 @@ class Selection:
     Attributes:
         metric: What they are compared by.
         note: Why that is not what the kind of task is compared by, in a sentence.
+        greater_is_better: Whether more of it is better; if left out, as its name says.
     """
 
     metric: str
     note: str | None = None
+    greater_is_better: bool | None = None
 
     @classmethod
-    def for_task(cls, select_by: str, task: Task, floor: Mapping[str, float] | None = None) -> Selection:
+    def for_task(
+        cls,
+        select_by: str,
+        task: Task,
+        floor: Mapping[str, float] | None = None,
+        *,
+        greater_is_better: bool | None = None,
+        own: Collection[str] = (),
+    ) -> Selection:
         """The metric that a configuration asks for; by default the loss, where the rows leave no other.
 
         Args:
             floor: What a constant answer scores on the rows that select, where they are known.
+            greater_is_better: Whether more of the metric is better; if left out, as its name says.
+            own: The names of a user's metrics.
 
         Raises:
             ConfigError: a metric that this kind of task does not have, or that the rows leave undefined.
         """
         metric = MAIN[task.problem_type] if select_by == "auto" else select_by
         known = _KNOWN[task.problem_type]
+        if metric in own:
+            return cls(metric=metric, greater_is_better=greater_is_better)
         if metric not in known:
+            names = ", ".join(("auto", *known, *own))
             raise ConfigError(
-                f"fit.select_by: got {select_by!r}, expected one of auto, {', '.join(known)} "
-                f"for {task.problem_type}"
+                "fit.select_by", got=repr(select_by), expected=f"one of {names} for {task.problem_type}"
+            )
+        if greater_is_better not in (None, metric not in LOWER_IS_BETTER):
+            raise ConfigError(
+                "fit.greater_is_better",
+                got=str(greater_is_better).lower(),
+                expected=f"{str(metric not in LOWER_IS_BETTER).lower()} for {metric}",
+                remedy="leave it out",
             )
         never_wrong = floor is not None and metric not in LOWER_IS_BETTER and floor.get(metric) == 1
         if floor is None or (metric in floor and not never_wrong):
@@ -260,7 +289,8 @@ class Selection:
 
     @property
     def sign(self) -> int:
-        return -1 if self.metric in LOWER_IS_BETTER else 1
+        greater = self.greater_is_better
+        return 1 if (greater_is_better(self.metric) if greater is None else greater) else -1
 
     def key(self, found: Mapping[str, float]) -> tuple[float, float]:
         """Larger is better; of equals, the lower loss. An undefined metric is the worst."""
@@ -277,3 +307,5 @@ _KNOWN = {
     "multi_label_classification": ("loss", "f1_micro", "f1_macro", "exact_match", "auc"),
     "regression": ("loss", "mse", "mae", "pearson", "spearman"),
 }
+
+_ALL_KNOWN = frozenset(name for names in _KNOWN.values() for name in names)

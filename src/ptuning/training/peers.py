@@ -24,8 +24,8 @@ from ptuning.model.config import DeepPrompt
 from ptuning.model.loading import hold
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training.config import TrainConfig
+from ptuning.training.evaluation import evaluate
 from ptuning.training.frozen import Regression, features
-from ptuning.training.loop import evaluate
 from ptuning.training.metrics import Metrics, Selection, measure
 from ptuning.training.prepare import Split, read, tokenised
 

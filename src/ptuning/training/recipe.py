@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ptuning.model.config import PromptConfig
 from ptuning.training.config import FitConfig
 
 if TYPE_CHECKING:
     from ptuning.data.tokens import TokenRow
-    from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
     from ptuning.task import Task
 
@@ -66,7 +64,7 @@ class Facts:
     @classmethod
     def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
         """The facts of training ``model`` on ``rows``."""
-        from ptuning.training.start import begins_fitted  # takes its time
+        from ptuning.training.head_init import begins_fitted  # takes its time
 
         prompt = model.prompt_config
         return cls(
@@ -143,22 +141,6 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem is without
         "evaluate_every": often,
     }
-
-
-def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
-    """``given`` with its virtual units and queries decided, where it leaves them open.
-
-    Only a head that reads all layers gets some; what reads the backbone's own token is PEFT's to read.
-    """
-    if given.depth == "input":
-        return given
-    settled = backbone.settle(given, compares=task.compares)
-    units, queries = units_and_queries(task, rows) if settled.pooling == "layers" else (0, 0)
-    return replace(
-        given,
-        num_virtual_units=units if given.num_virtual_units is None else given.num_virtual_units,
-        num_queries=queries if given.num_queries is None else given.num_queries,
-    )
 
 
 def units_and_queries(task: Task, rows: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig
 from ptuning.training.metrics import Selection, standard_error
 from ptuning.training.recipe import LEAST_STEPS, Facts, Recipe
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Evaluation
 
 if TYPE_CHECKING:
     import optuna

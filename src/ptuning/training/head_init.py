@@ -1,4 +1,4 @@
-"""What a head begins as where chance would be the wrong thing: fitted to the features of the frozen model.
+"""How a head is initialised where random values would be wrong: fitted to the features of the frozen model.
 
 A head that reads how similar two texts are has most of its task solved before the first step, and a random
 one makes the prompt undo that: the first gradients go into the mean and scale of the similarity. Fitting
@@ -23,6 +23,7 @@ from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
+from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
 
 MOST_ROWS = 20_000
@@ -48,15 +49,19 @@ def begins_fitted(model: PTuningModel) -> bool:
 
 
 def fit_head(
-    model: PTuningModel, split: Split, on_rows: Callable[[int, int], None] = lambda done, total: None
+    model: PTuningModel,
+    split: Split,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> float:
     """Fit the head's last layer to the rows as the untrained prompt leaves them; returns their loss then.
 
     A score is fitted by ridge regression, classes by logistic regression. Features that are not finite leave
-    the head as it is, with a loss that is none: the training loop says what to do.
+    the head as it is, and the loss is NaN: the training loop says what to do.
 
     Args:
-        on_rows: Told how many rows of how many have been seen; what it raises leaves the head as it is.
+        on_rows: Called with how many rows of how many are done; what it raises leaves the head as it is.
+        extensions: A user's own loss is what is returned; the fit itself is the same.
     """
     task, output = model.task, _output(model)
     split = _some(split)
@@ -77,6 +82,9 @@ def fit_head(
         }
     )
     logits, targets = torch.from_numpy(features @ weight.T + bias), torch.from_numpy(split.targets)
+    if extensions.loss is not None:
+        own = logits * task.scale + task.mean if task.is_regression else logits
+        return float(extensions.loss_of(own.float(), targets, task))
     if task.is_regression:
         return float(model.loss(logits * task.scale + task.mean, targets))
     return float(model.loss(logits.float().to(model.device), targets.long().to(model.device)))
