@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         {
             "data": {name: str(DATA / f"{name}.csv") for name in ("train", "validation", "test")},
             "output": given.output,
-            "fit": {"epochs": given.epochs, "seed": given.seed},
+            "fit": {"num_train_epochs": given.epochs, "seed": given.seed},
         }
     )
     console.print("1. a prompt on the frozen MiniLM", style="bold")

@@ -15,6 +15,7 @@ from transformers import EvalPrediction
 from ptuning.errors import ConfigError
 from ptuning.task import Task
 from ptuning.training.callbacks import Callback, CallbackList, checked_callbacks
+from ptuning.training.config import FitConfig
 
 ComputeMetrics = Callable[[EvalPrediction], Mapping[str, float]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,6 +56,20 @@ class Extensions:
                 raise ConfigError(name, got=function, expected="a function")
         made: Any = functions
         return cls(callbacks=checked_callbacks(callbacks), **made)
+
+    def check(self, fit: FitConfig, class_weights: Any) -> None:
+        """Refuse options that a user's own parts would leave without effect.
+
+        Raises:
+            ConfigError: the first of them.
+        """
+        if self.loss is not None and class_weights is not None:
+            raise ConfigError("class_weights: a loss of your own has none", remedy="leave one of them out")
+        if self.lr_scheduler is not None:
+            default = FitConfig()
+            for name in ("warmup_ratio", "lr_scheduler_type"):
+                if getattr(fit, name) != getattr(default, name):
+                    raise ConfigError(f"fit.{name}: lr_scheduler= decides it", remedy="leave one of them out")
 
     def measure(self, logits: NDArray[Any], targets: NDArray[np.float64], task: Task) -> dict[str, float]:
         """The user's metrics of logits ``[N, C]``.

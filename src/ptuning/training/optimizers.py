@@ -25,7 +25,7 @@ def parameter_groups(model: PTuningModel, fit: Settled) -> list[dict[str, Any]]:
     Raises:
         ConfigError: nothing is trained.
     """
-    rates = fit.prompt_rate, fit.head_rate
+    rates = fit.learning_rate, fit.head_learning_rate
     groups = [
         {"params": group, "lr": rate, "weight_decay": fit.weight_decay, "name": name}
         for name, group, rate in zip(GROUPS, model.rate_groups(), rates, strict=True)
@@ -80,9 +80,9 @@ def make_scheduler(
                 made.step()
         return made
     scheduler = get_scheduler(
-        fit.schedule,
+        fit.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=math.ceil(fit.warmup * steps),
+        num_warmup_steps=math.ceil(fit.warmup_ratio * steps),
         num_training_steps=steps,
     )
     for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):

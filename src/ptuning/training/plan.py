@@ -179,6 +179,7 @@ def plan_run(
     if config.class_weights is not None:  # otherwise the model keeps those it was made with
         model.weigh_classes(class_weights(config, train.targets, task))
     weights = None if model.class_weights is None else model.class_weights.tolist()
+    extensions.check(config, weights)
     baseline = Baseline.of(train.targets, task)
     floor = {
         name: baseline_metrics(baseline, split.targets, task, weights, extensions)

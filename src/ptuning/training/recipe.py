@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class Settled(FitConfig):
     """How the numbers are trained, with nothing left to choose."""
 
-    epochs: int = Field(ge=1)
-    prompt_rate: float = Field(gt=0)
-    head_rate: float = Field(gt=0)
+    num_train_epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    head_learning_rate: float = Field(gt=0)
     backbone_dropout: bool
     evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"]
 
@@ -84,7 +84,7 @@ class Facts:
         batches = math.ceil(self.rows / fit.batch_size)
         if fit.batch_tokens is not None:
             batches = max(batches, math.ceil(self.tokens / fit.batch_tokens))
-        return epochs * math.ceil(batches / fit.accumulation)
+        return epochs * math.ceil(batches / fit.gradient_accumulation_steps)
 
 
 EPOCHS = 8
@@ -120,7 +120,9 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     """
     steps = facts.steps(fit, 1)
     least, usual = (LEAST_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (LEAST_STEPS, EPOCHS)
-    epochs = fit.epochs or max(math.ceil(least / steps), min(usual, max(2, round(MOST_STEPS / steps))))
+    epochs = fit.num_train_epochs or max(
+        math.ceil(least / steps), min(usual, max(2, round(MOST_STEPS / steps)))
+    )
     if facts.fitted:
         prompt = _short(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
     elif facts.depth == "deep":
@@ -135,9 +137,9 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         often = math.ceil(epochs * steps / usual)
     head = FITTED_HEAD if facts.fitted else _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
     return {
-        "epochs": epochs,
-        "prompt_rate": prompt,
-        "head_rate": head,
+        "num_train_epochs": epochs,
+        "learning_rate": prompt,
+        "head_learning_rate": head,
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem is without
         "evaluate_every": often,
     }
@@ -192,8 +194,9 @@ class Recipe:
     def __str__(self) -> str:
         fit = self.fit
         whose = f"recipe: {self.name}" if self.chose else "as given"
+        epochs = f"{fit.num_train_epochs} epoch{'s' if fit.num_train_epochs > 1 else ''}"
         return (
-            f"{whose}: {fit.epochs} epochs, batch {fit.batch_size}, rates {fit.prompt_rate:g} "
-            f"(prompt) and {fit.head_rate:g} (head)"
-            + (", the backbone's dropout" if fit.backbone_dropout else "")
+            f"{whose}: {epochs}, batch size {fit.batch_size}, learning rates {fit.learning_rate:g} "
+            f"(prompt) and {fit.head_learning_rate:g} (head)"
+            + (", the backbone's dropout on" if fit.backbone_dropout else "")
         )

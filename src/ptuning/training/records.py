@@ -166,7 +166,7 @@ class OneRun:
     """One run of several.
 
     Attributes:
-        name: Such as ``seed-1_prompt_rate-0.03``; the run is in ``OUTPUT.run/NAME`` and ``NAME.run``.
+        name: Such as ``seed-1_learning_rate-0.03``; the run is in ``OUTPUT.run/NAME`` and ``NAME.run``.
         values: What is its own, by option of ``fit``.
         result: What it found; ``None`` if it diverged.
         diverged: How it ended, if its loss or logits ceased to be finite.

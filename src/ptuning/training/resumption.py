@@ -14,7 +14,7 @@ from ptuning.config_file import read_config
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.training.config import TrainConfig
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.run_files import CONFIG, RESULT, write
+from ptuning.training.run_files import CONFIG, RESULT, START_AGAIN, write
 
 _DECIDES = ("data", "backbone", "revision", "prompt", "recipe", "fit", "search", "precision")
 """The parts of a configuration that decide what a run finds."""
@@ -51,13 +51,13 @@ def check_same(config: TrainConfig, what: str) -> None:
     try:
         begun = TrainConfig.checked(read_config(file, "the run's"))
     except ConfigError as error:
-        raise ConfigError(f"cannot resume: {error}; start again without --resume") from None
+        raise ConfigError(f"cannot resume: {error}; {START_AGAIN}") from None
     then, now = (_leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, config))
     for key in (*then, *(key for key in now if key not in then)):
         if then.get(key) != now.get(key):
             raise ConfigError(
-                f"cannot resume: {key}: {what} began with {then.get(key)!r}, got {now.get(key)!r}; "
-                "use the same configuration, or start again without --resume"
+                f"cannot resume: {key}: {what} started with {then.get(key)!r}, got {now.get(key)!r}; "
+                f"use the same configuration, or {START_AGAIN}"
             )
 
 

@@ -31,7 +31,7 @@ from ptuning.training.records import Evaluation, TrainResult
 from ptuning.training.resumption import check_same, over_if_diverged
 from ptuning.training.run import run, train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, refuse_unfinished, write
+from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
 
@@ -171,7 +171,7 @@ class _Search:
         if found is None:
             raise TrainingDiverged(
                 f"all {len(self.trials)} trials of the search diverged, the first with {self.trials[0]}; set "
-                "precision: fp32, or fit.prompt_rate and fit.head_rate to a hundredth of that"
+                "precision: fp32, or fit.learning_rate and fit.head_learning_rate to a hundredth of that"
             )
         return found
 
@@ -207,7 +207,7 @@ class _Search:
         job = replace(
             job,
             examples=replace(job.examples, test=[]),  # no trial is evaluated on the test rows
-            config=config.fit.model_copy(update={"epochs": self.space.epochs}),
+            config=config.fit.model_copy(update={"num_train_epochs": self.space.epochs}),
         )
         try:
             run(
@@ -327,8 +327,6 @@ def _kept(file: Path, setting: Mapping[str, Any]) -> list[Trial]:
         found = json.loads(file.read_text(encoding="utf-8"))
         trials, then = [Trial.read(each) for each in found["trials"]], dict(found["setting"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
-        ) from None
+        raise ConfigError(f"cannot resume: {file} cannot be read ({error}); {START_AGAIN}") from None
     checkpoint.refuse_changes(then, setting)
     return trials

@@ -56,8 +56,8 @@ def train_several(
     config: TrainConfig,
     *,
     seeds: Sequence[int] | None = None,
-    prompt_rates: Sequence[float] | None = None,
-    head_rates: Sequence[float] | None = None,
+    learning_rates: Sequence[float] | None = None,
+    head_learning_rates: Sequence[float] | None = None,
     resume: bool = False,
     restart: bool = False,
     callbacks: Iterable[Callback] | None = None,
@@ -65,6 +65,8 @@ def train_several(
     loss: Loss | None = None,
     optimizer: MakeOptimizer | None = None,
     lr_scheduler: MakeScheduler | None = None,
+    prompt_rates: Sequence[float] | None = None,
+    head_rates: Sequence[float] | None = None,
 ) -> SeveralResult:
     """Train every combination of the given seeds and rates on one backbone, and keep the best.
 
@@ -77,8 +79,8 @@ def train_several(
     Args:
         config: What the runs have in common; its own seed and rates give way to those that are listed.
         seeds: Of everything that is drawn, the validation rows included where they are split off.
-        prompt_rates: Peak learning rates of the prompt.
-        head_rates: Peak learning rates of the head.
+        learning_rates: Peak learning rates of the prompt.
+        head_learning_rates: Peak learning rates of the head.
         resume: Keep what is finished, continue from the checkpoint of what is not, and train the rest.
         restart: Start again although a set is unfinished; without it, that is refused.
         callbacks: As :func:`~ptuning.fit` takes them, for every run.
@@ -86,6 +88,8 @@ def train_several(
         loss: As :func:`~ptuning.fit` takes it.
         optimizer: As :func:`~ptuning.fit` takes it.
         lr_scheduler: As :func:`~ptuning.fit` takes it.
+        prompt_rates: The earlier name of ``learning_rates``.
+        head_rates: The earlier name of ``head_learning_rates``.
 
     Raises:
         ConfigError: ``recipe: search``, no list, an empty one, a value twice, or more than :data:`MOST` runs.
@@ -99,7 +103,12 @@ def train_several(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
-    plan = _plan(config, {"seed": seeds, "prompt_rate": prompt_rates, "head_rate": head_rates})
+    lists = {
+        "seed": seeds,
+        "learning_rate": _either("learning_rates", learning_rates, "prompt_rates", prompt_rates),
+        "head_learning_rate": _either("head_learning_rates", head_learning_rates, "head_rates", head_rates),
+    }
+    plan = _plan(config, lists)
     folder, output = config.run_folder, run_files.prepared(config.output)
     for each in plan:
         run_files.prepared(each.config.output)
@@ -130,16 +139,28 @@ def train_several(
 # ---------------------------------------------------------------------------------------- the plan
 
 
+def _either(
+    name: str, values: Sequence[float] | None, old: str, earlier: Sequence[float] | None
+) -> Sequence[float] | None:
+    if values is not None and earlier is not None:
+        raise ConfigError(f"{name} and {old}: got both, expected one of them; {old} is the earlier name")
+    return earlier if values is None else values
+
+
 def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]) -> list[_Planned]:
     """The runs in the order in which they are trained: every combination, the last list's values fastest."""
     given = {name: tuple(values) for name, values in lists.items() if values is not None}
     if not given:
-        raise ConfigError("nothing to vary: give seeds, prompt_rates or head_rates, or train a single run")
+        raise ConfigError(
+            "nothing to vary: give seeds, learning_rates or head_learning_rates, or train a single run"
+        )
     for name, values in given.items():
         if not values or len(set(values)) != len(values):
             raise ConfigError(f"{name}s: got {list(values)}, expected one value or more, each of them once")
-    if "head_rate" in given and not config.prompt.train_head:
-        raise ConfigError("head_rates: the head is frozen (prompt.train_head), so its rate changes nothing")
+    if "head_learning_rate" in given and not config.prompt.train_head:
+        raise ConfigError(
+            "head_learning_rates: the head is frozen (prompt.train_head), so its rate changes nothing"
+        )
     chosen = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
     if len(chosen) > MOST:
         sizes = " x ".join(f"{len(values)} {name}s" for name, values in given.items())
@@ -162,15 +183,15 @@ def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) 
     """Refuse to throw away a single run, or without ``resume`` a set of runs, that was not finished."""
     if unfinished(folder):
         raise ConfigError(
-            f"{folder} holds a single run that was not finished; go on from it with --resume and without "
-            "further seeds or rates, or delete that folder to begin anew"
+            f"{folder} has an unfinished single run; continue it with --resume and without lists of seeds or "
+            "learning rates, or start again with --restart (in Python: restart=True)"
         )
     listed = _listed(folder / RESULT)
     left = [each.name for each in plan if each.begun and each.name not in listed]
     if left and not resume:
         raise ConfigError(
-            f"{folder} holds a set of runs that was not finished ({left[0]} is one of them); go on from it "
-            "with --resume, or delete that folder to begin anew"
+            f"{folder} has an unfinished set of runs ({left[0]} is one of them); continue it with --resume, "
+            "or start again with --restart (in Python: resume=True, restart=True)"
         )
 
 

@@ -72,9 +72,9 @@ class Trainer:
             plan.select, limit=self.config.average_checkpoints, effective_rows=plan.effective_rows
         )
         self.stems: Stems | None = None
-        self.batches = [self._count(epoch) for epoch in range(self.config.epochs)]
-        self.steps = sum(math.ceil(count / self.config.accumulation) for count in self.batches)
-        self.rates = self.config.prompt_rate, self.config.head_rate
+        self.batches = [self._count(epoch) for epoch in range(self.config.num_train_epochs)]
+        self.steps = sum(math.ceil(count / self.config.gradient_accumulation_steps) for count in self.batches)
+        self.rates = self.config.learning_rate, self.config.head_learning_rate
         made = make_optimizer(model, self.config, extensions.optimizer)
         self.wrapped, self.optimizer = accelerator.prepare(model, made)
         self._inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -198,7 +198,7 @@ class Trainer:
         position, state = self.position, self.state
         scheduler = make_scheduler(self._inner, self.config, own, step=position.step, steps=self.steps)
         self.model.train()
-        while position.epoch < self.config.epochs and not self._stops():
+        while position.epoch < self.config.num_train_epochs and not self._stops():
             for group in self._groups():
                 began = time.perf_counter()
                 with self.draws.drawing():
@@ -251,7 +251,7 @@ class Trainer:
 
     def _groups(self) -> Iterator[list[list[int]]]:
         """What is left of this epoch: for each optimizer step its batches of row numbers."""
-        position, size = self.position, self.config.accumulation
+        position, size = self.position, self.config.gradient_accumulation_steps
         batches = self._batches(position.epoch)[position.batch :]
         for at in range(0, len(batches), size):
             yield batches[at : at + size]
@@ -280,7 +280,7 @@ class Trainer:
             last = number == len(group) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 total += self._backward(batch, rows)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             self.optimizer.zero_grad()
