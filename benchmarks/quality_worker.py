@@ -30,7 +30,7 @@ from ptuning.training.config import DataConfig
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
 from quality_data import home, write_rows
-from quality_plan import Run, data_set, given, schedule, setfit_python
+from quality_plan import Run, data_set, given, recorded, schedule, setfit_python
 
 
 def main() -> None:
@@ -200,7 +200,7 @@ class Watch(Callback):
 
     def on_train_begin(self, state: RunState) -> None:
         if self.expected is not None:
-            fit = given(state.plan.fit.model_dump(mode="json", exclude={"seed"}))
+            fit = given(recorded(state.plan.fit))
             prompt = prompt_to_dict(state.model.prompt_config)
             if fit != self.expected["fit"] or not self.expected["prompt"].items() <= prompt.items():
                 raise RuntimeError(

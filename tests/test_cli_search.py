@@ -77,7 +77,8 @@ def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ra
         assert ("*kept" in row) == (number == best)
     assert re.search(r"^picture: .*out.run/search/search.png$", err, re.MULTILINE)
     assert (home / "out.run/search/search.png").stat().st_size > 5000
-    assert f"recipe: search: 2 epochs, batch 8, rates {values[best - 1]['prompt_rate']:g} (prompt)" in err
+    rate = f"{values[best - 1]['learning_rate']:g}"
+    assert f"recipe: search: 2 epochs, batch size 8, learning rates {rate} (prompt)" in err
     assert adapters.verify("out")
     kept = TrainConfig.checked(yaml.safe_load((home / "out.run/config.yaml").read_text()))
     assert (kept.recipe, kept.search.trials) == ("search", 4)
@@ -103,7 +104,7 @@ def test_ctrl_c_is_one_line_and_resume_goes_on(
     )
     code, _, err = train()
     assert code == 2
-    assert "holds a run that was not finished; go on from it with --resume" in err
+    assert "has an unfinished run; continue it with --resume" in err
     code, _, err = train("--resume")
     assert code == 0
     assert "; 2 finished before" in err

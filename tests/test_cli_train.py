@@ -95,7 +95,7 @@ def test_a_file_and_options(train: Callable[..., Ran], home: Path) -> None:
     assert code == 0
     assert out == "saved out\nnext: ptuning predict out --input FILE\n"
     assert "ptuning: " not in err
-    assert "training 834 of 28,114 numbers (2.97 %) on cpu, backbone in float32; 66 steps" in err
+    assert "training 834 of 28,114 parameters (2.97 %) on cpu, backbone in float32; 66 steps" in err
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 6
     assert "baseline: always 'negative'" in err
     assert json.loads((home / "out.run/result.json").read_text())["metrics"]["test"]["accuracy"] > 0.9
@@ -228,7 +228,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
     ctrl_c(0)
     code, out, err = train("train.jsonl", "--resume")
     assert (code, out) == (0, "saved out\nnext: ptuning predict out --input FILE\n")
-    assert "22 steps, going on from step 14" in " ".join(err.split())
+    assert "22 steps, continuing from step 14" in " ".join(err.split())
     assert same("straight", "out")
 
 
@@ -249,7 +249,7 @@ def test_resume_with_other_options_is_refused(
     ctrl_c(3)
     assert train("train.jsonl")[0] == 130
     said = refused("train.jsonl", "--resume", "--fit.head_rate", "0.5")
-    assert said.startswith("cannot resume: fit.head_rate: the run began with 0.03, got 0.5; ")
+    assert said.startswith("cannot resume: fit.head_learning_rate: the run started with 0.03, got 0.5; ")
 
 
 def test_resume_with_nothing_to_resume(refused: Callable[..., str]) -> None:
@@ -272,8 +272,8 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.epochs\?; see: ptuning train --help"),
-        (["--epochs", "3"], r"unknown option epochs; did you mean --fit.epochs\?"),
+        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.num_train_epochs\?; see: ptuning train"),
+        (["--epochs", "3"], r"unknown option epochs; did you mean --fit.num_train_epochs\?"),
         (["--ouput", "x"], r"unknown option ouput; did you mean --output\?"),
         (["--zzz"], "unknown option zzz; see: ptuning train --help"),
         (["more.jsonl"], "unknown option more.jsonl"),
@@ -357,11 +357,11 @@ def test_no_data(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.epochs?"),
+        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.num_train_epochs?"),
         ("fti:\n  epochs: 3\n", "fti: unknown option"),
-        ("epochs: 3\n", "epochs: unknown option; did you mean fit.epochs?"),
+        ("epochs: 3\n", "epochs: unknown option; did you mean fit.num_train_epochs?"),
         ("nonsense: 1\n", "nonsense: unknown option"),
-        ("fit:\n  schedule: square\n", "fit.schedule: got 'square', expected 'linear' or 'cosine'"),
+        ("fit:\n  schedule: square\n", "fit.lr_scheduler_type: got 'square', expected 'linear', 'cosine' or"),
         ("fit: [1]\n", "fit: got [1], expected "),
         ("prompt: input\n", "prompt: got 'input', expected "),
         ("data: null\n", "data: got None, expected "),

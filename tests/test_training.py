@@ -294,7 +294,7 @@ def test_resume_refuses_another_configuration_and_other_data(
         train(config(), callbacks=[StopAfter(3)])
     with pytest.raises(
         ConfigError,
-        match=r"cannot resume: fit.prompt_rate: the run began with 0.03, got 0.5; use the same configuration",
+        match=r"cannot resume: fit.learning_rate: the run started with 0.03, got 0.5; use the same conf",
     ):
         train(config(fit__prompt_rate=0.5), resume=True)
     with pytest.raises(ConfigError, match="cannot resume: the data has changed"):
@@ -306,13 +306,16 @@ def test_resume_refuses_another_configuration_and_other_data(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"num_virtual_tokens": 5}, "prompt.num_virtual_tokens: the run began with 4, got 5"),
-        ({"num_virtual_units": 2}, "prompt.num_virtual_units: the run began with 0, got 2"),
-        ({"position_offset": 0}, "prompt.position_offset: the run began with 4, got 0"),
-        ({"pooling": "mean"}, "prompt.pooling: the run began with 'native', got 'mean'"),
-        ({"class_weights": (1.0, 2.0)}, r"class_weights: the run began with None, got \[1.0, 2.0\]"),
-        ({"dtype": torch.bfloat16}, "precision: the run began with 'torch.float32', got 'torch.bfloat16'"),
-        ({"rate_scales": (30.0, 10.0)}, r"rate_scales: the run began with \[1.0, 1.0\], got \[30.0, 10.0\]"),
+        ({"num_virtual_tokens": 5}, "prompt.num_virtual_tokens: the run started with 4, got 5"),
+        ({"num_virtual_units": 2}, "prompt.num_virtual_units: the run started with 0, got 2"),
+        ({"position_offset": 0}, "prompt.position_offset: the run started with 4, got 0"),
+        ({"pooling": "mean"}, "prompt.pooling: the run started with 'native', got 'mean'"),
+        ({"class_weights": (1.0, 2.0)}, r"class_weights: the run started with None, got \[1.0, 2.0\]"),
+        ({"dtype": torch.bfloat16}, "precision: the run started with 'torch.float32', got 'torch.bfloat16'"),
+        (
+            {"rate_scales": (30.0, 10.0)},
+            r"rate_scales: the run started with \[1.0, 1.0\], got \[30.0, 10.0\]",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -429,7 +432,7 @@ def test_a_run_that_diverged_and_is_gone_on_from_is_unfinished_until_its_end(
         train(config(), callbacks=[DivergeAfter(15)])
     with pytest.raises(RuntimeError, match="the power failed"):
         train(config(), resume=True, callbacks=[FailAfter(20)])
-    with pytest.raises(ConfigError, match="holds a run that was not finished"):
+    with pytest.raises(ConfigError, match="has an unfinished run"):
         train(config())
     assert train(config(), resume=True).beats_baseline
 
@@ -461,7 +464,7 @@ def test_a_run_that_learns_nothing_says_so(
     assert not result.beats_baseline
     assert result.advice is not None
     assert result.advice.startswith("NOT LEARNED: on the validation rows the best accuracy is 0.")
-    assert "--fit.prompt_rate" in result.advice
+    assert "fit.learning_rate" in result.advice
 
 
 def test_patience_stops_early(config: Callable[..., TrainConfig]) -> None:
@@ -825,7 +828,7 @@ def test_an_unfinished_run_is_not_thrown_away(config: Callable[..., TrainConfig]
     train(run)
     train(run)  # a finished one may be run again
     (tmp_path / "a.run" / "result.json").unlink()  # as an interrupted one stands there
-    with pytest.raises(ConfigError, match=r"a.run holds a run that was not finished.*--resume"):
+    with pytest.raises(ConfigError, match=r"a.run has an unfinished run.*--resume"):
         train(run)
     assert (tmp_path / "a.run" / "checkpoint").is_dir()
     train(run, resume=True)

@@ -220,10 +220,10 @@ def test_what_no_run_wrote_is_refused_in_one_sentence(
     sealed(folder)
     before = torch.get_rng_state()
     if name in BY_THE_LOOP:
-        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without --resume$") as caught:
+        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without resume\)$") as caught:
             run(model, tmp_path / "out", resume=True)
     else:
-        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without --resume$") as caught:
+        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without resume\)$") as caught:
             load(folder, model)
         assert torch.equal(torch.get_rng_state(), before)
     said = str(caught.value)
@@ -243,7 +243,7 @@ def test_a_setting_that_is_not_there_is_another_versions(saved: Path, model: PTu
     optimizer = torch.optim.AdamW(list(model.task_parameters().values()))
     with pytest.raises(AdapterError, match="does not say with what lions the run began"):
         checkpoint.load(saved, model=model, optimizer=optimizer, setting={"lions": 1})
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.seed: the run began with 0, got 1"):
+    with pytest.raises(ConfigError, match=r"cannot resume: fit.seed: the run started with 0, got 1"):
         checkpoint.load(saved, model=model, optimizer=optimizer, setting={"fit.seed": 1, "lions": 1})
 
 

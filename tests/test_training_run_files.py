@@ -183,7 +183,7 @@ def test_a_search_that_was_killed_before_its_first_table_is_not_begun(place: Pla
     (folder / "search").mkdir(parents=True)
     run_files.refuse_unfinished(folder)
     (folder / "search" / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds a run that was not finished"):
+    with pytest.raises(ConfigError, match="has an unfinished run"):
         run_files.refuse_unfinished(folder)
 
 

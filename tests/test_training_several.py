@@ -187,19 +187,19 @@ def test_rates_and_seeds_are_every_combination(config: Made) -> None:
     made = config(fit__epochs=1)
     several = train_several(made, seeds=[0, 1], prompt_rates=[1e-5, 0.03], head_rates=[0.01])
     assert [run.name for run in several.runs] == [
-        "seed-0_prompt_rate-1e-05_head_rate-0.01",
-        "seed-0_prompt_rate-0.03_head_rate-0.01",
-        "seed-1_prompt_rate-1e-05_head_rate-0.01",
-        "seed-1_prompt_rate-0.03_head_rate-0.01",
+        "seed-0_learning_rate-1e-05_head_learning_rate-0.01",
+        "seed-0_learning_rate-0.03_head_learning_rate-0.01",
+        "seed-1_learning_rate-1e-05_head_learning_rate-0.01",
+        "seed-1_learning_rate-0.03_head_learning_rate-0.01",
     ]
-    assert several.runs[3].values == {"seed": 1, "prompt_rate": 0.03, "head_rate": 0.01}
+    assert several.runs[3].values == {"seed": 1, "learning_rate": 0.03, "head_learning_rate": 0.01}
     assert found(several.runs[3]).setting["rates"] == {"prompt": 0.03, "head": 0.01}
     alone = train(config("alone", fit__epochs=1, fit__seed=1, fit__head_rate=0.01))
     assert_is_the_single_run(made, several.runs[3], alone)
     groups = several.over_seeds
     assert [(group.values, group.runs) for group in groups] == [
-        ({"prompt_rate": 1e-5, "head_rate": 0.01}, (several.runs[0].name, several.runs[2].name)),
-        ({"prompt_rate": 0.03, "head_rate": 0.01}, (several.runs[1].name, several.runs[3].name)),
+        ({"learning_rate": 1e-5, "head_learning_rate": 0.01}, (several.runs[0].name, several.runs[2].name)),
+        ({"learning_rate": 0.03, "head_learning_rate": 0.01}, (several.runs[1].name, several.runs[3].name)),
     ]
     losses = [found(several.runs[number]).metrics["validation"]["loss"] for number in (0, 2)]
     assert groups[0].metrics["validation"]["loss"] == (fmean(losses), stdev(losses))
@@ -207,7 +207,7 @@ def test_rates_and_seeds_are_every_combination(config: Made) -> None:
 
 def test_rates_alone_have_no_mean_over_seeds(config: Made) -> None:
     several = train_several(config(fit__epochs=1), prompt_rates=[0.01, 0.03])
-    assert [run.name for run in several.runs] == ["prompt_rate-0.01", "prompt_rate-0.03"]
+    assert [run.name for run in several.runs] == ["learning_rate-0.01", "learning_rate-0.03"]
     assert several.over_seeds == ()
     assert {found(run).setting["rates"]["head"] for run in several.runs} == {0.03}  # the configuration's own
 
@@ -350,9 +350,9 @@ def test_a_run_that_diverges_is_said_and_the_others_go_on(config: Made) -> None:
     assert several.best is good
     assert same(made.output, run_folder(made, good.name))
     table = json.loads((made.run_folder / "result.json").read_text())
-    assert table["runs"][0] == {"name": bad.name, "values": {"prompt_rate": 1e30}, "diverged": bad.diverged}
+    assert table["runs"][0] == {"name": bad.name, "values": {"learning_rate": 1e30}, "diverged": bad.diverged}
     train_several(made, prompt_rates=[1e30, 0.03])  # the set was finished, so it may be run again
-    with pytest.raises(TrainingDiverged, match=r"all 1 runs diverged; the first, prompt_rate-1e\+30: "):
+    with pytest.raises(TrainingDiverged, match=r"all 1 runs diverged; the first, learning_rate-1e\+30: "):
         train_several(config("bad", fit__warmup=0.0), prompt_rates=[1e30])
     assert not Path(config("bad").output).exists()
 
@@ -431,7 +431,7 @@ def test_an_unfinished_set_is_not_thrown_away(config: Made) -> None:
     train_several(made, seeds=[0, 1])  # a finished one may be run again
     with pytest.raises(Interrupted):
         train_several(made, seeds=[0, 1], callbacks=[StopAt(2, 2)])
-    with pytest.raises(ConfigError, match=r"set.run holds a set of runs that was not finished \(seed-0 is"):
+    with pytest.raises(ConfigError, match=r"set.run has an unfinished set of runs \(seed-0 is"):
         train_several(made, seeds=[0, 1])
     told = Told()
     train_several(made, seeds=[0, 1], restart=True, callbacks=[told])
@@ -455,7 +455,7 @@ def test_a_single_run_that_was_not_finished_is_not_thrown_away(config: Made) -> 
     with pytest.raises(Interrupted):
         train(made, callbacks=[single])
     for resume in (False, True):
-        with pytest.raises(ConfigError, match=r"set.run holds a single run that was not finished; go on"):
+        with pytest.raises(ConfigError, match=r"set.run has an unfinished single run; continue"):
             train_several(made, seeds=[0, 1], resume=resume)
     train(made, resume=True)
     with pytest.raises(Interrupted):  # the single run is finished, and stays so
@@ -468,9 +468,11 @@ def test_resume_refuses_other_choices_before_it_touches_anything(config: Made) -
     with pytest.raises(Interrupted):
         train_several(config(), seeds=[0, 1], callbacks=[StopAt(2, 2)])
     kept = (run_folder(config(), "seed-0.run") / "result.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.epochs: seed-0 began with 2, got 3; use the"):
+    with pytest.raises(
+        ConfigError, match=r"cannot resume: fit.num_train_epochs: seed-0 started with 2, got 3; use the"
+    ):
         train_several(config(fit__epochs=3), seeds=[0, 1], resume=True)
-    with pytest.raises(ConfigError, match=r"cannot resume: prompt.num_virtual_tokens: seed-0 began with 4"):
+    with pytest.raises(ConfigError, match=r"cannot resume: prompt.num_virtual_tokens: seed-0 started with 4"):
         train_several(config(prompt__num_virtual_tokens=5), seeds=[0, 1], resume=True)
     (run_folder(config(), "seed-1.run") / "config.yaml").write_text("fit: [")
     with pytest.raises(ConfigError, match=r"cannot resume: .*seed-1.run/config.yaml, line 1: while parsing"):
@@ -553,14 +555,14 @@ def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config
 @pytest.mark.parametrize(
     ("lists", "said"),
     [
-        ({}, "nothing to vary: give seeds, prompt_rates or head_rates"),
+        ({}, "nothing to vary: give seeds, learning_rates or head_learning_rates"),
         ({"seeds": []}, r"seeds: got \[\], expected one value or more"),
         ({"seeds": [1, 1]}, r"seeds: got \[1, 1\], expected one value or more, each of them once"),
         ({"seeds": [0, -1]}, "fit.seed: got -1, expected greater than or equal to 0"),
-        ({"prompt_rates": [0.1, 0.0]}, "fit.prompt_rate: got 0.0, expected greater than 0"),
+        ({"prompt_rates": [0.1, 0.0]}, "fit.learning_rate: got 0.0, expected greater than 0"),
         (
             {"seeds": range(13), "head_rates": [0.1, 0.2, 0.3, 0.4, 0.5]},
-            "13 seeds x 5 head_rates are 65 runs, expected at most 64",
+            "13 seeds x 5 head_learning_rates are 65 runs, expected at most 64",
         ),
     ],
 )
@@ -573,7 +575,7 @@ def test_lists_that_make_no_set_are_refused(config: Made, lists: dict[str, Any],
 
 def test_rates_of_a_frozen_head_are_refused(config: Made) -> None:
     made = config(prompt__train_head=False, fit__head_rate=None)
-    with pytest.raises(ConfigError, match="head_rates: the head is frozen"):
+    with pytest.raises(ConfigError, match="head_learning_rates: the head is frozen"):
         train_several(made, head_rates=[0.1, 0.2])
 
 

@@ -169,7 +169,7 @@ def _several(
         **lists,
         resume=begin["resume"],
         restart=begin["restart"],
-        callbacks=[ConsoleCallback(console)],
+        callbacks=callbacks,
     )
     console.print(several_table(found))
     for run in found.runs:
