@@ -79,7 +79,7 @@ def test_every_choice_of_the_configuration_is_an_option_with_its_default() -> No
          "the backbone's hidden width H for depth deep"),
         ("prompt.init.kind", "vocabulary"),
         ("prompt.pooling", "left out"),
-        ("fit.epochs", "the recipe's choice"),
+        ("fit.num_train_epochs", "the recipe's choice"),
         ("data.text", "found by name"),
         ("data.label_separator", "none"),
         ("revision", "none"),

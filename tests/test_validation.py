@@ -34,12 +34,12 @@ DATA = DataConfig(train="x.csv")
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: FitConfig(epohcs=3), "epohcs: unknown option; did you mean epochs?"),
-        (lambda: FitConfig(3), "FitConfig: its options are given by name, such as FitConfig(epochs=…)"),
-        (lambda: FitConfig(epochs=0), "epochs: got 0, expected greater than or equal to 1"),
+        (lambda: FitConfig(epohcs=3), "epohcs: unknown option; did you mean num_train_epochs?"),
+        (lambda: FitConfig(3), "FitConfig: its options are given by name, such as FitConfig(num_train"),
+        (lambda: FitConfig(epochs=0), "num_train_epochs: got 0, expected greater than or equal to 1"),
         (lambda: FitConfig(class_weights={"a": 1}), "class_weights: got {'a': 1}, expected 'balanced' or"),
         (lambda: TrainConfig(data=DATA, fit={"epohcs": 3}), "fit.epohcs: unknown option; did you mean fit"),
-        (lambda: TrainConfig(data=DATA, epochs=3), "epochs: unknown option; did you mean fit.epochs?"),
+        (lambda: TrainConfig(data=DATA, epochs=3), "epochs: unknown option; did you mean fit.num_train_ep"),
         (lambda: TrainConfig(), "data: missing, and it has no default"),
         (lambda: DataConfig(), "train: missing, and it has no default"),
         (lambda: DataConfig(train="x", lable="y"), "lable: unknown option; did you mean label?"),
