@@ -190,6 +190,8 @@ def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        if (full := getattr(value, "full_tensor", None)) is not None:
+            value = full()  # this process has a shard alone
         own = value.detach().cpu().clone()  # numpy makes a storage fixed in size, and FSDP resizes its own
         digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
