@@ -145,7 +145,7 @@ def test_the_task() -> None:
     assert "(77):" in many
     assert "  - and 27 more, listed in `ptuning.json`" in many
     scaled = model_card(an_adapter(task=Task(problem_type="regression", mean=2.5, scale=1.5, max_length=64)))
-    assert "one number (trained on targets less 2.5, divided by 1.5)" in scaled
+    assert "one number (trained on targets minus 2.5, divided by 1.5)" in scaled
     assert "longest input: 64 tokens" in scaled
 
 

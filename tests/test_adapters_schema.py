@@ -121,7 +121,7 @@ def test_any_field_may_be_nonsense(saved: Path, backbone: Backbone, tmp_path: Pa
         ("task.scale", 0.0, "task.scale: got 0.0, expected greater than 0"),
         ("task.labels", [["a"], "b"], r"task.labels.0: got \['a'\], expected text, a number, true or false"),
         ("task.labels", ["a", None], "task.labels.1: got None, expected text"),
-        ("task.labels", ["a", "a"], "labels must be distinct"),
+        ("task.labels", ["a", "a"], "expected distinct labels"),
         ("task.labels", ["a", "b", "c"], r"classifier.weight has the shape \[2, 32\], expected \[3, H\]"),
         ("task.max_length", "7", "task.max_length: got '7', expected integer"),
         ("task.colour", 1, "task.colour: unknown option"),

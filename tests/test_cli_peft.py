@@ -341,12 +341,20 @@ def test_import_for_pairs(answers: Callable[..., str], refused: Callable[..., st
 @pytest.mark.parametrize(
     ("adapter", "labels", "said"),
     [
-        ("p_tuning", "bad, so so, good", "--labels: got 3 names, expected 2; the adapter's head decides"),
+        (
+            "p_tuning",
+            "bad, so so, good",
+            "--labels: got 3 names, expected 2, one per logit of the adapter's head",
+        ),
         ("p_tuning", "bad", "--labels: got 1 names, expected 2"),
-        ("p_tuning", "bad,bad", "labels must be distinct, got ['bad', 'bad']"),
+        ("p_tuning", "bad,bad", "labels: got 'bad' twice, expected distinct labels"),
         ("p_tuning", "bad,", "--labels: got an empty name"),
         ("p_tuning", "", "--labels: got "),
-        ("theirs-number", "bad, good", "--labels: got 2 names, a regression has none"),
+        (
+            "theirs-number",
+            "bad, good",
+            "--labels: got 2 names, expected none, because a regression has no labels",
+        ),
     ],
 )
 def test_labels_that_do_not_fit(refused: Callable[..., str], adapter: str, labels: str, said: str) -> None:

@@ -21,6 +21,7 @@ from ptuning.errors import BackboneNotFound, ConfigError
 from ptuning.training import interrupt
 from ptuning.training.console import ConsoleReporter
 from ptuning.training.interrupt import SIGNALS, exit_on_signals, interruptible, stop_requests
+from warm import Programs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the signals of POSIX")
 OTHERS = [number for number in SIGNALS if number != signal.SIGINT]
@@ -322,23 +323,25 @@ def test_predict_leaves_the_old_file_and_nothing_beside_it(
     assert not list(Path().glob(".*"))
 
 
-def test_the_program_that_waits_for_rows_ends(options: list[str]) -> None:
+def test_the_program_that_waits_for_rows_ends(options: list[str], programs: Programs) -> None:
     """The real thing, as a scheduler ends it. What a killed one left beside the file goes, too."""
     assert main([*options, "--fit.epochs", "1"]) == 0
     left = Path(f".answers.jsonl.tmp-{atomic._BOOT}-01234567")
     left.write_text("half")
-    argv = [sys.executable, "-m", "ptuning", "predict", "out", "--output", "answers.jsonl", "--device", "cpu"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        assert program.stdin is not None
-        program.stdin.write("good film\n")
-        program.stdin.flush()
+    argv = ["-m", "ptuning", "predict", "out", "--output", "answers.jsonl", "--device", "cpu"]
+    given, order = os.pipe()
+    with open("said", "wb") as said, open(order, "w") as stdin:
+        program = programs.start(argv, stdin=given, stdout=subprocess.DEVNULL, stderr=said)
+        os.close(given)
+        stdin.write("good film\n")
+        stdin.flush()
         until = time.monotonic() + 200
         while left.exists() or not list(Path().glob(".answers.jsonl.tmp-*")):
             assert time.monotonic() < until
             assert program.poll() is None
             time.sleep(0.05)
         program.send_signal(signal.SIGTERM)
-        _, said = program.communicate(timeout=60)
-    assert (program.returncode, said) == (143, "ptuning: interrupted\n")
+        assert program.wait() == 143
+    assert Path("said").read_text() == "ptuning: interrupted\n"
     assert not list(Path().glob("*answers*"))
     assert not list(Path().glob(".*"))

@@ -404,14 +404,14 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "argv", "said"),
     [
-        ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: every row has the label 'a', expected at least two"),
+        ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: got the label 'a' in every row, expected at least two"),
         ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: no column is known to be the text"),
         ("x.jsonl", lines(BOTH), ["--data.text", "txet"], "no column 'txet' for text.*did you mean 'text'"),
         ("x.jsonl", lines(BOTH), ["--data.label", "lable"], "no column 'lable'.*did you mean 'label'"),
         ("x.csv", b"", [], "x.csv: no rows, expected at least one"),
         ("x.csv", b"text,label\n", [], "x.csv: no rows after the columns' names"),
         ("x.jsonl", b"\n\n", [], "x.jsonl: no rows"),
-        ("x.jsonl", lines(GOOD), [], "x.jsonl: every row has the label 'positive'"),
+        ("x.jsonl", lines(GOOD), [], "x.jsonl: got the label 'positive' in every row"),
         ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "x.jsonl, line 21: .*blank"),
         ("x.jsonl", lines([*BOTH, {"text": None, "label": "positive"}]), [], "x.jsonl, line 21: .*is null"),
         ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21: .*holds the int 7"),

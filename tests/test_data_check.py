@@ -187,8 +187,8 @@ def test_problems_of_loading_are_grouped() -> None:
     [
         ({}, "no usable rows"),
         ({"train": []}, "no usable rows"),
-        ({"train": plain(["a", "a"])}, "a.csv: every row has the label 'a'"),
-        ({"train": plain(["a", 1])}, "expected one type throughout"),
+        ({"train": plain(["a", "a"])}, "the label 'a' in every row"),
+        ({"train": plain(["a", 1])}, "expected one type"),
     ],
 )
 def test_data_without_a_task(splits: dict[str, list[Example]], text: str) -> None:

@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[Dataset, Task, bool, str]] = {
     "scores": (texts([0.0, 0.5]), task(0, 1), True,
         r"row 1: the label is 0.0 \(float\), expected one of 0, 1, because the model was made with "
         "num_labels=2; for scores, make it with num_labels=1"),
-    "multi-hot for one label": (texts(MULTI_HOT), task(0, 1, 2), True, "the label is the list"),
+    "multi-hot for one label": (texts(MULTI_HOT), task(0, 1, 2), True, "got the list"),
     "a width of its own": (texts([[1.0, 0.0, 0.0]]), task("x", "y", kind=MULTI), False, "expected 2 zeros"),
 }  # fmt: skip
 

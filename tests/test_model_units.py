@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from ptuning import DeepPrompt, Engine, FitConfig, PTuningModel, Task, TrainConfig, adapters, fit, train
 from ptuning.errors import AdapterError, ConfigError, UnsupportedBackbone
 from ptuning.model import Backbone, InputPrompt, state
-from ptuning.model.units import REACH, as_read, first_units
+from ptuning.model.units import REACH, initial_units, scaled_units
 from ptuning.peft import (
     PeftModel,
     PrefixTuningConfig,
@@ -88,10 +88,10 @@ def test_left_out_there_are_none() -> None:
 
 def test_keys_begin_at_one_over_the_root_of_the_width_and_values_at_nought() -> None:
     torch.manual_seed(0)
-    keys, values = as_read(first_units(6, 50, 144)).unbind(1)
+    keys, values = scaled_units(initial_units(6, 50, 144)).unbind(1)
     assert float(keys.std()) == pytest.approx(1 / 12, rel=0.02)
     assert not values.any()
-    assert float(as_read(torch.ones(1, 2, 1, 144)).max()) == pytest.approx(REACH / 12)
+    assert float(scaled_units(torch.ones(1, 2, 1, 144)).max()) == pytest.approx(REACH / 12)
 
 
 def test_the_prompts_first_values_do_not_depend_on_them() -> None:
@@ -325,7 +325,7 @@ def test_a_prompt_a_row_is_refused() -> None:
     """Its rows would be read with this task's units."""
     model = made()
     each = model.prompt_encoder().detach().expand(len(IDS), -1, -1, -1, -1)
-    with pytest.raises(ConfigError, match="one a row, but this task has virtual units"):
+    with pytest.raises(ConfigError, match="one per row, but this task has virtual units"):
         model(input_ids=IDS, attention_mask=MASK, prompt=each)
 
 

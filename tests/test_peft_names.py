@@ -586,9 +586,13 @@ def test_what_pefts_programs_say_besides() -> None:
     with pytest.raises(ConfigError, match="is no folder here"):
         PeftModel.from_pretrained(tiny("bert"), "someone/film", subfolder="deep")
     several = tiny("bert", problem_type="regression")
-    with pytest.raises(ConfigError, match="regression with 3 numbers a text"):
+    with pytest.raises(ConfigError, match="num_labels of the backbone's configuration") as caught:
         get_peft_model(several, config())
-    with pytest.raises(DataError, match="several labels a row, but the task has one"):
+    assert (caught.value.got, caught.value.remedy) == (
+        3,
+        "load it with num_labels=1, or make one task per number",
+    )
+    with pytest.raises(DataError, match="several labels per row, expected one label per row"):
         made(input_ids=IDS, attention_mask=MASK, labels=torch.ones(3, 3))
     shared = config()
     get_peft_model(tiny("bert"), shared)

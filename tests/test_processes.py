@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 
 from test_training_start import scored
+from warm import Programs
 
 SCRIPT = """
 import json, sys
@@ -43,25 +41,17 @@ if accelerator.is_main_process:
 """
 
 
-def losses(processes: int, folder: Path, *arguments: str) -> list[float]:
+def losses(programs: Programs, processes: int, folder: Path, *arguments: str) -> list[float]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     output = folder / str(processes)
     output.mkdir()
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), *arguments, str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    argv = [str(script), *arguments, str(output)]
+    if processes > 1:
+        programs.ranks(argv, output, processes)
+    else:
+        done = programs.run(argv, output)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
     found = json.loads((output / "losses.json").read_text())
     assert found["processes"] == processes
     values: list[float] = found["losses"]
@@ -74,6 +64,7 @@ def test_two_processes_give_the_losses_of_one(
     kind: str,
     tiny_folder: Path,
     tmp_path: Path,
+    programs: Programs,
     rows: Callable[..., list[dict[str, Any]]],
     jsonl: Callable[..., Path],
 ) -> None:
@@ -85,5 +76,5 @@ def test_two_processes_give_the_losses_of_one(
         str(jsonl("train.jsonl", made(40))),
         str(jsonl("held.jsonl", made(16, seed=1))),
     ]
-    one, two = losses(1, tmp_path, *arguments), losses(2, tmp_path, *arguments)
+    one, two = (losses(programs, processes, tmp_path, *arguments) for processes in (1, 2))
     assert two == pytest.approx(one, abs=1e-5)

@@ -44,7 +44,7 @@ from ptuning.training.config import TrainConfig
 from ptuning.training.console import Silent
 from ptuning.training.prepare import Split
 from ptuning.training.start import fit_head
-from tiny import CASES, ragged, tiny, tiny_case
+from tiny import DISTINCT, ragged, tiny, tiny_case
 
 WAIT = 30.0
 THREE = plain_task(3, None)
@@ -319,7 +319,7 @@ def test_what_stood_in_the_place_of_forward_stands_there_in_every_view() -> None
 # ------------------------------------------------------------------------------------ what a view costs
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DISTINCT)
 def test_a_view_is_the_same_tensors_in_modules_of_its_own(case: str) -> None:
     backbone = Backbone(tiny_case(case))
     views = [
@@ -672,14 +672,14 @@ def test_a_child_forked_while_a_lock_is_held_finds_it_free(lock: Any) -> None:
     """And nobody is in the middle of what it guards."""
     held, middle = threading.Event(), [False]
 
-    def hold() -> None:
+    def load_backbone() -> None:
         with lock:
             middle[0] = True
             held.set()
             time.sleep(0.2)
             middle[0] = False
 
-    thread = threading.Thread(target=hold, daemon=True)
+    thread = threading.Thread(target=load_backbone, daemon=True)
     thread.start()
     assert held.wait(WAIT)
 

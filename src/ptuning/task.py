@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from ptuning.errors import ConfigError
-from ptuning.validation import Float, Int, checked
+from ptuning.kinds import KINDS, Kind, LabelForm, kind_named
+from ptuning.validation import Float, Int, OneOf, checked
 
-ProblemType = Literal[
-    "single_label_classification", "multi_label_classification", "regression"
-]  # transformers' own names
+ProblemType = Annotated[str, OneOf(lambda: KINDS)]
+"""The name of a kind of task; transformers' own, where it has one."""
 Label = str | int | float | bool
 
 _Finite = Annotated[Float, Field(allow_inf_nan=False)]
@@ -31,7 +30,8 @@ class Task:
     """One task's facts.
 
     Args:
-        problem_type: transformers' ``config.problem_type``.
+        problem_type: The name of its kind: ``single_label_classification``, ``multi_label_classification``
+            or ``regression``, as in transformers' ``config.problem_type``.
         labels: The classes in the order of the logits, each as it stood in the training data
             (``"refund"``, ``1``, ``True``); empty for regression.
         pair: Whether a row has two texts.
@@ -49,18 +49,12 @@ class Task:
     max_length: Annotated[Int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
-        if self.problem_type == "regression":
-            if self.labels:
-                raise ConfigError(f"a regression task has no labels, got {len(self.labels)}")
-            if not self.scale > 0:
-                raise ConfigError(f"a regression task's scale must be above 0, got {self.scale}")
-        elif len(self.labels) < (1 if self.problem_type == "multi_label_classification" else 2):
-            raise ConfigError(
-                f"a {self.problem_type} task needs at least two labels, got {list(self.labels)}; "
-                "use problem_type 'regression' for one number a text"
-            )
-        elif len(set(map(repr, self.labels))) != len(self.labels):
-            raise ConfigError(f"labels must be distinct, got {list(self.labels)}")
+        self.kind.check(self)
+
+    @property
+    def kind(self) -> Kind:
+        """What labels, targets, loss, metrics and answers of such a task are."""
+        return kind_named(self.problem_type)
 
     @property
     def num_labels(self) -> int:
@@ -69,16 +63,13 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        return self.problem_type == "regression"
+        """Whether the targets are numbers, not labels."""
+        return self.kind.form is LabelForm.NUMBER
 
     @property
     def is_pair_similarity(self) -> bool:
-        """Whether a row asks how alike two texts are, by a score or one of two classes.
-
-        More classes, as entailment and contradiction, rather say how one text bears upon the other.
-        """
-        two = self.problem_type == "single_label_classification" and len(self.labels) == 2
-        return self.pair and (self.is_regression or two)
+        """Whether a row asks how similar two texts are, by a score or one of two classes."""
+        return self.pair and self.kind.is_pair_similarity(self)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from ptuning.errors import ConfigError
 
@@ -39,6 +39,28 @@ Int = Annotated[int, BeforeValidator(_no_bool)]
 """A whole number. ``True`` is none, though Python counts it as 1."""
 Float = Annotated[float, BeforeValidator(_no_bool)]
 """A number. ``True`` is none, though Python counts it as 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The type of a text with a few values, as ``Literal``, where these are known at run time only.
+
+    Args:
+        words: Gives the values.
+    """
+
+    words: Callable[[], Iterable[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._checked)
+
+    def _checked(self, value: Any) -> str:
+        known = tuple(self.words())
+        if not isinstance(value, str) or value not in known:
+            *others, last = map(repr, known)
+            expected = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("one_of", "Input should be {expected}", {"expected": expected})
+        return value
 
 
 class Checked(BaseModel):

@@ -20,16 +20,10 @@ from ptuning.adapters.peft_format import why_not_peft
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.visible import visible
 
-_KINDS = {
-    "single_label_classification": "single-label classification",
-    "multi_label_classification": "multi-label classification",
-    "regression": "regression",
-}
 SPLIT_OFF = "split off"
 """In place of a source in ``extra["data"]``: the rows were taken from the training rows."""
 
 _SHOWN_LABELS = 50
-_MOST_FREQUENT = "always the most frequent label"
 _USELESS = "It did not learn: a constant answer is as good, but for chance. Do not use it."
 _BASELINE = "baseline"
 
@@ -138,7 +132,7 @@ def _summary(adapter: Adapter) -> str:
     return (
         f"A prompt of {adapter.virtual_tokens} virtual tokens {where}, trained with "
         f"{'PEFT' if 'imported' in adapter.extra else 'ptuning'}, teaches the frozen backbone "
-        f"{_code(adapter.backbone.get('name'))} {_KINDS[adapter.task.problem_type]} of "
+        f"{_code(adapter.backbone.get('name'))} {adapter.task.kind.title} of "
         f"{'pairs of texts' if adapter.task.pair else 'texts'}. {_size(adapter)}"
         + ("" if learned else f"\n\n**{_USELESS}**")
     )
@@ -156,12 +150,12 @@ def _size(adapter: Adapter) -> str:
 
 def _task(adapter: Adapter) -> Iterator[str]:
     task = adapter.task
-    yield f"- kind: {_KINDS[task.problem_type]}"
+    yield f"- kind: {task.kind.title}"
     yield f"- input: {'two texts' if task.pair else 'one text'}"
     limit = f"{task.max_length} tokens" if task.max_length else "as long as the backbone allows"
     yield f"- longest input: {limit}"
-    if task.is_regression:
-        yield f"- output: one number (trained on targets less {task.mean:g}, divided by {task.scale:g})"
+    if not task.labels:
+        yield f"- output: {task.kind.output(task)}"
         return
     yield f"- labels, in the order of the logits ({task.num_labels}):"
     for label in task.labels[:_SHOWN_LABELS]:
@@ -182,10 +176,9 @@ def _metrics(adapter: Adapter) -> str:
         lines.append(f"| {_cell(metric)} | " + " | ".join(cells) + " |")
     note = ""
     if _BASELINE in splits:
-        usual = "always the mean of the training targets" if adapter.task.is_regression else _MOST_FREQUENT
-        rule = str(adapter.metrics.get("baseline_rule") or usual)
+        rule = str(adapter.metrics.get("baseline_rule") or adapter.task.kind.baseline_rule)
         note = f"\n\nThe baseline is a constant answer: {_words(rule)}."
-        if "loss" in splits[_BASELINE] and not adapter.task.is_regression:
+        if "loss" in splits[_BASELINE] and adapter.task.labels:
             note += " Its loss is that of giving each label its share of the training rows."
     return "## Metrics\n\n" + "\n".join(lines) + note
 

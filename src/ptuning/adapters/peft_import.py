@@ -27,6 +27,7 @@ from ptuning.adapters.schema import Text
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.files import MOST_BYTES, parse_json, read_regular
+from ptuning.kinds import standard_kind
 from ptuning.model.config import prompt_from_dict
 from ptuning.task import Task
 from ptuning.validation import explain, shortened
@@ -317,9 +318,8 @@ def _task(folder: Path, head: Mapping[str, Tensor]) -> Task:
             f"{folder} holds no classification layer ({', '.join(OUTPUT_LAYERS)}), so PEFT itself would "
             "put a random one in its place; ask for an adapter that was saved with it"
         )
-    if width == 1:
-        return Task(problem_type="regression")
-    return Task(problem_type="single_label_classification", labels=tuple(range(width)))
+    kind = standard_kind(width)
+    return Task(problem_type=kind.name, labels=kind.numbered_labels(width))
 
 
 def _choices(kind: str, config: Mapping[str, Any], prompt: Tensor) -> dict[str, Any]:

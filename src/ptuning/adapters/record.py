@@ -39,7 +39,8 @@ class Adapter:
             if there are none.
         head: The head's parameters by the backbone's own names (``classifier.weight``,
             ``bert.pooler.dense.weight``); empty if the backbone's own head serves. With the pooling
-            ``layers`` also :data:`MIX` ``[L−s+1, 2+2Q, H]``, as :func:`ptuning.model.pooling.weighed` has it.
+            ``layers`` also :data:`MIX` ``[L−s+1, 2+2Q, H]``, the weights of
+            :func:`ptuning.model.pooling.weighted_pool`.
         anchors: Token ids of the literal words in a template, one tuple a piece of text.
         metrics: What was measured, by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
         extra: Anything else that JSON can hold, such as a summary of the training.

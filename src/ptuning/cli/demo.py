@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ptuning.cli.options import Parser
 
 if TYPE_CHECKING:
-    from ptuning.training.peers import Peer
+    from ptuning.cli.demo_baselines import Peer
     from ptuning.training.result import TrainResult
 
 DATA = Path(__file__).parent.parent / "demo_data"
@@ -36,13 +36,13 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    from ptuning.cli.demo_baselines import fine_tune, frozen_embeddings, head_only
     from ptuning.cli.tables import plain_console, print_diagnosis
     from ptuning.inference.predictor import Predictor
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
     from ptuning.training.console import ConsoleReporter
     from ptuning.training.interrupt import Interrupted
-    from ptuning.training.peers import fine_tune, frozen_embeddings, head_only
     from ptuning.training.run import train
 
     console = plain_console()

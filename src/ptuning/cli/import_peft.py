@@ -59,9 +59,14 @@ def _named(task: Task, labels: str | None) -> Task:
     if labels is None:
         return task
     names = tuple(name.strip() for name in labels.split(","))
-    if task.is_regression or len(names) != task.num_labels:
-        got = "a regression has none" if task.is_regression else f"expected {task.num_labels}"
-        raise ConfigError(f"--labels: got {len(names)} names, {got}; the adapter's head decides")
+    if len(names) != len(task.labels):
+        raise ConfigError(
+            "--labels",
+            got=f"{len(names)} names",
+            expected=f"{task.num_labels}, one per logit of the adapter's head"
+            if task.labels
+            else f"none, because a {task.kind.title} has no labels",
+        )
     if not all(names):
         raise ConfigError(f"--labels: got an empty name in {labels!r}, expected one for each logit")
     return replace(task, labels=names)

@@ -31,6 +31,7 @@ from pydantic import BaseModel
 
 from ptuning.config_file import parse_yaml, read_config
 from ptuning.errors import ConfigError
+from ptuning.validation import OneOf
 
 _UNKNOWN = re.compile(r"unrecognized arguments: -{0,2}([^\s=]+)")
 _WRONG_TYPE = re.compile(r"argument ([^:]*): invalid (\w+) value: (.*)", re.DOTALL)
@@ -211,6 +212,7 @@ def _fields(kind: Any) -> Iterator[tuple[str, Any, Any, str]]:
 def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
     members = [member for member in _members(annotation) if member is not types.NoneType]
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    words += [word for each in _metadata(annotation) if isinstance(each, OneOf) for word in each.words()]
     if bool in members:
         words += ["true", "false"]
     only = len(members) == 1 or all(get_origin(member) is Literal for member in members)
@@ -241,6 +243,10 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for each in get_args(annotation) for member in _members(each))
     return (annotation,)
+
+
+def _metadata(annotation: Any) -> tuple[Any, ...]:
+    return annotation.__metadata__ if get_origin(annotation) is Annotated else ()
 
 
 def _is_config(kind: Any) -> bool:

@@ -121,7 +121,7 @@ def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], No
             flush=stream.isatty(),
         )
     table = csv.writer(stream, lineterminator="\n")
-    names = ["value"] if task.is_regression else ["label", *(f"p({label})" for label in task.labels)]
+    names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
     begun = False
 
     def write(found: Prediction) -> None:

@@ -22,12 +22,13 @@ from ptuning.data.dataset import Loaded, load_examples
 from ptuning.data.duplicates import repeats
 from ptuning.data.examples import Example
 from ptuning.data.label_oddities import label_oddities
-from ptuning.data.labels import encode_labels, infer_task
+from ptuning.data.labels import encode_labels, infer_task, number
 from ptuning.data.memory import named_splits
 from ptuning.data.places import Note, Problem, listing, option
 from ptuning.data.splits import same_text, split_off
 from ptuning.errors import DataError
-from ptuning.task import Label, ProblemType, Task
+from ptuning.kinds import LabelForm
+from ptuning.task import Label, Task
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
@@ -146,7 +147,7 @@ def check(
     problems: Mapping[str, Sequence[Problem]] | None = None,
     skipping: bool = False,
     notes: Mapping[str, Sequence[Note]] | None = None,
-    problem_type: ProblemType | Literal["auto"] = "auto",
+    problem_type: str = "auto",
     names: Sequence[Label] | None = None,
     lengths: Callable[[Sequence[Example]], list[int]] | None = None,
     limit: int | None = None,
@@ -238,7 +239,7 @@ def _has_labels(examples: Sequence[Example]) -> bool:
 def _task(
     train: Sequence[Example],
     name: str,
-    problem_type: ProblemType | Literal["auto"],
+    problem_type: str,
     names: Sequence[Label] | None,
 ) -> tuple[Task | None, list[Finding]]:
     """The task the training split describes, or the error that says why it describes none."""
@@ -290,7 +291,7 @@ def _not_split(name: str, examples: Sequence[Example], task: Task | None, fracti
 
 
 def _counts(examples: Sequence[Example], task: Task | None) -> tuple[LabelCount, ...]:
-    if task is None or task.is_regression or not examples:
+    if task is None or not examples:
         return ()
     counts = Counter(label for example in examples for label in _labels(example))
     total = len(examples)
@@ -305,15 +306,16 @@ def _labels(example: Example) -> tuple[Label, ...]:
 def _baseline(examples: Sequence[Example], train: Sequence[Example], task: Task | None) -> Baseline | None:
     if task is None or not examples:
         return None
-    if task.is_regression:
+    if task.kind.form is LabelForm.NUMBER:
+        known = [value for example in train if (value := number(example.label)) is not None]
+        mean = math.fsum(known) / len(known)
         targets: list[Any] = encode_labels(examples, task)
-        errors = [(target - task.mean) ** 2 for target in targets]
-        score = math.sqrt(math.fsum(errors) / len(errors))
-        return Baseline(kind="mean", answer=task.mean, score=score)
+        score = math.sqrt(math.fsum((target - mean) ** 2 for target in targets) / len(targets))
+        return Baseline(kind="mean", answer=mean, score=score)
     answers = Counter(_answer(example) for example in train)
     answer = min(answers, key=lambda one: (-answers[one], [str(label) for label in one]))
     hits = sum(_answer(example) == answer for example in examples)
-    several = task.problem_type == "multi_label_classification"
+    several = task.kind.form is LabelForm.SEVERAL
     return Baseline(
         kind="majority", answer=list(answer) if several else answer[0], score=hits / len(examples)
     )
@@ -438,7 +440,7 @@ def _repeats(name: str, examples: Sequence[Example], task: Task | None) -> Itera
     """Rows that stand twice, and rows with the same text whose labels contradict each other."""
     found = repeats(examples)
     if found.contradicting:
-        scores = task is not None and task.is_regression
+        scores = task is not None and task.kind.form is LabelForm.NUMBER
         message = found.contradiction if not scores else found.difference
         yield _finding("note" if scores else "warning", name, message, found.contradicting)
     if found.again:

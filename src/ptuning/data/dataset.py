@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Unpack
+from typing import Unpack
 
 from ptuning.data.bad_rows import LeftOut, none_left, refusal
 from ptuning.data.columns import Columns, UnclearColumns, find_columns
@@ -23,7 +23,8 @@ from ptuning.data.peek import peek
 from ptuning.data.places import Note, Origin, Problem, counted, listing, option
 from ptuning.data.tables import Format, Source, Table, open_table
 from ptuning.errors import DataError
-from ptuning.task import Label, ProblemType, Task
+from ptuning.kinds import LabelForm, kind_named
+from ptuning.task import Label, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def load_examples(
     format: Format | None = None,
     need_label: bool = True,
     pair: bool | None = None,
-    problem_type: ProblemType | Literal["auto"] = "auto",
+    problem_type: str = "auto",
     task: Task | None = None,
     collect_problems: bool = False,
     **options: Unpack[ReadOptions],
@@ -135,7 +136,7 @@ def load_examples(
             notes.append(note)
     if options.get("duplicates", "keep") == "drop":
         kind = problem_type if task is None else task.problem_type
-        scores = are_scores(found) if kind == "auto" else kind == "regression"
+        scores = are_scores(found) if kind == "auto" else kind_named(kind).form is LabelForm.NUMBER
         found, dropped = without_repeats(found, table.origin, scores=scores)
         notes += [dropped] if dropped is not None else []
     return Loaded(
@@ -279,6 +280,4 @@ def _with_notes(error: DataError, table: Table) -> DataError:
 
 def _are_columns(task: Task, columns: Sequence[str]) -> bool:
     """Whether the labels of a multi-label task are columns of their own."""
-    return task.problem_type == "multi_label_classification" and all(
-        label in columns for label in task.labels
-    )
+    return task.kind.form is LabelForm.SEVERAL and all(label in columns for label in task.labels)

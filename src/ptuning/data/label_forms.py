@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 from ptuning.data import label_cells as cells
 from ptuning.data.examples import Example
 from ptuning.data.places import Note, Problem, counted, listing, option, shortened
-from ptuning.task import Label, ProblemType, Task
+from ptuning.kinds import BY_FORM, LabelForm, kind_named
+from ptuning.task import Label, Task
 
 #: Of the cells, that look like lists, for the column to hold lists.
 NEARLY_ALL = 0.9
@@ -27,7 +28,6 @@ SEVERAL = re.compile(r"(?i)(labels|tags|genres|topics|categories|classes|emotion
 #: A part of a cell with more characters than this is no label of several.
 LONGEST_PART = 40
 
-_SINGLE, _MULTI, _REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 _Example = TypeVar("_Example", bound=Example)
 
 
@@ -51,7 +51,7 @@ class Read:
 def read_labels(
     examples: Sequence[Example],
     *,
-    problem_type: ProblemType | Literal["auto"] = "auto",
+    problem_type: str = "auto",
     names: Sequence[Label] | None = None,
     task: Task | None = None,
     column: str | None = None,
@@ -60,13 +60,18 @@ def read_labels(
 
     Args:
         examples: Its rows, labels as they stand there.
-        problem_type: The kind of task; ``single_label_classification`` has every text stand for itself.
+        problem_type: The kind of task, or ``auto``; with ``single_label_classification`` every text is one
+            label.
         names: Of the column's class labels, which are left as they are.
         task: What the labels mean, where that is known; then ``problem_type`` is the task's.
         column: The name of the label's column, for the notes.
     """
-    kind = task.problem_type if task is not None else problem_type
-    read = _Reader(list(examples), kind, None if names is None else tuple(names), task, column)
+    form: LabelForm | None
+    if task is not None:
+        form = task.kind.form
+    else:
+        form = None if problem_type == "auto" else kind_named(problem_type, "auto").form
+    read = _Reader(list(examples), form, None if names is None else tuple(names), task, column)
     if any(example.label is not None for example in examples):
         read.all()
     return Read(
@@ -75,33 +80,37 @@ def read_labels(
 
 
 class _Reader:
-    """One source's labels while they are read, step by step."""
+    """One source's labels while they are read, step by step.
+
+    Args:
+        form: What a row's label is; ``None`` if that is to be found out.
+    """
 
     def __init__(
         self,
         examples: list[Example],
-        kind: str,
+        form: LabelForm | None,
         names: tuple[Label, ...] | None,
         task: Task | None,
         column: str | None,
     ) -> None:
-        self.examples, self.kind, self.names, self.task, self.column = examples, kind, names, task, column
+        self.examples, self.form, self.names, self.task, self.column = examples, form, names, task, column
         self.notes: list[Note] = []
         self.problems: list[Problem] = []
 
     def all(self) -> None:
         if self.names is None:
             self._stripped()
-            if self.kind != _REGRESSION:
+            if self.form is not LabelForm.NUMBER:
                 self._lists_in_text()
                 self._switches_in_text()
         self._switches()
         if self.names is None or self.task is not None:
-            if self.kind in ("auto", _MULTI):
+            if self.form in (None, LabelForm.SEVERAL):
                 self._separated()
-            if self.kind in ("auto", _REGRESSION):
+            if self.form in (None, LabelForm.NUMBER):
                 self._numbers()
-        if self.task is not None and not self.task.is_regression:
+        if self.task is not None and self.task.labels:
             self._spelled_as_known(self.task)
 
     # What is the same for all steps ----------------------------------------------------------------
@@ -148,7 +157,7 @@ class _Reader:
         lists = [cells.list_in(text) for text in texts]
         if sum(found is not None for found in lists) < NEARLY_ALL * len(texts):
             return
-        if self.kind == _SINGLE and not hot_width([found for found in lists if found is not None]):
+        if self.form is LabelForm.ONE and not hot_width([found for found in lists if found is not None]):
             return  # each text is a class, as was said
         kept = []
         for example, found in zip(self.examples, lists, strict=True):
@@ -167,13 +176,13 @@ class _Reader:
     def _switches_in_text(self) -> None:
         """``1|0|0``, and ``1 0 0``, as the list of zeros and ones that it is; ``1,0`` may be a number."""
         texts = self._texts()
-        if not texts or self.kind not in ("auto", _MULTI):
+        if not texts or self.form not in (None, LabelForm.SEVERAL):
             return
         for separator in (*SEPARATORS, None):
             if hot_width([texts[0].split(separator)]) is None:
                 continue
             rows = [tuple(text.split(separator)) for text in texts]
-            if hot_width(rows, least=3 if separator == "," and self.kind == "auto" else 2):
+            if hot_width(rows, least=3 if separator == "," and self.form is None else 2):
                 self._change(partial(_split, separator))
                 return
 
@@ -191,7 +200,7 @@ class _Reader:
             return  # class labels stand there by name
         else:
             names = tuple(range(width))
-        if self.kind == _SINGLE:
+        if self.form is LabelForm.ONE:
             if all(sum(map(bool, map(cells.switch, row))) == 1 for row in rows):
                 self._change(lambda row: names[[cells.switch(item) for item in row].index(True)])
                 self.names = names if self.task is None else self.names
@@ -218,12 +227,12 @@ class _Reader:
             if separator == "," and self._are_decimals(texts):
                 return
             several = f"{option('label_separator', separator)}"
-            if self.kind == _MULTI or _recombine(texts, separator, self.column):
+            if self.form is LabelForm.SEVERAL or _recombine(texts, separator, self.column):
                 if not all(all(cells.parts(text, separator)) for text in texts):
                     continue
                 self._change(partial(cells.parts, separator=separator))
                 said = f"the labels are read as several, separated by {separator!r}, such as {held[0]!r}"
-                single = option("problem_type", _SINGLE)
+                single = option("problem_type", BY_FORM[LabelForm.ONE].name)
                 self._say(f"{said}; if each cell is one label, {single} has it so")
                 return
             if len(held) > 1 or separator != ",":
@@ -233,7 +242,7 @@ class _Reader:
                     "warning",
                 )
                 return
-        if self.kind == _MULTI:
+        if self.form is LabelForm.SEVERAL:
             self._change(lambda text: (text,))
 
     def _numbers(self) -> None:
@@ -265,8 +274,12 @@ class _Reader:
         """Whether all are numbers, most with a comma; in a column of several labels they would be those."""
         commas = sum("," in text for text in texts)
         several = self.column is not None and SEVERAL.search(self.column.strip())
-        mostly = commas > 0 and 2 * commas >= len(texts) and not (several and self.kind != _REGRESSION)
-        return mostly and self.kind != _MULTI and all(cells.decimal_comma(text) for text in texts)
+        mostly = (
+            commas > 0 and 2 * commas >= len(texts) and not (several and self.form is not LabelForm.NUMBER)
+        )
+        return (
+            mostly and self.form is not LabelForm.SEVERAL and all(cells.decimal_comma(text) for text in texts)
+        )
 
     def _spelled_as_known(self, task: Task) -> None:
         """Labels as the task spells them: ``1.0`` where it knows ``1``, ``neg`` where it knows `` neg``."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from ptuning.data.examples import Example
 from ptuning.data.labels import number
 from ptuning.data.places import Note, listing, option
+from ptuning.kinds import BY_FORM, LabelForm
 from ptuning.task import Label, Task
 
 #: Words that stand for a missing label in many files.
@@ -40,7 +41,7 @@ def label_oddities(
         if len(alike) > 1:
             message = f"labels that differ only in case or spaces: {listing(alike)}; write them the same way"
             yield Note(message, level="warning")
-    if task.problem_type != "single_label_classification":
+    if task.kind.form is not LabelForm.ONE:
         return
     counts = Counter(repr(example.label) for example in examples)
     for label in task.labels:
@@ -55,7 +56,7 @@ def label_oddities(
     if (scale := _scale(task.labels, column)) is not None:
         yield Note(
             f"the labels {scale} are read as classes without an order; "
-            f"{option('problem_type', 'regression')} would use it"
+            f"{option('problem_type', BY_FORM[LabelForm.NUMBER].name)} would use it"
         )
 
 

@@ -10,24 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
 
 from ptuning.data.examples import Example
 from ptuning.data.places import listing, option, shortened
-from ptuning.errors import ConfigError, DataError
-from ptuning.task import Label, ProblemType, Task
+from ptuning.errors import DataError
+from ptuning.kinds import BY_FORM, Kind, LabelForm, kind_named
+from ptuning.task import Label, Task
 
 #: Under "auto", more distinct labels than this are taken for a mistake.
 MOST_LABELS = 1000
 #: Under "auto", above this many rows, labels that are distinct in over half of them are a mistake.
 FEW_ROWS = 50
 #: Under "auto", so small a share of labels that are no number, among numbers not all whole, is a mistake.
-FURTHEST = 1e18
-"""How many spreads of the training scores a score may lie from their mean."""
 FEW_OTHERS = 0.1
-
-#: Of targets, as a share of their mean: with less the rounding of what a model answers would be as large.
-LEAST_SPREAD = 1e-5
 
 #: Of rows with the same fault, so many are named.
 NAMED_ROWS = 20
@@ -38,7 +33,7 @@ _Key = tuple[type, Label]  # because 1 == 1.0 == True for a dictionary
 def infer_task(
     examples: Sequence[Example],
     *,
-    problem_type: ProblemType | Literal["auto"] = "auto",
+    problem_type: str = "auto",
     names: Sequence[Label] | None = None,
 ) -> Task:
     """The task that training examples describe.
@@ -56,37 +51,18 @@ def infer_task(
         DataError: The labels do not fit the kind of task, or "auto" cannot tell.
         ConfigError: ``problem_type`` is unknown.
     """
-    if problem_type != "auto" and problem_type not in get_args(ProblemType):
-        raise ConfigError(
-            f"problem_type {problem_type!r} is unknown, expected one of "
-            f"{listing(('auto', *get_args(ProblemType)))}"
-        )
+    asked = None if problem_type == "auto" else kind_named(problem_type, "auto")
     if not examples:
         raise DataError("no examples to infer a task from, expected at least two; check the training data")
     pair = examples[0].text_b is not None
-    kind = _detect(examples, names) if problem_type == "auto" else problem_type
-    if kind == "regression":
-        mean, scale = _scaling(examples)
-        return Task(problem_type=kind, pair=pair, mean=mean, scale=scale)
-    pairs = _labelled(examples, kind)
-    seen = _distinct(pairs)
-    if problem_type == "auto" and names is None and kind == "single_label_classification":
-        _refuse_many(seen, examples)
-    if kind == "single_label_classification" and len(seen) == 1:
-        raise DataError(
-            f"{examples[0].origin.name}: every row has the label {pairs[0][1]!r}, expected at least two "
-            "different labels; check the label column, or add rows of another class"
-        )
-    if not seen:
-        raise DataError(
-            f"{examples[0].origin.name}: no row has any label, expected at least one; check the label column"
-        )
-    if names is None:
-        labels = _ordered(seen)
-    else:
-        labels = tuple(names)
-        _indices(pairs, labels)  # every label is among the names
-    return Task(problem_type=kind, labels=labels, pair=pair)
+    kind = asked or BY_FORM[_form(examples, names)]
+    if kind.form is LabelForm.NUMBER:
+        mean, scale = _scaling(examples, kind)
+        return Task(problem_type=kind.name, pair=pair, mean=mean, scale=scale)
+    labels = _classes(examples, kind, names)
+    if asked is None and names is None and kind.form is LabelForm.ONE:
+        _refuse_many(_distinct(_labelled(examples, kind)), examples)
+    return Task(problem_type=kind.name, labels=labels, pair=pair)
 
 
 def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[float] | list[list[float]]:
@@ -100,13 +76,11 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
     Raises:
         DataError: A label that the task does not know, or that does not fit its kind; the row is named.
     """
-    if task.problem_type == "regression":
-        targets = _targets(examples)
-        _refuse_far(examples, targets, task)
-        return targets
-    pairs = _labelled(examples, task.problem_type)
-    indices = _indices(pairs, task.labels)
-    if task.problem_type == "single_label_classification":
+    kind = task.kind
+    if kind.form is LabelForm.NUMBER:
+        return _numbers(examples, task)
+    indices = _indices(_labelled(examples, kind), task.labels)
+    if kind.form is LabelForm.ONE:
         return indices
     hot = iter(indices)
     rows = [[0.0] * task.num_labels for _ in examples]
@@ -116,28 +90,30 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
     return rows
 
 
-# Kinds -------------------------------------------------------------------------------------------
+# Which kind --------------------------------------------------------------------------------------
 
 
-def _detect(examples: Sequence[Example], names: Sequence[Label] | None) -> ProblemType:
-    lists = next((example for example in examples if isinstance(example.label, tuple | list)), None)
-    if lists is not None:
-        return "multi_label_classification"
+def _form(examples: Sequence[Example], names: Sequence[Label] | None) -> LabelForm:
+    """What the labels of training examples are."""
+    if any(isinstance(example.label, tuple | list) for example in examples):
+        return LabelForm.SEVERAL
     if names is not None:
-        return "single_label_classification"
+        return LabelForm.ONE
     numbers = [number(example.label) for example in examples]
     if not any(each != round(each) for each in numbers if each):
-        return "single_label_classification"
+        return LabelForm.ONE
     if None not in numbers:
-        return "regression"
+        return LabelForm.NUMBER
     if numbers.count(None) <= FEW_OTHERS * len(numbers):
         odd = examples[numbers.index(None)]
         raise DataError(
-            f"{odd.place}: the label is {shortened(odd.label)} and nearly all others are numbers, expected a "
-            "number; mend or remove the row, or, if each label is a class, set "
-            f"{option('problem_type', 'single_label_classification')}"
+            odd.place,
+            got=f"the label {shortened(odd.label)}, while nearly all others are numbers",
+            expected="a number",
+            remedy="correct or remove the row, or, if each label is a class, set "
+            f"{option('problem_type', BY_FORM[LabelForm.ONE].name)}",
         )
-    return "single_label_classification"
+    return LabelForm.ONE
 
 
 def are_scores(examples: Sequence[Example]) -> bool:
@@ -160,71 +136,81 @@ def number(label: object) -> float | None:
 def _refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
     rows = len(examples)
     if len(seen) > MOST_LABELS or (rows > FEW_ROWS and len(seen) > rows / 2):
+        kinds = " or ".join(repr(BY_FORM[form].name) for form in (LabelForm.ONE, LabelForm.NUMBER))
         raise DataError(
-            f"{examples[0].origin.name}: {len(seen)} different labels in {rows} rows ({listing(seen, 3)}), "
-            f"as ids or free text have, expected far fewer labels than rows; name the label's column with "
-            f"{option('label')}, or, if it is right, say what it is with {option('problem_type')}: "
-            "'single_label_classification' or 'regression'"
+            examples[0].origin.name,
+            got=f"{len(seen)} different labels in {rows} rows ({listing(seen, 3)}), which looks like ids or "
+            "free text",
+            expected="far fewer labels than rows",
+            remedy=f"name the label's column with {option('label')}, or, if it is right, say what it is with "
+            f"{option('problem_type')}: {kinds}",
         )
 
 
-# Regression --------------------------------------------------------------------------------------
+# Numbers -----------------------------------------------------------------------------------------
 
 
-def _targets(examples: Sequence[Example]) -> list[float]:
+def _numbers(examples: Sequence[Example], task: Task) -> list[float]:
+    targets = _targets(examples, task.kind)
+    for example, target in zip(examples, targets, strict=True):
+        if (expected := task.kind.expected_target(target, task)) is not None:
+            raise DataError(
+                example.place,
+                got=f"the label {shortened(example.label)}",
+                expected=expected,
+                remedy="correct or remove the row",
+            )
+    return targets
+
+
+def _targets(examples: Sequence[Example], kind: Kind) -> list[float]:
     targets = [number(example.label) for example in examples]
     odd = [example for example, target in zip(examples, targets, strict=True) if target is None]
     if odd:
         raise DataError(
-            f"{odd[0].place}: the label is {shortened(odd[0].label)}, expected a finite number "
-            f"(regression); mend or remove the row, or set another {option('problem_type')}"
-            + _also(odd, "are no number")
+            odd[0].place,
+            got=f"the label {shortened(odd[0].label)}",
+            expected=f"a finite number ({kind.name})",
+            remedy=f"correct or remove the row, or set another {option('problem_type')}"
+            + _also(odd, "are not numbers"),
         )
     return [target for target in targets if target is not None]
 
 
-def _refuse_far(examples: Sequence[Example], targets: Sequence[float], task: Task) -> None:
-    """Refuse a score whose squared error, in units of the training rows' spread, is beyond fp32."""
-    for example, target in zip(examples, targets, strict=True):
-        if abs(target - task.mean) > FURTHEST * task.scale:
-            raise DataError(
-                f"{example.place}: the label is {shortened(example.label)}, expected a score like those of "
-                f"training, which are {task.mean:.3g} give or take {task.scale:.3g}; mend or remove the row"
-            )
-
-
-def _scaling(examples: Sequence[Example]) -> tuple[float, float]:
-    """The mean and the population standard deviation of the targets."""
-    targets = _targets(examples)
+def _scaling(examples: Sequence[Example], kind: Kind) -> tuple[float, float]:
+    targets = _targets(examples, kind)
     _refuse_mixture(((example, example.label) for example in examples), numbers_mix=True)
-    name = examples[0].origin.name
-    if min(targets) == max(targets):
-        raise DataError(
-            f"{name}: every target is {targets[0]!r}, expected different numbers; check the label column, or "
-            "add rows with other targets"
-        )
-    try:
-        mean = math.fsum(targets) / len(targets)
-        scale = math.sqrt(math.fsum((target - mean) ** 2 for target in targets) / len(targets))
-    except OverflowError:
-        scale = math.inf
-    if not 0 < scale < math.inf:
-        raise DataError(
-            f"{name}: the targets run from {min(targets)!r} to {max(targets)!r}, whose spread cannot be "
-            "computed, expected ordinary numbers; give them in another unit"
-        )
-    if scale < LEAST_SPREAD * abs(mean):
-        raise DataError(
-            f"{name}: the targets are {mean:.9g} give or take {scale:.3g}, too close for 32-bit numbers, "
-            "expected a spread that is more of their size; subtract the same number from all of them"
-        )
-    return mean, scale
+    return kind.scaling(targets, examples[0].origin.name)
 
 
 # Classes -----------------------------------------------------------------------------------------
 
 
-def _labelled(examples: Sequence[Example], kind: ProblemType) -> list[tuple[Example, Label]]:
+def _classes(examples: Sequence[Example], kind: Kind, names: Sequence[Label] | None) -> tuple[Label, ...]:
+    """The labels of a task in the order of its logits: ``names``, or those that examples have."""
+    pairs = _labelled(examples, kind)
+    seen = _distinct(pairs)
+    if not seen:
+        raise DataError(
+            examples[0].origin.name,
+            got="no label in any row",
+            expected="at least one",
+            remedy="check the label column",
+        )
+    if kind.form is LabelForm.ONE and len(seen) == 1:
+        raise DataError(
+            examples[0].origin.name,
+            got=f"the label {pairs[0][1]!r} in every row",
+            expected="at least two different labels",
+            remedy="check the label column, or add rows of another class",
+        )
+    if names is None:
+        return _ordered(seen)
+    _indices(pairs, names)  # every label is among the names
+    return tuple(names)
+
+
+def _labelled(examples: Sequence[Example], kind: Kind) -> list[tuple[Example, Label]]:
     """Every (example, label), several for an example with several; all of a kind and of one type."""
     pairs: list[tuple[Example, Label]] = []
     for example in examples:
@@ -233,50 +219,58 @@ def _labelled(examples: Sequence[Example], kind: ProblemType) -> list[tuple[Exam
     return pairs
 
 
-def _labels_of(example: Example, kind: ProblemType) -> Iterator[Label]:
+def _labels_of(example: Example, kind: Kind) -> Iterator[Label]:
     label = example.label
     several = isinstance(label, tuple | list)
     if label is None or (isinstance(label, float) and not math.isfinite(label)):
-        raise DataError(f"{example.place}: the label is {label}, expected one; fill it in, or remove the row")
-    if several != (kind == "multi_label_classification"):
         raise DataError(
-            f"{example.place}: the label is {'the list ' if several else ''}{shortened(label)}, expected "
-            + ("one label" if several else "a list of labels")
-            + f" ({kind}); "
-            + (
-                "write one label in every row, or lists in every row with "
-                + option("problem_type", "multi_label_classification")
-                if several
-                else f"write a list in every row, or, in a CSV, give {option('label_separator')}"
-            )
+            example.place,
+            got=f"the label {label}",
+            expected="a label",
+            remedy="fill it in, or remove the row",
+        )
+    if several != (kind.form is LabelForm.SEVERAL):
+        raise DataError(
+            example.place,
+            got=f"the {'list' if several else 'label'} {shortened(label)}",
+            expected=f"{kind.form.value} ({kind.name})",
+            remedy="write one label in every row, or lists in every row with "
+            + option("problem_type", BY_FORM[LabelForm.SEVERAL].name)
+            if several
+            else f"write a list in every row, or, in a CSV, give {option('label_separator')}",
         )
     items: Sequence[Label] = label if several else (label,)
     for position, item in enumerate(items):
         if several and isinstance(item, float):
             raise DataError(
-                f"{example.place}: the list of labels holds {item!r}, expected names or whole numbers; "
-                "scores cannot be learnt as labels, round them or list the labels that apply"
+                example.place,
+                got=f"{item!r} in the list of labels",
+                expected="names or whole numbers",
+                remedy="scores cannot be learned as labels: round them, or list the labels that apply",
             )
         if item in items[:position]:
             raise DataError(
-                f"{example.place}: the label {item!r} stands twice in {shortened(list(items))}, expected the "
-                "labels that apply, each once; rows of zeros and ones need as many in every row as there are "
-                "labels"
+                example.place,
+                got=f"the label {item!r} twice in {shortened(list(items))}",
+                expected="each label that applies once",
+                remedy="if these are zeros and ones, give every row as many as there are labels",
             )
         yield item
 
 
 def _refuse_mixture(pairs: Iterable[tuple[Example, object]], *, numbers_mix: bool = False) -> None:
-    """One column, one type: ``1`` and ``"1"`` side by side are a mistake in the file."""
+    """One type per column: ``1`` and ``"1"`` in the same column are a mistake in the file."""
     first: tuple[Example, object] | None = None
     for example, label in pairs:
         one, this = first = first or (example, label)
         alike = type(label) is type(this)
         if not alike and not (numbers_mix and {type(label), type(this)} == {int, float}):
             raise DataError(
-                f"{one.place}: the label is {this!r} ({type(this).__name__}), but {label!r} "
-                f"({type(label).__name__}) in {example.origin.unit} {example.row}, expected one type "
-                "throughout; write them all the same way, for example all in quotes"
+                one.place,
+                got=f"the label {this!r} ({type(this).__name__}), but {label!r} ({type(label).__name__}) in "
+                f"{example.origin.unit} {example.row}",
+                expected="one type in the whole column",
+                remedy="write them all the same way, for example all in quotes",
             )
 
 

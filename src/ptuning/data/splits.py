@@ -8,7 +8,7 @@ rows, fraction and seed give the same split on every machine, process and Python
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Hashable, Sequence
 from random import Random
 
@@ -17,8 +17,6 @@ from ptuning.data.labels import encode_labels
 from ptuning.data.places import option
 from ptuning.errors import ConfigError, DataError
 from ptuning.task import Task
-
-QUANTILES = 10
 
 
 def split_off(
@@ -103,17 +101,7 @@ def _keys(examples: Sequence[Example], task: Task | None) -> Sequence[Hashable]:
     """The stratum of every row."""
     if task is None:
         return [None] * len(examples)
-    targets = encode_labels(examples, task)
-    if task.problem_type == "regression":
-        bins = max(1, min(QUANTILES, len(examples) // 5))
-        ranked = sorted(range(len(examples)), key=lambda index: (targets[index], index))
-        place = {index: rank * bins // len(ranked) for rank, index in enumerate(ranked)}
-        return [place[index] for index in range(len(examples))]
-    if task.problem_type == "single_label_classification":
-        return [str(target) for target in targets]
-    labels = [[column for column, hot in enumerate(row) if hot] for row in targets if isinstance(row, list)]
-    counts = Counter(column for row in labels for column in row)
-    return [min(row, key=lambda column: (counts[column], column)) if row else None for row in labels]
+    return task.kind.strata(encode_labels(examples, task))
 
 
 def _quotas(sizes: Sequence[int], wanted: int) -> list[int]:

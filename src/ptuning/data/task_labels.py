@@ -23,6 +23,7 @@ from ptuning.data.examples import Example
 from ptuning.data.labels import infer_task
 from ptuning.data.places import listing, shortened
 from ptuning.errors import DataError
+from ptuning.kinds import LabelForm
 from ptuning.model.tasks import is_numbered
 from ptuning.task import Label, Task
 
@@ -49,7 +50,7 @@ def task_labels(
         DataError: a label that the task does not have; the row is named.
     """
     examples = {name: list(split.examples) for name, split in splits.items()}
-    if task.is_regression:
+    if not task.labels:
         return examples, task
     if not any(isinstance(label, float) for label in task.labels):
         examples = {name: _whole(split) for name, split in examples.items()}
@@ -114,7 +115,7 @@ def _indexed(splits: Mapping[str, list[Example]], task: Task) -> dict[str, list[
     """Class indices, and rows of zeros and ones, as the labels that they stand for."""
     found = dict(splits)
     pooled = [example for examples in splits.values() for example in examples]
-    if task.problem_type == "multi_label_classification" and _are_switches(pooled, task):
+    if _several(task) and _are_switches(pooled, task):
         return {name: [_switched_on(each, task) for each in examples] for name, examples in splits.items()}
     own = {(type(label), label) for label in task.labels}  # because 1 == True
     for kind in (int, bool):
@@ -209,4 +210,4 @@ def _check_known(train: Sequence[Example], task: Task, unnamed: bool) -> None:
 
 
 def _several(task: Task) -> bool:
-    return task.problem_type == "multi_label_classification"
+    return task.kind.form is LabelForm.SEVERAL

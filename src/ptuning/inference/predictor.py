@@ -187,16 +187,8 @@ class Predictor:
 
     def _prediction(self, example: Example, logits: torch.Tensor) -> Prediction:
         task, row, kept = self.model.task, example.row, example.kept
-        if task.is_regression:
-            return Prediction(row=row, label=float(logits[0]), kept=kept)
-        if task.problem_type == "multi_label_classification":
-            chances = logits.double().sigmoid().tolist()
-            named = tuple(zip(task.labels, chances, strict=True))
-            labels = tuple(name for name, chance in named if chance > 0.5)
-            return Prediction(row=row, label=labels, probabilities=named, kept=kept)
-        named = tuple(zip(task.labels, logits.double().softmax(0).tolist(), strict=True))
-        label = task.labels[int(logits.argmax())]
-        return Prediction(row=row, label=label, probabilities=named, kept=kept)
+        label, probabilities = task.kind.answer(logits, task)
+        return Prediction(row=row, label=label, probabilities=probabilities, kept=kept)
 
 
 def _is_pair(given: Any) -> bool:

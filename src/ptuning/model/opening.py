@@ -24,11 +24,11 @@ from ptuning.model.config import (
     PromptConfig,
     prompt_from_dict,
 )
-from ptuning.model.loading import check_backbone, hold
+from ptuning.model.loading import check_backbone, load_backbone
 from ptuning.model.prompt import Embedding
 from ptuning.model.task_module import TaskModule
-from ptuning.model.tasks import new_task, plain_task, task_of
-from ptuning.task import ProblemType, Task
+from ptuning.model.tasks import new_task, plain_task, task_of, width_of
+from ptuning.task import Task
 
 
 class OpeningMixin(TaskModule):
@@ -41,7 +41,7 @@ class OpeningMixin(TaskModule):
         config: PromptConfig | None = None,
         *,
         num_labels: int | None = None,
-        problem_type: ProblemType | None = None,
+        problem_type: str | None = None,
         task: Task | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
@@ -78,10 +78,9 @@ class OpeningMixin(TaskModule):
                 remedy="leave them out",
             )
         asked = task or (None if num_labels is None else plain_task(num_labels, problem_type))
-        width = 1 if problem_type == "regression" else num_labels
-        held, tokenizer = hold(
+        held, tokenizer = load_backbone(
             backbone,
-            width if asked is None else asked.num_labels,
+            width_of(problem_type) if asked is None else asked.num_labels,
             problem_type if asked is None else asked.problem_type,
             tokenizer,
             revision,
@@ -251,7 +250,7 @@ def _held(
     backbone: str | PreTrainedModel | Backbone | None,
     facts: Mapping[str, Any],
     num_labels: int,
-    problem_type: ProblemType | None,
+    problem_type: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
     token: str | bool | None,
     dtype: torch.dtype | None,
@@ -262,13 +261,13 @@ def _held(
     For the latter pickled weights need ``allow_pickle``, because the adapter's author chose it.
     """
     if backbone is not None:
-        return hold(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
+        return load_backbone(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
     if not facts["name"]:
         raise AdapterError(
             "the adapter does not name its backbone",
             remedy="name it with --backbone (in Python: backbone=…)",
         )
-    return hold(
+    return load_backbone(
         facts["name"], num_labels, problem_type, tokenizer, facts["revision"], dtype, token, allow_pickle
     )
 

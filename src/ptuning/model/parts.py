@@ -15,7 +15,7 @@ from ptuning.model.config import DeepPrompt, InputPrompt, PromptConfig, TextInit
 from ptuning.model.head import Head, first_mix
 from ptuning.model.prompt import Embedding, PromptEncoder, deep_encoder, initial_prompt, input_encoder
 from ptuning.model.template import Insertion
-from ptuning.model.units import first_units
+from ptuning.model.units import initial_units
 from ptuning.threads import TOKENIZER
 
 
@@ -52,7 +52,7 @@ def make_deep(backbone: Backbone, config: DeepPrompt) -> tuple[PromptEncoder, Em
     encoder = encoder.to(backbone.device)
     if not config.num_virtual_units:
         return encoder, None
-    units = Embedding(first_units(layers, config.num_virtual_units, backbone.hidden_size))
+    units = Embedding(initial_units(layers, config.num_virtual_units, backbone.hidden_size))
     return encoder, units.to(backbone.device)
 
 

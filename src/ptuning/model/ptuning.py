@@ -22,12 +22,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ptuning import adapters
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model.config import DeepPrompt
+from ptuning.model.deep import DeepTask
+from ptuning.model.encoder import Encoder
 from ptuning.model.opening import OpeningMixin
-from ptuning.model.placement import layout
 from ptuning.model.saving import SavingMixin
-from ptuning.model.sequence import Batch, Prepared, text_logits
-from ptuning.model.targets import as_targets, refuse
-from ptuning.model.tasks import loss_of
+from ptuning.model.sequence import Batch, Prepared, text_layout, text_rows
+from ptuning.model.targets import as_targets, loss_of, refuse
 
 _DISABLED: ContextVar[frozenset[object]] = ContextVar("disabled", default=frozenset())
 """The keys of the models that :meth:`PTuningModel.disabled` has switched off in this thread."""
@@ -98,12 +98,12 @@ class PTuningModel(OpeningMixin, SavingMixin):
             segment_ids=segment_ids,
         )
         if self._plain or self._key in _DISABLED.get():
-            logits = text_logits(self.backbone, batch).float()
+            places = text_layout(self.backbone, attention_mask)
+            logits = Encoder(self.backbone).logits(text_rows(self.backbone, batch, places)).float()
         else:
             self._check_length(attention_mask)
             logits = self._prompted(batch, prompt, stem).float()
-            if self.task.is_regression:
-                logits = logits * self.task.scale + self.task.mean
+            logits = self.task.kind.logits(logits, self.task)
         loss = None if labels is None else self.loss(logits, labels)
         if loss is not None and self.check_loss:
             self._check_loss(loss.detach(), logits, labels)
@@ -141,7 +141,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         return (
             Prepared(prompt=made)
             if joined is None
-            else joined.prepared(made, self.tokenizer, self.head.named())
+            else joined.prepared(self._encoder(), made, self.tokenizer)
         )
 
     @property
@@ -159,23 +159,44 @@ class PTuningModel(OpeningMixin, SavingMixin):
     def stem(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """``[B, T, H]``: what enters layer :attr:`stem_layer`, in the order of the given tokens.
 
-        Arguments are those of :meth:`forward`. It does not depend on the task; see :meth:`Backbone.stem`.
+        Arguments are those of :meth:`forward`. It does not depend on the task: see
+        :meth:`~ptuning.model.encoder.Encoder.stem`.
 
         Raises:
             ConfigError: :attr:`stem_layer` is 0.
         """
         self._check_stem()
         attention_mask = attention_mask.long()
-        rows = layout(attention_mask, (), (), None, pad_left=self.backbone.architecture.causal)
-        types = token_type_ids if self.backbone.uses_segments else None
-        found = self.backbone.stem(
-            input_ids=rows.arrange(input_ids),
-            attention_mask=rows.mask,
-            positions=rows.positions + self.position_offset,
-            token_type_ids=None if types is None else rows.arrange(types),
-            first_layer=self.stem_layer,
+        batch = Batch(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        places = text_layout(self.backbone, attention_mask)
+        rows = text_rows(self.backbone, batch, places, offset=self.position_offset)
+        return places.restored(Encoder(self.backbone).stem(rows, self.stem_layer), attention_mask.shape[1])
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """``[B, T, H]``: the transformer's output for the text's tokens, in their order, with the prompt.
+
+        It is what ``last_hidden_state`` is without a prompt; arbitrary at padding. Arguments are those of
+        :meth:`forward`. With pooling ``similarity`` both texts of a pair are encoded together.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        batch = Batch(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            token_type_ids=token_type_ids if self.backbone.uses_segments else None,
+            segment_ids=segment_ids,
         )
-        return replace(rows, index=rows.index.argsort(dim=1)).arrange(found)
+        self._check_length(batch.attention_mask)
+        prompt: Tensor = self.prompt_encoder()
+        if (joined := self._joined) is None:
+            return self._deep(prompt).hidden_states(batch)
+        return joined.hidden_states(self._encoder(), batch, prompt)
 
     def _check_stem(self) -> None:
         if self.stem_layer == 0:
@@ -187,38 +208,34 @@ class PTuningModel(OpeningMixin, SavingMixin):
             )
 
     def _prompted(self, batch: Batch, prompt: Tensor | Prepared | None, stem: Tensor | None) -> Tensor:
-        """``[B, C]`` of the text with the prompt where it belongs, by the task's head."""
+        """``[B, C]``: the head's output for the text with the prompt."""
         if stem is not None:
             self._check_stem()
-        head = self.head.named()
-        mix = head.pop(adapters.MIX, None)
         if not isinstance(prompt, Prepared):
             prompt = Prepared(prompt=self.prompt_encoder() if prompt is None else prompt)
         if (joined := self._joined) is not None:
-            return joined.logits(batch, prompt, head)
-        made, config = prompt.prompt, self.prompt_config
-        assert isinstance(config, DeepPrompt)
-        assert config.pooling is not None  # settled
-        if self.units is not None and made.dim() == 5:
+            encoder = self._encoder()
+            return encoder.logits(*joined.arranged(encoder, batch, prompt))
+        if self.units is not None and prompt.prompt.dim() == 5:
             raise ConfigError(
-                "prompt: got one a row, but this task has virtual units, which are the same for all rows; "
-                "run the rows of each task by themselves, or name an adapter a row (ptuning.peft)"
+                "prompt: got one per row, but this task has virtual units, which are the same for all rows",
+                remedy="run the rows of each task separately, or name an adapter per row (ptuning.peft)",
             )
-        if config.pooling == "similarity":
-            batch = batch.apart(self.backbone)
-            if made.dim() == 5:
-                made = made.repeat(2, 1, 1, 1, 1)
-        return text_logits(
-            self.backbone,
-            batch,
-            made,
-            first_layer=config.first_layer,
-            offset=self.position_offset,
-            stem=stem,
+        return self._deep(prompt.prompt).logits(batch, stem)
+
+    def _encoder(self) -> Encoder:
+        """The backbone with this task's head, for one forward pass."""
+        head = {name: value for name, value in self.head.named().items() if name != adapters.MIX}
+        return Encoder(self.backbone, head)
+
+    def _deep(self, prompts: Tensor) -> DeepTask:
+        assert isinstance(self.prompt_config, DeepPrompt)
+        return DeepTask(
+            encoder=self._encoder(),
+            config=self.prompt_config,
+            prompts=prompts,
             units=None if self.units is None else self.units(),
-            pooling=config.pooling,
-            mix=mix,
-            head=head,
+            mix=self.head.named().get(adapters.MIX),
         )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -237,7 +254,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         return loss_of(logits, labels, self.task, self.class_weights)
 
     def _check_loss(self, loss: Tensor, logits: Tensor, labels: Any) -> None:
-        if not self.training and (loss.device.type == "cpu" or self.task.is_regression):
+        if not self.training and (loss.device.type == "cpu" or self.task.kind.nan_targets_allowed):
             return  # the labels were checked; an evaluation may go on with a loss of NaN
         if bool(loss.isfinite()):
             return

@@ -25,6 +25,7 @@ from ptuning.model.drawing import drawing
 from ptuning.model.head import escaped
 from ptuning.model.prompt import Embedding, PromptEncoder, scale_learning_rate
 from ptuning.model.sequence import Joined
+from ptuning.model.settling import settle_prompt
 from ptuning.model.tasks import known_as, weigh
 from ptuning.task import Task
 
@@ -77,7 +78,7 @@ class TaskModule(nn.Module):
         self.tokenizer = tokenizer
         self.config = known_as(backbone.model.config, task)
         if isinstance(config, DeepPrompt):
-            config = backbone.settle(config, compares=task.is_pair_similarity)
+            config = settle_prompt(config, backbone, is_pair_similarity=task.is_pair_similarity)
         self.prompt_config = config
         self._provenance: PromptConfig | None = None
         self.loaded: adapters.Adapter | None = None

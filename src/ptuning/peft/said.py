@@ -74,7 +74,7 @@ class Said:
                     names = _names(name, given)
                     if is_numbered(own) and len(names) == own.num_labels:
                         task.set_task(replace(own, labels=names))
-                    elif not own.is_regression or len(names) != 1:
+                    elif own.labels or len(names) != 1:
                         _agree(name, names, tuple(task.config.id2label.values()))
 
     def move(self, model: torch.nn.Module, *, given: bool) -> None:

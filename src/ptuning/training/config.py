@@ -14,9 +14,10 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from ptuning.data.options import BadRows, Duplicates, ReadOptions
 from ptuning.errors import ConfigError
+from ptuning.kinds import KINDS
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
-from ptuning.validation import Checked, Float, Int, validated
+from ptuning.validation import Checked, Float, Int, OneOf, validated
 
 _FRACTION = 0.1
 """Of the training rows, split off for validation."""
@@ -84,9 +85,9 @@ class DataConfig(Checked):
     quoting: Literal["auto", "csv", "none"] = Field(
         "auto", description="double quotes of CSV and TSV: CSV's quoting, or characters of the text"
     )
-    problem_type: Literal[
-        "auto", "single_label_classification", "multi_label_classification", "regression"
-    ] = Field("auto", description="what a label is; told from the labels")
+    problem_type: Annotated[str, OneOf(lambda: ("auto", *KINDS))] = Field(
+        "auto", description="what a label is; inferred from the labels"
+    )
     validation_fraction: Float = Field(
         _FRACTION, gt=0, lt=1, description="share split off, stratified and seeded"
     )

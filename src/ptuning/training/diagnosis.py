@@ -17,13 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ptuning.kinds import metric_named
 from ptuning.task import Task
 from ptuning.training.config import FitConfig
 from ptuning.training.metrics import (
-    LOWER_IS_BETTER,
-    OF_HOW_SURE,
-    constant_loss,
-    shares_of,
     standard_error,
 )
 from ptuning.training.recipe import Facts, Recipe
@@ -131,8 +128,8 @@ class Reference:
         facts: Facts,
         weights: Sequence[float] | None = None,
     ) -> Reference:
-        """For a run as ``fit`` says on ``targets``; ``weights`` as :func:`losses` takes them."""
-        constant, untrained = losses(targets, task, weights)
+        """For a run as ``fit`` says on ``targets``; ``weights`` of the classes, as the loss has them."""
+        constant, untrained = task.kind.reference_losses(targets, task, weights)
         own = Recipe.of(fit.model_copy(update={"prompt_rate": None, "head_rate": None}), facts).fit
         return cls(
             constant=constant,
@@ -145,25 +142,6 @@ class Reference:
             weighted=weights is not None,
             virtual_units=facts.virtual_units,
         )
-
-
-def losses(
-    targets: NDArray[np.float64], task: Task, weights: Sequence[float] | None = None
-) -> tuple[float, float]:
-    """The loss over ``targets`` of the best constant answer, and that of an untrained head.
-
-    Args:
-        weights: Of the classes, as the loss has them; for several labels, of each one's positives.
-    """
-    if task.is_regression:  # standardised, where the task says by what
-        best, mean = (float(np.square(targets - at).mean()) for at in (targets.mean(), task.mean))
-        return best / task.scale**2, mean / task.scale**2
-    shares = shares_of(targets, task)
-    constant, untrained = constant_loss(shares, targets, task, weights), math.log(task.num_labels)
-    if task.problem_type == "multi_label_classification":
-        weigh = np.ones(task.num_labels) if weights is None else np.asarray(weights, dtype=float)
-        untrained = float((weigh * shares + 1 - shares).mean() * math.log(2))
-    return constant, untrained
 
 
 def diagnose(found: TrainResult) -> Diagnosis | None:
@@ -207,7 +185,7 @@ class _Run:
         self.found = found
         self.history = found.history
         self.metric = found.metric
-        self.sign = -1 if found.metric in LOWER_IS_BETTER else 1
+        self.sign = -1 if metric_named(found.metric).lower_is_better else 1
         self.best = found.metrics["validation"].get(found.metric)
         self.peak = found.best.metrics.get(found.metric)
         self.floor = found.baseline["validation"].get(found.metric)
@@ -458,7 +436,7 @@ def _same_answer(run: _Run) -> bool:
     return all(
         name in mine and math.isclose(mine[name], value, abs_tol=1e-9)
         for name, value in floor.items()
-        if name not in OF_HOW_SURE
+        if not metric_named(name).uses_confidence
     )
 
 

@@ -33,7 +33,7 @@ from ptuning.inference.evaluate import not_finite as out_of_bounds
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.tasks import is_numbered, label_names
+from ptuning.model.tasks import is_numbered, label_names, no_classes
 from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.training import checkpoint, run_files
@@ -289,28 +289,18 @@ def evaluate(
     logits = logits_of(model, split.rows, stems=stems)
     if (seen := out_of_bounds(logits)) is not None:
         raise TrainingDiverged(not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates))
-    targets = torch.as_tensor(split.targets)
-    if model.task.problem_type == "single_label_classification":
-        targets = targets.long()
+    targets = model.task.kind.as_labels(split.targets)
     loss = float(model.loss(logits.to(model.device), targets.to(model.device)))
     return {"loss": loss, **measure(logits.double().numpy(), split.targets, model.task)}
 
 
 def class_weights(config: FitConfig, targets: np.ndarray[Any, Any], task: Task) -> tuple[float, ...] | None:
-    """The loss's weight of each class, as the configuration asks.
-
-    ``balanced`` gives a class N / (C · its rows), as scikit-learn does; a label of several gets as
-    many times the weight for its positives as it has more negatives.
-    """
+    """The loss's weight of each class, as the configuration asks."""
     if config.class_weights != "balanced":
         return config.class_weights
-    if task.is_regression:
-        raise ConfigError("fit.class_weights: a regression has no classes; leave it out")
-    if task.problem_type == "multi_label_classification":
-        positive = np.maximum(targets.sum(0), 1)
-        return tuple(np.maximum(len(targets) - positive, 1) / positive)
-    counts = np.bincount(targets.astype(int), minlength=task.num_labels)
-    return tuple(len(targets) / (task.num_labels * np.maximum(counts, 1)))
+    if not task.labels:
+        raise no_classes("fit.class_weights", task)
+    return task.kind.balanced_weights(targets, task)
 
 
 @dataclass(kw_only=True)

@@ -1,127 +1,39 @@
-"""Metrics, by scikit-learn and scipy, always beside the baseline that a model has to beat."""
+"""Metrics, the baseline that a model has to beat, and which of two evaluations is better."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import expit, softmax, xlogy
-from sklearn import metrics as sk
 
 from ptuning.errors import ConfigError
+from ptuning.kinds import metric_named
 from ptuning.task import Task
 
 Floats = NDArray[np.float64]
 Metrics = dict[str, float]
 
-MAIN = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "f1_micro",
-    "regression": "pearson",
-}
-"""The metric that selects and that a run is judged by, unless ``select_by`` says otherwise."""
-
-LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
-OF_HOW_SURE = frozenset({"loss", "auc"})
-"""Metrics of classes that change with how sure an answer is, even if it stays the same answer."""
-
 
 def measure(logits: Floats, targets: Floats, task: Task) -> Metrics:
-    """What can be said of ``logits`` ``[N, C]`` against ``targets``, ``[N]`` or ``[N, C]``.
+    """The metrics of ``logits`` ``[N, C]`` against ``targets``, ``[N]`` or ``[N, C]``, apart from the loss.
 
     A metric that the rows leave undefined (F1, Matthews and AUC with one class among them, a correlation with
     constant predictions) is left out rather than reported as a number.
     """
-    match task.problem_type:
-        case "regression":
-            found = _regression(logits[:, 0], targets)
-        case "multi_label_classification":
-            found = _multi_label(expit(logits), targets)
-        case "single_label_classification":
-            found = _single_label(softmax(logits, axis=1), targets.astype(int))
-    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
-
-
-def _single_label(probabilities: Floats, targets: NDArray[np.int_]) -> Metrics:
-    predicted = probabilities.argmax(1)
-    seen, binary = len(np.unique(targets)), probabilities.shape[1] == 2
-    found = {"accuracy": sk.accuracy_score(targets, predicted)}
-    if seen < 2:
-        return found
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that no row has, or no answer is
-        average = "binary" if binary else "macro"
-        found["f1"] = sk.f1_score(targets, predicted, average=average, zero_division=0.0)
-        found["matthews"] = sk.matthews_corrcoef(targets, predicted)
-        if binary:
-            found["auc"] = sk.roc_auc_score(targets, probabilities[:, 1])
-        elif seen == probabilities.shape[1]:
-            found["auc"] = sk.roc_auc_score(targets, probabilities, multi_class="ovr")
-    return found
-
-
-def _multi_label(probabilities: Floats, targets: Floats) -> Metrics:
-    predicted = probabilities > 0.5
-    truth = targets > 0.5
-    one = truth.shape[1] == 1  # scikit-learn takes a single label for two classes, "has it not" one of them
-    found = {"exact_match": float((predicted == truth).all(axis=1).mean())}
-    if truth.any():
-        found |= {
-            f"f1_{average}": sk.f1_score(
-                truth, predicted, average="binary" if one else average, zero_division=0.0
-            )
-            for average in ("micro", "macro")
-        }
-    both = truth.any(axis=0) & (~truth).any(axis=0)
-    if both.any():
-        found["auc"] = sk.roc_auc_score(truth[:, both], probabilities[:, both], average="macro")
-    return found
-
-
-def _regression(predicted: Floats, targets: Floats) -> Metrics:
-    found = {
-        "mse": sk.mean_squared_error(targets, predicted),
-        "mae": sk.mean_absolute_error(targets, predicted),
-    }
-    if len(targets) > 1 and np.ptp(predicted) > 0 and np.ptp(targets) > 0:
-        found["pearson"] = stats.pearsonr(predicted, targets).statistic
-        found["spearman"] = stats.spearmanr(predicted, targets).statistic
-    return found
+    return task.kind.measure(logits, targets, task)
 
 
 def effective_rows(metric: str, targets: Floats, task: Task) -> float:
-    """How many rows a metric hangs on: few, where it is one of a rare label, however many others there are.
-
-    Twice a label's rows, as balanced classes have; in a mean over labels, each counts as much as the others.
-    """
-    rows = float(len(targets))
-    if metric not in ("f1", "f1_micro", "f1_macro", "matthews", "auc"):
-        return rows
-    counts = shares_of(targets, task) * rows
-    if metric == "f1_micro":
-        return min(rows, max(1.0, 2 * float(counts.sum())))
-    if len(counts) == 2 and task.problem_type == "single_label_classification":
-        return min(rows, max(1.0, 2 * float(counts[1] if metric == "f1" else counts.min())))
-    each = np.minimum(rows, 2 * counts[counts > 0])
-    return min(rows, float(len(each) ** 2 / (1 / each).sum())) if len(each) else rows
+    """The number of rows that a metric depends on: few, if it is about a rare label."""
+    return task.kind.effective_rows(metric, targets, task)
 
 
 def standard_error(metric: str, value: float, rows: float) -> float:
-    """About how far chance moves a metric over so many :func:`effective_rows`."""
-    if metric in LOWER_IS_BETTER:  # a mean of squares, and roughly of the other losses
-        return abs(value) * math.sqrt(2 / rows)
-    if metric in ("pearson", "spearman"):
-        return max(1 - value**2, 1 / rows) / math.sqrt(max(rows - 1, 1))
-    if metric == "matthews":
-        return math.sqrt(max(1 - value**2, 1 / rows) / rows)
-    share = (min(max(value, 0.0), 1.0) * rows + 1) / (rows + 2)  # never 0: all of ten rows is not all of all
-    return math.sqrt(share * (1 - share) / rows)
+    """The approximate standard error of a metric over so many :func:`effective_rows`."""
+    return metric_named(metric).standard_error(value, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,67 +64,17 @@ class Baseline:
     @classmethod
     def of(cls, targets: Floats, task: Task) -> Baseline:
         """The baseline that the training targets give."""
-        if task.is_regression:
-            return cls(rule=f"always the mean, {targets.mean():.4g}", logits=(float(targets.mean()),))
-        none = 0.5 / len(targets)  # a label that no row has, or every row, may be otherwise in other rows
-        shares = tuple(np.clip(shares_of(targets, task), none, 1 - none).tolist())
-        if task.problem_type == "multi_label_classification":
-            sets, counts = np.unique(targets > 0.5, axis=0, return_counts=True)
-            usual = sets[counts.argmax()]
-            names = [repr(label) for label, has in zip(task.labels, usual, strict=True) if has]
-            return cls(
-                rule=f"always {' and '.join(names) or 'no label'}",
-                logits=tuple(20.0 if has else -20.0 for has in usual),
-                shares=shares,
-            )
-        counts = np.bincount(targets.astype(int), minlength=task.num_labels)
-        usual = int(counts.argmax())
-        return cls(
-            rule=f"always {task.labels[usual]!r}",
-            logits=tuple(20.0 if label == usual else 0.0 for label in range(task.num_labels)),
-            shares=shares,
-        )
+        return cls(**task.kind.constant_answer(targets, task)._asdict())
 
     def measure(self, targets: Floats, task: Task, weights: Sequence[float] | None = None) -> Metrics:
-        """What the constant answer scores, its loss as a model's is; a correlation with a constant is 0.
+        """The metrics of the constant answer, with its loss as the model's is; a correlation with it is 0.
 
-        What is not there these rows leave undefined, whatever a model answers.
+        What these rows leave undefined is left out.
 
         Args:
             weights: Of the classes, as the loss has them.
         """
-        found = measure(np.tile(np.array(self.logits), (len(targets), 1)), targets, task)
-        if task.is_regression:
-            correlations = {"pearson": 0.0, "spearman": 0.0} if np.ptp(targets) > 0 else {}
-            loss = {"loss": found["mse"] / task.scale**2} if "mse" in found else {}
-            return {**loss, **found, **correlations}
-        if not self.shares:
-            return found
-        return {"loss": constant_loss(np.array(self.shares), targets, task, weights), **found}
-
-
-def shares_of(targets: Floats, task: Task) -> Floats:
-    """``[C]``: the share of the rows that have each label."""
-    several = task.problem_type == "multi_label_classification"
-    counts = targets.sum(0) if several else np.bincount(targets.astype(int), minlength=task.num_labels)
-    return np.asarray(counts / len(targets), dtype=np.float64)
-
-
-def constant_loss(
-    shares: Floats, targets: Floats, task: Task, weights: Sequence[float] | None = None
-) -> float:
-    """The loss over ``targets`` of the constant answer that is best for rows with these ``shares`` of labels.
-
-    Args:
-        weights: Of the classes, as the loss has them; for several labels, of each one's positives.
-    """
-    weigh = np.ones(task.num_labels) if weights is None else np.asarray(weights, dtype=float)
-    seen = shares_of(targets, task)
-    if task.problem_type == "multi_label_classification":
-        answer = weigh * shares / (weigh * shares + 1 - shares)
-        return float(-(xlogy(weigh * seen, answer) + xlogy(1 - seen, 1 - answer)).mean())
-    answer, seen = (weigh * each / (weigh * each).sum() for each in (shares, seen))
-    return float(-xlogy(seen, answer).sum())
+        return task.kind.measure_constant(self.logits, self.shares, targets, task, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,22 +99,25 @@ class Selection:
         Raises:
             ConfigError: a metric that this kind of task does not have, or that the rows leave undefined.
         """
-        metric = MAIN[task.problem_type] if select_by == "auto" else select_by
-        known = _KNOWN[task.problem_type]
+        kind = task.kind
+        metric = kind.main_metric if select_by == "auto" else select_by
+        known = [each.name for each in kind.metrics]
         if metric not in known:
             raise ConfigError(
-                f"fit.select_by: got {select_by!r}, expected one of auto, {', '.join(known)} "
-                f"for {task.problem_type}"
+                "fit.select_by",
+                got=repr(select_by),
+                expected=f"one of auto, {', '.join(known)} for {kind.name}",
             )
-        never_wrong = floor is not None and metric not in LOWER_IS_BETTER and floor.get(metric) == 1
+        never_wrong = (
+            floor is not None and not metric_named(metric).lower_is_better and floor.get(metric) == 1
+        )
         if floor is None or (metric in floor and not never_wrong):
             return cls(metric=metric)
-        wanted = "scores that differ" if task.is_regression else "rows of every label"
         why = (
             f"a constant answer is right for every validation row, so {metric} tells nothing of a model, and "
             "no other metric much: they should have rows of every label"
             if never_wrong
-            else f"the validation rows leave {metric} undefined, which takes {wanted}"
+            else f"the validation rows leave {metric} undefined, which takes {kind.varied_rows}"
         )
         if select_by != "auto":
             raise ConfigError(f"fit.select_by: {why}; give others in data.validation, or select by loss")
@@ -260,7 +125,7 @@ class Selection:
 
     @property
     def sign(self) -> int:
-        return -1 if self.metric in LOWER_IS_BETTER else 1
+        return -1 if metric_named(self.metric).lower_is_better else 1
 
     def key(self, found: Mapping[str, float]) -> tuple[float, float]:
         """Larger is better; of equals, the lower loss. An undefined metric is the worst."""
@@ -270,10 +135,3 @@ class Selection:
     def beats(self, found: Mapping[str, float], other: Mapping[str, float]) -> bool:
         """Whether ``found`` is better than ``other`` by the metric alone."""
         return self.key(found)[0] > self.key(other)[0]
-
-
-_KNOWN = {
-    "single_label_classification": ("loss", "accuracy", "f1", "matthews", "auc"),
-    "multi_label_classification": ("loss", "f1_micro", "f1_macro", "exact_match", "auc"),
-    "regression": ("loss", "mse", "mae", "pearson", "spearman"),
-}

@@ -212,7 +212,7 @@ def _notes(split: Loaded, task: Task, *, training: bool) -> list[str]:
         oddities: list[str] = list(label_oddities(split.examples, task, column))
         found = repeats(split.examples)
         if found.contradicting:
-            oddities.append(found.difference if task.is_regression else found.contradiction)
+            oddities.append(found.contradiction if task.labels else found.difference)
         if found.again:
             oddities.append(found.repetition)
         said += [f"{split.origin.name}: {message}" for message in oddities]

@@ -1,6 +1,6 @@
 """How a pair of texts is read, where the prompt leaves it open: measured before anything is trained.
 
-``Backbone.settle`` knows the backbone and the kind of label. Whether a label of two classes says how alike
+``settle_prompt`` knows the backbone and the kind of label. Whether a label of two classes says how alike
 two texts are, or something else of them, the rows alone can tell: a head is fitted to what the frozen
 model gives of some of them, once by the texts' similarity and once by both texts read together.
 """
@@ -19,6 +19,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, Pooling
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.settling import settle_prompt
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
 from ptuning.training.shared import Shared
@@ -50,7 +51,7 @@ def read(
     prompt = config.prompt
     if prompt.depth == "input" or prompt.pooling is not None or len(rows) < FEWEST:
         return config
-    if backbone.settle(prompt, compares=task.is_pair_similarity).pooling != "similarity":
+    if settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling != "similarity":
         return config
     # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
     key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
@@ -95,7 +96,7 @@ def _some(rows: Sequence[Example], task: Task) -> list[Example]:
         return list(rows)
     draw = np.random.default_rng(0)
     chosen = draw.choice(len(rows), PROBED, replace=False)
-    if not task.is_regression:
+    if task.labels:
         labels = np.asarray(encode_labels(rows, task))
         rare = np.bincount(labels[chosen], minlength=task.num_labels).argmin()
         if (labels[chosen] == rare).sum() < FEWEST_OF_A_CLASS:

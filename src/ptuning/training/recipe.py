@@ -152,7 +152,9 @@ def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) ->
     """
     if given.depth == "input":
         return given
-    settled = backbone.settle(given, compares=task.is_pair_similarity)
+    from ptuning.model.settling import settle_prompt  # imports torch
+
+    settled = settle_prompt(given, backbone, is_pair_similarity=task.is_pair_similarity)
     units, queries = units_and_queries(task, rows) if settled.pooling == "layers" else (0, 0)
     return replace(
         given,
@@ -170,8 +172,7 @@ def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
     """
     if rows >= MANY_ROWS:
         return UNITS, QUERIES
-    several = task.problem_type == "single_label_classification" and task.num_labels > 2
-    return (UNITS if (task.is_regression or several) and not task.pair else 0), 0
+    return (UNITS if task.kind.is_fine_grained(task) and not task.pair else 0), 0
 
 
 def _short(rate: float) -> float:

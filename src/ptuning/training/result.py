@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ptuning.kinds import metric_named
 from ptuning.training.diagnosis import Diagnosis, diagnose
 
 
@@ -80,7 +81,7 @@ class TrainResult:
     @property
     def beats_baseline(self) -> bool:
         """Whether what was kept is better than the constant answer, on the validation rows."""
-        lower = self.metric in ("loss", "mse", "mae")
+        lower = metric_named(self.metric).lower_is_better
         mine = self.metrics["validation"].get(self.metric)
         floor = self.baseline["validation"].get(self.metric)
         if mine is None or floor is None:

@@ -19,7 +19,6 @@ from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
-from ptuning.task import Task
 from ptuning.training import reading, run_files
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.console import Reporter, Silent
@@ -140,14 +139,10 @@ def task_model(
     rows = len(examples.train)
     prompt = prompt_of(config.prompt, backbone, task, rows)
     if prompt.depth == "deep" and (chosen := _chosen(config.prompt, prompt)):
-        say(f"{rows:,} rows of {_kind(task)}: {' and '.join(chosen)}")
+        say(f"{rows:,} rows of {task.kind.summary(task)}: {' and '.join(chosen)}")
     with Draws(device).drawing():
         set_seed(config.fit.seed)  # the prompt's and the head's first values
         return PTuningModel(backbone, prompt, task, tokenizer=tokenizer), examples
-
-
-def _kind(task: Task) -> str:
-    return "a score" if task.is_regression else f"{task.num_labels} classes"
 
 
 def _chosen(given: PromptConfig, prompt: DeepPrompt) -> list[str]:

@@ -21,7 +21,7 @@ from ptuning.data.stems import Stems, stems_of
 from ptuning.data.tokens import TokenRow, TooLong
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import Pooling
-from ptuning.model.loading import hold
+from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.threads import ACCELERATE
@@ -68,7 +68,7 @@ class Shared:
         """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
         key = (config.backbone, config.revision, task.num_labels, task.problem_type, dtype, device)
         if key not in self._backbones:
-            backbone, tokenizer = hold(
+            backbone, tokenizer = load_backbone(
                 config.backbone, task.num_labels, task.problem_type, None, config.revision, dtype
             )
             # Before the first task is made, so that the first finds it where the others do.

@@ -8,8 +8,9 @@ the last layer first keeps what the backbone knows (arXiv:2202.10054).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ FOLDS = 4
 FEWEST_OF_A_CLASS = 20
 """Rows that tell something of a class."""
 
-Layer = tuple[NDArray[np.float64], NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Layer = tuple[Floats, Floats]
 """Weights ``[C, H]`` and biases ``[C]``."""
 
 
@@ -43,8 +45,8 @@ def begins_fitted(model: PTuningModel) -> bool:
     """Whether the head of ``model`` is to be fitted before anything is trained."""
     config, task = model.prompt_config, model.task
     compares = isinstance(config, DeepPrompt) and config.pooling == "similarity"
-    one = task.is_regression or task.problem_type == "single_label_classification"
-    return compares and config.train_head and one and len(model.head.names) > 0
+    fits = task.kind.head_fit is not None
+    return compares and config.train_head and fits and len(model.head.names) > 0
 
 
 def fit_head(
@@ -52,22 +54,20 @@ def fit_head(
 ) -> float:
     """Fit the head's last layer to the rows as the untrained prompt leaves them; returns their loss then.
 
-    A score is fitted by ridge regression, classes by logistic regression. Features that are not finite leave
-    the head as it is, with a loss that is none: the training loop says what to do.
+    Numbers are fitted by ridge regression, classes by logistic regression (:data:`HEAD_FITS`). Features that
+    are not finite leave the head as it is, with a loss of NaN: the training loop says what to do.
 
     Args:
         on_rows: Told how many rows of how many have been seen; what it raises leaves the head as it is.
     """
-    task, output = model.task, _output(model)
+    assert model.task.kind.head_fit is not None  # begins_fitted
+    fit, output = HEAD_FITS[model.task.kind.head_fit], _output(model)
     split = _some(split)
     features = _features(model, split, on_rows)
     if not np.isfinite(features).all():
         return math.nan
-    if task.is_regression:
-        weight, bias = ridge(features, (split.targets - task.mean) / task.scale)
-    else:
-        weights = None if model.class_weights is None else model.class_weights.tolist()
-        weight, bias = logistic(features, split.targets.astype(int), task.num_labels, weights)
+    weights = None if model.class_weights is None else model.class_weights.tolist()
+    weight, bias = fit.layer(features, split.targets, model.task, weights)
     values = model.head.named()
     fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
     model.head.copy_(
@@ -76,10 +76,7 @@ def fit_head(
             for name, value in values.items()
         }
     )
-    logits, targets = torch.from_numpy(features @ weight.T + bias), torch.from_numpy(split.targets)
-    if task.is_regression:
-        return float(model.loss(logits * task.scale + task.mean, targets))
-    return float(model.loss(logits.float().to(model.device), targets.long().to(model.device)))
+    return fit.loss(model, torch.from_numpy(features @ weight.T + bias), split.targets)
 
 
 def _some(split: Split) -> Split:
@@ -94,40 +91,17 @@ def explained(model: PTuningModel, split: Split) -> float | None:
     """Share of a constant answer's loss that a head fitted to the untrained model takes away, by
     cross-validation: 0 where it takes nothing away, ``None`` where that cannot be told.
     """
-    targets = split.targets
-    if not _tells(model.task, targets):
+    if model.task.kind.head_fit is None:
+        return None
+    fit, targets = HEAD_FITS[model.task.kind.head_fit], split.targets
+    if not fit.can_tell(targets):
         return None
     features = _features(model, split, lambda done, total: None)
     centred = features - features.mean(0)
     size = math.sqrt((centred**2).sum(1).mean())
     if not np.isfinite(size) or not size:
         return None
-    scaled = centred / size
-    if model.task.is_regression:
-        # Of variance 1 all together over N rows, so that a strength is a share of that, as it is above.
-        strengths = STRENGTHS * len(targets) / features.shape[1]
-        folds = KFold(FOLDS, shuffle=True, random_state=0)  # rows may come sorted
-        scores = cross_val_score(RidgeCV(alphas=strengths), scaled, targets, cv=folds, scoring="r2")
-        return max(0.0, float(scores.mean()))
-    classes = targets.astype(int)
-    mixed = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    best = max(
-        cross_val_score(
-            LogisticRegression(C=each, max_iter=1000), scaled, classes, cv=mixed, scoring="neg_log_loss"
-        ).mean()
-        for each in LOOSENESS
-    )
-    shares = np.unique(classes, return_counts=True)[1] / len(classes)
-    constant = -float((shares * np.log(shares)).sum())
-    return max(0.0, 1 + float(best) / constant)
-
-
-def _tells(task: Task, targets: NDArray[np.float64]) -> bool:
-    """Whether rows with such targets can tell anything, before the model is run on them."""
-    if task.is_regression:
-        return bool(targets.std() > 0)
-    counts = np.unique(targets, return_counts=True)[1]
-    return len(counts) > 1 and int(counts.min()) >= FEWEST_OF_A_CLASS
+    return max(0.0, fit.explained(centred / size, targets))
 
 
 def _output(model: PTuningModel) -> str:
@@ -210,3 +184,83 @@ def logistic(
         slopes, levels = np.concatenate((-slopes, slopes)) / 2, np.concatenate((-levels, levels)) / 2
     weight[seen], bias[seen] = slopes, levels - slopes @ centre
     return weight, bias
+
+
+# How a kind of task fits a head ------------------------------------------------------------------
+
+
+class HeadFit(Protocol):
+    """A linear model of frozen features that the head's last layer can be set to."""
+
+    def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
+        """The last layer fitted to ``features`` ``[N, H]``.
+
+        Args:
+            weights: Of the classes.
+        """
+
+    def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
+        """The model's loss for what its head gives, ``raw`` ``[N, C]``."""
+
+    def can_tell(self, targets: Floats) -> bool:
+        """Whether :meth:`explained` is defined for such targets."""
+
+    def explained(self, features: Floats, targets: Floats) -> float:
+        """By cross-validation, the share of a constant answer's loss that a fit removes; may be negative.
+
+        Args:
+            features: ``[N, H]``, centred, with a total variance of 1.
+        """
+
+
+class RidgeFit:
+    """Standardised numbers, by ridge regression."""
+
+    def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
+        return ridge(features, (targets - task.mean) / task.scale)
+
+    def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
+        logits = model.task.kind.logits(raw, model.task)
+        return float(model.loss(logits, model.task.kind.as_labels(targets)))
+
+    def can_tell(self, targets: Floats) -> bool:
+        return bool(targets.std() > 0)
+
+    def explained(self, features: Floats, targets: Floats) -> float:
+        # With a total variance of 1 over N rows, so that a strength is a share of that, as above.
+        strengths = STRENGTHS * len(targets) / features.shape[1]
+        folds = KFold(FOLDS, shuffle=True, random_state=0)  # rows may be sorted
+        scores = cross_val_score(RidgeCV(alphas=strengths), features, targets, cv=folds, scoring="r2")
+        return float(scores.mean())
+
+
+class LogisticFit:
+    """Classes, by logistic regression."""
+
+    def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
+        return logistic(features, targets.astype(int), task.num_labels, weights)
+
+    def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
+        labels = model.task.kind.as_labels(targets)
+        return float(model.loss(raw.float().to(model.device), labels.to(model.device)))
+
+    def can_tell(self, targets: Floats) -> bool:
+        counts = np.unique(targets, return_counts=True)[1]
+        return len(counts) > 1 and int(counts.min()) >= FEWEST_OF_A_CLASS
+
+    def explained(self, features: Floats, targets: Floats) -> float:
+        classes = targets.astype(int)
+        mixed = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        best = max(
+            cross_val_score(
+                LogisticRegression(C=each, max_iter=1000), features, classes, cv=mixed, scoring="neg_log_loss"
+            ).mean()
+            for each in LOOSENESS
+        )
+        shares = np.unique(classes, return_counts=True)[1] / len(classes)
+        constant = -float((shares * np.log(shares)).sum())
+        return 1 + float(best) / constant
+
+
+HEAD_FITS: Mapping[str, HeadFit] = {"ridge": RidgeFit(), "logistic": LogisticFit()}
+"""By :attr:`ptuning.kinds.Kind.head_fit`."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ptuning.errors import ConfigError
+from ptuning.model.settling import settle_prompt
 from ptuning.training.config import TrainConfig
 from ptuning.training.metrics import Selection, standard_error
 from ptuning.training.recipe import LEAST_STEPS, Facts, Recipe
@@ -196,9 +197,9 @@ def _layers(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
         return ()
     if given is not None:
         for layer in given:
-            backbone.settle(replace(prompt, first_layer=layer))  # refuses one that it does not have
+            settle_prompt(replace(prompt, first_layer=layer), backbone)  # refuses one that it does not have
         return tuple(sorted(given))
-    if backbone.architecture.deep == "cache":  # it takes a prompt in every layer or in none
+    if not backbone.port.can.layers:  # it takes a prompt in every layer or in none
         return ()
     depth = backbone.num_layers
     layers = tuple(sorted({0, depth // 3, depth // 2}))

@@ -1,11 +1,11 @@
 """How well ptuning's methods and their peers learn, on whole data sets and on few rows: ``make quality``.
 
-    PTUNING_DATA=... python benchmarks/quality.py [--list] [--jobs 2] [--datasets mrpc sst2-16]
+    PTUNING_DATA=... PYTHONPATH=benchmarks python -m quality [--list] [--jobs 2] [--datasets mrpc sst2-16]
         [--methods default full] [--seeds 0 1 2] [--limit-minutes 60]
 
 Each run is a process of its own on one thread, and a line of benchmarks/results/quality.jsonl when it ends.
 What is there is not done again, so the study can be cut off at any time and gone on with by the same command.
-What fails is said and tried again the next time. quality_plan.py says what is run, and how rates are picked.
+What fails is said and tried again the next time. ``quality.plan`` says what is run, and how rates are picked.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import quality_records
-from quality_data import elsewhere, root
-from quality_plan import (
+from quality import records
+from quality.data import elsewhere, root
+from quality.plan import (
     DATASETS,
     ELSEWHERE,
     METHODS,
@@ -43,8 +43,9 @@ from quality_plan import (
     setfit_python,
 )
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parent
+BENCHMARKS = Path(__file__).parent.parent
+REPOSITORY = BENCHMARKS.parent
+WORKER = ("-m", "quality.worker")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -64,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
     parser.add_argument("--limit-minutes", type=float, help="start nothing new after so long")
     parser.add_argument("--list", action="store_true", help="say what is done and left, and run nothing")
-    parser.add_argument("--results", type=Path, default=quality_records.RESULTS)
+    parser.add_argument("--results", type=Path, default=records.RESULTS)
     given = parser.parse_args(words)
     study = Study(given)
     if given.list:
@@ -90,7 +91,7 @@ class Study:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.records: list[Record] = [*quality_records.read(given.results)]
+        self.records: list[Record] = [*records.read(given.results)]
         self.failed: set[tuple[str, str, str, int]] = set()
         self.jobs: list[Job] = []
         self.began = time.monotonic()
@@ -144,8 +145,8 @@ class Study:
             "revision": revision(),
             "command": command(),
         }
-        quality_records.append(record, self.given.results)
-        self.records = [*quality_records.read(self.given.results)]  # another study may have written to it
+        records.append(record, self.given.results)
+        self.records = [*records.read(self.given.results)]  # another study may have written to it
         print(self._said(record, job.run), flush=True)
 
     def _said(self, record: Record, run: Run) -> str:
@@ -201,12 +202,13 @@ class Job:
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_OFFLINE": "1",
             "TMPDIR": str(self._scratch),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH")))),
             "PTUNING_CACHE": str(self._scratch / "cache"),  # empty: no run is helped by one before it
         }
         # A group of its own: Ctrl-C reaches the study alone, which then ends its runs.
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, str(HERE / "quality_worker.py"), "--json-run", json.dumps(asdict(run))],
+                [sys.executable, *WORKER, "--json-run", json.dumps(asdict(run))],
                 env=environment,
                 stdout=out,
                 stderr=err,
@@ -249,7 +251,7 @@ def command() -> str:
     """The command line, without where results went, which is this machine's own business."""
     words = sys.argv[1:]
     at = words.index("--results") if "--results" in words else len(words)
-    return shlex.join(["python", "benchmarks/quality.py", *words[:at], *words[at + 2 :]])
+    return shlex.join(["python", "-m", "quality", *words[:at], *words[at + 2 :]])
 
 
 @contextmanager
@@ -264,7 +266,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-if __name__ == "__main__":
-    main()

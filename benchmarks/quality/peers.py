@@ -37,7 +37,7 @@ from ptuning.training.config import DataConfig
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
 from ptuning.training.prepare import Split, read
 from ptuning.training.run import precision
-from quality_plan import schedule
+from quality.plan import schedule
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from quality_plan import Record
+from quality.plan import Record
 
-RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+RESULTS = Path(__file__).parent.parent / "results" / "quality.jsonl"
 
 
 def read(file: Path = RESULTS) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from quality_plan import DATASETS, METHODS, Record, accelerator, data_set, digest, pick, setting_of
+from quality.plan import DATASETS, METHODS, Record, accelerator, data_set, digest, pick, setting_of
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
 
@@ -23,7 +23,7 @@ TITLES: Mapping[str, str] = {
     "stsb": "STS-B",
     "sst2": "SST-2",
     **{
-        f"{source}-{rows}": f"{title}, {rows:,} rows a class"
+        f"{source}-{rows}": f"{title}, {rows:,} rows per class"
         for source, title in (("mrpc", "MRPC"), ("sst2", "SST-2"))
         for rows in (16, 100, 1000)
     },
@@ -117,14 +117,14 @@ def _of(table: Table, records: Sequence[Record], dataset: str) -> str:
     rows = [_row(method, each) for method, each in found.items() if each is not None]
     missing = [_plain(method) for method, each in found.items() if each is None]
     header = (
-        *("method", "rate", f"test {NAMES[data.metric]}", NAMES[data.also], "runs", "trained numbers"),
-        *("CPU minutes", "peak MiB"),
+        *("method", "learning rate", f"test {NAMES[data.metric]}", NAMES[data.also], "runs"),
+        *("trained parameters", "CPU minutes", "peak MiB"),
     )
     parts = [f"### {TITLES[dataset]}"]
     if rows:
         parts.append(table(header, rows))
     if any(each is not None and each.edge for each in found.values()):
-        parts.append("\\* The lowest or the highest of the three rates that were tried.")
+        parts.append("\\* The lowest or the highest of the three learning rates that were tried.")
     if missing:
         parts.append(f"Not run yet: {'; '.join(missing)}." if rows else "Not run yet.")
     return "\n\n".join(parts)
@@ -194,7 +194,7 @@ def short(table: Table, records: Sequence[Record]) -> str:
             )
         )
     names = [f"{TITLES[name]}, {NAMES[data_set(name).metric]}" for name in SHORT]
-    parts = [table(("test, MiniLM", "trained numbers", *names), rows)]
+    parts = [table(("test, MiniLM", "trained parameters", *names), rows)]
     for mark, means in MARKS.items():
         if any(mark in cell for row in rows for cell in row):
             parts.append(f"{mark} {means}")
@@ -202,7 +202,7 @@ def short(table: Table, records: Sequence[Record]) -> str:
 
 
 MARKS = {
-    "\\*": "Its rate is the lowest or the highest of the three that were tried.",
+    "\\*": "Its learning rate is the lowest or the highest of the three that were tried.",
     "†": "The other of the two has not been run there yet.",
 }
 
@@ -235,7 +235,7 @@ def _note(records: Sequence[Record]) -> list[str]:
     told = [each["machine"]["versions"] for each in records]
     versions = next((each for each in reversed(told) if "setfit" not in each), told[-1])
     return [
-        f"`python benchmarks/quality.py`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
+        f"`make quality`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
         f"{newest['revision']}{others}, transformers {versions['transformers']}, PEFT {versions['peft']}; "
         f"{'; '.join(_places(records))}."
     ]
@@ -252,7 +252,7 @@ def _places(records: Sequence[Record]) -> Iterator[str]:
         machines = {(each["machine"]["processor"], each["machine"]["cores"]): None for each in own}
         where = " and ".join(f"{processor}, {cores} cores" for processor, cores in machines)
         hours = math.fsum(each["cpu_seconds"] for each in own) / 3600
-        yield f"{_runs(count)} on {where}, a thread a run, torch {torch[None]}, {hours:.1f} hours of a core"
+        yield f"{_runs(count)} on {where}, one thread per run, torch {torch[None]}, {hours:.1f} core hours"
 
 
 def _runs(count: int) -> str:

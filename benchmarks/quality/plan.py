@@ -36,7 +36,7 @@ class DataSet:
     """Rows to learn from.
 
     Attributes:
-        source: Its folder below ``PTUNING_DATA``, or in that of ``quality_elsewhere.py``.
+        source: Its folder below ``PTUNING_DATA``, or in that of ``quality.elsewhere``.
         rows: Training rows.
         tokens: Tokens a row on average, for estimates of time.
         pair: Whether a row has two texts.
@@ -45,7 +45,7 @@ class DataSet:
         also: The metric that is shown beside it.
         limit: Only the first training rows of the file.
         per_class: Few-shot: so many rows of each class, drawn with the run's seed.
-        elsewhere: Whether it is of ``quality_elsewhere.py``'s.
+        elsewhere: Whether it is one of ``quality.elsewhere``'s.
     """
 
     source: str
@@ -222,7 +222,7 @@ METHODS: Mapping[str, Method] = {
 
 def setfit_python() -> Path:
     """SetFit's interpreter, whether or not it is there; ``SETFIT_PYTHON`` names another."""
-    own = Path(__file__).parent.parent / ".venv-setfit" / "bin" / "python"
+    own = Path(__file__).parent.parent.parent / ".venv-setfit" / "bin" / "python"
     return Path(os.environ.get("SETFIT_PYTHON", own))
 
 

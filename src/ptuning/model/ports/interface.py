@@ -1,18 +1,17 @@
-"""The attention function registered with transformers; deep prompts enter here.
+"""The port for every architecture that uses transformers' attention interface.
 
-A deep prompt is, in every layer, P more keys and values in front of the text's (P-tuning v2,
-arXiv:2110.07602). One function does that for every architecture that uses transformers' attention
-interface: the backbone hands its keyword arguments through to the attention function, so a
-:class:`LayerPass` travels with the batch (``layers.py`` makes one a layer) and nothing is kept on a module or
-in a global.
+A deep prompt is P more keys and values in front of the text's, in every layer (P-tuning v2,
+arXiv:2110.07602). The backbone hands its keyword arguments through to the attention function, so a
+:class:`~ptuning.model.layer_parts.LayerPass` is passed along with the batch, and nothing is kept on a module
+or in a global.
 
-Glossary: B rows, T queries, S keys, h heads, h_kv key/value heads, d head width, P virtual tokens.
+Shapes: B rows, T queries, S keys, h heads, h_kv key/value heads, d head size, P virtual tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ptuning.errors import UnsupportedBackbone
+from ptuning.model.layer_parts import LayerPart, LayerPass
+from ptuning.model.ports.port import AttentionPort, Capabilities, Memo
 
 NAME = "ptuning"
 """The name under which the function is registered: ``model.set_attn_implementation(NAME)``."""
@@ -37,7 +38,7 @@ _MASK_ONLY = {
     "output_attentions",
     "deterministic",
 }
-# What the mask has said already, or what changes no number; every other argument must be known.
+# What the mask says already, or what changes no value; every other argument must be known.
 _KNOWN = _MASK_ONLY | {
     "softcap",
     "return_dict",
@@ -47,34 +48,60 @@ _KNOWN = _MASK_ONLY | {
 }
 
 
-@dataclass(kw_only=True, slots=True)
-class LayerPass:
-    """What one layer's attention is given for one batch, and what is known of it afterwards.
+class InterfacePort(AttentionPort):
+    """Prompts enter through the attention function registered under :data:`NAME`."""
 
-    Attributes:
-        keys: ``[B, h_kv, P, d]``, the layer's prompt; ``None`` where it has none.
-        values: As ``keys``.
-        plain: Matmul, softmax, matmul in place of the fused kernel.
-        text: Keys and values ``[B, h_kv, S, d]`` that stand in for those of the tokens at hand: a layer that
-            is run for the pooled token alone looks at the whole text through them.
-        look: Stop as soon as keys and values are there: :class:`Looked` brings them.
-        record: Put the tokens' keys and values into ``seen``; otherwise nothing holds on to them.
-        seen: See ``record``.
-        read: Whether the layer's attention came by here.
-    """
+    can = Capabilities()
 
-    keys: Tensor | None = None
-    values: Tensor | None = None
-    plain: bool = False
-    text: tuple[Tensor, Tensor] | None = None
-    look: bool = False
-    record: bool = False
-    read: bool = False
-    seen: tuple[Tensor, Tensor] | None = None
+    def install(self, model: Any) -> None:
+        model.set_attn_implementation(NAME)
+
+    def under_way(
+        self, found: object, parts: Sequence[LayerPart], inputs: dict[str, Any], dtype: torch.dtype
+    ) -> AbstractContextManager[None]:
+        inputs[ARGUMENT] = found
+        return nullcontext()
+
+    def find(self, arguments: dict[str, Any]) -> object:
+        return arguments.pop(ARGUMENT, None)
+
+    def layer_arguments(
+        self, arguments: dict[str, Any], given: LayerPass, dtype: torch.dtype, memo: Memo
+    ) -> dict[str, Any]:
+        """With a mask that lets every query see the prompt, made once per pass for each mask.
+
+        A backbone has one mask, or two where some of its layers use a sliding window.
+        """
+        arguments = {**arguments, ARGUMENT: given}
+        mask = arguments.get("attention_mask")
+        if mask is None:
+            return arguments
+        tokens = 0 if given.keys is None else given.keys.shape[2]
+        key = (id(mask), tokens, dtype if given.plain else None)
+        if key not in memo:
+            wide = nn.functional.pad(mask, (tokens, 0), value=True)
+            # Keeping the mask next to it keeps its id from being reused.
+            memo[key] = (additive(wide, dtype) if given.plain else wide, mask)
+        return {**arguments, "attention_mask": memo[key][0]}
+
+    def keys_values(
+        self, layer: Callable[..., Any], hidden: Tensor, arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor] | None:
+        # transformers has no call that projects keys and values alone: norm, projection and rotary positions
+        # are each architecture's own code. So that code runs up to the attention function and stops there.
+        try:
+            layer(hidden, **{**arguments, ARGUMENT: _KeysAndValuesOnly()})
+        except _KeysAndValues as ready:
+            return ready.keys_values
+        return None  # somebody has set another attention implementation
 
 
-class Looked(Exception):
-    """Not an error: ends a layer's forward pass at the point where its keys and values are known."""
+class _KeysAndValuesOnly:
+    """In place of a :class:`LayerPass`: stop as soon as the keys and values are there."""
+
+
+class _KeysAndValues(Exception):
+    """Leaves a layer's forward with its keys and values. Raised and caught in this module only."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -90,7 +117,7 @@ def attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    forward_pass: LayerPass | None = None,
+    forward_pass: LayerPass | _KeysAndValuesOnly | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with this layer's prompt in front.
@@ -104,27 +131,27 @@ def attention(
             look, or additive; ``None`` where it may look everywhere.
         dropout: On the attention weights.
         scaling: On the scores; 1/√d if ``None``.
-        forward_pass: This layer's prompt, and how to go about it.
+        forward_pass: This layer's prompt, and how to compute.
 
     Returns:
         ``[B, T, h, d]``, and ``None`` for the weights, which are not kept.
 
     Raises:
         UnsupportedBackbone: the architecture asks for something that this function does not do.
-        Looked: keys and values, where only these were asked for.
     """
     unknown = {name for name, given in kwargs.items() if given is not None} - _KNOWN
     if unknown:
         raise UnsupportedBackbone(
-            f"{type(module).__name__} asks its attention for {', '.join(sorted(unknown))}, which prompts "
-            "do not support; use an architecture of the table in docs/backbones.md"
+            f"{type(module).__name__} passes {', '.join(sorted(unknown))} to its attention, which prompts do "
+            "not support",
+            remedy="use an architecture of the table in docs/backbones.md",
         )
+    if isinstance(forward_pass, _KeysAndValuesOnly):
+        raise _KeysAndValues(key, value)
     given = forward_pass or LayerPass(plain=prefers_plain(query.device, query.dtype))
-    if given.look:
-        raise Looked(key, value)
     given.read = True
     if given.record:
-        given.seen = key, value
+        given.recorded = key, value
     if given.text is not None:
         key, value = given.text
     if given.keys is not None and given.values is not None:
@@ -141,16 +168,16 @@ def attention(
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask as what is added to the scores; one that is additive already stays."""
+    """A boolean mask as a bias on the scores; an additive mask stays as it is."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
-    lowest = torch.finfo(dtype).min / 2  # half: with a score added it is still a number, also in fp16
+    lowest = torch.finfo(dtype).min / 2  # half: a score can be added without overflow, in fp16 too
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, lowest)
 
 
 def prefers_plain(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether matmul, softmax, matmul beats the fused kernel: in half precision on a CPU it does, because
-    torch's kernel there is slow; in fp32, and on CUDA, the fused kernels win.
+    """Whether matmul, softmax, matmul is faster than the fused kernel: it is in half precision on a CPU,
+    where torch's kernel is slow. In fp32, and on CUDA, the fused kernels win.
     """
     return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
 
@@ -165,14 +192,14 @@ def _plain(
     softcap: float | None,
     training: bool,
 ) -> Tensor:
-    """``[B, T, h, d]``: attention as it is written down."""
+    """``[B, T, h, d]``: attention as the paper writes it."""
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
     # Grouped queries: fold a group's heads into its key's rows, rather than copy the keys.
     folded = query.reshape(batch * key.shape[1], groups * length, width)
     across = key.flatten(0, 1).transpose(1, 2)
-    if bias is not None and softcap is None:  # scale and mask in the product itself: a pass less over scores
+    if bias is not None and softcap is None:  # scale and mask inside the product: one less pass over scores
         everywhere = bias.expand(batch, heads, length, -1).reshape(len(folded), groups * length, -1)
         scores = torch.baddbmm(everywhere, folded, across, alpha=scale)
     else:
@@ -187,8 +214,8 @@ def _plain(
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Transformers' boolean mask, never left out on the ground that the kernel could be told "causal":
-    with a prompt in front that flag would mean something else.
+    """Transformers' boolean mask, never left out because the kernel could be told "causal": with a prompt in
+    front that flag would mean something else.
     """
     built: Callable[..., Tensor | None] = sdpa_mask
     return built(*args, **{**kwargs, "allow_is_causal_skip": False})

@@ -1,33 +1,50 @@
-"""What a prompt is compared with: a regression of frozen embeddings, the head alone, and full fine-tuning.
+"""The baselines of ``ptuning demo``: a regression of frozen embeddings, the head alone, full fine-tuning.
 
-All take the configuration's data, backbone and seed; what is trained in plain PyTorch takes its batch size,
-and is selected on the same validation rows by the same metric. They are peers for a table, not products:
-nothing is saved.
+All three take the data, backbone and seed of the demo's configuration and are evaluated on the same rows. The
+last two are trained in plain PyTorch with its batch size; the best epoch is selected on the same validation
+rows by the same metric. Nothing is saved.
+
+A text's embedding is the mean of its tokens, scaled to length 1, as in sentence-transformers. For a pair u, v
+the regression reads u, v, |u − v| and u · v, like Sentence-BERT's classifier (arXiv:1908.10084).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegressionCV, RidgeCV
 from torch import nn
-from transformers import get_scheduler
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
+from ptuning.data.examples import Example
 from ptuning.data.labels import encode_labels
 from ptuning.data.tokens import collate, shuffled_batches
 from ptuning.inference.evaluate import pad_id
 from ptuning.model.config import DeepPrompt
-from ptuning.model.loading import hold
+from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
+from ptuning.task import Task
 from ptuning.training.config import TrainConfig
-from ptuning.training.frozen import Regression, features
 from ptuning.training.loop import evaluate
 from ptuning.training.metrics import Metrics, Selection, measure
 from ptuning.training.prepare import Split, read, tokenised
+
+BATCH, MOST_TOKENS, FOLDS = 64, 256, 4
+STRENGTHS = np.logspace(-4, 2, 13)
+"""Of the ridge."""
+LOOSENESS = np.logspace(-2, 4, 13)
+"""scikit-learn's C."""
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +61,7 @@ def frozen_embeddings(config: TrainConfig) -> Peer:
     """A regression of the frozen backbone's sentence embeddings, for classes or a score."""
     began = time.perf_counter()
     examples, task = read(config.data, seed=config.fit.seed)
-    backbone, tokenizer = hold(
+    backbone, tokenizer = load_backbone(
         config.backbone, task.num_labels, task.problem_type, None, config.revision, None
     )
     assert tokenizer is not None
@@ -123,3 +140,66 @@ def _loop(
     with torch.no_grad():
         for value, kept in zip(parameters, best[1], strict=True):
             value.copy_(kept)
+
+
+class Regression:
+    """A ridge regression of scores, or a logistic one of classes; its strength is chosen by cross-validation.
+
+    Args:
+        features: ``[N, F]`` of the training rows.
+        targets: ``[N]``, scores or classes.
+    """
+
+    def __init__(self, features: Array, targets: Array, task: Task) -> None:
+        self._task = task
+        self._fitted: Any
+        if task.is_regression:
+            self._fitted = RidgeCV(alphas=STRENGTHS).fit(features, targets)
+            return
+        classes = targets.astype(int)
+        folds = max(2, min(FOLDS, int(np.bincount(classes).min())))
+        self._fitted = LogisticRegressionCV(
+            Cs=LOOSENESS, cv=folds, scoring="neg_log_loss", l1_ratios=(0,), use_legacy_attributes=False,
+            max_iter=3000,
+        ).fit(features, classes)  # fmt: skip
+
+    @property
+    def numbers(self) -> int:
+        """How many were fitted."""
+        return int(self._fitted.coef_.size + np.size(self._fitted.intercept_))
+
+    def logits(self, features: Array) -> Array:
+        """``[N, C]``: a score, or the logarithm of each class's probability."""
+        if self._task.is_regression:
+            return np.asarray(self._fitted.predict(features))[:, None]
+        return np.asarray(self._fitted.predict_log_proba(features))
+
+
+def features(rows: Sequence[Example], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Array:
+    """``[N, H]``, of pairs ``[N, 4·H]``."""
+    first = embeddings([row.text for row in rows], model, tokenizer)
+    second = [row.text_b for row in rows if row.text_b is not None]
+    if not second:
+        return first
+    other = embeddings(second, model, tokenizer)
+    return np.concatenate((first, other, np.abs(first - other), first * other), axis=1)
+
+
+@torch.inference_mode()
+def embeddings(texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Array:
+    """``[N, H]``, each of length 1."""
+    order = np.argsort([len(text) for text in texts])
+    found = np.empty((len(texts), model.config.hidden_size))
+    for begin in range(0, len(texts), BATCH):
+        places = order[begin : begin + BATCH]
+        given = tokenizer(
+            [texts[i] for i in places],
+            padding=True,
+            truncation=True,
+            max_length=min(MOST_TOKENS, model.config.max_position_embeddings),
+            return_tensors="pt",
+        ).to(model.device)
+        real = given["attention_mask"][..., None]
+        states = model(**given).last_hidden_state.float()
+        found[places] = F.normalize((states * real).sum(1) / real.sum(1), dim=-1).cpu().numpy()
+    return found

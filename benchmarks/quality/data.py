@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quality_plan import DataSet
+from quality.plan import DataSet
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,8 +29,8 @@ def root() -> Path:
 
 
 def elsewhere() -> Path:
-    """The folder of ``quality_elsewhere.py``'s data sets, whether or not it is there."""
-    own = Path(__file__).parent.parent / ".quality-elsewhere"
+    """The folder of ``quality.elsewhere``'s data sets, whether or not it is there."""
+    own = Path(__file__).parent.parent.parent / ".quality-elsewhere"
     return Path(os.environ.get("PTUNING_ELSEWHERE", own))
 
 

@@ -1,5 +1,5 @@
-"""The regression of a frozen backbone's sentence embeddings (``ptuning.training.frozen``), as a method of the
-study.
+"""A method of the study: the demo's regression of a frozen backbone's sentence embeddings
+(``ptuning.cli.demo_baselines``).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoModel, AutoTokenizer
 
+from ptuning.cli.demo_baselines import Regression, features
 from ptuning.data.labels import encode_labels
 from ptuning.model.embedded import resolve
 from ptuning.training.config import DataConfig
-from ptuning.training.frozen import Regression, features
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
 

@@ -1,6 +1,6 @@
 """One run of the quality study, in a process of its own on one thread: its last line is what it found.
 
-PTUNING_DATA=... python benchmarks/quality_worker.py --json-run '{"dataset": …, "method": …, …}'
+PTUNING_DATA=... PYTHONPATH=benchmarks python -m quality.worker --json-run '{"dataset": …, "method": …, …}'
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ptuning.training.config import DataConfig, FitConfig
 from ptuning.training.console import Silent
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
-from quality_data import home, write_rows
-from quality_plan import Run, data_set, given, schedule, setfit_python
+from quality.data import home, write_rows
+from quality.plan import Run, data_set, given, schedule, setfit_python
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json-run", required=True, help="the fields of quality_plan.py's Run")
+    parser.add_argument("--json-run", required=True, help="the fields of quality.plan.Run")
     run = Run(**json.loads(parser.parse_args().json_run))
     print(json.dumps(perform(run, home(data_set(run.dataset)))), flush=True)
 
@@ -60,11 +60,11 @@ def _train(run: Run, files: Mapping[str, str], scratch: Path) -> dict[str, Any]:
         case "majority":
             return answer_constantly(files)
         case "frozen":
-            from quality_frozen import regress
+            from quality.frozen import regress
 
             return regress(run.setting, files, run.seed)
         case "peer":
-            from quality_peers import train_peer  # PEFT's imports are no part of the other methods' memory
+            from quality.peers import train_peer  # PEFT's imports are no part of the other methods' memory
 
             return train_peer(run.setting, files, run.seed)
         case "ptuning":
@@ -161,7 +161,7 @@ def train_setfit(
         "seed": seed,
         "scratch": str(scratch / "setfit"),
     }
-    script = Path(__file__).with_name("quality_setfit.py")
+    script = Path(__file__).with_name("setfit_run.py")
     done = subprocess.run([setfit_python(), script, json.dumps(order)], stdout=subprocess.PIPE, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     examples, task = read(DataConfig(**files), seed=seed)
@@ -205,7 +205,7 @@ class Watch(Silent):
             prompt = prompt_to_dict(model.prompt_config)
             if fit != self.expected["fit"] or not self.expected["prompt"].items() <= prompt.items():
                 raise RuntimeError(
-                    f"the default recipe chose {fit} and {prompt}, and quality_plan.default_setting expected "
+                    f"the default recipe chose {fit} and {prompt}, and quality.plan.default_setting expected "
                     f"{self.expected}"
                 )
         self._began = time.process_time(), time.perf_counter()
