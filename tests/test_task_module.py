@@ -277,7 +277,7 @@ def main(folder: Path) -> None:
         return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
 
     def of_the_backbone(model: Any) -> nn.Module:
-        fully_shard(model.backbone.model)
+        fully_shard(model.backbone.base)
         found: nn.Module = model
         return found
 
@@ -287,7 +287,7 @@ def main(folder: Path) -> None:
     for name in ("deep", "input"):
         for way, wrap in ways.items():
             if (name, way) == ("input", "fully_shard the backbone"):
-                continue  # its word embeddings are looked up on their own
+                continue  # an input prompt looks up word embeddings outside the sharded forward
             model: Any = wrap(made(name))
             found[f"{name}, {way}"] = learn(model), len(model.state_dict())
     destroy_process_group()
