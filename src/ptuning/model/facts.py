@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ptuning.adapters.tensors import on_cpu
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneFacts:
@@ -67,7 +69,7 @@ class Weights:
         for name, weight in sorted(pretrained.items()):
             if name not in self._digests:
                 digest = hashlib.sha256(f"{name}{tuple(weight.shape)}".encode())
-                rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
+                rounded = on_cpu(weight).to(torch.bfloat16).contiguous()
                 digest.update(rounded.view(torch.uint8).numpy().data)
                 self._digests[name] = digest.digest()
             if name not in left_out:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ptuning.adapters.schema import StateFields, check_fields
-from ptuning.adapters.tensors import check_finite, first_line
+from ptuning.adapters.tensors import check_finite, first_line, on_cpu
 from ptuning.errors import AdapterError, AdapterMismatch
 from ptuning.files import parse_json
 from ptuning.model.config import prompt_from_dict, prompt_to_dict
@@ -190,6 +190,6 @@ def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        own = value.detach().cpu().clone()  # numpy makes a storage fixed in size, and FSDP resizes its own
+        own = on_cpu(value).clone()  # numpy makes a storage fixed in size, and FSDP resizes its own
         digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -127,13 +127,8 @@ def save(
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, inside / TENSORS)
 
     metrics = {} if position.best is None else {"validation": position.history[position.best].metrics}
-    try:
-        if position.best is not None:
-            restore(model, kept[position.best])
-        adapter = model.to_adapter(metrics=metrics)
-    finally:
-        restore(model, now)
-    adapters.save(adapter, folder, extra_files=write)
+    best = None if position.best is None else kept[position.best]
+    adapters.save(model.to_adapter(values=best, metrics=metrics), folder, extra_files=write)
 
 
 def load(
