@@ -272,7 +272,7 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.num_train_epochs\?; see: ptuning train"),
+        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.num_train_epochs\?; see: pt"),
         (["--epochs", "3"], r"unknown option epochs; did you mean --fit.num_train_epochs\?"),
         (["--ouput", "x"], r"unknown option ouput; did you mean --output\?"),
         (["--zzz"], "unknown option zzz; see: ptuning train --help"),

@@ -35,7 +35,7 @@ DATA = DataConfig(train="x.csv")
     ("make", "said"),
     [
         (lambda: FitConfig(epohcs=3), "epohcs: unknown option; did you mean num_train_epochs?"),
-        (lambda: FitConfig(3), "FitConfig: its options are given by name, such as FitConfig(num_train_epochs=…)"),
+        (lambda: FitConfig(3), "FitConfig: its options are given by name, such as FitConfig(num_train_ep"),
         (lambda: FitConfig(epochs=0), "num_train_epochs: got 0, expected greater than or equal to 1"),
         (lambda: FitConfig(class_weights={"a": 1}), "class_weights: got {'a': 1}, expected 'balanced' or"),
         (lambda: TrainConfig(data=DATA, fit={"epohcs": 3}), "fit.epohcs: unknown option; did you mean fit"),
