@@ -110,7 +110,7 @@ def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows
     assert "NOT LEARNED" in err
     assert "--fit.prompt_rate" in err
     said, then = out.splitlines()
-    assert said == "saved out, which is not to be used: it has not learned"
+    assert said == "saved out, but do not use it: it has not learned"
     assert then.startswith("next: the same command with --fit.")
     assert "predict" not in out
     assert then.removeprefix("next: the same command with ") in err  # what the diagnosis has first
@@ -298,7 +298,7 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--prompt.first_layer", "9"], "first_layer"),
         (["--data.validation_fraction", "1.5"], "data.validation_fraction: got 1.5, expected less than 1"),
         (["--data.max_length", "2"], "data.max_length: got 2"),
-        (["--data.label_separator", ""], "label_separator: got '', expected what stands between"),
+        (["--data.label_separator", ""], "label_separator: got '', expected the text between"),
         (["--data.train", "train.jsonl"], "FILE and --data.train: got both"),
         (
             ["--data.validation", "train.jsonl", "--data.validation_fraction", "0.2"],
@@ -368,10 +368,10 @@ def test_no_data(refused: Callable[..., str]) -> None:
         ("data: [1, 2]\n", "data: got [1, 2], expected "),
         ("data: train.jsonl\n", "data: got 'train.jsonl', expected "),
         ("data:\n  text: 12\n", "data.text: got 12, expected string"),
-        ("prompt:\n  depth: deep\n  placement: front\n", "prompt.placement: unknown option; it does"),
-        ("", "--config run.yaml: holds nothing, expected options such as 'data:' and 'fit:'"),
-        ("- fit\n- data\n", "--config run.yaml: holds a list, expected options"),
-        ("hello\n", "--config run.yaml: holds a str, expected options"),
+        ("prompt:\n  depth: deep\n  placement: front\n", "prompt.placement: unknown option; it does not"),
+        ("", "--config run.yaml: got an empty file, expected options such as 'data:' and 'fit:'"),
+        ("- fit\n- data\n", "--config run.yaml: got a YAML list, expected options"),
+        ("hello\n", "--config run.yaml: got a YAML str, expected options"),
         ("fit: [1\ndata: }", "--config run.yaml, line 2: while parsing a flow sequence: "),
         ("fit:\n\tepochs: 3\n", "--config run.yaml, line 2: while scanning for the next token: "),
         ("fit: !!python/object/apply:os.getcwd []\n", "--config run.yaml, line 1: tag:yaml.org,2002:py"),
@@ -406,16 +406,16 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
     ("name", "content", "argv", "said"),
     [
         ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: got the label 'a' in every row, expected at least two"),
-        ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: no column is known to be the text"),
+        ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: cannot tell which column is the text"),
         ("x.jsonl", lines(BOTH), ["--data.text", "txet"], "no column 'txet' for text.*did you mean 'text'"),
         ("x.jsonl", lines(BOTH), ["--data.label", "lable"], "no column 'lable'.*did you mean 'label'"),
         ("x.csv", b"", [], "x.csv: no rows, expected at least one"),
-        ("x.csv", b"text,label\n", [], "x.csv: no rows after the columns' names"),
+        ("x.csv", b"text,label\n", [], "x.csv: no rows after the column names"),
         ("x.jsonl", b"\n\n", [], "x.jsonl: no rows"),
         ("x.jsonl", lines(GOOD), [], "x.jsonl: got the label 'positive' in every row"),
         ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "x.jsonl, line 21: .*blank"),
         ("x.jsonl", lines([*BOTH, {"text": None, "label": "positive"}]), [], "x.jsonl, line 21: .*is null"),
-        ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21: .*holds the int 7"),
+        ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21, .*got the int 7"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": None}]), [], "x.jsonl, line 21: .*is null"),
         ("x.jsonl", lines([*BOTH, {"text": "x"}]), [], "x.jsonl, line 21: no 'label'"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": 1}]), [], "x.jsonl, line 1: .*but 1 .int."),
@@ -450,7 +450,7 @@ def test_a_split_with_one_text_beside_one_with_two(refused: Callable[..., str], 
 def test_a_text_that_is_too_long_where_that_is_an_error(refused: Callable[..., str], home: Path) -> None:
     (home / "long.jsonl").write_bytes(lines([*BOTH, {"text": "film " * 90, "label": "positive"}]))
     said = refused("long.jsonl", "--data.too_long", "error")
-    assert re.match(r"long.jsonl, line 21: 92 tokens, and at most \d\d fit beside the prompt", said)
+    assert re.match(r"long.jsonl, line 21: got 92 tokens, expected at most \d\d next to the prompt", said)
 
 
 def test_files_that_are_not_there(refused: Callable[..., str]) -> None:

@@ -145,7 +145,7 @@ def test_a_best_run_that_learned_nothing_says_so(train: Callable[..., Ran], rows
     )
     assert code == 0
     assert "NOT LEARNED" in err
-    assert "which is not to be used: it has not learned" in out
+    assert "but do not use it: it has not learned" in out
     assert "predict" not in out
 
 

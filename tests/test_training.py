@@ -503,7 +503,9 @@ def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> Non
         fit(model, {"train": rows(8), "valid": rows(8)})
     with pytest.raises(ConfigError, match="no split 'train'"):
         fit(model, {"test": rows(8)})
-    with pytest.raises(DataError, match=r"labels are strings .*, but the model was made with num_labels=2"):
+    with pytest.raises(
+        DataError, match=r"labels: got .* strings .*, because the model was created with num_labels=2"
+    ):
         fit(model, {"train": [*rows(8), {"text": "so so", "label": "mixed"}]})
     with pytest.raises(ConfigError, match=r"columns\.txt: unknown option"):
         fit(model, {"train": rows(8)}, columns={"txt": "text"})
@@ -744,7 +746,7 @@ def test_too_long_can_be_refused_and_names_the_row(
 ) -> None:
     long = [*rows(30), {"text": "film " * 80, "label": "positive"}]
     file = str(jsonl("long.jsonl", long))
-    with pytest.raises(DataError, match=r"long.jsonl, line 31: 82 tokens, and at most 60 fit"):
+    with pytest.raises(DataError, match=r"long.jsonl, line 31: got 82 tokens, expected at most 60"):
         train(config(data__train=file, data__too_long="error"))
     assert isinstance(train(config(data__train=file, fit__epochs=1)), TrainResult)
 

@@ -182,7 +182,7 @@ def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
             raise AdapterError(
                 f"{name} in {file} is {value.dtype}, expected torch.float32; go back to another checkpoint"
             )
-    check_finite(tensors, f" in {file}: its training diverged; go back to another checkpoint")
+    check_finite(tensors, f" in {file}", "its training diverged; go back to another checkpoint")
     return record, tensors
 
 
