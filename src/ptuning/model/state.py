@@ -1,7 +1,7 @@
 """What our ``state_dict`` says about itself, so that a file with only tensors can be opened as a task.
 
-``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours has the prompt
-encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, because safetensors has only
+``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours has the
+prompt encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, as safetensors has only
 tensors. With it :meth:`PTuningModel.from_pretrained` opens a checkpoint of the Trainer, an altered byte is
 found, and a checkpoint of another task is refused.
 """
@@ -88,7 +88,7 @@ def read(stored: Tensor) -> dict[str, Any]:
     except (ValueError, RuntimeError) as error:
         raise AdapterError(
             f"the state dict's {KEY} is not a record of ptuning ({first_line(error)}): the checkpoint was "
-            "altered or truncated",
+            "altered or cut short",
             remedy="use another checkpoint",
         ) from None
     found: dict[str, Any] = record
@@ -104,7 +104,7 @@ def check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     whole = {key: value for key, value in record.items() if key != "sha256"}
     if record.get("sha256") != _digest(whole, tensors):
         raise AdapterError(
-            "the state dict was altered or truncated: its sha256 is not the recorded one",
+            "the state dict was altered or cut short: its sha256 is not the recorded one",
             remedy=f"use another checkpoint. If you changed the tensors on purpose, remove {KEY!r} from it",
         )
 
@@ -170,7 +170,7 @@ def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(
-            f"{file} cannot be read: it was altered or truncated ({error})",
+            f"{file} cannot be read: it was altered or cut short ({error})",
             remedy="use another checkpoint",
         ) from error
     check(record, tensors)
