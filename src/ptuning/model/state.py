@@ -1,9 +1,9 @@
-"""What a ``state_dict`` of ours says of itself, so that a bare file of tensors is a task again.
+"""The record in a ``state_dict``, which makes a bare file of tensors a task again.
 
-``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours holds the
-whole prompt encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, because
-safetensors holds tensors only. With it :meth:`PTuningModel.from_pretrained` opens a checkpoint of the
-Trainer, a byte that was altered on the way is found, and a checkpoint of another task is refused.
+``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours contains
+the prompt encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, because safetensors
+stores only tensors. With it :meth:`PTuningModel.from_pretrained` opens a checkpoint of the Trainer, altered
+bytes are found, and a checkpoint of another task is refused.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read(stored: Tensor) -> dict[str, Any]:
     """What :func:`write` wrote.
 
     Raises:
-        AdapterError: bytes that are no such record, or one of a newer format.
+        AdapterError: the bytes are not such a record, or it has a newer format.
     """
     try:
         if not isinstance(stored, Tensor) or stored.dtype != torch.uint8 or stored.dim() != 1:
@@ -107,7 +107,7 @@ def check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
 
 
 def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a record of another task, prompt or backbone; where those come from makes no difference.
+    """Refuse a record of another task, prompt or backbone, wherever they come from.
 
     Raises:
         AdapterMismatch: naming what differs.
@@ -125,10 +125,10 @@ def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 
 
 def _leaves(name: str, fact: Any) -> dict[str, Any]:
-    """A fact by dotted names, without what may differ between two models that are the same."""
+    """A fact by dotted names, without those that may differ between equal models."""
     if not isinstance(fact, dict):
         return {name: fact}
-    apart = ("name", "revision", "num_parameters", "init")  # where it came from, and what it began as
+    apart = ("name", "revision", "num_parameters", "init")  # origin, and initial values
     inner = (_leaves(f"{name}.{key}", value) for key, value in fact.items() if key not in apart)
     return {key: value for part in inner for key, value in part.items()}
 
@@ -136,11 +136,10 @@ def _leaves(name: str, fact: Any) -> dict[str, Any]:
 def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """The record and the tensors of a folder that the Trainer wrote; ``None`` if there is no such file.
 
-    A model that wraps ours (several adapters, a parallel one) puts a prefix before every name; it is
-    taken off.
+    The prefix that a wrapper (several adapters, DDP) puts before every name is removed.
 
     Raises:
-        AdapterError: a file that cannot be read, that was altered, or that holds more than one task.
+        AdapterError: a file that cannot be read, was altered, or has more than one task.
     """
     file = folder / FILE
     if not file.is_file():
