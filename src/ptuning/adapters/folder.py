@@ -194,8 +194,8 @@ def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
 
 
 def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
-    """Every file below ``folder``, by its relative name with ``/``, except those in ``apart``. Links to folders
-    are not followed.
+    """Every file below ``folder``, by its relative name with ``/``, except those in ``apart``. Links to
+    folders are not followed.
     """
     found = (
         Path(parent, name).relative_to(folder)

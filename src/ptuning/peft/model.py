@@ -222,7 +222,7 @@ class PeftModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """In the ``with`` block this model is the plain backbone with its original head, in this thread alone."""
+        """In the ``with`` block this model is the plain backbone with its own head, in this thread alone."""
         with ExitStack() as stack:
             for task in self.adapters.values():  # whichever is the active one inside
                 stack.enter_context(cast(PTuningModel, task).disabled())
