@@ -25,6 +25,7 @@ import torch
 
 from measuring import machine
 from ptuning import TrainConfig, train
+from ptuning.training.config import OLD_NAMES
 from quality.records import append, read
 from quality.study import revision
 from recipe_data import METRICS, combinations, drawn, examples
@@ -74,7 +75,10 @@ def used(adapter: Path) -> dict[str, Any]:
         **{
             f"prompt.{name}": kept["prompt"][name] for name in ("pooling", "num_virtual_units", "num_queries")
         },
-        **{f"fit.{name}": fit[name] for name in ("epochs", "prompt_rate", "head_rate", "backbone_dropout")},
+        **{
+            f"fit.{name}": fit[OLD_NAMES.get(name, name)]
+            for name in ("epochs", "prompt_rate", "head_rate", "backbone_dropout")
+        },
     }
 
 

@@ -54,6 +54,7 @@ TO_SPLIT = {
 }
 """Modules that are longer and not split yet. This list only gets shorter."""
 PUBLIC = [
+    "Callback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -69,6 +70,7 @@ PUBLIC = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "RunState",
     "SearchResult",
     "SeveralResult",
     "Task",

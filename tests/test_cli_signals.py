@@ -19,7 +19,8 @@ from ptuning.adapters import atomic
 from ptuning.cli import main
 from ptuning.errors import BackboneNotFound, ConfigError
 from ptuning.training import interrupt
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.callbacks import RunState
+from ptuning.training.console import ConsoleCallback
 from ptuning.training.interrupt import SIGNALS, exit_on_signals, interruptible, stop_requests
 from warm import Programs
 
@@ -265,15 +266,15 @@ def test_training_saves_and_is_gone_on_with(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = ConsoleReporter.step
+    real = ConsoleCallback.on_step_end
 
-    def step(self: ConsoleReporter, step: int, *args: float) -> None:
-        real(self, step, *args)
-        if step == 2:
+    def step(self: ConsoleCallback, state: RunState) -> None:
+        real(self, state)
+        if state.step == 2:
             send(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ConsoleReporter, "step", step)
+        patch.setattr(ConsoleCallback, "on_step_end", step)
         assert main([*options, *more]) == 128 + number
     assert "interrupted at step 2 of 8 and saved; to go on, run the same command with --resume" in " ".join(
         capsys.readouterr().err.split()
@@ -285,16 +286,16 @@ def test_training_saves_and_is_gone_on_with(
 def test_a_signal_after_the_last_step_says_how_to_go_on(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ptuning.training.loop import _Loop
+    from ptuning.training.trainer import Trainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "keep_best", lambda self: send(signal.SIGTERM))
+        patch.setattr(Trainer, "average", lambda self: send(signal.SIGTERM))
         assert main(options) == 143
     said = "interrupted; what was saved before is kept; to go on, run the same command with --resume"
     assert capsys.readouterr().err.endswith(f"ptuning: {said}\n")
     assert main([*options, "--resume"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("ptuning.training.run.task_model", lambda *_: send(signal.SIGTERM))
+        patch.setattr("ptuning.training.run.make_job", lambda *_: send(signal.SIGTERM))
         assert main(options) == 143  # the finished run is still that
     assert capsys.readouterr().err.endswith("ptuning: interrupted\n")
 

@@ -17,7 +17,8 @@ import yaml
 
 from ptuning import TrainConfig, adapters
 from ptuning.cli import main
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.callbacks import RunState
+from ptuning.training.console import ConsoleCallback
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -94,7 +95,7 @@ def test_a_file_and_options(train: Callable[..., Ran], home: Path) -> None:
     assert code == 0
     assert out == "saved out\nnext: ptuning predict out --input FILE\n"
     assert "ptuning: " not in err
-    assert "training 834 of 28,114 numbers (2.97 %) on cpu, backbone in float32; 66 steps" in err
+    assert "training 834 of 28,114 parameters (2.97 %) on cpu, backbone in float32; 66 steps" in err
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 6
     assert "baseline: always 'negative'" in err
     assert json.loads((home / "out.run/result.json").read_text())["metrics"]["test"]["accuracy"] > 0.9
@@ -198,15 +199,15 @@ def test_the_runs_own_configuration_starts_it_again(train: Callable[..., Ran], h
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have somebody press Ctrl-C when a step is done."""
-    real = ConsoleReporter.step
+    real = ConsoleCallback.on_step_end
 
     def at(number: int) -> None:
-        def step(self: ConsoleReporter, step: int, loss: float, rate: float, speed: float) -> None:
-            real(self, step, loss, rate, speed)
-            if step == number:
+        def step(self: ConsoleCallback, state: RunState) -> None:
+            real(self, state)
+            if state.step == number:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(ConsoleReporter, "step", step)
+        monkeypatch.setattr(ConsoleCallback, "on_step_end", step)
 
     return at
 
@@ -227,7 +228,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
     ctrl_c(0)
     code, out, err = train("train.jsonl", "--resume")
     assert (code, out) == (0, "saved out\nnext: ptuning predict out --input FILE\n")
-    assert "22 steps, going on from step 14" in " ".join(err.split())
+    assert "22 steps, continuing from step 14" in " ".join(err.split())
     assert same("straight", "out")
 
 
@@ -248,7 +249,7 @@ def test_resume_with_other_options_is_refused(
     ctrl_c(3)
     assert train("train.jsonl")[0] == 130
     said = refused("train.jsonl", "--resume", "--fit.head_rate", "0.5")
-    assert said.startswith("cannot resume: fit.head_rate: the run began with 0.03, got 0.5; ")
+    assert said.startswith("cannot resume: fit.head_learning_rate: the run started with 0.03, got 0.5; ")
 
 
 def test_resume_with_nothing_to_resume(refused: Callable[..., str]) -> None:
@@ -271,8 +272,8 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.epochs\?; see: ptuning train --help"),
-        (["--epochs", "3"], r"unknown option epochs; did you mean --fit.epochs\?"),
+        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.num_train_epochs\?; see: ptuning"),
+        (["--epochs", "3"], r"unknown option epochs; did you mean --fit.num_train_epochs\?"),
         (["--ouput", "x"], r"unknown option ouput; did you mean --output\?"),
         (["--zzz"], "unknown option zzz; see: ptuning train --help"),
         (["more.jsonl"], "unknown option more.jsonl"),
@@ -356,11 +357,11 @@ def test_no_data(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.epochs?"),
+        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.num_train_epochs?"),
         ("fti:\n  epochs: 3\n", "fti: unknown option"),
-        ("epochs: 3\n", "epochs: unknown option; did you mean fit.epochs?"),
+        ("epochs: 3\n", "epochs: unknown option; did you mean fit.num_train_epochs?"),
         ("nonsense: 1\n", "nonsense: unknown option"),
-        ("fit:\n  schedule: square\n", "fit.schedule: got 'square', expected 'linear' or 'cosine'"),
+        ("fit:\n  schedule: square\n", "fit.lr_scheduler_type: got 'square', expected 'linear', 'cosine' or"),
         ("fit: [1]\n", "fit: got [1], expected "),
         ("prompt: input\n", "prompt: got 'input', expected "),
         ("data: null\n", "data: got None, expected "),

@@ -17,7 +17,7 @@ import torch
 from ptuning import Predictor, PTuningModel, TrainConfig, train
 from ptuning.cli import demo_baselines, main
 from ptuning.model.embedded import HUB_ID, resolve
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.console import ConsoleCallback
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -54,9 +54,9 @@ def test_ctrl_c_in_the_demo_promises_nothing_that_it_cannot_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ConsoleReporter, "step", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(ConsoleCallback, "on_step_end", lambda *args: os.kill(os.getpid(), signal.SIGINT))
     assert main(["demo", "--epochs", "1"]) == 130
-    assert capsys.readouterr().err == "ptuning: interrupted; ptuning demo always begins anew\n"
+    assert capsys.readouterr().err == "ptuning: interrupted; ptuning demo always starts again\n"
 
 
 def test_the_embedded_backbone_stands_in_for_its_hub_id() -> None:

@@ -22,6 +22,7 @@ from transformers import Trainer, TrainingArguments
 from ptuning import DeepPrompt, Engine, FitConfig, PTuningModel, Task, TrainConfig, adapters, fit, train
 from ptuning.errors import AdapterError, ConfigError, UnsupportedBackbone
 from ptuning.model import Backbone, InputPrompt, state
+from ptuning.model.settling import settle_prompt
 from ptuning.model.units import REACH, initial_units, scaled_units
 from ptuning.peft import (
     PeftModel,
@@ -32,9 +33,9 @@ from ptuning.peft import (
 )
 from ptuning.training import recipe
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.recipe import prompt_of
+from ptuning.training.plan import plan_prompt
 from test_training import StopAfter
-from test_training_reading import Told
+from test_training_pair_pooling import Told
 from tiny import HIDDEN, LAYERS, ragged, tiny, tiny_case
 
 TASK = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
@@ -377,10 +378,12 @@ def test_all_but_few_pairs_and_rows_of_two_classes_get_some_if_read_by_layers() 
         (averaged(), given, pairs, many, (3, recipe.QUERIES)),
         (averaged(), replace(open_, num_queries=0), TASK, many, (recipe.UNITS, 0)),
     ):
-        found = prompt_of(prompt, backbone, task, rows)
-        assert found == replace(prompt, num_virtual_units=expected[0], num_queries=expected[1])
+        found = plan_prompt(prompt, backbone, task, rows).config
+        assert isinstance(found, DeepPrompt)
+        assert (found.num_virtual_units, found.num_queries) == expected
+        assert found == settle_prompt(found, backbone)
     plain = InputPrompt()
-    assert prompt_of(plain, averaged(), TASK, many) is plain
+    assert plan_prompt(plain, averaged(), TASK, many).config is plain
 
 
 @pytest.fixture
@@ -428,7 +431,7 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         heard.clear()
         config = many(f"out{units}", prompt, epochs=1)
         told = Told()
-        result = train(config, reporter=told)
+        result = train(config, callbacks=[told])
         borne = (
             f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 for none) "
             f"and {queries} queries (prompt.num_queries; 0 for none)"
@@ -450,7 +453,7 @@ def test_a_resumed_run_has_those_that_it_began_with(
     for name, number in (("UNITS", 3), ("QUERIES", 1)):
         monkeypatch.setattr(recipe, name, number)
     with pytest.raises(Interrupted):
-        train(config, reporter=StopAfter(3))
+        train(config, callbacks=[StopAfter(3)])
     for name in ("UNITS", "QUERIES"):
         monkeypatch.setattr(recipe, name, 5)
     train(config, resume=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from test_training_start import scored
+from test_training_head_init import scored
 from warm import Programs
 
 SCRIPT = """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, fit
-from ptuning.training import start
+from ptuning.training import head_init
 
 kind, backbone, train, validation, output = sys.argv[1:]
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ if kind == "texts":
 else:
     task, pooling = Task(problem_type="regression", pair=True, mean=2.75, scale=1.2), "similarity"
     if not accelerator.is_main_process:  # as another machine's rounding, and more of it
-        start.ridge = lambda features, targets: (np.ones((1, features.shape[1])), np.ones(1))
+        head_init.ridge = lambda features, targets: (np.ones((1, features.shape[1])), np.ones(1))
 model = PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4, pooling=pooling), task=task)
 config = FitConfig(epochs=2, batch_size=9, accumulation=2)
 data = {"train": train, "validation": validation}

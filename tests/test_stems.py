@@ -28,7 +28,7 @@ from ptuning.inference.evaluate import batch_of, logits_of
 from ptuning.model import Backbone
 from ptuning.model.config import Engine
 from ptuning.task import Task
-from ptuning.training.console import Silent
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.interrupt import Interrupted
 from tiny import DISTINCT, FAMILIES, HIDDEN, LAYERS, VOCAB, tiny, tiny_case
 from warm import Programs
@@ -801,20 +801,21 @@ def config(tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Files) -> Calla
     return make
 
 
-class Told(Silent):
+class Told(Callback):
     """What a run says; it may press Ctrl-C at a step, or when the stem has begun."""
 
     def __init__(self, stop: int | str | None = None) -> None:
         self.stems: list[tuple[int, int]] = []
         self.stop = stop
 
-    def stem(self, done: int, total: int) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        assert what == "stem"
         self.stems.append((done, total))
         if self.stop == "stem":
             os.kill(os.getpid(), signal.SIGINT)
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        if step == self.stop:
+    def on_step_end(self, state: RunState) -> None:
+        if state.step == self.stop:
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -846,7 +847,7 @@ def test_a_run_is_the_same_to_the_bit_cold_and_warm_in_memory_and_mapped(
             path.unlink()
     told = Told()
     second = config("second", engine=WAYS[way])
-    warm = train(second, reporter=told)
+    warm = train(second, callbacks=[told])
     assert bool(told.stems) is (way == "memory alone")
     assert same(first, second)
     assert warm.history == cold.history
@@ -864,7 +865,7 @@ def test_a_run_without_reuse_finds_the_same_within_rounding(
     with_reuse, without = config("with"), config("without", engine={"reuse_stem": False})
     one = train(with_reuse)
     told = Told()
-    two = train(without, reporter=told)
+    two = train(without, callbacks=[told])
     assert told.stems == []
     assert len(files(folder)) == 1
     for left, right in zip(one.history, two.history, strict=True):
@@ -890,7 +891,7 @@ def test_a_resumed_run_is_the_straight_run_to_the_bit(
     for path in files(folder):
         path.unlink()
     with pytest.raises(Interrupted, match="and saved; to go on, run the same command with --resume"):
-        train(broken, reporter=Told(stop))
+        train(broken, callbacks=[Told(stop)])
     for path in files(folder):
         path.unlink()
     torch.manual_seed(12345)
@@ -904,7 +905,7 @@ def test_an_interruption_in_the_stem_leaves_no_half_of_it(
     config: Callable[..., TrainConfig], folder: Path
 ) -> None:
     with pytest.raises(Interrupted, match="interrupted at step 0 of"):
-        train(config(), reporter=Told("stem"))
+        train(config(), callbacks=[Told("stem")])
     assert files(folder) == []
 
 
@@ -943,7 +944,7 @@ def test_each_text_goes_through_the_stem_once_however_many_epochs(
     test = str(jsonl("short.jsonl", many[:3]))
     data = {"train": doubled, "validation": str(jsonl("held.jsonl", many[3:7])), "test": test}
     told = Told()
-    train(config(data=data, fit={"epochs": 5}), reporter=told)
+    train(config(data=data, fit={"epochs": 5}), callbacks=[told])
     tokens = 5
     assert stem_places[-1].places == len(many) * tokens + 3 * tokens
     assert told.stems[-1] == (10, 10)
@@ -965,17 +966,17 @@ def test_other_tasks_on_the_same_texts_hit_the_cache(
         {"fit": {"prompt_rate": 1e-3}},
     ):
         told = Told()
-        train(config("two", **options), reporter=told, anew=True)
+        train(config("two", **options), callbacks=[told], restart=True)
         assert told.stems == []
     assert len(files(folder)) == 1
     told = Told()
-    train(config("two", prompt={"first_layer": 1}), reporter=told, anew=True)
+    train(config("two", prompt={"first_layer": 1}), callbacks=[told], restart=True)
     assert told.stems
 
 
 def test_backbone_dropout_trains_without_a_stem(config: Callable[..., TrainConfig], folder: Path) -> None:
     told = Told()
-    train(config(fit={"backbone_dropout": True, "epochs": 1}), reporter=told)
+    train(config(fit={"backbone_dropout": True, "epochs": 1}), callbacks=[told])
     assert told.stems == []
     assert files(folder) == []
 
@@ -988,7 +989,9 @@ def test_fit_reuses_the_stem_as_well(tiny_folder: Path, rows: Rows, folder: Path
         config = DeepPrompt(num_virtual_tokens=4, first_layer=1)
         model = PTuningModel.from_backbone(str(tiny_folder), config, task=task, engine=engine)
         told = Told()
-        result = fit(model, {"train": rows(40), "validation": rows(16)}, FitConfig(epochs=2), reporter=told)
+        result = fit(
+            model, {"train": rows(40), "validation": rows(16)}, FitConfig(epochs=2), callbacks=[told]
+        )
         assert bool(told.stems) is engine.reuse_stem
         found.append(result.metrics["validation"]["loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -40,10 +40,10 @@ from ptuning.model.drawing import Draws
 from ptuning.model.tasks import plain_task
 from ptuning.peft import PeftModel, PrefixTuningConfig
 from ptuning.threads import ACCELERATE, GENERATORS, TOKENIZER
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import TrainConfig
-from ptuning.training.console import Silent
+from ptuning.training.head_init import fit_head
 from ptuning.training.prepare import Split
-from ptuning.training.start import fit_head
 from tiny import DISTINCT, ragged, tiny, tiny_case
 
 WAIT = 30.0
@@ -500,13 +500,13 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Asks(Silent):
+class Asks(Callback):
     """Called after every step of a run."""
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self.ask = ask
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+    def on_step_end(self, state: RunState) -> None:
         self.ask()
 
 
@@ -528,7 +528,7 @@ def test_training_beside_predictions_changes_neither(made: Callable[..., PTuning
 
     def run() -> None:
         try:
-            fit(a, data, FIT, reporter=Asks(lambda: between.append(torch.equal(answer(b), right))))
+            fit(a, data, FIT, callbacks=[Asks(lambda: between.append(torch.equal(answer(b), right)))])
         finally:
             over.set()
 
@@ -547,7 +547,7 @@ def test_two_trainings_end_where_each_ends_alone(made: Callable[..., PTuningMode
 
     def run(seed: int, meet: Callable[[], None]) -> tuple[dict[str, Tensor], Any]:
         model = models[seed]
-        result = fit(model, data, FIT.model_copy(update={"seed": seed}), reporter=Asks(meet))
+        result = fit(model, data, FIT.model_copy(update={"seed": seed}), callbacks=[Asks(meet)])
         return values(model), result.history
 
     models = [made(seed) for seed in (0, 1)]

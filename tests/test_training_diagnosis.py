@@ -21,9 +21,9 @@ from ptuning.adapters import load
 from ptuning.cli import main
 from ptuning.errors import TrainingDiverged
 from ptuning.model.targets import loss_of
-from ptuning.training.diagnosis import Diagnosis, Reference, not_finite
+from ptuning.training.diagnosis import Reference, diagnose, not_finite
 from ptuning.training.metrics import Baseline, Selection, effective_rows, measure, standard_error
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Diagnosis, Evaluation
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -32,8 +32,8 @@ TASK = Task(problem_type="single_label_classification", labels=("negative", "pos
 REFERENCE = Reference(
     constant=0.69,
     untrained=0.69,
-    prompt_rate=0.03,
-    head_rate=0.01,
+    learning_rate=0.03,
+    head_learning_rate=0.01,
     depth="deep",
     first_layer=0,
     virtual_tokens=20,
@@ -74,7 +74,7 @@ def found(
         for number, (loss, value, seen) in enumerate(zip(train, values, validation or train, strict=True), 1)
     )
     best = max(history, key=lambda each: Selection(metric=metric).key(each.metrics))
-    return TrainResult(
+    result = TrainResult(
         metric=metric,
         best=best,
         history=history,
@@ -92,10 +92,17 @@ def found(
             "reference": asdict(replace(REFERENCE, **reference)),
         },
     )
+    return diagnosed(result)
+
+
+def diagnosed(result: TrainResult) -> TrainResult:
+    """As a run ends."""
+    return replace(result, diagnosis=diagnose(result))
 
 
 def told(result: TrainResult, kind: str) -> str:
     """The paragraph of a run that has to have this diagnosis."""
+    result = diagnosed(result)
     diagnosis = result.diagnosis
     assert diagnosis is not None, "no diagnosis"
     assert diagnosis.kind == kind, diagnosis.paragraph
@@ -175,18 +182,21 @@ def test_a_loss_that_did_not_move_asks_for_the_recipes_rate() -> None:
     assert paragraph.startswith(
         "NOT LEARNED: on the validation rows the best accuracy is 0.500, and always 'positive' scores 0.500. "
         "The training loss did not fall: 0.693 at the first evaluation, 0.693 at the end, where a constant "
-        "answer has 0.69: the rates are too low."
+        "answer has 0.69: the learning rates are too low."
     )
-    assert "Try, in this order: --fit.prompt_rate 0.03 (it was 1e-06) with --fit.head_rate 0.01" in paragraph
+    assert (
+        "Try, in this order: fit.learning_rate=0.03 (it was 1e-06) with fit.head_learning_rate=0.01"
+        in paragraph
+    )
     assert "ptuning check-data" in paragraph
 
 
 def test_a_loss_that_does_not_move_at_the_usual_rate_has_other_causes_too() -> None:
     paragraph = told(found([0.69] * 4, [0.49] * 4), "not learned")
     assert "or the labels do not follow from the texts" in paragraph
-    assert "--fit.prompt_rate 0.09 (it was 0.03)" in paragraph
-    assert "--fit.prompt_rate 0.01 (it was 0.03)" in paragraph
-    assert "--fit.epochs 12 (there were 4)" in paragraph
+    assert "fit.learning_rate=0.09 (it was 0.03)" in paragraph
+    assert "fit.learning_rate=0.01 (it was 0.03)" in paragraph
+    assert "fit.num_train_epochs=12 (there were 4)" in paragraph
 
 
 @pytest.mark.parametrize(
@@ -196,8 +206,11 @@ def test_a_loss_that_does_not_move_at_the_usual_rate_has_other_causes_too() -> N
 )  # of real runs
 def test_too_high_a_rate_is_told_from_too_low_a_one(train: Sequence[float], rate: float) -> None:
     paragraph = told(found(train, [0.43] * 6, rates=(rate, rate)), "not learned")
-    assert "the rates are too high" in paragraph
-    assert f"--fit.prompt_rate 0.03 (it was {rate:g}); --fit.head_rate 0.01 (it was {rate:g})" in paragraph
+    assert "the learning rates are too high" in paragraph
+    assert (
+        f"fit.learning_rate=0.03 (it was {rate:g}); fit.head_learning_rate=0.01 (it was {rate:g})"
+        in paragraph
+    )
 
 
 def test_rows_learned_by_heart_ask_for_more_of_them() -> None:
@@ -210,7 +223,7 @@ def test_rows_learned_by_heart_ask_for_more_of_them() -> None:
 def test_hardly_any_steps_ask_for_epochs() -> None:
     paragraph = told(found((0.68, 0.66), (0.5, 0.5), steps=3), "not learned")
     assert "There were only 6 optimizer steps" in paragraph
-    assert "Try, in this order: --fit.epochs 100 (there were 2)" in paragraph
+    assert "Try, in this order: fit.num_train_epochs=100 (there were 2)" in paragraph
 
 
 def test_the_same_answer_for_every_row_asks_for_class_weights() -> None:
@@ -223,14 +236,14 @@ def test_the_same_answer_for_every_row_asks_for_class_weights() -> None:
     train = (0.6, 0.45, 0.43, 0.42)
     paragraph = told(found(train, [0.85] * 4, **options), "not learned")
     assert "That same answer is given for every row" in paragraph
-    assert "--fit.class_weights balanced with --fit.select_by matthews" in paragraph
+    assert "fit.class_weights=balanced with fit.select_by=matthews" in paragraph
     for otherwise in ({"weighted": True}, {"floor": 0.5}, {"also": {"f1": 0.91, "matthews": 0.1}}):
         other = {**options, **otherwise}
         assert "same answer" not in told(found(train, [other["floor"]] * 4, **other), "not learned")
     labels = {"f1_micro": 0.0, "f1_macro": 0.0, "exact_match": 0.7}
     several = {"also": labels, "floor_also": labels, "metric": "f1_micro", "floor": 0.0, "constant": 0.42}
     paragraph = told(found(train, [0.0] * 4, **several), "not learned")
-    assert "--fit.class_weights balanced with --fit.select_by f1_macro" in paragraph
+    assert "fit.class_weights=balanced with fit.select_by=f1_macro" in paragraph
 
 
 def test_what_selects_by_the_loss_is_held_against_that_of_a_constant_answer() -> None:
@@ -248,7 +261,7 @@ def test_better_by_chance_alone_is_not_learned() -> None:
     paragraph = told(result, "not learned")
     assert "best accuracy is 0.570" in paragraph
     assert "scores 0.567, as near as chance brings it over 300 rows" in paragraph
-    assert "--fit.prompt_rate 0.03 (it was 0.0001)" in paragraph
+    assert "fit.learning_rate=0.03 (it was 0.0001)" in paragraph
     sure = found(train, values, floor=0.567, rates=(1e-4, 1e-4), constant=0.684, rows=10**6)
     assert sure.diagnosis is None
     assert sure.learned
@@ -269,7 +282,7 @@ def test_an_undefined_metric_and_a_result_of_an_older_version_have_a_paragraph_t
     )
     paragraph = told(replace(found((0.7,), (0.4,)), setting={}), "not learned")
     assert paragraph.startswith("NOT LEARNED: on the validation rows the best accuracy is 0.400")
-    assert "--fit.prompt_rate" in paragraph
+    assert "fit.learning_rate" in paragraph
 
 
 # ----------------------------------------------------------------------------------------- diverged
@@ -281,7 +294,7 @@ def test_a_loss_that_rises_to_stay_has_diverged_even_if_a_good_checkpoint_was_ke
     paragraph = told(result, "diverged")
     assert paragraph.startswith("DIVERGED: the training loss rose from 0.45 to 1.3 and stayed there")
     assert "The checkpoint of epoch 3 was kept" in paragraph
-    assert "--fit.prompt_rate 0.03 (it was 0.3); --fit.head_rate 0.003 (it was 0.01)" in paragraph
+    assert "fit.learning_rate=0.03 (it was 0.3); fit.head_learning_rate=0.003 (it was 0.01)" in paragraph
 
 
 def test_a_loss_that_ends_above_an_untrained_models_has_diverged() -> None:
@@ -294,10 +307,10 @@ def test_a_loss_that_ends_above_an_untrained_models_has_diverged() -> None:
 
 def test_what_is_not_finite_names_the_rates_to_try() -> None:
     assert not_finite("seen", kept="kept", rates=(0.03, 0.01)) == (
-        "seen, expected finite numbers; kept. Lower --fit.prompt_rate to 0.003 (it was 0.03) or "
-        "--fit.head_rate to 0.001 (it was 0.01), or set --precision fp32"
+        "seen, expected finite numbers; kept. Lower fit.learning_rate to 0.003 (it was 0.03) or "
+        "fit.head_learning_rate to 0.001 (it was 0.01), or set precision=fp32"
     )
-    assert not_finite("seen").startswith("seen, expected finite numbers. Lower --fit.prompt_rate or ")
+    assert not_finite("seen").startswith("seen, expected finite numbers. Lower fit.learning_rate or ")
 
 
 # -------------------------------------------------------------------------------------- overfitting
@@ -317,10 +330,10 @@ def test_validation_that_falls_while_training_goes_on_is_overfitting() -> None:
         "(the validation loss went from 0.4 to 0.6). The checkpoint of epoch 2 was kept."
     )
     for option in (
-        "--fit.patience 3 or --fit.epochs 3 --fit.prompt_rate 0.03 --fit.head_rate 0.01",
+        "fit.patience=3 or fit.num_train_epochs=3 fit.learning_rate=0.03 fit.head_learning_rate=0.01",
         "--prompt.num_virtual_tokens 10 (there were 20)",
-        "--fit.prompt_rate 0.01 (it was 0.03)",
-        "--fit.weight_decay 0.01",
+        "fit.learning_rate=0.01 (it was 0.03)",
+        "fit.weight_decay=0.01",
         "more training rows",
     ):
         assert option in paragraph
@@ -363,7 +376,7 @@ def test_rows_that_were_learned_long_ago_need_fewer_epochs() -> None:
         "NOTE: saturated: in epoch 4 of 12 the training loss was down to 0.01, and acc"
     )
     assert "(best 0.900). The checkpoint of epoch 2 was kept. " in paragraph
-    shorter = "--fit.patience 3 or --fit.epochs 6 --fit.prompt_rate 0.03 --fit.head_rate 0.01"
+    shorter = "fit.patience=3 or fit.num_train_epochs=6 fit.learning_rate=0.03 fit.head_learning_rate=0.01"
     assert f"The same in less time: {shorter}; a better one needs" in paragraph
 
 
@@ -375,7 +388,7 @@ def test_a_loss_that_stands_early_and_high_asks_for_a_prompt_that_reaches_furthe
         in paragraph
     )
     order = (
-        "--fit.prompt_rate 0.09 (it was 0.03)",
+        "fit.learning_rate=0.09 (it was 0.03)",
         "--prompt.first_layer 0",
         "--prompt.num_virtual_tokens 40 (there were 20)",
         "ptuning check-data",
@@ -561,7 +574,7 @@ def trained(tiny_folder: Path) -> Callable[..., TrainResult]:
     ) -> TrainResult:
         torch.manual_seed(0)
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=TASK)
-        usual = {"batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2}
+        usual = {"batch_size": 8, "learning_rate": 3e-2, "head_learning_rate": 3e-2}
         data = {"train": train, "validation": validation}
         return fit(model, data, FitConfig(**{**usual, **options}), output=output)
 
@@ -590,7 +603,7 @@ def test_a_run_that_learns(trained: Callable[..., TrainResult], rows: Rows) -> N
     assert reference.untrained == pytest.approx(math.log(2))
     assert (reference.depth, reference.first_layer, reference.virtual_tokens) == ("deep", 0, 4)
     assert not reference.weighted
-    assert 1e-3 < reference.prompt_rate < 1
+    assert 1e-3 < reference.learning_rate < 1
     weighed = trained(rows(16), rows(16, seed=1), epochs=1, class_weights=(1.0, 3.0))
     assert weighed.setting["reference"]["weighted"]
     assert weighed.setting["reference"]["constant"] == pytest.approx(
@@ -600,12 +613,12 @@ def test_a_run_that_learns(trained: Callable[..., TrainResult], rows: Rows) -> N
 
 def test_a_rate_of_nothing(trained: Callable[..., TrainResult], rows: Rows) -> None:
     data = redrawn(rows(96), 0.5, 4), redrawn(rows(100, seed=1), 0.5, 5)
-    result = trained(*data, epochs=5, prompt_rate=1e-9, head_rate=1e-9)
+    result = trained(*data, epochs=5, learning_rate=1e-9, head_learning_rate=1e-9)
     paragraph = told(result, "not learned")
     assert "The training loss did not fall" in paragraph
-    assert "the rates are too low" in paragraph
-    usual = result.setting["reference"]["prompt_rate"]
-    assert f"--fit.prompt_rate {usual:g} (it was 1e-09)" in paragraph
+    assert "the learning rates are too low" in paragraph
+    usual = result.setting["reference"]["learning_rate"]
+    assert f"fit.learning_rate={usual:g} (it was 1e-09)" in paragraph
 
 
 @pytest.mark.parametrize("metric", ["loss", "auc"])
@@ -614,7 +627,7 @@ def test_a_rate_of_nothing_by_how_sure_the_answers_are(
 ) -> None:
     turned = flipped(redrawn(rows(100, seed=1), 0.5, 5), 1.0, 0)  # so that chance does not help the AUC
     data = redrawn(rows(96), 0.5, 4), turned
-    options = {"epochs": 5, "prompt_rate": 1e-9, "head_rate": 1e-9, "select_by": metric}
+    options = {"epochs": 5, "learning_rate": 1e-9, "head_learning_rate": 1e-9, "select_by": metric}
     result = trained(*data, **options, output=tmp_path / "out")
     told(result, "not learned")
     assert "It did not learn" in (tmp_path / "out" / "README.md").read_text()
@@ -625,17 +638,19 @@ def test_a_rate_of_nothing_by_how_sure_the_answers_are(
 
 
 def test_a_huge_rate(trained: Callable[..., TrainResult], rows: Rows) -> None:
-    result = trained(rows(64), rows(100, seed=1), epochs=8, prompt_rate=10, head_rate=10)
+    result = trained(rows(64), rows(100, seed=1), epochs=8, learning_rate=10, head_learning_rate=10)
     paragraph = told(result, "not learned")
     assert "The training loss went up to" in paragraph
-    assert "the rates are too high" in paragraph
-    assert f"--fit.prompt_rate {result.setting['reference']['prompt_rate']:g} (it was 10)" in paragraph
+    assert "the learning rates are too high" in paragraph
+    assert f"fit.learning_rate={result.setting['reference']['learning_rate']:g} (it was 10)" in paragraph
 
 
 def test_a_rate_that_grows_until_what_was_learned_is_lost(
     trained: Callable[..., TrainResult], rows: Rows
 ) -> None:
-    result = trained(rows(64), rows(100, seed=1), epochs=10, prompt_rate=3, head_rate=3, warmup=0.95)
+    result = trained(
+        rows(64), rows(100, seed=1), epochs=10, learning_rate=3, head_learning_rate=3, warmup=0.95
+    )
     assert result.beats_baseline
     paragraph = told(result, "diverged")
     assert "the training loss rose from" in paragraph
@@ -643,8 +658,8 @@ def test_a_rate_that_grows_until_what_was_learned_is_lost(
 
 
 def test_numbers_that_are_none(trained: Callable[..., TrainResult], rows: Rows) -> None:
-    far = {"prompt_rate": 1e30, "head_rate": 1e30, "warmup": 0.0, "epochs": 2}
-    remedy = r"Lower --fit.prompt_rate to 1e\+29 \(it was 1e\+30\) or --fit.head_rate to 1e\+29"
+    far = {"learning_rate": 1e30, "head_learning_rate": 1e30, "warmup": 0.0, "epochs": 2}
+    remedy = r"Lower fit.learning_rate to 1e\+29 \(it was 1e\+30\) or fit.head_learning_rate to 1e\+29"
     with pytest.raises(TrainingDiverged, match=rf"^training diverged at step \d of \d+: loss .*{remedy}"):
         trained(rows(64), rows(20, seed=1), **far)
     with pytest.raises(TrainingDiverged, match=rf"^the logits of \d+ of 20 rows are not finite.*{remedy}"):
@@ -664,13 +679,13 @@ def test_random_labels_learned_by_heart(trained: Callable[..., TrainResult], row
 def test_hardly_any_rows_once(trained: Callable[..., TrainResult], rows: Rows) -> None:
     paragraph = told(trained(rows(16), redrawn(rows(60, seed=1), 0.5, 3), epochs=1), "not learned")
     assert "There were only 2 optimizer steps" in paragraph
-    assert "--fit.epochs 150 (there were 1)" in paragraph
+    assert "fit.num_train_epochs=150 (there were 1)" in paragraph
 
 
 def test_one_label_nearly_always(trained: Callable[..., TrainResult], rows: Rows) -> None:
     data = redrawn(rows(64), 0.85, 1), redrawn(rows(80, seed=1), 0.85, 2)
     paragraph = told(trained(*data, epochs=2), "not learned")
-    assert "--fit.class_weights balanced with --fit.select_by matthews" in paragraph
+    assert "fit.class_weights=balanced with fit.select_by=matthews" in paragraph
 
 
 def test_a_few_mislabelled_rows_for_long(trained: Callable[..., TrainResult], rows: Rows) -> None:
@@ -698,7 +713,7 @@ def test_a_model_that_is_right_from_the_start_and_never_moves(
     size = min(40, *map(len, each))
     assert size >= 10
     data = [*each[0][:size], *each[1][:size]]
-    result = trained(data, data, epochs=8, prompt_rate=1e-9, head_rate=1e-9)
+    result = trained(data, data, epochs=8, learning_rate=1e-9, head_learning_rate=1e-9)
     assert result.metrics["validation"]["accuracy"] == 1
     paragraph = told(result, "saturated")
     assert "the training loss has stood at" in paragraph
@@ -723,7 +738,7 @@ def ended(
             "output": "out",
         }
         values |= {"data.validation": jsonl("validation.jsonl", validation), "prompt.num_virtual_tokens": 4}
-        values |= {"fit.batch_size": 8, "fit.prompt_rate": 3e-2, "fit.head_rate": 3e-2}
+        values |= {"fit.batch_size": 8, "fit.learning_rate": 3e-2, "fit.head_learning_rate": 3e-2}
         values |= {f"fit.{name}": value for name, value in options.items()}
         argv = [part for name, value in values.items() for part in (f"--{name}", str(value))]
         assert main(["train", str(jsonl("train.jsonl", train)), *argv]) == 0
@@ -734,7 +749,7 @@ def ended(
 
 
 def test_a_failure_is_said_once_at_the_end_in_one_line(ended: Callable[..., str], rows: Rows) -> None:
-    err = ended(rows(64), rows(100, seed=1), epochs=4, prompt_rate=10, head_rate=10)
+    err = ended(rows(64), rows(100, seed=1), epochs=4, learning_rate=10, head_learning_rate=10)
     kept = json.loads(Path("out.run/result.json").read_text())["diagnosis"]
     assert kept["kind"] == "not learned"
     assert err.count("NOT LEARNED") == 1
@@ -766,7 +781,7 @@ def test_failures_are_loud_and_notes_are_not() -> None:
         console = Console(
             record=True, width=60, force_terminal=True, file=io.StringIO(), color_system="standard"
         )
-        print_diagnosis(replace(result, baseline_rule="always '[bold]'"), console)
+        print_diagnosis(diagnosed(replace(result, baseline_rule="always '[bold]'")), console)
         styles.append(console.export_text(styles=True))
     assert styles[0].startswith("\n\x1b[1;31mNOT LEARNED")
     assert "always '[bold]'" in styles[0], "a label is no markup"
@@ -776,10 +791,10 @@ def test_failures_are_loud_and_notes_are_not() -> None:
 
 def test_several_runs_are_marked_in_their_table() -> None:
     from ptuning.cli.tables import several_table
-    from ptuning.training.result import OneRun, SeveralResult
+    from ptuning.training.records import OneRun, SeveralResult
 
     good, bad = (
-        OneRun(name=name, values={"prompt_rate": 0.03}, result=result)
+        OneRun(name=name, values={"learning_rate": 0.03}, result=result)
         for name, result in (("good", found(*SST2)), ("bad", found(*FALLS)))
     )
 

@@ -34,9 +34,9 @@ from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.embedded import resolve
 from ptuning.task import Task
 from ptuning.training.config import DataConfig
+from ptuning.training.job import precision
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
 from ptuning.training.prepare import Split, read
-from ptuning.training.run import precision
 from quality.plan import schedule
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 from ptuning import TrainConfig
 from ptuning.task import ProblemType, Task
+from ptuning.training.config import OLD_NAMES, FitConfig
 from ptuning.training.metrics import Selection
 from ptuning.training.recipe import Facts, Recipe, units_and_queries
 
@@ -300,12 +301,20 @@ def default_setting(data: DataSet) -> dict[str, Any]:
         virtual_units=units,
         fitted=data.pair,
     )
-    fit = Recipe.of(config.fit, facts).fit.model_dump(mode="json", exclude={"seed"})
+    fit = recorded(Recipe.of(config.fit, facts).fit)
     chosen = config.model_dump(mode="json", include={"backbone", "prompt", "precision"})
     chosen["prompt"]["pooling"] = "similarity" if data.pair else "layers"  # as MiniLM says of itself
     chosen["prompt"]["num_virtual_units"] = units or None
     chosen["prompt"]["num_queries"] = queries or None
     return {"kind": "default", **given({**chosen, "fit": fit})}
+
+
+def recorded(fit: FitConfig) -> dict[str, Any]:
+    """The options of a run as the results have them: by the names that they had when these were made."""
+    names = {now: before for before, now in OLD_NAMES.items()}
+    return {
+        names.get(name, name): value for name, value in fit.model_dump(mode="json", exclude={"seed"}).items()
+    }
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

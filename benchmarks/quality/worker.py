@@ -25,13 +25,12 @@ from ptuning.data.labels import encode_labels
 from ptuning.errors import TrainingDiverged
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.embedded import resolve
-from ptuning.model.ptuning import PTuningModel
-from ptuning.training.config import DataConfig, FitConfig
-from ptuning.training.console import Silent
+from ptuning.training.callbacks import Callback, RunState
+from ptuning.training.config import DataConfig
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
 from quality.data import home, write_rows
-from quality.plan import Run, data_set, given, schedule, setfit_python
+from quality.plan import Run, data_set, given, recorded, schedule, setfit_python
 
 
 def main() -> None:
@@ -132,7 +131,7 @@ def train_prompt(
         }
     )
     watch = Watch(expected)
-    result = train(config, reporter=watch)
+    result = train(config, callbacks=[watch])
     return {
         "metrics": result.metrics,
         "baseline": result.baseline,
@@ -187,7 +186,7 @@ def train_setfit(
     }
 
 
-class Watch(Silent):
+class Watch(Callback):
     """Measures from the first thing that a run computes to its last evaluation; loading and test are outside.
 
     Attributes:
@@ -199,10 +198,10 @@ class Watch(Silent):
     def __init__(self, expected: Mapping[str, Any] | None) -> None:
         self.expected = expected
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+    def on_train_begin(self, state: RunState) -> None:
         if self.expected is not None:
-            fit = given(config.model_dump(mode="json", exclude={"seed"}))
-            prompt = prompt_to_dict(model.prompt_config)
+            fit = given(recorded(state.plan.fit))
+            prompt = prompt_to_dict(state.model.prompt_config)
             if fit != self.expected["fit"] or not self.expected["prompt"].items() <= prompt.items():
                 raise RuntimeError(
                     f"the default recipe chose {fit} and {prompt}, and quality.plan.default_setting expected "
@@ -210,7 +209,7 @@ class Watch(Silent):
                 )
         self._began = time.process_time(), time.perf_counter()
 
-    def end(self) -> None:
+    def on_evaluate(self, state: RunState) -> None:
         self.cpu = time.process_time() - self._began[0]
         self.wall = time.perf_counter() - self._began[1]
 

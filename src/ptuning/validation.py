@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
@@ -104,7 +104,9 @@ def checked(kind: C) -> C:
             raise ConfigError(f"{name}: its options are given by name, such as {name}({known[0]}=…)")
         for option in values:
             if option not in known:
-                raise ConfigError(f"{name}: unknown option {option}{_hint(option, known)}")
+                raise ConfigError(
+                    f"{name}: unknown option {option}{_hint(option, dict(zip(known, known, strict=True)))}"
+                )
         if missing := [option for option in required if option not in values]:
             raise ConfigError(f"{name}: {missing[0]} is missing, and it has no default")
         own_init(self, **values)
@@ -131,6 +133,25 @@ def _kinds(kind: Hashable) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in dataclasses.fields(cast(Any, kind))}
 
 
+def current_names(values: Any, old: Mapping[str, str]) -> Any:
+    """A mapping of options with earlier names replaced by today's.
+
+    Args:
+        old: Today's name by each earlier one.
+
+    Raises:
+        ConfigError: an option by both names.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    for before, now in old.items():
+        if before in values and now in values:
+            raise ConfigError(
+                f"{now} and {before}: got both, expected one of them; {before} is the earlier name"
+            )
+    return {old.get(name, name) if isinstance(name, str) else name: value for name, value in values.items()}
+
+
 def validated(kind: Any, values: Any, under: str = "") -> Any:
     """``values`` as an instance of ``kind``, a pydantic model or a dataclass, or a choice of them.
 
@@ -151,25 +172,29 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _names(kind: Any) -> list[str]:
-    """The options of a class, those of a section dotted: what may have been meant by an unknown one."""
-    found: list[str] = []
+def _names(kind: Any) -> dict[str, str]:
+    """The options of a class, those of a section dotted: what may have been meant by an unknown one.
+
+    Earlier names are among them, with today's as value.
+    """
+    found: dict[str, str] = {}
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return found
     for name, info in kind.model_fields.items():
         made = info.annotation
-        inner = _names(made) if isinstance(made, type) else []
-        found += [f"{name}.{each}" for each in inner] or [name]
-    return found
+        inner = _names(made) if isinstance(made, type) else {}
+        dotted = {f"{name}.{each}": f"{name}.{now}" for each, now in inner.items()}
+        found |= dotted or {name: name}
+    return found | dict(getattr(kind, "OLD_NAMES", {}))
 
 
-def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) -> str:
+def explain(error: ValidationError, under: str = "", known: Mapping[str, str] | None = None) -> str:
     """Pydantic's first complaint as one sentence.
 
     Args:
-        known: The options there are, dotted.
+        known: The options there are, dotted, with today's name of each.
     """
-    found, *others = error.errors()
+    found, *others = sorted(error.errors(), key=_comes_later)
     beginning = f"{_key(found['loc'])}."
     if inner := [each for each in others if _key(each["loc"]).startswith(beginning)]:
         found, others = inner[0], inner[1:]  # the alternative that fits, but for something in it
@@ -180,7 +205,7 @@ def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) 
     got = found["input"]
     match found["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            owner = f"; it does not go with {' '.join(chosen)}" if chosen else _hint(key, known)
+            owner = f"; it does not go with {' '.join(chosen)}" if chosen else _hint(key, known or {})
             return f"{key}: unknown option{owner}{more}"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{key}: missing, and it has no default{more}"
@@ -203,12 +228,17 @@ def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) 
     return f"{key or 'configuration'}: got {shortened(got)}, expected {expected}{more}"
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def _comes_later(error: Any) -> bool:
+    """An option that is missing may be there under a wrong name, which is the better thing to say."""
+    return error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument")
+
+
+def _hint(name: str, known: Mapping[str, str]) -> str:
     """The option that was probably meant; its section may be missing, or wrong."""
     options = list(known)
     last = {option.rpartition(".")[2]: option for option in reversed(options)}
     close = get_close_matches(name, options, n=1) or get_close_matches(name.rpartition(".")[2], last, n=1)
-    return f"; did you mean {last.get(close[0], close[0])}?" if close else ""
+    return f"; did you mean {known[last.get(close[0], close[0])]}?" if close else ""
 
 
 def shortened(value: Any, limit: int = 200) -> str:

@@ -10,7 +10,7 @@ from ptuning.cli.options import Parser
 
 if TYPE_CHECKING:
     from ptuning.cli.demo_baselines import Peer
-    from ptuning.training.result import TrainResult
+    from ptuning.training.records import TrainResult
 
 DATA = Path(__file__).parent.parent / "demo_data"
 SENTENCES = (
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.inference.predictor import Predictor
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.interrupt import Interrupted
     from ptuning.training.run import train
 
@@ -50,14 +50,14 @@ def main(argv: Sequence[str]) -> None:
         {
             "data": {name: str(DATA / f"{name}.csv") for name in ("train", "validation", "test")},
             "output": given.output,
-            "fit": {"epochs": given.epochs, "seed": given.seed},
+            "fit": {"num_train_epochs": given.epochs, "seed": given.seed},
         }
     )
     console.print("1. a prompt on the frozen MiniLM", style="bold")
     try:
-        result = train(config, anew=True, reporter=ConsoleReporter(console))
+        result = train(config, restart=True, callbacks=[ConsoleCallback(console)])
     except Interrupted:  # what it says is of a command that can go on
-        raise Interrupted("interrupted; ptuning demo always begins anew") from None
+        raise Interrupted("interrupted; ptuning demo always starts again") from None
     console.print(
         "2. for comparison: a regression of embeddings, the head alone, full fine-tuning", style="bold"
     )

@@ -34,7 +34,7 @@ from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
-from ptuning.training.loop import evaluate
+from ptuning.training.evaluation import evaluate
 from ptuning.training.metrics import Metrics, Selection, measure
 from ptuning.training.prepare import Split, read, tokenised
 

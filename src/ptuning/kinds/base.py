@@ -257,6 +257,14 @@ class Kind(ABC):
     ) -> tuple[float, float]:
         """The loss over ``targets`` of the best constant answer, and that of an untrained head."""
 
+    def logits_of_shares(self, shares: Floats) -> Floats:
+        """``[C]``: the logits of an answer as sure of each label as the label is frequent; with classes only.
+
+        Args:
+            shares: ``[C]``, the share of the rows that have each label.
+        """
+        raise NotImplementedError
+
     def effective_rows(self, metric: str, targets: Floats, task: Task) -> float:
         """The number of rows that a metric depends on: few, if it is about a rare label."""
         return float(len(targets))

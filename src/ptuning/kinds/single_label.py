@@ -148,6 +148,11 @@ class SingleLabel(Classification):
         counts = np.bincount(targets.astype(int), minlength=task.num_labels)
         return np.asarray(counts / len(targets), dtype=np.float64)
 
+    def logits_of_shares(self, shares: Floats) -> Floats:
+        import numpy as np
+
+        return np.asarray(np.log(shares))
+
     def constant_loss(
         self, shares: Floats, targets: Floats, task: Task, weights: Sequence[float] | None
     ) -> float:

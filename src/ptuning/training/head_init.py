@@ -1,4 +1,4 @@
-"""What a head begins as where chance would be the wrong thing: fitted to the features of the frozen model.
+"""How a head is initialised where random values would be wrong: fitted to the features of the frozen model.
 
 A head that reads how similar two texts are has most of its task solved before the first step, and a random
 one makes the prompt undo that: the first gradients go into the mean and scale of the similarity. Fitting
@@ -24,6 +24,7 @@ from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
+from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
 
 MOST_ROWS = 20_000
@@ -50,7 +51,10 @@ def begins_fitted(model: PTuningModel) -> bool:
 
 
 def fit_head(
-    model: PTuningModel, split: Split, on_rows: Callable[[int, int], None] = lambda done, total: None
+    model: PTuningModel,
+    split: Split,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+    extensions: Extensions = NO_EXTENSIONS,
 ) -> float:
     """Fit the head's last layer to the rows as the untrained prompt leaves them; returns their loss then.
 
@@ -58,7 +62,8 @@ def fit_head(
     are not finite leave the head as it is, with a loss of NaN: the training loop says what to do.
 
     Args:
-        on_rows: Told how many rows of how many have been seen; what it raises leaves the head as it is.
+        on_rows: Called with how many rows of how many are done; what it raises leaves the head as it is.
+        extensions: A user's own loss is what is returned; the fit itself is the same.
     """
     assert model.task.kind.head_fit is not None  # begins_fitted
     fit, output = HEAD_FITS[model.task.kind.head_fit], _output(model)
@@ -76,7 +81,11 @@ def fit_head(
             for name, value in values.items()
         }
     )
-    return fit.loss(model, torch.from_numpy(features @ weight.T + bias), split.targets)
+    raw, kind = torch.from_numpy(features @ weight.T + bias), model.task.kind
+    if extensions.loss is None:
+        return fit.loss(model, raw, split.targets)
+    logits = kind.logits(raw, model.task).float()
+    return float(extensions.loss_of(logits, kind.as_labels(split.targets), model.task))
 
 
 def _some(split: Split) -> Split:

@@ -16,15 +16,16 @@ from accelerate import Accelerator
 from conftest import WORDS
 from ptuning import PTuningModel, TrainConfig, adapters, train
 from ptuning.model import DeepPrompt
-from ptuning.training import reading, start
-from ptuning.training.console import Silent
+from ptuning.training import head_init, pair_pooling
+from ptuning.training.callbacks import Callback
+from ptuning.training.head_init import explained
 from ptuning.training.interrupt import Interrupted
+from ptuning.training.job import make_job
+from ptuning.training.plan import Earlier
 from ptuning.training.prepare import tokenised
-from ptuning.training.run import task_model, with_found
-from ptuning.training.shared import Shared
-from ptuning.training.start import explained
+from ptuning.training.run_cache import RunCache
 from test_training import StopAfter
-from test_training_start import alike, scored
+from test_training_head_init import alike, scored
 
 Rows = list[dict[str, Any]]
 
@@ -73,17 +74,17 @@ def config(backbone: Path, tmp_path: Path, jsonl: Callable[..., Path]) -> Callab
     return make
 
 
-class Told(Silent):
+class Told(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 
 def chosen(config: TrainConfig) -> tuple[str, list[str]]:
     told = Told()
-    model, _ = task_model(Shared(), config, Accelerator(cpu=True), told.say)
+    model = make_job(RunCache(), config, Accelerator(cpu=True), say=told.on_message).model
     assert isinstance(model.prompt_config, DeepPrompt)
     return str(model.prompt_config.pooling), told.said
 
@@ -120,7 +121,7 @@ def test_too_few_rows_of_a_class_tell_nothing(
     config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is seen by counting them, before the model is run on any."""
-    monkeypatch.setattr(start, "_features", lambda *given: pytest.fail("the model was run"))
+    monkeypatch.setattr(head_init, "_features", lambda *given: pytest.fail("the model was run"))
     rows = [row for row in alike(2000) if row["label"] == 0][:600] + [
         row for row in alike(200) if row["label"] == 1
     ][:15]
@@ -156,8 +157,8 @@ def test_a_resumed_run_has_the_reading_that_it_began_with(
 ) -> None:
     made = config(alike(600), epochs=3, prompt_rate=0.01, head_rate=0.001)
     with pytest.raises(Interrupted):
-        train(made, reporter=StopAfter(20))
-    monkeypatch.setattr(reading, "explained", lambda model, split: pytest.fail("measured again"))
+        train(made, callbacks=[StopAfter(20)])
+    monkeypatch.setattr(pair_pooling, "explained", lambda model, split: pytest.fail("measured again"))
     train(made, resume=True)
     assert adapters.load(made.output).prompt["pooling"] == "similarity"
 
@@ -168,7 +169,7 @@ def test_nothing_is_measured_where_nothing_is_open(
     def never(*_: Any) -> float:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(reading, "explained", never)
+    monkeypatch.setattr(pair_pooling, "explained", never)
     few, many = second(400), second(600)
     three = [{**row, "label": number % 3} for number, row in enumerate(many)]
     single = [{"text": row["text_b"], "label": row["label"]} for row in many]
@@ -193,13 +194,13 @@ def test_a_choice_is_measured_once_for_runs_that_share_it(
         measured.append(model)
         return float(len(measured))
 
-    monkeypatch.setattr(reading, "explained", counted)
-    shared, made = Shared(), config(alike(600))
+    monkeypatch.setattr(pair_pooling, "explained", counted)
+    cache, made = RunCache(), config(alike(600))
     for layer in (0, 1, 2):
-        task_model(shared, with_found(made, {"first_layer": layer}), Accelerator(cpu=True))
+        make_job(cache, made, Accelerator(cpu=True), Earlier(found={"first_layer": layer}))
     assert len(measured) == 2
     other = made.model_copy(update={"fit": made.fit.model_copy(update={"seed": 1})})
-    task_model(shared, other, Accelerator(cpu=True))
+    make_job(cache, other, Accelerator(cpu=True))
     assert len(measured) == 4
 
 
@@ -219,8 +220,8 @@ def test_a_measured_run_is_the_run_with_that_choice(config: Callable[..., TrainC
 def test_what_is_explained_is_a_share_of_the_constant_answers_loss(
     rows: Callable[[int], Rows], config: Callable[..., TrainConfig]
 ) -> None:
-    model, examples = task_model(Shared(), config(rows(400)), Accelerator(cpu=True))
-    split = tokenised(model, examples.train)
+    job = make_job(RunCache(), config(rows(400)), Accelerator(cpu=True))
+    model, split = job.model, tokenised(job.model, job.examples.train)
     share = explained(model, split)
     assert share is not None
     assert 0.05 < share < 1

@@ -1,4 +1,4 @@
-"""How a pair of texts is read, where the prompt leaves it open: measured before anything is trained.
+"""How a pair of texts is read, if the prompt leaves it open: measured before anything is trained.
 
 ``settle_prompt`` knows the backbone and the kind of label. Whether a label of two classes says how alike
 two texts are, or something else of them, the rows alone can tell: a head is fitted to what the frozen
@@ -7,8 +7,9 @@ model gives of some of them, once by the texts' similarity and once by both text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, set_seed
@@ -22,8 +23,8 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.settling import settle_prompt
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
-from ptuning.training.shared import Shared
-from ptuning.training.start import FEWEST_OF_A_CLASS, explained
+from ptuning.training.head_init import FEWEST_OF_A_CLASS, explained
+from ptuning.training.run_cache import RunCache
 
 PROBED = 1000
 """Rows that are looked at; more would tell little more."""
@@ -33,58 +34,61 @@ NOTHING = 0.01
 """A share that is as good as none. What neither way explains yet, texts that see each other may come to."""
 
 
-def read(
-    shared: Shared,
+class Measured(NamedTuple):
+    """What the rows say; ``message`` is for the user, the first time it is measured."""
+
+    pooling: Pooling | None = None
+    message: str | None = None
+
+
+def measured_pooling(
+    prompt: DeepPrompt,
+    cache: RunCache,
     config: TrainConfig,
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase | None,
     task: Task,
     rows: Sequence[Example],
-    say: Callable[[str], None],
-) -> TrainConfig:
-    """``config`` with the pooling of its prompt decided, where it is open and the backbone has a choice.
+) -> Measured:
+    """The pooling of ``prompt`` as the training rows say, if it is open and the backbone has a choice.
 
     Args:
         rows: The training rows.
-        say: Told what was found, in a sentence.
     """
-    prompt = config.prompt
-    if prompt.depth == "input" or prompt.pooling is not None or len(rows) < FEWEST:
-        return config
+    if prompt.pooling is not None or len(rows) < FEWEST:
+        return Measured()
     if settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling != "similarity":
-        return config
+        return Measured()
     # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
-    key = (id(backbone), config.data, config.fit.seed, replace(prompt, first_layer=0))
-    if key not in shared.readings:
-        some = _some(rows, task)
+    prompt = replace(prompt, first_layer=0)
+    key = (id(backbone), config.data, config.fit.seed, prompt)
+    if key in cache.readings:
+        return Measured(pooling=cache.readings[key])
+    some = _some(rows, task)
 
-        def share(pooling: Pooling) -> float | None:
-            assert isinstance(prompt, DeepPrompt)
-            # No offset takes places off the text; what is too long is the run's to refuse.
-            trial = replace(
-                prompt, first_layer=0, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0
-            )
-            with Draws(backbone.device).drawing():
-                set_seed(config.fit.seed)
-                model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
-            return explained(model, shared.split(model, some, "truncate"))
+    def share(pooling: Pooling) -> float | None:
+        # No offset takes places off the text; what is too long is the run's to refuse.
+        trial = replace(prompt, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0)
+        with Draws(backbone.device).drawing():
+            set_seed(config.fit.seed)
+            model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
+        return explained(model, cache.split(model, some, "truncate"))
 
-        apart, together = share("similarity"), share("layers")
-        if apart is None or together is None:
-            shared.readings[key] = None
-            say(
-                "pairs: too few rows of one class to measure how they are read: prompt.pooling similarity "
-                "(layers reads both texts together)"
-            )
-            return config
-        found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
-        broadcast_object_list(found)  # the first process's: all have to build the same model
-        shared.readings[key] = found[0]
-        say(
-            f"pairs: before training, the two texts' similarity explains {apart:.1%} of the labels, and both "
-            f"read together {together:.1%}: prompt.pooling {found[0]}"
+    apart, together = share("similarity"), share("layers")
+    if apart is None or together is None:
+        cache.readings[key] = None
+        return Measured(
+            message="pairs: too few rows of one class to measure how they are read: prompt.pooling "
+            "similarity (layers reads both texts together)"
         )
-    return config.model_copy(update={"prompt": replace(prompt, pooling=shared.readings[key])})
+    found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
+    broadcast_object_list(found)  # the first process's: all have to build the same model
+    cache.readings[key] = found[0]
+    return Measured(
+        pooling=found[0],
+        message=f"pairs: before training, the two texts' similarity explains {apart:.1%} of the labels, and "
+        f"both read together {together:.1%}: prompt.pooling {found[0]}",
+    )
 
 
 def _some(rows: Sequence[Example], task: Task) -> list[Example]:

@@ -26,7 +26,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.threads import ACCELERATE
 from ptuning.training.config import DataConfig, TrainConfig
-from ptuning.training.prepare import Examples, Gathered, Split, read_all, tokenised
+from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, read_all, tokenised
 
 
 class _Tokens(NamedTuple):
@@ -37,7 +37,7 @@ class _Tokens(NamedTuple):
     target: NDArray[np.float64]
 
 
-class Shared:
+class RunCache:
     """What runs share. It holds on to everything that it was asked for, so it should not outlive them."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Shared:
         self._told: set[DataConfig] = set()
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
-        self.readings: dict[Hashable, Pooling | None] = {}  # :mod:`ptuning.training.reading`'s
+        self.readings: dict[Hashable, Pooling | None] = {}  # :mod:`ptuning.training.pair_pooling`'s
 
     def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
         """:func:`~ptuning.training.prepare.read`, with every file read once."""
@@ -92,6 +92,14 @@ class Shared:
         return Split(
             rows=[each.row for each in found],
             targets=np.asarray([each.target for each in found], dtype=np.float64),
+        )
+
+    def data(self, model: PTuningModel, examples: Examples, too_long: TooLong) -> TrainingData:
+        """Every split of ``examples``, as :meth:`split` gives it."""
+        return TrainingData(
+            train=self.split(model, examples.train, too_long),
+            validation=self.split(model, examples.validation, too_long),
+            test=self.split(model, examples.test, too_long) if examples.test else None,
         )
 
     def stems(

@@ -6,21 +6,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from ptuning.kinds import metric_named
-from ptuning.training.diagnosis import Diagnosis, diagnose
+
+Kind = Literal["not learned", "diverged", "overfitting", "saturated"]
+
+IN_ORDER = "ry, in this order: "
+"""What precedes a diagnosis's list of things to try, the most promising first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What was seen in a run, and what to try.
+
+    Attributes:
+        kind: ``not learned``: no better than a constant answer. ``diverged``: the training loss rose and
+            stayed up. ``overfitting``: the validation metric got worse while the training loss fell.
+            ``saturated``: most of the run changed nothing.
+        paragraph: In words and figures, in one line, with the options to try.
+    """
+
+    kind: Kind
+    paragraph: str
+
+    @property
+    def serious(self) -> bool:
+        """Whether something failed; otherwise it is a note on a run that may well be used."""
+        return self.kind in ("not learned", "diverged")
+
+    @property
+    def first(self) -> str | None:
+        """What to try first, if there is an order: options, or what else has to be done."""
+        _, found, tries = self.paragraph.partition(IN_ORDER)
+        return tries.split("; ")[0].removesuffix(".") if found else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One look at the validation rows.
+    """One evaluation on the validation rows.
 
     Attributes:
         epoch: How far the run was, in epochs.
         step: Optimizer steps done.
-        train_loss: Mean loss of the training rows since the last look; at step 0, of those that the head was
-            fitted to.
+        train_loss: Mean loss of the training rows since the last evaluation; at step 0, of the rows that the
+            head was fitted to.
         metrics: Of the validation rows, ``loss`` included.
     """
 
@@ -42,12 +72,15 @@ class TrainResult:
         metrics: By split (``validation``, and ``test`` if there is one), of what was kept.
         baseline: By split, what a constant answer scores.
         baseline_rule: That answer, in words.
-        trained: How many numbers were trained.
-        total: How many the model has.
+        trained: How many parameters were trained.
+        total: How many parameters the model has.
         seconds: Wall time of the run; a resumed run's parts are added.
-        examples_per_second: Training rows a second, evaluation aside.
-        stopped_early: Whether patience ran out.
+        examples_per_second: Training rows per second, without the time for evaluation.
+        stopped_early: Whether patience ran out, or a callback stopped the run.
         adapter: Where the adapter was saved, if it was.
+        setting: What the run worked with: rows per split, learning rates, the recipe's choices.
+        diagnosis: What went wrong or could go better, and what to try; ``None`` for a run that went well.
+        greater_is_better: Whether a larger ``metric`` is better.
     """
 
     metric: str
@@ -64,6 +97,12 @@ class TrainResult:
     adapter: Path | None = None
     setting: Mapping[str, Any] = field(default_factory=dict)
     averaged: tuple[Evaluation, ...] = ()
+    diagnosis: Diagnosis | None = None
+    greater_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.greater_is_better is None:  # results of older versions have none
+            object.__setattr__(self, "greater_is_better", not metric_named(self.metric).lower_is_better)
 
     @property
     def kept(self) -> str:
@@ -81,44 +120,35 @@ class TrainResult:
     @property
     def beats_baseline(self) -> bool:
         """Whether what was kept is better than the constant answer, on the validation rows."""
-        lower = metric_named(self.metric).lower_is_better
         mine = self.metrics["validation"].get(self.metric)
         floor = self.baseline["validation"].get(self.metric)
         if mine is None or floor is None:
             return mine is not None
-        return mine < floor if lower else mine > floor
-
-    @property
-    def diagnosis(self) -> Diagnosis | None:
-        """What went wrong or could go better, and what to try; ``None`` for a run that went well."""
-        return diagnose(self)
+        return mine > floor if self.greater_is_better else mine < floor
 
     @property
     def learned(self) -> bool:
         """Whether the diagnosis does not say ``NOT LEARNED``: what a model card goes by."""
-        found = self.diagnosis
-        return found is None or found.kind != "not learned"
+        return self.diagnosis is None or self.diagnosis.kind != "not learned"
 
     @property
     def advice(self) -> str | None:
-        """The diagnosis in one paragraph, if there is one. It begins with ``NOTE`` if nothing failed."""
-        found = self.diagnosis
-        return None if found is None else found.paragraph
+        """The diagnosis in one paragraph, if there is one. It starts with ``NOTE`` if nothing failed."""
+        return None if self.diagnosis is None else self.diagnosis.paragraph
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        diagnosis = self.diagnosis
         return {
             **asdict(self),
             "adapter": None if self.adapter is None else str(self.adapter),
             "beats_baseline": self.beats_baseline,
-            "diagnosis": None if diagnosis is None else asdict(diagnosis),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainResult:
         """The inverse of :meth:`to_dict`, by way of JSON."""
-        own = {name: value for name, value in values.items() if name not in ("beats_baseline", "diagnosis")}
+        own = {name: value for name, value in values.items() if name != "beats_baseline"}
+        diagnosis = values.get("diagnosis")
         return cls(
             **{
                 **own,
@@ -126,6 +156,7 @@ class TrainResult:
                 "history": tuple(Evaluation(**each) for each in values["history"]),
                 "averaged": tuple(Evaluation(**each) for each in values.get("averaged", ())),
                 "adapter": None if values["adapter"] is None else Path(values["adapter"]),
+                "diagnosis": None if diagnosis is None else Diagnosis(**diagnosis),
             }
         )
 
@@ -135,7 +166,7 @@ class OneRun:
     """One run of several.
 
     Attributes:
-        name: Such as ``seed-1_prompt_rate-0.03``; the run is in ``OUTPUT.run/NAME`` and ``NAME.run``.
+        name: Such as ``seed-1_learning_rate-0.03``; the run is in ``OUTPUT.run/NAME`` and ``NAME.run``.
         values: What is its own, by option of ``fit``.
         result: What it found; ``None`` if it diverged.
         diverged: How it ended, if its loss or logits ceased to be finite.

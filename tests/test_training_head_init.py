@@ -19,11 +19,11 @@ from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, TrainResult, adap
 from ptuning.adapters.peft_format import why_not_peft
 from ptuning.data.tokens import TokenRow, segments_of
 from ptuning.errors import TrainingDiverged
-from ptuning.training import start
-from ptuning.training.console import Silent
+from ptuning.training import head_init
+from ptuning.training.callbacks import Callback
+from ptuning.training.head_init import begins_fitted, fit_head, logistic, ridge
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import Split
-from ptuning.training.start import begins_fitted, fit_head, logistic, ridge
 from test_training import StopAfter
 
 P = 4
@@ -73,7 +73,7 @@ def test_ridge_solves_the_normal_equations_at_the_strength_that_leaves_one_out_b
     centred, wanted = x - x.mean(0), y - y.mean()
     trace = (centred**2).sum() / 8
     errors, solutions = [], []
-    for strength in start.STRENGTHS * trace:
+    for strength in head_init.STRENGTHS * trace:
         gram = np.linalg.inv(centred.T @ centred + strength * np.eye(8))
         hat = centred @ gram @ centred.T
         errors.append(((wanted - hat @ wanted) ** 2).sum() / (60 - 1 - np.trace(hat)) ** 2)
@@ -115,13 +115,13 @@ def test_logistic_is_the_least_penalised_loss_at_the_strength_that_predicts_best
     y = noisy.argmax(1)
     weight, bias = logistic(x, y, count)
     z = torch.from_numpy((x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(1).mean()))
-    fits = [descend(z, y, count, strength) for strength in start.LOOSENESS]
+    fits = [descend(z, y, count, strength) for strength in head_init.LOOSENESS]
     mine = torch.from_numpy(x @ weight.T + bias).softmax(1)
     off = [float((mine - torch.softmax(z @ w.T + b, 1)).abs().max()) for w, b in fits]
     assert min(off) < 2e-3  # it is one of them
     losses = []
     folds = StratifiedKFold(4)
-    for strength in start.LOOSENESS:
+    for strength in head_init.LOOSENESS:
         held = []
         for rest, out in folds.split(z, y):
             w, b = descend(z[rest], y[rest], count, strength)
@@ -269,7 +269,7 @@ def test_a_head_is_fitted_to_no_more_rows_than_it_needs(
     """To some of them, always the same, whichever way the global generators stand."""
     model, rows = make(), scored(60)
     tokens, targets = _tokens(model, rows)
-    monkeypatch.setattr(start, "MOST_ROWS", 20)
+    monkeypatch.setattr(head_init, "MOST_ROWS", 20)
     found = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -277,7 +277,7 @@ def test_a_head_is_fitted_to_no_more_rows_than_it_needs(
         fit_head(model, Split(rows=tokens, targets=targets))
         found.append(model.head.named()["classifier.weight"].clone())
     assert torch.equal(*found)
-    monkeypatch.setattr(start, "MOST_ROWS", 60)
+    monkeypatch.setattr(head_init, "MOST_ROWS", 60)
     fit_head(model, Split(rows=tokens, targets=targets))
     assert not torch.equal(found[0], model.head.named()["classifier.weight"])
 
@@ -308,14 +308,14 @@ def test_peft_is_refused_for_the_pooling_before_the_scaling(
 def run(model: PTuningModel, output: Path | None = None, **options: Any) -> TrainResult:
     options = {"epochs": 2, "prompt_rate": 1e-3, "head_rate": 1e-3, **options}
     data = {"train": scored(64), "validation": scored(48, seed=1)}
-    return fit(model, data, FitConfig(**options), output=output, reporter=Silent())
+    return fit(model, data, FitConfig(**options), output=output)
 
 
 def test_a_run_of_similarities_begins_where_the_features_leave_off(
     make: Callable[..., PTuningModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = run(make())
-    monkeypatch.setattr("ptuning.training.loop.begins_fitted", lambda model: False)
+    monkeypatch.setattr("ptuning.training.trainer.begins_fitted", lambda model: False)
     random_head = run(make())
     begun, *after = fitted.history
     assert (begun.step, begun.epoch) == (0, 0)
@@ -333,13 +333,14 @@ def test_a_run_that_only_spoils_the_fitted_head_keeps_it(
     assert result.metrics["validation"] == pytest.approx(result.history[0].metrics, rel=1e-4)
 
 
-class StopWhileFitting(Silent):
+class StopWhileFitting(Callback):
     """Presses Ctrl-C when so many of the rows have been seen."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
-    def fitting(self, done: int, total: int) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        assert what == "head"
         self.seen.append((done, total))
         if done == total:
             os.kill(os.getpid(), signal.SIGINT)
@@ -352,9 +353,9 @@ def test_ctrl_c_while_the_head_is_fitted_is_heeded_at_once_and_gone_on_from(
     stopper, data = StopWhileFitting(), {"train": scored(64), "validation": scored(48, seed=1)}
     config = FitConfig(epochs=2, prompt_rate=1e-3, head_rate=1e-3)
     with pytest.raises(Interrupted, match="interrupted at step 0 of 8 and saved"):
-        fit(make(), data, config, output=tmp_path / "broken", reporter=stopper)
+        fit(make(), data, config, output=tmp_path / "broken", callbacks=[stopper])
     assert stopper.seen[-1] == (64, 64)
-    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True, reporter=Silent())
+    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True)
     assert resumed.history == straight.history
 
 
@@ -363,7 +364,7 @@ def test_a_resumed_run_does_not_fit_its_head_again(make: Callable[..., PTuningMo
     data = {"train": scored(64), "validation": scored(48, seed=1)}
     config = FitConfig(epochs=2, prompt_rate=1e-3, head_rate=1e-3)
     with pytest.raises(Interrupted):
-        fit(make(), data, config, output=tmp_path / "broken", reporter=StopAfter(3))
-    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True, reporter=Silent())
+        fit(make(), data, config, output=tmp_path / "broken", callbacks=[StopAfter(3)])
+    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True)
     assert resumed.history == straight.history
     assert resumed.metrics == straight.metrics
