@@ -373,13 +373,18 @@ def test_it_answers_in_eval_mode_without_gradients_and_leaves_the_mode(tiny_fold
     model.backbone.dropout = True
     made, expected = pipeline(model), pipeline(model)(TEXTS)
     seen: list[tuple[bool, bool]] = []
-    hook = model.register_forward_hook(
-        lambda each, *_: seen.append((each.training, torch.is_inference_mode_enabled()))
-    )
+    modes: list[bool] = []
+
+    def look(each: Any, *_: Any) -> None:
+        seen.append((each.training, torch.is_inference_mode_enabled()))
+        modes.append(model.training)  # what another thread sees meanwhile
+
+    hook = model.register_forward_hook(look)
     model.train()
     assert made(TEXTS) == expected
     assert model.training
     assert seen == [(False, True)] * len(TEXTS)
+    assert all(modes)
     hook.remove()
 
 

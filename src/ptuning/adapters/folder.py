@@ -1,4 +1,4 @@
-"""The adapter folder: written in one step, and read only if every byte is as it was written.
+"""The adapter folder: written in one step, and read only if every byte is unchanged.
 
 | file | what |
 |---|---|
@@ -6,8 +6,8 @@
 | ``ptuning.json`` | the task, every choice, facts of the backbone, metrics, sha256 of every other file |
 | ``README.md`` | the model card (``card.py``) |
 
-Others may add files in sub-folders while it is written (a checkpoint's ``resume/``). Nothing is ever
-pickled. ``atomic.py`` does the replacing, ``hub.py`` finds folders on the Hub.
+Callers may add files in subfolders while it is written (a checkpoint's ``resume/``). Nothing is ever
+pickled. ``atomic.py`` replaces folders, ``hub.py`` downloads them.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ def save(
     extra_files: Callable[[Path], None] | None = None,
     apart: Collection[str] = (),
 ) -> Path:
-    """Write an adapter folder in one step, in place of the adapter that stands there, if one does.
+    """Write an adapter folder in one step, replacing an adapter that is there.
 
     Args:
         adapter: What to write.
-        folder: Where to; its parents are made if need be. A symbolic link is followed.
-        extra_files: Writes more files into the new folder before it is put in place (sub-folders are fine);
-            they are listed and digested with the rest, but for ``apart``.
-        apart: Names of sub-folders that are no part of this adapter, and may stand there, because
+        folder: The destination; missing parents are created. A symbolic link is followed.
+        extra_files: Writes more files into the new folder before it replaces the old one, subfolders
+            included; they are listed and digested with the rest, except those in ``apart``.
+        apart: Names of subfolders that are not part of this adapter, and may exist, because
             ``extra_files`` writes them again.
 
     Returns:
         The folder's absolute path.
 
     Raises:
-        AdapterError: numbers that are not finite, values that JSON cannot hold, or a destination that
+        AdapterError: values that are not finite or not JSON, or a destination that
             :func:`check_destination` refuses.
-        OutputError: disk full, no permission. What stood there before is untouched.
+        OutputError: disk full, no permission. What was there before is unchanged.
     """
     target = check_destination(folder, apart)
     check_finite(
@@ -104,18 +104,18 @@ def save(
 
 
 def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = ()) -> Path:
-    """Refuse a destination where :func:`save` would delete what is not an adapter's. Worth asking early.
+    """Refuse a destination where :func:`save` would delete other files. Worth calling early.
 
     Args:
         folder: The destination.
-        apart: Names of sub-folders that are written again, and so not lost.
+        apart: Names of subfolders that are written again, so nothing is lost.
 
     Returns:
         The absolute path, symbolic links resolved.
 
     Raises:
-        AdapterError: a file, a folder of something else, the working directory, or an adapter with files
-            beside its own or a model card that was edited.
+        AdapterError: a file, a folder of something else, the working directory, or an adapter with further
+            files or an edited model card.
     """
     target = Path(os.path.realpath(local_path(folder, "output", error=AdapterError)))
     recover(target, is_whole)
@@ -155,7 +155,7 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
 
 
 def _content(adapter: Adapter) -> dict[str, Any]:
-    """``ptuning.json`` but for the digests."""
+    """``ptuning.json`` without the digests."""
     return {
         "format_version": FORMAT_VERSION,
         "task": _plain(adapter.task.to_dict(), "task"),
@@ -170,9 +170,9 @@ def _content(adapter: Adapter) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
-    """``value`` as JSON holds it. ``undefined``: a number that is not finite becomes null, not an error.
+    """``value`` as JSON. ``undefined``: a number that is not finite becomes null, not an error.
 
-    A correlation of constant predictions has no value; that must not cost the adapter.
+    A correlation of constant predictions is undefined; the adapter is saved nevertheless.
     """
     if hasattr(value, "item"):  # a number of numpy or torch
         value = value.item()
@@ -194,8 +194,8 @@ def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
 
 
 def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
-    """Every file below ``folder``, by its relative name with ``/``, but for what is below ``apart``; links to
-    folders are not entered.
+    """Every file below ``folder``, by its relative name with ``/``, except those in ``apart``. Links to
+    folders are not followed.
     """
     found = (
         Path(parent, name).relative_to(folder)
@@ -211,12 +211,12 @@ def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
 def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapter:
     """Read an adapter folder, ours or one that PEFT wrote; see ``hub.locate`` for one on the Hub.
 
-    The files that it is made of are checked against their digests. The model card, which people edit, and
-    what ``extra_files`` added are not read, so they are not checked here: :func:`verify` does that.
+    Its files are checked against their digests. The model card, which people edit, and files of
+    ``extra_files`` are not read, so they are not checked here: :func:`verify` does that.
 
     Args:
         folder: The folder.
-        allow_pickle: Read the ``adapter_model.bin`` of an old version of PEFT, where there is nothing else.
+        allow_pickle: Read an old PEFT version's ``adapter_model.bin`` if there is nothing else.
 
     Raises:
         AdapterError: no adapter, one of a newer format, or one that was altered or cut short.
@@ -230,7 +230,7 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
             return _load(path)
         except AdapterError:
             if _stamp(path) == stamp:
-                raise  # otherwise it was replaced between one file and the next, as a run's checkpoint is
+                raise  # otherwise it was replaced meanwhile, as a run's checkpoint is
 
 
 def _stamp(path: Path) -> bytes | None:
@@ -336,7 +336,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _check_folder(path: Path) -> None:
-    """One clear sentence for each way in which there is no adapter at ``path``."""
+    """Say clearly why there is no adapter at ``path``."""
     if not path.exists():
         recover(Path(os.path.realpath(path)), is_whole)
     if not path.exists():

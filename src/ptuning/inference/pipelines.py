@@ -223,12 +223,7 @@ class PTuningPipeline(TextClassificationPipeline):
         inputs = dict(model_inputs)
         if "segment_ids" in inputs:
             inputs["segment_ids"] = inputs["segment_ids"] - 1
-        mode = self.model.training
-        self.model.eval()
-        try:
-            outputs = super()._forward(inputs)  # type: ignore[no-untyped-call]
-        finally:
-            self.model.train(mode)
+        outputs = self.model.for_inference()(**inputs)  # no other thread sees the mode change
         check_finite(outputs["logits"], lambda at: f"row {at + 1} of the batch")
         return outputs
 

@@ -1,7 +1,7 @@
 """PEFT's model: one backbone, named adapters, one of them active; each is a :class:`PTuningModel`.
 
-The adapters share the backbone and do not touch it or each other, so switching, adding and deleting move no
-weight. ``state_dict`` holds the adapters alone, their prompt encoders included.
+The adapters share the backbone and change neither it nor each other, so switching, adding and deleting are
+free. ``parameters()`` and ``state_dict()`` have the adapters alone, prompt encoders included.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ptuning.peft.loading_arguments import LoadingArguments
 from ptuning.peft.tasks import set_trainable, untrained_task
 
 BASE = "__base__"
-"""The adapter name that means none: the backbone with its own head."""
+"""The adapter name for no adapter: the backbone with its own head."""
 
 DEFAULT = "default"
 
@@ -39,14 +39,14 @@ class PeftModel(nn.Module):
     """A frozen backbone with named prompts.
 
     Args:
-        model: An ``AutoModelForSequenceClassification``; it is adopted: frozen in place, its attention sent
-            through ptuning's.
-        peft_config: What kind of prompt.
+        model: An ``AutoModelForSequenceClassification``; it is adopted: frozen in place, with ptuning's
+            attention function.
+        peft_config: The kind of prompt.
         adapter_name: The first adapter's name.
 
     Raises:
         ConfigError: choices that contradict each other or the backbone.
-        UnsupportedBackbone: the architecture cannot hold such a prompt.
+        UnsupportedBackbone: the architecture cannot have such a prompt.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class PeftModel(nn.Module):
             model: The backbone, which is adopted.
             model_id: The adapter's folder or Hub id.
             adapter_name: What to call it.
-            is_trainable: Let training go on. What made the prompt is not in an adapter, so the prompt goes on
-                as a plain one, from exactly where it is.
+            is_trainable: Continue training. An adapter has no prompt encoder, so the prompt continues as a
+                plain table with exactly these values.
             revision: The adapter's branch, tag or commit on the Hub.
-            subfolder: The folder within ``model_id`` where the adapter is, as :meth:`save_pretrained` writes
-                any but ``default``; on this machine only.
+            subfolder: The folder within ``model_id`` that has the adapter, as :meth:`save_pretrained` writes
+                all except ``default``; only for local folders.
             token: The Hub's access token.
             allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
             others: Those of :data:`HARMLESS`, and facts that agree with the adapter and the backbone
@@ -131,7 +131,7 @@ class PeftModel(nn.Module):
     # ---------------------------------------------------------------------------------- adapters
 
     def add_adapter(self, adapter_name: str, peft_config: PromptLearningConfig) -> None:
-        """An untrained adapter beside the others; :meth:`set_adapter` makes it the active one."""
+        """Add an untrained adapter; :meth:`set_adapter` makes it the active one."""
         self._check_new(adapter_name)
         if not isinstance(peft_config, PromptLearningConfig):
             raise ConfigError(
@@ -155,7 +155,7 @@ class PeftModel(nn.Module):
         allow_pickle: bool = False,
         **others: Any,
     ) -> None:
-        """A trained adapter beside the others; :meth:`set_adapter` makes it the active one.
+        """Add a trained adapter; :meth:`set_adapter` makes it the active one.
 
         Args and errors are those of :meth:`from_pretrained`.
         """
@@ -171,7 +171,7 @@ class PeftModel(nn.Module):
         self.add_task(adapter_name, task, is_trainable)
 
     def add_task(self, adapter_name: str, task: PTuningModel, is_trainable: bool) -> None:
-        """A loaded task, as one of the adapters."""
+        """Add a trained task as an adapter."""
         adapter = task.to_adapter()
         if (
             (scales := adapter.extra.get("rate_scales"))
@@ -197,7 +197,7 @@ class PeftModel(nn.Module):
             set_trainable(cast(PTuningModel, task), name == adapter_name and not inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter. If it was the active one, the first that is left becomes active."""
+        """Delete an adapter. If it was the active one, the first of the others becomes active."""
         self.task_named(adapter_name)
         if len(self.adapters) == 1:
             raise ConfigError(
@@ -223,7 +223,7 @@ class PeftModel(nn.Module):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Inside the ``with`` block this is the plain backbone, with its original head."""
+        """In the ``with`` block this model is the plain backbone with its own head, in this thread alone."""
         with ExitStack() as stack:
             for task in self.adapters.values():  # whichever is the active one inside
                 stack.enter_context(cast(PTuningModel, task).disabled())
@@ -235,6 +235,7 @@ class PeftModel(nn.Module):
         return self.task_named(self.active_adapter)
 
     def task_named(self, adapter_name: str) -> PTuningModel:
+        """An adapter, as ptuning's own model."""
         if adapter_name not in self.adapters:
             known = ", ".join(map(repr, self.adapters)) or "none"
             raise ConfigError(f"there is no adapter {adapter_name!r}; this model has {known}")
@@ -277,7 +278,7 @@ class PeftModel(nn.Module):
             token_type_ids: ``[B, T]``.
             labels: As :meth:`PTuningModel.forward` takes them.
             segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special.
-            adapter_names: One name a row; ``"__base__"`` for the plain backbone.
+            adapter_names: One name per row; ``"__base__"`` for the plain backbone.
             return_dict: ``False`` for a tuple.
 
         Returns:
@@ -340,7 +341,7 @@ class PeftModel(nn.Module):
         return self.active.num_parameters(only_trainable, exclude_embeddings)
 
     def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        """As :meth:`PTuningModel.activation_checkpointing_enable`; it holds for every adapter here."""
+        """As :meth:`PTuningModel.activation_checkpointing_enable`, for every adapter."""
         self._checkpoint_activations(True)
 
     def activation_checkpointing_disable(self) -> None:
@@ -359,11 +360,11 @@ class PeftModel(nn.Module):
     gradient_checkpointing_disable = activation_checkpointing_disable
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """How many numbers training changes, and how many there are, each counted once."""
+        """The number of trainable parameters, and of all, each counted once."""
         return self.num_parameters(only_trainable=True), self.num_parameters()
 
     def print_trainable_parameters(self) -> None:
-        """Print the line that everyone knows."""
+        """Print PEFT's line: trainable parameters, all parameters, percentage."""
         self.active.print_trainable_parameters()
 
     # -------------------------------------------------------------------------------------- save
@@ -376,19 +377,19 @@ class PeftModel(nn.Module):
         is_main_process: bool = True,
         **others: Any,
     ) -> None:
-        """Write the adapters: ``default`` into the folder itself, any other into a folder of its name below.
+        """Write the adapters: ``default`` into the folder itself, the others into subfolders of their names.
 
-        Adapters of other names that stand there are kept as they are.
+        Adapters of other names in the folder are kept.
 
         Args:
-            save_directory: Where; an adapter that stands there is replaced, anything else is refused.
+            save_directory: The destination. An adapter there is replaced, anything else is refused.
             safe_serialization: ``True``; there are no pickles here.
             selected_adapters: Which; all if left out.
             is_main_process: ``False`` writes nothing.
             others: Those of :data:`HARMLESS`.
 
         Raises:
-            OutputError: it could not be written; what stood there is untouched.
+            OutputError: it could not be written; what was there before is unchanged.
         """
         check_others("save_pretrained", others)
         if not safe_serialization:
@@ -425,7 +426,7 @@ PeftModelForSequenceClassification = PeftModel
 
 
 def _inner(folder: Path) -> set[str]:
-    """The adapters that stand in a folder's own folders, by their names."""
+    """The names of the subfolders that are adapters."""
     if not folder.is_dir():
         return set()
     return {child.name for child in folder.iterdir() if child.is_dir() and adapters.is_adapter(child)}

@@ -60,7 +60,7 @@ def get_peft_model(
         model: An ``AutoModelForSequenceClassification``, which is adopted: frozen in place.
         peft_config: One of this package's configurations.
         adapter_name: What to call the adapter.
-        revision: The backbone's branch, tag or commit, to be remembered.
+        revision: The backbone's branch, tag or commit, for the record.
         others: Those of :data:`HARMLESS`.
     """
     check_others("get_peft_model", others)

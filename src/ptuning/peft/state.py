@@ -21,7 +21,7 @@ _PARTS = "parametrizations."
 
 
 class IncompatibleKeys(NamedTuple):
-    """What :func:`set_peft_model_state_dict` returns, as torch does: two empty lists, or it had raised."""
+    """What :func:`set_peft_model_state_dict` returns, as torch does: two empty lists."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -35,8 +35,8 @@ def get_peft_model_state_dict(
 
     Args:
         model: The model.
-        state_dict: Not taken: the model's own are meant.
-        adapter_name: Which adapter.
+        state_dict: Not supported: it is always the model's own.
+        adapter_name: The adapter.
     """
     if state_dict is not None:
         raise ConfigError(
@@ -55,11 +55,11 @@ def set_peft_model_state_dict(
 ) -> IncompatibleKeys:
     """The inverse of :func:`get_peft_model_state_dict`.
 
-    What PEFT's function of that name returns is taken too: its ``prompt_embeddings`` are the prompt as its
-    encoder made it, so they take the place of the encoder, and give the same logits.
+    It also takes what PEFT's function of that name returns. Its ``prompt_embeddings`` are the output of the
+    encoder, so they replace the encoder and give the same logits.
 
     Raises:
-        AdapterError: keys that are missing or too many, or of another shape; nothing is changed then.
+        AdapterError: missing or unexpected keys, or another shape; nothing is changed then.
     """
     task = _task_of(model, adapter_name)
     given = {name: value for name, value in peft_model_state_dict.items() if name != KEY}
@@ -113,7 +113,7 @@ def _task_of(model: PeftModel | PTuningModel, adapter_name: str) -> PTuningModel
 
 
 def _unpacked(task: PTuningModel, made: Tensor) -> Tensor:
-    """What PEFT calls ``prompt_embeddings``, in our shape."""
+    """PEFT's ``prompt_embeddings`` in the shape that the encoder returns."""
     with torch.no_grad():
         now = task.prompt_encoder()
     tokens, numbers = now.shape[-2], now.numel()
