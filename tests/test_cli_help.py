@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def test_a_commands_help_shows_every_option(
     for action in parser_of(command)._actions:
         for option in action.option_strings:
             # An earlier name is taken and not shown.
-            assert (option in found.out) is (action.help != argparse.SUPPRESS)
+            assert (option in found.out) is (action.help != SUPPRESS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,7 +56,8 @@ def test_every_option_is_documented(command: str) -> None:
     for action in parser_of(command)._actions:
         name = action.option_strings or action.dest
         assert action.help, f"{command} {name} has no help"
-        assert action.help != SUPPRESS
+        if action.help == SUPPRESS:  # an earlier name
+            continue
         assert len(action.help.split(" (default")[0]) > 5, f"{command} {name}: {action.help!r} says nothing"
 
 

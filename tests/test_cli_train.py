@@ -108,7 +108,7 @@ def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows
     code, out, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
     assert code == 0
     assert "NOT LEARNED" in err
-    assert "--fit.prompt_rate" in err
+    assert "--fit.learning_rate=" in err
     said, then = out.splitlines()
     assert said == "saved out, but do not use it: it has not learned"
     assert then.startswith("next: the same command with --fit.")
@@ -147,7 +147,7 @@ def test_options_win_over_the_file(home: Path, capsys: pytest.CaptureFixture[str
         found = yaml.safe_load(capsys.readouterr().out)
         assert found["data"]["train"] == "test.jsonl"
         assert found["output"] == "mine"
-        assert (found["fit"]["epochs"], found["fit"]["seed"]) == (7, 3)
+        assert (found["fit"]["num_train_epochs"], found["fit"]["seed"]) == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -278,16 +278,16 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--zzz"], "unknown option zzz; see: ptuning train --help"),
         (["more.jsonl"], "unknown option more.jsonl"),
         (["--fit.epochs"], "--fit.epochs: expected one argument"),
-        (["--fit.epochs", "many"], "fit.epochs: got 'many', expected integer"),
-        (["--fit.epochs", "0"], "fit.epochs: got 0, expected greater than or equal to 1"),
-        (["--fit.epochs", "1.5"], "fit.epochs: got 1.5, expected integer"),
+        (["--fit.epochs", "many"], "fit.num_train_epochs: got 'many', expected integer"),
+        (["--fit.epochs", "0"], "fit.num_train_epochs: got 0, expected greater than or equal to 1"),
+        (["--fit.epochs", "1.5"], "fit.num_train_epochs: got 1.5, expected integer"),
         (["--fit.evaluate_every", "often"], "fit.evaluate_every: got 'often', expected integer or 'epoch'"),
         (["--fit.class_weights", "even"], "fit.class_weights: got 'even', expected 'balanced' or list"),
         (["--fit.class_weights", "[1, x]"], "fit.class_weights.1: got 'x', expected number"),
         (["--fit.class_weights", "[1, .inf]"], "fit.class_weights.1: got inf, expected a finite number"),
-        (["--fit.prompt_rate", "inf"], "fit.prompt_rate: got 'inf', expected a finite number"),
-        (["--fit.clip", ".nan"], "fit.clip: got"),
-        (["--fit.clip", "-1"], "fit.clip: got -1, expected greater than 0"),
+        (["--fit.prompt_rate", "inf"], "fit.learning_rate: got 'inf', expected a finite number"),
+        (["--fit.clip", ".nan"], "fit.max_grad_norm: got"),
+        (["--fit.clip", "-1"], "fit.max_grad_norm: got -1, expected greater than 0"),
         (["--precision", "fp8"], "precision: got 'fp8', expected 'auto', 'fp32' or 'bf16'"),
         (["--prompt.depth", "medium"], "prompt.depth: got 'medium', expected one of input, deep"),
         (["--prompt.depth", "deep", "--prompt.placement", "front"], "placement: .* does not go with deep"),
@@ -304,7 +304,7 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
             ["--data.validation", "train.jsonl", "--data.validation_fraction", "0.2"],
             "data.validation_fraction: nothing is split off where there is data.validation",
         ),
-        (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_rate: prompt.train_head is fal"),
+        (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_learning_rate: the head"),
         (["--backbone", "demo", "--revision", "main"], "revision: got 'main', but 'demo' has one version"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
