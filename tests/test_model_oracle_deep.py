@@ -358,6 +358,19 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
             model(ids, mask)
 
 
+def test_both_texts_of_a_pair_have_the_prompt_of_their_row() -> None:
+    """A prompt per row and similarity: as each row by itself with its own prompt."""
+    model = deep("bert", pooling="similarity")
+    ids, _ = ragged([7, 7, 7])
+    places = torch.tensor([[-1, 0, 0, -1, 1, 1, -1]]).expand_as(ids)
+    prompts = torch.randn(3, *model.prompt_encoder.weight.shape)
+    with torch.no_grad():
+        together = model(ids, segment_ids=places, prompt=prompts).logits
+        for row in range(3):
+            one = slice(row, row + 1)
+            assert_close(together[one], model(ids[one], segment_ids=places[one], prompt=prompts[row]).logits)
+
+
 def test_a_text_that_the_tokenizer_drops_is_its_special_tokens_alone() -> None:
     """One such row does not end a run of many, and changes no other row."""
     model = deep("bert", pooling="similarity")
