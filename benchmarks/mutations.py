@@ -2,11 +2,11 @@
 
     python benchmarks/mutations.py [--only stem] [--left] [--workers 2] [--results FILE]
 
-``faults.toml`` has the faults: each is a piece of source text that occurs once in its file, and what replaces it.
-For each of them a copy of the project is changed, and the tests that the table names for it run until the
-first failure; that test found the fault. At the end the tests that found something run on the source unchanged,
-and have to pass. Each run adds to the result, ``benchmarks/results/mutations.json``. Whether every text still
-occurs once, and every fault was found, is checked by ``tests/test_benchmarks_mutations.py``.
+``faults.toml`` has the faults: each is a piece of source text that occurs once in its file, and its
+replacement. For each of them a copy of the project is changed, and the tests that the table names for it run
+until the first failure; that test found the fault. At the end the tests that found something run on the
+source unchanged, and have to pass. Each run adds to ``benchmarks/results/mutations.json``. Whether every text
+still occurs once, and every fault was found, is checked by ``tests/test_benchmarks_mutations.py``.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from torch import Tensor
 from ptuning.adapters import MIX
 from ptuning.errors import ConfigError, DataError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
+from ptuning.model.attention import attention
 from ptuning.model.config import Engine
 from ptuning.task import Task
 from reference import SlowReference
@@ -470,6 +471,13 @@ def test_prompts_that_nobody_reads_are_refused_not_ignored(case: str) -> None:
     model.backbone.model.set_attn_implementation("sdpa")
     with pytest.raises(UnsupportedBackbone, match=r"read the deep prompts of 0 of its 3 layers.*input-depth"):
         model(*ragged([4]))
+
+
+def test_an_architecture_whose_attention_does_more_is_refused_not_half_obeyed() -> None:
+    """gpt-oss hands its attention sinks over as an argument."""
+    states = torch.randn(1, HEADS, 3, HIDDEN // HEADS)
+    with pytest.raises(UnsupportedBackbone, match="Linear asks its attention for s_aux"):
+        attention(torch.nn.Linear(1, 1), states, states, states, None, s_aux=torch.zeros(HEADS))
 
 
 # ------------------------------------------------------------------------------------------- bf16
