@@ -767,6 +767,18 @@ def test_accumulating_two_batches_is_one_batch_of_their_rows(tiny_folder: Path, 
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_are_clipped(tiny_folder: Path, rows: Rows) -> None:
+    """To a norm that Adam does not scale up again: below its epsilon."""
+    moved = []
+    for clip in (1e-12, 1.0):
+        torch.manual_seed(0)
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), num_labels=2)
+        before = model.prompt_encoder().detach().clone()
+        fit(model, {"train": rows(32)}, FitConfig(epochs=1, batch_size=8, prompt_rate=3e-2, clip=clip))
+        moved.append(float((model.prompt_encoder().detach() - before).abs().max()))
+    assert moved[0] < 1e-4 < 1e-2 < moved[1]
+
+
 def test_evaluation_reports_progress(config: Callable[..., TrainConfig]) -> None:
     class Recorder(Callback):
         def __init__(self) -> None:

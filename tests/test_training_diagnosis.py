@@ -527,7 +527,7 @@ def test_noise_of_a_rare_class_is_that_of_its_few_rows(share: float) -> None:
     draw, task = np.random.default_rng(0), Task(problem_type="single_label_classification", labels=(0, 1))
     metrics = ("f1", "matthews", "auc")
     values, rows = [], []
-    for _ in range(150):
+    for _ in range(300):
         targets = (draw.random(1000) < share).astype(float)
         logit = 3.3 * targets + draw.standard_normal(1000) - 1.6 + math.log(share / (1 - share)) / 3.3
         found = measure(np.stack([np.zeros(1000), logit], 1), targets, task)
