@@ -329,7 +329,7 @@ def test_import_without_labels_takes_the_backbones(
 def test_import_for_pairs(answers: Callable[..., str], refused: Callable[..., str], tmp_path: Path) -> None:
     answers("import-peft", "p_tuning", "pairs", "--pair", "--labels", "bad,good")
     assert load("pairs").task.pair
-    assert "expected two texts in a row" in refused("predict", "pairs", "--input", "rows.jsonl")
+    assert "expected two texts per row" in refused("predict", "pairs", "--input", "rows.jsonl")
     (tmp_path / "pairs.jsonl").write_text('{"text": "good film", "text_b": "bad food"}\n')
     (found,) = objects(answers("predict", "pairs", "--input", "pairs.jsonl"))
     assert found["label"] in NAMES
@@ -483,7 +483,7 @@ def test_another_method_of_pefts(
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     written(peft.get_peft_model(base(tiny_folder), lora), home / "lora")
     said = refused(command, "lora", *COMMANDS[command])
-    assert said.startswith("lora is an adapter is a PEFT adapter of type 'LORA', expected one of P_TUNING, ")
+    assert said.startswith("lora is a PEFT adapter of type 'LORA', expected one of P_TUNING, ")
     assert said.endswith("load it with peft.PeftModel.from_pretrained")
 
 

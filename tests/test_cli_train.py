@@ -351,7 +351,7 @@ def test_a_prompt_that_needs_two_texts_is_refused_before_the_last_runs_files_are
 
 
 def test_no_data(refused: Callable[..., str]) -> None:
-    assert refused().startswith("no training rows, expected a file of them")
+    assert refused().startswith("no training rows, expected a file, such as")
 
 
 @pytest.mark.parametrize(

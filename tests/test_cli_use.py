@@ -211,7 +211,7 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     (home / "bare.csv").write_text("text\ngood\n")
     assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
-    assert "expected two texts in a row, as in training" in refused("evaluate", "pair", "single.jsonl")
+    assert "expected two texts per row, as in training" in refused("evaluate", "pair", "single.jsonl")
     assert "expected one text in a row, as in training" in refused("evaluate", "single", "pair.jsonl")
     write(home / "long.jsonl", [{"text": "film " * 90, "label": "positive"}])
     assert "long.jsonl, line 1: got 92 tokens" in refused(
@@ -419,7 +419,7 @@ def test_predict_refuses_in_one_line(
 
 
 def test_pairs_and_single_texts_are_not_mixed_up(refused: Callable[..., str]) -> None:
-    assert "expected two texts in a row, as in training" in refused("predict", "pair")
+    assert "expected two texts per row, as in training" in refused("predict", "pair")
     assert "expected one text in a row, as in training" in refused(
         "predict", "single", "--input", "pair.jsonl"
     )
@@ -659,7 +659,9 @@ def test_check_data_takes_the_options_of_train(
     code, out, err = ptuning(*argv, "--data.max_length", "16", "--data.too_long", "error")
     assert code == 2
     assert "16" in out
-    assert err.startswith("ptuning: error: data.too_long: got 'error', and rows have more than the 16 tokens")
+    assert err.startswith(
+        "ptuning: error: data.too_long: got 'error', and there are rows of more than 16 tokens"
+    )
     assert "1 of train" in err
     assert ptuning(*argv, "--data.max_length", "16")[0] == 0
 

@@ -237,4 +237,4 @@ def test_what_was_read_and_what_is_odd_is_reported() -> None:
 
 def test_scores_of_one_text_differ_and_do_not_contradict() -> None:
     report = check({"train": rows(*((f"t {n // 2}", n + 0.5) for n in range(20)))})
-    assert found(report, "10 texts stand in several rows with different scores")[0] == "note"
+    assert found(report, "10 texts are in several rows with different scores")[0] == "note"

@@ -133,7 +133,7 @@ def test_too_few_rows() -> None:
         DataError, match=r"a.csv: got 0 validation rows, a fraction of 0.1 of 3 rows.*validation file"
     ):
         split_off(rows(["a", "b", "a"]), TASK, fraction=0.1, seed=0)
-    with pytest.raises(DataError, match=r"the training data: 0 rows"):
+    with pytest.raises(DataError, match=r"the training data: got 0 validation rows"):
         split_off([], TASK, fraction=0.1, seed=0)
     with pytest.raises(DataError, match=r"no label is in two rows with different texts.*add rows"):
         split_off(rows(["a", "b", "c"]), TASK, fraction=0.5, seed=0)

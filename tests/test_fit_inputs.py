@@ -270,7 +270,7 @@ REFUSED: dict[str, tuple[Dataset, Task, bool, str]] = {
     "no label": (texts([0, 1, -1]), task(0, 1), True, "row 3, the label: got -1, expected a class index"),
     "a name that the task lacks": (texts(["a", "c"]), task("a", "b"), False,
         r"row 2, the label: got 'c' \(str\), expected one of 'a', 'b', because the model was created with "
-        r"these labels; correct the label, or make the model for the labels of the data: task=Task\(labels=…\)"),
+        r"these labels; correct the label, or create the model for the labels of the data: task="),
     "scores": (texts([0.0, 0.5]), task(0, 1), True,
         r"row 1, the label: got 0.0 \(float\), expected one of 0, 1, because the model was created with "
         "num_labels=2; for scores, create it with num_labels=1"),

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from ptuning.model.attention import attention
 from torch import Tensor
 
 from ptuning.adapters import MIX
 from ptuning.errors import ConfigError, DataError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
-from ptuning.model.attention import attention
 from ptuning.model.config import Engine
 from ptuning.task import Task
 from reference import SlowReference

@@ -266,8 +266,8 @@ def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:
     if (text_pair is not None) != task.pair:
         one, two = "one text", "two texts"
         raise ConfigError(
-            f"the input {shortened(given)}",
-            got=one if task.pair else two,
+            "the input",
+            got=f"{one if task.pair else two} ({shortened(given)})",
             expected=f"{two if task.pair else one}, as in training",
             remedy='pass {"text": …, "text_pair": …}' if task.pair else "pass only the text",
         )

@@ -95,7 +95,7 @@ class LoadingArguments:
 def _agree(name: str, given: Any, own: Any) -> None:
     if given != own:
         raise ConfigError(
-            f"from_pretrained: {name}",
+            f"from_pretrained, {name}",
             got=repr(given),
             expected=f"{own!r}, as in the adapter",
             remedy="leave it out",
@@ -112,13 +112,13 @@ def _names(name: str, given: Any) -> tuple[str, ...]:
         return tuple(by_index[index] for index in range(len(by_index)))
     except (TypeError, ValueError, KeyError):
         expected = "{0: …, 1: …}" if name == "id2label" else "{…: 0, …: 1}"
-        raise ConfigError(f"from_pretrained: {name}", got=repr(given), expected=expected) from None
+        raise ConfigError(f"from_pretrained, {name}", got=repr(given), expected=expected) from None
 
 
 def _agree_on_config(given: Any, own: PromptLearningConfig) -> None:
     if not isinstance(given, PeftConfig):
         raise ConfigError(
-            "from_pretrained: config",
+            "from_pretrained, config",
             got=f"a {type(given).__module__}.{type(given).__name__}",
             expected="a configuration of ptuning.peft",
             remedy="leave it out, it is read from the adapter",
@@ -133,7 +133,7 @@ def _dtype(name: str, given: Any) -> torch.dtype | None:
     found = getattr(torch, str(given).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ConfigError(
-            f"from_pretrained: {name}",
+            f"from_pretrained, {name}",
             got=repr(given),
             expected="'auto' or a torch dtype, such as torch.bfloat16",
         )
@@ -149,7 +149,7 @@ def _device(given: Any) -> torch.device | str | None:
         return torch.device(place)
     except (ValueError, TypeError, RuntimeError):
         raise ConfigError(
-            "from_pretrained: device_map",
+            "from_pretrained, device_map",
             got=repr(given),
             expected="one device for the entire model, such as 'cuda:0', or 'auto'",
             remedy="to distribute a backbone, load it yourself and pass it",
