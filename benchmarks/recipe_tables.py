@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from quality_plan import Record
-from recipe_prototype import Trial
+from quality.plan import Record
+from recipe_data import Trial
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
 

@@ -50,13 +50,13 @@ def _speed(table: Table, found: Mapping[str, Any]) -> str:
     part = "epoch" if training else "pass"
     header = (
         "side",
-        "trained numbers",
+        "trained parameters",
         f"rows/s, first {part}",
         "rows/s, later",
-        "to PEFT P_TUNING",
-        "floor",
+        "relative to PEFT P_TUNING",
+        "share of the floor",
     )
-    return table((*header, "s an epoch of all rows*") if training else header, rows)
+    return table((*header, "seconds per epoch of all rows \\*") if training else header, rows)
 
 
 def _memory(table: Table, found: Mapping[str, Any]) -> str:
@@ -73,7 +73,7 @@ def _memory(table: Table, found: Mapping[str, Any]) -> str:
         if each.get(key)
     ]
     peak = "peak of the GPU, GiB" if on_gpu else "peak, GiB"
-    return table(("side", peak, "once loaded, GiB", "of PEFT P_TUNING"), rows)
+    return table(("side", peak, "after loading, GiB", "of PEFT P_TUNING"), rows)
 
 
 def _bold(name: str) -> str:
@@ -91,7 +91,7 @@ def _note(file: Path, found: Mapping[str, Any]) -> str:
         f"[chart](../benchmarks/results/{file.stem}.png))."
     ]
     if "full_rows" in settings:
-        words.append(f"* Extrapolated from the later rate to the {settings['full_rows']:,} training rows.")
+        words.append(f"\\* Extrapolated from later rows/s to the {settings['full_rows']:,} training rows.")
     words += _failures(found.get("failed", {}).items())
     return "\n\n".join(words)
 

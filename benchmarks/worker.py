@@ -34,7 +34,7 @@ from ptuning import FitConfig, PTuningModel, fit
 from ptuning.data.tokens import TokenRow, sorted_batches
 from ptuning.inference.evaluate import logits_of
 from ptuning.model.architectures import ARCHITECTURES
-from ptuning.training.result import Evaluation
+from ptuning.training.callbacks import Callback, RunState
 from sides import VIRTUAL_TOKENS, peer_model, ptuning_model, side_of
 from specs import Spec
 from texts import Row, made_rows, rows_of
@@ -98,8 +98,8 @@ def measure(spec: Spec) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------- training
 
 
-class Stopwatch:
-    """Both a ``Reporter`` of ptuning's and what the Trainer's callback writes to: when each epoch ended.
+class Stopwatch(Callback):
+    """Both a ``Callback`` of ptuning's and what the Trainer's callback writes to: when each epoch ended.
 
     The first epoch begins with the call of ``fit`` or ``train``, so whatever either does before its first
     step is in it, a stem that is computed once included; a later one begins when the evaluation before it
@@ -117,26 +117,18 @@ class Stopwatch:
         self.loss = 0.0
         self.called = clock()
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None: ...
-
-    def say(self, message: str) -> None: ...
-
-    def stem(self, done: int, total: int) -> None:
-        if done == total and self.stemmed is None:  # a second time is the validation rows'
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        if what == "stem" and done == total and self.stemmed is None:  # a second time is the validation rows'
             self.stemmed = clock()
 
-    def fitting(self, done: int, total: int) -> None: ...
-
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        self.loss = loss
+    def on_step_end(self, state: RunState) -> None:
+        self.loss = state.loss or 0.0
         self.stepped()
 
-    def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
-        self.resumed.append(clock())
-        self.evaluating += self.resumed[-1] - self.ends[-1]
-
-    def end(self) -> None:
+    def on_evaluate(self, state: RunState) -> None:
         self.over = clock()
+        self.resumed.append(self.over)
+        self.evaluating += self.over - self.ends[-1]
 
     def stepped(self) -> None:
         """An optimizer step is done."""
@@ -179,7 +171,7 @@ def train_ptuning(model: PTuningModel, rows: list[Row], spec: Spec) -> dict[str,
     """``ptuning.fit``, evaluation aside."""
     config = FitConfig(epochs=spec.epochs, batch_size=spec.batch_size, seed=0)
     watch = Stopwatch(-(-len(rows) // spec.batch_size))
-    fit(model, {"train": rows, "validation": rows[:EVALUATED]}, config, reporter=watch)
+    fit(model, {"train": rows, "validation": rows[:EVALUATED]}, config, callbacks=[watch])
     returned = clock()
     watch.evaluating += returned - watch.over  # the best parameters' last evaluation
     found = watch.found(len(rows), spec.epochs, returned)

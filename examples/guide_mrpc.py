@@ -1,15 +1,15 @@
-"""The P-tuning guide, every step, and it runs: sentence pairs, P-tuning, transformers' Trainer.
+"""Hugging Face's P-tuning guide, every step: sentence pairs, P-tuning, transformers' Trainer.
 
 Offline, on the embedded MiniLM and 160 sentence pairs that ptuning ships (or MRPC, if the environment
 variable PTUNING_DATA names a folder with mrpc/*.jsonl)::
 
     python examples/guide_mrpc.py
 
-As the guide has it, on roberta-large and GLUE's MRPC from the Hub::
+As in the guide, on roberta-large and GLUE's MRPC from the Hub::
 
     python examples/guide_mrpc.py --online
 
-``--deep`` takes the prompt that learns (P-tuning v2) in place of the guide's.
+``--deep`` uses a deep prompt (P-tuning v2), which learns much more, instead of the guide's input prompt.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SENTENCE2 = (
 
 
 def pairs(online: bool) -> DatasetDict:
-    """Train and test pairs: GLUE's, those of PTUNING_DATA, or the ones beside this file."""
+    """Train and test pairs: GLUE's, those of PTUNING_DATA, or the ones next to this file."""
     if online:
         return load_dataset("nyu-mll/glue", "mrpc")
     if root := os.environ.get("PTUNING_DATA"):

@@ -1,8 +1,8 @@
-"""The notebook, every step, and it is right: a prompt in the middle of a text, all else frozen.
+"""The notebook, every step, without its error: a prompt in the middle of a text, everything else frozen.
 
-The notebook calls ``bert.embeddings(input_ids)`` and passes the result as ``inputs_embeds``, to which
-BERT adds positions and segments, and normalises, a second time. Here the prompt joins *word* embeddings
-in the middle of each row's own tokens (not of its padding), and the rest is added once.
+The notebook calls ``bert.embeddings(input_ids)`` and passes the result as ``inputs_embeds``. BERT then adds
+positions and segments, and normalises, a second time. Here the prompt is inserted between *word* embeddings,
+in the middle of each row's own tokens (padding does not count), and the rest is added once.
 
 Offline on the embedded MiniLM, or on bert-base-uncased from the Hub::
 
@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--online", action="store_true", help="bert-base-uncased, from the Hub")
     parser.add_argument("--epochs", type=int, default=30, help="the notebook's 3 are too few")
-    parser.add_argument("--rate", type=float, default=3e-2, help="the notebook's 1e-5 moves a prompt nowhere")
+    parser.add_argument(
+        "--rate", type=float, default=3e-2, help="learning rate; the notebook's 1e-5 is too low"
+    )
     given = parser.parse_args()
 
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from hub_server import SERVER, Hub, Server, User
+from warm import Programs
 
 os.environ["HF_ENDPOINT"] = SERVER.url  # the client reads it once, when it is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach out
@@ -41,6 +43,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    """Starts programs that need torch in processes of their own, in a tenth of a second."""
+    made = Programs()
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +103,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny("bert", num_labels=2, vocab_size=len(vocabulary), pad_token_id=0)
     model.save_pretrained(folder)
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage needs to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -422,17 +422,17 @@ def test_an_adapter_that_is_replaced_meanwhile_is_read_whole(
     """Between one of its files and the next, which is what happens to the checkpoint of a run under way."""
     first, second = an_adapter(), an_adapter({"depth": "deep"})
     path = save(first, tmp_path / "adapter")
-    read = folder._read
+    read = folder.read_file
 
     def slow(file: Path, most: int | None = None) -> bytes:
         data = read(file, most)
-        monkeypatch.setattr(folder, "_read", read)
+        monkeypatch.setattr(folder, "read_file", read)
         save(second, path)
         return data
 
-    monkeypatch.setattr(folder, "_read", slow)
+    monkeypatch.setattr(folder, "read_file", slow)
     assert same(load(path), second)
-    assert folder._read is read
+    assert folder.read_file is read
 
 
 def test_leftovers_of_a_crash_are_ignored(tmp_path: Path) -> None:

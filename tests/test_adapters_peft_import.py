@@ -147,8 +147,10 @@ def test_labels_are_the_backbones_or_the_callers(tmp_path: Path) -> None:
     saved = given.save_pretrained(tmp_path / "ours")
     assert PTuningModel.from_pretrained(saved, backbone=deepcopy(model)).task == task
     two = Task(problem_type="single_label_classification", labels=("a", "b"))
-    with pytest.raises(ConfigError, match=r"got 2 labels, but the head gives 3 logits"):
+    with pytest.raises(ConfigError, match=r"task\.num_labels") as raised:
         PTuningModel.from_pretrained(folder, backbone=deepcopy(model), task=two)
+    assert raised.value.got == 2
+    assert str(raised.value.expected).startswith("3")
 
 
 def test_training_goes_on_from_exactly_there(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def of_the_trainer(backbone: Backbone, folder: Path, **changes: Any) -> Path:
     torch.manual_seed(0)
     model = PTuningModel(backbone, PROMPTS["deep"], TASK)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    known = {name: value for name, value in model._record().items() if name not in changes.get("drop", ())}
+    known = {name: value for name, value in model.record().items() if name not in changes.get("drop", ())}
     del tensors[state.KEY]
     tensors |= changes.get("tensors", {})
     stored = state.write({**known, **changes.get("record", {})}, tensors)
@@ -384,7 +384,7 @@ def test_a_state_claims_no_more_than_it_holds(
     change: dict[str, Any], backbone: Backbone, tmp_path: Path
 ) -> None:
     """Otherwise that much memory would be asked for first."""
-    prompt = PTuningModel(backbone, PROMPTS["deep"], TASK)._record()["prompt"]
+    prompt = PTuningModel(backbone, PROMPTS["deep"], TASK).record()["prompt"]
     folder = of_the_trainer(backbone, tmp_path / "odd", record={"prompt": {**prompt, **change}})
     with pytest.raises(AdapterError, match=r"says prompt.* 60000 and holds \d+ numbers in all"):
         PTuningModel.from_pretrained(folder, backbone=backbone)

@@ -14,6 +14,7 @@ import pytest
 
 import ptuning
 
+ROOT = Path(__file__).parent.parent
 SOURCE = Path(ptuning.__file__).parent
 #: From low to high. A module may import what stands on its own level or below.
 LAYERS = (
@@ -38,8 +39,18 @@ LAYERS = (
     ("ptuning.training",),
     ("ptuning.cli", "ptuning.__main__"),
 )
+UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 UNSAFE = {"eval", "exec", "compile", "yaml.load", "yaml.unsafe_load", "np.load"}
+LONGEST = {"src": 500, "benchmarks": 500, "tests": 900}
+"""Lines of a module, by folder."""
+TO_SPLIT = {
+    "src/ptuning/data/checks.py",
+    *(f"benchmarks/torture/{name}.py" for name in ("adapter", "files", "lab")),
+    *(f"tests/test_{name}.py" for name in ("model_invariants", "reference_faults", "stems")),
+}
+"""Modules that are longer and not split yet. This list only gets shorter."""
 PUBLIC = [
+    "Callback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -55,6 +66,7 @@ PUBLIC = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "RunState",
     "SearchResult",
     "SeveralResult",
     "Task",
@@ -118,10 +130,9 @@ def test_the_graph_is_the_real_one() -> None:
     assert sum(map(len, GRAPH.values())) > 100
 
 
-@pytest.mark.parametrize("name", sorted(TREES))
-def test_imports_run_downward(name: str) -> None:
-    upward = {other for other in GRAPH[name] if layer(other) > layer(name)}
-    assert not upward, f"{name} imports {sorted(upward)}, which stand above it"
+def test_imports_run_downward() -> None:
+    upward = [f"{name} → {other}" for name in GRAPH for other in GRAPH[name] if layer(other) > layer(name)]
+    assert upward == []
 
 
 def test_there_is_no_import_cycle() -> None:
@@ -137,17 +148,25 @@ def test_the_public_surface_is_this_list_and_every_name_is_there() -> None:
         _ = ptuning.nothing
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_what_is_public_is_documented(name: str) -> None:
-    found = getattr(ptuning, name)
-    text = found.__doc__
-    assert text
-    assert not text.startswith(f"{name}("), "that is what dataclass writes, not a person"
+def test_what_is_public_is_documented() -> None:
+    """``Name(…)`` is what dataclass writes, not a person."""
+    texts = {name: getattr(ptuning, name).__doc__ or "" for name in PUBLIC}
+    assert [name for name, text in texts.items() if not text or text.startswith(f"{name}(")] == []
 
 
-@pytest.mark.parametrize("name", sorted(TREES))
-def test_every_module_says_what_it_is_for(name: str) -> None:
-    assert ast.get_docstring(TREES[name])
+def test_every_module_says_what_it_is_for() -> None:
+    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_no_module_is_long() -> None:
+    lengths = {
+        file.relative_to(ROOT).as_posix(): (len(file.read_text("utf-8").splitlines()), most)
+        for folder, most in LONGEST.items()
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    long = {name for name, (length, most) in lengths.items() if length > most}
+    assert sorted(long - TO_SPLIT) == [], "split these"
+    assert sorted(TO_SPLIT - long) == [], "these are short now, or gone: take them off TO_SPLIT"
 
 
 @pytest.mark.parametrize("module", ["ptuning", "ptuning.cli", "ptuning.training.config"])
@@ -158,21 +177,35 @@ def test_importing_is_light(module: str) -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("name", sorted(TREES))
-def test_nothing_unpickles_or_runs_text(name: str) -> None:
+def unsafe(name: str) -> Iterator[str]:
+    """What a module does that could run somebody else's code."""
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-            assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+            yield from (f"{name}: import {module}" for module in modules & UNPICKLING)
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            if called == "torch.load":  # the restricted unpickler: tensors and containers, no code
-                assert options.get("weights_only") == "True"
-            else:
-                assert called not in UNSAFE
-            for keyword in node.keywords:
-                assert keyword.arg != "trust_remote_code" or ast.unparse(keyword.value) == "False"
+            # torch.load with weights_only is the restricted unpickler: tensors and containers, no code
+            restricted = called != "torch.load" or options.get("weights_only") == "True"
+            if called in UNSAFE or not restricted or options.get("trust_remote_code", "False") != "False":
+                yield f"{name}: {ast.unparse(node)}"
+
+
+def test_nothing_unpickles_or_runs_text() -> None:
+    assert [found for name in TREES for found in unsafe(name)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("import pickle", "from joblib import load", "eval(x)", "yaml.load(x)", "torch.load(x)"),
+        *("torch.load(x, weights_only=False)", "AutoModel.from_pretrained(x, trust_remote_code=True)"),
+    ],
+)
+def test_what_is_unsafe_is_found(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TREES, "made", ast.parse(text))
+    assert len([*unsafe("made")]) == 1
 
 
 def test_the_package_is_typed_and_brings_its_data() -> None:

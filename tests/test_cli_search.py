@@ -16,7 +16,7 @@ import yaml
 from ptuning import TrainConfig, adapters
 from ptuning.cli import main
 from ptuning.training import trials
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.console import ConsoleCallback
 
 Rows = Callable[..., list[dict[str, Any]]]
 Ran = tuple[int, str, str]
@@ -68,16 +68,17 @@ def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ra
     said = [line for line in err.splitlines() if re.match(r"trial +\d+ of 4: ", line)]
     assert len(said) == 4
     values = [each["values"] for each in found["trials"]]
-    assert said[0].startswith("trial  1 of 4: first layer 0, prompt rate 0.06, head rate 0.01: accuracy 0.")
+    assert said[0].startswith("trial  1 of 4: first layer 0, learning rate 0.06, head learning rate 0.01: a")
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 2  # the run's, no trial's
     head, *rows = cells(err)[:5]
-    assert head == ["trial", "first layer", "prompt rate", "head rate", "accuracy", "epochs"]
+    assert head == ["trial", "first layer", "learning rate", "head learning rate", "accuracy", "epochs"]
     for number, (row, tried) in enumerate(zip(rows, values, strict=True), 1):
         assert row[:4] == [str(number), *(f"{value:g}" for value in tried.values())]
         assert ("*kept" in row) == (number == best)
     assert re.search(r"^picture: .*out.run/search/search.png$", err, re.MULTILINE)
     assert (home / "out.run/search/search.png").stat().st_size > 5000
-    assert f"recipe: search: 2 epochs, batch 8, rates {values[best - 1]['prompt_rate']:g} (prompt)" in err
+    rate = f"{values[best - 1]['learning_rate']:g}"
+    assert f"recipe: search: 2 epochs, batch size 8, learning rates {rate} (prompt)" in err
     assert adapters.verify("out")
     kept = TrainConfig.checked(yaml.safe_load((home / "out.run/config.yaml").read_text()))
     assert (kept.recipe, kept.search.trials) == ("search", 4)
@@ -86,15 +87,15 @@ def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ra
 def test_ctrl_c_is_one_line_and_resume_goes_on(
     train: Callable[..., Ran], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ConsoleReporter.trial
+    real = ConsoleCallback.on_trial_begin
 
-    def pressed(self: ConsoleReporter, number: int, count: int, steps: int) -> None:
+    def pressed(self: ConsoleCallback, number: int, count: int, steps: int) -> None:
         real(self, number, count, steps)
         if number == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ConsoleReporter, "trial", pressed)
+        patch.setattr(ConsoleCallback, "on_trial_begin", pressed)
         code, out, err = train()
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == (
@@ -103,7 +104,7 @@ def test_ctrl_c_is_one_line_and_resume_goes_on(
     )
     code, _, err = train()
     assert code == 2
-    assert "holds a run that was not finished; go on from it with --resume" in err
+    assert "has an unfinished run; continue it with --resume" in err
     code, _, err = train("--resume")
     assert code == 0
     assert "; 2 finished before" in err

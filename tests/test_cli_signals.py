@@ -19,8 +19,10 @@ from ptuning.adapters import atomic
 from ptuning.cli import main
 from ptuning.errors import BackboneNotFound, ConfigError
 from ptuning.training import interrupt
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.callbacks import RunState
+from ptuning.training.console import ConsoleCallback
 from ptuning.training.interrupt import SIGNALS, exit_on_signals, interruptible, stop_requests
+from warm import Programs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the signals of POSIX")
 OTHERS = [number for number in SIGNALS if number != signal.SIGINT]
@@ -264,15 +266,15 @@ def test_training_saves_and_is_gone_on_with(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = ConsoleReporter.step
+    real = ConsoleCallback.on_step_end
 
-    def step(self: ConsoleReporter, step: int, *args: float) -> None:
-        real(self, step, *args)
-        if step == 2:
+    def step(self: ConsoleCallback, state: RunState) -> None:
+        real(self, state)
+        if state.step == 2:
             send(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ConsoleReporter, "step", step)
+        patch.setattr(ConsoleCallback, "on_step_end", step)
         assert main([*options, *more]) == 128 + number
     assert "interrupted at step 2 of 8 and saved; to go on, run the same command with --resume" in " ".join(
         capsys.readouterr().err.split()
@@ -284,16 +286,16 @@ def test_training_saves_and_is_gone_on_with(
 def test_a_signal_after_the_last_step_says_how_to_go_on(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ptuning.training.loop import _Loop
+    from ptuning.training.trainer import Trainer
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Loop, "keep_best", lambda self: send(signal.SIGTERM))
+        patch.setattr(Trainer, "average", lambda self: send(signal.SIGTERM))
         assert main(options) == 143
     said = "interrupted; what was saved before is kept; to go on, run the same command with --resume"
     assert capsys.readouterr().err.endswith(f"ptuning: {said}\n")
     assert main([*options, "--resume"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("ptuning.training.run.task_model", lambda *_: send(signal.SIGTERM))
+        patch.setattr("ptuning.training.run.make_job", lambda *_: send(signal.SIGTERM))
         assert main(options) == 143  # the finished run is still that
     assert capsys.readouterr().err.endswith("ptuning: interrupted\n")
 
@@ -322,23 +324,25 @@ def test_predict_leaves_the_old_file_and_nothing_beside_it(
     assert not list(Path().glob(".*"))
 
 
-def test_the_program_that_waits_for_rows_ends(options: list[str]) -> None:
+def test_the_program_that_waits_for_rows_ends(options: list[str], programs: Programs) -> None:
     """The real thing, as a scheduler ends it. What a killed one left beside the file goes, too."""
     assert main([*options, "--fit.epochs", "1"]) == 0
     left = Path(f".answers.jsonl.tmp-{atomic._BOOT}-01234567")
     left.write_text("half")
-    argv = [sys.executable, "-m", "ptuning", "predict", "out", "--output", "answers.jsonl", "--device", "cpu"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        assert program.stdin is not None
-        program.stdin.write("good film\n")
-        program.stdin.flush()
+    argv = ["-m", "ptuning", "predict", "out", "--output", "answers.jsonl", "--device", "cpu"]
+    given, order = os.pipe()
+    with open("said", "wb") as said, open(order, "w") as stdin:
+        program = programs.start(argv, stdin=given, stdout=subprocess.DEVNULL, stderr=said)
+        os.close(given)
+        stdin.write("good film\n")
+        stdin.flush()
         until = time.monotonic() + 200
         while left.exists() or not list(Path().glob(".answers.jsonl.tmp-*")):
             assert time.monotonic() < until
             assert program.poll() is None
             time.sleep(0.05)
         program.send_signal(signal.SIGTERM)
-        _, said = program.communicate(timeout=60)
-    assert (program.returncode, said) == (143, "ptuning: interrupted\n")
+        assert program.wait() == 143
+    assert Path("said").read_text() == "ptuning: interrupted\n"
     assert not list(Path().glob("*answers*"))
     assert not list(Path().glob(".*"))

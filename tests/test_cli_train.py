@@ -17,7 +17,8 @@ import yaml
 
 from ptuning import TrainConfig, adapters
 from ptuning.cli import main
-from ptuning.training.console import ConsoleReporter
+from ptuning.training.callbacks import RunState
+from ptuning.training.console import ConsoleCallback
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -94,7 +95,7 @@ def test_a_file_and_options(train: Callable[..., Ran], home: Path) -> None:
     assert code == 0
     assert out == "saved out\nnext: ptuning predict out --input FILE\n"
     assert "ptuning: " not in err
-    assert "training 834 of 28,114 numbers (2.97 %) on cpu, backbone in float32; 66 steps" in err
+    assert "training 834 of 28,114 parameters (2.97 %) on cpu, backbone in float32; 66 steps" in err
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 6
     assert "baseline: always 'negative'" in err
     assert json.loads((home / "out.run/result.json").read_text())["metrics"]["test"]["accuracy"] > 0.9
@@ -107,7 +108,7 @@ def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows
     code, out, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
     assert code == 0
     assert "NOT LEARNED" in err
-    assert "--fit.prompt_rate" in err
+    assert "--fit.learning_rate=" in err
     said, then = out.splitlines()
     assert said == "saved out, but do not use it: it has not learned"
     assert then.startswith("next: the same command with --fit.")
@@ -146,7 +147,7 @@ def test_options_win_over_the_file(home: Path, capsys: pytest.CaptureFixture[str
         found = yaml.safe_load(capsys.readouterr().out)
         assert found["data"]["train"] == "test.jsonl"
         assert found["output"] == "mine"
-        assert (found["fit"]["epochs"], found["fit"]["seed"]) == (7, 3)
+        assert (found["fit"]["num_train_epochs"], found["fit"]["seed"]) == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -198,15 +199,15 @@ def test_the_runs_own_configuration_starts_it_again(train: Callable[..., Ran], h
 @pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have somebody press Ctrl-C when a step is done."""
-    real = ConsoleReporter.step
+    real = ConsoleCallback.on_step_end
 
     def at(number: int) -> None:
-        def step(self: ConsoleReporter, step: int, loss: float, rate: float, speed: float) -> None:
-            real(self, step, loss, rate, speed)
-            if step == number:
+        def step(self: ConsoleCallback, state: RunState) -> None:
+            real(self, state)
+            if state.step == number:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        monkeypatch.setattr(ConsoleReporter, "step", step)
+        monkeypatch.setattr(ConsoleCallback, "on_step_end", step)
 
     return at
 
@@ -227,7 +228,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
     ctrl_c(0)
     code, out, err = train("train.jsonl", "--resume")
     assert (code, out) == (0, "saved out\nnext: ptuning predict out --input FILE\n")
-    assert "22 steps, going on from step 14" in " ".join(err.split())
+    assert "22 steps, continuing from step 14" in " ".join(err.split())
     assert same("straight", "out")
 
 
@@ -248,7 +249,7 @@ def test_resume_with_other_options_is_refused(
     ctrl_c(3)
     assert train("train.jsonl")[0] == 130
     said = refused("train.jsonl", "--resume", "--fit.head_rate", "0.5")
-    assert said.startswith("cannot resume: fit.head_rate: the run began with 0.03, got 0.5; ")
+    assert said.startswith("cannot resume: fit.head_learning_rate: the run started with 0.03, got 0.5; ")
 
 
 def test_resume_with_nothing_to_resume(refused: Callable[..., str]) -> None:
@@ -271,22 +272,22 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.epochs\?; see: ptuning train --help"),
-        (["--epochs", "3"], r"unknown option epochs; did you mean --fit.epochs\?"),
+        (["--fit.epohcs", "3"], r"option fit.epohcs; did you mean --fit.num_train_epochs\?; see: ptuning"),
+        (["--epochs", "3"], r"unknown option epochs; did you mean --fit.num_train_epochs\?"),
         (["--ouput", "x"], r"unknown option ouput; did you mean --output\?"),
         (["--zzz"], "unknown option zzz; see: ptuning train --help"),
         (["more.jsonl"], "unknown option more.jsonl"),
         (["--fit.epochs"], "--fit.epochs: expected one argument"),
-        (["--fit.epochs", "many"], "fit.epochs: got 'many', expected integer"),
-        (["--fit.epochs", "0"], "fit.epochs: got 0, expected greater than or equal to 1"),
-        (["--fit.epochs", "1.5"], "fit.epochs: got 1.5, expected integer"),
+        (["--fit.epochs", "many"], "fit.num_train_epochs: got 'many', expected integer"),
+        (["--fit.epochs", "0"], "fit.num_train_epochs: got 0, expected greater than or equal to 1"),
+        (["--fit.epochs", "1.5"], "fit.num_train_epochs: got 1.5, expected integer"),
         (["--fit.evaluate_every", "often"], "fit.evaluate_every: got 'often', expected integer or 'epoch'"),
         (["--fit.class_weights", "even"], "fit.class_weights: got 'even', expected 'balanced' or list"),
         (["--fit.class_weights", "[1, x]"], "fit.class_weights.1: got 'x', expected number"),
         (["--fit.class_weights", "[1, .inf]"], "fit.class_weights.1: got inf, expected a finite number"),
-        (["--fit.prompt_rate", "inf"], "fit.prompt_rate: got 'inf', expected a finite number"),
-        (["--fit.clip", ".nan"], "fit.clip: got"),
-        (["--fit.clip", "-1"], "fit.clip: got -1, expected greater than 0"),
+        (["--fit.prompt_rate", "inf"], "fit.learning_rate: got 'inf', expected a finite number"),
+        (["--fit.clip", ".nan"], "fit.max_grad_norm: got"),
+        (["--fit.clip", "-1"], "fit.max_grad_norm: got -1, expected greater than 0"),
         (["--precision", "fp8"], "precision: got 'fp8', expected 'auto', 'fp32' or 'bf16'"),
         (["--prompt.depth", "medium"], "prompt.depth: got 'medium', expected one of input, deep"),
         (["--prompt.depth", "deep", "--prompt.placement", "front"], "placement: .* does not go with deep"),
@@ -303,7 +304,7 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
             ["--data.validation", "train.jsonl", "--data.validation_fraction", "0.2"],
             "data.validation_fraction: nothing is split off where there is data.validation",
         ),
-        (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_rate: prompt.train_head is fal"),
+        (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_learning_rate: the head"),
         (["--backbone", "demo", "--revision", "main"], "revision: got 'main', but 'demo' has one version"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -356,11 +357,11 @@ def test_no_data(refused: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.epochs?"),
+        ("fit:\n  epohcs: 3\n", "fit.epohcs: unknown option; did you mean fit.num_train_epochs?"),
         ("fti:\n  epochs: 3\n", "fti: unknown option"),
-        ("epochs: 3\n", "epochs: unknown option; did you mean fit.epochs?"),
+        ("epochs: 3\n", "epochs: unknown option; did you mean fit.num_train_epochs?"),
         ("nonsense: 1\n", "nonsense: unknown option"),
-        ("fit:\n  schedule: square\n", "fit.schedule: got 'square', expected 'linear' or 'cosine'"),
+        ("fit:\n  schedule: square\n", "fit.lr_scheduler_type: got 'square', expected 'linear', 'cosine' or"),
         ("fit: [1]\n", "fit: got [1], expected "),
         ("prompt: input\n", "prompt: got 'input', expected "),
         ("data: null\n", "data: got None, expected "),

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import torch
 from conftest import sentiment
 from ptuning import Predictor, PTuningModel, adapters
 from ptuning.cli import main
+from warm import Programs
 
 Ran = tuple[int, str, str]
 
@@ -723,39 +723,32 @@ def test_a_wrong_command_is_one_line(capsys: pytest.CaptureFixture[str], argv: l
 # --------------------------------------------------------------------------- the program, as a process
 
 
-def program(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "ptuning", *argv]
-
-
-def test_a_reader_that_goes_away_is_no_news(home: Path) -> None:
+def test_a_reader_that_goes_away_is_no_news(home: Path, programs: Programs) -> None:
     """``ptuning predict … | head -1``: quiet, and no traceback as Python exits."""
     write(home / "many-rows.jsonl", ROWS * 30)  # more than a pipe holds
-    done = subprocess.Popen(
-        program("predict", "single", "--input", "many-rows.jsonl", "--device", "cpu"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert done.stdout is not None
-    assert done.stderr is not None
-    assert json.loads(done.stdout.readline())["row"] == 1
-    done.stdout.close()
-    assert done.stderr.read() == b""
+    argv = ["-m", "ptuning", "predict", "single", "--input", "many-rows.jsonl", "--device", "cpu"]
+    (out, written), (err, said) = os.pipe(), os.pipe()
+    done = programs.start(argv, stdout=written, stderr=said)
+    os.close(written)
+    os.close(said)
+    with open(out, encoding="utf-8") as reader:
+        assert json.loads(reader.readline())["row"] == 1
+    with open(err, "rb") as errors:
+        assert errors.read() == b""
     assert done.wait(60) == 1
-    done.stderr.close()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("argv", [["predict", "single", "--input", "single.jsonl"], ["--help"]])
-def test_standard_output_on_a_full_disk(home: Path, argv: list[str]) -> None:
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(program(*argv), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "ptuning: error: No space left on device\n"
+def test_standard_output_on_a_full_disk(home: Path, programs: Programs, argv: list[str]) -> None:
+    with open("/dev/full", "wb") as full, (home / "said").open("wb") as said:
+        code = programs.start(["-m", "ptuning", *argv], stdout=full, stderr=said).wait()
+    assert code == 1
+    assert (home / "said").read_text() == "ptuning: error: No space left on device\n"
 
 
-def test_standard_output_is_utf_8_whatever_the_locale_says(home: Path) -> None:
-    run = program("predict", "many", "--input", "many.jsonl", "--device", "cpu")
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(run, capture_output=True, env=environment, check=False)
+def test_standard_output_is_utf_8_whatever_the_locale_says(home: Path, programs: Programs) -> None:
+    argv = ["-m", "ptuning", "predict", "many", "--input", "many.jsonl", "--device", "cpu"]
+    done = programs.run(argv, home, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert "ж" in done.stdout.decode("utf-8")

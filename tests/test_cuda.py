@@ -153,7 +153,7 @@ def test_a_resumed_run_is_the_straight_run(
     straight = train(config("straight", **options))
     broken = config("broken", **options)
     with pytest.raises(Interrupted):
-        train(broken, reporter=StopAfter(21))
+        train(broken, callbacks=[StopAfter(21)])
     torch.manual_seed(12345)  # whatever happened in between, on the GPU too
     resumed = train(broken, resume=True)
     assert [each.metrics for each in resumed.history] == [

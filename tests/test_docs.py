@@ -99,9 +99,9 @@ def backbones(now: str) -> str:
 
     notes = {row[1].strip("`"): row[-1] for row in cells(now)}
     how = {
-        "attention": "attention interface",
+        "interface": "attention interface",
         "cache": "key/value cache",
-        "disentangled": "own attention",
+        "replaced": "own attention",
     }
     rows = []
     for kind, facts in ARCHITECTURES.items():
@@ -116,8 +116,8 @@ def backbones(now: str) -> str:
                 name,
                 f"`{kind}`",
                 "yes",
-                how[facts.deep],
-                "no" if facts.deep == "cache" else "yes",
+                how[facts.attention],
+                "no" if facts.attention == "cache" else "yes",
                 "yes" if facts.takes_positions else "no",
                 "last" if facts.causal else "its own",
                 limit,
@@ -128,7 +128,7 @@ def backbones(now: str) -> str:
         "architecture",
         "`model_type`",
         "input",
-        "deep, through",
+        "deep, via",
         "`first_layer` > 0",
         "`position_offset`",
     )
@@ -140,8 +140,8 @@ def quality(part: str) -> Callable[[str], str]:
 
     def make(_: str) -> str:
         sys.path.append(str(ROOT / "benchmarks"))
-        rendered: str = getattr(import_module("quality_tables"), part)(
-            table, import_module("quality_records").read()
+        rendered: str = getattr(import_module("quality.tables"), part)(
+            table, import_module("quality.records").read()
         )
         return rendered
 
@@ -151,9 +151,9 @@ def quality(part: str) -> Callable[[str], str]:
 def trials(_: str) -> str:
     """What was tried for the default recipe, a table a data set."""
     sys.path.append(str(ROOT / "benchmarks"))
-    results = import_module("recipe_trials").RESULTS
+    results = import_module("recipe_data").TRIALS
     rendered: str = import_module("recipe_tables").tables(
-        table, import_module("quality_records").read(results)
+        table, import_module("quality.records").read(results)
     )
     return rendered
 
@@ -162,7 +162,7 @@ def runs(_: str) -> str:
     """What the default recipe was tried with, by ptuning itself."""
     sys.path.append(str(ROOT / "benchmarks"))
     results = import_module("recipe_runs").RESULTS
-    rendered: str = import_module("recipe_tables").runs(table, import_module("quality_records").read(results))
+    rendered: str = import_module("recipe_tables").runs(table, import_module("quality.records").read(results))
     return rendered
 
 

@@ -18,8 +18,8 @@ from conftest import sentiment
 from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, TrainResult, fit
 from ptuning.errors import ConfigError, DataError
 from ptuning.task import ProblemType
+from ptuning.training.callbacks import Callback
 from ptuning.training.config import DataConfig
-from ptuning.training.console import Silent
 from ptuning.training.prepare import gather_all
 from tiny import tiny
 
@@ -33,11 +33,11 @@ LABELS = ("negative", "positive")
 OPTIONS = DataConfig(train="given")
 
 
-class Saying(Silent):
+class Saying(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -92,20 +92,18 @@ def test_one_data_set_in_any_form_trains_as_its_rows_do(tiny_folder: Path, tmp_p
 
 
 def test_what_was_put_aside_and_taken_over_is_said(tiny_folder: Path) -> None:
-    reporter = Saying()
-    fit(model_for(tiny_folder, num_labels=2), pandas.DataFrame(ROWS), ONCE, reporter=reporter)
-    assert reporter.said[0] == "labels: 'negative', 'positive', as the training rows name them"
-    assert reporter.said[1].startswith(
-        "4 of 40 rows put aside for validation (columns={'validation_fraction'"
-    )
-    reporter = Saying()
+    heard = Saying()
+    fit(model_for(tiny_folder, num_labels=2), pandas.DataFrame(ROWS), ONCE, callbacks=[heard])
+    assert heard.said[0] == "labels: 'negative', 'positive', as the training rows name them"
+    assert heard.said[1].startswith("4 of 40 rows put aside for validation (columns={'validation_fraction'")
+    heard = Saying()
     fit(
         model_for(tiny_folder, num_labels=2),
         {"train": (TEXTS, INDICES), "validation": ROWS_01},
         ONCE,
-        reporter=reporter,
+        callbacks=[heard],
     )
-    assert not any(each.startswith("labels") or "put aside" in each for each in reporter.said)
+    assert not any(each.startswith("labels") or "put aside" in each for each in heard.said)
 
 
 ROWS_01 = (TEXTS[:10], np.array(INDICES[:10]))

@@ -50,7 +50,7 @@ from ptuning.model.config import Engine, prompt_from_dict, prompt_to_dict
 from ptuning.model.state import KEY
 from ptuning.peft import PromptEncoderConfig, get_peft_model
 from ptuning.task import Task
-from tiny import CASES, HIDDEN, LAYERS, PAD, SPECIFICS, VOCAB, ragged, tiny, tiny_case
+from tiny import DISTINCT, FAMILIES, HIDDEN, LAYERS, PAD, VOCAB, ragged, tiny, tiny_case
 
 P = 4
 DEPTHS: dict[str, PromptConfig] = {
@@ -132,7 +132,7 @@ def watched(case: str, depth: str) -> tuple[PTuningModel, list[Tensor]]:
 @pytest.mark.parametrize(
     "case", ["bert", "roberta", "gpt2", "bloom", "deberta-v2", "deberta-v2, convolution", "mistral, sliding"]
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     order=st.lists(st.tuples(st.integers(0, len(TEXTS) - 1), st.integers(0, 9)), min_size=1, max_size=6),
     more=st.integers(0, 5),
@@ -152,7 +152,7 @@ def test_neighbours_and_padding_change_nothing(
 
 
 @depths
-@pytest.mark.parametrize("case", SPECIFICS)
+@pytest.mark.parametrize("case", FAMILIES)
 def test_padding_wider_than_the_position_table_is_harmless(case: str, depth: str) -> None:
     model = task_on(case, depth).eval()
     ids, mask = ragged([5, 3])
@@ -183,7 +183,7 @@ def test_without_a_mask_every_token_is_real(depth: str) -> None:
 
 
 @depths
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FAMILIES)
 def test_training_changes_the_task_alone_and_all_of_it(case: str, depth: str) -> None:
     model = task_on(case, depth)
     frozen, trained = snapshot(model.backbone), snapshot(model.head) | snapshot(model.prompt_encoder)
@@ -239,7 +239,7 @@ def test_state_holds_the_task_alone(depth: str) -> None:
 
 
 @depths
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FAMILIES)
 def test_state_round_trips_to_the_bit(case: str, depth: str, tmp_path: Path) -> None:
     trained = task_on(case, depth)
     train(trained, steps=2)
@@ -288,7 +288,7 @@ def test_threads_do_not_meet() -> None:
     wrong: list[int] = []
 
     def ask(each: PTuningModel, disabled: bool) -> None:
-        for _ in range(60):
+        for _ in range(20):
             with each.disabled() if disabled else nullcontext():
                 found = answers(each)
             if not torch.equal(found, plain if disabled else expected[id(each)]):
@@ -315,7 +315,7 @@ def test_a_state_says_what_it_is_of() -> None:
         PTuningModel.from_backbone(tiny("bert"), DeepPrompt(num_virtual_tokens=5)).load_state_dict(state)
     with pytest.raises(AdapterError, match=r"altered or cut short: its sha256 is not the recorded one"):
         model.load_state_dict({**state, "prompt_encoder.weight": state["prompt_encoder.weight"] + 1e-6})
-    with pytest.raises(AdapterError, match="is no record of ptuning's"):
+    with pytest.raises(AdapterError, match="is not a record of ptuning"):
         model.load_state_dict({**state, KEY: state[KEY][:-1]})
     del state[KEY]
     changed = {**state, "prompt_encoder.weight": state["prompt_encoder.weight"] + 1}
@@ -325,7 +325,7 @@ def test_a_state_says_what_it_is_of() -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_no_state_reaches_the_backbone(strict: bool) -> None:
-    """A state saved around our hooks may hold the whole model: the shared backbone stays as it is."""
+    """A state dict made around the model may contain the backbone: the shared one does not change."""
     model = task_on("bert")
     before = snapshot(model.backbone)
     name = "backbone.model.bert.embeddings.word_embeddings.weight"
@@ -351,8 +351,9 @@ def test_two_tasks_on_one_backbone_do_not_meet(depth: str) -> None:
     assert torch.equal(answers(one), after)
 
 
-@depths
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "depth"), [*((case, "deep") for case in DISTINCT), *((case, "input") for case in FAMILIES)]
+)
 def test_disabled_is_plain_transformers_with_its_own_head(case: str, depth: str) -> None:
     plain, model = tiny_case(case), task_on(case, depth)
     train(model, steps=1)
@@ -438,9 +439,12 @@ def test_the_longest_text_fits_and_one_token_more_is_refused(
         assert model(*ragged([limit, 3])).logits.isfinite().all()
         with pytest.raises(DataError) as caught:
             model(*ragged([3, limit + 1]))
-    message = str(caught.value)
-    for part in ("row 1", f"has {limit + 1} tokens", f"at most {limit}", "Truncate the text", str(P)):
-        assert part in message or (part == str(P) and isinstance(config, DeepPrompt)), message
+    error = caught.value
+    assert str(error).startswith("row 1 ")
+    assert error.got == f"{limit + 1} tokens"
+    assert str(error.expected).startswith(f"at most {limit}: ")
+    assert f"minus {model.inserted_tokens} inserted" in str(error.expected)
+    assert str(error.remedy).startswith("truncate the text")
 
 
 def test_transformers_own_positions_end_where_ours_do() -> None:
@@ -480,14 +484,18 @@ def test_the_tasks_own_limit_counts_tokens(config: PromptConfig, limit: int) -> 
     "config", [InputPrompt(num_virtual_tokens=62), DeepPrompt(num_virtual_tokens=4, position_offset=62)]
 )
 def test_a_prompt_that_leaves_no_room_is_refused(config: PromptConfig) -> None:
-    with pytest.raises(ConfigError, match=r"leave 2 of 64 places for the text; use fewer virtual tokens"):
+    with pytest.raises(ConfigError, match="of 64 places for the text") as raised:
         PTuningModel.from_backbone(tiny("bert"), config, num_labels=3)
+    assert raised.value.got == 2
+    assert raised.value.remedy == "use fewer virtual tokens"
 
 
 def test_a_task_whose_limit_leaves_no_room_is_said_to() -> None:
     short = Task(problem_type="single_label_classification", labels=("a", "b", "c"), max_length=5)
-    with pytest.raises(ConfigError, match=r"leave 1 of 5 places for the text; .* or a longer max_length"):
+    with pytest.raises(ConfigError, match="of 5 places for the text") as raised:
         PTuningModel.from_backbone(tiny("bert"), InputPrompt(num_virtual_tokens=4), task=short)
+    assert raised.value.got == 1
+    assert raised.value.remedy == "use fewer virtual tokens, or a longer max_length"
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -963,7 +971,7 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
         ),
         (
             lambda: encoder_of(InputPrompt(init=TextInit(text="some words"))),
-            r"init.text holds words \('some words'\), which need a tokenizer",
+            r"init\.text: got the words 'some words', expected a tokenizer",
         ),
         (
             lambda: PTuningModel.from_backbone(tiny("bert", num_labels=1), num_labels=1, class_weights=[1.0]),
@@ -983,15 +991,15 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
         ),
         (
             lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=3, problem_type="regression"),
-            r"num_labels: got 3, but a regression predicts one number",
+            r"num_labels: got 3, expected 1, because a regression predicts one number",
         ),
         (
             lambda: PTuningModel.from_backbone(tiny("bert"), num_labels=2, task=THREE),
-            r"num_labels 2 .*beside a single_label_classification task of 3; leave them out",
+            r"got 2 and None, expected 3 and single_label_classification, as in task; leave them out",
         ),
         (
             lambda: PTuningModel.from_backbone(tiny("bert"), problem_type="regression", task=THREE),
-            r"problem_type regression beside a single_label_classification task of 3; leave them out",
+            r"got None and regression, expected 3 and single_label_classification, as in task; leave them",
         ),
     ],
 )
@@ -1074,7 +1082,7 @@ deeps = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(config=named | templated | deeps)
 def test_every_choice_survives_json(config: PromptConfig) -> None:
     assert prompt_from_dict(json.loads(json.dumps(prompt_to_dict(config)))) == config
@@ -1122,10 +1130,10 @@ def test_several_labels_are_as_many_yes_or_no_questions(
 
 def test_weights_can_be_set_later(batch: tuple[Tensor, Tensor]) -> None:
     model, labels = task_on("bert").eval(), torch.tensor([0, 1, 2, 1])
-    model.weigh_classes([1.0, 5.0, 0.5])
+    model.set_class_weights([1.0, 5.0, 0.5])
     with torch.no_grad():
         out = model(*batch, labels=labels)
-        model.weigh_classes(None)
+        model.set_class_weights(None)
         plain = model(*batch, labels=labels).loss
     assert float(out.loss) == pytest.approx(
         float(torch.nn.functional.cross_entropy(out.logits, labels, weight=torch.tensor([1.0, 5.0, 0.5])))

@@ -17,7 +17,7 @@ from ptuning import DeepPrompt, Engine, PTuningModel, Task, adapters
 from ptuning.adapters import MIX
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.config import DeepMLPEncoder, EmbeddingEncoder
-from ptuning.model.pooling import QUERY_SCALE, attended, average, greatest
+from ptuning.model.pooling import QUERY_SCALE, attention_pool, max_of_tokens, mean_of_tokens
 from tiny import ragged, tiny
 
 TASK = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
@@ -62,7 +62,7 @@ def test_it_has_weights_for_every_layer_from_the_first_prompted(first_layer: int
 
 def test_queries_are_asked_by_the_mix_alone() -> None:
     assert made(num_queries=None, seed=None).prompt_config.num_queries == 0
-    with pytest.raises(ConfigError, match=r"num_queries is 2, but prompt\.pooling is 'mean'"):
+    with pytest.raises(ConfigError, match=r"num_queries is 2, but prompt\.pooling 'mean'"):
         made(pooling="mean")
     with pytest.raises(ConfigError, match="num_queries: got -1, expected greater than or equal to 0"):
         DeepPrompt(num_queries=-1)
@@ -71,12 +71,12 @@ def test_queries_are_asked_by_the_mix_alone() -> None:
 def test_padding_is_neither_averaged_nor_the_greatest() -> None:
     states = torch.tensor([[[1.0, -3.0], [3.0, -5.0], [9.0, 9.0]], [[7.0, 7.0]] * 3])
     real = torch.tensor([[1, 1, 0], [0, 0, 0]])
-    assert average(states, real).tolist() == [[2.0, -4.0], [0.0, 0.0]]
-    assert greatest(states, real).tolist() == [[3.0, -3.0], [0.0, 0.0]]
+    assert mean_of_tokens(states, real).tolist() == [[2.0, -4.0], [0.0, 0.0]]
+    assert max_of_tokens(states, real).tolist() == [[3.0, -3.0], [0.0, 0.0]]
     queries = torch.tensor(
         [[0.0, 0.0], [200.0, 0.0], [0.0, 200.0]]
     )  # none in particular, and one token alone
-    found = attended(states, real, queries)
+    found = attention_pool(states, real, queries)
     assert found.tolist() == [[[2.0, -4.0], [3.0, -5.0], [1.0, -3.0]], [[0.0, 0.0]] * 3]
 
 
@@ -109,8 +109,8 @@ def test_a_checkpoint_of_the_trainer_is_a_task_again(tmp_path: Path) -> None:
 def test_it_moves_with_the_prompt(scales: tuple[float, float]) -> None:
     """At its rate in our loop; and under PEFT's names, where there is one rate, so many times as far."""
     model = made(seed=None)
-    model.move_faster(*scales)
-    prompt, head = model.rate_groups()
+    model.scale_learning_rates(*scales)
+    prompt, head = model.parameter_groups()
     assert sum(map(len, (prompt, head))) == len(model.task_parameters()) == 4
     own = {name: value.detach().clone() for name, value in model.head.named().items()}
     optimizer = torch.optim.SGD([{"params": prompt, "lr": 1.0}, {"params": head, "lr": 0.0}])
@@ -123,7 +123,7 @@ def test_it_moves_with_the_prompt(scales: tuple[float, float]) -> None:
 def test_with_a_frozen_head_it_stays_the_mean() -> None:
     model = made(train_head=False, seed=None)
     mean = made(train_head=False, pooling="mean", num_queries=0, seed=None)
-    mean.take_prompt(model.prompt_encoder().detach())
+    mean.set_prompt(model.prompt_encoder().detach())
     assert list(model.task_parameters()) == ["prompt_encoder.weight"]
     assert torch.equal(logits(model), logits(mean))
 

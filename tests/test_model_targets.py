@@ -68,13 +68,13 @@ REFUSED: dict[str, tuple[Task, Any, str]] = {
         TWO,
         [1, 2, 1, 1],
         "got 2 in row 1 of the batch, expected 0 or 1, the index of one of 'bad', 'good'; "
-        "count the classes from 0, or make the model with as many labels as the data have (3 at least)",
+        "count the classes from 0, or make the model with as many labels as the data have (at least 3)",
     ),
     "far out": (
         THREE,
         [0, 1, 7, 1],
         "got 7 in row 2 of the batch, expected 0 to 2, a class index; make the model with as many "
-        "labels as the data have (8 at least)",
+        "labels as the data have (at least 8)",
     ),
     "many": (
         MANY,
@@ -101,12 +101,12 @@ REFUSED: dict[str, tuple[Task, Any, str]] = {
     "multi-hot, floats": (
         THREE,
         [[0.0, 1.0, 1.0]] * 4,
-        "got float32 of shape [4, 3], several labels a row, but the task has",
+        "got float32 of shape [4, 3], several labels per row, expected one label per row",
     ),
     "multi-hot, integers": (
         THREE,
         [[0, 1, 1]] * 4,
-        "got int64 of shape [4, 3], several labels a row, but the task has one",
+        "got int64 of shape [4, 3], several labels per row, expected one label per row",
     ),
     "too few": (THREE, [0, 1], "got int64 of shape [2], expected one label for each of 4 rows"),
     "a width of its own": (

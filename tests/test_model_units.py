@@ -22,7 +22,8 @@ from transformers import Trainer, TrainingArguments
 from ptuning import DeepPrompt, Engine, FitConfig, PTuningModel, Task, TrainConfig, adapters, fit, train
 from ptuning.errors import AdapterError, ConfigError, UnsupportedBackbone
 from ptuning.model import Backbone, InputPrompt, state
-from ptuning.model.units import REACH, as_read, first_units
+from ptuning.model.settling import settle_prompt
+from ptuning.model.units import REACH, initial_units, scaled_units
 from ptuning.peft import (
     PeftModel,
     PrefixTuningConfig,
@@ -32,9 +33,9 @@ from ptuning.peft import (
 )
 from ptuning.training import recipe
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.recipe import prompt_of
+from ptuning.training.plan import plan_prompt
 from test_training import StopAfter
-from test_training_reading import Told
+from test_training_pair_pooling import Told
 from tiny import HIDDEN, LAYERS, ragged, tiny, tiny_case
 
 TASK = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
@@ -88,10 +89,10 @@ def test_left_out_there_are_none() -> None:
 
 def test_keys_begin_at_one_over_the_root_of_the_width_and_values_at_nought() -> None:
     torch.manual_seed(0)
-    keys, values = as_read(first_units(6, 50, 144)).unbind(1)
+    keys, values = scaled_units(initial_units(6, 50, 144)).unbind(1)
     assert float(keys.std()) == pytest.approx(1 / 12, rel=0.02)
     assert not values.any()
-    assert float(as_read(torch.ones(1, 2, 1, 144)).max()) == pytest.approx(REACH / 12)
+    assert float(scaled_units(torch.ones(1, 2, 1, 144)).max()) == pytest.approx(REACH / 12)
 
 
 def test_the_prompts_first_values_do_not_depend_on_them() -> None:
@@ -222,9 +223,9 @@ def test_a_checkpoint_of_the_trainer_is_a_task_again(tmp_path: Path) -> None:
 def test_they_move_with_the_prompt(scales: tuple[float, float]) -> None:
     """At its rate in our loop; and under PEFT's names, where there is one rate, so many times as far."""
     model = made(seed=None, train_head=False)
-    model.move_faster(*scales)
+    model.scale_learning_rates(*scales)
     before = weight(model).detach().clone()
-    assert [list(map(id, group)) for group in model.rate_groups()] == [
+    assert [list(map(id, group)) for group in model.parameter_groups()] == [
         list(map(id, model.task_parameters().values())),
         [],
     ]
@@ -270,7 +271,7 @@ def test_an_adapter_from_before_there_were_units_has_none(tmp_path: Path) -> Non
 def test_a_state_from_before_there_were_units_is_opened(tmp_path: Path) -> None:
     """Its record lacks the word."""
     model = made(num_virtual_units=0)
-    record = model._record()
+    record = model.record()
     del record["prompt"]["num_virtual_units"]
     tensors = {name: value for name, value in model.state_dict().items() if name != state.KEY}
     tensors[state.KEY] = state.write(record, tensors)
@@ -327,7 +328,7 @@ def test_a_prompt_a_row_is_refused() -> None:
     """Its rows would be read with this task's units."""
     model = made()
     each = model.prompt_encoder().detach().expand(len(IDS), -1, -1, -1, -1)
-    with pytest.raises(ConfigError, match="one a row, but this task has virtual units"):
+    with pytest.raises(ConfigError, match="one per row, but this task has virtual units"):
         model(input_ids=IDS, attention_mask=MASK, prompt=each)
 
 
@@ -379,10 +380,12 @@ def test_all_but_few_pairs_and_rows_of_two_classes_get_some_if_read_by_layers() 
         (averaged(), given, pairs, many, (3, recipe.QUERIES)),
         (averaged(), replace(open_, num_queries=0), TASK, many, (recipe.UNITS, 0)),
     ):
-        found = prompt_of(prompt, backbone, task, rows)
-        assert found == replace(prompt, num_virtual_units=expected[0], num_queries=expected[1])
+        found = plan_prompt(prompt, backbone, task, rows).config
+        assert isinstance(found, DeepPrompt)
+        assert (found.num_virtual_units, found.num_queries) == expected
+        assert found == settle_prompt(found, backbone)
     plain = InputPrompt()
-    assert prompt_of(plain, averaged(), TASK, many) is plain
+    assert plan_prompt(plain, averaged(), TASK, many).config is plain
 
 
 @pytest.fixture
@@ -430,7 +433,7 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         heard.clear()
         config = many(f"out{units}", prompt, epochs=1)
         told = Told()
-        result = train(config, reporter=told)
+        result = train(config, callbacks=[told])
         borne = (
             f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 for none) "
             f"and {queries} queries (prompt.num_queries; 0 for none)"
@@ -452,7 +455,7 @@ def test_a_resumed_run_has_those_that_it_began_with(
     for name, number in (("UNITS", 3), ("QUERIES", 1)):
         monkeypatch.setattr(recipe, name, number)
     with pytest.raises(Interrupted):
-        train(config, reporter=StopAfter(3))
+        train(config, callbacks=[StopAfter(3)])
     for name in ("UNITS", "QUERIES"):
         monkeypatch.setattr(recipe, name, 5)
     train(config, resume=True)

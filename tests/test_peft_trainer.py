@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 from ptuning import FitConfig, PTuningModel, fit, pipeline
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model import EmbeddingEncoder, InputPrompt
-from ptuning.model.prompt import Faster
+from ptuning.model.prompt import ScaledParameter
 from ptuning.peft import (
     PeftModel,
     PrefixTuningConfig,
@@ -113,7 +113,7 @@ def test_several_adapters_are_in_one_checkpoint(tmp_path: Path) -> None:
     resumed = trainer(tmp_path, UNUSED, model=fresh, learning_rate=1e-3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))  # nothing is left to do
     assert torch.equal(logits(resumed.model), after)
-    with pytest.raises(AdapterError, match="holds 2 tasks"):
+    with pytest.raises(AdapterError, match="has 2 tasks"):
         PTuningModel.from_pretrained(tmp_path / "checkpoint-12", backbone=tiny("bert"))
 
 
@@ -127,7 +127,7 @@ def test_a_faster_parameter_takes_longer_steps(kind: str) -> None:
     moved = {}
     for scales in ((1.0, 1.0), (30.0, 10.0)):
         plain = make(config)
-        model = PTuningModel(plain.backbone, config, CLASSES, rate_scales=scales)
+        model = PTuningModel(plain.backbone, config, CLASSES, learning_rate_scales=scales)
         before = (
             model.prompt_encoder().detach().clone(),
             model.head.named()["classifier.weight"].detach().clone(),
@@ -144,11 +144,11 @@ def test_a_faster_parameter_takes_longer_steps(kind: str) -> None:
         assert slow == pytest.approx([1e-3, 1e-3], rel=0.01)
 
 
-def test_faster_changes_neither_the_start_nor_the_count() -> None:
+def test_scaled_learning_rates_change_neither_the_start_nor_the_count() -> None:
     config = KINDS["p-tuning"].prompt()
     slow = make(config)
     torch.manual_seed(0)
-    fast = PTuningModel(slow.backbone, config, CLASSES, rate_scales=(30.0, 10.0))
+    fast = PTuningModel(slow.backbone, config, CLASSES, learning_rate_scales=(30.0, 10.0))
     torch.manual_seed(0)
     again = PTuningModel(slow.backbone, config, CLASSES)
     assert torch.equal(fast.prompt_encoder(), again.prompt_encoder())
@@ -158,9 +158,9 @@ def test_faster_changes_neither_the_start_nor_the_count() -> None:
 
 
 def test_what_is_assigned_is_met_to_the_bit() -> None:
-    faster = Faster(torch.randn(3), 30.0)
+    scaled = ScaledParameter(torch.randn(3), 30.0)
     value = torch.randn(3)
-    assert torch.equal(faster(faster.right_inverse(value)), value)
+    assert torch.equal(scaled(scaled.right_inverse(value)), value)
 
 
 def test_a_residual_encoder_begins_as_what_it_starts_from() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from test_training_start import scored
+from test_training_head_init import scored
+from warm import Programs
 
 SCRIPT = """
 import json, sys
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, fit
-from ptuning.training import start
+from ptuning.training import head_init
 
 kind, backbone, train, validation, output = sys.argv[1:]
 torch.set_num_threads(1)
@@ -31,7 +29,7 @@ if kind == "texts":
 else:
     task, pooling = Task(problem_type="regression", pair=True, mean=2.75, scale=1.2), "similarity"
     if not accelerator.is_main_process:  # as another machine's rounding, and more of it
-        start.ridge = lambda features, targets: (np.ones((1, features.shape[1])), np.ones(1))
+        head_init.ridge = lambda features, targets: (np.ones((1, features.shape[1])), np.ones(1))
 model = PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4, pooling=pooling), task=task)
 config = FitConfig(epochs=2, batch_size=9, accumulation=2)
 data = {"train": train, "validation": validation}
@@ -43,25 +41,17 @@ if accelerator.is_main_process:
 """
 
 
-def losses(processes: int, folder: Path, *arguments: str) -> list[float]:
+def losses(programs: Programs, processes: int, folder: Path, *arguments: str) -> list[float]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     output = folder / str(processes)
     output.mkdir()
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        if processes > 1
-        else []
-    )
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), *arguments, str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    argv = [str(script), *arguments, str(output)]
+    if processes > 1:
+        programs.ranks(argv, output, processes)
+    else:
+        done = programs.run(argv, output)
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
     found = json.loads((output / "losses.json").read_text())
     assert found["processes"] == processes
     values: list[float] = found["losses"]
@@ -74,6 +64,7 @@ def test_two_processes_give_the_losses_of_one(
     kind: str,
     tiny_folder: Path,
     tmp_path: Path,
+    programs: Programs,
     rows: Callable[..., list[dict[str, Any]]],
     jsonl: Callable[..., Path],
 ) -> None:
@@ -85,5 +76,5 @@ def test_two_processes_give_the_losses_of_one(
         str(jsonl("train.jsonl", made(40))),
         str(jsonl("held.jsonl", made(16, seed=1))),
     ]
-    one, two = losses(1, tmp_path, *arguments), losses(2, tmp_path, *arguments)
+    one, two = (losses(programs, processes, tmp_path, *arguments) for processes in (1, 2))
     assert two == pytest.approx(one, abs=1e-5)

@@ -915,7 +915,7 @@ def test_fault_12_a_flipped_bit_is_found_on_resume(tiny_folder: Path, rows: Rows
     )
 
     with pytest.raises(Interrupted):
-        fitted(tiny_folder, rows(40), tmp_path / "fit", run={"reporter": StopAfter(5)})
+        fitted(tiny_folder, rows(40), tmp_path / "fit", run={"callbacks": [StopAfter(5)]})
     for name in ("adapter_model.safetensors", "resume/state.safetensors", "resume/state.json"):
         file = tmp_path / "fit.run" / "checkpoint" / name
         before = file.read_bytes()

@@ -40,11 +40,11 @@ from ptuning.model.drawing import Draws
 from ptuning.model.tasks import plain_task
 from ptuning.peft import PeftModel, PrefixTuningConfig
 from ptuning.threads import ACCELERATE, GENERATORS, TOKENIZER
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import TrainConfig
-from ptuning.training.console import Silent
+from ptuning.training.head_init import fit_head
 from ptuning.training.prepare import Split
-from ptuning.training.start import fit_head
-from tiny import CASES, ragged, tiny, tiny_case
+from tiny import DISTINCT, ragged, tiny, tiny_case
 
 WAIT = 30.0
 THREE = plain_task(3, None)
@@ -125,7 +125,7 @@ def test_what_a_task_owns_is_its_own_during_anothers_pass() -> None:
     b = task_on(backbone)
 
     def owned() -> tuple[Any, ...]:
-        groups = b.rate_groups()
+        groups = b.parameter_groups()
         return (
             {name: id(value) for name, value in b.task_parameters().items()},
             [[id(value) for value in group] for group in groups],
@@ -319,7 +319,7 @@ def test_what_stood_in_the_place_of_forward_stands_there_in_every_view() -> None
 # ------------------------------------------------------------------------------------ what a view costs
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DISTINCT)
 def test_a_view_is_the_same_tensors_in_modules_of_its_own(case: str) -> None:
     backbone = Backbone(tiny_case(case))
     views = [
@@ -478,7 +478,7 @@ FIT = FitConfig(epochs=2, batch_size=8, prompt_rate=1e-2, head_rate=1e-2, backbo
 def made(tiny_folder: Path) -> Callable[..., PTuningModel]:
     """Tasks on one backbone."""
     first = PTuningModel.from_backbone(str(tiny_folder), UNITS, num_labels=2)
-    first.name_task(plain_task(2, None))
+    first.set_task(plain_task(2, None))
 
     def make(seed: int = 0) -> PTuningModel:
         torch.manual_seed(seed)
@@ -500,13 +500,13 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-class Asks(Silent):
+class Asks(Callback):
     """Called after every step of a run."""
 
     def __init__(self, ask: Callable[[], None]) -> None:
         self.ask = ask
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
+    def on_step_end(self, state: RunState) -> None:
         self.ask()
 
 
@@ -528,7 +528,7 @@ def test_training_beside_predictions_changes_neither(made: Callable[..., PTuning
 
     def run() -> None:
         try:
-            fit(a, data, FIT, reporter=Asks(lambda: between.append(torch.equal(answer(b), right))))
+            fit(a, data, FIT, callbacks=[Asks(lambda: between.append(torch.equal(answer(b), right)))])
         finally:
             over.set()
 
@@ -547,7 +547,7 @@ def test_two_trainings_end_where_each_ends_alone(made: Callable[..., PTuningMode
 
     def run(seed: int, meet: Callable[[], None]) -> tuple[dict[str, Tensor], Any]:
         model = models[seed]
-        result = fit(model, data, FIT.model_copy(update={"seed": seed}), reporter=Asks(meet))
+        result = fit(model, data, FIT.model_copy(update={"seed": seed}), callbacks=[Asks(meet)])
         return values(model), result.history
 
     models = [made(seed) for seed in (0, 1)]
@@ -672,14 +672,14 @@ def test_a_child_forked_while_a_lock_is_held_finds_it_free(lock: Any) -> None:
     """And nobody is in the middle of what it guards."""
     held, middle = threading.Event(), [False]
 
-    def hold() -> None:
+    def load_backbone() -> None:
         with lock:
             middle[0] = True
             held.set()
             time.sleep(0.2)
             middle[0] = False
 
-    thread = threading.Thread(target=hold, daemon=True)
+    thread = threading.Thread(target=load_backbone, daemon=True)
     thread.start()
     assert held.wait(WAIT)
 

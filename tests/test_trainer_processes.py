@@ -22,6 +22,7 @@ from transformers import Trainer
 from ptuning.model import PTuningModel, state
 from tiny import tiny
 from trainers import CONFIGS, accuracy, examples, numbers, same, steps, trainer
+from warm import Programs
 
 PARTS = {"deep": 1, "input, encoded": 2}
 """How many batches are accumulated for one step, by the name of the prompt."""
@@ -103,27 +104,25 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {name: learn(1, name, folder) for name in CONFIGS}
 
 
-LAUNCHERS = {
-    "torchrun": (["torch.distributed.run", "--standalone", "--nproc-per-node=2"], list(CONFIGS)),
-    # With --cpu it starts several processes through MPI alone; the Trainer's use_cpu keeps it off any GPU.
-    "accelerate launch": (
-        [
-            "accelerate.commands.launch",
-            *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
-            *("--mixed_precision=no", "--dynamo_backend=no"),
-        ],
-        ["deep"],
-    ),
-}
+# With --cpu it starts several processes through MPI alone; the Trainer's use_cpu keeps it off any GPU. The
+# processes are torchrun's.
+LAUNCH = (
+    "accelerate.commands.launch",
+    *("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0"),
+    *("--mixed_precision=no", "--dynamo_backend=no"),
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "names"), LAUNCHERS.values(), ids=LAUNCHERS)
-def test_two_processes_train_what_one_does(
-    launcher: list[str], names: list[str], alone: dict[str, Any], tmp_path: Path
-) -> None:
+def test_two_processes_train_what_one_does(alone: dict[str, Any], tmp_path: Path, programs: Programs) -> None:
+    programs.ranks([__file__, str(tmp_path), *CONFIGS], tmp_path)
+    check(list(CONFIGS), alone, tmp_path)
+
+
+@pytest.mark.slow
+def test_so_do_two_that_accelerate_launches(alone: dict[str, Any], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", *launcher, __file__, str(tmp_path), *names],
+        [sys.executable, "-m", *LAUNCH, __file__, str(tmp_path), "deep"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,
         text=True,
@@ -131,6 +130,11 @@ def test_two_processes_train_what_one_does(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    check(["deep"], alone, tmp_path)
+
+
+def check(names: list[str], alone: dict[str, Any], tmp_path: Path) -> None:
+    """What both processes said and wrote is what one did."""
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     # Every checkpoint and the last save of each run, by the first process alone.
     assert len(first["written"]) == (STEPS + 1) * len(names)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptuning import FitConfig, PTuningModel, Task, fit
-from ptuning.adapters import folder as adapter_folder
+from ptuning.adapters import seal
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model import DeepPrompt
 from ptuning.training import checkpoint
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.checkpoint import Position, _Evaluation, _Position
-from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Evaluation
 
 ROWS = [{"text": f"{word} film {i}", "label": word} for i in range(8) for word in ("good", "bad")]
 Tensors = dict[str, torch.Tensor]
 
 
-class StopAt5(Silent):
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        if step == 5:
+class StopAt5(Callback):
+    def on_step_end(self, state: RunState) -> None:
+        if state.step == 5:
             raise Interrupted
 
 
@@ -49,14 +49,16 @@ def saved(model: PTuningModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The checkpoint of a run of 4 epochs of 2 steps, as its evaluation after step 4 left it."""
     output = tmp_path_factory.mktemp("run") / "out"
     with pytest.raises(Interrupted):
-        run(model, output, reporter=StopAt5())
+        run(model, output, callbacks=[StopAt5()])
     return output.with_name("out.run") / "checkpoint"
 
 
-def run(model: PTuningModel, output: Path, *, resume: bool = False, reporter: Silent | None = None) -> Any:
+def run(
+    model: PTuningModel, output: Path, *, resume: bool = False, callbacks: Sequence[Callback] = ()
+) -> Any:
     config = FitConfig(epochs=4, batch_size=8, prompt_rate=3e-2, head_rate=3e-2)
     data = {"train": ROWS, "validation": ROWS}
-    return fit(model, data, config, output=output, resume=resume, reporter=reporter)
+    return fit(model, data, config, output=output, resume=resume, callbacks=callbacks)
 
 
 def load(folder: Path, model: PTuningModel) -> tuple[Position, checkpoint.Kept]:
@@ -73,7 +75,7 @@ def sealed(folder: Path) -> None:
         for name in values["files"]
         if (folder / name).is_file()
     }
-    (folder / "ptuning.json").write_bytes(adapter_folder._sealed(values))
+    (folder / "ptuning.json").write_bytes(seal.sealed(values))
 
 
 def state(**changes: Any) -> Callable[[Path], None]:
@@ -218,10 +220,10 @@ def test_what_no_run_wrote_is_refused_in_one_sentence(
     sealed(folder)
     before = torch.get_rng_state()
     if name in BY_THE_LOOP:
-        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without --resume$") as caught:
+        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without resume\)$") as caught:
             run(model, tmp_path / "out", resume=True)
     else:
-        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without --resume$") as caught:
+        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without resume\)$") as caught:
             load(folder, model)
         assert torch.equal(torch.get_rng_state(), before)
     said = str(caught.value)
@@ -241,7 +243,7 @@ def test_a_setting_that_is_not_there_is_another_versions(saved: Path, model: PTu
     optimizer = torch.optim.AdamW(list(model.task_parameters().values()))
     with pytest.raises(AdapterError, match="does not say with what lions the run began"):
         checkpoint.load(saved, model=model, optimizer=optimizer, setting={"lions": 1})
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.seed: the run began with 0, got 1"):
+    with pytest.raises(ConfigError, match=r"cannot resume: fit.seed: the run started with 0, got 1"):
         checkpoint.load(saved, model=model, optimizer=optimizer, setting={"fit.seed": 1, "lions": 1})
 
 

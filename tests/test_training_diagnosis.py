@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from ptuning import DeepPrompt, FitConfig, Predictor, PTuningModel, Task, TrainResult, fit
 from ptuning.adapters import load
 from ptuning.cli import main
+from ptuning.cli.tables import as_options
 from ptuning.errors import TrainingDiverged
 from ptuning.model.targets import loss_of
-from ptuning.training.diagnosis import Diagnosis, Reference, losses, not_finite
+from ptuning.training.diagnosis import Reference, diagnose, not_finite
 from ptuning.training.metrics import Baseline, Selection, effective_rows, measure, standard_error
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Diagnosis, Evaluation
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -32,8 +33,8 @@ TASK = Task(problem_type="single_label_classification", labels=("negative", "pos
 REFERENCE = Reference(
     constant=0.69,
     untrained=0.69,
-    prompt_rate=0.03,
-    head_rate=0.01,
+    learning_rate=0.03,
+    head_learning_rate=0.01,
     depth="deep",
     first_layer=0,
     virtual_tokens=20,
@@ -74,7 +75,7 @@ def found(
         for number, (loss, value, seen) in enumerate(zip(train, values, validation or train, strict=True), 1)
     )
     best = max(history, key=lambda each: Selection(metric=metric).key(each.metrics))
-    return TrainResult(
+    result = TrainResult(
         metric=metric,
         best=best,
         history=history,
@@ -92,10 +93,17 @@ def found(
             "reference": asdict(replace(REFERENCE, **reference)),
         },
     )
+    return diagnosed(result)
+
+
+def diagnosed(result: TrainResult) -> TrainResult:
+    """As a run ends."""
+    return replace(result, diagnosis=diagnose(result))
 
 
 def told(result: TrainResult, kind: str) -> str:
     """The paragraph of a run that has to have this diagnosis."""
+    result = diagnosed(result)
     diagnosis = result.diagnosis
     assert diagnosis is not None, "no diagnosis"
     assert diagnosis.kind == kind, diagnosis.paragraph
@@ -175,18 +183,21 @@ def test_a_loss_that_did_not_move_asks_for_the_recipes_rate() -> None:
     assert paragraph.startswith(
         "NOT LEARNED: on the validation rows the best accuracy is 0.500, and always 'positive' scores 0.500. "
         "The training loss did not fall: 0.693 at the first evaluation, 0.693 at the end, where a constant "
-        "answer has 0.69: the rates are too low."
+        "answer has 0.69: the learning rates are too low."
     )
-    assert "Try, in this order: --fit.prompt_rate 0.03 (it was 1e-06) with --fit.head_rate 0.01" in paragraph
+    assert (
+        "Try, in this order: fit.learning_rate=0.03 (it was 1e-06) with fit.head_learning_rate=0.01"
+        in paragraph
+    )
     assert "ptuning check-data" in paragraph
 
 
 def test_a_loss_that_does_not_move_at_the_usual_rate_has_other_causes_too() -> None:
     paragraph = told(found([0.69] * 4, [0.49] * 4), "not learned")
     assert "or the labels do not follow from the texts" in paragraph
-    assert "--fit.prompt_rate 0.09 (it was 0.03)" in paragraph
-    assert "--fit.prompt_rate 0.01 (it was 0.03)" in paragraph
-    assert "--fit.epochs 12 (there were 4)" in paragraph
+    assert "fit.learning_rate=0.09 (it was 0.03)" in paragraph
+    assert "fit.learning_rate=0.01 (it was 0.03)" in paragraph
+    assert "fit.num_train_epochs=12 (there were 4)" in paragraph
 
 
 @pytest.mark.parametrize(
@@ -196,21 +207,24 @@ def test_a_loss_that_does_not_move_at_the_usual_rate_has_other_causes_too() -> N
 )  # of real runs
 def test_too_high_a_rate_is_told_from_too_low_a_one(train: Sequence[float], rate: float) -> None:
     paragraph = told(found(train, [0.43] * 6, rates=(rate, rate)), "not learned")
-    assert "the rates are too high" in paragraph
-    assert f"--fit.prompt_rate 0.03 (it was {rate:g}); --fit.head_rate 0.01 (it was {rate:g})" in paragraph
+    assert "the learning rates are too high" in paragraph
+    assert (
+        f"fit.learning_rate=0.03 (it was {rate:g}); fit.head_learning_rate=0.01 (it was {rate:g})"
+        in paragraph
+    )
 
 
 def test_rows_learned_by_heart_ask_for_more_of_them() -> None:
     paragraph = told(found((0.6, 0.4, 0.2, 0.05, 0.03, 0.02), [0.5] * 6), "not learned")
     assert "the training rows (500) were learned by heart" in paragraph
     assert "Try, in this order: more training rows; look at the labels with: ptuning check-data" in paragraph
-    assert "--prompt.num_virtual_tokens 10 (there were 20)" in paragraph
+    assert "prompt.num_virtual_tokens=10 (there were 20)" in paragraph
 
 
 def test_hardly_any_steps_ask_for_epochs() -> None:
     paragraph = told(found((0.68, 0.66), (0.5, 0.5), steps=3), "not learned")
     assert "There were only 6 optimizer steps" in paragraph
-    assert "Try, in this order: --fit.epochs 100 (there were 2)" in paragraph
+    assert "Try, in this order: fit.num_train_epochs=100 (there were 2)" in paragraph
 
 
 def test_the_same_answer_for_every_row_asks_for_class_weights() -> None:
@@ -223,14 +237,14 @@ def test_the_same_answer_for_every_row_asks_for_class_weights() -> None:
     train = (0.6, 0.45, 0.43, 0.42)
     paragraph = told(found(train, [0.85] * 4, **options), "not learned")
     assert "That same answer is given for every row" in paragraph
-    assert "--fit.class_weights balanced with --fit.select_by matthews" in paragraph
+    assert "fit.class_weights=balanced with fit.select_by=matthews" in paragraph
     for otherwise in ({"weighted": True}, {"floor": 0.5}, {"also": {"f1": 0.91, "matthews": 0.1}}):
         other = {**options, **otherwise}
         assert "same answer" not in told(found(train, [other["floor"]] * 4, **other), "not learned")
     labels = {"f1_micro": 0.0, "f1_macro": 0.0, "exact_match": 0.7}
     several = {"also": labels, "floor_also": labels, "metric": "f1_micro", "floor": 0.0, "constant": 0.42}
     paragraph = told(found(train, [0.0] * 4, **several), "not learned")
-    assert "--fit.class_weights balanced with --fit.select_by f1_macro" in paragraph
+    assert "fit.class_weights=balanced with fit.select_by=f1_macro" in paragraph
 
 
 def test_what_selects_by_the_loss_is_held_against_that_of_a_constant_answer() -> None:
@@ -248,7 +262,7 @@ def test_better_by_chance_alone_is_not_learned() -> None:
     paragraph = told(result, "not learned")
     assert "best accuracy is 0.570" in paragraph
     assert "scores 0.567, as near as chance brings it over 300 rows" in paragraph
-    assert "--fit.prompt_rate 0.03 (it was 0.0001)" in paragraph
+    assert "fit.learning_rate=0.03 (it was 0.0001)" in paragraph
     sure = found(train, values, floor=0.567, rates=(1e-4, 1e-4), constant=0.684, rows=10**6)
     assert sure.diagnosis is None
     assert sure.learned
@@ -256,8 +270,8 @@ def test_better_by_chance_alone_is_not_learned() -> None:
 
 def test_an_input_prompt_is_to_be_made_deep_first() -> None:
     paragraph = told(found([0.69] * 4, [0.5] * 4, depth="input"), "not learned")
-    assert "Try, in this order: --prompt.depth deep; " in paragraph
-    assert "--prompt.depth" not in told(found([0.69] * 4, [0.5] * 4), "not learned")
+    assert "Try, in this order: prompt.depth=deep; " in paragraph
+    assert "prompt.depth" not in told(found([0.69] * 4, [0.5] * 4), "not learned")
 
 
 def test_an_undefined_metric_and_a_result_of_an_older_version_have_a_paragraph_too() -> None:
@@ -269,7 +283,7 @@ def test_an_undefined_metric_and_a_result_of_an_older_version_have_a_paragraph_t
     )
     paragraph = told(replace(found((0.7,), (0.4,)), setting={}), "not learned")
     assert paragraph.startswith("NOT LEARNED: on the validation rows the best accuracy is 0.400")
-    assert "--fit.prompt_rate" in paragraph
+    assert "fit.learning_rate" in paragraph
 
 
 # ----------------------------------------------------------------------------------------- diverged
@@ -281,7 +295,7 @@ def test_a_loss_that_rises_to_stay_has_diverged_even_if_a_good_checkpoint_was_ke
     paragraph = told(result, "diverged")
     assert paragraph.startswith("DIVERGED: the training loss rose from 0.45 to 1.3 and stayed there")
     assert "The checkpoint of epoch 3 was kept" in paragraph
-    assert "--fit.prompt_rate 0.03 (it was 0.3); --fit.head_rate 0.003 (it was 0.01)" in paragraph
+    assert "fit.learning_rate=0.03 (it was 0.3); fit.head_learning_rate=0.003 (it was 0.01)" in paragraph
 
 
 def test_a_loss_that_ends_above_an_untrained_models_has_diverged() -> None:
@@ -294,10 +308,10 @@ def test_a_loss_that_ends_above_an_untrained_models_has_diverged() -> None:
 
 def test_what_is_not_finite_names_the_rates_to_try() -> None:
     assert not_finite("seen", kept="kept", rates=(0.03, 0.01)) == (
-        "seen, expected finite numbers; kept. Lower --fit.prompt_rate to 0.003 (it was 0.03) or "
-        "--fit.head_rate to 0.001 (it was 0.01), or set --precision fp32"
+        "seen, expected finite numbers; kept. Lower fit.learning_rate to 0.003 (it was 0.03) or "
+        "fit.head_learning_rate to 0.001 (it was 0.01), or set precision=fp32"
     )
-    assert not_finite("seen").startswith("seen, expected finite numbers. Lower --fit.prompt_rate or ")
+    assert not_finite("seen").startswith("seen, expected finite numbers. Lower fit.learning_rate or ")
 
 
 # -------------------------------------------------------------------------------------- overfitting
@@ -317,14 +331,14 @@ def test_validation_that_falls_while_training_goes_on_is_overfitting() -> None:
         "(the validation loss went from 0.4 to 0.6). The checkpoint of epoch 2 was kept."
     )
     for option in (
-        "--fit.patience 3 or --fit.epochs 3 --fit.prompt_rate 0.03 --fit.head_rate 0.01",
-        "--prompt.num_virtual_tokens 10 (there were 20)",
-        "--fit.prompt_rate 0.01 (it was 0.03)",
-        "--fit.weight_decay 0.01",
+        "fit.patience=3 or fit.num_train_epochs=3 fit.learning_rate=0.03 fit.head_learning_rate=0.01",
+        "prompt.num_virtual_tokens=10 (there were 20)",
+        "fit.learning_rate=0.01 (it was 0.03)",
+        "fit.weight_decay=0.01",
         "more training rows",
     ):
         assert option in paragraph
-    assert "--fit.patience" not in told(found(*FALLS, stopped_early=True), "overfitting")
+    assert "fit.patience" not in told(found(*FALLS, stopped_early=True), "overfitting")
 
 
 def test_overfitting_needs_more_than_noise_a_falling_training_loss_and_a_rising_validation_loss() -> None:
@@ -363,7 +377,7 @@ def test_rows_that_were_learned_long_ago_need_fewer_epochs() -> None:
         "NOTE: saturated: in epoch 4 of 12 the training loss was down to 0.01, and acc"
     )
     assert "(best 0.900). The checkpoint of epoch 2 was kept. " in paragraph
-    shorter = "--fit.patience 3 or --fit.epochs 6 --fit.prompt_rate 0.03 --fit.head_rate 0.01"
+    shorter = "fit.patience=3 or fit.num_train_epochs=6 fit.learning_rate=0.03 fit.head_learning_rate=0.01"
     assert f"The same in less time: {shorter}; a better one needs" in paragraph
 
 
@@ -375,9 +389,9 @@ def test_a_loss_that_stands_early_and_high_asks_for_a_prompt_that_reaches_furthe
         in paragraph
     )
     order = (
-        "--fit.prompt_rate 0.09 (it was 0.03)",
-        "--prompt.first_layer 0",
-        "--prompt.num_virtual_tokens 40 (there were 20)",
+        "fit.learning_rate=0.09 (it was 0.03)",
+        "prompt.first_layer=0",
+        "prompt.num_virtual_tokens=40 (there were 20)",
         "ptuning check-data",
     )
     places = [paragraph.index(option) for option in order]
@@ -392,7 +406,7 @@ def test_a_loss_that_stands_early_and_high_asks_for_a_prompt_that_reaches_furthe
 
 def test_units_are_the_first_to_go() -> None:
     paragraph = told(found(*FALLS, virtual_units=20), "overfitting")
-    assert "--prompt.num_virtual_units 0 (there were 20)" in paragraph
+    assert "prompt.num_virtual_units=0 (there were 20)" in paragraph
     assert "num_virtual_tokens" not in paragraph
 
 
@@ -445,7 +459,9 @@ def test_the_constant_answers_loss_is_the_least_that_a_constant_answer_has(
 
         search.step(closure)
         least = loss(logits.detach()).item()
-        assert losses(targets, task, weights) == pytest.approx((least, untrained), rel=1e-5)
+        assert task.kind.reference_losses(targets, task, weights) == pytest.approx(
+            (least, untrained), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("weights", [None, (3.0, 1.0, 0.5)])
@@ -455,7 +471,7 @@ def test_the_baselines_loss_is_that_of_its_answer_over_other_rows(weights: tuple
     weigh = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     shares = {"single_label_classification": (0.6, 0.4, 0.0), "multi_label_classification": (0.5, 0.2, 0.0)}
     for kind, drawn in shares.items():
-        task = Task(problem_type=kind, labels=("a", "b", "c"))  # type: ignore[arg-type]
+        task = Task(problem_type=kind, labels=("a", "b", "c"))
         if task.problem_type == "multi_label_classification":
             train, held = ((draw.random((60, 3)) < part).astype(float) for part in (drawn, (0.3, 0.3, 0.3)))
             share = torch.tensor(np.clip(train.mean(0), 0.5 / 60, None))
@@ -479,9 +495,13 @@ def test_the_baselines_loss_is_that_of_its_answer_over_other_rows(weights: tuple
 def test_a_regressions_constant_answer_is_the_mean() -> None:
     targets = np.array([1.0, 2.0, 6.0])
     standard = Task(problem_type="regression", mean=3.0, scale=2.0)
-    assert losses(targets, standard) == pytest.approx((targets.var() / 4, targets.var() / 4))
+    assert standard.kind.reference_losses(targets, standard, None) == pytest.approx(
+        (targets.var() / 4, targets.var() / 4)
+    )
     plain = Task(problem_type="regression")
-    assert losses(targets, plain) == pytest.approx((targets.var(), np.square(targets).mean()))
+    assert plain.kind.reference_losses(targets, plain, None) == pytest.approx(
+        (targets.var(), np.square(targets).mean())
+    )
     assert Baseline.of(targets, standard).measure(np.array([3.0, 7.0]), standard)["loss"] == pytest.approx(
         2.0
     )
@@ -502,18 +522,20 @@ def test_noise_is_the_binomial_one_and_never_nothing() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.02])
-@pytest.mark.parametrize("metric", ["f1", "matthews", "auc"])
-def test_noise_of_a_rare_class_is_that_of_its_few_rows(metric: str, share: float) -> None:
+def test_noise_of_a_rare_class_is_that_of_its_few_rows(share: float) -> None:
     """Simulated: 1,000 rows of which a logit tells the class about as well as models do."""
     draw, task = np.random.default_rng(0), Task(problem_type="single_label_classification", labels=(0, 1))
+    metrics = ("f1", "matthews", "auc")
     values, rows = [], []
     for _ in range(300):
         targets = (draw.random(1000) < share).astype(float)
         logit = 3.3 * targets + draw.standard_normal(1000) - 1.6 + math.log(share / (1 - share)) / 3.3
-        values.append(measure(np.stack([np.zeros(1000), logit], 1), targets, task)[metric])
-        rows.append(effective_rows(metric, targets, task))
-    said = standard_error(metric, float(np.mean(values)), float(np.mean(rows)))
-    assert 0.6 * np.std(values) < said < 3.5 * np.std(values)
+        found = measure(np.stack([np.zeros(1000), logit], 1), targets, task)
+        values.append([found[metric] for metric in metrics])
+        rows.append([effective_rows(metric, targets, task) for metric in metrics])
+    for metric, seen, effective in zip(metrics, np.array(values).T, np.array(rows).T, strict=True):
+        said = standard_error(metric, float(seen.mean()), float(effective.mean()))
+        assert 0.6 * seen.std() < said < 3.5 * seen.std(), metric
 
 
 def test_how_many_rows_a_metric_hangs_on() -> None:
@@ -553,7 +575,7 @@ def trained(tiny_folder: Path) -> Callable[..., TrainResult]:
     ) -> TrainResult:
         torch.manual_seed(0)
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=TASK)
-        usual = {"batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2}
+        usual = {"batch_size": 8, "learning_rate": 3e-2, "head_learning_rate": 3e-2}
         data = {"train": train, "validation": validation}
         return fit(model, data, FitConfig(**{**usual, **options}), output=output)
 
@@ -582,7 +604,7 @@ def test_a_run_that_learns(trained: Callable[..., TrainResult], rows: Rows) -> N
     assert reference.untrained == pytest.approx(math.log(2))
     assert (reference.depth, reference.first_layer, reference.virtual_tokens) == ("deep", 0, 4)
     assert not reference.weighted
-    assert 1e-3 < reference.prompt_rate < 1
+    assert 1e-3 < reference.learning_rate < 1
     weighed = trained(rows(16), rows(16, seed=1), epochs=1, class_weights=(1.0, 3.0))
     assert weighed.setting["reference"]["weighted"]
     assert weighed.setting["reference"]["constant"] == pytest.approx(
@@ -592,12 +614,12 @@ def test_a_run_that_learns(trained: Callable[..., TrainResult], rows: Rows) -> N
 
 def test_a_rate_of_nothing(trained: Callable[..., TrainResult], rows: Rows) -> None:
     data = redrawn(rows(96), 0.5, 4), redrawn(rows(100, seed=1), 0.5, 5)
-    result = trained(*data, epochs=5, prompt_rate=1e-9, head_rate=1e-9)
+    result = trained(*data, epochs=5, learning_rate=1e-9, head_learning_rate=1e-9)
     paragraph = told(result, "not learned")
     assert "The training loss did not fall" in paragraph
-    assert "the rates are too low" in paragraph
-    usual = result.setting["reference"]["prompt_rate"]
-    assert f"--fit.prompt_rate {usual:g} (it was 1e-09)" in paragraph
+    assert "the learning rates are too low" in paragraph
+    usual = result.setting["reference"]["learning_rate"]
+    assert f"fit.learning_rate={usual:g} (it was 1e-09)" in paragraph
 
 
 @pytest.mark.parametrize("metric", ["loss", "auc"])
@@ -606,7 +628,7 @@ def test_a_rate_of_nothing_by_how_sure_the_answers_are(
 ) -> None:
     turned = flipped(redrawn(rows(100, seed=1), 0.5, 5), 1.0, 0)  # so that chance does not help the AUC
     data = redrawn(rows(96), 0.5, 4), turned
-    options = {"epochs": 5, "prompt_rate": 1e-9, "head_rate": 1e-9, "select_by": metric}
+    options = {"epochs": 5, "learning_rate": 1e-9, "head_learning_rate": 1e-9, "select_by": metric}
     result = trained(*data, **options, output=tmp_path / "out")
     told(result, "not learned")
     assert "It did not learn" in (tmp_path / "out" / "README.md").read_text()
@@ -617,17 +639,19 @@ def test_a_rate_of_nothing_by_how_sure_the_answers_are(
 
 
 def test_a_huge_rate(trained: Callable[..., TrainResult], rows: Rows) -> None:
-    result = trained(rows(64), rows(100, seed=1), epochs=8, prompt_rate=10, head_rate=10)
+    result = trained(rows(64), rows(100, seed=1), epochs=8, learning_rate=10, head_learning_rate=10)
     paragraph = told(result, "not learned")
     assert "The training loss went up to" in paragraph
-    assert "the rates are too high" in paragraph
-    assert f"--fit.prompt_rate {result.setting['reference']['prompt_rate']:g} (it was 10)" in paragraph
+    assert "the learning rates are too high" in paragraph
+    assert f"fit.learning_rate={result.setting['reference']['learning_rate']:g} (it was 10)" in paragraph
 
 
 def test_a_rate_that_grows_until_what_was_learned_is_lost(
     trained: Callable[..., TrainResult], rows: Rows
 ) -> None:
-    result = trained(rows(64), rows(100, seed=1), epochs=10, prompt_rate=3, head_rate=3, warmup=0.95)
+    result = trained(
+        rows(64), rows(100, seed=1), epochs=10, learning_rate=3, head_learning_rate=3, warmup=0.95
+    )
     assert result.beats_baseline
     paragraph = told(result, "diverged")
     assert "the training loss rose from" in paragraph
@@ -635,8 +659,8 @@ def test_a_rate_that_grows_until_what_was_learned_is_lost(
 
 
 def test_numbers_that_are_none(trained: Callable[..., TrainResult], rows: Rows) -> None:
-    far = {"prompt_rate": 1e30, "head_rate": 1e30, "warmup": 0.0, "epochs": 2}
-    remedy = r"Lower --fit.prompt_rate to 1e\+29 \(it was 1e\+30\) or --fit.head_rate to 1e\+29"
+    far = {"learning_rate": 1e30, "head_learning_rate": 1e30, "warmup": 0.0, "epochs": 2}
+    remedy = r"Lower fit.learning_rate to 1e\+29 \(it was 1e\+30\) or fit.head_learning_rate to 1e\+29"
     with pytest.raises(TrainingDiverged, match=rf"^training diverged at step \d of \d+: loss .*{remedy}"):
         trained(rows(64), rows(20, seed=1), **far)
     with pytest.raises(TrainingDiverged, match=rf"^the logits of \d+ of 20 rows are not finite.*{remedy}"):
@@ -656,13 +680,13 @@ def test_random_labels_learned_by_heart(trained: Callable[..., TrainResult], row
 def test_hardly_any_rows_once(trained: Callable[..., TrainResult], rows: Rows) -> None:
     paragraph = told(trained(rows(16), redrawn(rows(60, seed=1), 0.5, 3), epochs=1), "not learned")
     assert "There were only 2 optimizer steps" in paragraph
-    assert "--fit.epochs 150 (there were 1)" in paragraph
+    assert "fit.num_train_epochs=150 (there were 1)" in paragraph
 
 
 def test_one_label_nearly_always(trained: Callable[..., TrainResult], rows: Rows) -> None:
     data = redrawn(rows(64), 0.85, 1), redrawn(rows(80, seed=1), 0.85, 2)
     paragraph = told(trained(*data, epochs=2), "not learned")
-    assert "--fit.class_weights balanced with --fit.select_by matthews" in paragraph
+    assert "fit.class_weights=balanced with fit.select_by=matthews" in paragraph
 
 
 def test_a_few_mislabelled_rows_for_long(trained: Callable[..., TrainResult], rows: Rows) -> None:
@@ -690,7 +714,7 @@ def test_a_model_that_is_right_from_the_start_and_never_moves(
     size = min(40, *map(len, each))
     assert size >= 10
     data = [*each[0][:size], *each[1][:size]]
-    result = trained(data, data, epochs=8, prompt_rate=1e-9, head_rate=1e-9)
+    result = trained(data, data, epochs=8, learning_rate=1e-9, head_learning_rate=1e-9)
     assert result.metrics["validation"]["accuracy"] == 1
     paragraph = told(result, "saturated")
     assert "the training loss has stood at" in paragraph
@@ -715,7 +739,7 @@ def ended(
             "output": "out",
         }
         values |= {"data.validation": jsonl("validation.jsonl", validation), "prompt.num_virtual_tokens": 4}
-        values |= {"fit.batch_size": 8, "fit.prompt_rate": 3e-2, "fit.head_rate": 3e-2}
+        values |= {"fit.batch_size": 8, "fit.learning_rate": 3e-2, "fit.head_learning_rate": 3e-2}
         values |= {f"fit.{name}": value for name, value in options.items()}
         argv = [part for name, value in values.items() for part in (f"--{name}", str(value))]
         assert main(["train", str(jsonl("train.jsonl", train)), *argv]) == 0
@@ -726,11 +750,11 @@ def ended(
 
 
 def test_a_failure_is_said_once_at_the_end_in_one_line(ended: Callable[..., str], rows: Rows) -> None:
-    err = ended(rows(64), rows(100, seed=1), epochs=4, prompt_rate=10, head_rate=10)
+    err = ended(rows(64), rows(100, seed=1), epochs=4, learning_rate=10, head_learning_rate=10)
     kept = json.loads(Path("out.run/result.json").read_text())["diagnosis"]
     assert kept["kind"] == "not learned"
     assert err.count("NOT LEARNED") == 1
-    assert err.splitlines()[-1] == kept["paragraph"]
+    assert err.splitlines()[-1] == as_options(kept["paragraph"])
 
 
 def test_a_note_is_said_once_at_the_end_in_one_line(ended: Callable[..., str], rows: Rows) -> None:
@@ -738,7 +762,7 @@ def test_a_note_is_said_once_at_the_end_in_one_line(ended: Callable[..., str], r
     kept = json.loads(Path("out.run/result.json").read_text())["diagnosis"]
     assert kept["kind"] in ("overfitting", "saturated")
     assert err.count("NOTE: ") == 1
-    assert err.splitlines()[-1] == kept["paragraph"]
+    assert err.splitlines()[-1] == as_options(kept["paragraph"])
 
 
 def test_a_good_run_ends_without_one(ended: Callable[..., str], rows: Rows) -> None:
@@ -758,7 +782,7 @@ def test_failures_are_loud_and_notes_are_not() -> None:
         console = Console(
             record=True, width=60, force_terminal=True, file=io.StringIO(), color_system="standard"
         )
-        print_diagnosis(replace(result, baseline_rule="always '[bold]'"), console)
+        print_diagnosis(diagnosed(replace(result, baseline_rule="always '[bold]'")), console)
         styles.append(console.export_text(styles=True))
     assert styles[0].startswith("\n\x1b[1;31mNOT LEARNED")
     assert "always '[bold]'" in styles[0], "a label is no markup"
@@ -768,10 +792,10 @@ def test_failures_are_loud_and_notes_are_not() -> None:
 
 def test_several_runs_are_marked_in_their_table() -> None:
     from ptuning.cli.tables import several_table
-    from ptuning.training.result import OneRun, SeveralResult
+    from ptuning.training.records import OneRun, SeveralResult
 
     good, bad = (
-        OneRun(name=name, values={"prompt_rate": 0.03}, result=result)
+        OneRun(name=name, values={"learning_rate": 0.03}, result=result)
         for name, result in (("good", found(*SST2)), ("bad", found(*FALLS)))
     )
 

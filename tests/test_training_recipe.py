@@ -23,7 +23,7 @@ from ptuning import (
     train,
 )
 from ptuning.errors import ConfigError
-from ptuning.training.console import Silent
+from ptuning.training.callbacks import Callback
 from ptuning.training.recipe import (
     CHOSEN,
     EPOCHS,
@@ -43,17 +43,17 @@ SHORT = choice(replace(FACTS, rows=36), FitConfig(epochs=2, batch_size=12))
 Rows = Callable[..., list[dict[str, Any]]]
 
 
-class Told(Silent):
+class Told(Callback):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 
 def rates(facts: Facts, **given: Any) -> tuple[float, float]:
     found = Recipe.of(FitConfig(**given), facts).fit
-    return found.prompt_rate, found.head_rate
+    return found.learning_rate, found.head_learning_rate
 
 
 # ---------------------------------------------------------------------------------------- the rules
@@ -67,7 +67,7 @@ def test_it_chooses_everything_that_may_be_left_out_and_nothing_else() -> None:
 
 
 def epochs(rows: int, **given: Any) -> int:
-    return Recipe.of(FitConfig(**given), replace(FACTS, rows=rows)).fit.epochs
+    return Recipe.of(FitConfig(**given), replace(FACTS, rows=rows)).fit.num_train_epochs
 
 
 def test_few_rows_get_more_epochs_and_many_fewer() -> None:
@@ -108,7 +108,10 @@ def test_a_fitted_head_stays_about_where_it_is_and_few_rows_move_the_prompt_less
     assert [rates(replace(fitted, rows=rows))[0] for rows in (4, 32, 200, 800, 3000, 10**6)] == [
         2e-3, 4e-3, 1e-2, 2e-2, 3e-2, 3e-2,
     ]  # fmt: skip
-    found = [Recipe.of(FitConfig(), replace(fitted, rows=rows)).fit.epochs for rows in (32, 200, 3000, 10**6)]
+    given = FitConfig()
+    found = [
+        Recipe.of(given, replace(fitted, rows=rows)).fit.num_train_epochs for rows in (32, 200, 3000, 10**6)
+    ]
     assert found == [75, 12, 5, 2]
 
 
@@ -145,28 +148,35 @@ def test_an_input_prompt_has_rates_of_its_own() -> None:
 
 def test_what_is_given_wins() -> None:
     given = {
-        "epochs": 3, "prompt_rate": 0.5, "head_rate": 0.25, "backbone_dropout": True, "evaluate_every": 7,
+        "epochs": 3, "learning_rate": 0.5, "head_learning_rate": 0.25,
+        "backbone_dropout": True, "evaluate_every": 7,
     }  # fmt: skip
     recipe = Recipe.of(FitConfig(**given, batch_size=4), FACTS)
     fit = recipe.fit
-    assert (fit.epochs, fit.prompt_rate, fit.head_rate, fit.batch_size) == (3, 0.5, 0.25, 4)
+    assert (fit.num_train_epochs, fit.learning_rate, fit.head_learning_rate, fit.batch_size) == (
+        3,
+        0.5,
+        0.25,
+        4,
+    )
     assert recipe.chose == {}
-    rates = "rates 0.5 (prompt) and 0.25 (head)"
-    assert str(recipe) == f"as given: 3 epochs, batch 4, {rates}, the backbone's dropout"
-    half = Recipe.of(FitConfig(prompt_rate=0.5), FACTS)
+    rates = "learning rates 0.5 (prompt) and 0.25 (head)"
+    assert str(recipe) == f"as given: 3 epochs, batch size 4, {rates}, the backbone's dropout on"
+    half = Recipe.of(FitConfig(learning_rate=0.5), FACTS)
     assert half.chose == {
-        "epochs": EPOCHS, "head_rate": 1.5e-3, "backbone_dropout": False, "evaluate_every": "epoch",
+        "num_train_epochs": EPOCHS, "head_learning_rate": 1.5e-3,
+        "backbone_dropout": False, "evaluate_every": "epoch",
     }  # fmt: skip
-    assert half.fit.prompt_rate == 0.5
+    assert half.fit.learning_rate == 0.5
 
 
 def test_what_a_search_found_fills_what_is_open_alone() -> None:
-    found = {"first_layer": 3, "prompt_rate": 0.02, "head_rate": 0.004}
-    recipe = Recipe.of(FitConfig(head_rate=0.25), FACTS, found)
+    found = {"first_layer": 3, "learning_rate": 0.02, "head_learning_rate": 0.004}
+    recipe = Recipe.of(FitConfig(head_learning_rate=0.25), FACTS, found)
     assert recipe.name == "search"
-    assert (recipe.fit.prompt_rate, recipe.fit.head_rate) == (0.02, 0.25)
+    assert (recipe.fit.learning_rate, recipe.fit.head_learning_rate) == (0.02, 0.25)
     assert recipe.chose == {
-        "first_layer": 3, "epochs": EPOCHS, "prompt_rate": 0.02, "backbone_dropout": False,
+        "first_layer": 3, "num_train_epochs": EPOCHS, "learning_rate": 0.02, "backbone_dropout": False,
         "evaluate_every": "epoch",
     }  # fmt: skip
 
@@ -227,15 +237,18 @@ def config(
 
 def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]) -> None:
     made, told = config(epochs=2), Told()
-    result = train(made, reporter=told)
-    prompt, head = SHORT["prompt_rate"], SHORT["head_rate"]
+    result = train(made, callbacks=[told])
+    prompt, head = SHORT["learning_rate"], SHORT["head_learning_rate"]
     assert told.said[0].endswith("(in Python: duplicates='drop')")  # what was found in the rows
-    assert told.said[1] == f"recipe: auto: 2 epochs, batch 12, rates {prompt:g} (prompt) and {head:g} (head)"
+    assert (
+        told.said[1]
+        == f"recipe: auto: 2 epochs, batch size 12, learning rates {prompt:g} (prompt) and {head:g} (head)"
+    )
     expected = {
         "name": "auto",
         "chose": {
-            "prompt_rate": prompt,
-            "head_rate": head,
+            "learning_rate": prompt,
+            "head_learning_rate": head,
             "backbone_dropout": False,
             "evaluate_every": "epoch",
         },
@@ -245,7 +258,7 @@ def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]
     extra = adapters.load(made.output).extra
     assert extra["recipe"] == expected
     assert {name: extra["fit"][name] for name in CHOSEN} == SHORT
-    assert f"prompt rate: `{prompt}`" in (Path(made.output) / "README.md").read_text()
+    assert f"- learning rate: `{prompt}`" in (Path(made.output) / "README.md").read_text()
 
 
 def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
@@ -258,9 +271,15 @@ def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
 
 def test_a_resumed_run_is_held_to_what_was_chosen(config: Callable[..., TrainConfig]) -> None:
     first = train(config(epochs=2))
-    again = train(config(epochs=2, prompt_rate=SHORT["prompt_rate"]), resume=True)  # the same, now in words
+    again = train(
+        config(epochs=2, learning_rate=SHORT["learning_rate"]), resume=True
+    )  # the same, now in words
     assert again.history == first.history
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.head_rate: the run began with .*, got 0.123;"):
-        train(config(epochs=2, head_rate=0.123), resume=True)
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.epochs: the run began with 2, got \d+"):
+    with pytest.raises(
+        ConfigError, match=r"cannot resume: fit.head_learning_rate: the run started with .*, got 0.123;"
+    ):
+        train(config(epochs=2, head_learning_rate=0.123), resume=True)
+    with pytest.raises(
+        ConfigError, match=r"cannot resume: fit.num_train_epochs: the run started with 2, got \d+"
+    ):
         train(config(), resume=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from ptuning import (
 )
 from ptuning.errors import AdapterError, ConfigError, OutputError, UserError
 from ptuning.training import run_files
-from ptuning.training.console import Silent
+from ptuning.training.callbacks import Callback, RunState
+from ptuning.training.extensions import Extensions
 from ptuning.training.run import train_on
+from ptuning.training.run_cache import RunCache
 from ptuning.training.several import _clear, _plan, _refuse_unfinished
-from ptuning.training.shared import Shared
 
 ROWS = [{"text": f"{word} film {i}", "label": word} for i in range(8) for word in ("good", "bad")]
 
@@ -37,9 +38,9 @@ class Begun(Exception):
     """The run got as far as its first step, and is stopped there: what comes after is for others to test."""
 
 
-class Begins(Silent):
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
-        raise Begun(done)
+class Begins(Callback):
+    def on_train_begin(self, state: RunState) -> None:
+        raise Begun(state.step)
 
 
 @dataclass
@@ -47,22 +48,22 @@ class Place:
     """A finished run to begin another over, and what runs of one process share."""
 
     folder: Path
-    shared: Shared
+    shared: RunCache
     values: dict[str, Any]
 
     def config(self, output: Path, **fit: Any) -> TrainConfig:
         values = {**self.values, "output": str(output)}
         return TrainConfig.checked({**values, "fit": {**values["fit"], **fit}})
 
-    def train(self, config: TrainConfig, *, resume: bool = False, reporter: Silent | None = None) -> None:
-        train_on(self.shared, config, resume=resume, anew=False, reporter=reporter or Silent())
+    def train(self, config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
+        train_on(self.shared, config, resume=resume, restart=False, extensions=Extensions.checked(callbacks))
 
     def goes_on(self, config: TrainConfig) -> str:
         """How a user can: by ``--resume``, or else by the plain command."""
         refused = []
         for resume in (True, False):
             try:
-                self.train(config, resume=resume, reporter=Begins())
+                self.train(config, resume=resume, callbacks=[Begins()])
             except Begun as begun:
                 return f"resumed at {begun}" if resume else "begun"
             except UserError as error:
@@ -82,7 +83,7 @@ def place(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
         "prompt": {"num_virtual_tokens": 2, "pooling": "native", "num_virtual_units": 0},
         "fit": {"epochs": 2, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2},
     }
-    made = Place(folder, Shared(), values)
+    made = Place(folder, RunCache(), values)
     made.train(made.config(folder / "old" / "out", epochs=1))
     return made
 
@@ -182,7 +183,7 @@ def test_a_search_that_was_killed_before_its_first_table_is_not_begun(place: Pla
     (folder / "search").mkdir(parents=True)
     run_files.refuse_unfinished(folder)
     (folder / "search" / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds a run that was not finished"):
+    with pytest.raises(ConfigError, match="has an unfinished run"):
         run_files.refuse_unfinished(folder)
 
 
@@ -260,7 +261,7 @@ def test_a_damaged_checkpoint_is_replaced_but_not_what_stands_in_it(place: Place
         place.train(config)
     (config.run_folder / "checkpoint" / "thesis.doc").unlink()
     with pytest.raises(Begun):
-        place.train(config, reporter=Begins())
+        place.train(config, callbacks=[Begins()])
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "search"])

@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from ptuning import (
-    FitConfig,
-    PTuningModel,
     SearchResult,
     TrainConfig,
     adapters,
@@ -27,13 +25,13 @@ from ptuning import (
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model import loading
 from ptuning.training import trials
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import SearchConfig
-from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.plot import plot
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Evaluation
 from ptuning.training.trials import Space, Trial, best_of, chance, proposal, winner
-from test_training_start import scored
+from test_training_head_init import scored
 
 Rows = Callable[..., list[dict[str, Any]]]
 Made = Callable[..., TrainConfig]
@@ -104,44 +102,47 @@ def begin_with(monkeypatch: pytest.MonkeyPatch, *values: Mapping[str, Any]) -> N
     monkeypatch.setattr(trials, "FURTHEST", 1e33)  # all of them in range
 
 
-class Pressed(Silent):
+class Pressed(Callback):
     """Presses Ctrl-C at a step of a trial (0: when it begins), or of the run after the trials."""
 
     def __init__(self, trial: int | None, step: int) -> None:
         self.wanted, self.at, self.now = trial, step, 0
 
-    def trial(self, number: int, count: int, steps: int) -> None:
+    def on_trial_begin(self, number: int, count: int, steps: int) -> None:
         self.now = number
         self._press(0)
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+    def on_train_begin(self, state: RunState) -> None:
         self.now = -1
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        self._press(step)
+    def on_step_end(self, state: RunState) -> None:
+        self._press(state.step)
+
+    def on_trial_step(self, state: RunState) -> None:
+        self._press(state.step)
 
     def _press(self, step: int) -> None:
         if (self.now, step) == (self.wanted or -1, self.at):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-class Heard(Silent):
+class Heard(Callback):
     def __init__(self) -> None:
         self.trials: list[int] = []
         self.stems = 0
         self.runs: list[int] = []
         self.said: list[str] = []
 
-    def trial(self, number: int, count: int, steps: int) -> None:
+    def on_trial_begin(self, number: int, count: int, steps: int) -> None:
         self.trials.append(number)
 
-    def stem(self, done: int, total: int) -> None:
+    def on_progress(self, what: str, done: int, total: int) -> None:
         self.stems += done == total
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
-        self.runs.append(done)
+    def on_train_begin(self, state: RunState) -> None:
+        self.runs.append(state.step)
 
-    def say(self, message: str) -> None:
+    def on_message(self, message: str) -> None:
         self.said.append(message)
 
 
@@ -155,14 +156,14 @@ def test_it_tries_compares_draws_and_trains_the_best_in_full(
     loaded, load = [], loading.load
     monkeypatch.setattr(loading, "load", lambda *args, **options: loaded.append(1) or load(*args, **options))
     made, heard = config(engine={"stem_disk": 0.0}), Heard()
-    found = train_search(made, reporter=heard)
+    found = train_search(made, callbacks=[heard])
     assert len(loaded) == 1
     assert heard.trials == list(range(1, TRIALS + 1))
     assert heard.stems == 1  # of first layer 1, over all the trials and the winner's run
     assert heard.said[1] == f"search: {TRIALS} trials of 3 epochs, recipe: auto's own the first"
 
     assert [trial.number for trial in found.trials] == heard.trials
-    auto = {"first_layer": 0, "prompt_rate": 0.06, "head_rate": 0.01}
+    auto = {"first_layer": 0, "learning_rate": 0.06, "head_learning_rate": 0.01}
     assert [trial.values for trial in found.trials[:2]] == [auto, {**auto, "first_layer": 1}]
     drawn = [tuple(trial.values.values()) for trial in found.trials]
     assert len(set(drawn)) == TRIALS
@@ -207,7 +208,7 @@ def test_what_may_be_chance_leaves_it_the_auto_run(config: Made, monkeypatch: py
     monkeypatch.setattr(trials, "best_of", lambda found, metric: found[-1])  # whichever is the better one
     monkeypatch.setattr(trials, "standard_error", lambda *args: 1.0)
     heard = Heard()
-    found = train_search(config(search__trials=2), reporter=heard)
+    found = train_search(config(search__trials=2), callbacks=[heard])
     assert found.winner == 1
     values = [each.value("accuracy") for each in found.trials]
     assert heard.said[2] == (
@@ -226,7 +227,7 @@ def test_the_winners_run_is_the_single_run_of_its_values(config: Made) -> None:
     made = config(prompt__first_layer=1, search__trials=2)
     found = train_search(made)
     best = found.trials[found.winner - 1].values
-    assert set(best) == {"prompt_rate", "head_rate"}
+    assert set(best) == {"learning_rate", "head_learning_rate"}
     alone = train(
         config(
             "alone",
@@ -243,18 +244,18 @@ def test_the_winners_run_is_the_single_run_of_its_values(config: Made) -> None:
 @pytest.mark.parametrize(
     ("options", "searched"),
     [
-        ({"fit__prompt_rate": 0.02}, {"first_layer", "head_rate"}),
-        ({"prompt__train_head": False}, {"first_layer", "prompt_rate"}),
-        ({"prompt__first_layer": 2}, {"prompt_rate", "head_rate"}),
-        ({"search__first_layers": [2]}, {"first_layer", "prompt_rate", "head_rate"}),
-        ({"prompt": {"depth": "input", "num_virtual_tokens": 2}}, {"prompt_rate", "head_rate"}),
+        ({"fit__learning_rate": 0.02}, {"first_layer", "head_learning_rate"}),
+        ({"prompt__train_head": False}, {"first_layer", "learning_rate"}),
+        ({"prompt__first_layer": 2}, {"learning_rate", "head_learning_rate"}),
+        ({"search__first_layers": [2]}, {"first_layer", "learning_rate", "head_learning_rate"}),
+        ({"prompt": {"depth": "input", "num_virtual_tokens": 2}}, {"learning_rate", "head_learning_rate"}),
     ],
 )
 def test_what_is_given_is_not_searched(config: Made, options: dict[str, Any], searched: set[str]) -> None:
     made = config(fit__epochs=1, search__epochs=1, search__trials=2, **options)
     found = train_search(made)
     assert {name for trial in found.trials for name in trial.values} == searched
-    if "fit__prompt_rate" in options:
+    if "fit__learning_rate" in options:
         assert found.result.setting["rates"]["prompt"] == 0.02
     if "search__first_layers" in options:
         assert {trial.values["first_layer"] for trial in found.trials} == {2}
@@ -263,7 +264,7 @@ def test_what_is_given_is_not_searched(config: Made, options: dict[str, Any], se
 
 @pytest.mark.usefixtures("picture")
 def test_where_few_trials_are_possible_no_more_are_made(config: Made) -> None:
-    made = config(fit__epochs=1, search__epochs=1, fit__prompt_rate=0.02, fit__head_rate=0.02)
+    made = config(fit__epochs=1, search__epochs=1, fit__learning_rate=0.02, fit__head_rate=0.02)
     found = train_search(made)
     assert [trial.values for trial in found.trials] == [{"first_layer": 0}, {"first_layer": 1}]
     assert (found.folder / "search.png").stat().st_size > 5000
@@ -272,11 +273,11 @@ def test_where_few_trials_are_possible_no_more_are_made(config: Made) -> None:
 # ------------------------------------------------------------------------------- stopped, diverged
 
 
-GOOD = [{"first_layer": 0, "prompt_rate": rate, "head_rate": 0.03} for rate in (0.1, 0.11, 0.12)]
+GOOD = [{"first_layer": 0, "learning_rate": rate, "head_learning_rate": 0.03} for rate in (0.1, 0.11, 0.12)]
 
 
 def test_a_hopeless_trial_is_stopped(config: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin_with(monkeypatch, *GOOD, {"first_layer": 0, "prompt_rate": 1e-9, "head_rate": 1e-9})
+    begin_with(monkeypatch, *GOOD, {"first_layer": 0, "learning_rate": 1e-9, "head_learning_rate": 1e-9})
     found = train_search(config(search__trials=4, search__epochs=6, fit__select_by="loss"))
     assert [trial.state for trial in found.trials] == ["complete"] * 3 + ["pruned"]
     assert found.trials[3].epochs == 2  # not before a quarter of the trial
@@ -287,7 +288,7 @@ def test_no_trial_is_stopped_for_the_head_that_it_begins_with(
     config: Made, monkeypatch: pytest.MonkeyPatch, jsonl: Callable[..., Path]
 ) -> None:
     """It says nothing about the rates that are tried."""
-    values = [{"first_layer": 0, "prompt_rate": rate, "head_rate": 0.001} for rate in (0.01, 0.02)]
+    values = [{"first_layer": 0, "learning_rate": rate, "head_learning_rate": 0.001} for rate in (0.01, 0.02)]
     begin_with(monkeypatch, *values)
     monkeypatch.setattr(trials.Proposal, "hopeless", lambda self, reached, share: self.values == values[1])
     pairs = {"train": str(jsonl("pairs.jsonl", scored(48))), "validation_fraction": 0.25}
@@ -301,14 +302,15 @@ def test_no_trial_is_stopped_for_the_head_that_it_begins_with(
 def test_one_that_diverges_is_the_worst_and_the_others_go_on(
     config: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin_with(monkeypatch, {"first_layer": 0, "prompt_rate": 1e30, "head_rate": 1e30}, GOOD[0])
+    begin_with(monkeypatch, {"first_layer": 0, "learning_rate": 1e30, "head_learning_rate": 1e30}, GOOD[0])
     made = config(fit__warmup=0.0, search__trials=3, search__epochs=2)
     found = train_search(made)
     assert [trial.state for trial in found.trials][:2] == ["diverged", "complete"]
     assert found.winner > 1
     assert (found.folder / "search.png").stat().st_size > 5000
     begin_with(
-        monkeypatch, *[{"first_layer": 0, "prompt_rate": 1e30, "head_rate": rate} for rate in (1e30, 1e31)]
+        monkeypatch,
+        *[{"first_layer": 0, "learning_rate": 1e30, "head_learning_rate": rate} for rate in (1e30, 1e31)],
     )
     with pytest.raises(
         TrainingDiverged, match=r"all 2 trials of the search diverged, the first with first layer 0,"
@@ -330,7 +332,9 @@ def test_validation_rows_without_a_correlation_are_searched_by_the_loss(
         "problem_type": "regression",
     }
     heard = Heard()
-    found = train_search(config(data=data, search__trials=2, search__epochs=1, fit__epochs=1), reporter=heard)
+    found = train_search(
+        config(data=data, search__trials=2, search__epochs=1, fit__epochs=1), callbacks=[heard]
+    )
     assert (found.metric, found.result.metric) == ("loss", "loss")
     assert any("leave pearson undefined" in message for message in heard.said)
     assert all(trial.value("loss") is not None for trial in found.trials)
@@ -357,7 +361,7 @@ def test_a_budget_of_minutes_begins_no_further_trial(config: Made) -> None:
 
 def trial(number: int, state: str, **metrics: float) -> Trial:
     look = Evaluation(epoch=1, step=1, train_loss=1.0, metrics=metrics)
-    return Trial(number=number, values={"prompt_rate": 0.1}, state=state, history=(look,), seconds=1.0)  # type: ignore[arg-type]
+    return Trial(number=number, values={"learning_rate": 0.1}, state=state, history=(look,), seconds=1.0)  # type: ignore[arg-type]
 
 
 def test_the_best_is_of_those_that_ran_to_their_end() -> None:
@@ -392,16 +396,16 @@ def test_the_best_is_kept_if_it_is_ahead_of_the_first_by_more_than_chance() -> N
 
 def test_draws_depend_on_the_trials_and_the_seed_alone() -> None:
     space = Space(
-        auto={"first_layer": 0, "prompt_rate": 0.03},
+        auto={"first_layer": 0, "learning_rate": 0.03},
         layers=(0, 2, 3),
-        rates={"prompt_rate": (0.006, 0.15)},
+        rates={"learning_rate": (0.006, 0.15)},
         epochs=2,
     )
     seen: list[Trial] = []
     for number in range(1, 41):
         values = proposal(space, seen, "accuracy", 7).values
         assert values == proposal(space, list(seen), "accuracy", 7).values
-        metrics = {"accuracy": 1 - abs(math.log(values["prompt_rate"] / 0.1))}
+        metrics = {"accuracy": 1 - abs(math.log(values["learning_rate"] / 0.1))}
         look = Evaluation(epoch=1, step=1, train_loss=1.0, metrics=metrics)
         seen.append(Trial(number=number, values=values, state="complete", history=(look,), seconds=0.0))
     assert [each.values["first_layer"] for each in seen[:3]] == [0, 2, 3]
@@ -437,14 +441,14 @@ def test_a_resumed_search_is_the_straight_search(config: Made, trial: int, step:
     broken = config("broken", **options)
     handler = signal.getsignal(signal.SIGINT)  # a test run in the background has another than Python's own
     with pytest.raises(Interrupted, match=rf"interrupted at trial {trial} of 6; those that are .* --resume$"):
-        train_search(broken, reporter=Pressed(trial, step))
+        train_search(broken, callbacks=[Pressed(trial, step)])
     assert not Path(broken.output).exists()
     assert signal.getsignal(signal.SIGINT) is handler
-    with pytest.raises(ConfigError, match=r"broken.run holds a run that was not finished; go on .* --resume"):
+    with pytest.raises(ConfigError, match=r"broken.run has an unfinished run; continue .* --resume"):
         train_search(broken)
     torch.manual_seed(12345)  # whatever happened in between
     heard = Heard()
-    resumed = train_search(broken, resume=True, reporter=heard)
+    resumed = train_search(broken, resume=True, callbacks=[heard])
     assert heard.trials == list(range(kept + 1, 7))
     assert (heard.said[1].endswith(f"; {kept} finished before")) == (kept > 0)
     assert told(resumed) == told(straight)
@@ -457,13 +461,13 @@ def test_the_winners_run_is_gone_on_with(config: Made) -> None:
     straight = train_search(config("straight", fit__epochs=2, search={"trials": 2, "epochs": 1}))
     broken = config("broken", fit__epochs=2, search={"trials": 2, "epochs": 1})
     with pytest.raises(Interrupted, match=r"interrupted at step 7 of 10 and saved; .* --resume"):
-        train_search(broken, reporter=Pressed(None, 7))
+        train_search(broken, callbacks=[Pressed(None, 7)])
     heard = Heard()
-    resumed = train_search(broken, resume=True, reporter=heard)
+    resumed = train_search(broken, resume=True, callbacks=[heard])
     assert (heard.trials, heard.runs) == ([], [7])
     assert resumed.result.history == straight.result.history
     assert same(broken.output, config("straight").output)
-    again = train_search(broken, resume=True, reporter=heard)  # a finished one has nothing left to do
+    again = train_search(broken, resume=True, callbacks=[heard])  # a finished one has nothing left to do
     assert (heard.trials, heard.runs) == ([], [7, 10])
     assert told(again) == told(resumed)
 
@@ -484,13 +488,13 @@ def test_what_is_unfinished_is_not_thrown_away(config: Made) -> None:
     made = config(**small)
     auto = config(recipe="auto", search={}, fit__epochs=1)
     with pytest.raises(Interrupted):
-        train_search(made, reporter=Pressed(2, 0))
-    with pytest.raises(ConfigError, match="holds a run that was not finished"):
+        train_search(made, callbacks=[Pressed(2, 0)])
+    with pytest.raises(ConfigError, match="has an unfinished run"):
         train(auto)
-    with pytest.raises(ConfigError, match="holds a single run that was not finished"):
+    with pytest.raises(ConfigError, match="has an unfinished single run"):
         train_several(auto, seeds=[0, 1])
     heard = Heard()
-    train_search(made, anew=True, reporter=heard)
+    train_search(made, restart=True, callbacks=[heard])
     assert heard.trials == [1, 2]
     train_search(made)  # a finished one may be run again
     train(auto)  # and so may another run in its place, which leaves nothing of it
@@ -500,7 +504,7 @@ def test_what_is_unfinished_is_not_thrown_away(config: Made) -> None:
     ):
         train_search(made, resume=True)
     with pytest.raises(Interrupted):  # what a single run left is not the search's to go on from
-        train_search(made, reporter=Pressed(1, 2))
+        train_search(made, callbacks=[Pressed(1, 2)])
     assert not (made.run_folder / "checkpoint").exists()
     train_search(made, resume=True)
 
@@ -510,11 +514,14 @@ def test_resume_refuses_other_choices_and_other_data(
 ) -> None:
     small: dict[str, Any] = {"fit__epochs": 1, "search__epochs": 1, "search__trials": 3}
     with pytest.raises(Interrupted):
-        train_search(config(**small), reporter=Pressed(2, 0))
+        train_search(config(**small), callbacks=[Pressed(2, 0)])
     for change, said in (
-        ({"search__trials": 4}, r"search.trials: the search began with 3, got 4; use the same configuration"),
-        ({"fit__prompt_rate": 0.1}, r"fit.prompt_rate: the search began with None, got 0.1"),
-        ({"fit__seed": 1}, r"fit.seed: the search began with 0, got 1"),
+        (
+            {"search__trials": 4},
+            r"search.trials: the search started with 3, got 4; use the same configuration",
+        ),
+        ({"fit__learning_rate": 0.1}, r"fit.learning_rate: the search started with None, got 0.1"),
+        ({"fit__seed": 1}, r"fit.seed: the search started with 0, got 1"),
     ):
         with pytest.raises(ConfigError, match=rf"cannot resume: {said}"):
             train_search(config(**{**small, **change}), resume=True)
@@ -555,7 +562,7 @@ def test_options_that_make_no_search_are_refused(config: Made, options: dict[str
 
 def test_without_the_bottom_layer_the_first_trial_is_not_the_auto_recipes(config: Made) -> None:
     heard = Heard()
-    train_search(config(search__first_layers=[1, 2], search__trials=2), reporter=heard)
+    train_search(config(search__first_layers=[1, 2], search__trials=2), callbacks=[heard])
     assert heard.said[1] == "search: 2 trials of 3 epochs, recipe: auto's rates from layer 1 the first"
 
 
@@ -571,8 +578,8 @@ def test_the_pictures_band_is_the_rule() -> None:
 
 
 def test_a_search_with_nothing_to_search_or_a_layer_too_many_is_refused(config: Made) -> None:
-    given = {"fit__prompt_rate": 0.1, "fit__head_rate": 0.1, "prompt__first_layer": 1}
-    with pytest.raises(ConfigError, match="recipe: search: the rates and the first layer are all given"):
+    given = {"fit__learning_rate": 0.1, "fit__head_rate": 0.1, "prompt__first_layer": 1}
+    with pytest.raises(ConfigError, match="recipe: search: learning rates and first layer are given"):
         train_search(config(**given))
     with pytest.raises(ConfigError, match=r"prompt.first_layer is 3, but .* has 3 layers"):
         train_search(config(search__first_layers=[0, 3]))

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from ptuning import FitConfig, PTuningModel, SeveralResult, TrainConfig, adapters, train, train_several
+from ptuning import PTuningModel, SeveralResult, TrainConfig, adapters, train, train_several
 from ptuning.data import tokens
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model import loading
 from ptuning.training import prepare
-from ptuning.training.console import Silent
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.result import Evaluation, OneRun, TrainResult
+from ptuning.training.records import Evaluation, OneRun, TrainResult
 
 Rows = Callable[..., list[dict[str, Any]]]
 Files = Callable[..., Path]
@@ -102,47 +102,50 @@ def assert_is_the_single_run(config: TrainConfig, run: OneRun, alone: TrainResul
     assert same(run_folder(config, run.name), alone.adapter)
 
 
-class StopAt(Silent):
+class StopAt(Callback):
     """Presses Ctrl-C when step ``step`` of run ``number`` is done."""
 
     def __init__(self, number: int, step: int) -> None:
         self.wanted, self.number, self.at = number, 0, step
 
-    def run(self, name: str, number: int, count: int, kept: bool) -> None:
+    def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
         self.number = number
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        if (self.number, step) == (self.wanted, self.at):
+    def on_step_end(self, state: RunState) -> None:
+        if (self.number, state.step) == (self.wanted, self.at):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 class DivergeAt(StopAt):
     """Has the run end there as one does whose loss is no number, and the others after it likewise."""
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        if step == self.at and self.number >= self.wanted:
+    def on_step_end(self, state: RunState) -> None:
+        if state.step == self.at and self.number >= self.wanted:
             raise TrainingDiverged("the loss is no number")
 
 
-class Told(Silent):
+class Told(Callback):
     """Remembers which runs were announced, and which of them trained."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[str, int, int, bool]] = []
         self.trained: list[str] = []
 
-    def run(self, name: str, number: int, count: int, kept: bool) -> None:
-        self.runs.append((name, number, count, kept))
+    def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
+        self.runs.append((name, number, count, finished))
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
-        self.trained.append(f"{self.runs[-1][0]} from {done}")
+    def on_train_begin(self, state: RunState) -> None:
+        self.trained.append(f"{self.runs[-1][0]} from {state.step}")
 
 
 # ------------------------------------------------------------------------- each is its own single run
 
 
-@pytest.mark.parametrize("file", [False, True], ids=["split-by-seed", "validation-file"])
-@pytest.mark.parametrize("own_head", [False, True], ids=["fresh-head", "own-head"])
+@pytest.mark.parametrize(
+    ("own_head", "file"),
+    [(False, False), (True, True)],
+    ids=["fresh-head-split-by-seed", "own-head-validation-file"],
+)
 def test_each_seed_is_its_own_single_run_to_the_bit(
     config: Made, held_out: str, tiny_folder: Path, file: bool, own_head: bool
 ) -> None:
@@ -187,19 +190,19 @@ def test_rates_and_seeds_are_every_combination(config: Made) -> None:
     made = config(fit__epochs=1)
     several = train_several(made, seeds=[0, 1], prompt_rates=[1e-5, 0.03], head_rates=[0.01])
     assert [run.name for run in several.runs] == [
-        "seed-0_prompt_rate-1e-05_head_rate-0.01",
-        "seed-0_prompt_rate-0.03_head_rate-0.01",
-        "seed-1_prompt_rate-1e-05_head_rate-0.01",
-        "seed-1_prompt_rate-0.03_head_rate-0.01",
+        "seed-0_learning_rate-1e-05_head_learning_rate-0.01",
+        "seed-0_learning_rate-0.03_head_learning_rate-0.01",
+        "seed-1_learning_rate-1e-05_head_learning_rate-0.01",
+        "seed-1_learning_rate-0.03_head_learning_rate-0.01",
     ]
-    assert several.runs[3].values == {"seed": 1, "prompt_rate": 0.03, "head_rate": 0.01}
+    assert several.runs[3].values == {"seed": 1, "learning_rate": 0.03, "head_learning_rate": 0.01}
     assert found(several.runs[3]).setting["rates"] == {"prompt": 0.03, "head": 0.01}
     alone = train(config("alone", fit__epochs=1, fit__seed=1, fit__head_rate=0.01))
     assert_is_the_single_run(made, several.runs[3], alone)
     groups = several.over_seeds
     assert [(group.values, group.runs) for group in groups] == [
-        ({"prompt_rate": 1e-5, "head_rate": 0.01}, (several.runs[0].name, several.runs[2].name)),
-        ({"prompt_rate": 0.03, "head_rate": 0.01}, (several.runs[1].name, several.runs[3].name)),
+        ({"learning_rate": 1e-5, "head_learning_rate": 0.01}, (several.runs[0].name, several.runs[2].name)),
+        ({"learning_rate": 0.03, "head_learning_rate": 0.01}, (several.runs[1].name, several.runs[3].name)),
     ]
     losses = [found(several.runs[number]).metrics["validation"]["loss"] for number in (0, 2)]
     assert groups[0].metrics["validation"]["loss"] == (fmean(losses), stdev(losses))
@@ -207,7 +210,7 @@ def test_rates_and_seeds_are_every_combination(config: Made) -> None:
 
 def test_rates_alone_have_no_mean_over_seeds(config: Made) -> None:
     several = train_several(config(fit__epochs=1), prompt_rates=[0.01, 0.03])
-    assert [run.name for run in several.runs] == ["prompt_rate-0.01", "prompt_rate-0.03"]
+    assert [run.name for run in several.runs] == ["learning_rate-0.01", "learning_rate-0.03"]
     assert several.over_seeds == ()
     assert {found(run).setting["rates"]["head"] for run in several.runs} == {0.03}  # the configuration's own
 
@@ -350,9 +353,9 @@ def test_a_run_that_diverges_is_said_and_the_others_go_on(config: Made) -> None:
     assert several.best is good
     assert same(made.output, run_folder(made, good.name))
     table = json.loads((made.run_folder / "result.json").read_text())
-    assert table["runs"][0] == {"name": bad.name, "values": {"prompt_rate": 1e30}, "diverged": bad.diverged}
+    assert table["runs"][0] == {"name": bad.name, "values": {"learning_rate": 1e30}, "diverged": bad.diverged}
     train_several(made, prompt_rates=[1e30, 0.03])  # the set was finished, so it may be run again
-    with pytest.raises(TrainingDiverged, match=r"all 1 runs diverged; the first, prompt_rate-1e\+30: "):
+    with pytest.raises(TrainingDiverged, match=r"all 1 runs diverged; the first, learning_rate-1e\+30: "):
         train_several(config("bad", fit__warmup=0.0), prompt_rates=[1e30])
     assert not Path(config("bad").output).exists()
 
@@ -361,7 +364,7 @@ def test_a_set_that_diverged_as_a_whole_may_be_begun_anew_at_other_rates(config:
     with pytest.raises(
         TrainingDiverged, match="all 2 runs diverged; the first, seed-0: the loss is no number"
     ):
-        train_several(config(), seeds=[0, 1], reporter=DivergeAt(1, 9))
+        train_several(config(), seeds=[0, 1], callbacks=[DivergeAt(1, 9)])
     table = json.loads((config().run_folder / "result.json").read_text())
     assert table["best"] is None
     assert [run["diverged"] for run in table["runs"]] == ["the loss is no number"] * 2
@@ -377,13 +380,13 @@ def test_a_resumed_set_is_the_straight_set(config: Made, step: int) -> None:
     broken = config("broken")
     message = rf"run 2 of 3, seed-1: interrupted at step {step} of \d+ and saved; .* --resume"
     with pytest.raises(Interrupted, match=message):
-        train_several(broken, seeds=[0, 1, 2], reporter=StopAt(2, step))
+        train_several(broken, seeds=[0, 1, 2], callbacks=[StopAt(2, step)])
     assert not Path(broken.output).exists()
     assert not (broken.run_folder / "result.json").exists()
     first = (run_folder(broken, "seed-0") / "ptuning.json").read_bytes()
     torch.manual_seed(12345)  # whatever happened in between
     told = Told()
-    resumed = train_several(broken, seeds=[0, 1, 2], resume=True, reporter=told)
+    resumed = train_several(broken, seeds=[0, 1, 2], resume=True, callbacks=[told])
     assert told.runs == [("seed-0", 1, 3, True), ("seed-1", 2, 3, False), ("seed-2", 3, 3, False)]
     assert told.trained == [f"seed-1 from {step}", "seed-2 from 0"]
     assert (run_folder(broken, "seed-0") / "ptuning.json").read_bytes() == first
@@ -399,16 +402,16 @@ def test_a_resumed_set_tries_again_what_diverged(config: Made) -> None:
     class Pressed(DivergeAt):
         """Run 1 diverges, and somebody presses Ctrl-C as run 2 begins."""
 
-        def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+        def on_train_begin(self, state: RunState) -> None:
             if self.number == 2:
                 raise KeyboardInterrupt
 
     made = config()
     straight = train_several(made, seeds=[0, 1])
     with pytest.raises(Interrupted):
-        train_several(made, seeds=[0, 1], reporter=Pressed(1, 9))
+        train_several(made, seeds=[0, 1], callbacks=[Pressed(1, 9)])
     told = Told()
-    resumed = train_several(made, seeds=[0, 1], resume=True, reporter=told)
+    resumed = train_several(made, seeds=[0, 1], resume=True, callbacks=[told])
     assert told.trained == ["seed-0 from 6", "seed-1 from 0"]
     assert [found(run).history for run in resumed.runs] == [found(run).history for run in straight.runs]
 
@@ -417,10 +420,10 @@ def test_a_finished_set_can_be_extended(config: Made) -> None:
     made = config(fit__epochs=1)
     first = train_several(made, seeds=[0, 1])
     told = Told()
-    more = train_several(made, seeds=[0, 1, 2], resume=True, reporter=told)
+    more = train_several(made, seeds=[0, 1, 2], resume=True, callbacks=[told])
     assert told.trained == ["seed-2 from 0"]
     assert [found(run).history for run in more.runs[:2]] == [found(run).history for run in first.runs]
-    again = train_several(made, seeds=[0, 1, 2], resume=True, reporter=told)
+    again = train_several(made, seeds=[0, 1, 2], resume=True, callbacks=[told])
     assert told.trained == ["seed-2 from 0"]
     assert again.to_dict() == more.to_dict()
 
@@ -430,11 +433,11 @@ def test_an_unfinished_set_is_not_thrown_away(config: Made) -> None:
     train_several(made, seeds=[0, 1])
     train_several(made, seeds=[0, 1])  # a finished one may be run again
     with pytest.raises(Interrupted):
-        train_several(made, seeds=[0, 1], reporter=StopAt(2, 2))
-    with pytest.raises(ConfigError, match=r"set.run holds a set of runs that was not finished \(seed-0 is"):
+        train_several(made, seeds=[0, 1], callbacks=[StopAt(2, 2)])
+    with pytest.raises(ConfigError, match=r"set.run has an unfinished set of runs \(seed-0 is"):
         train_several(made, seeds=[0, 1])
     told = Told()
-    train_several(made, seeds=[0, 1], anew=True, reporter=told)
+    train_several(made, seeds=[0, 1], restart=True, callbacks=[told])
     assert told.trained == ["seed-0 from 0", "seed-1 from 0"]
 
 
@@ -443,9 +446,9 @@ def test_what_an_earlier_set_left_is_not_taken_for_this_ones(config: Made) -> No
     train_several(config(fit__epochs=1), seeds=[0, 1])
     made = config()
     with pytest.raises(Interrupted):
-        train_several(made, seeds=[0, 1], reporter=StopAt(1, 3))
+        train_several(made, seeds=[0, 1], callbacks=[StopAt(1, 3)])
     told = Told()
-    train_several(made, seeds=[0, 1], resume=True, reporter=told)
+    train_several(made, seeds=[0, 1], resume=True, callbacks=[told])
     assert told.trained == ["seed-0 from 3", "seed-1 from 0"]
 
 
@@ -453,24 +456,26 @@ def test_a_single_run_that_was_not_finished_is_not_thrown_away(config: Made) -> 
     made = config(fit__epochs=1)
     single = StopAt(0, 2)
     with pytest.raises(Interrupted):
-        train(made, reporter=single)
+        train(made, callbacks=[single])
     for resume in (False, True):
-        with pytest.raises(ConfigError, match=r"set.run holds a single run that was not finished; go on"):
+        with pytest.raises(ConfigError, match=r"set.run has an unfinished single run; continue"):
             train_several(made, seeds=[0, 1], resume=resume)
     train(made, resume=True)
     with pytest.raises(Interrupted):  # the single run is finished, and stays so
-        train_several(made, seeds=[0, 1], reporter=StopAt(2, 2))
+        train_several(made, seeds=[0, 1], callbacks=[StopAt(2, 2)])
     several = train_several(made, seeds=[0, 1], resume=True)
     assert json.loads((made.run_folder / "result.json").read_text())["best"] == several.best.name
 
 
 def test_resume_refuses_other_choices_before_it_touches_anything(config: Made) -> None:
     with pytest.raises(Interrupted):
-        train_several(config(), seeds=[0, 1], reporter=StopAt(2, 2))
+        train_several(config(), seeds=[0, 1], callbacks=[StopAt(2, 2)])
     kept = (run_folder(config(), "seed-0.run") / "result.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.epochs: seed-0 began with 2, got 3; use the"):
+    with pytest.raises(
+        ConfigError, match=r"cannot resume: fit.num_train_epochs: seed-0 started with 2, got 3; use the"
+    ):
         train_several(config(fit__epochs=3), seeds=[0, 1], resume=True)
-    with pytest.raises(ConfigError, match=r"cannot resume: prompt.num_virtual_tokens: seed-0 began with 4"):
+    with pytest.raises(ConfigError, match=r"cannot resume: prompt.num_virtual_tokens: seed-0 started with 4"):
         train_several(config(prompt__num_virtual_tokens=5), seeds=[0, 1], resume=True)
     (run_folder(config(), "seed-1.run") / "config.yaml").write_text("fit: [")
     with pytest.raises(ConfigError, match=r"cannot resume: .*seed-1.run/config.yaml, line 1: while parsing"):
@@ -486,7 +491,7 @@ def test_a_run_whose_result_was_cut_short_is_gone_on_with(config: Made, text: st
     for file in (made.run_folder / "result.json", run_folder(made, "seed-0.run") / "result.json"):
         file.write_text(text)
     told = Told()
-    resumed = train_several(made, seeds=[0], resume=True, reporter=told)
+    resumed = train_several(made, seeds=[0], resume=True, callbacks=[told])
     assert told.trained == [f"seed-0 from {found(straight.runs[0]).history[-1].step}"]
     assert found(resumed.runs[0]).history == found(straight.runs[0]).history
 
@@ -497,26 +502,26 @@ def test_resume_with_nothing_to_resume(config: Made) -> None:
 
 
 def test_ctrl_c_outside_the_steps_says_how_to_go_on_where_something_was_saved(config: Made) -> None:
-    class Pressed(Silent):
+    class Pressed(Callback):
         def __init__(self, number: int) -> None:
             self.wanted, self.number = number, 0
 
-        def run(self, name: str, number: int, count: int, kept: bool) -> None:
+        def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
             self.number = number
 
-        def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+        def on_train_begin(self, state: RunState) -> None:
             if self.number == self.wanted:
                 raise KeyboardInterrupt
 
     made = config(fit__epochs=1)
     with pytest.raises(KeyboardInterrupt) as early:
-        train_several(made, seeds=[0, 1], reporter=Pressed(1))
+        train_several(made, seeds=[0, 1], callbacks=[Pressed(1)])
     assert not isinstance(early.value, Interrupted)
     message = r"run 2 of 2, seed-1: interrupted; what was saved before is kept; .* --resume"
     with pytest.raises(Interrupted, match=message):
-        train_several(made, seeds=[0, 1], reporter=Pressed(2))
+        train_several(made, seeds=[0, 1], callbacks=[Pressed(2)])
     told = Told()
-    train_several(made, seeds=[0, 1], resume=True, reporter=told)
+    train_several(made, seeds=[0, 1], resume=True, callbacks=[told])
     assert told.trained == ["seed-1 from 0"]
 
 
@@ -526,24 +531,24 @@ def test_ctrl_c_at_the_end_of_a_run_stops_the_set(config: Made) -> None:
     steps = found(straight.runs[0]).history[-1].step
     message = r"^interrupted after run 1 of 2, seed-0; what is finished is kept; .* --resume$"
     with pytest.raises(Interrupted, match=message):
-        train_several(made, seeds=[0, 1], reporter=StopAt(1, steps))
+        train_several(made, seeds=[0, 1], callbacks=[StopAt(1, steps)])
     told = Told()
-    resumed = train_several(made, seeds=[0, 1], resume=True, reporter=told)
+    resumed = train_several(made, seeds=[0, 1], resume=True, callbacks=[told])
     assert told.trained == ["seed-1 from 0"]
     assert [found(run).history for run in resumed.runs] == [found(run).history for run in straight.runs]
-    train_several(made, seeds=[0, 1], reporter=StopAt(2, steps))  # too late for the set
+    train_several(made, seeds=[0, 1], callbacks=[StopAt(2, steps)])  # too late for the set
 
 
 def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config: Made) -> None:
     class Pressed(Told):
-        def run(self, name: str, number: int, count: int, kept: bool) -> None:
-            super().run(name, number, count, kept)
+        def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
+            super().run(name, number, count, finished)
             if number == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
     told = Pressed()
     with pytest.raises(Interrupted, match=r"run 2 of 2, seed-1: interrupted; what was saved before is kept"):
-        train_several(config(fit__epochs=1), seeds=[0, 1], reporter=told)
+        train_several(config(fit__epochs=1), seeds=[0, 1], callbacks=[told])
     assert told.trained == ["seed-0 from 0"]
 
 
@@ -553,14 +558,14 @@ def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config
 @pytest.mark.parametrize(
     ("lists", "said"),
     [
-        ({}, "nothing to vary: give seeds, prompt_rates or head_rates"),
+        ({}, "nothing to vary: give seeds, learning_rates or head_learning_rates"),
         ({"seeds": []}, r"seeds: got \[\], expected one value or more"),
         ({"seeds": [1, 1]}, r"seeds: got \[1, 1\], expected one value or more, each of them once"),
         ({"seeds": [0, -1]}, "fit.seed: got -1, expected greater than or equal to 0"),
-        ({"prompt_rates": [0.1, 0.0]}, "fit.prompt_rate: got 0.0, expected greater than 0"),
+        ({"prompt_rates": [0.1, 0.0]}, "fit.learning_rate: got 0.0, expected greater than 0"),
         (
             {"seeds": range(13), "head_rates": [0.1, 0.2, 0.3, 0.4, 0.5]},
-            "13 seeds x 5 head_rates are 65 runs, expected at most 64",
+            "13 seeds x 5 head_learning_rates are 65 runs, expected at most 64",
         ),
     ],
 )
@@ -573,7 +578,7 @@ def test_lists_that_make_no_set_are_refused(config: Made, lists: dict[str, Any],
 
 def test_rates_of_a_frozen_head_are_refused(config: Made) -> None:
     made = config(prompt__train_head=False, fit__head_rate=None)
-    with pytest.raises(ConfigError, match="head_rates: the head is frozen"):
+    with pytest.raises(ConfigError, match="head_learning_rates: the head is frozen"):
         train_several(made, head_rates=[0.1, 0.2])
 
 

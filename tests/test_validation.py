@@ -34,12 +34,12 @@ DATA = DataConfig(train="x.csv")
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: FitConfig(epohcs=3), "epohcs: unknown option; did you mean epochs?"),
+        (lambda: FitConfig(epohcs=3), "epohcs: unknown option; did you mean num_train_epochs?"),
         (lambda: FitConfig(3), "FitConfig: got a positional argument, expected options by"),
-        (lambda: FitConfig(epochs=0), "epochs: got 0, expected greater than or equal to 1"),
+        (lambda: FitConfig(epochs=0), "num_train_epochs: got 0, expected greater than or equal to 1"),
         (lambda: FitConfig(class_weights={"a": 1}), "class_weights: got {'a': 1}, expected 'balanced' or"),
         (lambda: TrainConfig(data=DATA, fit={"epohcs": 3}), "fit.epohcs: unknown option; did you mean fit"),
-        (lambda: TrainConfig(data=DATA, epochs=3), "epochs: unknown option; did you mean fit.epochs?"),
+        (lambda: TrainConfig(data=DATA, epochs=3), "epochs: unknown option; did you mean fit.num_train_ep"),
         (lambda: TrainConfig(), "data: missing, and it has no default"),
         (lambda: DataConfig(), "train: missing, and it has no default"),
         (lambda: DataConfig(train="x", lable="y"), "lable: unknown option; did you mean label?"),
@@ -79,15 +79,15 @@ def test_the_parts_of_a_slip_are_attributes() -> None:
 
 
 BEYOND: dict[str, tuple[type, list[Any]]] = {
-    "epochs": (FitConfig, [10**6, 10**9, 2**63, 10**30, True, 1.5]),
+    "num_train_epochs": (FitConfig, [10**6, 10**9, 2**63, 10**30, True, 1.5]),
     "batch_size": (FitConfig, [10**9, True]),
     "batch_tokens": (FitConfig, [10**12, True]),
-    "accumulation": (FitConfig, [10**9, False]),
-    "prompt_rate": (FitConfig, [1e300, True, float("inf"), float("nan")]),
-    "head_rate": (FitConfig, [1e300, True, -1.0]),
+    "gradient_accumulation_steps": (FitConfig, [10**9, False]),
+    "learning_rate": (FitConfig, [1e300, True, float("inf"), float("nan")]),
+    "head_learning_rate": (FitConfig, [1e300, True, -1.0]),
     "weight_decay": (FitConfig, [1e300, True]),
-    "warmup": (FitConfig, [True, 1.0]),
-    "clip": (FitConfig, [True, 0.0]),
+    "warmup_ratio": (FitConfig, [True, 1.0]),
+    "max_grad_norm": (FitConfig, [True, 0.0]),
     "evaluate_every": (FitConfig, [10**12, True, "often"]),
     "average_checkpoints": (FitConfig, [10**6, True]),
     "patience": (FitConfig, [10**9, True]),
@@ -115,7 +115,7 @@ def test_a_number_out_of_bounds_is_refused(name: str) -> None:
 
 def test_every_number_of_the_configuration_has_an_upper_bound() -> None:
     """Found by trying: no option takes a number that is beyond all sense, but for those that mean it."""
-    unbounded = {"clip"}  # "any"
+    unbounded = {"max_grad_norm"}  # "any"
     for kind in (FitConfig, SearchConfig, DeepPrompt, Engine):
         made = kind.model_fields if hasattr(kind, "model_fields") else kind.__dataclass_fields__
         names = list(made)

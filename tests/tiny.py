@@ -78,6 +78,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 CASES = (*SPECIFICS, *VARIANTS)
 
+FAMILIES = (
+    "bert",
+    "roberta",
+    "albert",
+    "distilbert",
+    "modernbert",
+    "deberta-v2",
+    "gpt2",
+    "opt",
+    "bloom",
+    "llama",
+    "gemma3_text, sliding",
+)
+"""One of each way through ptuning's code. The others differ from one of them inside transformers' code alone;
+all of them are compared with the reference.
+"""
+TWINS = ("xlm-roberta", "camembert")
+"""RoBERTa's code and RoBERTa's row of the table."""
+DISTINCT = tuple(case for case in CASES if case not in TWINS)
+
 
 def tiny_case(name: str, **overrides: Any) -> PreTrainedModel:
     """The tiny model of an architecture, or of one of :data:`VARIANTS`."""

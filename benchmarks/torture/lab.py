@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from ptuning import Predictor, PTuningModel, adapters, cli
 from ptuning.errors import PTuningError
+from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import TrainConfig
-from ptuning.training.console import Silent
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.run import train
 from torture.trials import NotHeld
@@ -163,19 +163,19 @@ def _prepare(root: Path) -> None:
     train(_config(root, root / "reference", fit=NEW))
     (root / "seconds").write_text(str(time.monotonic() - began))
     with suppress(Interrupted):
-        train(_config(root, root / "stopped", fit=NEW), reporter=StopAt(7))
+        train(_config(root, root / "stopped", fit=NEW), callbacks=[StopAt(7)])
     read_more = {"pooling": "layers", "num_virtual_units": 5, "num_queries": 2}
     train(_config(root, root / "units", fit=OLD, prompt=read_more))
 
 
-class StopAt(Silent):
+class StopAt(Callback):
     """Ctrl-C at a step."""
 
     def __init__(self, at: int) -> None:
         self._at = at
 
-    def step(self, step: int, *rest: Any) -> None:
-        if step == self._at:
+    def on_step_end(self, state: RunState) -> None:
+        if state.step == self._at:
             os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -80,9 +80,9 @@ def lines(lab: Lab, draw: Draw) -> Iterator[Line]:
     yield Line("what is asked of a model that is not finite", [Trial(*case) for case in _asked(lab)])
 
 
-RIGHT = {("fit.epochs", "1e3"), ("fit.epochs", "null"), ("fit.epochs", "{}")}
+RIGHT = {("fit.num_train_epochs", value) for value in ("1e3", "null", "{}")}
 """What takes long because it is right."""
-RATES = ("prompt_rates", "head_rates")
+RATES = ("learning_rates", "head_learning_rates")
 
 
 def _shown(over: Mapping[str, Any]) -> str:
@@ -140,8 +140,9 @@ def _option(lab: Lab, option: str, seed: bool = True) -> Callable[[Path], None]:
         argv = [
             each for each in lab.argv(output, fit=fit) if each.partition("=")[0] != option.partition("=")[0]
         ]
-        if option.startswith("--prompt_rates") or option.startswith("--head_rates"):
-            argv = [each for each in argv if not each.startswith(f"--fit.{option[2:].partition('s=')[0]}")]
+        if option.startswith(tuple(f"--{name}" for name in RATES)):
+            old = "prompt_rate" if option.startswith("--learning") else "head_rate"
+            argv = [each for each in argv if not each.startswith(f"--fit.{old}")]
         ran = command([*argv, option])
         check(ran, (0, 1, 2), [output])
         if ran.code == 0:

@@ -197,7 +197,7 @@ def _during(lab: Lab) -> dict[str, Callable[[Path], None]]:
         return sorted(model.task_parameters())
 
     def groups(model: PTuningModel) -> list[int]:
-        found = model.rate_groups()
+        found = model.parameter_groups()
         parts = found.values() if isinstance(found, dict) else found
         return [len(list(part)) for part in parts]
 
@@ -212,7 +212,7 @@ def _during(lab: Lab) -> dict[str, Callable[[Path], None]]:
 
     return {
         "task_parameters()": case(names),
-        "rate_groups()": case(groups),
+        "parameter_groups()": case(groups),
         "the backbone's fingerprint": case(fingerprint, lasting=True),
         "named_parameters()": case(named),
         "state_dict()": case(state),

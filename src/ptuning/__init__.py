@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     )
     from ptuning.task import Task
     from ptuning.training import (
+        Callback,
         DataConfig,
         FitConfig,
+        RunState,
         SearchResult,
         SeveralResult,
         TrainConfig,
@@ -54,8 +56,10 @@ _MODEL = [
     "VocabularyInit",
 ]
 _TRAINING = [
+    "Callback",
     "DataConfig",
     "FitConfig",
+    "RunState",
     "SearchResult",
     "SeveralResult",
     "TrainConfig",
@@ -74,6 +78,7 @@ __getattr__, __dir__ = lazy(
 )
 
 __all__ = [
+    "Callback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -89,6 +94,7 @@ __all__ = [
     "Predictor",
     "RandomInit",
     "ResidualEncoder",
+    "RunState",
     "SearchResult",
     "SeveralResult",
     "Task",

@@ -49,7 +49,7 @@ class PTuningError(Exception):
 
 
 def _message(problem: str, got: object, expected: object, remedy: str | None) -> str:
-    """``fit.epochs: got 0, expected a whole number above 0; leave it out``, or ``no rows, expected some``."""
+    """``fit.patience: got 0, expected a whole number above 0; leave it out``."""
     got, expected = (
         each if isinstance(each, str) or each is None else repr(each) for each in (got, expected)
     )

@@ -68,9 +68,9 @@ class Task:
         return self.kind.form is LabelForm.NUMBER
 
     @property
-    def compares(self) -> bool:
-        """Whether a row asks how alike two texts are, by a score or one of two classes."""
-        return self.pair and self.kind.compares_texts(self)
+    def is_pair_similarity(self) -> bool:
+        """Whether a row asks how similar two texts are, by a score or one of two classes."""
+        return self.pair and self.kind.is_pair_similarity(self)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "labels": list(self.labels)}

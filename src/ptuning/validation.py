@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
@@ -110,7 +110,8 @@ def checked(kind: C) -> C:
             )
         for option in values:
             if option not in known:
-                raise ConfigError(f"{name}: unknown option {option}", remedy=_did_you_mean(option, known))
+                hint = _did_you_mean(option, dict(zip(known, known, strict=True)))
+                raise ConfigError(f"{name}: unknown option {option}", remedy=hint)
         if missing := [option for option in required if option not in values]:
             raise ConfigError(f"{name}: {missing[0]} is missing, and it has no default")
         own_init(self, **values)
@@ -137,6 +138,25 @@ def _field_types(kind: Hashable) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in dataclasses.fields(cast(Any, kind))}
 
 
+def current_names(values: Any, old: Mapping[str, str]) -> Any:
+    """A mapping of options with earlier names replaced by today's.
+
+    Args:
+        old: Today's name by each earlier one.
+
+    Raises:
+        ConfigError: an option by both names.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    for before, now in old.items():
+        if before in values and now in values:
+            raise ConfigError(
+                f"{now} and {before}: got both, expected one of them; {before} is the earlier name"
+            )
+    return {old.get(name, name) if isinstance(name, str) else name: value for name, value in values.items()}
+
+
 def validated(kind: Any, values: Any, under: str = "") -> Any:
     """``values`` as an instance of ``kind``: a pydantic model, a dataclass, or a union of them.
 
@@ -157,26 +177,30 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _option_names(kind: Any) -> list[str]:
-    """The options of a class, nested ones dotted, to suggest one for an unknown name."""
-    found: list[str] = []
+def _option_names(kind: Any) -> dict[str, str]:
+    """The options of a class, nested ones dotted, to suggest one for an unknown name.
+
+    Earlier names are among the keys, with the current name as the value.
+    """
+    found: dict[str, str] = {}
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return found
     for name, info in kind.model_fields.items():
         made = info.annotation
-        inner = _option_names(made) if isinstance(made, type) else []
-        found += [f"{name}.{each}" for each in inner] or [name]
-    return found
+        inner = _option_names(made) if isinstance(made, type) else {}
+        dotted = {f"{name}.{each}": f"{name}.{now}" for each, now in inner.items()}
+        found |= dotted or {name: name}
+    return found | dict(getattr(kind, "OLD_NAMES", {}))
 
 
-def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) -> ConfigError:
+def explain(error: ValidationError, under: str = "", known: Mapping[str, str] | None = None) -> ConfigError:
     """Pydantic's first error as an error of ptuning's.
 
     Args:
         under: The key of the validated value.
-        known: All option names, dotted.
+        known: All option names, dotted, with the current name of each.
     """
-    found, *others = error.errors()
+    found, *others = sorted(error.errors(), key=_comes_later)
     prefix = f"{_key(found['loc'])}."
     if inner := [each for each in others if _key(each["loc"]).startswith(prefix)]:
         found, others = inner[0], inner[1:]  # of a union: an error inside the alternative that was meant
@@ -186,7 +210,7 @@ def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) 
     got = found["input"]
     match found["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            hint = f"it does not apply to {' '.join(chosen)}" if chosen else _did_you_mean(key, known)
+            hint = f"it does not apply to {' '.join(chosen)}" if chosen else _did_you_mean(key, known or {})
             return ConfigError(f"{key}: unknown option", remedy=_with_count(hint, others))
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return ConfigError(f"{key}: missing, and it has no default", remedy=_with_count(None, others))
@@ -231,18 +255,23 @@ def explain(error: ValidationError, under: str = "", known: Iterable[str] = ()) 
     )
 
 
+def _comes_later(error: Any) -> bool:
+    """A missing option may be there under a wrong name, which is the better message."""
+    return error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument")
+
+
 def _with_count(remedy: str | None, others: Sequence[Any]) -> str | None:
     """``remedy``, and how many other options are wrong."""
     more = f"and {len(others)} more wrong {'option' if len(others) == 1 else 'options'}" if others else None
     return "; ".join(filter(None, (remedy, more))) or None
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
+def _did_you_mean(name: str, known: Mapping[str, str]) -> str | None:
     """The option that was probably meant; its section may be missing or wrong."""
     options = list(known)
     last = {option.rpartition(".")[2]: option for option in reversed(options)}
     close = get_close_matches(name, options, n=1) or get_close_matches(name.rpartition(".")[2], last, n=1)
-    return f"did you mean {last.get(close[0], close[0])}?" if close else None
+    return f"did you mean {known[last.get(close[0], close[0])]}?" if close else None
 
 
 def shortened(value: Any, limit: int = 200) -> str:

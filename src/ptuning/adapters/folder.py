@@ -1,4 +1,4 @@
-"""The adapter folder: written in one step, and read only if every byte is as it was written.
+"""The adapter folder: written in one step, and read only if every byte is unchanged.
 
 | file | what |
 |---|---|
@@ -6,19 +6,15 @@
 | ``ptuning.json`` | the task, every choice, facts of the backbone, metrics, sha256 of every other file |
 | ``README.md`` | the model card (``card.py``) |
 
-Others may add files in sub-folders while it is written (a checkpoint's ``resume/``). Nothing is ever
-pickled. ``atomic.py`` does the replacing, ``hub.py`` finds folders on the Hub.
+Callers may add files in subfolders while it is written (a checkpoint's ``resume/``). Nothing is ever
+pickled. ``atomic.py`` replaces folders, ``hub.py`` downloads them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +27,7 @@ from ptuning.adapters.peft_format import from_peft, to_peft
 from ptuning.adapters.peft_import import is_peft, read
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.adapters.schema import RecordFields, check_fields
+from ptuning.adapters.seal import digest, is_sealed, json_bytes, sealed
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, PTuningError
 from ptuning.files import MAX_JSON_BYTES, parse_json, read_regular
@@ -48,9 +45,6 @@ OWN_FILES = (CONFIG, WEIGHTS, RECORD, CARD)
 FORMAT_VERSION = 1
 
 _EXPECTED = f"expected a folder with {CONFIG}, {WEIGHTS} and {RECORD}, as ptuning writes it"
-_SELF = "sha256_self"
-_BLANK = "0" * 64
-"""What stands in for ``ptuning.json``'s digest of itself while that is computed."""
 
 
 # ------------------------------------------------------------------------------------------- write
@@ -63,23 +57,23 @@ def save(
     extra_files: Callable[[Path], None] | None = None,
     apart: Collection[str] = (),
 ) -> Path:
-    """Write an adapter folder in one step, in place of the adapter that stands there, if one does.
+    """Write an adapter folder in one step, replacing an adapter that is there.
 
     Args:
         adapter: What to write.
-        folder: Where to; its parents are made if need be. A symbolic link is followed.
-        extra_files: Writes more files into the new folder before it is put in place (sub-folders are fine);
-            they are listed and digested with the rest, but for ``apart``.
-        apart: Names of sub-folders that are no part of this adapter, and may stand there, because
+        folder: The destination; missing parents are created. A symbolic link is followed.
+        extra_files: Writes more files into the new folder before it replaces the old one, subfolders
+            included; they are listed and digested with the rest, except those in ``apart``.
+        apart: Names of subfolders that are not part of this adapter, and may exist, because
             ``extra_files`` writes them again.
 
     Returns:
         The folder's absolute path.
 
     Raises:
-        AdapterError: numbers that are not finite, values that JSON cannot hold, or a destination that
+        AdapterError: values that are not finite or not JSON, or a destination that
             :func:`check_destination` refuses.
-        OutputError: disk full, no permission. What stood there before is untouched.
+        OutputError: disk full, no permission. What was there before is unchanged.
     """
     target = check_destination(folder, apart)
     check_finite(
@@ -98,30 +92,30 @@ def save(
             extra_files(new)
         if taken := [name for name in OWN_FILES if (new / name).exists()]:
             raise AdapterError(f"extra_files wrote {taken[0]}, a name of the adapter's own; choose another")
-        write_bytes(new / CONFIG, _json(config))
+        write_bytes(new / CONFIG, json_bytes(config))
         write_bytes(new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt"}))
         card = model_card(adapter, name=target.name, versions=content["versions"])
         write_bytes(new / CARD, card.encode("utf-8", "backslashreplace"))
-        files = {name: _digest((new / name).read_bytes()) for name in sorted(_files(new, apart))}
-        write_bytes(new / RECORD, _sealed({**content, "files": files}))
+        files = {name: digest((new / name).read_bytes()) for name in sorted(_files(new, apart))}
+        write_bytes(new / RECORD, sealed({**content, "files": files}))
 
     replace_folder(target, fill)
     return target
 
 
 def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = ()) -> Path:
-    """Refuse a destination where :func:`save` would delete what is not an adapter's. Worth asking early.
+    """Refuse a destination where :func:`save` would delete other files. Worth calling early.
 
     Args:
         folder: The destination.
-        apart: Names of sub-folders that are written again, and so not lost.
+        apart: Names of subfolders that are written again, so nothing is lost.
 
     Returns:
         The absolute path, symbolic links resolved.
 
     Raises:
-        AdapterError: a file, a folder of something else, the working directory, or an adapter with files
-            beside its own or a model card that was edited.
+        AdapterError: a file, a folder of something else, the working directory, or an adapter with further
+            files or an edited model card.
     """
     target = Path(os.path.realpath(local_path(folder, "output", error=AdapterError)))
     recover(target, is_whole)
@@ -147,7 +141,7 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
         raise AdapterError(
             f"{target} is not empty and holds no adapter of ptuning{why}; choose another folder, or empty it"
         ) from error
-    if CARD in names and _digest(_read(target / CARD)) != listed.get(CARD):
+    if CARD in names and digest(read_file(target / CARD)) != listed.get(CARD):
         raise AdapterError(
             f"{CARD} in {target} was edited by hand and would be lost; move it elsewhere, or choose another "
             "folder"
@@ -161,7 +155,7 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
 
 
 def _content(adapter: Adapter) -> dict[str, Any]:
-    """``ptuning.json`` but for the digests."""
+    """``ptuning.json`` without the digests."""
     return {
         "format_version": FORMAT_VERSION,
         "task": _plain(adapter.task.to_dict(), "task"),
@@ -176,9 +170,9 @@ def _content(adapter: Adapter) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
-    """``value`` as JSON holds it. ``undefined``: a number that is not finite becomes null, not an error.
+    """``value`` as JSON. ``undefined``: a number that is not finite becomes null, not an error.
 
-    A correlation of constant predictions has no value; that must not cost the adapter.
+    A correlation of constant predictions is undefined; the adapter is saved nevertheless.
     """
     if hasattr(value, "item"):  # a number of numpy or torch
         value = value.item()
@@ -199,24 +193,9 @@ def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
     )
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode("ascii")
-
-
-def _sealed(values: Mapping[str, Any]) -> bytes:
-    """JSON that holds the digest of its own bytes, taken with the digest blanked."""
-    blank = _json({**values, _SELF: _BLANK})
-    before, after = blank.rsplit(_BLANK.encode(), 1)  # the last field is ours, whatever stands in the others
-    return before + _digest(blank).encode() + after
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
-    """Every file below ``folder``, by its relative name with ``/``, but for what is below ``apart``; links to
-    folders are not entered.
+    """Every file below ``folder``, by its relative name with ``/``, except those in ``apart``. Links to
+    folders are not followed.
     """
     found = (
         Path(parent, name).relative_to(folder)
@@ -232,12 +211,12 @@ def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
 def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapter:
     """Read an adapter folder, ours or one that PEFT wrote; see ``hub.locate`` for one on the Hub.
 
-    The files that it is made of are checked against their digests. The model card, which people edit, and
-    what ``extra_files`` added are not read, so they are not checked here: :func:`verify` does that.
+    Its files are checked against their digests. The model card, which people edit, and files of
+    ``extra_files`` are not read, so they are not checked here: :func:`verify` does that.
 
     Args:
         folder: The folder.
-        allow_pickle: Read the ``adapter_model.bin`` of an old version of PEFT, where there is nothing else.
+        allow_pickle: Read an old PEFT version's ``adapter_model.bin`` if there is nothing else.
 
     Raises:
         AdapterError: no adapter, one of a newer format, or one that was altered or cut short.
@@ -251,7 +230,7 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
             return _load(path)
         except AdapterError:
             if _stamp(path) == stamp:
-                raise  # otherwise it was replaced between one file and the next, as a run's checkpoint is
+                raise  # otherwise it was replaced meanwhile, as a run's checkpoint is
 
 
 def _stamp(path: Path) -> bytes | None:
@@ -264,8 +243,8 @@ def _stamp(path: Path) -> bytes | None:
 
 def _load(path: Path) -> Adapter:
     content = details(path)
-    config = _parse(path / CONFIG, _checked(path, CONFIG, content["files"]))
-    data = _checked(path, WEIGHTS, content["files"])
+    config = _parse(path / CONFIG, checked(path, CONFIG, content["files"]))
+    data = checked(path, WEIGHTS, content["files"])
     try:
         tensor, units, head = from_peft(config, parse_tensors(data))
         adapter = Adapter(
@@ -301,7 +280,7 @@ def verify(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     path = local_path(folder, "adapter", error=AdapterError)
     listed = details(path)["files"]
     for name in listed:
-        _checked(path, name, listed)
+        checked(path, name, listed)
     load(path)
     return (RECORD, *listed)
 
@@ -316,7 +295,7 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = local_path(folder, "adapter", error=AdapterError)
     _check_folder(path)
-    data = _read(path / RECORD, MAX_JSON_BYTES)
+    data = read_file(path / RECORD, MAX_JSON_BYTES)
     content = _parse(path / RECORD, data)
     version = content.get("format_version")
     if type(version) is not int or version < 1:  # in Python a truth value is a number; here it is none
@@ -326,12 +305,7 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is of format {version}, and this version of ptuning reads up to {FORMAT_VERSION}; "
             "update it with: pip install --upgrade ptuning"
         )
-    seal = content.get(_SELF)
-    if (
-        not isinstance(seal, str)
-        or not re.fullmatch("[0-9a-f]{64}", seal)
-        or _digest(_BLANK.encode().join(data.rsplit(seal.encode(), 1))) != seal
-    ):
+    if not is_sealed(data, content):
         raise AdapterError(_altered(path, RECORD))
     try:
         check_fields(RecordFields, content)
@@ -341,64 +315,6 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
             "this adapter, or read it with the version that wrote it"
         ) from error
     return content
-
-
-def for_repository(
-    folder: str | os.PathLike[str], *, name: str, license: str | None = None, backbone: str | None = None
-) -> dict[str, bytes]:
-    """An adapter's own files as they stand in a repository; the folder itself is left as it is.
-
-    The tensors go to the byte. The model card is written anew, so that its examples name the repository,
-    unless its digest shows that a person edited it: then it goes as it is. Only digests, the licence and
-    the backbone's name change in ``ptuning.json``, which is sealed again: :func:`verify` holds there too.
-
-    Args:
-        name: The repository, as the card's examples spell it.
-        license: Kept in ``extra``, where the card finds it.
-        backbone: Where others find the backbone. By default where it was found, but of a folder of this
-            machine, which is nobody else's business, the last part alone.
-
-    Raises:
-        AdapterError: what :func:`load` raises, or a licence that an edited card does not name.
-    """
-    path = local_path(folder, "adapter", error=AdapterError)
-    content = details(path)  # before load, which reads what PEFT wrote as well
-    adapter = load(path)
-    listed = content["files"]
-    files = {file: _checked(path, file, listed) for file in (CONFIG, WEIGHTS)}
-    public = backbone or _public(str(adapter.backbone["name"]))
-    if public != adapter.backbone["name"]:
-        content["backbone"] = {**content["backbone"], "name": public}
-        adapter = replace(adapter, backbone=content["backbone"])
-        files[CONFIG] = _json({**json.loads(files[CONFIG]), "base_model_name_or_path": public})
-    if license is not None:
-        content["extra"] = {**content["extra"], "license": license}
-        adapter = replace(adapter, extra=content["extra"])
-    card = _read(path / CARD) if (path / CARD).is_file() else None
-    if card is None or _digest(card) == listed.get(CARD):
-        written = model_card(adapter, name=name, versions=content["versions"])
-        card = written.encode("utf-8", "backslashreplace")
-    elif license is not None and not _names_license(card, license):
-        raise AdapterError(
-            f"{CARD} in {path} was edited by hand, so the licence {license!r} is not filled in; write "
-            f"'license: {license}' between its '---' lines, or delete the file to have it written anew"
-        )
-    files[CARD] = card
-    digests = {file: _digest(data) for file, data in sorted(files.items())}
-    facts = {key: value for key, value in content.items() if key != _SELF}
-    return {**files, RECORD: _sealed({**facts, "files": digests})}
-
-
-def _public(name: str) -> str:
-    """A backbone's name as others may read it: a Hub id whole, a folder without those above it, and such that
-    nobody takes it for a model of the Hub.
-    """
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path or Path(name).is_dir() else name
-
-
-def _names_license(card: bytes, license: str) -> bool:
-    return bool(re.search(rb"^license:\s*['\"]?" + re.escape(license.encode()) + rb"['\"]?\s*$", card, re.M))
 
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
@@ -420,7 +336,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _check_folder(path: Path) -> None:
-    """One clear sentence for each way in which there is no adapter at ``path``."""
+    """Say clearly why there is no adapter at ``path``."""
     if not path.exists():
         recover(Path(os.path.realpath(path)), is_whole)
     if not path.exists():
@@ -453,8 +369,8 @@ def _check_folder(path: Path) -> None:
     raise AdapterError(f"no adapter at {path}: it has no {RECORD}; {_EXPECTED}")
 
 
-def _checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:
-    """The bytes of a listed file, once they have been found to be those that were written."""
+def checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:
+    """The bytes of a listed file, checked against its digest."""
     if name not in listed:
         raise AdapterError(f"{folder / RECORD} does not list {name}; {_EXPECTED}")
     inner = PurePosixPath(name)
@@ -464,8 +380,8 @@ def _checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:
         )
     if not (folder / inner).is_file():
         raise AdapterError(f"{folder} lacks {name}, which {RECORD} lists; {_ask_again(name)}")
-    data = _read(folder / inner)
-    if _digest(data) != listed[name]:
+    data = read_file(folder / inner)
+    if digest(data) != listed[name]:
         raise AdapterError(_altered(folder, name))
     return data
 
@@ -480,7 +396,8 @@ def _ask_again(name: str) -> str:
     return f"copy or download {name} again from where the adapter came from, or train it again"
 
 
-def _read(file: Path, most: int | None = None) -> bytes:
+def read_file(file: Path, most: int | None = None) -> bytes:
+    """The bytes of a file in an adapter folder, at most ``most``."""
     try:
         return read_regular(file, most)
     except OSError as error:

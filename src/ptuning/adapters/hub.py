@@ -28,8 +28,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in its __all__
 
-from ptuning.adapters.folder import CARD, CONFIG, OWN_FILES, RECORD, WEIGHTS, details, for_repository
+from ptuning.adapters.folder import CARD, CONFIG, OWN_FILES, RECORD, WEIGHTS, details
 from ptuning.adapters.peft_import import PICKLED, is_peft
+from ptuning.adapters.repository import for_repository
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.paths import local_path
 

@@ -44,6 +44,13 @@ def check_finite(tensors: Mapping[str, Tensor], where: str = "", remedy: str | N
             )
 
 
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A tensor's values on the CPU, also where each process has a shard of it (``fully_shard``)."""
+    full = getattr(tensor, "full_tensor", None)
+    found: Tensor = tensor.detach() if full is None else full().detach()
+    return found.cpu()
+
+
 def first_line(error: BaseException) -> str:
     """The message of another library's error, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

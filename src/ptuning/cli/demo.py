@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ptuning.cli.options import Parser
 
 if TYPE_CHECKING:
-    from ptuning.training.peers import Peer
-    from ptuning.training.result import TrainResult
+    from ptuning.cli.demo_baselines import Peer
+    from ptuning.training.records import TrainResult
 
 DATA = Path(__file__).parent.parent / "demo_data"
 SENTENCES = (
@@ -43,13 +43,13 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    from ptuning.cli.demo_baselines import fine_tune, frozen_embeddings, head_only
     from ptuning.cli.tables import plain_console, print_diagnosis
     from ptuning.inference.predictor import Predictor
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.config import TrainConfig
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.interrupt import Interrupted
-    from ptuning.training.peers import fine_tune, frozen_embeddings, head_only
     from ptuning.training.run import train
 
     console = plain_console()
@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> None:
         {
             "data": {name: str(DATA / f"{name}.csv") for name in ("train", "validation", "test")},
             "output": given.output,
-            "fit": {"epochs": given.epochs, "seed": given.seed},
+            "fit": {"num_train_epochs": given.epochs, "seed": given.seed},
         }
     )
     console.print("1. a prompt on the frozen MiniLM", style="bold")
     try:
-        result = train(config, anew=True, reporter=ConsoleReporter(console))
+        result = train(config, restart=True, callbacks=[ConsoleCallback(console)])
     except Interrupted:  # its own message is about --resume
         raise Interrupted("interrupted; ptuning demo always starts from scratch") from None
     console.print(

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
     from ptuning.cli.tables import metrics_table, plain_console
     from ptuning.data import load_examples
-    from ptuning.training.loop import evaluate
+    from ptuning.training.evaluation import evaluate
     from ptuning.training.metrics import Baseline
     from ptuning.training.prepare import tokenised
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if adapters.is_adapter(folder):
         raise AdapterError(f"{given.adapter} is an adapter of ptuning already", remedy="use it as it is")
     model = PTuningModel.from_pretrained(folder, backbone=given.backbone, allow_pickle=given.allow_pickle)
-    model.name_task(replace(_named(model.task, given.labels), pair=given.pair))
+    model.set_task(replace(_named(model.task, given.labels), pair=given.pair))
     print(model.save_pretrained(given.output))
 
 
@@ -62,12 +62,12 @@ def _named(task: Task, labels: str | None) -> Task:
         return task
     names = tuple(name.strip() for name in labels.split(","))
     if len(names) != len(task.labels):
-        expected = str(task.num_labels) if task.labels else f"none, because a {task.kind.title} has no labels"
         raise ConfigError(
             "--labels",
             got=f"{len(names)} names",
-            expected=expected,
-            remedy="name the logits of the adapter's head",
+            expected=f"{task.num_labels}, one per logit of the adapter's head"
+            if task.labels
+            else f"none, because a {task.kind.title} has no labels",
         )
     if not all(names):
         raise ConfigError("--labels", got=f"an empty name in {labels!r}", expected="one name per logit")

@@ -88,8 +88,7 @@ def _print(adapter: Adapter) -> None:
     table.add_column(overflow="fold")
     rows = {
         "task": f"{task.problem_type}, {'pairs' if task.pair else 'single texts'}",
-        "labels": ", ".join(visible(str(label)) for label in task.labels)
-        or f"a number (mean {task.mean:.4g}, deviation {task.scale:.4g})",
+        "labels": ", ".join(visible(str(label)) for label in task.labels) or task.kind.output(task),
         "prompt": f"{prompt['depth']}, shape {list(adapter.prompt_tensor.shape)}, "
         + (
             f"placement {prompt.get('placement') or 'front'}"

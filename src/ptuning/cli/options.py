@@ -12,7 +12,7 @@ import difflib
 import re
 import types
 from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import (
     Annotated,
     Any,
@@ -56,6 +56,7 @@ class Option(NamedTuple):
         help: The full description.
         choices: The allowed words, if no other values are allowed.
         applies_to: The choices of the enclosing options that it is for, if it is not for all.
+        old: Its earlier name, which is still accepted; empty if it has none.
     """
 
     key: str
@@ -64,6 +65,7 @@ class Option(NamedTuple):
     help: str
     choices: tuple[str, ...] = ()
     applies_to: tuple[str, ...] = ()
+    old: str = ""
 
     def argument(self) -> dict[str, Any]:
         """The arguments of ``add_argument`` without the names; pydantic validates the value later."""
@@ -96,7 +98,13 @@ class _Formatter(HelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A parser that raises ``ConfigError``: one line, with the option that was probably meant."""
+    """A parser that raises ``ConfigError``: one line, with the option that was probably meant.
+
+    Attributes:
+        renamed: The earlier names of options, by their current ones.
+    """
+
+    renamed: Mapping[str, str] = {}
 
     def __init__(self, *, prog: str, usage: str, **kwargs: Any) -> None:
         super().__init__(
@@ -108,6 +116,9 @@ class Parser(ArgumentParser):
         see = f"see: {self.prog} --help"
         if wrong := _UNKNOWN.search(line):
             close = did_you_mean(wrong[1], [name for each in self._actions for name in each.option_strings])
+            hidden = {name for each in self._actions if each.help == SUPPRESS for name in each.option_strings}
+            if close in hidden:  # an earlier name
+                close = next((f"--{now}" for now, old in self.renamed.items() if f"--{old}" == close), None)
             hint = f"did you mean {close}?; " if close else ""
             raise ConfigError(f"unknown option {wrong[1]}", remedy=f"{hint}{see}")
         if typed := _WRONG_TYPE.match(message):
@@ -139,6 +150,7 @@ def add_options(parser: Parser, config: type[BaseModel], short: str = "") -> Non
         action="store_true",
         help="print the full configuration, including defaults, as YAML and exit",
     )
+    parser.renamed = old_names(config)
     groups: dict[str, Any] = {}
     for option in leaves(config):
         section = option.key.partition(".")[0] if "." in option.key else "run"
@@ -150,6 +162,13 @@ def add_options(parser: Parser, config: type[BaseModel], short: str = "") -> Non
         if section == short:
             names.append(f"--{option.key.partition('.')[2]}")
         group.add_argument(*names, **option.argument())
+        if option.old:
+            group.add_argument(f"--{option.old}", **{**option.argument(), "help": SUPPRESS})
+
+
+def old_names(config: type[BaseModel]) -> dict[str, str]:
+    """The earlier name of every option that has one, by today's."""
+    return {option.key: option.old for option in leaves(config) if option.old}
 
 
 def nested(given: Namespace, config: type[BaseModel]) -> dict[str, Any]:
@@ -157,9 +176,21 @@ def nested(given: Namespace, config: type[BaseModel]) -> dict[str, Any]:
     file = getattr(given, "config", None)
     values = {} if file is None else read_config(file, "--config")
     for option in leaves(config):
-        if option.key in given:
-            _put(values, option.key.split("."), getattr(given, option.key))
+        names = [name for name in (option.key, option.old) if name and name in given]
+        if len(names) > 1:
+            raise ConfigError(f"--{names[0]} and --{names[1]}: got both, expected one of them")
+        if names:
+            if option.old:
+                _drop(values, option.old.split("."))
+            _put(values, option.key.split("."), getattr(given, names[0]))
     return values
+
+
+def _drop(values: dict[str, Any], path: Sequence[str]) -> None:
+    """Take out what a file has under an earlier name of an option that is given at the command line."""
+    for section in path[:-1]:
+        values = values[section] if isinstance(values.get(section), dict) else {}
+    values.pop(path[-1], None)
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -181,7 +212,9 @@ def leaves(kind: Any, prefix: str = "") -> Iterator[Option]:
         key = f"{prefix}{name}"
         nested = [member for member in _members(annotation) if _is_config(member)]
         if not nested:
-            yield _leaf(key, annotation, value, text)
+            option = _leaf(key, annotation, value, text)
+            before = next((old for old, now in getattr(kind, "OLD_NAMES", {}).items() if now == name), "")
+            yield option._replace(old=f"{prefix}{before}" if before else "")
             continue
         found = [(member, each) for member in nested for each in leaves(member, f"{key}.")]
         for _, option in found:

@@ -87,7 +87,7 @@ def load_model(given: Any) -> PTuningModel:
     from accelerate import Accelerator
 
     from ptuning.model.ptuning import PTuningModel
-    from ptuning.training.run import precision
+    from ptuning.training.job import precision
 
     device = Accelerator(cpu=given.device == "cpu").device
     model = PTuningModel.from_pretrained(

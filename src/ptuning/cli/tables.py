@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich.text import Text
 from ptuning.visible import visible
 
 if TYPE_CHECKING:
-    from ptuning.training.result import SeveralResult, TrainResult
+    from ptuning.training.records import SeveralResult, TrainResult
     from ptuning.training.search import SearchResult
 
 
@@ -51,6 +52,11 @@ def metrics_table(
     return table
 
 
+def as_options(text: str) -> str:
+    """A diagnosis's options (``fit.learning_rate=0.01``) as they are written at the command line."""
+    return re.sub(r"(?<![\w.-])(?=(?:fit|prompt)\.\w|precision=)", "--", text)
+
+
 def print_diagnosis(result: TrainResult, console: Console) -> None:
     """Print the diagnosis of a run, if it has one.
 
@@ -59,7 +65,9 @@ def print_diagnosis(result: TrainResult, console: Console) -> None:
     found = result.diagnosis
     if found is not None:
         style = "bold red" if found.serious else "yellow"
-        console.print(f"\n{found.paragraph}", style=style, highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"\n{as_options(found.paragraph)}", style=style, highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def several_table(found: SeveralResult) -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptuning.cli.options import Parser, add_options, nested
+from ptuning.cli.options import Parser, add_options, nested, old_names
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig, dump
 from ptuning.visible import visible
@@ -14,14 +14,20 @@ from ptuning.visible import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ptuning.training.result import TrainResult
+    from ptuning.training.records import TrainResult
 
 LISTS: Mapping[str, tuple[str, Callable[[str], int | float], str]] = {
     "seeds": ("fit.seed", int, "whole numbers separated by commas, such as 0,1,2"),
-    "prompt_rates": ("fit.prompt_rate", float, "numbers separated by commas, such as 0.01,0.03"),
-    "head_rates": ("fit.head_rate", float, "numbers separated by commas, such as 0.001,0.01"),
+    "learning_rates": ("fit.learning_rate", float, "numbers separated by commas, such as 0.01,0.03"),
+    "head_learning_rates": (
+        "fit.head_learning_rate",
+        float,
+        "numbers separated by commas, such as 0.001,0.01",
+    ),
 }
 """By option: the single-run option that it replaces, how to parse a value, what is expected."""
+OLD_LISTS = {"prompt_rates": "learning_rates", "head_rates": "head_learning_rates"}
+"""Earlier names of these options, still accepted."""
 
 
 def parser() -> Parser:
@@ -37,15 +43,26 @@ def parser() -> Parser:
     made.add_argument(
         "--resume", action="store_true", help="resume an interrupted run from the checkpoint in OUTPUT.run"
     )
+    made.add_argument(
+        "--restart", action="store_true", help="start again, and replace an unfinished run in OUTPUT.run"
+    )
     several = made.add_argument_group("several runs (every combination is trained, the best is saved)")
     for name, (single, _, expected) in LISTS.items():
         several.add_argument(f"--{name}", type=str, metavar="LIST", help=f"values of {single}; {expected}")
+    for old in OLD_LISTS:
+        several.add_argument(f"--{old}", type=str, help=SUPPRESS)
     add_options(made, TrainConfig, short="data")
     return made
 
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    if given.resume and given.restart:
+        raise ConfigError("--resume and --restart: got both, expected one of them")
+    for old, now in OLD_LISTS.items():
+        if getattr(given, old) is not None and getattr(given, now) is not None:
+            raise ConfigError(f"--{now} and --{old}: got both, expected one of them")
+        setattr(given, now, getattr(given, now) or getattr(given, old))
     if given.train_file is not None:
         if "data.train" in given:
             raise ConfigError("FILE and --data.train", got="both", expected="one of them")
@@ -66,15 +83,16 @@ def main(argv: Sequence[str]) -> None:
         name: _listed(name, getattr(given, name), given) for name in LISTS if getattr(given, name) is not None
     }
     # Only from here on torch is imported, so that --help and errors about options are fast.
-    from ptuning.cli.tables import plain_console
+    from ptuning.cli.tables import as_options, plain_console
 
     train = _several if lists else _search if config.recipe == "search" else _single
-    chosen, result = train(config, lists, given.resume, plain_console(stderr=True))
+    begin = {"resume": given.resume, "restart": given.restart}
+    chosen, result = train(config, lists, begin, plain_console(stderr=True))
     found = None if result is None else result.diagnosis
     output = visible(config.output)
     if found is not None and found.kind == "not learned":
         print(f"saved {output}{chosen}, but do not use it: it has not learned")
-        first = found.first or "ptuning check-data"
+        first = as_options(found.first or "ptuning check-data")
         print(f"next: {'the same command with ' if first.startswith('--') else ''}{first}")
         return
     print(f"saved {output}{chosen}")
@@ -84,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
 def _listed(name: str, text: str, given: Namespace) -> list[int | float]:
     """The values of one of :data:`LISTS`."""
     single, read, expected = LISTS[name]
-    if single in given:
+    if single in given or old_names(TrainConfig).get(single, single) in given:
         raise ConfigError(
             f"--{name} and --{single}",
             got="both",
@@ -101,22 +119,28 @@ Trained = tuple[str, "TrainResult | None"]
 """How the adapter was selected, for a message, and the result of its run."""
 
 
-def _single(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
-    from ptuning.training.console import ConsoleReporter
+def _single(
+    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, bool], console: Console
+) -> Trained:
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.run import train
 
-    result = train(config, resume=resume, reporter=ConsoleReporter(console))
+    callbacks = [ConsoleCallback(console)]
+    result = train(config, resume=begin["resume"], restart=begin["restart"], callbacks=callbacks)
     _show(result, console)
     return "", result
 
 
-def _search(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
+def _search(
+    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, bool], console: Console
+) -> Trained:
     from ptuning.cli.tables import search_table
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.run_files import PLOT
     from ptuning.training.search import train_search
 
-    found = train_search(config, resume=resume, reporter=ConsoleReporter(console))
+    callbacks = [ConsoleCallback(console)]
+    found = train_search(config, resume=begin["resume"], restart=begin["restart"], callbacks=callbacks)
     console.print(search_table(found))
     console.print(f"picture: {found.folder / PLOT}\n", highlight=False, soft_wrap=True)
     _show(found.result, console)
@@ -137,12 +161,21 @@ def _show(result: TrainResult, console: Console) -> None:
     print_diagnosis(result, console)
 
 
-def _several(config: TrainConfig, lists: Mapping[str, Any], resume: bool, console: Console) -> Trained:
+def _several(
+    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, bool], console: Console
+) -> Trained:
     from ptuning.cli.tables import print_diagnosis, several_table
-    from ptuning.training.console import ConsoleReporter
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.several import train_several
 
-    found = train_several(config, **lists, resume=resume, reporter=ConsoleReporter(console))
+    callbacks = [ConsoleCallback(console)]
+    found = train_several(
+        config,
+        **lists,
+        resume=begin["resume"],
+        restart=begin["restart"],
+        callbacks=callbacks,
+    )
     console.print(several_table(found))
     for run in found.runs:
         if run.diverged:

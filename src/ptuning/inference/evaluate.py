@@ -41,7 +41,7 @@ def logits_of(
     found = torch.empty(len(rows), model.task.num_labels)
     pad = pad_id(model)
     prompt = prompt or prepared(model)
-    model = model.in_use()
+    model = model.for_inference()
     with torch.inference_mode():
         for batch in sorted_batches(lengths, batch_size, batch_tokens):
             inputs = batch_of([rows[i] for i in batch], pad, stems)
@@ -81,7 +81,7 @@ def check_finite(logits: Tensor, places: Callable[[int], str]) -> None:
 def prepared(model: PTuningModel) -> Prepared:
     """``model.prepared()`` for inference: without dropout and gradients."""
     with torch.inference_mode():
-        return model.in_use().prepared()
+        return model.for_inference().prepared()
 
 
 def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict[str, Tensor]:

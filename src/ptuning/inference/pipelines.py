@@ -23,6 +23,7 @@ from ptuning.data.tokens import Tokenise, segments_of
 from ptuning.errors import ConfigError
 from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import check_finite
+from ptuning.kinds import LabelForm
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
@@ -33,6 +34,12 @@ from ptuning.threads import TOKENIZER
 TOKENIZER_OPTIONS = (
     *("truncation", "max_length", "padding", "pad_to_multiple_of", "padding_side", "add_special_tokens"),
 )
+DEFAULTS = {
+    LabelForm.ONE: ClassificationFunction.SOFTMAX,
+    LabelForm.SEVERAL: ClassificationFunction.SIGMOID,
+    LabelForm.NUMBER: ClassificationFunction.NONE,
+}
+"""What makes scores of logits, where the user names no function."""
 FUNCTIONS = ("default", *(choice.value for choice in ClassificationFunction))
 _UNSET: Any = ""  # transformers' default of top_k; None means all labels
 
@@ -216,14 +223,22 @@ class PTuningPipeline(TextClassificationPipeline):
         inputs = dict(model_inputs)
         if "segment_ids" in inputs:
             inputs["segment_ids"] = inputs["segment_ids"] - 1
-        mode = self.model.training
-        self.model.eval()
-        try:
-            outputs = super()._forward(inputs)  # type: ignore[no-untyped-call]
-        finally:
-            self.model.train(mode)
+        outputs = self.model.for_inference()(**inputs)  # no other thread sees the mode change
         check_finite(outputs["logits"], lambda at: f"row {at + 1} of the batch")
         return outputs
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, function_to_apply: Any = None, **options: Any
+    ) -> Any:
+        """Scores of labels; of a task without labels, the number that it answers."""
+        if function_to_apply is None:
+            task, logits = self.model.task, model_outputs["logits"]
+            function_to_apply = DEFAULTS[task.kind.form]
+            if task.kind.form is LabelForm.NUMBER:
+                model_outputs = {"logits": logits.new_tensor([[task.kind.answer(logits[0], task).label]])}
+        return super().postprocess(  # type: ignore[no-untyped-call]
+            model_outputs, function_to_apply, **options
+        )
 
 
 def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:

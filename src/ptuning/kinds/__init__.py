@@ -8,8 +8,8 @@ here.
 from __future__ import annotations
 
 from ptuning.errors import ConfigError
-from ptuning.kinds.base import Kind, LabelForm
-from ptuning.kinds.metric import Metric
+from ptuning.kinds.base import Answer, ConstantAnswer, Kind, LabelForm
+from ptuning.kinds.metric import Metric, own_metric
 from ptuning.kinds.multi_label import MultiLabel
 from ptuning.kinds.regression import Regression
 from ptuning.kinds.single_label import SingleLabel
@@ -17,6 +17,8 @@ from ptuning.kinds.single_label import SingleLabel
 __all__ = [
     "BY_FORM",
     "KINDS",
+    "Answer",
+    "ConstantAnswer",
     "Kind",
     "LabelForm",
     "Metric",
@@ -71,6 +73,6 @@ def kind_of_config(problem_type: str | None, num_labels: int) -> Kind:
 
 
 def metric_named(name: str) -> Metric:
-    """The facts of a metric; of one that no kind has, higher is better."""
+    """The facts of a metric; those of a user's own metric are inferred from its name and value."""
     known = (metric for kind in KINDS.values() for metric in kind.metrics if metric.name == name)
-    return next(known, None) or Metric(name=name)
+    return next(known, None) or own_metric(name)

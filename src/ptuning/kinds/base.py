@@ -104,7 +104,7 @@ class Kind(ABC):
         width: int,
         where: str = "num_labels",
         *,
-        remedy: str = "leave it out, or make one task for each number",
+        remedy: str = "leave it out, or make one task per number",
     ) -> tuple[Label, ...]:
         """The labels of a task that only says how many logits it has: 0 to ``width`` - 1.
 
@@ -125,12 +125,12 @@ class Kind(ABC):
             )
         return ()
 
-    def compares_texts(self, task: Task) -> bool:
+    def is_pair_similarity(self, task: Task) -> bool:
         """Whether the label of a pair of texts may say how similar they are."""
         return False
 
     def is_fine_grained(self, task: Task) -> bool:
-        """Whether a row's label says more than one of two classes does, so that few rows train more units."""
+        """Whether a label says more than one of two classes: then few rows can train virtual units."""
         return False
 
     @abstractmethod
@@ -256,6 +256,14 @@ class Kind(ABC):
         self, targets: Floats, task: Task, weights: Sequence[float] | None
     ) -> tuple[float, float]:
         """The loss over ``targets`` of the best constant answer, and that of an untrained head."""
+
+    def logits_of_shares(self, shares: Floats) -> Floats:
+        """``[C]``: the logits of an answer as sure of each label as the label is frequent; with classes only.
+
+        Args:
+            shares: ``[C]``, the share of the rows that have each label.
+        """
+        raise NotImplementedError
 
     def effective_rows(self, metric: str, targets: Floats, task: Task) -> float:
         """The number of rows that a metric depends on: few, if it is about a rare label."""

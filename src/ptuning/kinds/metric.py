@@ -47,3 +47,12 @@ class Metric:
 
 LOSS = Metric(name="loss", lower_is_better=True, uses_confidence=True, standard_error=mean_error)
 AUC = Metric(name="auc", uses_confidence=True)
+
+
+def own_metric(name: str) -> Metric:
+    """A user's metric: a loss if its name ends in ``loss``, and a share of rows if its value can be one."""
+
+    def error(value: float, rows: float) -> float:
+        return share_error(value, rows) if 0 <= value <= 1 else mean_error(value, rows)
+
+    return Metric(name=name, lower_is_better=name.endswith("loss"), standard_error=error)

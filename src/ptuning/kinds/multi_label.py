@@ -107,6 +107,12 @@ class MultiLabel(Classification):
 
         return np.asarray(targets.sum(0) / len(targets), dtype=np.float64)
 
+    def logits_of_shares(self, shares: Floats) -> Floats:
+        import numpy as np
+        from scipy.special import logit
+
+        return np.asarray(logit(shares))
+
     def constant_loss(
         self, shares: Floats, targets: Floats, task: Task, weights: Sequence[float] | None
     ) -> float:

@@ -58,7 +58,7 @@ class Regression(Kind):
                 remedy="give the targets' standard deviation, or leave it out",
             )
 
-    def compares_texts(self, task: Task) -> bool:
+    def is_pair_similarity(self, task: Task) -> bool:
         return True
 
     def is_fine_grained(self, task: Task) -> bool:

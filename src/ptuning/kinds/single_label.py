@@ -39,7 +39,7 @@ class SingleLabel(Classification):
     transformers_name = name
     head_fit = "logistic"
 
-    def compares_texts(self, task: Task) -> bool:
+    def is_pair_similarity(self, task: Task) -> bool:
         """With two classes; more, as in entailment, say how one text follows from the other."""
         return len(task.labels) == 2
 
@@ -147,6 +147,11 @@ class SingleLabel(Classification):
 
         counts = np.bincount(targets.astype(int), minlength=task.num_labels)
         return np.asarray(counts / len(targets), dtype=np.float64)
+
+    def logits_of_shares(self, shares: Floats) -> Floats:
+        import numpy as np
+
+        return np.asarray(np.log(shares))
 
     def constant_loss(
         self, shares: Floats, targets: Floats, task: Task, weights: Sequence[float] | None

@@ -8,7 +8,7 @@ from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
     from ptuning.model.architectures import ARCHITECTURES, Architecture
-    from ptuning.model.backbone import Backbone, BackboneFacts
+    from ptuning.model.backbone import Backbone
     from ptuning.model.config import (
         DeepMLPEncoder,
         DeepPrompt,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TextInit,
         VocabularyInit,
     )
+    from ptuning.model.facts import BackboneFacts
     from ptuning.model.ptuning import PTuningModel
 
 _CONFIG = [
@@ -42,8 +43,11 @@ _CONFIG = [
 _HOMES = (
     dict.fromkeys(_CONFIG, "ptuning.model.config")
     | dict.fromkeys(("ARCHITECTURES", "Architecture"), "ptuning.model.architectures")
-    | dict.fromkeys(("Backbone", "BackboneFacts"), "ptuning.model.backbone")
-    | {"PTuningModel": "ptuning.model.ptuning"}
+    | {
+        "Backbone": "ptuning.model.backbone",
+        "BackboneFacts": "ptuning.model.facts",
+        "PTuningModel": "ptuning.model.ptuning",
+    }
 )
 __getattr__, __dir__ = lazy(__name__, _HOMES)
 

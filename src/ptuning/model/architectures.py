@@ -1,4 +1,4 @@
-"""The architectures that can be a backbone: a row of :data:`ARCHITECTURES` says all that tells them apart.
+"""The architectures that can be a backbone: a row of :data:`ARCHITECTURES` has all that differs between them.
 
 ``backbone.py`` reads it, and docs/backbones.md shows it. Plain data: it does not need torch.
 """
@@ -12,35 +12,37 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What tells one family of models from another.
+    """What differs between one family of models and another.
 
     Args:
         layers: Where in the transformer its layers are.
         feed_forward: The first and the last linear layer of a layer's feed-forward network.
+        final: What the transformer applies behind its last layer, in this order; where a configuration goes
+            without one of them, it is skipped.
         causal: A decoder: it pools its last token, and padding belongs in front of the text.
-        deep: How a deep prompt gets in: through the attention interface, the key/value cache, or
-            DeBERTa's own attention.
+        attention: How a deep prompt reaches the attention: through transformers' attention interface, through
+            a replacement of the attention modules, or as a key/value cache
+            (:data:`ptuning.model.ports.PORTS`).
         takes_positions: Whether its forward takes ``position_ids``.
         after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
         segments: Whether ``token_type_ids`` mean the two texts.
-        whole: Whether its code behind the layers counts on as many tokens as went in.
     """
 
     layers: str = "layers"
     feed_forward: tuple[str, str] = ("mlp.gate_proj", "mlp.down_proj")
+    final: tuple[str, ...] = ()
     causal: bool = False
-    deep: Literal["attention", "cache", "disentangled"] = "attention"
+    attention: Literal["interface", "replaced", "cache"] = "interface"
     takes_positions: bool = True
     after_padding: bool = False
     segments: bool = False
-    whole: bool = False
 
 
 _BERT = Architecture(
     layers="encoder.layer", feed_forward=("intermediate.dense", "output.dense"), segments=True
 )
 _ROBERTA = replace(_BERT, after_padding=True)
-_DECODER = Architecture(causal=True)
+_DECODER = Architecture(final=("norm",), causal=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": _BERT,
@@ -54,12 +56,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
     "distilbert": Architecture(layers="transformer.layer", feed_forward=("ffn.lin1", "ffn.lin2")),
-    "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo")),
-    "deberta-v2": replace(_BERT, deep="disentangled"),
-    "gpt2": replace(_DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), whole=True),
-    "opt": replace(_DECODER, layers="decoder.layers", feed_forward=("fc1", "fc2")),
-    "gpt_neox": replace(_DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")),
-    "bloom": Architecture(layers="h", causal=True, deep="cache", takes_positions=False),
+    "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo"), final=("final_norm",)),
+    "deberta-v2": replace(_BERT, attention="replaced"),
+    "gpt2": replace(_DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",)),
+    "opt": replace(
+        _DECODER,
+        layers="decoder.layers",
+        feed_forward=("fc1", "fc2"),
+        final=("decoder.final_layer_norm", "decoder.project_out"),
+    ),
+    "gpt_neox": replace(
+        _DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), final=("final_layer_norm",)
+    ),
+    "bloom": Architecture(layers="h", final=("ln_f",), causal=True, attention="cache", takes_positions=False),
     "llama": _DECODER,
     "mistral": _DECODER,
     "qwen2": _DECODER,

@@ -1,8 +1,7 @@
-"""The choices that make a prompt. Choices only: no fact read from a backbone stands here.
+"""The options of a prompt and of the engine. Nothing here is read from a backbone.
 
-One frozen class a choice, so that an option its part does not take cannot be written. The classes
-are dataclasses whose options are held to their types and bounds (:func:`~ptuning.validation.checked`).
-Nothing here imports torch: ``--help`` stays quick.
+There is one frozen dataclass per choice, so an option that a choice does not have cannot be written. Types
+and bounds are checked (:func:`~ptuning.validation.checked`). Nothing here imports torch: ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from ptuning.model.template import Insertion, insertions
 from ptuning.validation import Float, Int, checked, validated
 
 Width = Annotated[Int, Field(ge=1, le=65_536)]
-"""Of a layer of an encoder."""
+"""Of an encoder's layer."""
 Dropout = Annotated[Float, Field(ge=0, lt=1)]
 Count = Annotated[Int, Field(ge=0, le=65_536)]
-"""Of virtual tokens, units, queries or layers: more than any backbone has places for."""
+"""Of virtual tokens, units, queries or layers; the bound is more than any backbone has positions for."""
 Some = Annotated[Int, Field(ge=1, le=65_536)]
-"""A :data:`Count` of one and more."""
+"""A :data:`Count` of at least one."""
 GiB = Annotated[Float, Field(ge=0, le=1_048_576)]
 
 
@@ -38,7 +37,7 @@ def _require(condition: bool, message: str) -> None:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingEncoder:
-    """The prompt itself is trained: P × E numbers (prompt tuning, arXiv:2104.08691)."""
+    """The prompt itself is trained, P × E parameters (prompt tuning, arXiv:2104.08691)."""
 
     kind: Literal["embedding"] = "embedding"
 
@@ -49,9 +48,9 @@ class MLPEncoder:
     """Three linear layers make the prompt, as PEFT's ``PromptEncoder`` does.
 
     Args:
-        width: The width of the two hidden layers; ``None`` for the embedding width E.
-        residual: Whether the layers' output is added to what goes in, ``p + MLP(p)``, and begins at nought,
-            so that the prompt begins as what it starts from (arXiv:2305.03937).
+        width: The width of the two hidden layers; the embedding size E if left out.
+        residual: Add a residual connection, ``p + MLP(p)``, zero-initialised, so that training starts from
+            the initial prompt (arXiv:2305.03937).
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -65,8 +64,8 @@ class LSTMEncoder:
     """A bidirectional LSTM, then an MLP: the encoder of the P-tuning paper (arXiv:2103.10385).
 
     Args:
-        width: The LSTM's hidden width in each direction; ``None`` for the embedding width E.
-        num_layers: LSTM layers; the paper has two.
+        width: The LSTM's hidden size in each direction; the embedding size E if left out.
+        num_layers: Number of LSTM layers; the paper has two.
         dropout: Between LSTM layers, while training.
     """
 
@@ -85,11 +84,11 @@ class LSTMEncoder:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class ResidualEncoder:
-    """``p + MLP(p)``, one shared bottleneck for all tokens (residual prompt tuning, arXiv:2305.03937).
+    """``p + MLP(p)``, with one bottleneck shared by all tokens (residual prompt tuning, arXiv:2305.03937).
 
     Args:
         width: The bottleneck's width.
-        dropout: Before the bottleneck's way back up, while training.
+        dropout: On the bottleneck, while training.
     """
 
     kind: Literal["residual"] = "residual"
@@ -103,8 +102,8 @@ class DeepMLPEncoder:
     """Deep prompts from one ``[P, H]`` table through linear–tanh–linear (prefix tuning, arXiv:2101.00190).
 
     Args:
-        width: The hidden layer's width; ``None`` for the backbone's hidden width H.
-        dropout: Behind the tanh, while training.
+        width: The hidden layer's width; the backbone's hidden size H if left out.
+        dropout: After the tanh, while training.
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -124,7 +123,7 @@ DeepEncoderConfig = Annotated[EmbeddingEncoder | DeepMLPEncoder, Field(discrimin
 @checked
 @dataclass(frozen=True, kw_only=True)
 class RandomInit:
-    """Normal numbers with the mean and the deviation of the backbone's own vocabulary."""
+    """Normally distributed, with the mean and standard deviation of the backbone's word embeddings."""
 
     kind: Literal["random"] = "random"
 
@@ -132,7 +131,7 @@ class RandomInit:
 @checked
 @dataclass(frozen=True, kw_only=True)
 class VocabularyInit:
-    """P rows sampled from the backbone's vocabulary."""
+    """The embeddings of P tokens sampled from the backbone's vocabulary."""
 
     kind: Literal["vocabulary"] = "vocabulary"
 
@@ -150,7 +149,7 @@ class TextInit:
     kind: Literal["text"] = "text"
 
     def __post_init__(self) -> None:
-        _require(bool(self.text.strip()), "init.text is blank; give the words to start from")
+        _require(bool(self.text.strip()), "init.text is blank; give the words to initialise the prompt with")
 
 
 InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminator="kind")]
@@ -162,16 +161,16 @@ InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminat
 @checked
 @dataclass(frozen=True, kw_only=True)
 class InputPrompt:
-    """Virtual tokens that join the text once, at the embeddings: P-tuning (arXiv:2103.10385).
+    """Virtual tokens among the text's own, at the embeddings: P-tuning (arXiv:2103.10385).
 
     Args:
-        num_virtual_tokens: P. A template counts its own; ``None`` for 20.
-        placement: ``start`` (PEFT's place, before ``[CLS]``), ``front``, ``between``, ``middle``,
-            ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
-        encoder: What makes the prompt while training.
-        init: What it starts from. The ``mlp`` and ``lstm`` encoders transform it at once; with
-            ``embedding`` and ``residual`` the prompt begins as exactly this.
-        train_head: ``False`` freezes the head as well, as the notebook does.
+        num_virtual_tokens: P; 20 if left out. A template counts its own.
+        placement: Where they are: ``start`` (before ``[CLS]``, as in PEFT), ``front``, ``between``,
+            ``middle``, ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
+        encoder: The network that makes the prompt while training.
+        init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
+            ``mlp`` and ``lstm`` encoders transform them.
+        train_head: Train the head too; ``False`` freezes it.
     """
 
     depth: Literal["input"] = "input"
@@ -182,11 +181,11 @@ class InputPrompt:
     train_head: bool = True
 
     def __post_init__(self) -> None:
-        _ = self.insertions  # a malformed template is refused here, not at the first batch
+        _ = self.insertions  # so that a malformed template is refused here, not at the first batch
 
     @property
     def insertions(self) -> tuple[Insertion, ...]:
-        """What stands where, in the order of the row."""
+        """What is inserted where, in the order of the row."""
         return insertions(self.placement, self.num_virtual_tokens)
 
     @property
@@ -205,30 +204,25 @@ class DeepPrompt:
     """A prompt in every layer from ``first_layer`` on, as keys and values: P-tuning v2 (arXiv:2110.07602).
 
     Args:
-        num_virtual_tokens: P.
-        first_layer: s, counted from 0; the layers below it have no prompt.
-        position_offset: How far the text's position ids are moved up. If left out, P where every layer
-            has a prompt, which is what PEFT's ``PREFIX_TUNING`` implies, so that PEFT reads the adapter;
-            0 elsewhere, and for backbones without position ids.
-        pooling: What the head reads: ``native``, the token that the backbone's own head reads; ``mean``,
-            the mean of the text's tokens in that token's place; ``layers``, a mix of the means and greatest
-            values of the tokens in every layer from ``first_layer`` on, dimension by dimension, which begins
-            as the mean and is trained (after ELMo, arXiv:1802.05365); or ``similarity``, for pairs:
-            each text is read by itself, and the head reads in each dimension how well they agree
-            (:func:`~ptuning.model.similarity.agreement`). If left out, a model that was made
-            to be read by the mean and says it (sentence-transformers' ``1_Pooling``) gets ``similarity`` for
-            pairs with a score or one of two classes, and ``layers`` for all else; others get ``native``. PEFT
-            reads ``native`` alone.
-        num_virtual_units: U, hidden units that the feed-forward network of every prompted layer has beside
-            its own, each a trained key and value (a parallel adapter, arXiv:2110.04366); no encoder makes
-            them. If left out, none; but ``ptuning train`` gives some to thousands of rows that are read by
-            ``layers``, and to few single texts with a score or one of three classes and more
-            (docs/recipes.md). PEFT reads none.
-        num_queries: Q, learned queries whose finds among each layer's tokens are in the mix of ``layers``
-            too (self-attentive embeddings, arXiv:1703.03130). If left out, none; but ``ptuning train`` gives
-            some to thousands of rows.
-        encoder: What makes the prompt while training.
-        train_head: ``False`` freezes the head as well.
+        num_virtual_tokens: P, the number of virtual tokens per layer.
+        first_layer: s, the first layer with a prompt, counted from 0.
+        position_offset: Added to the text's position ids. If left out: P if every layer has a prompt, as
+            PEFT's ``PREFIX_TUNING`` has it, so that PEFT can load the adapter; otherwise 0.
+        pooling: What the head reads. ``native``: the token that the backbone's own head reads. ``mean``: the
+            mean of the text's tokens. ``layers``: a trained mix of the tokens' means and maxima in every
+            layer from ``first_layer`` on, which starts as the mean (after ELMo, arXiv:1802.05365).
+            ``similarity``, for pairs: each text is encoded separately, and the head reads their similarity
+            in every dimension. If left out: for a sentence embedding model that uses mean pooling,
+            ``similarity`` for pairs with a score or two classes and ``layers`` otherwise; ``native`` for
+            other backbones. PEFT can only load ``native``.
+        num_virtual_units: U, the number of trained hidden units added to the feed-forward network of every
+            prompted layer (a parallel adapter, arXiv:2110.04366). If left out: none in Python;
+            ``ptuning train`` chooses from the data (docs/recipes.md). PEFT can load none.
+        num_queries: Q, the number of learned attention queries per layer that ``layers`` pools the tokens
+            with as well (self-attentive embeddings, arXiv:1703.03130). If left out: none in Python;
+            ``ptuning train`` adds some for thousands of rows.
+        encoder: The network that makes the prompt while training.
+        train_head: Train the head too; ``False`` freezes it.
     """
 
     depth: Literal["deep"] = "deep"
@@ -256,23 +250,22 @@ PromptConfig = Annotated[InputPrompt | DeepPrompt, Field(discriminator="depth")]
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How a backbone computes: what frozen weights make constant is not computed again.
+    """How a backbone computes. What frozen weights make constant is computed once.
 
-    None of it changes what is computed: with any of it switched off the logits are the same within the
-    precision's rounding.
+    None of these options changes the result: the logits stay the same within rounding.
 
     Args:
         attention: ``plain`` (matmul, softmax, matmul), ``fused`` (torch's kernels), or ``auto``: plain in
-            half precision on a CPU, where it is faster, fused elsewhere.
-        pooled_layer: The last layer runs for the one token that the head reads.
-        shared_prompt: A decoder's input prompt in front of the text is computed once a batch, not once a row.
-        reuse_stem: The layers below ``first_layer`` run once a text, not once an epoch.
-        stem_memory: GiB of stem outputs held in memory; what is larger is mapped from disk.
-        stem_disk: GiB of stem outputs kept on disk for later runs and further tasks; 0 for none.
-        checkpoint_activations: Keep each layer's input alone and compute the rest again on the way back: less
-            memory, a third more work.
-        compile: ``torch.compile`` the layers, for any length; needs a C++ compiler, and a minute to begin.
-            DeBERTa's are left as they are.
+            half precision on a CPU, where it is faster, and fused otherwise.
+        pooled_layer: Run the last layer only for the token that the head reads.
+        shared_prompt: Compute a decoder's input prompt in front of the text once per batch, not per row.
+        reuse_stem: Run the layers below ``first_layer`` once per text, not once per epoch.
+        stem_memory: GiB of their outputs to keep in memory; more than that is mapped from disk.
+        stem_disk: GiB of their outputs to keep on disk for later runs and other tasks; 0 for none.
+        checkpoint_activations: Activation checkpointing: store each layer's input only, and recompute the
+            rest in the backward pass. Less memory, a third more work.
+        compile: ``torch.compile`` the layers, for any text length; needs a C++ compiler, and a minute at the
+            start. DeBERTa's layers are never compiled.
     """
 
     attention: Literal["auto", "plain", "fused"] = "auto"
@@ -289,7 +282,7 @@ class Engine:
 
 
 def prompt_to_dict(config: PromptConfig) -> dict[str, Any]:
-    """Every choice, by name, ready for JSON."""
+    """Every option by name, ready for JSON."""
     return asdict(config)
 
 
@@ -299,7 +292,7 @@ def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:
     Raises:
         ConfigError: an unknown key, kind or depth, or a value of the wrong type.
     """
-    # What was written before there was a choice meant the backbone's own token, no units and no queries.
+    # Records older than these options mean the backbone's own token, no units and no queries.
     before = {"pooling": "native", "num_virtual_units": 0, "num_queries": 0}
     before = before if values.get("depth") == "deep" else {}
     given = {**before, **values}

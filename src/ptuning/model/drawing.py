@@ -1,7 +1,7 @@
-"""Random numbers of a run's own, in a process where others draw too.
+"""A run's own random numbers, in a process in which other threads draw random numbers too.
 
-torch's dropout, and that inside its attention kernels, draws from the one generator of its device and takes
-no other. A run whose numbers came from there as they fall would depend on what other threads draw.
+torch's dropout, also inside its attention kernels, draws from the global generator of its device and accepts
+no other. Without this, a run would depend on what other threads draw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ptuning.threads import GENERATORS
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """In the ``with`` block, or the function that this decorates, no other thread of ours draws."""
+    """In the ``with`` block, or the decorated function, no other thread of ours draws random numbers."""
     with GENERATORS:
         yield
 
@@ -25,8 +25,8 @@ def drawing() -> Iterator[None]:
 class Draws:
     """The random numbers of one run.
 
-    They begin as torch's generators stand. What is drawn inside :meth:`drawing` is drawn from here, and
-    leaves the generators of the process as they were.
+    Their first state is that of torch's generators. Inside :meth:`drawing` random numbers come from here, and
+    the generators of the process are left as they were.
 
     Args:
         device: The run's device; the CPU's generator is always among them.
@@ -39,7 +39,7 @@ class Draws:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """In the ``with`` block torch's generators are this run's; other threads' runs wait for its end."""
+        """In the ``with`` block torch's generators have this run's state; runs in other threads wait."""
         with GENERATORS:
             if self._inside:
                 yield

@@ -1,7 +1,7 @@
-"""Parameters made anew, as a model makes those that its checkpoint lacks.
+"""Fresh initial values for parameters that a checkpoint lacks, made as the model makes them.
 
-transformers does that once, while it loads a model. Each task on a backbone needs its own, drawn when the
-task is made: so they are the same whether the backbone was loaded for this task or has served others, and
+transformers does that once, when it loads a model. Each task on a backbone needs its own values, drawn when
+the task is made. So they are the same whether the backbone was loaded for this task or has served others, and
 the backbone itself is not written to.
 """
 
@@ -21,17 +21,17 @@ from ptuning.errors import UnsupportedBackbone
 def fresh_parameters(
     model: PreTrainedModel, shapes: Mapping[str, Sequence[int]], beside: Iterable[str]
 ) -> dict[str, Tensor]:
-    """First values for parameters of ``model``, in fp32 on the CPU, drawn from the generator as it stands.
+    """Initial values for parameters of ``model``, in fp32 on the CPU, drawn from torch's global generator.
 
-    Wherever the model is by then: what is drawn does not depend on its device.
+    They do not depend on the model's device.
 
     Args:
-        model: Says how, by ``_init_weights``; nothing of it is changed.
+        model: Initialises them, with its ``_init_weights``; nothing of it is changed.
         shapes: The parameters to make, by name, and their shapes, which may be others than the model's.
-        beside: Further names that the model may look for while it makes these; they are not drawn.
+        beside: Further names that the model may access meanwhile; they are not drawn.
 
     Raises:
-        UnsupportedBackbone: the model's code leaves one of them as it was.
+        UnsupportedBackbone: the model's code does not initialise one of them.
     """
     made = {name: nn.Parameter(torch.full(tuple(shape), math.nan)) for name, shape in shapes.items()}
     owners = {name.rpartition(".")[0] for name in (*made, *beside)}
@@ -45,21 +45,21 @@ def fresh_parameters(
     for name, value in made.items():
         if bool(value.isnan().any()):
             raise UnsupportedBackbone(
-                f"{type(model).__name__} does not say how {name} begins, and its checkpoint lacks it; take a "
-                "checkpoint that has it"
+                f"{type(model).__name__} does not initialise {name}, and its checkpoint lacks it",
+                remedy="use a checkpoint that has it",
             )
     return {name: value.detach() for name, value in made.items()}
 
 
 def _done(value: Tensor) -> nn.Parameter:
-    """What stands for a parameter that is not to be made: it has no memory, and transformers passes it by."""
+    """A stand-in for a parameter that is not made: it takes no memory, and transformers skips it."""
     found = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
     found._is_hf_initialized = True  # type: ignore[attr-defined]
     return found
 
 
 def _hollow(module: nn.Module, parameters: Mapping[str, nn.Parameter], above: str = "") -> nn.Module:
-    """``module`` over again, with nothing below it but the modules that own ``parameters``, and those."""
+    """A copy of ``module`` with only ``parameters`` and the modules that own them below it."""
     made = copy.copy(module)
     made._parameters = {
         name: parameters.get(above + name) if value is not None else None
@@ -77,7 +77,7 @@ def _hollow(module: nn.Module, parameters: Mapping[str, nn.Parameter], above: st
 
 
 def _initialise(model: PreTrainedModel, module: nn.Module) -> None:
-    """From the leaves up, the order in which transformers goes: some parents correct their children."""
+    """From the leaves up, in transformers' order: some parents correct their children."""
     for child in module.children():
         _initialise(model, child)
     model._init_weights(module)

@@ -1,4 +1,4 @@
-"""The head: a task's own copy of the layers that turn what was read of a text into logits."""
+"""The head: a task's own copy of the layers that turn a readout into logits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from torch.nn.utils import parametrize
 from ptuning import adapters
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, PromptConfig
-from ptuning.model.pooling import mix_of_last
-from ptuning.model.prompt import move_faster
+from ptuning.model.pooling import initial_mix
+from ptuning.model.prompt import scale_learning_rate
 
 
 class Head(nn.Module):
-    """A task's own copy of the layers that turn the pooled token into logits, in fp32.
+    """A task's own copy of the parameters that turn a readout into logits, in fp32.
 
-    With the pooling ``layers`` it has what that is mixed by, too (:data:`ptuning.adapters.MIX`).
+    With the pooling ``layers`` it also has the weights of the mix (:data:`ptuning.adapters.MIX`).
+
+    Args:
+        original: The initial values, by the backbone's names.
+        trained: Whether they are trained.
     """
 
     def __init__(self, original: Mapping[str, Tensor], *, trained: bool) -> None:
@@ -41,20 +45,20 @@ class Head(nn.Module):
                 else:
                     self.get_parameter(escaped(name)).copy_(values[name])
 
-    def move_faster(self, scale: float, mix: float) -> None:
-        """Let every parameter move ``scale`` times as far as the optimizer's rate says; the mix ``mix``."""
+    def scale_learning_rates(self, scale: float, mix: float) -> None:
+        """Multiply the learning rate of the layer mix by ``mix``, of all other parameters by ``scale``."""
         for name in self.names:
-            move_faster(self, escaped(name), mix if name == adapters.MIX else scale)
+            scale_learning_rate(self, escaped(name), mix if name == adapters.MIX else scale)
 
 
 def escaped(name: str) -> str:
-    """What the head calls the backbone's parameter ``name``: a parameter's own name may hold no dot."""
+    """The head's name for the backbone's parameter ``name``: torch allows no dot in it."""
     return name.replace(".", "-")
 
 
 def first_mix(config: PromptConfig, backbone: Backbone) -> dict[str, Tensor]:
-    """What a head that reads all layers begins with beside the backbone's own: the mean of the last."""
+    """The initial mix of a head that reads all layers: the mean of the last one. Empty for other heads."""
     if not isinstance(config, DeepPrompt) or config.pooling != "layers":
         return {}
     layers = backbone.num_layers - config.first_layer
-    return {adapters.MIX: mix_of_last(layers, config.num_queries or 0, backbone.hidden_size)}
+    return {adapters.MIX: initial_mix(layers, config.num_queries or 0, backbone.hidden_size)}

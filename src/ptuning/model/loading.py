@@ -1,6 +1,6 @@
-"""Finding a backbone: by Hub id or folder or as a module, with its tokenizer; and telling it from another.
+"""Loading a backbone by Hub id or folder, or adopting a module; its tokenizer; checking it for an adapter.
 
-What a checkpoint lacks is found here: a fresh head or pooler is the task's to train, all else is refused.
+A checkpoint may lack a head or a pooler, which each task then trains; anything else that it lacks is refused.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ptuning.model.embedded import canonical, resolve
 from ptuning.model.source import check_config, check_folder, pooling, reading, unsupported
 
 _PICKLE_ONLY = (
-    "; if its weights are a pickle alone (pytorch_model.bin) and you trust whoever made it, say "
-    "--allow-pickle (in Python: allow_pickle=True), because it is an adapter that chose this backbone"
+    "; if its weights are only there as a pickle (pytorch_model.bin) and you trust whoever made it, add "
+    "--allow-pickle (in Python: allow_pickle=True), because an adapter chose this backbone"
 )
 
 
-def hold(
+def load_backbone(
     backbone: str | PreTrainedModel | Backbone,
     num_labels: int | None,
     problem_type: str | None,
@@ -47,7 +47,7 @@ def hold(
     token: str | bool | None = None,
     allow_pickle: bool = True,
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, where it can be known.
+    """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, if the backbone was given by name.
 
     Args:
         allow_pickle: As :func:`load` takes it.
@@ -73,10 +73,10 @@ def hold(
 def load_tokenizer(
     name: str, revision: str | None = None, token: str | bool | None = None
 ) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, with a padding token where it came without one.
+    """The backbone's tokenizer, with a padding token if it came without one.
 
     Raises:
-        BackboneNotFound: there is none in reach.
+        BackboneNotFound: it cannot be loaded.
     """
     source = resolve(name)
     with reading(name, source, "tokenizer"):
@@ -89,7 +89,7 @@ def load_tokenizer(
             trust_remote_code=False,
         )
         if found.pad_token_id is None:
-            found.pad_token = found.eos_token  # never read: the attention mask says what is padding
+            found.pad_token = found.eos_token  # never used: the attention mask marks the padding
     return found
 
 
@@ -117,7 +117,7 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
 
 
 def _origin(adapter: adapters.Adapter) -> str:
-    """What the adapter was trained on, as far as it says."""
+    """What the adapter was trained on, as far as it is recorded."""
     return str(adapter.backbone["name"] or "the backbone that it was trained on")
 
 
@@ -164,19 +164,19 @@ def load(
     token: str | bool | None = None,
     allow_pickle: bool = True,
 ) -> Backbone:
-    """A backbone by Hub id or folder, with a fresh head where its checkpoint has none of that width.
+    """A backbone by Hub id or folder, with a fresh head if its checkpoint has none of that width.
 
     Args:
         name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
         num_labels: C; the checkpoint's own if ``None``.
         problem_type: The kind of task; what the backbone's configuration says if ``None``.
         revision: A branch, tag or commit of the Hub.
-        token: The Hub's access token; the one that was logged in with if left out.
-        allow_pickle: Read ``pytorch_model.bin`` where there are no safetensors, by torch's restricted
-            unpickler; for a backbone that the user named, and not an adapter of someone else's.
+        token: The Hub's access token; that of `hf auth login` if left out.
+        allow_pickle: Read ``pytorch_model.bin`` if there are no safetensors, with torch's restricted
+            unpickler; for a backbone that the user named, not one that somebody's adapter names.
 
     Raises:
-        BackboneNotFound: no such folder, no such model in reach, or one that is damaged; says which part.
+        BackboneNotFound: no such folder or model, or a damaged one; says which part.
         UnsupportedBackbone: an architecture that is not in the table, or a checkpoint that lacks
             parts of the transformer.
     """
@@ -184,9 +184,9 @@ def load(
     hub: dict[str, Any] = {
         "revision": revision,
         "token": token,
-        "local_files_only": adapters.hub_out_of_reach(),  # then the client's retries would only take time
+        "local_files_only": adapters.hub_out_of_reach(),  # retries would only take time
     }
-    # What is drawn for parts that the checkpoint lacks is drawn again for each task; see fresh.py.
+    # Random values for what the checkpoint lacks are drawn again for each task; see fresh.py.
     with _quiet(), drawing(), torch.random.fork_rng(devices=()):
         with reading(name, source, "configuration"):
             check_folder(name, source)
@@ -198,14 +198,14 @@ def load(
                 config.problem_type = kind_named(problem_type).transformers_name
             if config.model_type not in ARCHITECTURES:
                 raise unsupported(name, config.model_type)
-            config.chunk_size_feed_forward = 0  # it spares memory, and refuses texts of most lengths
-            config._attn_implementation = None  # a model's file may name code on the Hub there: ours is used
+            config.chunk_size_feed_forward = 0  # it saves memory, but refuses texts of most lengths
+            config._attn_implementation = None  # the file may name code on the Hub; ours is used
         try:
             with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):
                 model, info = AutoModelForSequenceClassification.from_pretrained(
                     source,
                     config=config,
-                    ignore_mismatched_sizes=True,  # a head of another width is a fresh head; see below
+                    ignore_mismatched_sizes=True,  # a head of another width becomes a fresh head
                     output_loading_info=True,
                     use_safetensors=None if allow_pickle else True,
                     trust_remote_code=False,
@@ -213,14 +213,15 @@ def load(
                 )
         except BackboneNotFound:
             with reading(name, source, "configuration"), torch.device("meta"):
-                AutoModelForSequenceClassification.from_config(config)  # is it that which is to blame?
+                AutoModelForSequenceClassification.from_config(config)  # is the configuration to blame?
             raise
     missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     inside = f"{model.base_model_prefix}."
     if lost := sorted(key for key in missing if key.startswith(inside) and not _is_pooler(key)):
         raise UnsupportedBackbone(
-            f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first; "
-            "it would be frozen at random, so it cannot be a backbone"
+            f"{name}: its checkpoint lacks {len(lost)} weights of the transformer itself, {lost[0]} first, "
+            "which would be frozen at random values",
+            remedy="use a complete checkpoint",
         )
     with reading(name, source, "configuration"):
         return Backbone(
@@ -233,7 +234,7 @@ def load(
 
 
 def _commit(source: str, revision: str | None) -> str | None:
-    """Which commit of the Hub was loaded: what the cache has it under. ``None`` for a folder."""
+    """The commit on the Hub that was loaded, from the cache; ``None`` for a folder."""
     found = (
         None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
     )
@@ -241,13 +242,13 @@ def _commit(source: str, revision: str | None) -> str | None:
 
 
 def _is_pooler(key: str) -> bool:
-    """The one part of a transformer that checkpoints may lack, because only classification uses it."""
+    """Checkpoints may lack the pooler: only classification uses it."""
     return ".pooler." in key
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting a fresh head: it is expected, found, trained and saved."""
+    """Keep transformers from reporting a fresh head: it is expected, trained and saved."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

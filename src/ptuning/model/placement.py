@@ -1,19 +1,19 @@
 """Joining prompt and text at the embeddings: pure functions, no Python loop over rows or tokens.
 
-Glossary: B rows, T text tokens (padding included), A anchor tokens, P virtual tokens, E embedding
-width, S = T + A + P.
+Shapes: B rows, T text tokens (padding included), A anchor tokens, P virtual tokens, E embedding size,
+S = T + A + P.
 
-A *layout* says for every place of the combined sequence which piece stands there. It is found by
-giving each piece a sort key (a text token its rank among the row's real tokens, an insertion the
-rank of the token that it stands in front of) and one stable sort a batch. Padding goes to the far
-end: behind an encoder's row, so that ``[CLS]`` is at 0; in front of a decoder's, so that the last
-real token is at -1 whichever side the caller padded.
+A *layout* maps every place of the combined sequence to the piece that belongs there. Each piece gets a sort
+key (a text token its rank among the row's real tokens, an insertion the rank of the token that it is inserted
+before), and one stable sort per batch gives the order. Padding goes to the end of an encoder's row, so that
+``[CLS]`` is at 0, and to the front of a decoder's, so that the last real token is at -1, whichever side the
+caller padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ from ptuning.model.template import Insertion, Landmark
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where everything stands.
+    """Where each piece is.
 
     Attributes:
-        index: ``[B, S]``, what stands at each place: a column of ``text ‖ insertions``, the
-            insertions in their written order.
+        index: ``[B, S]``, the piece at each place: a column of ``text ‖ insertions``, the insertions in
+            their written order.
         mask: ``[B, S]``, 1 at real places (text, anchors, prompt), 0 at padding.
         positions: ``[B, S]``, each real place's rank from 0; 0 at padding.
     """
@@ -38,18 +38,22 @@ class Layout:
     positions: Tensor
 
     def cut(self, length: int) -> Layout:
-        """The first ``length`` places alone."""
+        """Only the first ``length`` places."""
         return Layout(
             index=self.index[:, :length], mask=self.mask[:, :length], positions=self.positions[:, :length]
         )
+
+    def restored(self, arranged: Tensor, tokens: int) -> Tensor:
+        """``[B, T, …]``: the first T pieces of ``[B, S, …]``, back in their own order."""
+        return replace(self, index=self.index.argsort(dim=1)[:, :tokens]).arrange(arranged)
 
     def arrange(self, pieces: Tensor) -> Tensor:
         """``pieces`` ``[B, T + A + P, …]`` in the order of the layout: ``[B, S, …]``."""
         if pieces.dim() == 2:
             return pieces.gather(1, self.index)
-        # Places of all rows in one list: whole vectors are copied, where gather would look up each number.
-        begins = torch.arange(len(pieces), device=pieces.device)[:, None] * pieces.shape[1]
-        chosen = pieces.flatten(0, 1).index_select(0, (self.index + begins).flatten())
+        # Index all rows as one list: this copies entire vectors, where gather would index every element.
+        starts = torch.arange(len(pieces), device=pieces.device)[:, None] * pieces.shape[1]
+        chosen = pieces.flatten(0, 1).index_select(0, (self.index + starts).flatten())
         arranged: Tensor = chosen.unflatten(0, self.index.shape)
         return arranged
 
@@ -66,21 +70,21 @@ def layout(
 
     Args:
         attention_mask: ``[B, T]``, 1 at the text's real tokens, special tokens included.
-        pieces: What is inserted, in the order of the row; empty to align only.
-        sizes: The number of tokens of each piece (an anchor's are known once it is tokenised).
+        pieces: What is inserted, in the order of the row; empty to only align the text.
+        sizes: The number of tokens of each piece (an anchor's is known once it is tokenised).
         segment_ids: ``[B, T]``: 0 for the first text, 1 for the second, -1 for special tokens and
-            padding. Needed where a piece stands before ``text_b``.
-        pad_left: Padding in front (decoders) or behind (encoders).
+            padding. Needed if a piece is inserted before ``text_b``.
+        pad_left: Padding in front of the text (decoders) or behind it (encoders).
 
     Raises:
-        DataError: a row without the text that a piece stands in front of.
+        DataError: a row without the text that a piece is inserted before.
     """
     real = attention_mask.bool()
     rank = (real.cumsum(1) - 1).masked_fill(~real, 0)
     count = real.sum(1)
     behind = rank.new_full((), 2 * real.shape[1] + 2)
     padding = -torch.ones_like(behind) if pad_left else behind
-    # Twice the rank leaves an odd number in front of each token for what is inserted there.
+    # Twice the rank leaves an odd key free before each token, for what is inserted there.
     keys = [torch.where(real, 2 * rank + 2, padding)]
     for piece, size in zip(pieces, sizes, strict=True):
         place = _rank_of(piece.before, real, rank, count, segment_ids)
@@ -93,10 +97,10 @@ def layout(
 
 
 def apart(attention_mask: Tensor, segment_ids: Tensor) -> Tensor:
-    """``[2B, T]``: of each row the tokens to read its first text by itself with, then those of the second.
+    """``[2B, T]``: masks that split each pair into two rows: all first texts, then all second ones.
 
-    To either text belong the special tokens that its row begins and ends with; a text without a token of its
-    own (characters that the tokenizer drops) is these alone.
+    Each text keeps the special tokens at the start and the end of its row. A text without a token of its own
+    (characters that the tokenizer drops) has only these.
 
     Args:
         attention_mask: ``[B, T]``, 1 at real tokens.
@@ -113,7 +117,7 @@ def apart(attention_mask: Tensor, segment_ids: Tensor) -> Tensor:
 def _rank_of(
     landmark: Landmark, real: Tensor, rank: Tensor, count: Tensor, segment_ids: Tensor | None
 ) -> Tensor:
-    """``[B]``: the rank of the token that ``landmark`` names; the row's length for its end."""
+    """``[B]``: the rank of the token at ``landmark``; the row's length for its end."""
     match landmark:
         case Landmark.START:
             return torch.zeros_like(count)
@@ -132,15 +136,15 @@ def _first(segment: int, real: Tensor, rank: Tensor, segment_ids: Tensor | None)
     which = "first" if segment == 0 else "second"
     if segment_ids is None:
         raise DataError(
-            f"the prompt stands before the {which} text, and nothing says where that begins; "
-            "pass segment_ids (0 first text, 1 second text, -1 special), as ptuning's own tokenisation does"
+            f"the prompt is inserted before the {which} text, and nothing says where that starts",
+            remedy="pass segment_ids (0 first text, 1 second text, -1 special)",
         )
     inside = real & (segment_ids == segment)
     found = inside.any(1)
     if not bool(found.all()):
         row = int((~found).nonzero()[0, 0])
         raise DataError(
-            f"row {row} of the batch has no {which} text, and the prompt stands before it; "
-            "choose another placement or give every row both texts"
+            f"row {row} of the batch has no {which} text to insert the prompt before",
+            remedy="choose another placement, or give every row both texts",
         )
     return rank.gather(1, inside.int().argmax(1, keepdim=True)).squeeze(1)

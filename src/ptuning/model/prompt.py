@@ -61,17 +61,17 @@ class Embedding(PromptEncoder):
         return self.weight
 
 
-class Faster(nn.Module):
-    """A parameter that moves ``scale`` times as far as the optimizer's rate says: ``start + scale · θ``.
+class ScaledParameter(nn.Module):
+    """A parameter with a learning rate of its own: ``start + scale · θ``, with θ trained.
 
-    A Trainer has one rate for everything. θ is what is trained, from nought; weight decay therefore draws the
-    value to its start. θ's gradient is the value's own, not ``scale`` times it: so clipping sees what it
-    would see otherwise, and SGD, like Adam, goes ``scale`` times as far. To be registered with
+    A Trainer has one learning rate for all parameters. θ starts at zero, so weight decay pulls the value
+    towards its start. θ gets the value's own gradient, not ``scale`` times it, so clipping sees the same
+    norm, and SGD, like Adam, steps ``scale`` times as far. Registered with
     :func:`torch.nn.utils.parametrize.register_parametrization`.
 
     Args:
-        start: The value to start from, of any shape.
-        scale: How many times as far.
+        start: The initial value, of any shape.
+        scale: The factor on the learning rate.
     """
 
     start: Tensor
@@ -85,15 +85,15 @@ class Faster(nn.Module):
         return self.start + (self.scale - 1) * offset.detach() + offset
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """What is assigned becomes the start, so that it is met to the bit."""
+        """An assigned value becomes the start, so that it is exact."""
         self.start.copy_(value.detach())
         return torch.zeros_like(value)
 
 
-def move_faster(module: nn.Module, name: str, scale: float) -> None:
-    """Let a parameter of ``module`` move ``scale`` times as far as the optimizer's rate says."""
+def scale_learning_rate(module: nn.Module, name: str, scale: float) -> None:
+    """Multiply the learning rate of the parameter ``name`` of ``module``."""
     if scale != 1:
-        parametrize.register_parametrization(module, name, Faster(getattr(module, name), scale))
+        parametrize.register_parametrization(module, name, ScaledParameter(getattr(module, name), scale))
 
 
 class MLP(PromptEncoder):
@@ -150,7 +150,7 @@ class LSTM(PromptEncoder):
 
 
 class Residual(PromptEncoder):
-    """``p + MLP(p)``. The way back up starts at nought, so the prompt begins as what it starts from."""
+    """``p + MLP(p)``. The up-projection is zero-initialised, so the prompt starts as what it starts from."""
 
     def __init__(self, start: Tensor, config: ResidualEncoder) -> None:
         super().__init__()

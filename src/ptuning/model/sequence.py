@@ -1,16 +1,16 @@
-"""A batch's two ways through the backbone: the text by itself, or prompt and text as one sequence.
+"""From a batch to the rows that the transformer takes: the text alone, or prompt and text as one sequence.
 
-:func:`text_logits` runs a text with what stands in front of it in the layers: a deep prompt, or nothing.
-:class:`Joined` puts an input prompt among the text's embeddings (``placement.py``); a decoder's prompt in
-front of the text is the same for every row, and goes the first way, as the keys and values that it leaves.
+:func:`text_rows` aligns a text that has a deep prompt in front of it in the layers, or none.
+:class:`Joined` puts an input prompt among the text's embeddings (``placement.py``). A decoder's prompt in
+front of the text is the same for every row, so it is turned into keys and values: a deep prompt.
 
-Glossary: B rows, T text tokens (padding included), k tokens in front of the prompt, A anchor tokens,
-P virtual tokens, E embedding width, C classes.
+Shapes: B rows, T text tokens (padding included), k tokens in front of the prompt, A anchor tokens, P virtual
+tokens, E embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,21 +20,24 @@ from transformers import PreTrainedTokenizerBase
 
 from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
-from ptuning.model.config import InputPrompt, Pooling
+from ptuning.model.config import InputPrompt
+from ptuning.model.encoder import Encoder
+from ptuning.model.layer_parts import LayerPart, Prompt
 from ptuning.model.placement import Layout, apart, layout
+from ptuning.model.rows import Rows
 from ptuning.model.template import Landmark
 from ptuning.threads import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Tokens as they came, padded on either side.
+    """Tokens as the caller gives them, padded on either side.
 
     Attributes:
         input_ids: ``[B, T]``.
         attention_mask: ``[B, T]``, 1 at real tokens.
-        token_type_ids: ``[B, T]``, where the backbone reads them.
-        segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; ``None`` if nobody said.
+        token_type_ids: ``[B, T]``, if the backbone uses them.
+        segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; ``None`` if not given.
     """
 
     input_ids: Tensor
@@ -43,23 +46,24 @@ class Batch:
     segment_ids: Tensor | None = None
 
     def segments(self, backbone: Backbone) -> Tensor:
-        """``segment_ids``, or what the backbone can tell from the tokens where nobody said."""
+        """``segment_ids``, or what can be inferred from the tokens if they were not given."""
         if self.segment_ids is not None:
             return self.segment_ids
         return backbone.segments(self.input_ids, self.attention_mask, self.token_type_ids)
 
     def apart(self, backbone: Backbone) -> Batch:
-        """``[2B, T]``: the first texts by themselves, then the second ones; of no type, as texts alone are.
+        """``[2B, T]``: the first texts as rows of their own, then the second ones; without token types.
 
         Raises:
-            DataError: nothing tells the texts apart.
+            DataError: nothing distinguishes the texts.
         """
         segments = self.segments(backbone)
         if self.segment_ids is None and not bool((segments == 1).any()):
             raise DataError(
-                "no row of the batch has a second text that can be told from the first, and with "
-                "prompt.pooling similarity each is read by itself; pass pairs with token_type_ids or "
-                "segment_ids (0 first text, 1 second text, -1 special), or choose another pooling"
+                "no row of the batch has a second text that can be distinguished from the first, and "
+                "prompt.pooling similarity encodes each separately",
+                remedy="pass pairs with token_type_ids or segment_ids (0 first text, 1 second text, "
+                "-1 special), or choose another pooling",
             )
         mask = apart(self.attention_mask, segments)
         return Batch(input_ids=self.input_ids.repeat(2, 1), attention_mask=mask)
@@ -67,13 +71,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A prompt with all computed that does not depend on the text; ``PTuningModel.prepared`` makes it.
+    """A prompt with everything computed that does not depend on the text (``PTuningModel.prepared``).
 
     Attributes:
         prompt: As ``PTuningModel.forward`` takes it.
-        tokens: The tokens that stand in front of the prompt in every row, such as a decoder's ``<s>``.
-        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` where the
-            prompt does not lead, or the backbone is not causal.
+        tokens: The tokens in front of the prompt in every row, such as a decoder's ``<s>``.
+        leading: ``[L, 2, n, H_kv]``, the keys and values of those tokens and the prompt; ``None`` if the
+            prompt is not in front of the text, or the backbone is not causal.
     """
 
     prompt: Tensor
@@ -81,45 +85,24 @@ class Prepared:
     leading: Tensor | None = None
 
 
-def text_logits(
-    backbone: Backbone,
-    batch: Batch,
-    prompts: Tensor | None = None,
-    *,
-    first_layer: int = 0,
-    offset: int = 0,
-    stem: Tensor | None = None,
-    units: Tensor | None = None,
-    pooling: Pooling = "native",
-    mix: Tensor | None = None,
-    head: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """``[B, C]``: the text by itself, with what stands in front of it in the layers.
+def text_layout(backbone: Backbone, attention_mask: Tensor) -> Layout:
+    """The text's tokens, aligned as the backbone takes them."""
+    return layout(attention_mask, (), (), None, pad_left=backbone.architecture.causal)
+
+
+def text_rows(backbone: Backbone, batch: Batch, places: Layout, offset: int = 0) -> Rows:
+    """The text alone.
 
     Args:
-        prompts: ``[L−s, 2, P, H_kv]`` or one a row, ``[B, L−s, 2, P, H_kv]``.
-        first_layer: s.
-        offset: How far the text's positions are moved up.
-        stem: ``[B, T, H]``, what enters layer s.
-
-    The others are :meth:`Backbone.logits`'s.
+        places: Of :func:`text_layout`.
+        offset: Added to the text's positions.
     """
-    rows = layout(batch.attention_mask, (), (), None, pad_left=backbone.architecture.causal)
-    if pooling == "similarity":  # the other text has left its places free
-        rows = rows.cut(int(batch.attention_mask.sum(1).max()))
-    types = batch.token_type_ids
-    return backbone.logits(
-        input_ids=rows.arrange(batch.input_ids),
-        attention_mask=rows.mask,
-        positions=rows.positions + offset,
-        token_type_ids=None if types is None else rows.arrange(types),
-        prompts=prompts,
-        first_layer=first_layer,
-        stem=None if stem is None else rows.arrange(stem),
-        units=units,
-        pooling=pooling,
-        mix=mix,
-        head=head,
+    types = batch.token_type_ids if backbone.uses_segments else None
+    return Rows(
+        input_ids=places.arrange(batch.input_ids),
+        attention_mask=places.mask,
+        positions=places.positions + offset,
+        token_type_ids=None if types is None else places.arrange(types),
     )
 
 
@@ -128,8 +111,8 @@ class Joined:
     """An input prompt and the text as one sequence.
 
     Attributes:
-        backbone: What runs it.
-        config: Where the prompt stands, and between which words.
+        backbone: The model.
+        config: Where the prompt is, and its literal words.
         anchors: The token ids of those words, a tuple each.
     """
 
@@ -139,7 +122,7 @@ class Joined:
 
     @property
     def inserted_tokens(self) -> int:
-        """P + A: what stands among the text's own tokens."""
+        """P + A: the tokens inserted among the text's own."""
         return self.config.virtual_tokens + sum(map(len, self.anchors))
 
     @property
@@ -150,37 +133,48 @@ class Joined:
 
     @property
     def needs_segments(self) -> bool:
-        """Whether it matters where a text begins."""
+        """Whether the start of a text matters."""
         return bool(self.wanted_texts)
 
-    def logits(self, batch: Batch, prompt: Prepared, head: Mapping[str, Tensor]) -> Tensor:
-        """``[B, C]`` of the text with ``prompt`` (``[P, E]``, or one a row, ``[B, P, E]``) in it."""
+    def arranged(
+        self, encoder: Encoder, batch: Batch, prompt: Prepared
+    ) -> tuple[Rows, tuple[LayerPart, ...]]:
+        """The text with ``prompt`` (``[P, E]``, or one per row, ``[B, P, E]``) inserted, and the layer parts
+        that go with it.
+        """
         made, front = prompt.prompt, self._front(batch)
         if front is None or made.dim() == 3:
-            return self._as_one(batch, made, head)
+            return self._as_one(batch, made)[0], ()
         leading = prompt.leading if prompt.tokens == tuple(front.tolist()) else None
         if leading is None:
-            leading = self.backbone.leading(self._leading_embeddings(front, made), head)
+            leading = encoder.leading(self._leading_embeddings(front, made))
         mask = batch.attention_mask
         behind = replace(batch, attention_mask=mask * (mask.cumsum(1) > len(front)))
-        return text_logits(self.backbone, behind, leading, offset=leading.shape[-2], head=head)
+        places = text_layout(self.backbone, behind.attention_mask)
+        rows = text_rows(self.backbone, behind, places, offset=leading.shape[-2])
+        return rows, (Prompt(leading, self.backbone.head_dim),)
 
     def prepared(
-        self, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None, head: Mapping[str, Tensor]
+        self, encoder: Encoder, prompt: Tensor, tokenizer: PreTrainedTokenizerBase | None
     ) -> Prepared:
-        """``prompt`` with a decoder's keys and values of it, where it stands in front of every text."""
+        """``prompt`` with a decoder's keys and values of it, if it is in front of every text."""
         shares = self.backbone.shares_leading
         tokens = self._usual_front(tokenizer) if shares(self.inserted_tokens) else None
         if tokens is None or not shares(len(tokens) + self.inserted_tokens):
             return Prepared(prompt=prompt)
         before = torch.tensor(tokens, dtype=torch.long, device=prompt.device)
-        leading = self.backbone.leading(self._leading_embeddings(before, prompt), head)
+        leading = encoder.leading(self._leading_embeddings(before, prompt))
         return Prepared(prompt=prompt, tokens=tokens, leading=leading)
 
-    def _as_one(self, batch: Batch, prompt: Tensor, head: Mapping[str, Tensor]) -> Tensor:
+    def hidden_states(self, encoder: Encoder, batch: Batch, prompt: Tensor) -> Tensor:
+        """``[B, T, H]``: the transformer's output for the text's tokens, in their order."""
+        rows, places = self._as_one(batch, prompt)
+        return places.restored(encoder.finish(encoder.encode(rows)), batch.input_ids.shape[1])
+
+    def _as_one(self, batch: Batch, prompt: Tensor) -> tuple[Rows, Layout]:
         inserted = self._inserted_embeddings(prompt, batch.input_ids)
         sizes = [part.shape[1] for part in inserted]
-        rows = layout(
+        places = layout(
             batch.attention_mask,
             self.config.insertions,
             sizes,
@@ -189,26 +183,26 @@ class Joined:
         )
         text, types = self.backbone.embed(batch.input_ids), batch.token_type_ids
         combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
-        return self.backbone.logits(
-            inputs_embeds=rows.arrange(combined),
-            attention_mask=rows.mask,
-            positions=rows.positions,
-            token_type_ids=None if types is None else _spread(rows, types, sum(sizes)),
-            head=head,
+        rows = Rows(
+            inputs_embeds=places.arrange(combined),
+            attention_mask=places.mask,
+            positions=places.positions,
+            token_type_ids=None if types is None else _spread(places, types, sum(sizes)),
         )
+        return rows, places
 
     # ------------------------------------------------------- a decoder's prompt in front of the text
 
     @property
     def _leads(self) -> Landmark | None:
-        """Where everything is inserted, if that is in front of the text; ``None`` if it is not."""
+        """Where everything is inserted, if that is in front of the text; otherwise ``None``."""
         places = {piece.before for piece in self.config.insertions}
         leads = len(places) == 1 and places <= {Landmark.START, Landmark.TEXT_A}
         return places.pop() if leads else None
 
     def _front(self, batch: Batch) -> Tensor | None:
-        """``[k]``: the tokens in front of the prompt, if every row has the same ones, and only these and the
-        prompt stand in front of the text; ``None`` if prompt and text have to go as one sequence.
+        """``[k]``: the tokens in front of the prompt, if they are the same in every row, and only these and
+        the prompt are in front of the text; ``None`` if prompt and text have to be one sequence.
         """
         place, ids, mask = self._leads, batch.input_ids, batch.attention_mask
         if place is None or not self.backbone.shares_leading(mask.shape[1] + self.inserted_tokens):
@@ -238,13 +232,13 @@ class Joined:
                 return None
 
     def _leading_embeddings(self, before: Tensor, prompt: Tensor) -> Tensor:
-        """``[k + A + P, E]``: tokens, and all that is inserted behind them."""
+        """``[k + A + P, E]``: tokens, and everything that is inserted after them."""
         parts = self._inserted_embeddings(prompt, before.new_zeros(1, 0))
         text = self.backbone.embed(before)
         return torch.cat((text, *(part[0].to(text.dtype) for part in parts)))
 
     def _inserted_embeddings(self, prompt: Tensor, like: Tensor) -> list[Tensor]:
-        """Each insertion's embeddings, ``[B, n, E]``: its share of the prompt, or its anchor's words."""
+        """Each insertion's embeddings, ``[B, n, E]``: its part of the prompt, or its literal words."""
         batch, pieces = like.shape[0], self.config.insertions
         rows = (prompt if prompt.dim() == 3 else prompt[None]).expand(batch, -1, -1)
         shares = iter(rows.split([piece.tokens for piece in pieces if piece.tokens], dim=1))
@@ -258,7 +252,7 @@ class Joined:
 
 
 def _spread(rows: Layout, token_type_ids: Tensor, inserted: int) -> Tensor:
-    """Token types of the combined sequence: what is inserted belongs to the text in front of it."""
+    """Token types of the combined sequence: an insertion belongs to the text before it."""
     wide = F.pad(token_type_ids, (0, inserted))
     spread: Tensor = rows.arrange(wide).cummax(dim=1).values
     return spread

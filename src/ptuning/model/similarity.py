@@ -1,4 +1,4 @@
-"""How well two texts agree, dimension by dimension, for a head to read in the pooled token's place."""
+"""How similar two texts are, dimension by dimension, for a head to read in place of a pooled token."""
 
 from __future__ import annotations
 
@@ -8,48 +8,51 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ptuning.model.pooling import average
+from ptuning.model.pooling import mean_of_tokens
 
 WHOLE = 5.0
-"""How much of a similarity as a whole every dimension has beside its own: so much that a head finds the whole
-first, which a handful of rows teaches, before it weighs dimensions, which takes hundreds."""
+"""How much of the overall similarity is added to every dimension's own. It is large, so that a head learns
+the overall similarity first, which takes a handful of rows, before it weights dimensions, which takes
+hundreds."""
 
 
-def agreement(first: Tensor, second: Tensor, real: tuple[Tensor, Tensor]) -> Tensor:
-    """Of so many pairs of texts, ``[B, H]`` in fp32.
+def pair_similarity(first: Tensor, second: Tensor, real: tuple[Tensor, Tensor]) -> Tensor:
+    """``[B, H]`` in fp32, for B pairs of texts.
 
-    Two vectors agree, in a dimension, by their product less their distance, both brought to length √H. Two
-    texts agree as their means do (SBERT, arXiv:1908.10084), and as their tokens do, each with the one of the
-    other text that is nearest to it (late interaction, arXiv:2004.12832): on average over a text's tokens,
-    and of the two texts as the one does that agrees less, because what only one of them says sets them
-    apart. Half of each; and to every dimension :data:`WHOLE` times what that is on average over all.
+    The similarity of two vectors in a dimension is their product minus their distance, both rescaled to
+    length √H. The similarity of two texts is the mean of two: that of their mean vectors (SBERT,
+    arXiv:1908.10084), and that of their tokens, each compared with its nearest token of the other text (late
+    interaction, arXiv:2004.12832), averaged over the tokens of a text; of the two texts the less similar one
+    counts, because what only one of them says sets them apart. :data:`WHOLE` times the average over all
+    dimensions is added to every dimension.
 
     Args:
-        first: ``[B, T, H]``, what the last layer gives for the first texts' tokens.
+        first: ``[B, T, H]``, the last layer's output for the first texts' tokens.
         second: ``[B, T', H]``.
         real: ``[B, T]`` and ``[B, T']``, true at real tokens.
     """
     one, other = real
-    means = _agree(average(first.float(), one), average(second.float(), other))
-    first, second = _lengthy(first.float()), _lengthy(second.float())
+    means = _similarity(mean_of_tokens(first.float(), one), mean_of_tokens(second.float(), other))
+    first, second = _rescaled(first.float()), _rescaled(second.float())
     near = first @ second.transpose(1, 2)
     near = near.masked_fill(~(one[:, :, None] & other[:, None]), -math.inf)
-    found_second, found_first = _at(second, near.argmax(2)), _at(first, near.argmax(1))
+    found_second, found_first = _gather_tokens(second, near.argmax(2)), _gather_tokens(first, near.argmax(1))
     tokens = torch.minimum(
-        average(_agree(first, found_second), one), average(_agree(second, found_first), other)
+        mean_of_tokens(_similarity(first, found_second), one),
+        mean_of_tokens(_similarity(second, found_first), other),
     )
     both = (means + tokens) / 2
     return both + WHOLE * both.mean(-1, keepdim=True)
 
 
-def _agree(one: Tensor, other: Tensor) -> Tensor:
-    one, other = _lengthy(one), _lengthy(other)
+def _similarity(one: Tensor, other: Tensor) -> Tensor:
+    one, other = _rescaled(one), _rescaled(other)
     return one * other - (one - other).abs()
 
 
-def _lengthy(vectors: Tensor) -> Tensor:
+def _rescaled(vectors: Tensor) -> Tensor:
     return normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])
 
 
-def _at(states: Tensor, places: Tensor) -> Tensor:
+def _gather_tokens(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))

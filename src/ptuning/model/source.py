@@ -1,8 +1,8 @@
-"""A backbone's folder or repository, read: what is damaged or odd in it is one sentence that says which part.
+"""Reading a backbone's folder or repository: any damage becomes one sentence that says which part.
 
-transformers reads configuration, weights and tokenizer, and raises whatever its code stumbles over: a
-``KeyError`` of an unknown activation, the safetensors library's own error, a bare ``Exception``.
-:func:`reading` is the one place that turns all of it into an error of ours.
+transformers reads configuration, weights and tokenizer, and raises all kinds of errors: a ``KeyError`` for an
+unknown activation, the safetensors library's own error, a bare ``Exception``. :func:`reading` is the one
+place that turns them into an error of ours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FILES: Mapping[Part, str] = {
     "tokenizer": "tokenizer.json, tokenizer_config.json",
 }
 _POOLING = "1_Pooling/config.json"
-"""Where sentence-transformers says how a model's tokens become one vector."""
+"""sentence-transformers' file about pooling."""
 
 _MOST: Mapping[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1_000),
@@ -41,22 +41,22 @@ _MOST: Mapping[str, int] = {
     "vocab_size": 100_000_000,
     "num_labels": 1_000_000,
 }
-"""No model comes near these sizes; transformers would build for hours, or take all memory, and then fail."""
+"""Far above any real model. transformers would build for hours, or use all memory, and then fail."""
 _LARGEST = 2**36
-"""The most numbers in one table of the embeddings: 256 GiB."""
+"""The maximum number of parameters of an embedding table: 256 GiB."""
 
 
 @contextmanager
 def reading(name: str, source: str, part: Part, *, hint: str = "") -> Iterator[None]:
-    """Say of anything that goes wrong in here which part of the backbone ``name`` could not be read.
+    """Turn any error in the ``with`` block into one that says which part of the backbone could not be read.
 
     Args:
-        name: As the user knows it.
+        name: The backbone, as the user calls it.
         source: What is loaded: a folder, or a Hub id.
-        hint: What else might help, as the end of a sentence.
+        hint: A further remedy, as the end of a sentence.
 
     Raises:
-        BackboneNotFound: in place of every other error but ours, want of memory and an interrupt.
+        BackboneNotFound: in place of every error except ours, out of memory and an interrupt.
     """
     try:
         yield
@@ -64,7 +64,7 @@ def reading(name: str, source: str, part: Part, *, hint: str = "") -> Iterator[N
         raise
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a panic of the tokenizers library is no Exception
+    except BaseException as error:  # a panic of the tokenizers library is not an Exception
         if out_of_memory(error):
             raise
         raise _unreadable(name, source, part, error, hint) from error
@@ -75,7 +75,7 @@ def _unreadable(
 ) -> BackboneNotFound | UnsupportedBackbone:
     local = _is_there(source)
     reason, shown = first_line(error)[:300], shortened(name)
-    if not local and isinstance(error, OSError | ValueError):  # not in reach, most often
+    if not local and isinstance(error, OSError | ValueError):  # most often not found
         return BackboneNotFound(
             f"backbone {shown} could not be loaded: {reason}{hint}. Expected a folder with config.json "
             "and model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the "
@@ -104,10 +104,10 @@ def _is_there(source: str) -> bool:
 
 
 def check_folder(name: str, source: str) -> None:
-    """Refuse a folder with a pipe or a device in the place of a file: reading it might never end.
+    """Refuse a folder with a pipe or a device in place of a file: reading it might never end.
 
     Raises:
-        BackboneNotFound: names it.
+        BackboneNotFound: says which file.
     """
     try:
         children = [*Path(source).iterdir(), Path(source) / _POOLING] if Path(source).is_dir() else []
@@ -116,26 +116,26 @@ def check_folder(name: str, source: str) -> None:
     for child in children:
         if is_special(child):
             raise BackboneNotFound(
-                f"backbone {name!r} could not be loaded: {child} is no regular file (a pipe or a device); "
-                "put the model's own file there, or name another backbone"
+                f"backbone {name!r} could not be loaded: {child} is not a regular file (a pipe or a device)",
+                remedy="put the model's own file there, or name another backbone",
             )
 
 
 def check_config(name: str, source: str, **options: Any) -> None:
-    """Read the configuration as plain JSON, and refuse what transformers should not be asked to build.
+    """Read the configuration as plain JSON, and refuse what transformers should not try to build.
 
     Args:
         options: As transformers' ``from_pretrained`` takes them: ``revision``, ``token``, …
 
     Raises:
         UnsupportedBackbone: an architecture that is not in the table.
-        Exception: no such model in reach, no JSON, absurd sizes; it is for :func:`reading` to translate.
+        Exception: no such model, not JSON, absurd sizes; :func:`reading` translates it.
     """
     if (file := Path(source) / "config.json").is_file():
         parse_json(read_regular(file, MAX_JSON_BYTES))  # before transformers, which reads any size and depth
     values, _ = PreTrainedConfig.get_config_dict(source, **options)
     if not isinstance(values, dict):
-        raise TypeError(f"it holds a {type(values).__name__}, expected a JSON object")
+        raise TypeError(f"it is a {type(values).__name__}, expected a JSON object")
     kind = values.get("model_type")
     if isinstance(kind, str) and kind not in ARCHITECTURES:
         raise unsupported(name, kind)
@@ -147,7 +147,7 @@ def check_config(name: str, source: str, **options: Any) -> None:
     for field in ("vocab_size", "max_position_embeddings", "n_positions"):
         if _int(values.get(field)) * width > _LARGEST:
             raise ValueError(
-                f"{field} is {values[field]}, which is a table of {values[field]} × {width} numbers"
+                f"{field} is {values[field]}, which makes a table of {values[field]} × {width} parameters"
             )
 
 
@@ -166,10 +166,10 @@ def _int(value: Any) -> int:
 def pooling(
     name: str, source: str, revision: str | None, token: str | bool | None, *, cached_only: bool
 ) -> Literal["native", "mean"]:
-    """How a sentence embedding model says that it is read; ``native`` for all that say nothing.
+    """A sentence embedding model's own pooling, if that is the mean; ``native`` for all other models.
 
     Raises:
-        BackboneNotFound: a file that says something, which cannot be read.
+        BackboneNotFound: its file cannot be read.
     """
     try:
         file = Path(source) / _POOLING
@@ -186,12 +186,12 @@ def pooling(
     try:
         says = parse_json(read_regular(file, MAX_JSON_BYTES))
         if not isinstance(says, dict):
-            raise ValueError(f"it holds a {type(says).__name__}, expected a JSON object")
+            raise ValueError(f"it is a {type(says).__name__}, expected a JSON object")
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise BackboneNotFound(
-            f"backbone {name!r} could not be loaded: its {_POOLING}, which says how it is read, is damaged "
-            f"({reason}); copy or download it again, or delete that file"
+            f"backbone {name!r} could not be loaded: its pooling ({_POOLING}) is damaged ({reason})",
+            remedy="copy or download it again, or delete that file",
         ) from error
     mean = says.get("pooling_mode_mean_tokens") or says.get("pooling_mode") == "mean"
     return "mean" if mean else "native"

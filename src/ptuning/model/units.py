@@ -1,9 +1,9 @@
 """Virtual units: what a prompt adds to the feed-forward network of a layer.
 
-A feed-forward network is a memory as attention is one (arXiv:2012.14913): a hidden unit answers as far as a
-token agrees with its key, and then adds its value. A virtual token is one more key and value for attention;
-a virtual unit is one more for the feed-forward network. All of them together are a parallel adapter
-(arXiv:2110.04366). They can tell apart tokens that a prompt in the attention can only move alike.
+A feed-forward network is a key-value memory, as attention is (arXiv:2012.14913): a hidden unit fires as
+strongly as a token matches its key, and then adds its value. A virtual token is one more key and value for
+attention; a virtual unit is one more for the feed-forward network. Together they are a parallel adapter
+(arXiv:2110.04366). They can tell tokens apart that a prompt in the attention can only move together.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from ptuning.errors import UnsupportedBackbone
 
 REACH = 2.0
-"""Keys and values are read times this, over √H: so they are trained well at the rate of the virtual tokens,
-on any width."""
+"""Keys and values are multiplied by this, over √H, so that the virtual tokens' learning rate suits them at
+any hidden size."""
 
 
-def first_units(layers: int, units: int, width: int) -> Tensor:
-    """``[layers, 2, U, H]`` to begin with: random keys, read with a deviation of 1/√H, and values of 0, so
+def initial_units(layers: int, units: int, width: int) -> Tensor:
+    """``[layers, 2, U, H]``: random keys, with a standard deviation of 1/√H once scaled, and values of 0, so
     that nothing is added yet.
     """
     drawn = torch.zeros(layers, 2, units, width)
@@ -33,34 +33,34 @@ def first_units(layers: int, units: int, width: int) -> Tensor:
     return drawn
 
 
-def as_read(units: Tensor) -> Tensor:
-    """``[…, 2, U, H]`` as a layer reads them."""
+def scaled_units(units: Tensor) -> Tensor:
+    """``[…, 2, U, H]`` as a layer uses them."""
     return units * (REACH / math.sqrt(units.shape[-1]))
 
 
 class FeedForward:
-    """A layer's feed-forward network, in its place: adds what virtual units give, where there are any.
+    """A layer's feed-forward network, in its place: adds the output of virtual units, if there are any.
 
     Args:
         first: Its first linear layer, whose input the units read.
-        last: Its last one, to whose output they add.
+        last: Its last one; they add to its output.
     """
 
     def __init__(self, first: nn.Module, last: nn.Module) -> None:
-        # What a layer has while it runs: each thread its own. A plain local, as torch.compile takes no other.
+        # What the layer has while it runs, per thread. torch.compile takes a plain threading.local only.
         self._now = threading.local()
         first.register_forward_pre_hook(self._enter)
         last.register_forward_hook(self._leave)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_now": None}  # a copy has nothing under way
+        return {"_now": None}  # a copy is not running
 
     def __setstate__(self, _: dict[str, Any]) -> None:
         self._now = threading.local()
 
     @contextmanager
-    def holding(self, units: Tensor | None) -> Iterator[None]:
-        """In the ``with`` block the network has these units too: ``[2, U, H]``, :func:`as_read`."""
+    def using(self, units: Tensor | None) -> Iterator[None]:
+        """In the ``with`` block the network has these units too: ``[2, U, H]``, :func:`scaled_units`."""
         self._now.units, self._now.entering, self._now.read = units, None, False
         try:
             yield
@@ -68,15 +68,15 @@ class FeedForward:
             self._now.units = self._now.entering = None
 
     def check_read(self) -> None:
-        """Refuse a layer whose code went another way: its answers would be those without the units.
+        """Refuse a layer that did not use its units: its answers would be those without them.
 
         Raises:
-            UnsupportedBackbone: the units of the last :meth:`holding` were not read.
+            UnsupportedBackbone: the units of the last :meth:`using` were not read.
         """
         if not self._now.read:
             raise UnsupportedBackbone(
-                "a layer's feed-forward network did not read its virtual units; set "
-                "prompt.num_virtual_units to 0"
+                "a layer's feed-forward network did not read its virtual units",
+                remedy="set prompt.num_virtual_units to 0",
             )
 
     def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:

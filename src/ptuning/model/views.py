@@ -1,12 +1,12 @@
 """Views: several module trees over the same tensors, so that tasks share weights and nothing else.
 
-:func:`view` gives a tree of its own: every module is copied without its tensors, so training flags, hooks
-and replaced ``forward`` methods belong to one tree, while Parameters and buffers are the very same objects.
-Both trees hold the same dictionaries of them, so that what ``to`` or ``half`` puts there is seen by all.
+:func:`view` makes a second tree: every module is copied without its tensors, so training flags, hooks and
+replaced ``forward`` methods belong to one tree, while Parameters and buffers are the same objects. Both trees
+use the same dictionaries of them, so what ``to`` or ``half`` changes is changed in all views.
 
-:func:`placed` gives a tree for a single forward pass, in which some parameters have other values. Only the
-modules on the way down to them are copied, and nothing is ever written to the tree that was given. So
-threads can use one tree at the same time, each with its own values.
+:func:`placed` makes a tree for a single forward pass, in which some parameters have other values. Only the
+modules on the path to these are copied, and the given tree is never written to. So threads can use one tree
+at the same time, each with its own values.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Bound:
-    """Belongs to the one module in whose ``__dict__`` it is, such as what replaces its ``forward``."""
+    """Belongs to the module whose ``__dict__`` it is in, such as a replacement of its ``forward``."""
 
     def rebound(self, module: nn.Module) -> Any:
-        """The same for ``module``, a copy of the one that this belongs to."""
+        """The same for ``module``, a copy of the module that this belongs to."""
         raise NotImplementedError  # pragma: no cover - abstract
 
     def unbound(self) -> Any:
-        """What a view gets in its place, belonging to the same module as this does; ``None`` for nothing."""
+        """What a view gets instead, for the same module; ``None`` for nothing."""
         return None
 
 
 def shallow(module: _Module, *, new_tree: bool = False) -> _Module:
-    """``module`` over again, holding the same dictionaries of parameters, buffers, hooks and children.
+    """A copy of ``module`` with the same dictionaries of parameters, buffers, hooks and children.
 
     Args:
         new_tree: Leave out what is :class:`Bound` to its old tree.
@@ -51,7 +51,7 @@ def shallow(module: _Module, *, new_tree: bool = False) -> _Module:
 
 
 def rebound(value: Any, module: nn.Module, made: nn.Module) -> Any:
-    """``value``, or ``made``'s method where it is one of ``module``'s: accelerate replaces ``forward`` so."""
+    """``value``; a method of ``module`` becomes ``made``'s: accelerate replaces ``forward`` with one."""
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType(value.__func__, made)
     if isinstance(value, functools.partial) and any(each is module for each in value.args):
@@ -67,13 +67,13 @@ def view(module: _Module, keep: Callable[[Any], bool] = lambda hook: True) -> _M
     """A tree of its own over the same tensors.
 
     Args:
-        keep: Which hooks the view begins with; those that are registered later belong to one tree alone.
+        keep: Which hooks the view starts with; those registered later belong to one tree only.
     """
     return _view(module, keep, {})
 
 
 def _view(module: _Module, keep: Callable[[Any], bool], known: dict[int, nn.Module]) -> _Module:
-    if id(module) in known:  # a module that stands in two places stands in two places of the view
+    if id(module) in known:  # a module in two places is in the same two places of the view
         return known[id(module)]  # type: ignore[return-value]
     made = known[id(module)] = shallow(module, new_tree=True)
     for name in _HOOKS:
@@ -82,6 +82,13 @@ def _view(module: _Module, keep: Callable[[Any], bool], known: dict[int, nn.Modu
     vars(made)["_modules"] = {
         name: None if child is None else _view(child, keep, known) for name, child in module._modules.items()
     }
+    return made
+
+
+def with_child(module: _Module, name: str, child: nn.Module) -> _Module:
+    """``module`` for one forward pass, with another module in place of its child of that name."""
+    made = shallow(module)
+    vars(made)["_modules"] = {**module._modules, name: child}
     return made
 
 

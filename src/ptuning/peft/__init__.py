@@ -16,14 +16,9 @@ from ptuning.peft.configs import (
     TaskType,
     get_peft_config,
 )
-from ptuning.peft.model import (
-    AutoPeftModelForSequenceClassification,
-    PeftModel,
-    PeftModelForSequenceClassification,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from ptuning.peft.model import PeftModel, PeftModelForSequenceClassification
+from ptuning.peft.opening import AutoPeftModelForSequenceClassification, get_peft_model
+from ptuning.peft.state import get_peft_model_state_dict, set_peft_model_state_dict
 
 __all__ = [
     "AutoPeftModelForSequenceClassification",

@@ -73,7 +73,7 @@ class LoadingArguments:
                 case _:
                     names = _names(name, given)
                     if is_numbered(own) and len(names) == own.num_labels:
-                        task.name_task(replace(own, labels=names))
+                        task.set_task(replace(own, labels=names))
                     elif own.labels or len(names) != 1:
                         _agree(name, names, tuple(task.config.id2label.values()))
 

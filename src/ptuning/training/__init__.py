@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
+    from ptuning.training.callbacks import Callback, RunState
     from ptuning.training.config import DataConfig, FitConfig, TrainConfig
-    from ptuning.training.loop import fit
-    from ptuning.training.result import Evaluation, SeveralResult, TrainResult
-    from ptuning.training.run import train
+    from ptuning.training.records import Evaluation, SeveralResult, TrainResult
+    from ptuning.training.run import fit, train
     from ptuning.training.search import SearchResult, train_search
     from ptuning.training.several import train_several
 
 __getattr__, __dir__ = lazy(
     __name__,
     dict.fromkeys(("DataConfig", "FitConfig", "TrainConfig"), "ptuning.training.config")
-    | dict.fromkeys(("Evaluation", "SeveralResult", "TrainResult"), "ptuning.training.result")
+    | dict.fromkeys(("Evaluation", "SeveralResult", "TrainResult"), "ptuning.training.records")
+    | dict.fromkeys(("Callback", "RunState"), "ptuning.training.callbacks")
     | {
-        "fit": "ptuning.training.loop",
+        "fit": "ptuning.training.run",
         "SearchResult": "ptuning.training.search",
         "train": "ptuning.training.run",
         "train_search": "ptuning.training.search",
@@ -28,9 +29,11 @@ __getattr__, __dir__ = lazy(
 )
 
 __all__ = [
+    "Callback",
     "DataConfig",
     "Evaluation",
     "FitConfig",
+    "RunState",
     "SearchResult",
     "SeveralResult",
     "TrainConfig",

@@ -27,8 +27,10 @@ from ptuning import adapters
 from ptuning.data.tokens import TokenRow
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.ptuning import PTuningModel
-from ptuning.training.result import Evaluation
-from ptuning.training.run_files import STATE, TENSORS
+from ptuning.training import optimizer_state
+from ptuning.training.config import OLD_NAMES
+from ptuning.training.records import Evaluation
+from ptuning.training.run_files import START_AGAIN, STATE, TENSORS
 from ptuning.validation import explain
 
 Kept = dict[int, dict[str, Tensor]]
@@ -64,6 +66,15 @@ class Position:
     rows: int = 0
     history: list[Evaluation] = field(default_factory=list)
     best: int | None = None
+
+    def took(self, loss: float, rows: int, *, batches: int, seconds: float) -> None:
+        """Count an optimizer step over so many batches and rows, with this mean loss."""
+        self.batch += batches
+        self.step += 1
+        self.loss_sum += loss * rows
+        self.loss_rows += rows
+        self.rows += rows
+        self.train_seconds += seconds
 
     def possible(self, batches: Sequence[int], steps: int) -> bool:
         """Whether a run of so many batches in each epoch, and of so many steps, can be there."""
@@ -102,9 +113,7 @@ def save(
     tensors = {f"now.{name}": value for name, value in now.items()}
     for index, values in kept.items():
         tensors |= {f"kept.{index}.{name}": value for name, value in values.items()}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}/{key}"] = torch.as_tensor(value)
+    tensors |= optimizer_state.tensors_of(optimizer, parameters)
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -112,17 +121,14 @@ def save(
     def write(inside: Path) -> None:
         (inside / "resume").mkdir()
         state = {"position": asdict(position), "setting": dict(setting)}
+        if setting.get("optimizer") is not None:
+            state["optimizer"] = optimizer_state.values_of(optimizer, parameters)
         (inside / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, inside / TENSORS)
 
     metrics = {} if position.best is None else {"validation": position.history[position.best].metrics}
-    try:
-        if position.best is not None:
-            restore(model, kept[position.best])
-        adapter = model.to_adapter(metrics=metrics)
-    finally:
-        restore(model, now)
-    adapters.save(adapter, folder, extra_files=write)
+    best = None if position.best is None else kept[position.best]
+    adapters.save(model.to_adapter(values=best, metrics=metrics), folder, extra_files=write)
 
 
 def load(
@@ -143,22 +149,22 @@ def load(
         tensors = load_file(folder / TENSORS)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise cannot_resume(folder, error) from error
-    refuse_changes(state.setting, setting)
+    began_with = as_now(state.setting)
+    refuse_changes(began_with, setting)
+    own = setting.get("optimizer") is not None  # a user's, with a state that only it knows
     try:
-        if missing := sorted(setting.keys() - state.setting.keys()):
+        if missing := sorted(setting.keys() - began_with.keys()):
             raise ValueError(f"{STATE} does not say with what {missing[0]} the run began")
         looks = _looks(state.position, tensors)
-        _check_tensors(model.task_parameters(), tensors, looks, state.position.step)
+        parameters = model.task_parameters()
+        if own:
+            optimizer_state.check(optimizer, parameters, tensors, state.optimizer)
+        _check_tensors(parameters, tensors, looks, state.position.step, own_optimizer=own)
         _set_generators(tensors)
     except (ValueError, RuntimeError) as error:
         raise cannot_resume(folder, error) from error
     restore(model, _under("now.", tensors))
-    for name, parameter in model.task_parameters().items():
-        moments = _under(f"optimizer.{name}/", tensors)
-        if moments:
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device) if value.dim() else value for key, value in moments.items()
-            }
+    optimizer_state.restore(optimizer, parameters, tensors, state.optimizer)
     history = [Evaluation(**dict(each)) for each in state.position.history]
     position = Position(**{**dict(state.position), "history": history})
     kept = {look: _under(f"kept.{look}.", tensors) for look in looks}
@@ -177,13 +183,18 @@ def refuse_changes(began_with: Mapping[str, Any], setting: Mapping[str, Any]) ->
     for key, then in began_with.items():
         if key in setting and (now := json.loads(json.dumps(setting[key]))) != then:
             what = (
-                f"{key}: the run began with {then!r}, got {now!r}"
+                f"{key}: the run started with {then!r}, got {now!r}"
                 if key != "data"
                 else "the data has changed"
             )
-            raise ConfigError(
-                f"cannot resume: {what}; use the same configuration, or start again without --resume"
-            )
+            raise ConfigError(f"cannot resume: {what}; use the same configuration, or {START_AGAIN}")
+
+
+def as_now(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting with options by today's names, and those that the version before did not have."""
+    before = {"loss": None, "optimizer": None, "lr_scheduler": None, "fit.greater_is_better": None}
+    old = {f"fit.{name}": f"fit.{now}" for name, now in OLD_NAMES.items()}
+    return {**before, **{old.get(name, name): value for name, value in setting.items()}}
 
 
 def restore(model: PTuningModel, values: Mapping[str, Tensor]) -> None:
@@ -242,6 +253,7 @@ class _State(_Record):
 
     position: _Position
     setting: dict[str, Any]
+    optimizer: dict[str, Any] = {}
 
     @classmethod
     def read(cls, data: bytes) -> _State:
@@ -268,9 +280,20 @@ def _looks(position: _Position, tensors: Mapping[str, Tensor]) -> list[int]:
 
 
 def _check_tensors(
-    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], looks: Sequence[int], step: int
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    looks: Sequence[int],
+    step: int,
+    *,
+    own_optimizer: bool = False,
 ) -> None:
-    """Hold every tensor of the checkpoint to what :func:`save` writes of these parameters at a step."""
+    """Compare every tensor of the checkpoint with what :func:`save` writes of these parameters at a step.
+
+    Args:
+        own_optimizer: A user's, so that its tensors have been checked already.
+    """
+    if own_optimizer:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
     wanted = {f"now.{name}": like for name, like in parameters.items()}
     wanted |= {f"kept.{look}.{name}": like for look in looks for name, like in parameters.items()}
     for name, like in parameters.items():  # one that has not been stepped yet has no moments
@@ -293,7 +316,7 @@ def _check_tensors(
             raise ValueError(
                 f"{name} holds numbers that no run that goes well has: NaN, infinite or negative"
             )
-    if step and not any(name.startswith("optimizer.") for name in tensors):
+    if step and not own_optimizer and not any(name.startswith("optimizer.") for name in tensors):
         raise ValueError(f"{TENSORS} has no moments of the optimizer, expected those of {step} steps")
     for name in generators:
         if tensors[name].dtype != torch.uint8 or tensors[name].dim() != 1:
@@ -317,9 +340,7 @@ def _set_generators(tensors: Mapping[str, Tensor]) -> None:
 def cannot_resume(folder: Path, error: Exception | str) -> AdapterError:
     """The error that says why, and what to do."""
     why = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
-    return AdapterError(
-        f"{folder} cannot be resumed from: {why}; delete {folder.parent} and start again without --resume"
-    )
+    return AdapterError(f"{folder} cannot be resumed from: {why}; {START_AGAIN}")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

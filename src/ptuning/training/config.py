@@ -6,8 +6,9 @@ and the checks all read them. Importing this module imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -17,22 +18,32 @@ from ptuning.errors import ConfigError
 from ptuning.kinds import KINDS
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
-from ptuning.validation import Checked, Float, Int, OneOf, validated
+from ptuning.validation import Checked, Float, Int, OneOf, current_names, validated
 
 _FRACTION = 0.1
 """Of the training rows, split off for validation."""
+OLD_NAMES: Mapping[str, str] = {
+    "epochs": "num_train_epochs",
+    "accumulation": "gradient_accumulation_steps",
+    "clip": "max_grad_norm",
+    "prompt_rate": "learning_rate",
+    "head_rate": "head_learning_rate",
+    "warmup": "warmup_ratio",
+    "schedule": "lr_scheduler_type",
+}
+"""Options of ``fit`` by their earlier names."""
 
 # Bounds that no sane run meets: what is beyond them is a slip, and would end in an error far from here.
 Epochs = Annotated[Int, Field(ge=1, le=100_000)]
 Steps = Annotated[Int, Field(ge=1, le=1_000_000_000)]
 Rate = Annotated[Float, Field(gt=0, le=1e30)]
-"""What fp32 can multiply; a rate that is far too high diverges, and that is said."""
+"""What fp32 can multiply; a learning rate that is far too high diverges, with an error that says so."""
 Seed = Annotated[Int, Field(ge=0, lt=2**32)]
 """What numpy's generators take."""
 
 
 def _as_text(value: Any) -> Any:
-    """A number that stands where text is wanted, as YAML reads ``-1``; a list's items alike."""
+    """A number where text is expected, as YAML reads ``-1``, as text; a list's items too."""
     if isinstance(value, list | tuple):
         return tuple(map(_as_text, value))
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -49,21 +60,22 @@ class DataConfig(Checked):
         description="CSV, TSV, JSON, Parquet or Excel file, a folder, or hf:NAME[/CONFIG][:SPLIT]"
     )
     validation: str | None = Field(
-        None, description="selects the best checkpoint; split off from train if not given"
+        None, description="rows that select the best checkpoint; split off from train"
     )
-    test: str | None = Field(None, description="reported once at the end, never selected on")
+    test: str | None = Field(None, description="rows that are evaluated once at the end, never selected on")
     text: str | None = Field(None, description="column of the text, or of a pair's first text; found by name")
     text_b: str | None = Field(None, description="column of a pair's second text; found by name")
     label: Names = Field(
         None,
-        description="column of the label; or columns of 0 and 1, one a label, with commas between or as a "
+        description="column of the label; or columns of 0 and 1, one per label, with commas between or as a "
         "pattern such as 'label_*'; found by name",
     )
     label_separator: str | None = Field(
         None, description="splits a label cell into several labels, such as '|'"
     )
     no_label: Names = Field(
-        None, description="labels that mean none, such as -1, with commas between, whose rows are left out"
+        None,
+        description="labels that mean no label, such as -1, separated by commas; their rows are left out",
     )
     bad_rows: BadRows = Field(
         "error",
@@ -75,9 +87,9 @@ class DataConfig(Checked):
         "contradict each other",
     )
     separator: str | None = Field(
-        None, description="between the cells of CSV and TSV, such as ';' or 'tab'; told from the file"
+        None, description="between the cells of CSV and TSV, such as ';' or 'tab'; detected"
     )
-    encoding: str | None = Field(None, description="of a text file, such as 'cp1252'; told from the file")
+    encoding: str | None = Field(None, description="of a text file, such as 'cp1252'; detected")
     header: Literal["auto", "first", "none"] = Field(
         "auto",
         description="whether the first row of CSV, TSV and Excel names the columns; else they are 1, 2, 3 …",
@@ -86,86 +98,110 @@ class DataConfig(Checked):
         "auto", description="double quotes of CSV and TSV: CSV's quoting, or characters of the text"
     )
     problem_type: Annotated[str, OneOf(lambda: ("auto", *KINDS))] = Field(
-        "auto", description="what a label is; inferred from the labels"
+        "auto", description="kind of task; 'auto' infers it from the labels"
     )
     validation_fraction: Float = Field(
         _FRACTION, gt=0, lt=1, description="share split off, stratified and seeded"
     )
     max_length: Annotated[Int, Field(ge=4, le=10_000_000)] | None = Field(
-        None, description="longest input in tokens, prompt included; the backbone's limit"
+        None, description="maximum input length in tokens, prompt included; the backbone's limit"
     )
     too_long: Literal["truncate", "error"] = Field(
         "truncate", description="cut long texts, longest first, or refuse them"
     )
 
     def reading(self) -> ReadOptions:
-        """What :func:`ptuning.data.load_examples` is told, of every source alike."""
+        """The options of :func:`ptuning.data.load_examples`, the same for every source."""
         return cast(ReadOptions, {name: getattr(self, name) for name in ReadOptions.__annotations__})
 
 
 class FitConfig(Checked):
-    """How the numbers are trained. What is left out is the recipe's choice: ``training/recipe.py``."""
+    """How prompt and head are trained. What is left out is the recipe's choice: ``training/recipe.py``.
 
-    epochs: Epochs | None = Field(None, description="passes over the training rows; the recipe's choice")
-    batch_size: Int = Field(16, ge=1, le=1_000_000, description="rows a batch, of similar length")
+    Options are called as in transformers' ``TrainingArguments`` where they mean the same (``warmup_ratio`` as
+    before transformers 5, whose ``warmup_steps`` takes the same share). The names of :data:`OLD_NAMES` are
+    still taken.
+    """
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = OLD_NAMES
+
+    num_train_epochs: Epochs | None = Field(
+        None, description="passes over the training rows; the recipe's choice"
+    )
+    batch_size: Int = Field(16, ge=1, le=1_000_000, description="rows per batch, of similar length")
     batch_tokens: Annotated[Int, Field(ge=1, le=1_000_000_000)] | None = Field(
         None,
-        description="most tokens a batch, padding included, so that batches of short rows are larger up to "
-        "batch_size; no such limit",
+        description="maximum tokens per batch, padding included, so that batches of short rows are larger, "
+        "up to batch_size; no such limit",
     )
-    accumulation: Int = Field(1, ge=1, le=1_000_000, description="batches an optimizer step")
-    prompt_rate: Rate | None = Field(
+    gradient_accumulation_steps: Int = Field(1, ge=1, le=1_000_000, description="batches per optimizer step")
+    learning_rate: Rate | None = Field(
         None, description="AdamW's peak learning rate for the prompt; the recipe's choice"
     )
-    head_rate: Rate | None = Field(
+    head_learning_rate: Rate | None = Field(
         None, description="AdamW's peak learning rate for the head; the recipe's choice"
     )
-    weight_decay: Float = Field(0.0, ge=0, le=1e30, description="AdamW's, on all that is trained")
-    warmup: Float = Field(0.06, ge=0, lt=1, description="share of the steps in which the rates rise")
-    schedule: Literal["linear", "cosine"] = Field("linear", description="how the rates fall")
-    clip: Float = Field(
-        1.0, gt=0, allow_inf_nan=True, description="largest norm of the gradient; .inf for any"
+    weight_decay: Float = Field(0.0, ge=0, le=1e30, description="AdamW's, on everything that is trained")
+    warmup_ratio: Float = Field(
+        0.06, ge=0, lt=1, description="share of the steps in which the learning rates rise"
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field(
+        "linear", description="how the learning rates fall after the warmup"
+    )
+    max_grad_norm: Float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="maximum norm of the gradient; .inf for no clipping"
     )
     backbone_dropout: bool | None = Field(
-        None, description="the backbone's own dropout while training; the recipe's choice"
+        None, description="whether the backbone's own dropout is on while training; the recipe's choice"
     )
     class_weights: Literal["balanced"] | tuple[Float, ...] | None = Field(
-        None, description="'balanced', or one weight a class in the order of the labels"
+        None, description="'balanced', or one weight per class in the order of the labels"
     )
     evaluate_every: Steps | Literal["epoch"] | None = Field(
         None,
         description="evaluate on the validation rows every 'epoch', or every N steps; the recipe's choice",
     )
     select_by: str = Field(
-        "auto", description="metric that picks the best checkpoint; 'auto' by kind of task"
+        "auto", description="metric that selects the best checkpoint; 'auto' by kind of task"
+    )
+    greater_is_better: bool | None = Field(
+        None,
+        description="whether a larger value of select_by is better, for a metric of your own; false if its "
+        "name ends in loss, else true",
     )
     average_checkpoints: Int = Field(
         3,
         ge=1,
         le=1000,
-        description="the adapter is the mean of up to so many of the best checkpoints",
+        description="the adapter is the mean of up to this many of the best checkpoints",
     )
     patience: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="stop after so many evaluations without a better one"
+        None, description="stop after this many evaluations without a better one"
     )
-    seed: Seed = Field(0, description="of everything that is drawn")
+    seed: Seed = Field(0, description="random seed of the data split, initialisation, shuffling and dropout")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, values: Any) -> Any:
+        return current_names(values, OLD_NAMES)
 
 
 class SearchConfig(Checked):
-    """What ``recipe: search`` may spend, and where it looks."""
+    """What ``recipe: search`` may spend, and what it tries."""
 
     trials: Int = Field(
         12,
         ge=2,
         le=10_000,
-        description="short runs that are compared, the auto recipe's own the first of them",
+        description="short runs that are compared; the first has the auto recipe's choices",
     )
     minutes: Annotated[Float, Field(gt=0, le=1_000_000)] | None = Field(
-        None, description="begin no further trial after so many minutes of trials; no such limit"
+        None, description="start no further trial after this many minutes of trials; no such limit"
     )
     epochs: Epochs | None = Field(
         None,
-        description="of a trial; a third of the run's, but at least 300 steps, and no more than the run's",
+        description="epochs per trial; a third of the run's, but at least 300 steps, and no more than the "
+        "run's",
     )
     first_layers: tuple[Count, ...] | None = Field(
         None,
@@ -182,22 +218,23 @@ class TrainConfig(Checked):
     output: str = Field(
         "adapter",
         min_length=1,
-        description="folder of the adapter; the run's own files go beside it, in OUTPUT.run",
+        description="folder of the adapter; the run's own files go next to it, in OUTPUT.run",
     )
     backbone: str = Field("demo", description="Hub id or folder of a model; 'demo' is the embedded MiniLM")
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
     prompt: PromptConfig = Field(default_factory=DeepPrompt, description="what is trained")
     recipe: Literal["auto", "search"] = Field(
         "auto",
-        description="what chooses the options of fit that are left out: facts of data and backbone, or short "
-        "runs that try several rates and first layers",
+        description="how the options of fit that are left out are chosen: from facts of data and backbone, "
+        "or by short runs that try several learning rates and first layers",
     )
     fit: FitConfig = Field(default_factory=FitConfig, description="how it is trained")
-    search: SearchConfig = Field(default_factory=SearchConfig, description="how recipe: search looks")
+    search: SearchConfig = Field(default_factory=SearchConfig, description="options of recipe: search")
     engine: Engine = Field(default_factory=Engine, description="how it is computed")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of the frozen weights: bf16 where the device computes it fast; prompt and head are fp32",
+        description="of the frozen weights; 'auto' is bf16 where the device computes it fast; prompt and "
+        "head are fp32",
     )
     device: Literal["auto", "cpu"] = Field(
         "auto", description="'auto' takes an accelerator where there is one"
@@ -217,7 +254,7 @@ class TrainConfig(Checked):
 
     @model_validator(mode="after")
     def _search_fits(self) -> TrainConfig:
-        """Options of the search that would change nothing are refused."""
+        """Refuse options of the search that would change nothing."""
         layers = self.search.first_layers
         if self.recipe == "auto" and self.search != SearchConfig():
             raise ConfigError("search: its options go with recipe: search, got recipe: auto")
@@ -231,14 +268,14 @@ class TrainConfig(Checked):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> TrainConfig:
-        """Options that would change nothing, because of another, are refused."""
+        """Refuse options that would change nothing because of another."""
         if self.data.validation is not None and self.data.validation_fraction != _FRACTION:
             raise ConfigError(
                 "data.validation_fraction: nothing is split off where there is data.validation; leave out one"
             )
-        if not self.prompt.train_head and self.fit.head_rate is not None:
+        if not self.prompt.train_head and self.fit.head_learning_rate is not None:
             raise ConfigError(
-                "fit.head_rate: prompt.train_head is false, so the head has none; leave out one"
+                "fit.head_learning_rate: the head is not trained (prompt.train_head: false); leave one out"
             )
         if self.backbone == "demo" and self.revision is not None:
             raise ConfigError(f"revision: got {self.revision!r}, but 'demo' has one version; leave it out")
@@ -261,13 +298,13 @@ class TrainConfig(Checked):
 
 
 def dump(config: BaseModel) -> str:
-    """The whole configuration as YAML, defaults included."""
+    """The configuration as YAML, defaults included."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return text
 
 
 def run_folder(output: str | Path) -> Path:
-    """Where the files of the run that makes ``output`` are: beside it."""
+    """Where the files of the run that makes ``output`` are: next to it."""
     path = local_path(output, "output").resolve()
     if not path.name or path == Path.cwd():
         raise ConfigError(

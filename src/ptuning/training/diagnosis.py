@@ -12,23 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ptuning.kinds import metric_named
-from ptuning.task import Task
 from ptuning.training.config import FitConfig
 from ptuning.training.metrics import (
     standard_error,
 )
 from ptuning.training.recipe import Facts, Recipe
-
-if TYPE_CHECKING:
-    from ptuning.training.result import Evaluation, TrainResult
-
-Kind = Literal["not learned", "diverged", "overfitting", "saturated"]
+from ptuning.training.records import Diagnosis, Evaluation, Kind, TrainResult
 
 # Losses below are in units of the constant answer's, the best that is possible without reading the texts.
 BLOWN_UP = 1.3
@@ -64,35 +55,6 @@ UNEQUAL = 0.6
 """The share of the most frequent label from which a constant answer is tempting."""
 
 
-_IN_ORDER = "ry, in this order: "
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagnosis:
-    """What was seen in a run, and what to try.
-
-    Attributes:
-        kind: ``not learned``: no better than a constant answer. ``diverged``: the training loss rose and
-            stayed up. ``overfitting``: the validation rows went down while the training loss fell.
-            ``saturated``: most of the run changed nothing.
-        paragraph: In words and figures, in one line, with the options to try.
-    """
-
-    kind: Kind
-    paragraph: str
-
-    @property
-    def serious(self) -> bool:
-        """Whether something failed; otherwise it is a note on a run that may well be used."""
-        return self.kind in ("not learned", "diverged")
-
-    @property
-    def first(self) -> str | None:
-        """What to try first, if there is an order: options, or what else has to be done."""
-        _, found, tries = self.paragraph.partition(_IN_ORDER)
-        return tries.split("; ")[0].removesuffix(".") if found else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reference:
     """What a diagnosis compares a run with.
@@ -100,8 +62,8 @@ class Reference:
     Attributes:
         constant: The training loss of the best constant answer.
         untrained: That of logits of zero (in a regression: of the task's mean), which a new head is close to.
-        prompt_rate: The recipe's own, whatever was used.
-        head_rate: As well.
+        learning_rate: The recipe's own, whatever was used.
+        head_learning_rate: As well.
         depth: Where the prompt entered.
         first_layer: The first layer with a prompt.
         virtual_tokens: P.
@@ -111,8 +73,8 @@ class Reference:
 
     constant: float
     untrained: float
-    prompt_rate: float
-    head_rate: float
+    learning_rate: float
+    head_learning_rate: float
     depth: str
     first_layer: int
     virtual_tokens: int
@@ -121,25 +83,20 @@ class Reference:
 
     @classmethod
     def of(
-        cls,
-        targets: NDArray[np.float64],
-        task: Task,
-        fit: FitConfig,
-        facts: Facts,
-        weights: Sequence[float] | None = None,
+        cls, fit: FitConfig, facts: Facts, constant_losses: tuple[float, float], *, weighted: bool
     ) -> Reference:
-        """For a run as ``fit`` says on ``targets``; ``weights`` of the classes, as the loss has them."""
-        constant, untrained = task.kind.reference_losses(targets, task, weights)
-        own = Recipe.of(fit.model_copy(update={"prompt_rate": None, "head_rate": None}), facts).fit
+        """For a run as ``fit`` says; the two losses are those of :func:`losses`."""
+        own = Recipe.of(fit.model_copy(update={"learning_rate": None, "head_learning_rate": None}), facts).fit
+        constant, untrained = constant_losses
         return cls(
             constant=constant,
             untrained=untrained,
-            prompt_rate=own.prompt_rate,
-            head_rate=own.head_rate,
+            learning_rate=own.learning_rate,
+            head_learning_rate=own.head_learning_rate,
             depth=facts.depth,
             first_layer=facts.first_layer,
             virtual_tokens=facts.virtual_tokens,
-            weighted=weights is not None,
+            weighted=weighted,
             virtual_units=facts.virtual_units,
         )
 
@@ -167,12 +124,12 @@ def not_finite(seen: str, *, kept: str | None = None, rates: tuple[float, float]
         kept: What is left of the run.
         rates: Of prompt and head, where they are known.
     """
-    lower = "--fit.prompt_rate or --fit.head_rate by ten"
+    lower = "fit.learning_rate or fit.head_learning_rate by ten"
     if rates is not None:
         prompt, head = (f"to {rate / 10:.2g} (it was {rate:g})" for rate in rates)
-        lower = f"--fit.prompt_rate {prompt} or --fit.head_rate {head}"
+        lower = f"fit.learning_rate {prompt} or fit.head_learning_rate {head}"
     state = f"; {kept}" if kept else ""
-    return f"{seen}, expected finite numbers{state}. Lower {lower}, or set --precision fp32"
+    return f"{seen}, expected finite numbers{state}. Lower {lower}, or set precision=fp32"
 
 
 # --------------------------------------------------------------------------------------- what is read
@@ -185,7 +142,7 @@ class _Run:
         self.found = found
         self.history = found.history
         self.metric = found.metric
-        self.sign = -1 if metric_named(found.metric).lower_is_better else 1
+        self.sign = 1 if found.greater_is_better else -1
         self.best = found.metrics["validation"].get(found.metric)
         self.peak = found.best.metrics.get(found.metric)
         self.floor = found.baseline["validation"].get(found.metric)
@@ -209,7 +166,7 @@ class _Run:
         """How many times the recipe's rate of the prompt was used."""
         if self.rates is None or self.reference is None:
             return 1.0
-        return self.rates[0] / self.reference.prompt_rate
+        return self.rates[0] / self.reference.learning_rate
 
     def noise(self, value: float) -> float:
         """The standard error of the metric at ``value``, from the validation rows that it hangs on."""
@@ -221,14 +178,14 @@ class _Run:
 
     def rate(self, which: int, direction: int) -> str:
         """An option with another rate: the recipe's, if that is far off that way, or else a step there."""
-        name = ("prompt_rate", "head_rate")[which]
+        name = ("learning_rate", "head_learning_rate")[which]
         if self.rates is None or self.reference is None:
-            return f"a {'higher' if direction > 0 else 'lower'} --fit.{name}"
+            return f"a {'higher' if direction > 0 else 'lower'} fit.{name}"
         now = self.rates[which]
-        usual = (self.reference.prompt_rate, self.reference.head_rate)[which]
+        usual = (self.reference.learning_rate, self.reference.head_learning_rate)[which]
         there = (usual / now) ** direction > 3
         value = f"{usual:g}" if there else f"{now * 3.0**direction:.1g}"
-        return f"--fit.{name} {value} (it was {now:g})"
+        return f"fit.{name}={value} (it was {now:g})"
 
 
 def _thirds(values: Sequence[float]) -> tuple[float, float, float]:
@@ -274,7 +231,7 @@ def _why_not(run: _Run) -> tuple[str, list[str]]:
     """What the training loss says of a run that learned nothing, and what to try."""
     reference, last = run.reference, run.last
     if reference is None:
-        return "Why is not known", [*_up(run), *_down(run), "more --fit.epochs", CHECK]
+        return "Why is not known", [*_up(run), *_down(run), "more fit.num_train_epochs", CHECK]
     constant, end = reference.constant, run.thirds[2]
     told = f"a constant answer has {constant:.3g}"
     if (high := _blown_up(run)) is not None:
@@ -306,12 +263,12 @@ def _why_not(run: _Run) -> tuple[str, list[str]]:
         f"at the end, where {told}"
     )
     if run.times_usual >= FAR:
-        return f"{seen}: the rates are too high", [*_down(run), CHECK]
+        return f"{seen}: the learning rates are too high", [*_down(run), CHECK]
     if run.times_usual <= 1 / FAR:
-        return f"{seen}: the rates are too low", [*_up(run), _more_epochs(last, 3), CHECK]
+        return f"{seen}: the learning rates are too low", [*_up(run), _more_epochs(last, 3), CHECK]
     return (
-        f"{seen}: the rates are not right, the steps ({last.step}) too few, or the labels do not follow from "
-        "the texts",
+        f"{seen}: the learning rates are not right, the steps ({last.step}) too few, or the labels do not "
+        "follow from the texts",
         [*_up(run), *_down(run), _more_epochs(last, 3), CHECK],
     )
 
@@ -324,7 +281,7 @@ def _diverged(run: _Run) -> str | None:
 
 
 def _blown_up(run: _Run, *, end: bool = False) -> str | None:
-    """What says that the rates are too high; with ``end``, at the end of the run alone."""
+    """What says that the learning rates are too high; with ``end``, at the end of the run alone."""
     assert run.reference is not None
     first, middle, last = run.thirds
     constant = run.reference.constant
@@ -332,13 +289,13 @@ def _blown_up(run: _Run, *, end: bool = False) -> str | None:
     if len(run.trained) >= 3 and last - low > ROSE * constant and last > BLOWN_UP * low:
         return (
             f"The training loss rose from {low:.3g} to {last:.3g} and stayed there (a constant answer has "
-            f"{constant:.3g}): the rates are too high"
+            f"{constant:.3g}): the learning rates are too high"
         )
     high = last if end else max(run.thirds)
     if high > BLOWN_UP * max(run.reference.untrained, constant):
         return (
             f"The training loss {'ended at' if high == last else 'went up to'} {high:.3g}, where a constant "
-            f"answer has {constant:.3g}: the rates are too high"
+            f"answer has {constant:.3g}: the learning rates are too high"
         )
     return None
 
@@ -366,10 +323,10 @@ def _overfitting(run: _Run) -> str | None:
         return None
     way = "fell" if run.sign > 0 else "rose"
     tries = [
-        ("" if found.stopped_early else "--fit.patience 3 or ") + _fewer(run, _after(best)),
+        ("" if found.stopped_early else "fit.patience=3 or ") + _fewer(run, _after(best)),
         *([_smaller(run.reference)] if run.reference else []),
         run.rate(0, -1),
-        "--fit.weight_decay 0.01",
+        "fit.weight_decay=0.01",
         "more training rows",
     ]
     return (
@@ -398,7 +355,7 @@ def _saturated(run: _Run) -> str | None:
     if early.train_loss <= DONE * reference.constant:
         return (
             f"NOTE: saturated: in epoch {early.epoch:g} of {run.last.epoch:g} the training loss was down to "
-            f"{early.train_loss:.2g}, and {since}. The same in less time: --fit.patience 3 or "
+            f"{early.train_loss:.2g}, and {since}. The same in less time: fit.patience=3 or "
             f"{_fewer(run, _after(early))}; a better one needs more training rows or a larger backbone"
         )
     stood = max(each.train_loss for each in history[len(within) :]) - end <= FLAT * reference.constant
@@ -447,12 +404,12 @@ def _weigh(run: _Run) -> list[str]:
     if share < UNEQUAL or run.reference is None or run.reference.weighted:
         return []
     metric = "matthews" if "matthews" in floor else "f1_macro"  # a constant answer has 0, or little, by these
-    return [f"--fit.class_weights balanced with --fit.select_by {metric}"]
+    return [f"fit.class_weights=balanced with fit.select_by={metric}"]
 
 
 def _up(run: _Run) -> list[str]:
     """What makes a prompt reach further."""
-    deeper = ["--prompt.depth deep"] if run.reference and run.reference.depth == "input" else []
+    deeper = ["prompt.depth=deep"] if run.reference and run.reference.depth == "input" else []
     return [*deeper, f"{run.rate(0, 1)} with {run.rate(1, 1)}"]
 
 
@@ -462,36 +419,38 @@ def _down(run: _Run) -> list[str]:
 
 def _more_prompt(reference: Reference) -> list[str]:
     return [
-        *(["--prompt.first_layer 0"] if reference.first_layer else []),
-        f"--prompt.num_virtual_tokens {2 * reference.virtual_tokens} (there were {reference.virtual_tokens})",
+        *(["prompt.first_layer=0"] if reference.first_layer else []),
+        f"prompt.num_virtual_tokens={2 * reference.virtual_tokens} (there were {reference.virtual_tokens})",
     ]
 
 
 def _smaller(reference: Reference) -> str:
     if reference.virtual_units:
-        return f"--prompt.num_virtual_units 0 (there were {reference.virtual_units})"
+        return f"prompt.num_virtual_units=0 (there were {reference.virtual_units})"
     if reference.virtual_tokens < 2:
         return "a smaller backbone"
     return (
-        f"--prompt.num_virtual_tokens {reference.virtual_tokens // 2} (there were {reference.virtual_tokens})"
+        f"prompt.num_virtual_tokens={reference.virtual_tokens // 2} (there were {reference.virtual_tokens})"
     )
 
 
 def _more_epochs(last: Evaluation, times: float) -> str:
-    return f"--fit.epochs {math.ceil(times * last.epoch)} (there were {last.epoch:g})"
+    return f"fit.num_train_epochs={math.ceil(times * last.epoch)} (there were {last.epoch:g})"
 
 
 def _after(found: Evaluation) -> int:
-    """Epochs that reach ``found`` with some to spare: the rates fall sooner in a shorter run."""
+    """Epochs that reach ``found`` with some to spare: the learning rates fall sooner in a shorter run."""
     return max(1, math.ceil(1.5 * found.epoch))
 
 
 def _fewer(run: _Run, epochs: int) -> str:
-    """An option of fewer epochs, with the rates as they were: left out, those of a shorter run are higher."""
+    """An option of fewer epochs, with the learning rates as they were: left out, those of a shorter run are
+    higher.
+    """
     rates = ""
     if run.rates is not None:
-        rates = f" --fit.prompt_rate {run.rates[0]:g} --fit.head_rate {run.rates[1]:g}"
-    return f"--fit.epochs {epochs}{rates}"
+        rates = f" fit.learning_rate={run.rates[0]:g} fit.head_learning_rate={run.rates[1]:g}"
+    return f"fit.num_train_epochs={epochs}{rates}"
 
 
 def _kept(run: _Run) -> str:

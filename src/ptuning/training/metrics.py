@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,18 +83,30 @@ class Selection:
 
     Attributes:
         metric: What they are compared by.
-        note: Why that is not what the kind of task is compared by, in a sentence.
+        note: Why that is not the main metric of the kind of task, in a sentence.
+        greater_is_better: Whether more of it is better; by its name if left out.
     """
 
     metric: str
     note: str | None = None
+    greater_is_better: bool | None = None
 
     @classmethod
-    def for_task(cls, select_by: str, task: Task, floor: Mapping[str, float] | None = None) -> Selection:
+    def for_task(
+        cls,
+        select_by: str,
+        task: Task,
+        floor: Mapping[str, float] | None = None,
+        *,
+        greater_is_better: bool | None = None,
+        own: Collection[str] = (),
+    ) -> Selection:
         """The metric that a configuration asks for; by default the loss, where the rows leave no other.
 
         Args:
             floor: What a constant answer scores on the rows that select, where they are known.
+            greater_is_better: Whether more of the metric is better; by its name if left out.
+            own: The names of a user's metrics.
 
         Raises:
             ConfigError: a metric that this kind of task does not have, or that the rows leave undefined.
@@ -102,15 +114,23 @@ class Selection:
         kind = task.kind
         metric = kind.main_metric if select_by == "auto" else select_by
         known = [each.name for each in kind.metrics]
+        if metric in own:
+            return cls(metric=metric, greater_is_better=greater_is_better)
         if metric not in known:
             raise ConfigError(
                 "fit.select_by",
                 got=repr(select_by),
-                expected=f"one of auto, {', '.join(known)} for {kind.name}",
+                expected=f"one of {', '.join(('auto', *known, *own))} for {kind.name}",
             )
-        never_wrong = (
-            floor is not None and not metric_named(metric).lower_is_better and floor.get(metric) == 1
-        )
+        greater = not metric_named(metric).lower_is_better
+        if greater_is_better not in (None, greater):
+            raise ConfigError(
+                "fit.greater_is_better",
+                got=str(greater_is_better).lower(),
+                expected=f"{str(greater).lower()} for {metric}",
+                remedy="leave it out",
+            )
+        never_wrong = floor is not None and greater and floor.get(metric) == 1
         if floor is None or (metric in floor and not never_wrong):
             return cls(metric=metric)
         why = (
@@ -125,7 +145,8 @@ class Selection:
 
     @property
     def sign(self) -> int:
-        return -1 if metric_named(self.metric).lower_is_better else 1
+        greater = self.greater_is_better
+        return 1 if (not metric_named(self.metric).lower_is_better if greater is None else greater) else -1
 
     def key(self, found: Mapping[str, float]) -> tuple[float, float]:
         """Larger is better; of equals, the lower loss. An undefined metric is the worst."""

@@ -26,7 +26,9 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float) -> byte
     """
     from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
 
-    name = next(each for each in ("prompt_rate", "head_rate", "first_layer") if each in kept.values)
+    name = next(
+        each for each in ("learning_rate", "head_learning_rate", "first_layer") if each in kept.values
+    )
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
     reached = kept.value(metric)

@@ -112,6 +112,24 @@ class Split:
         return [len(row) for row in self.rows]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The splits as a model takes them.
+
+    Attributes:
+        test: ``None`` if there are no test rows.
+    """
+
+    train: Split
+    validation: Split
+    test: Split | None = None
+
+    @property
+    def evaluated(self) -> dict[str, Split]:
+        """The splits that a run's result has metrics of, by name."""
+        return {"validation": self.validation} | ({"test": self.test} if self.test else {})
+
+
 def read(config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
     """The examples that a configuration names, and the task that the training rows describe."""
     found = read_all(config)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ptuning.model.config import PromptConfig
 from ptuning.training.config import FitConfig
 
 if TYPE_CHECKING:
     from ptuning.data.tokens import TokenRow
-    from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
     from ptuning.task import Task
 
@@ -26,9 +24,9 @@ if TYPE_CHECKING:
 class Settled(FitConfig):
     """How the numbers are trained, with nothing left to choose."""
 
-    epochs: int = Field(ge=1)
-    prompt_rate: float = Field(gt=0)
-    head_rate: float = Field(gt=0)
+    num_train_epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    head_learning_rate: float = Field(gt=0)
     backbone_dropout: bool
     evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch"]
 
@@ -66,7 +64,7 @@ class Facts:
     @classmethod
     def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
         """The facts of training ``model`` on ``rows``."""
-        from ptuning.training.start import begins_fitted  # takes its time
+        from ptuning.training.head_init import begins_fitted  # takes its time
 
         prompt = model.prompt_config
         return cls(
@@ -78,7 +76,7 @@ class Facts:
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=begins_fitted(model),
-            scaled=model.rate_scales != (1.0, 1.0),
+            scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 
     def steps(self, fit: FitConfig, epochs: int) -> int:
@@ -86,7 +84,7 @@ class Facts:
         batches = math.ceil(self.rows / fit.batch_size)
         if fit.batch_tokens is not None:
             batches = max(batches, math.ceil(self.tokens / fit.batch_tokens))
-        return epochs * math.ceil(batches / fit.accumulation)
+        return epochs * math.ceil(batches / fit.gradient_accumulation_steps)
 
 
 EPOCHS = 8
@@ -122,7 +120,9 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     """
     steps = facts.steps(fit, 1)
     least, usual = (LEAST_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (LEAST_STEPS, EPOCHS)
-    epochs = fit.epochs or max(math.ceil(least / steps), min(usual, max(2, round(MOST_STEPS / steps))))
+    epochs = fit.num_train_epochs or max(
+        math.ceil(least / steps), min(usual, max(2, round(MOST_STEPS / steps)))
+    )
     if facts.fitted:
         prompt = _short(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
     elif facts.depth == "deep":
@@ -137,28 +137,12 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         often = math.ceil(epochs * steps / usual)
     head = FITTED_HEAD if facts.fitted else _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
     return {
-        "epochs": epochs,
-        "prompt_rate": prompt,
-        "head_rate": head,
+        "num_train_epochs": epochs,
+        "learning_rate": prompt,
+        "head_learning_rate": head,
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem is without
         "evaluate_every": often,
     }
-
-
-def prompt_of(given: PromptConfig, backbone: Backbone, task: Task, rows: int) -> PromptConfig:
-    """``given`` with its virtual units and queries decided, where it leaves them open.
-
-    Only a head that reads all layers gets some; what reads the backbone's own token is PEFT's to read.
-    """
-    if given.depth == "input":
-        return given
-    settled = backbone.settle(given, compares=task.compares)
-    units, queries = units_and_queries(task, rows) if settled.pooling == "layers" else (0, 0)
-    return replace(
-        given,
-        num_virtual_units=units if given.num_virtual_units is None else given.num_virtual_units,
-        num_queries=queries if given.num_queries is None else given.num_queries,
-    )
 
 
 def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
@@ -209,8 +193,9 @@ class Recipe:
     def __str__(self) -> str:
         fit = self.fit
         whose = f"recipe: {self.name}" if self.chose else "as given"
+        epochs = f"{fit.num_train_epochs} epoch{'s' if fit.num_train_epochs > 1 else ''}"
         return (
-            f"{whose}: {fit.epochs} epochs, batch {fit.batch_size}, rates {fit.prompt_rate:g} "
-            f"(prompt) and {fit.head_rate:g} (head)"
-            + (", the backbone's dropout" if fit.backbone_dropout else "")
+            f"{whose}: {epochs}, batch size {fit.batch_size}, learning rates {fit.learning_rate:g} "
+            f"(prompt) and {fit.head_learning_rate:g} (head)"
+            + (", the backbone's dropout on" if fit.backbone_dropout else "")
         )

@@ -30,6 +30,8 @@ STATE, TENSORS = "resume/state.json", "resume/state.safetensors"
 SEARCH = "search"
 """The folder of a search's own files."""
 PLOT = "search.png"
+START_AGAIN = "start again with --restart (restart=True of train; fit: without resume)"
+"""What to do where a run cannot be resumed."""
 
 
 def prepared(output: str | os.PathLike[str]) -> Path:
@@ -73,8 +75,8 @@ def refuse_unfinished(folder: Path) -> None:
     """Refuse to throw away what is :func:`unfinished`."""
     if unfinished(folder):
         raise ConfigError(
-            f"{folder} holds a run that was not finished; go on from it with --resume, or delete that folder "
-            "to begin anew"
+            f"{folder} has an unfinished run; continue it with --resume, or start again with --restart "
+            "(in Python: resume=True, restart=True)"
         )
 
 

@@ -1,15 +1,15 @@
 """``train_search(config)``: short runs that try rates and first layers, then one of them in full.
 
-Its trials stand on one backbone in memory (:mod:`ptuning.training.shared`), so every text is tokenised once
-and the layers below a prompt are run once for each first layer. What a trial was is kept when it ends; a
-search that is gone on with is the straight one (:mod:`ptuning.training.trials`).
+Its trials share one backbone in memory (:mod:`ptuning.training.run_cache`), so every text is tokenised once
+and the layers below a prompt are run once for each first layer. A trial is recorded when it ends; a resumed
+search is the straight one (:mod:`ptuning.training.trials`).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,19 +18,20 @@ from accelerate.utils import broadcast_object_list
 
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model.config import prompt_to_dict
-from ptuning.model.ptuning import PTuningModel
 from ptuning.training import checkpoint, run_files
-from ptuning.training.config import FitConfig, TrainConfig, dump
-from ptuning.training.console import SearchReporter, Silent
+from ptuning.training.callbacks import Callback, CallbackList, RunState
+from ptuning.training.config import TrainConfig, dump
+from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
-from ptuning.training.loop import run
-from ptuning.training.metrics import Baseline, Selection, effective_rows
+from ptuning.training.job import make_job
+from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
-from ptuning.training.result import Evaluation, TrainResult
-from ptuning.training.run import check_same, over_if_diverged, task_model, train_on, with_found
-from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, refuse_unfinished, write
-from ptuning.training.shared import Shared, new_accelerator
+from ptuning.training.records import Evaluation, TrainResult
+from ptuning.training.resumption import check_same, over_if_diverged
+from ptuning.training.run import run, train_on
+from ptuning.training.run_cache import RunCache, new_accelerator
+from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
 
@@ -58,8 +59,12 @@ def train_search(
     config: TrainConfig,
     *,
     resume: bool = False,
-    anew: bool = False,
-    reporter: SearchReporter | None = None,
+    restart: bool = False,
+    callbacks: Iterable[Callback] | None = None,
+    compute_metrics: ComputeMetrics | None = None,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
+    lr_scheduler: MakeScheduler | None = None,
 ) -> SearchResult:
     """Search what ``config`` leaves open of rates and first layer, and train the winner to ``config.output``.
 
@@ -70,9 +75,13 @@ def train_search(
     auto run. The test rows are looked at once, at the end of that.
 
     Args:
-        resume: Keep the trials that are finished, go on with the rest, or with the run of the winner.
-        anew: Begin again where a search was not finished; without it, that is refused.
-        reporter: Told of every trial and every step; silent by default.
+        resume: Keep the finished trials, continue with the rest, or with the run of the winner.
+        restart: Start again although a search is unfinished; without it, that is refused.
+        callbacks: As :func:`~ptuning.fit` takes them. Of trials they are called at start, step and end.
+        compute_metrics: As :func:`~ptuning.fit` takes it, for trials too.
+        loss: As :func:`~ptuning.fit` takes it, for trials too.
+        optimizer: As :func:`~ptuning.fit` takes it, for trials too.
+        lr_scheduler: As :func:`~ptuning.fit` takes it, for trials too.
 
     Raises:
         ConfigError: a configuration whose recipe is not ``search``, or that leaves nothing to search.
@@ -84,24 +93,27 @@ def train_search(
             f"recipe: got {config.recipe!r}, expected 'search'; ptuning.train makes a single run"
         )
     require_optuna()
+    extensions = Extensions.checked(
+        callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
+    )
     folder = config.run_folder
     run_files.prepared(config.output)
-    if not (resume or anew):
+    if not (resume or restart):
         refuse_unfinished(folder)
     if resume:
         _check_begun(config)
-    search = _Search(config, reporter or Silent(), resume=resume)
+    search = _Search(config, extensions, resume=resume)
     try:
         with stop_requests() as stop, over_if_diverged(folder, search.accelerator):
             search.try_all(stop)
         kept, why = search.winner
-        search.reporter.say(f"{why}: {kept}; trained in full")
+        search.say(f"{why}: {kept}; trained in full")
         result = train_on(
-            search.shared,
+            search.cache,
             config,
             resume=resume and run_files.has_checkpoint(folder),
-            anew=True,
-            reporter=search.reporter,
+            restart=True,
+            extensions=extensions,
             found=kept.values,
         )
     except Interrupted:
@@ -124,26 +136,20 @@ def train_search(
 class _Search:
     """What is the same for all trials of a search, and those that were made."""
 
-    def __init__(self, config: TrainConfig, reporter: SearchReporter, *, resume: bool) -> None:
-        self.config, self.reporter, self.begun = config, reporter, resume
+    def __init__(self, config: TrainConfig, extensions: Extensions, *, resume: bool) -> None:
+        self.config, self.extensions, self.begun = config, extensions, resume
+        self.callbacks, self.say = extensions.callbacks, extensions.callbacks.on_message
         self.folder = config.run_folder / SEARCH
-        self.shared = Shared()
+        self.cache = RunCache()
         self.accelerator = new_accelerator(cpu=config.device == "cpu")
-        model, examples = task_model(self.shared, config, self.accelerator, reporter.say)
-        train, held = (
-            self.shared.split(model, part, config.data.too_long)
-            for part in (examples.train, examples.validation)
-        )
-        self.examples = replace(examples, test=[])  # no trial looks at the test rows
-        self.space = Space.of(config, Facts.of(model, train.rows), model.backbone)
+        job = make_job(self.cache, config, self.accelerator, say=self.say)
+        model, data = job.model, self.cache.data(job.model, job.examples, job.too_long)
+        self.space = Space.of(config, Facts.of(model, data.train.rows), model.backbone)
         self.count = int(min(config.search.trials, self.space.size))
-        floor = Baseline.of(train.targets, model.task).measure(held.targets, model.task)
-        self.select = Selection.for_task(config.fit.select_by, model.task, floor)
-        self.rows = effective_rows(self.select.metric, held.targets, model.task)
+        plan = plan_run(model, job.prompt, data, config.fit, extensions=extensions)
+        self.select, self.rows = plan.select, plan.effective_rows
         self.setting = {
-            "data": checkpoint.data_digest(train.rows, held.rows),
-            "backbone": model.backbone.fingerprint(),
-            "precision": str(model.backbone.dtype),
+            **{name: plan.setting[name] for name in ("data", "backbone", "precision")},
             # What was measured of the rows, and decided by their number.
             **{
                 f"prompt.{name}": value
@@ -165,24 +171,24 @@ class _Search:
         if found is None:
             raise TrainingDiverged(
                 f"all {len(self.trials)} trials of the search diverged, the first with {self.trials[0]}; set "
-                "precision: fp32, or fit.prompt_rate and fit.head_rate to a hundredth of that"
+                "precision: fp32, or fit.learning_rate and fit.head_learning_rate to a hundredth of that"
             )
         return found
 
     def try_all(self, stop: StopRequest) -> None:
         """Make the trials that are left, then the picture of all of them."""
-        self.shared.say_notes(self.config.data, self.reporter.say)
+        self.cache.say_notes(self.config.data, self.say)
         lowest = self.space.auto.get("first_layer", 0)
         first = f"rates from layer {lowest:g}" if lowest else "own"
         told = f"search: {self.count} trials of {self.space.epochs} epochs, recipe: auto's {first} the first"
-        self.reporter.say(told + (f"; {len(self.trials)} finished before" if self.trials else ""))
+        self.say(told + (f"; {len(self.trials)} finished before" if self.trials else ""))
         if self.select.note is not None:
-            self.reporter.say(self.select.note)
+            self.say(self.select.note)
         while len(self.trials) < self.count and self._in_time():
             trial = self._try(stop)
             self.trials.append(trial)
             self._keep()
-            self.reporter.tried(trial, self.count, self.select.metric)
+            self.callbacks.on_trial_end(trial, self.count, self.select.metric)
             if stop.made:  # too late for the trial
                 raise self._interrupted(len(self.trials))
         kept, _ = self.winner
@@ -197,20 +203,19 @@ class _Search:
         watch = _Watch(self, proposed, stop)
         state: Literal["complete", "pruned", "diverged"] = "complete"
         accelerator = new_accelerator(cpu=config.device == "cpu")  # it holds on to what it prepares
-        model, _ = task_model(self.shared, with_found(config, proposed.values), accelerator)
+        job = make_job(self.cache, config, accelerator, Earlier(found=proposed.values))
+        job = replace(
+            job,
+            examples=replace(job.examples, test=[]),  # no trial is evaluated on the test rows
+            config=config.fit.model_copy(update={"num_train_epochs": self.space.epochs}),
+        )
         try:
             run(
-                model,
-                self.examples,
-                config.fit.model_copy(update={"epochs": self.space.epochs}),
-                too_long=config.data.too_long,
-                output=None,
-                resume=False,
-                reporter=watch,
-                accelerator=accelerator,
+                job,
+                accelerator,
+                extensions=replace(self.extensions, callbacks=CallbackList([watch])),
+                cache=self.cache,
                 began=self._begin,
-                shared=self.shared,
-                found=proposed.values,
             )
         except Pruned:
             state = "pruned"
@@ -269,38 +274,36 @@ class Pruned(Exception):
     """A trial is not gone on with: others were better at the same point."""
 
 
-class _Watch(Silent):
-    """A trial's reporter: keeps its evaluations, stops it where it is hopeless, moves the bar."""
+class _Watch(Callback):
+    """A trial's callback: keeps its evaluations, stops it if it is hopeless, moves the bar."""
 
     def __init__(self, search: _Search, proposed: Proposal, stop: StopRequest) -> None:
         self.search, self.proposed, self.stop_request = search, proposed, stop
         self.history: list[Evaluation] = []
-        self.steps = 0
 
-    def begin(self, model: PTuningModel, steps: int, done: int, config: FitConfig) -> None:
+    def on_train_begin(self, state: RunState) -> None:
         if self.stop_request.made:  # while the model was made
             raise Interrupted
-        self.steps = steps
-        self.search.reporter.trial(len(self.search.trials) + 1, self.search.count, steps)
+        search = self.search
+        search.callbacks.on_trial_begin(len(search.trials) + 1, search.count, state.total_steps)
 
-    def stem(self, done: int, total: int) -> None:
-        self.search.reporter.stem(done, total)
+    def on_progress(self, what: str, done: int, total: int) -> None:
+        if what == "stem":  # of the head, trials say what they reached and nothing else
+            self.search.callbacks.on_progress(what, done, total)
 
-    def fitting(self, done: int, total: int) -> None:
-        """Trials say what they reached, and nothing else."""
+    def on_step_end(self, state: RunState) -> None:
+        self.search.callbacks.on_trial_step(state)
 
-    def step(self, step: int, loss: float, rate: float, speed: float) -> None:
-        self.search.reporter.step(step, loss, rate, speed)
-
-    def end(self) -> None:
-        self.search.reporter.end()
-
-    def evaluation(self, found: Evaluation, metric: str, best: bool) -> None:
-        self.history.append(found)
+    def on_evaluate(self, state: RunState) -> None:
+        self.history.append(state.history[-1])
         reached = [self.search.select.key(each.metrics)[0] for each in self.history]
-        begun = 0 < found.step < self.steps  # at 0 it is the fitted head's
-        if begun and self.proposed.hopeless(reached, found.step / self.steps):
+        begun = 0 < state.step < state.total_steps  # at 0 it is the fitted head's
+        if begun and self.proposed.hopeless(reached, state.step / state.total_steps):
             raise Pruned
+
+    def on_exception(self, state: RunState, error: BaseException) -> None:
+        if not isinstance(error, Pruned | TrainingDiverged):
+            self.search.callbacks.on_trial_end(None, self.search.count, self.search.select.metric)
 
 
 # ------------------------------------------------------------------------------- what stands there
@@ -324,8 +327,6 @@ def _kept(file: Path, setting: Mapping[str, Any]) -> list[Trial]:
         found = json.loads(file.read_text(encoding="utf-8"))
         trials, then = [Trial.read(each) for each in found["trials"]], dict(found["setting"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f"cannot resume: {file} cannot be read ({error}); start again without --resume"
-        ) from None
+        raise ConfigError(f"cannot resume: {file} cannot be read ({error}); {START_AGAIN}") from None
     checkpoint.refuse_changes(then, setting)
     return trials

@@ -1,7 +1,7 @@
 """``train_several(config, seeds=…)``: seeds and rates one after another on one backbone in memory.
 
 Each of them is a run like any other, in a folder of its own, and finds what a run alone would find, to the
-bit: what they share (:mod:`ptuning.training.shared`) depends on no seed and no rate.
+bit: what they share (:mod:`ptuning.training.run_cache`) depends on no seed and no rate.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from pathlib import Path
 from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.training import run_files
+from ptuning.training.callbacks import Callback
 from ptuning.training.config import FitConfig, TrainConfig
-from ptuning.training.console import SeveralReporter, Silent
+from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Selection
-from ptuning.training.result import OneRun, SeveralResult, TrainResult
-from ptuning.training.run import check_same, train_on
+from ptuning.training.records import OneRun, SeveralResult, TrainResult
+from ptuning.training.resumption import check_same
+from ptuning.training.run import train_on
+from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
-from ptuning.training.shared import Shared, new_accelerator
 from ptuning.validation import validated
 
 MOST = 64
@@ -54,11 +56,17 @@ def train_several(
     config: TrainConfig,
     *,
     seeds: Sequence[int] | None = None,
+    learning_rates: Sequence[float] | None = None,
+    head_learning_rates: Sequence[float] | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    callbacks: Iterable[Callback] | None = None,
+    compute_metrics: ComputeMetrics | None = None,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
+    lr_scheduler: MakeScheduler | None = None,
     prompt_rates: Sequence[float] | None = None,
     head_rates: Sequence[float] | None = None,
-    resume: bool = False,
-    anew: bool = False,
-    reporter: SeveralReporter | None = None,
 ) -> SeveralResult:
     """Train every combination of the given seeds and rates on one backbone, and keep the best.
 
@@ -71,11 +79,17 @@ def train_several(
     Args:
         config: What the runs have in common; its own seed and rates give way to those that are listed.
         seeds: Of everything that is drawn, the validation rows included where they are split off.
-        prompt_rates: Peak learning rates of the prompt.
-        head_rates: Peak learning rates of the head.
-        resume: Keep what is finished, go on from the checkpoint of what is not, and train the rest.
-        anew: Begin again where a set was not finished; without it, that is refused.
-        reporter: Told of every run and every step; silent by default.
+        learning_rates: Peak learning rates of the prompt.
+        head_learning_rates: Peak learning rates of the head.
+        resume: Keep what is finished, continue from the checkpoint of what is not, and train the rest.
+        restart: Start again although a set is unfinished; without it, that is refused.
+        callbacks: As :func:`~ptuning.fit` takes them, for every run.
+        compute_metrics: As :func:`~ptuning.fit` takes it.
+        loss: As :func:`~ptuning.fit` takes it.
+        optimizer: As :func:`~ptuning.fit` takes it.
+        lr_scheduler: As :func:`~ptuning.fit` takes it.
+        prompt_rates: The earlier name of ``learning_rates``.
+        head_rates: The earlier name of ``head_learning_rates``.
 
     Raises:
         ConfigError: ``recipe: search``, no list, an empty one, a value twice, or more than :data:`MOST` runs.
@@ -86,11 +100,19 @@ def train_several(
         raise ConfigError(
             "recipe: search tries rates itself, for one seed; leave the lists of seeds and rates out"
         )
-    plan = _plan(config, {"seed": seeds, "prompt_rate": prompt_rates, "head_rate": head_rates})
+    extensions = Extensions.checked(
+        callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
+    )
+    lists = {
+        "seed": seeds,
+        "learning_rate": _either("learning_rates", learning_rates, "prompt_rates", prompt_rates),
+        "head_learning_rate": _either("head_learning_rates", head_learning_rates, "head_rates", head_rates),
+    }
+    plan = _plan(config, lists)
     folder, output = config.run_folder, run_files.prepared(config.output)
     for each in plan:
         run_files.prepared(each.config.output)
-    if not anew:
+    if not restart:
         _refuse_unfinished(plan, folder, resume=resume)
     kept = _kept(plan) if resume else {}
     accelerator = new_accelerator(cpu=config.device == "cpu")
@@ -101,7 +123,7 @@ def train_several(
             _clear(folder, () if resume else plan)
 
     with stop_requests() as stop:
-        runs = _run_all(plan, kept, beginning, stop, resume=resume, reporter=reporter or Silent())
+        runs = _run_all(plan, kept, beginning, stop, resume=resume, extensions=extensions)
     if all(run.result is None for run in runs):  # the set is over, and one of other rates may take its place
         table = {"best": None, "runs": [run.to_dict() for run in runs]}
         write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
@@ -117,16 +139,28 @@ def train_several(
 # ---------------------------------------------------------------------------------------- the plan
 
 
+def _either(
+    name: str, values: Sequence[float] | None, old: str, earlier: Sequence[float] | None
+) -> Sequence[float] | None:
+    if values is not None and earlier is not None:
+        raise ConfigError(f"{name} and {old}: got both, expected one of them; {old} is the earlier name")
+    return earlier if values is None else values
+
+
 def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]) -> list[_Planned]:
     """The runs in the order in which they are trained: every combination, the last list's values fastest."""
     given = {name: tuple(values) for name, values in lists.items() if values is not None}
     if not given:
-        raise ConfigError("nothing to vary: give seeds, prompt_rates or head_rates, or train a single run")
+        raise ConfigError(
+            "nothing to vary: give seeds, learning_rates or head_learning_rates, or train a single run"
+        )
     for name, values in given.items():
         if not values or len(set(values)) != len(values):
             raise ConfigError(f"{name}s: got {list(values)}, expected one value or more, each of them once")
-    if "head_rate" in given and not config.prompt.train_head:
-        raise ConfigError("head_rates: the head is frozen (prompt.train_head), so its rate changes nothing")
+    if "head_learning_rate" in given and not config.prompt.train_head:
+        raise ConfigError(
+            "head_learning_rates: the head is frozen (prompt.train_head), so its rate changes nothing"
+        )
     chosen = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
     if len(chosen) > MOST:
         sizes = " x ".join(f"{len(values)} {name}s" for name, values in given.items())
@@ -149,15 +183,15 @@ def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) 
     """Refuse to throw away a single run, or without ``resume`` a set of runs, that was not finished."""
     if unfinished(folder):
         raise ConfigError(
-            f"{folder} holds a single run that was not finished; go on from it with --resume and without "
-            "further seeds or rates, or delete that folder to begin anew"
+            f"{folder} has an unfinished single run; continue it with --resume and without lists of seeds or "
+            "learning rates, or start again with --restart (in Python: restart=True)"
         )
     listed = _listed(folder / RESULT)
     left = [each.name for each in plan if each.begun and each.name not in listed]
     if left and not resume:
         raise ConfigError(
-            f"{folder} holds a set of runs that was not finished ({left[0]} is one of them); go on from it "
-            "with --resume, or delete that folder to begin anew"
+            f"{folder} has an unfinished set of runs ({left[0]} is one of them); continue it with --resume, "
+            "or start again with --restart (in Python: resume=True, restart=True)"
         )
 
 
@@ -218,10 +252,10 @@ def _run_all(
     stop: StopRequest,
     *,
     resume: bool,
-    reporter: SeveralReporter,
+    extensions: Extensions,
 ) -> list[OneRun]:
     """Train what is not kept; ``beginning`` is called once, before the first step of all."""
-    shared, runs = Shared(), list[OneRun]()
+    cache, runs = RunCache(), list[OneRun]()
     begun = False
 
     def began() -> None:
@@ -233,12 +267,14 @@ def _run_all(
             beginning()
 
     for number, each in enumerate(plan, 1):
-        reporter.run(each.name, number, len(plan), each.name in kept)
+        extensions.callbacks.on_run_begin(each.name, number, len(plan), each.name in kept)
         found, diverged = kept.get(each.name), None
         if found is None:
             go_on = resume and each.begun
             try:
-                found = train_on(shared, each.config, resume=go_on, anew=True, reporter=reporter, began=began)
+                found = train_on(
+                    cache, each.config, resume=go_on, restart=True, extensions=extensions, began=began
+                )
             except TrainingDiverged as error:
                 diverged = str(error)
             except KeyboardInterrupt as error:

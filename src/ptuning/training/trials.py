@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ptuning.errors import ConfigError
-from ptuning.training.config import TrainConfig
+from ptuning.model.settling import settle_prompt
+from ptuning.training.config import OLD_NAMES, TrainConfig
 from ptuning.training.metrics import Selection, standard_error
 from ptuning.training.recipe import LEAST_STEPS, Facts, Recipe
-from ptuning.training.result import Evaluation
+from ptuning.training.records import Evaluation
 
 if TYPE_CHECKING:
     import optuna
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ptuning.model.backbone import Backbone
 
 Values = Mapping[str, int | float]
-"""What a trial tries, by name: ``first_layer``, ``prompt_rate``, ``head_rate``."""
+"""What a trial tries, by name: ``first_layer``, ``learning_rate``, ``head_learning_rate``."""
 
 FURTHEST = 5.0
 """Rates are tried from a fifth of the auto recipe's choice to five times as much."""
@@ -75,7 +76,9 @@ class Trial:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Trial:
         """The inverse of ``dataclasses.asdict``, by way of JSON."""
-        return cls(**{**values, "history": tuple(Evaluation(**each) for each in values["history"])})
+        tried = {OLD_NAMES.get(name, name): value for name, value in values["values"].items()}
+        history = tuple(Evaluation(**each) for each in values["history"])
+        return cls(**{**values, "values": tried, "history": history})
 
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.values.items())
@@ -149,19 +152,19 @@ class Space:
             ConfigError: nothing.
         """
         recipe = Recipe.of(config.fit, facts)
-        names = ["prompt_rate"] + (["head_rate"] if config.prompt.train_head else [])
+        names = ["learning_rate"] + (["head_learning_rate"] if config.prompt.train_head else [])
         rates = {name: float(recipe.chose[name]) for name in names if name in recipe.chose}
         layers = _layers(config, backbone)
         if not rates and len(layers) < 2:
             raise ConfigError(
-                "recipe: search: the rates and the first layer are all given, so nothing is left to search; "
-                "leave out fit.prompt_rate or fit.head_rate, or use recipe: auto"
+                "recipe: search: learning rates and first layer are given, so nothing is left to search; "
+                "leave out fit.learning_rate or fit.head_learning_rate, or use recipe: auto"
             )
         return cls(
             auto=({"first_layer": layers[0]} if layers else {}) | rates,
             layers=layers,
             rates={name: (_short(rate / FURTHEST), _short(rate * FURTHEST)) for name, rate in rates.items()},
-            epochs=config.search.epochs or _epochs(config, facts, recipe.fit.epochs),
+            epochs=config.search.epochs or _epochs(config, facts, recipe.fit.num_train_epochs),
         )
 
     @property
@@ -196,9 +199,9 @@ def _layers(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
         return ()
     if given is not None:
         for layer in given:
-            backbone.settle(replace(prompt, first_layer=layer))  # refuses one that it does not have
+            settle_prompt(replace(prompt, first_layer=layer), backbone)  # refuses one that it does not have
         return tuple(sorted(given))
-    if backbone.architecture.deep == "cache":  # it takes a prompt in every layer or in none
+    if not backbone.port.can.layers:  # it takes a prompt in every layer or in none
         return ()
     depth = backbone.num_layers
     layers = tuple(sorted({0, depth // 3, depth // 2}))

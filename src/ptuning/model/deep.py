@@ -1,0 +1,82 @@
+"""A batch with a deep prompt: the rows, layer parts and readout that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ptuning.model.config import DeepPrompt
+from ptuning.model.encoder import Encoder
+from ptuning.model.layer_parts import FromStem, LayerPart, Prompt, Units
+from ptuning.model.placement import Layout
+from ptuning.model.readout import LayerMix, Mean, Readout, Similarity
+from ptuning.model.rows import Rows
+from ptuning.model.sequence import Batch, text_layout, text_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepTask:
+    """A task's deep prompt, as one forward pass uses it.
+
+    Attributes:
+        encoder: The backbone, with the task's head in place.
+        config: The prompt's configuration, settled.
+        prompts: ``[L−s, 2, P, H_kv]``, or one per row, ``[B, L−s, 2, P, H_kv]``.
+        units: ``[L−s, 2, U, H]``, virtual units.
+        mix: ``[L−s+1, 2+2Q, H]``, weights of the layers; with pooling ``layers``.
+    """
+
+    encoder: Encoder
+    config: DeepPrompt
+    prompts: Tensor
+    units: Tensor | None = None
+    mix: Tensor | None = None
+
+    def logits(self, batch: Batch, stem: Tensor | None = None) -> Tensor:
+        """``[B, C]``.
+
+        Args:
+            batch: Text tokens, ``[B, T]``.
+            stem: ``[B, T, H]``, the input of layer s, token for token.
+        """
+        prompts = self.prompts
+        if self.config.pooling == "similarity":  # each text is a row of its own
+            batch = batch.apart(self.encoder.backbone)
+            prompts = prompts.repeat(2, 1, 1, 1, 1) if prompts.dim() == 5 else prompts
+        places = text_layout(self.encoder.backbone, batch.attention_mask)
+        if self.config.pooling == "similarity":  # the other text has left its places empty
+            places = places.cut(int(batch.attention_mask.sum(1).max()))
+        rows = self._rows(batch, places)
+        parts = self._parts(prompts, None if stem is None else places.arrange(stem))
+        return self.encoder.logits(rows, parts, self._readout(rows.attention_mask))
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """``[B, T, H]``: the transformer's output, token for token."""
+        places = text_layout(self.encoder.backbone, batch.attention_mask)
+        states = self.encoder.encode(self._rows(batch, places), self._parts(self.prompts))
+        return places.restored(self.encoder.finish(states), batch.input_ids.shape[1])
+
+    def _rows(self, batch: Batch, places: Layout) -> Rows:
+        return text_rows(self.encoder.backbone, batch, places, offset=self.config.position_offset or 0)
+
+    def _parts(self, prompts: Tensor, stem: Tensor | None = None) -> list[LayerPart]:
+        first_layer = self.config.first_layer
+        parts: list[LayerPart] = [Prompt(prompts, self.encoder.backbone.head_dim, first_layer)]
+        if self.units is not None:
+            parts.append(Units(self.units, first_layer))
+        if stem is not None:
+            parts.append(FromStem(stem, first_layer))
+        return parts
+
+    def _readout(self, mask: Tensor) -> Readout:
+        match self.config.pooling:
+            case "mean":
+                return Mean(mask)
+            case "similarity":
+                return Similarity(mask)
+            case "layers":
+                assert self.mix is not None  # a task with that pooling has it
+                return LayerMix(mask, self.mix, self.config.first_layer)
+            case _:
+                return self.encoder.native_readout()

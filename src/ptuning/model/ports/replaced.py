@@ -1,0 +1,113 @@
+"""The port for attention outside transformers' interface: DeBERTa-v2's disentangled attention.
+
+DeBERTa (arXiv:2006.03654, arXiv:2111.09543) adds relative-position terms inside its attention. As in the
+P-tuning v2 reference, a prompt has no position in the text: queries meet its keys by content only, with no
+relative-position term.
+
+DeBERTa's forward hands no keyword arguments down to its layers, so they find the pass, and what they are
+given, in context variables: set for the duration of one call, and separate for every thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+
+from ptuning.model.layer_parts import LayerPart, LayerPass
+from ptuning.model.ports.port import AttentionPort, Capabilities
+
+_pass: ContextVar[object] = ContextVar("ptuning_forward_pass", default=None)
+_layer: ContextVar[LayerPass | None] = ContextVar("ptuning_layer_pass", default=None)
+
+
+class ReplacedPort(AttentionPort):
+    """The attention modules get a class of ours; their weights stay the same tensors."""
+
+    can = Capabilities(one_token=False, record=False, compile=False)
+
+    def install(self, model: Any) -> None:
+        for module in model.modules():
+            if (ours := REPLACEMENTS.get(type(module))) is not None:
+                module.__class__ = ours
+
+    def under_way(
+        self, found: object, parts: Sequence[LayerPart], inputs: dict[str, Any], dtype: torch.dtype
+    ) -> AbstractContextManager[None]:
+        return _set(_pass, found)
+
+    def find(self, arguments: dict[str, Any]) -> object:
+        return _pass.get()
+
+    def running(self, given: LayerPass) -> AbstractContextManager[None]:
+        return _set(_layer, given)
+
+    def hidden(self, output: Any) -> Tensor:
+        found: Tensor = output[0]
+        return found
+
+    def output(self, hidden: Tensor) -> Any:
+        return hidden, None  # no attention weights
+
+
+class PromptedSelfAttention(DisentangledSelfAttention):
+    """Disentangled attention with the layer's prompt in front; without a prompt, its parent."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor,
+        output_attentions: bool = False,
+        query_states: Tensor | None = None,
+        relative_pos: Tensor | None = None,
+        rel_embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]``; returns ``[B, T, H]``."""
+        given = _layer.get()
+        if given is None or given.keys is None or given.values is None:
+            plain: Callable[..., tuple[Tensor, Tensor | None]] = super().forward
+            return plain(
+                hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
+            )
+        given.read = True
+        heads = self.num_attention_heads
+        query = self._heads(self.query_proj(hidden_states if query_states is None else query_states))
+        key, value = self._heads(self.key_proj(hidden_states)), self._heads(self.value_proj(hidden_states))
+        terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
+        scale = (query.shape[-1] * terms) ** 0.5
+        prompt_key, prompt_value = given.keys.flatten(0, 1), given.values.flatten(0, 1)  # [B·h, P, d]
+        scores = query @ key.transpose(1, 2) / scale
+        if self.relative_attention:
+            bias: Callable[..., Tensor] = self.disentangled_attention_bias
+            scores = scores + bias(query, key, relative_pos, self.pos_dropout(rel_embeddings), terms)
+        scores = torch.cat((query @ prompt_key.transpose(1, 2) / scale, scores), dim=2)
+        scores = scores.unflatten(0, (-1, heads))
+        open_to_all = nn.functional.pad(attention_mask.bool(), (prompt_key.shape[1], 0), value=True)
+        scores = scores.masked_fill(~open_to_all, torch.finfo(scores.dtype).min)
+        weights = self.dropout(scores.softmax(-1))
+        mixed = weights.flatten(0, 1) @ torch.cat((prompt_value, value), dim=1)
+        merged = mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+        return merged, weights if output_attentions else None
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """``[B, T, H]`` → ``[B·h, T, d]``."""
+        split: Tensor = self.transpose_for_scores(states, self.num_attention_heads)
+        return split
+
+
+REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {DisentangledSelfAttention: PromptedSelfAttention}
+"""transformers' attention class, and ours in its place."""
+
+
+@contextmanager
+def _set(variable: ContextVar[Any], value: object) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)

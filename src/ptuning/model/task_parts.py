@@ -1,0 +1,105 @@
+"""The parts of a task, made for one backbone: prompt encoder, virtual units, head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ptuning import adapters
+from ptuning.errors import ConfigError
+from ptuning.model.backbone import Backbone
+from ptuning.model.config import DeepPrompt, InputPrompt, PromptConfig, TextInit
+from ptuning.model.head import Head, first_mix
+from ptuning.model.prompt import Embedding, PromptEncoder, deep_encoder, initial_prompt, input_encoder
+from ptuning.model.template import Insertion
+from ptuning.model.units import initial_units
+from ptuning.threads import TOKENIZER
+
+
+def make_head(
+    backbone: Backbone, config: PromptConfig, num_labels: int, given: Mapping[str, Tensor] | None
+) -> Head:
+    """The task's head: a copy of the backbone's with ``num_labels`` outputs.
+
+    Args:
+        given: Values that replace the backbone's, by name, or further parameters for the task to have of its
+            own.
+    """
+    head = Head(
+        {
+            **backbone.head_parameters(num_labels),
+            **first_mix(config, backbone),
+            **backbone.siblings(given or ()),
+            **(given or {}),
+        },
+        trained=config.train_head,
+    ).to(backbone.device)
+    backbone.cast_at([name for name in head.names if name != adapters.MIX])
+    return head
+
+
+def make_deep(backbone: Backbone, config: DeepPrompt) -> tuple[PromptEncoder, Embedding | None]:
+    """The encoder of a deep prompt, and its virtual units if it has any.
+
+    Both are drawn on the CPU, so they do not depend on the device.
+    """
+    layers = backbone.num_layers - config.first_layer
+    shape = (layers, 2, config.num_virtual_tokens, backbone.key_value_size)
+    encoder = deep_encoder(config.encoder, shape, backbone.hidden_size, torch.device("cpu"))
+    encoder = encoder.to(backbone.device)
+    if not config.num_virtual_units:
+        return encoder, None
+    units = Embedding(initial_units(layers, config.num_virtual_units, backbone.hidden_size))
+    return encoder, units.to(backbone.device)
+
+
+def make_input(
+    backbone: Backbone, config: InputPrompt, tokenizer: PreTrainedTokenizerBase | None
+) -> PromptEncoder:
+    """The encoder of an input prompt, with its initial values."""
+    init = config.init
+    text_ids = token_ids(tokenizer, init.text, "init.text") if isinstance(init, TextInit) else None
+    start = initial_prompt(init, config.virtual_tokens, backbone.embedding, backbone.vocab_size, text_ids)
+    return input_encoder(config.encoder, start)
+
+
+def anchors_of(
+    config: InputPrompt,
+    tokenizer: PreTrainedTokenizerBase | None,
+    given: Sequence[Sequence[int]] | None,
+) -> tuple[tuple[int, ...], ...]:
+    """The token ids of the template's literal words, one tuple per place.
+
+    Args:
+        given: The ids, if they are known already.
+
+    Raises:
+        ConfigError: more or fewer than the template has.
+    """
+    pieces: list[Insertion] = [piece for piece in config.insertions if piece.anchor]
+    if given is None:
+        return tuple(tuple(token_ids(tokenizer, piece.anchor, "prompt.placement")) for piece in pieces)
+    if len(given) != len(pieces):
+        raise ConfigError(
+            "anchors",
+            got=f"token ids for {len(given)} literal texts",
+            expected=f"{len(pieces)}, as the placement {config.placement!r} has",
+        )
+    return tuple(tuple(ids) for ids in given)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str) -> list[int]:
+    """The tokens of ``text`` without special ones; ``option`` names it in an error."""
+    if tokenizer is None:
+        raise ConfigError(
+            option,
+            got=f"the words {text!r}",
+            expected="a tokenizer to encode them with",
+            remedy="pass tokenizer=…",
+        )
+    with TOKENIZER:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

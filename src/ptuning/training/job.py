@@ -1,0 +1,102 @@
+"""What a run works on: a model at its first values, and the rows to train it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from ptuning.data.tokens import TooLong
+from ptuning.model.config import DeepPrompt, Pooling
+from ptuning.model.drawing import Draws
+from ptuning.model.ptuning import PTuningModel
+from ptuning.training.config import FitConfig, TrainConfig
+from ptuning.training.pair_pooling import measured_pooling
+from ptuning.training.plan import Earlier, SettledPrompt, plan_prompt
+from ptuning.training.prepare import Examples
+from ptuning.training.run_cache import RunCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run works on.
+
+    Attributes:
+        model: At its first values.
+        prompt: What it was made from.
+        examples: The rows of every split, read and checked.
+        config: How to train.
+        too_long: What is done with long texts.
+        output: The adapter's folder, if one is written.
+        found: What a search chose, by name.
+    """
+
+    model: PTuningModel
+    prompt: SettledPrompt
+    examples: Examples
+    config: FitConfig
+    too_long: TooLong
+    output: Path | None = None
+    found: Mapping[str, Any] | None = None
+
+
+def make_job(
+    cache: RunCache,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    earlier: Earlier | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Job:
+    """A model at its first values, and the examples to train it on.
+
+    Args:
+        say: Called with what the rows decided, in a sentence each.
+    """
+    earlier = earlier or Earlier()
+    examples, task = cache.examples(config.data, seed=config.fit.seed)
+    device, rows = accelerator.device, len(examples.train)
+    backbone, tokenizer = cache.backbone(
+        config, task, dtype=precision(config.precision, device), device=device
+    )
+    backbone.engine = config.engine
+
+    def measure(prompt: DeepPrompt) -> Pooling | None:
+        found = measured_pooling(prompt, cache, config, backbone, tokenizer, task, examples.train)
+        if found.message is not None:
+            say(found.message)
+        return found.pooling
+
+    prompt = plan_prompt(config.prompt, backbone, task, rows, earlier=earlier, measure=measure)
+    if chosen := prompt.recipe_says:
+        kind = task.kind.summary(task)
+        say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
+    with Draws(device).drawing():
+        set_seed(config.fit.seed)  # the prompt's and the head's first values
+        model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
+    return Job(
+        model=model,
+        prompt=prompt,
+        examples=examples,
+        config=config.fit,
+        too_long=config.data.too_long,
+        found=earlier.found,
+    )
+
+
+def precision(choice: str, device: torch.device) -> torch.dtype | None:
+    """What to hold frozen weights in: bf16 where the device multiplies it fast, told by capability.
+
+    On CPUs that is AMX or AVX512-BF16, whose bf16 products run at a multiple of fp32's speed.
+    """
+    if choice != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,229 @@
+"""The plan of a run: every decision that is made before the first step, once, and who made it.
+
+The prompt is decided first, because the model is made from it; the rest when the rows are tokenised for that
+model. What a user gives is never changed. What is left open is decided by, in this order: a search, the
+checkpoint of a run that is resumed, a measurement on the training rows, the recipe, the backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ptuning import adapters
+from ptuning.model.config import DeepPrompt, Pooling, PromptConfig, prompt_from_dict, prompt_to_dict
+from ptuning.model.settling import settle_prompt
+from ptuning.task import Task
+from ptuning.training import checkpoint
+from ptuning.training.class_weights import class_weights
+from ptuning.training.config import FitConfig
+from ptuning.training.diagnosis import Reference
+from ptuning.training.evaluation import baseline_metrics, constant_losses, own_metrics
+from ptuning.training.extensions import NO_EXTENSIONS, Extensions, name_of
+from ptuning.training.metrics import Baseline, Selection, effective_rows
+from ptuning.training.recipe import Facts, Recipe, Settled, units_and_queries
+
+if TYPE_CHECKING:
+    from ptuning.model.backbone import Backbone
+    from ptuning.model.ptuning import PTuningModel
+    from ptuning.training.prepare import TrainingData
+
+Source = Literal["search", "checkpoint", "rows", "recipe", "backbone"]
+"""Who decided an option that the user left open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """What was decided before this run.
+
+    Attributes:
+        found: What a search chose, by name.
+        begun: The prompt in the checkpoint of the run that is resumed.
+    """
+
+    found: Mapping[str, Any] | None = None
+    begun: DeepPrompt | None = None
+
+    @classmethod
+    def read(cls, folder: Path | None, found: Mapping[str, Any] | None = None) -> Earlier:
+        """With the prompt of the checkpoint in ``folder``, if there is one.
+
+        Without a checkpoint there is nothing to resume; that is said when it is loaded.
+        """
+        if folder is None or not adapters.is_adapter(folder):
+            return cls(found=found)
+        begun = prompt_from_dict(adapters.details(folder)["prompt"])
+        return cls(found=found, begun=begun if isinstance(begun, DeepPrompt) else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledPrompt:
+    """A prompt with nothing left open.
+
+    Attributes:
+        config: Every option of a deep prompt has a value.
+        chosen_by: Who chose an option that the user left open, by name.
+    """
+
+    config: PromptConfig
+    chosen_by: Mapping[str, Source] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.config, DeepPrompt):
+            assert None not in vars(self.config).values(), f"not settled: {self.config}"
+
+    @property
+    def recipe_says(self) -> list[str]:
+        """What the recipe added for these rows, and how to go without it."""
+        what = {"num_virtual_units": "virtual units", "num_queries": "queries"}
+        return [
+            f"{count} {words} (prompt.{name}; 0 for none)"
+            for name, words in what.items()
+            if self.chosen_by.get(name) == "recipe" and (count := getattr(self.config, name))
+        ]
+
+
+def plan_prompt(
+    given: PromptConfig,
+    backbone: Backbone,
+    task: Task,
+    rows: int,
+    *,
+    earlier: Earlier | None = None,
+    measure: Callable[[DeepPrompt], Pooling | None] = lambda prompt: None,
+) -> SettledPrompt:
+    """``given`` with everything decided that it leaves open.
+
+    Args:
+        rows: The number of training rows.
+        earlier: What a search or the run that is resumed decided.
+        measure: Asked for the pooling of a prompt that leaves it open; ``None`` if the training rows do not
+            tell.
+    """
+    if not isinstance(given, DeepPrompt):
+        return SettledPrompt(config=given)
+    earlier, prompt = earlier or Earlier(), given
+    chosen_by: dict[str, Source] = {}
+
+    def choose(source: Source, **values: Any) -> None:
+        nonlocal prompt
+        left = {name: value for name, value in values.items() if getattr(prompt, name) is None}
+        prompt = replace(prompt, **left)
+        chosen_by.update(dict.fromkeys(left, source))
+
+    if earlier.found and "first_layer" in earlier.found:
+        prompt = replace(prompt, first_layer=earlier.found["first_layer"])
+        chosen_by["first_layer"] = "search"
+    if (begun := earlier.begun) is not None:
+        same = ("pooling", "num_virtual_units", "num_queries")
+        choose("checkpoint", **{name: getattr(begun, name) for name in same})
+    if prompt.pooling is None and (pooling := measure(prompt)) is not None:
+        choose("rows", pooling=pooling)
+    pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
+    units, queries = units_and_queries(task, rows) if pooling == "layers" else (0, 0)
+    choose("recipe", num_virtual_units=units, num_queries=queries)
+    choose("backbone", **vars(settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity)))
+    return SettledPrompt(config=prompt, chosen_by=chosen_by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        prompt: Of the model.
+        recipe: Every option of ``fit``, and who chose what was left open.
+        select: Which of two evaluations is the better one.
+        class_weights: Of the loss.
+        baseline: The constant answer that a model has to beat.
+        floor: By split, what it scores.
+        effective_rows: The number of validation rows that the metric depends on.
+        reference: What a diagnosis compares the run with.
+        setting: What has to be the same for a run to be resumed, by name.
+    """
+
+    prompt: SettledPrompt
+    recipe: Recipe
+    select: Selection
+    class_weights: list[float] | None
+    baseline: Baseline
+    floor: Mapping[str, Mapping[str, float]]
+    effective_rows: float
+    reference: Reference
+    setting: Mapping[str, Any]
+
+    @property
+    def fit(self) -> Settled:
+        """Every option of ``fit``."""
+        return self.recipe.fit
+
+
+def plan_run(
+    model: PTuningModel,
+    prompt: SettledPrompt,
+    data: TrainingData,
+    config: FitConfig,
+    *,
+    found: Mapping[str, Any] | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
+) -> Plan:
+    """Decide everything else, for a model that was made from ``prompt``. Sets the model's class weights.
+
+    Raises:
+        ConfigError: options that contradict each other, the task or the rows.
+    """
+    task, train, held = model.task, data.train, data.validation
+    facts = Facts.of(model, train.rows)
+    recipe = Recipe.of(config, facts, found)
+    if config.class_weights is not None:  # otherwise the model keeps those it was made with
+        model.set_class_weights(class_weights(config, train.targets, task))
+    weights = None if model.class_weights is None else model.class_weights.tolist()
+    extensions.check(config, weights)
+    baseline = Baseline.of(train.targets, task)
+    floor = {
+        name: baseline_metrics(baseline, split.targets, task, weights, extensions)
+        for name, split in data.evaluated.items()
+    }
+    select = Selection.for_task(
+        config.select_by,
+        task,
+        floor["validation"],
+        greater_is_better=config.greater_is_better,
+        own=own_metrics(baseline, held.targets, task, extensions),
+    )
+    return Plan(
+        prompt=prompt,
+        recipe=recipe,
+        select=select,
+        class_weights=weights,
+        baseline=baseline,
+        floor=floor,
+        effective_rows=effective_rows(select.metric, held.targets, task),
+        reference=Reference.of(
+            config,
+            facts,
+            constant_losses(train.targets, task, weights, extensions),
+            weighted=weights is not None,
+        ),
+        setting={
+            **_made_of(model),  # first: what the recipe chose may have followed from it
+            **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
+            "loss": name_of(extensions.loss),
+            "optimizer": name_of(extensions.optimizer),
+            "lr_scheduler": name_of(extensions.lr_scheduler),
+            "data": checkpoint.data_digest(train.rows, held.rows),
+            "class_weights": weights,  # last: they may have followed from the data
+        },
+    )
+
+
+def _made_of(model: PTuningModel) -> dict[str, Any]:
+    """What a run's model has to have in common with that of its checkpoint, whoever made it."""
+    return {
+        **{f"prompt.{name}": value for name, value in prompt_to_dict(model.prompt_config).items()},
+        "backbone": model.backbone.fingerprint(),
+        "precision": str(model.backbone.dtype),
+        "rate_scales": model.learning_rate_scales,
+    }

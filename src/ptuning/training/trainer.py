@@ -1,0 +1,383 @@
+"""The training loop: runs a plan on Accelerate, batches of similar length through a prompted model.
+
+Everything that changes while it runs is in the model, the optimizer and one :class:`Position`. A checkpoint
+has all three, and the batches are a function of seed and epoch alone, so a resumed run is the straight run to
+the bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from ptuning.adapters.atomic import remove_folder
+from ptuning.cache import root as cache_root
+from ptuning.data.stems import Stems
+from ptuning.data.tokens import shuffled_batches
+from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.inference.evaluate import batch_of, pad_id
+from ptuning.model.drawing import Draws
+from ptuning.model.ptuning import PTuningModel
+from ptuning.training import checkpoint
+from ptuning.training.callbacks import CallbackList, CheckpointWriter, EarlyStopping, RunState
+from ptuning.training.checkpoint import Position
+from ptuning.training.diagnosis import not_finite
+from ptuning.training.evaluation import evaluate
+from ptuning.training.extensions import NO_EXTENSIONS, Extensions
+from ptuning.training.head_init import begins_fitted, fit_head
+from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
+from ptuning.training.metrics import Metrics
+from ptuning.training.optimizers import learning_rates, make_optimizer, make_scheduler
+from ptuning.training.plan import Plan
+from ptuning.training.prepare import TrainingData
+from ptuning.training.records import Evaluation
+from ptuning.training.run_cache import RunCache
+from ptuning.training.selection import BestCheckpoints
+
+
+class Trainer:
+    """One run: what it works on, and the position it has reached.
+
+    Args:
+        model: Made as the plan says, on the accelerator's device.
+        data: Tokenised for the model.
+        folder: Of the checkpoint; ``None`` to write none.
+        draws: The run's random numbers.
+        extensions: A user's own parts.
+    """
+
+    def __init__(
+        self,
+        model: PTuningModel,
+        data: TrainingData,
+        plan: Plan,
+        *,
+        folder: Path | None,
+        accelerator: Accelerator,
+        draws: Draws,
+        extensions: Extensions = NO_EXTENSIONS,
+    ) -> None:
+        self.model, self.data, self.plan, self.config = model, data, plan, plan.fit
+        self.folder, self.accelerator, self.draws, self.extensions = folder, accelerator, draws, extensions
+        self.position = Position()
+        self.best = BestCheckpoints(
+            plan.select, limit=self.config.average_checkpoints, effective_rows=plan.effective_rows
+        )
+        self.stems: Stems | None = None
+        self.batches = [self._count(epoch) for epoch in range(self.config.num_train_epochs)]
+        self.steps = sum(math.ceil(count / self.config.gradient_accumulation_steps) for count in self.batches)
+        self.rates = self.config.learning_rate, self.config.head_learning_rate
+        made = make_optimizer(model, self.config, extensions.optimizer)
+        self.wrapped, self.optimizer = accelerator.prepare(model, made)
+        self._inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        self.parameters = list(model.task_parameters().values())
+        self.state = RunState(
+            model,
+            plan,
+            self.position,
+            self.batches,
+            total_steps=self.steps,
+            folder=None if folder is None else folder.parent,
+            is_main_process=accelerator.is_main_process,
+        )
+        self.callbacks = CallbackList(
+            [
+                *([] if folder is None else [CheckpointWriter(self._write)]),
+                *([] if self.config.patience is None else [EarlyStopping(self.config.patience)]),
+                *extensions.callbacks.callbacks,
+            ]
+        )
+        self.state._on_log = lambda values: self.callbacks.on_log(self.state, values)
+        self.started = time.perf_counter()
+
+    # ----------------------------------------------------------------------------------- running
+
+    def resume(self) -> None:
+        """Continue from the checkpoint."""
+        assert self.folder is not None
+        if not self.folder.exists():
+            raise ConfigError(f"nothing to resume: there is no {self.folder}; leave --resume out to begin")
+        with self.draws.drawing():  # their state is in the checkpoint
+            position, self.best.kept = checkpoint.load(
+                self.folder, model=self.model, optimizer=self._inner, setting=self.plan.setting
+            )
+        vars(self.position).update(vars(position))
+        if not self.position.possible(self.batches, self.steps):
+            raise checkpoint.cannot_resume(self.folder, "this run has no such step")
+        self.started = time.perf_counter() - self.position.seconds
+
+    def forget(self) -> None:
+        """Remove the checkpoint of the run before this one."""
+        if self.folder is not None and self.accelerator.is_main_process:
+            remove_folder(self.folder)
+
+    def train(self, cache: RunCache) -> bool:
+        """Train to the last step, or until a callback stops the run; returns whether one did before the end.
+
+        The model is left with the parameters of the last step.
+        """
+        with stop_requests() as stop, self._as_trained():
+            self.callbacks.on_train_begin(self.state)
+            self._keep_stems(cache, stop)
+            if begins_fitted(self.model) and not self.position.history:
+                self._fit_head(stop)
+            return self._until_done(stop)
+
+    def average(self) -> list[int]:
+        """Leave the model with the mean of the best evaluations' parameters; returns which those are."""
+        assert self.position.best is not None  # the last step of a run is always followed by an evaluation
+        return self.best.restore(self.model, self.position.history, self.position.best, self._measure)
+
+    @contextmanager
+    def _as_trained(self) -> Iterator[None]:
+        """In the ``with`` block the model is in the state that training needs."""
+        model, dropout = self.model, self.model.backbone.dropout
+        model.backbone.dropout = self.config.backbone_dropout
+        model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
+        try:
+            yield
+        finally:
+            model.check_loss, model.backbone.dropout = True, dropout
+
+    def _keep_stems(self, cache: RunCache, stop: StopRequest) -> None:
+        """Run the frozen layers below the first prompt once per text, if there are any."""
+        engine = self.model.backbone.engine
+        if self.model.stem_layer == 0 or not engine.reuse_stem:
+            return
+        began = time.perf_counter()
+        # Where they are kept on disk the other processes wait, and find them there.
+        on_disk = cache_root() is not None and engine.stem_disk > 0
+        interrupted: Interrupted | None = None
+        with self.accelerator.main_process_first() if on_disk else nullcontext():
+            try:
+                splits = self.data.train, self.data.validation
+                self.stems = cache.stems(self.model, splits, self._progress("stem", stop))
+            except Interrupted as request:  # the others are waiting at the end of this block
+                interrupted = request
+        if interrupted is not None:
+            raise interrupted
+        if self.stems is None:
+            self.callbacks.on_message(
+                "the outputs of the layers below the first prompt take more than engine.stem_memory "
+                f"({engine.stem_memory:g} GiB) and engine.stem_disk ({engine.stem_disk:g} GiB), or than the "
+                "disk has room for: these layers run in every epoch"
+            )
+        self.position.train_seconds += time.perf_counter() - began
+
+    def _fit_head(self, stop: StopRequest) -> None:
+        """Fit the head, and evaluate: on few rows nothing may be better later."""
+        began = time.perf_counter()
+        loss = fit_head(self.model, self.data.train, self._progress("head", stop), self.extensions)
+        if self.accelerator.num_processes > 1:  # each has fitted it, and may round as no other does
+            head = self.model.head
+            head.copy_({name: broadcast(value.detach().clone()) for name, value in head.named().items()})
+        self.position.train_seconds += time.perf_counter() - began
+        if math.isfinite(loss):
+            self.position.loss_sum, self.position.loss_rows = loss, 1
+            self._evaluate()
+            self._save_if_asked()
+
+    def _progress(self, what: str, stop: StopRequest) -> Callable[[int, int], None]:
+        def on_rows(done: int, total: int) -> None:
+            self.callbacks.on_progress(what, done, total)
+            if stop.made:
+                self._interrupt()
+
+        return on_rows
+
+    def _until_done(self, stop: StopRequest) -> bool:
+        own = self.extensions.lr_scheduler
+        position, state = self.position, self.state
+        scheduler = make_scheduler(self._inner, self.config, own, step=position.step, steps=self.steps)
+        self.model.train()
+        while position.epoch < self.config.num_train_epochs and not self._stops():
+            for group in self._groups():
+                began = time.perf_counter()
+                with self.draws.drawing():
+                    loss, rows = self._step(group)
+                scheduler.step()
+                position.took(loss, rows, batches=len(group), seconds=time.perf_counter() - began)
+                state.loss, state.learning_rates = loss, learning_rates(self._inner)
+                self.callbacks.on_step_end(state)
+                self._after_step()
+                if self._stops():
+                    break
+                if stop.made and position.step < self.steps:
+                    self._interrupt()
+        if not position.history or position.history[-1].step != position.step:  # stopped between evaluations
+            self._evaluate()
+            self._save_if_asked()
+        return position.step < self.steps
+
+    def _after_step(self) -> None:
+        """What may follow a step: an epoch's end, an evaluation, a checkpoint."""
+        position, state = self.position, self.state
+        epoch_ended = position.batch >= self.batches[position.epoch]
+        if epoch_ended:
+            position.epoch, position.batch = position.epoch + 1, 0
+            self.callbacks.on_epoch_end(state)
+        if self._asked("should_evaluate") or self._due(epoch_ended):
+            self._evaluate()
+        self._save_if_asked()
+
+    def _stops(self) -> bool:
+        return self._asked("should_stop", reset=False)
+
+    def _asked(self, flag: str, *, reset: bool = True) -> bool:
+        """Whether a callback asked for it; with a user's callbacks, in any of the processes."""
+        asked = bool(getattr(self.state, flag))
+        if self.accelerator.num_processes > 1 and self.extensions.callbacks.callbacks:
+            said = torch.tensor(float(asked), device=self.accelerator.device)
+            asked = bool(self.accelerator.reduce(said) > 0)
+        if reset or asked:
+            setattr(self.state, flag, asked and not reset)
+        return asked
+
+    def _due(self, epoch_ended: bool) -> bool:
+        every = self.config.evaluate_every
+        return self.position.step == self.steps or (
+            epoch_ended if every == "epoch" else self.position.step % every == 0
+        )
+
+    # ------------------------------------------------------------------------------------- steps
+
+    def _groups(self) -> Iterator[list[list[int]]]:
+        """What is left of this epoch: for each optimizer step its batches of row numbers."""
+        position, size = self.position, self.config.gradient_accumulation_steps
+        batches = self._batches(position.epoch)[position.batch :]
+        for at in range(0, len(batches), size):
+            yield batches[at : at + size]
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """An epoch's batches of row numbers."""
+        config = self.config
+        lengths, tokens = self.data.train.lengths, config.batch_tokens
+        if tokens is not None:  # what an input prompt adds to each row counts
+            lengths = [length + self.model.inserted_tokens for length in lengths]
+        return shuffled_batches(
+            lengths, config.batch_size, seed=config.seed, epoch=epoch, batch_tokens=tokens
+        )
+
+    def _count(self, epoch: int) -> int:
+        """How many batches an epoch has; with a budget of tokens it depends on how the rows fall."""
+        if self.config.batch_tokens is None:
+            return math.ceil(len(self.data.train.rows) / self.config.batch_size)
+        return len(self._batches(epoch))
+
+    def _step(self, group: list[list[int]]) -> tuple[float, int]:
+        """One optimizer step over a group of batches; the mean loss and the rows it was taken over."""
+        rows = sum(map(len, group))
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(group):
+            last = number == len(group) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                total += self._backward(batch, rows)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            self.optimizer.zero_grad()
+            raise TrainingDiverged(self._diverged(loss, size))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, rows
+
+    def _backward(self, batch: list[int], rows: int) -> Tensor:
+        """Add one batch's gradient of the group's mean loss; returns its share of that mean."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = batch[rank::world] or batch[:1]  # a process without rows still takes part in the exchange
+        inputs = batch_of([self.data.train.rows[i] for i in mine], pad_id(self.model), self.stems)
+        inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
+        share = len(batch[rank::world]) / rows
+        loss = self._loss(inputs) * share
+        self.accelerator.backward(loss * world)  # processes' gradients are averaged, not added
+        found: Tensor = loss.detach()
+        if world > 1:
+            found = self.accelerator.reduce(found)
+        return found
+
+    def _loss(self, inputs: dict[str, Tensor]) -> Tensor:
+        if self.extensions.loss is None:
+            found: Tensor = self.wrapped(**inputs).loss
+            return found
+        labels = inputs.pop("labels")
+        logits = self.wrapped(**inputs).logits
+        return self.extensions.loss_of(logits, labels, self.model.task)
+
+    # ------------------------------------------------------------------- evaluations and checkpoints
+
+    def _measure(self) -> Metrics:
+        return evaluate(
+            self.model, self.data.validation, self.stems, rates=self.rates, extensions=self.extensions
+        )
+
+    def _evaluate(self) -> None:
+        position, select = self.position, self.plan.select
+        metrics = self._measure()
+        self.model.train()
+        position.history.append(
+            Evaluation(
+                epoch=self.state.epoch,
+                step=position.step,
+                train_loss=position.loss_sum / max(position.loss_rows, 1),
+                metrics=metrics,
+            )
+        )
+        position.loss_sum, position.loss_rows = 0.0, 0
+        best = None if position.best is None else position.history[position.best]
+        # Patience counts by the metric alone: a saturated one is not kept waiting by a loss that still falls.
+        if best is None or select.beats(metrics, best.metrics):
+            position.stale = 0
+        else:
+            position.stale += 1
+        if best is None or select.key(metrics) > select.key(best.metrics):
+            position.best = len(position.history) - 1
+        self.best.offer(len(position.history) - 1, position.history, self.model)
+        self.callbacks.on_evaluate(self.state)
+
+    def _save_if_asked(self) -> None:
+        if self._asked("should_save"):
+            self._save()
+
+    def _save(self) -> None:
+        self.position.seconds = time.perf_counter() - self.started
+        if self.folder is not None:
+            self.callbacks.on_save(self.state)
+
+    def _write(self) -> None:
+        if self.folder is not None and self.accelerator.is_main_process:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with self.draws.drawing():
+                checkpoint.save(
+                    self.folder,
+                    model=self.model,
+                    optimizer=self._inner,
+                    position=self.position,
+                    kept=self.best.kept,
+                    setting=self.plan.setting,
+                )
+
+    def _interrupt(self) -> None:
+        self._save()
+        at = f"step {self.position.step} of {self.steps}"
+        if self.folder is None:
+            raise Interrupted(f"interrupted at {at}; nothing was saved, because no output folder was given")
+        raise Interrupted(f"interrupted at {at} and saved; to go on, run the same command with --resume")
+
+    def _diverged(self, loss: float, norm: float) -> str:
+        kept = (
+            "nothing was evaluated before, so no checkpoint was written"
+            if self.position.best is None
+            else f"the best checkpoint so far is kept in {self.folder} until another run begins"
+            if self.folder is not None
+            else "the model keeps the parameters from before this step"
+        )
+        at = f"training diverged at step {self.position.step + 1} of {self.steps}"
+        return not_finite(f"{at}: loss {loss}, gradient norm {norm}", kept=kept, rates=self.rates)
