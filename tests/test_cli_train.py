@@ -473,7 +473,7 @@ def test_a_backbone_that_is_not_there_says_what_to_do(refused: Callable[..., str
 def test_an_output_that_holds_other_things_is_left_alone(refused: Callable[..., str], home: Path) -> None:
     (home / "out").mkdir()
     (home / "out" / "thesis.tex").write_text("years of work")
-    assert "out is not empty and holds no adapter" in refused("train.jsonl")
+    assert "out is not empty and is not an adapter" in refused("train.jsonl")
     assert [file.name for file in (home / "out").iterdir()] == ["thesis.tex"]
     assert "train.jsonl is a file" in refused("train.jsonl", "--output", "train.jsonl")
 
