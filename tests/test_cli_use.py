@@ -212,7 +212,7 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
     assert "expected two texts per row, as in training" in refused("evaluate", "pair", "single.jsonl")
-    assert "expected one text in a row, as in training" in refused("evaluate", "single", "pair.jsonl")
+    assert "expected one text per row, as in training" in refused("evaluate", "single", "pair.jsonl")
     write(home / "long.jsonl", [{"text": "film " * 90, "label": "positive"}])
     assert "long.jsonl, line 1: got 92 tokens" in refused(
         "evaluate", "single", "long.jsonl", "--too_long", "error"
@@ -420,7 +420,7 @@ def test_predict_refuses_in_one_line(
 
 def test_pairs_and_single_texts_are_not_mixed_up(refused: Callable[..., str]) -> None:
     assert "expected two texts per row, as in training" in refused("predict", "pair")
-    assert "expected one text in a row, as in training" in refused(
+    assert "expected one text per row, as in training" in refused(
         "predict", "single", "--input", "pair.jsonl"
     )
 
@@ -592,7 +592,7 @@ def test_labels_stand_in_tables_as_they_are(
 def test_check_data_says_what_would_be_trained_on(ptuning: Callable[..., Ran], tiny_folder: Path) -> None:
     code, out, err = ptuning("check-data", "single.jsonl", "--backbone", str(tiny_folder))
     assert (code, err) == (0, "")
-    assert "task: single_label_classification, one text a row" in out
+    assert "task: single_label_classification, one text per row" in out
     assert "'negative': 24 (50.0%)" in out
     assert "0 over the limit of 44" in out
     code, out, _ = ptuning("check-data", "single.jsonl", "--backbone", str(tiny_folder), "--json")
