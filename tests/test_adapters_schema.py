@@ -357,8 +357,8 @@ def test_any_field_of_a_state_may_be_nonsense(field: str, backbone: Backbone, tm
     ("value", "message"),
     [
         (torch.full((2, 32), float("nan")), "head.classifier-weight in .*: got 64 of 64 values"),
-        (torch.zeros(2, 32, dtype=torch.float64), "head.classifier-weight .* is torch.float64, expected"),
-        (torch.zeros(2, 32, dtype=torch.int64), "head.classifier-weight .* is torch.int64, expected"),
+        (torch.zeros(2, 32, dtype=torch.float64), "head.classifier-weight .* got torch.float64, expected"),
+        (torch.zeros(2, 32, dtype=torch.int64), "head.classifier-weight .* got torch.int64, expected"),
         (torch.zeros(2, 31), "cannot be put on .*size mismatch for head.classifier-weight"),
         (torch.zeros(3, 32), "cannot be put on .*size mismatch for head.classifier-weight"),
         (torch.zeros(()), "cannot be put on .*size mismatch for head.classifier-weight"),
@@ -386,7 +386,7 @@ def test_a_state_claims_no_more_than_it_holds(
     """Otherwise that much memory would be asked for first."""
     prompt = PTuningModel(backbone, PROMPTS["deep"], TASK).record()["prompt"]
     folder = of_the_trainer(backbone, tmp_path / "odd", record={"prompt": {**prompt, **change}})
-    with pytest.raises(AdapterError, match=r"says prompt.* 60000 and holds \d+ numbers in all"):
+    with pytest.raises(AdapterError, match=r"says prompt.* 60000, but has \d+ values in all"):
         PTuningModel.from_pretrained(folder, backbone=backbone)
 
 

@@ -411,7 +411,7 @@ def _parse(file: Path, data: bytes) -> dict[str, Any]:
         values = parse_json(data)
     except ValueError as error:
         raise AdapterError(
-            f"{file.name} in {file.parent} was altered or cut short: it is no JSON that ptuning writes "
+            f"{file.name} in {file.parent} was altered or cut short: it is not valid JSON "
             f"({first_line(error)}); {_ask_again(file.name)}"
         ) from None
     if not isinstance(values, dict):
