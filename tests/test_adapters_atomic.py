@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from crashes import dies, steps
 from ptuning.adapters import atomic
 from ptuning.adapters.atomic import (
+    atomic_file,
     moved_aside,
     recover,
     remove_folder,
     replace_folder,
-    whole_file,
     write_bytes,
 )
 from ptuning.errors import AdapterError, OutputError
@@ -221,7 +221,7 @@ def test_what_a_living_process_writes_is_let_alone(tmp_path: Path) -> None:
         recover(target)
         replace_folder(target, written("quick"))
         remove_folder(target)
-        with whole_file(target) as new:
+        with atomic_file(target) as new:
             new.write_text("a file")
         target.unlink()
         assert folder.is_dir()
@@ -242,14 +242,14 @@ def test_what_a_living_process_writes_is_let_alone(tmp_path: Path) -> None:
             False,
             True,
         ),  # nothing can tell whether its writer lives
-        (f".adapter.tmp-{atomic._BOOT}-01234567", 2 * atomic.ABANDONED, False, False),
+        (f".adapter.tmp-{atomic._BOOT}-01234567", 2 * atomic.STALE_SECONDS, False, False),
         (".adapter.tmp-89abcdef-01234567", 0, True, True),  # another machine's, on a disk that both see
-        (".adapter.tmp-89abcdef-01234567", 2 * atomic.ABANDONED, True, False),
+        (".adapter.tmp-89abcdef-01234567", 2 * atomic.STALE_SECONDS, True, False),
         (".adapter.tmp-01234567", 0, True, True),  # an older version's, which took no lock
-        (".adapter.old-01234567", 2 * atomic.ABANDONED, True, False),
-        (".adapter.tmp-mine", 2 * atomic.ABANDONED, True, True),  # somebody's own
-        (".adapter2.tmp-01234567", 2 * atomic.ABANDONED, True, True),
-        ("adapter.tmp-01234567", 2 * atomic.ABANDONED, True, True),
+        (".adapter.old-01234567", 2 * atomic.STALE_SECONDS, True, False),
+        (".adapter.tmp-mine", 2 * atomic.STALE_SECONDS, True, True),  # somebody's own
+        (".adapter2.tmp-01234567", 2 * atomic.STALE_SECONDS, True, True),
+        ("adapter.tmp-01234567", 2 * atomic.STALE_SECONDS, True, True),
     ],
 )
 def test_leftovers_go_when_their_process_is_dead(
@@ -321,7 +321,7 @@ def test_a_kill_at_any_step_of_removing_leaves_all_or_nothing(tmp_path: Path) ->
 
 def test_a_kill_at_any_step_of_a_file_leaves_old_or_new(tmp_path: Path) -> None:
     def write(target: Path, text: str) -> None:
-        with whole_file(target) as new:
+        with atomic_file(target) as new:
             write_bytes(new, text.encode())
 
     total = steps(lambda: write(tmp_path / "rehearsal", "new"))
@@ -382,7 +382,7 @@ def test_a_file_that_grows_too_large(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
             with pytest.raises(
-                OutputError, match=r"could not write .*adapter: .*(too|Too) large.*is untouched"
+                OutputError, match=r"could not write .*adapter: .*(too|Too) large.*is unchanged"
             ) as caught:
                 replace_folder(target, fill)
         finally:
@@ -399,7 +399,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         write_bytes(folder / "one", b"x")
 
     with pytest.raises(
-        OutputError, match=r"No space left on device\. What stood .* untouched; free some space"
+        OutputError, match=r"No space left on device\. What was there .* unchanged; free some space"
     ):
         replace_folder(tmp_path / "adapter", fill)
     assert not list(tmp_path.iterdir())

@@ -103,14 +103,14 @@ def test_the_training() -> None:
     assert "## Training\n\n- epochs: `8`\n- batch size: `16`\n- schedule: `linear`\n" in card
     assert "- learning rates used: prompt `0.01`, head `0.001`\n" in card
     bare = model_card(an_adapter())
-    assert "What it was trained on was not recorded." in bare
-    assert "How it was trained was not recorded." in bare
+    assert "The training data was not recorded." in bare
+    assert "The training options were not recorded." in bare
 
 
 def test_the_licence() -> None:
     said = model_card(an_adapter(extra={"license": "cc-by-4.0"}))
     assert front_matter(said).license == "cc-by-4.0"
-    assert "This adapter: `cc-by-4.0`. The licences of the backbone and of the data apply as well." in said
+    assert "This adapter: `cc-by-4.0`. The licences of the backbone and of the data also apply." in said
     unsaid = model_card(an_adapter())
     assert front_matter(unsaid).license == "unknown"  # an identifier of the Hub's own list
     assert "The owner of this adapter has not stated a licence. The licences of the backbone" in unsaid
@@ -128,7 +128,10 @@ def test_metrics_stand_beside_the_baseline() -> None:
     assert "confusion" not in card
     assert "Its loss" not in card
     card = model_card(an_adapter(metrics={**METRICS, "baseline": {**METRICS["baseline"], "loss": 0.64}}))
-    assert "frequent label. Its loss is that of giving each label its share of the training rows." in card
+    assert (
+        "frequent label. Its loss is for predicting each label with its frequency in the training rows."
+        in card
+    )
     assert "## Metrics" not in model_card(an_adapter())
 
 
@@ -150,9 +153,9 @@ def test_the_task() -> None:
 
 
 def test_the_numbers_that_were_trained() -> None:
-    assert "It holds 98 trained numbers: 64 in the prompt, 34 in the head." in model_card(an_adapter())
+    assert "It has 98 trained parameters: 64 in the prompt, 34 in the head." in model_card(an_adapter())
     frozen = model_card(an_adapter({"train_head": False}))
-    assert "It holds 64 trained numbers: 64 in the prompt; the head was left as it was." in frozen
+    assert "It has 64 trained parameters: 64 in the prompt; the head was not trained." in frozen
     known = model_card(an_adapter(facts={"num_parameters": 9_800}))
     assert "That is 1.000% of the backbone's 9,800." in known
 
@@ -164,7 +167,7 @@ def test_how_to_use() -> None:
     assert '"someone/tiny-bert", revision="abc123", num_labels=2, ignore_mismatched_sizes=True' in card
     assert 'PeftModel.from_pretrained(base, "my refunds")' in card
     other = model_card(an_adapter({"placement": "front"}))
-    assert "PEFT cannot load this adapter: its virtual tokens stand at 'front'" in other
+    assert "PEFT cannot load this adapter: its virtual tokens are placed at 'front'" in other
     assert "PeftModel" not in other
 
 
@@ -194,7 +197,7 @@ def test_no_placeholder_is_left() -> None:
     for prompt in (template, {}, {"depth": "deep", "first_layer": 1}):
         card = model_card(an_adapter(prompt, metrics=METRICS))
         assert not re.search(r"\{\{|\}\}|\[\]|TODO|More Information|<[a-z_ ]+>|\bNone\b", card)
-    assert "in every layer from layer 1 on" in card
+    assert "in layers 1 and above" in card
 
 
 @settings(deadline=None, max_examples=50)

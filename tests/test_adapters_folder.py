@@ -141,9 +141,9 @@ def test_numbers_of_numpy_and_torch_become_json(tmp_path: Path) -> None:
         ({"facts": {"fingerprint": math.inf}}, r"backbone.fingerprint is inf, expected a finite number"),
         (
             {"prompt_tensor": torch.full((4, 16), math.nan)},
-            r"the prompt holds 64 of 64 numbers that are not finite",
+            r"the prompt: got 64 of 64 values that are NaN or infinite",
         ),
-        ({"head": {"score.weight": torch.tensor([[1.0], [math.inf]])}}, r"score.weight holds 1 of 2 numbers"),
+        ({"head": {"score.weight": torch.tensor([[1.0], [math.inf]])}}, r"score.weight: got 1 of 2 values"),
     ],
 )
 def test_what_is_not_saved(given_: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ EXPECTED = (
         (put("adapter_config.json", "[1]"), "it has no ptuning.json"),
         (
             put("adapter_config.json", '{"peft_type": "LORA"}'),
-            r"written by PEFT of type 'LORA', expected one of P_TUNING, PROMPT_TUNING, PREFIX_TUNING",
+            r"is a PEFT adapter of type 'LORA', expected one of P_TUNING, PROMPT_TUNING, PREFIX_TUNING",
         ),
         (
             put("ptuning.json", "{"),

@@ -165,35 +165,35 @@ SCALED = Task(problem_type="regression", mean=3.0, scale=2.0)
 @pytest.mark.parametrize(
     ("prompt", "given", "reason"),
     [
-        ({"placement": "front"}, {}, r"stand at 'front'.*prompt.placement 'start' can be expressed"),
+        ({"placement": "front"}, {}, r"are placed at 'front'.*prompt.placement 'start' can be represented"),
         (
             {"placement": "{prompt:4} {text_a}", "num_virtual_tokens": None},
             {"anchors": ((7, 8),)},
             "prompt.placement",
         ),
-        ({"depth": "deep", "first_layer": 1}, {}, r"begins at layer 1.*prompt.first_layer 0 can"),
+        ({"depth": "deep", "first_layer": 1}, {}, r"starts at layer 1.*prompt.first_layer 0 can"),
         (
             {"depth": "deep", "position_offset": 0},
             {},
-            r"position_offset is 0.*always means 4 for 4 virtual tokens",
+            r"position_offset is 0.*always uses 4 for 4 virtual tokens",
         ),
         (
             {"depth": "deep"},
             {"facts": {"model_type": "bloom"}},
-            r"position_offset is 4.*always means 0 .* on bloom",
+            r"position_offset is 4.*always uses 0 .* on bloom",
         ),
         (
             {"depth": "deep"},
             {"facts": {"model_type": "albert"}},
-            r"albert models take none; prompt.depth 'input'",
+            r"albert models have none; prompt.depth 'input'",
         ),
         (
             {},
             {"task": SCALED},
-            r"units of 2 around 3.*saved with peft=True \(ptuning export-peft\) the scaling goes",
+            r"units of 2 around 3.*saving with peft=True \(ptuning export-peft\) moves the scaling",
         ),
-        ({}, {"head": {}}, r"holds no head.*prompt.train_head true"),
-        ({}, {"head": {}, "task": SCALED}, r"holds no head.*prompt.train_head true"),
+        ({}, {"head": {}}, r"has no head.*prompt.train_head true"),
+        ({}, {"head": {}, "task": SCALED}, r"has no head.*prompt.train_head true"),
     ],
 )
 def test_what_peft_cannot_express_it_refuses_by_name(
@@ -223,12 +223,16 @@ def test_every_configuration_key_is_one_of_pefts() -> None:
 @pytest.mark.parametrize(
     ("config", "names", "message"),
     [
-        ({"peft_type": "LORA"}, ("prompt",), f"peft_type is 'LORA', expected one of {', '.join(LAYOUTS)}"),
-        ({}, ("prompt",), "peft_type is None"),
-        ({"peft_type": "PTUNING"}, ("prompt_embeddings",), "lack 'prompt', expected for peft_type PTUNING"),
-        ({"peft_type": "PTUNING"}, ("prompt", "stray"), "holds a tensor 'stray'"),
-        ({"peft_type": "PREFIX_TUNING"}, ("prompt_embeddings",), "no PREFIX_TUNING prompt of None layers"),
-        ({"peft_type": "PREFIX_TUNING", "num_layers": 7}, ("prompt_embeddings",), "prompt of 7 layers"),
+        ({"peft_type": "LORA"}, ("prompt",), f"peft_type: got 'LORA', expected one of {', '.join(LAYOUTS)}"),
+        ({}, ("prompt",), "peft_type: got None"),
+        ({"peft_type": "PTUNING"}, ("prompt_embeddings",), "lack 'prompt', which peft_type PTUNING needs"),
+        ({"peft_type": "PTUNING"}, ("prompt", "stray"), "got a tensor 'stray'"),
+        (
+            {"peft_type": "PREFIX_TUNING"},
+            ("prompt_embeddings",),
+            "not a PREFIX_TUNING prompt for None layers",
+        ),
+        ({"peft_type": "PREFIX_TUNING", "num_layers": 7}, ("prompt_embeddings",), "prompt for 7 layers"),
     ],
 )
 def test_tensors_that_are_not_an_adapters(
@@ -337,7 +341,9 @@ def test_a_scaling_that_the_head_cannot_take_is_refused(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("kind", sorted(NO_CACHE))
 def test_what_peft_cannot_hold_is_not_saved_for_it(kind: str, tmp_path: Path) -> None:
     model, _ = trained(kind, PROMPTS["deep"], CLASSES)
-    with pytest.raises(AdapterError, match=r"PEFT cannot hold this adapter: .* prompt.placement 'start' can"):
+    with pytest.raises(
+        AdapterError, match=r"PEFT cannot represent this adapter: .* prompt.placement 'start' can"
+    ):
         model.save_pretrained(tmp_path / "adapter", peft=True)
     assert not (tmp_path / "adapter").exists()
     model.save_pretrained(tmp_path / "adapter")  # as one of ours it is saved all the same

@@ -183,7 +183,7 @@ def test_pickles_are_read_only_if_allowed(tmp_path: Path) -> None:
     model = base("bert")
     made = theirs("bert", "P_TUNING", model)
     folder = pickled(written(made, tmp_path / "peft"))
-    with pytest.raises(AdapterError, match=r"as a pickle \(adapter_model.bin.*say --allow-pickle"):
+    with pytest.raises(AdapterError, match=r"as a pickle \(adapter_model.bin.*pass --allow-pickle"):
         load(folder)
     ours = PTuningModel.from_pretrained(folder, backbone=deepcopy(model), allow_pickle=True).eval()
     ids, mask = ragged([9, 4])
@@ -210,7 +210,7 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     folder = pickled(
         written(theirs("bert", "P_TUNING", base("bert")), tmp_path / "peft"), evil=Hostile(tmp_path / "owned")
     )
-    with pytest.raises(AdapterError, match="no pickle of tensors alone"):
+    with pytest.raises(AdapterError, match="not a pickle of tensors only"):
         load(folder, allow_pickle=True)
     assert not (tmp_path / "owned").exists()
 
@@ -219,7 +219,7 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
 def test_a_broken_pickle(content: bytes, tmp_path: Path) -> None:
     folder = pickled(written(theirs("bert", "P_TUNING", base("bert")), tmp_path / "peft"))
     (folder / "adapter_model.bin").write_bytes(content)
-    with pytest.raises(AdapterError, match="no pickle of tensors alone, or was cut short"):
+    with pytest.raises(AdapterError, match="not a pickle of tensors only, or was cut short"):
         load(folder, allow_pickle=True)
 
 
@@ -248,13 +248,16 @@ def changed(folder: Path, **options: Any) -> Path:
     ("options", "message"),
     [
         ({"peft_type": "LORA"}, r"of type 'LORA', expected one of P_TUNING, PROMPT_TUNING, PREFIX_TUNING"),
-        ({"task_type": "CAUSAL_LM"}, r"task_type 'CAUSAL_LM', and ptuning classifies: expected 'SEQ_CLS'"),
-        ({"num_transformer_submodules": 2}, r"a model of 2 transformers"),
+        ({"task_type": "CAUSAL_LM"}, r"task_type 'CAUSAL_LM', expected 'SEQ_CLS'"),
+        ({"num_transformer_submodules": 2}, r"an encoder-decoder model \(2 transformers\)"),
         ({"virtual_magic": 3}, r"option 'virtual_magic' \(3\), which this version of ptuning does not know"),
         ({"encoder_num_layers": "2"}, r"encoder_num_layers: got '2', expected integer; it was altered"),
-        ({"base_model_name_or_path": ["demo"]}, r"base_model_name_or_path: got \['demo'\], expected text"),
+        (
+            {"base_model_name_or_path": ["demo"]},
+            r"base_model_name_or_path: got \['demo'\], expected a string",
+        ),
         ({"num_layers": True}, r"num_layers: got True, expected integer"),
-        ({"num_virtual_tokens": 5}, r"has the shape \[4, 32\], expected 5 rows as adapter_config.json says"),
+        ({"num_virtual_tokens": 5}, r"has the shape \[4, 32\], expected 5 rows, as in adapter_config.json"),
     ],
 )
 def test_what_is_not_known_exactly_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -273,7 +276,7 @@ def test_a_prefix_must_fit_its_layers(layers: int | None, tmp_path: Path) -> Non
     folder = changed(
         written(theirs("bert", "PREFIX_TUNING", base("bert")), tmp_path / "peft"), num_layers=layers
     )
-    with pytest.raises(AdapterError, match=f"is no prefix of {layers} layers"):
+    with pytest.raises(AdapterError, match=f"is not a prefix for {layers} layers"):
         load(folder)
 
 
@@ -281,18 +284,18 @@ def test_a_prefix_must_fit_its_layers(layers: int | None, tmp_path: Path) -> Non
     ("change", "message"),
     [
         (lambda t: t.pop("prompt_embeddings"), "lacks the tensor 'prompt_embeddings'"),
-        (lambda t: t.update(stray=torch.zeros(1)), "holds a tensor 'stray'"),
+        (lambda t: t.update(stray=torch.zeros(1)), "got a tensor 'stray'"),
         (
             lambda t: t.update({"base_model.classifier.bias": torch.zeros(5)}),
-            r"classifier.weight gives 3 labels and classifier.bias \[5\]",
+            r"classifier.weight has 3 labels and classifier.bias has the shape \[5\]",
         ),
         (
             lambda t: t["prompt_embeddings"].fill_(float("nan")),
-            "prompt_embeddings holds 128 of 128 numbers that are not",
+            "prompt_embeddings in .*: got 128 of 128 values",
         ),
         (
             lambda t: [t.pop(name) for name in list(t) if "classifier" in name],
-            "holds no classification layer",
+            "has no classification layer",
         ),
     ],
 )
@@ -322,7 +325,7 @@ def test_one_of_ours_without_its_record_is_not_taken_for_pefts(tmp_path: Path) -
     model = PTuningModel.from_backbone(base("bert"))
     folder = model.save_pretrained(tmp_path / "ours")
     (folder / "ptuning.json").unlink()
-    with pytest.raises(AdapterError, match=r"was written by ptuning and lacks its ptuning.json"):
+    with pytest.raises(AdapterError, match=r"was written by ptuning, but its ptuning.json"):
         load(folder)
 
 

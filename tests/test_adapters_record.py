@@ -91,9 +91,9 @@ def test_a_template_counts_its_own_tokens() -> None:
         (
             {},
             torch.zeros(4, 15),
-            r"shape is \[4, 15\], expected \[4, 16\] for depth 'input' on someone/tiny-bert",
+            r"the shape \[4, 15\], expected \[4, 16\] for depth 'input' on someone/tiny-bert",
         ),
-        ({}, torch.zeros(5, 16), r"shape is \[5, 16\], expected \[4, 16\]"),
+        ({}, torch.zeros(5, 16), r"the shape \[5, 16\], expected \[4, 16\]"),
         ({"depth": "deep"}, torch.zeros(4, 16), r"expected \[3, 2, 4, 8\] for depth 'deep'"),
         ({"depth": "deep", "first_layer": 1}, torch.zeros(3, 2, 4, 8), r"expected \[2, 2, 4, 8\]"),
         ({}, torch.zeros(4, 16, dtype=torch.bfloat16), r"bfloat16, expected torch.float32; convert it"),

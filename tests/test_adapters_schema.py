@@ -119,15 +119,19 @@ def test_any_field_may_be_nonsense(saved: Path, backbone: Backbone, tmp_path: Pa
         ("task.pair", "x", "task.pair: got 'x', expected boolean"),
         ("task.mean", "x", "task.mean: got 'x', expected number"),
         ("task.scale", 0.0, "task.scale: got 0.0, expected greater than 0"),
-        ("task.labels", [["a"], "b"], r"task.labels.0: got \['a'\], expected text, a number, true or false"),
-        ("task.labels", ["a", None], "task.labels.1: got None, expected text"),
+        (
+            "task.labels",
+            [["a"], "b"],
+            r"task.labels.0: got \['a'\], expected a string, a number, true or false",
+        ),
+        ("task.labels", ["a", None], "task.labels.1: got None, expected a string"),
         ("task.labels", ["a", "a"], "expected distinct labels"),
         ("task.labels", ["a", "b", "c"], r"classifier.weight has the shape \[2, 32\], expected \[3, H\]"),
         ("task.max_length", "7", "task.max_length: got '7', expected integer"),
         ("task.colour", 1, "task.colour: unknown option"),
         ("format_version", True, "has no format_version of ptuning's"),
         ("files", None, "files: got None, expected dictionary"),
-        ("files", {"a" * 5000: "0" * 64}, "expected a file's name of at most 1000 letters"),
+        ("files", {"a" * 5000: "0" * 64}, "expected a file name of at most 1000 characters"),
         ("prompt", [1], r"prompt: got \[1\], expected dictionary"),
         ("prompt.encoder", 5, "prompt.encoder: got 5, expected"),
         (
@@ -135,7 +139,7 @@ def test_any_field_may_be_nonsense(saved: Path, backbone: Backbone, tmp_path: Pa
             "4",
             "prompt.num_virtual_tokens: got '4', expected what ptuning writes, such as 4",
         ),
-        ("backbone.name", 5, "backbone.name: got 5, expected text"),
+        ("backbone.name", 5, "backbone.name: got 5, expected a string"),
         ("backbone.num_layers", "3", "backbone.num_layers: got '3', expected integer"),
         ("anchors", [[97]], "anchors: got the token id 97, expected one below 97"),
         ("metrics", [1], r"metrics: got \[1\], expected dictionary"),
@@ -210,16 +214,16 @@ def pipe(name: str) -> Callable[[Path], None]:
         (sealed_with("a"), "its sha256 is not the recorded one"),
         (sealed_with("0" * 63 + "\n"), "its sha256 is not the recorded one"),
         (sealed_with(None), "its sha256 is not the recorded one"),
-        (respelled('"mean": 0.0', '"mean": NaN'), "NaN is no JSON"),
-        (respelled('"scale": 1.0', '"scale": Infinity'), "Infinity is no JSON"),
+        (respelled('"mean": 0.0', '"mean": NaN'), "NaN is not valid JSON"),
+        (respelled('"scale": 1.0', '"scale": Infinity'), "Infinity is not valid JSON"),
         (respelled('"mean": 0.0', '"mean": 1e999'), "the number 1e999 is too large"),
-        (respelled('"accuracy": 0.5', '"accuracy": -Infinity'), "-Infinity is no JSON"),
-        (respelled('"format_version": 1', '"format_version": ' + "1" * 5000), "it is no JSON"),
+        (respelled('"accuracy": 0.5', '"accuracy": -Infinity'), "-Infinity is not valid JSON"),
+        (respelled('"format_version": 1', '"format_version": ' + "1" * 5000), "it is not valid JSON"),
         (respelled('"epochs": 1', '"epochs": ' + "[" * 50 + "]" * 50), "it is nested deeper than 40"),
         (raw(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "it is nested deeper than 40"),
-        (raw(b"\xff\xfe{}"), "it is no JSON"),
+        (raw(b"\xff\xfe{}"), "it is not valid JSON"),
         (raw(b"null"), "holds a NoneType, expected a JSON object"),
-        (pipe("ptuning.json"), "ptuning.json cannot be read: it is no regular file"),
+        (pipe("ptuning.json"), "ptuning.json cannot be read: it is not a regular file"),
         (pipe("adapter_model.safetensors"), "lacks adapter_model.safetensors"),
     ],
 )
@@ -259,19 +263,19 @@ BAD_TENSORS: list[tuple[Callable[[dict[str, Tensor]], Any], str]] = [
         torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool,
         torch.complex64, torch.float8_e4m3fn,
     )),
-    (lambda t: t[HEAD].fill_(float("nan")), "classifier.weight holds 64 of 64 numbers that are not finite"),
-    (lambda t: t[BIAS].fill_(float("inf")), "classifier.bias holds 2 of 2 numbers that are not finite"),
-    (lambda t: t["prompt"].view(-1)[0].fill_(float("-inf")), "the prompt holds 1 of .* that are not finite"),
+    (lambda t: t[HEAD].fill_(float("nan")), "classifier.weight: got 64 of 64 values"),
+    (lambda t: t[BIAS].fill_(float("inf")), "classifier.bias: got 2 of 2 values that are"),
+    (lambda t: t["prompt"].view(-1)[0].fill_(float("-inf")), "the prompt: got 1 of .* that are NaN"),
     (lambda t: t.update({HEAD: torch.zeros(())}), r"classifier.weight has the shape \[\], expected \[2, H\]"),
     (lambda t: t.update({HEAD: torch.zeros(3, 32)}), r"has the shape \[3, 32\], expected \[2, H\]"),
     (lambda t: t.update({HEAD: torch.zeros(0, 32)}), r"has the shape \[0, 32\], expected \[2, H\]"),
     (lambda t: t.update({HEAD: torch.zeros(2, 31)}), r"classifier.weight has the shape \[2, 31\], but"),
     (lambda t: t.update({BIAS: torch.zeros(2, 1)}), r"bias has the shape \[2, 1\], expected \[2\]"),
-    (lambda t: t.update(prompt=t["prompt"][..., :0, :]), "the prompt's shape is .*, expected"),
-    (lambda t: t.update(prompt=torch.zeros(())), r"the prompt's shape is \[\], expected"),
+    (lambda t: t.update(prompt=t["prompt"][..., :0, :]), "the prompt has the shape .*, expected"),
+    (lambda t: t.update(prompt=torch.zeros(())), r"the prompt has the shape \[\], expected"),
     (lambda t: t.update({"base_model.bert.pooler.dense.bias": torch.zeros(())}), "other weights"),
     (lambda t: t.update({"base_model.": torch.zeros(1)}), "no such parameter"),
-    (lambda t: t.update(stray=torch.zeros(1)), "it holds a tensor 'stray'"),
+    (lambda t: t.update(stray=torch.zeros(1)), "got a tensor 'stray'"),
 ]  # fmt: skip
 
 
@@ -311,7 +315,7 @@ def test_a_header_that_is_nearly_one(saved: Path, tmp_path: Path) -> None:
         (folder / "adapter_model.safetensors").write_bytes(data)
         listed = record(folder)["files"]
         reseal(folder, files={**listed, "adapter_model.safetensors": hashlib.sha256(data).hexdigest()})
-        with pytest.raises(AdapterError, match="no safetensors"):
+        with pytest.raises(AdapterError, match="not a safetensors file"):
             adapters.load(folder)
 
 
@@ -352,7 +356,7 @@ def test_any_field_of_a_state_may_be_nonsense(field: str, backbone: Backbone, tm
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.full((2, 32), float("nan")), "head.classifier-weight holds 64 of 64 numbers"),
+        (torch.full((2, 32), float("nan")), "head.classifier-weight in .*: got 64 of 64 values"),
         (torch.zeros(2, 32, dtype=torch.float64), "head.classifier-weight .* is torch.float64, expected"),
         (torch.zeros(2, 32, dtype=torch.int64), "head.classifier-weight .* is torch.int64, expected"),
         (torch.zeros(2, 31), "cannot be put on .*size mismatch for head.classifier-weight"),
@@ -436,9 +440,9 @@ def test_any_option_of_pefts_may_be_nonsense(backbone: Backbone, tmp_path: Path)
             {},
             "is torch.complex64 .*, expected floating point",
         ),
-        ({HEAD: torch.ones(())}, {}, r"classifier.weight has the shape \[\], expected a row a label"),
-        ({HEAD: torch.ones(2)}, {}, r"classifier.weight has the shape \[2\], expected a row a label"),
-        ({HEAD: torch.ones(2, 32).double() * 1e300}, {}, "numbers that are not finite"),
+        ({HEAD: torch.ones(())}, {}, r"classifier.weight has the shape \[\], expected one row per label"),
+        ({HEAD: torch.ones(2)}, {}, r"classifier.weight has the shape \[2\], expected one row per label"),
+        ({HEAD: torch.ones(2, 32).double() * 1e300}, {}, "values that are NaN or infinite"),
         (
             {},
             {"encoder_hidden_size": 0, "prefix_projection": True},
@@ -455,7 +459,7 @@ def test_what_peft_cannot_have_written(
 
 @pytest.mark.parametrize("tensors", [{1: torch.ones(2)}, [torch.ones(2)], {"a": {"b": torch.ones(2)}}])
 def test_a_pickle_of_something_else(tensors: Any, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="holds no dictionary of named tensors; ask for safetensors"):
+    with pytest.raises(AdapterError, match="is not a dictionary of named tensors; ask for safetensors"):
         adapters.load(of_peft(tmp_path / "peft", tensors, pickled=True), allow_pickle=True)
 
 

@@ -222,7 +222,7 @@ def test_what_a_crash_left_is_swept_a_day_later(home: Path) -> None:
     with cache.adding(key("a"), 10) as part:
         assert part is not None
         old, new = (part.with_name(part.name.replace(key("a"), key(name))) for name in ("old", "new"))
-    for left, age in ((old, module.ABANDONED + 60), (new, module.ABANDONED - 60)):
+    for left, age in ((old, module.STALE_SECONDS + 60), (new, module.STALE_SECONDS - 60)):
         left.write_bytes(b"half")
         os.utime(left, (time.time() - age,) * 2)
     assert cache.usage() == (0, 0)

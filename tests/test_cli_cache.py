@@ -55,7 +55,7 @@ def test_off_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     fill()
     monkeypatch.setenv("PTUNING_CACHE", "off")
     for argv in ([], ["--clear"]):
-        assert said(capsys, *argv)[0].startswith("nothing is kept: PTUNING_CACHE is off")
+        assert said(capsys, *argv)[0].startswith("the cache is off: PTUNING_CACHE is off")
     monkeypatch.setenv("PTUNING_CACHE", str(home))
     assert said(capsys)[0] == f"3.0 KiB in {home}"
 

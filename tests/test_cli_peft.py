@@ -251,8 +251,8 @@ def test_inspect_takes_pefts_folder(
     text = " ".join(answers("inspect", method).split())
     assert shape in text
     assert "labels 0, 1" in text
-    assert "weights not known: PEFT records nothing of its backbone" in text
-    assert "PEFT reads this folder" in text
+    assert "fingerprint unknown: PEFT does not record it" in text
+    assert "PEFT can load this folder" in text
     assert "None" not in text
     said = answers("inspect", method, "--backbone", str(tiny_folder))
     assert said.endswith(f"fits {tiny_folder}\n")
@@ -262,7 +262,7 @@ def test_inspect_takes_pefts_folder(
     assert found["peft"] == "readable"
     assert found["prompt"]["num_virtual_tokens"] == P
     assert found["backbone"]["name"] == str(tiny_folder)
-    assert found["numbers"] == (P * 32 if method == "p_tuning" else 3 * 2 * P * 32) + 66
+    assert found["parameters"] == (P * 32 if method == "p_tuning" else 3 * 2 * P * 32) + 66
 
 
 def test_inspect_says_that_pefts_folder_does_not_fit(
@@ -306,7 +306,7 @@ def test_import_gives_names_and_the_same_answers(
     by_number = json.loads(answers("evaluate", method, "rows.jsonl", "--json"))
     assert by_name["metrics"]["accuracy"] == by_number["metrics"]["accuracy"]
     # What was imported PEFT reads again.
-    assert "reads this folder" in answers("inspect", "ours")
+    assert "can load this folder" in answers("inspect", "ours")
     torch.testing.assert_close(
         in_peft(home / "ours", tiny_folder), in_peft(home / method, tiny_folder), atol=1e-6, rtol=0
     )
@@ -329,7 +329,7 @@ def test_import_without_labels_takes_the_backbones(
 def test_import_for_pairs(answers: Callable[..., str], refused: Callable[..., str], tmp_path: Path) -> None:
     answers("import-peft", "p_tuning", "pairs", "--pair", "--labels", "bad,good")
     assert load("pairs").task.pair
-    assert "expected two texts in a row" in refused("predict", "pairs", "--input", "rows.jsonl")
+    assert "expected two texts per row" in refused("predict", "pairs", "--input", "rows.jsonl")
     (tmp_path / "pairs.jsonl").write_text('{"text": "good film", "text_b": "bad food"}\n')
     (found,) = objects(answers("predict", "pairs", "--input", "pairs.jsonl"))
     assert found["label"] in NAMES
@@ -394,7 +394,7 @@ def test_import_does_not_write_over_what_it_reads(refused: Callable[..., str]) -
 
 def test_one_of_ours_is_not_imported(refused: Callable[..., str]) -> None:
     said = refused("import-peft", "deep-classes", "out")
-    assert said == "deep-classes is an adapter of ptuning's already; use it as it is"
+    assert said == "deep-classes is an adapter of ptuning already; use it as it is"
 
 
 # --------------------------------------------------------------------------------- what cannot be taken
@@ -428,8 +428,8 @@ def test_a_pickle_is_read_only_if_allowed(
         shutil.rmtree("out")
     pickled(home / "p_tuning")
     said = refused(command, "p_tuning", *COMMANDS[command])
-    assert "holds its tensors as a pickle (adapter_model.bin, from an old version of PEFT)" in said
-    assert "if you trust it, say --allow-pickle" in said
+    assert "has a pickle (adapter_model.bin, from an old version of PEFT)" in said
+    assert "if you trust it, pass --allow-pickle" in said
     assert answers(command, "p_tuning", *COMMANDS[command], "--allow-pickle") == plain
     if command == "import-peft":
         assert torch.equal(load("out").prompt_tensor, load("p_tuning", allow_pickle=True).prompt_tensor)
@@ -446,7 +446,7 @@ class Hostile:
 def test_a_pickle_runs_nothing(refused: Callable[..., str], home: Path, command: str) -> None:
     pickled(home / "p_tuning", evil=Hostile())
     said = refused(command, "p_tuning", *COMMANDS[command], "--allow-pickle")
-    assert "no pickle of tensors alone" in said
+    assert "not a pickle of tensors only" in said
     assert not (home / "owned").exists()
 
 
@@ -483,7 +483,7 @@ def test_another_method_of_pefts(
     lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     written(peft.get_peft_model(base(tiny_folder), lora), home / "lora")
     said = refused(command, "lora", *COMMANDS[command])
-    assert said.startswith("lora is an adapter written by PEFT of type 'LORA', expected one of P_TUNING, ")
+    assert said.startswith("lora is a PEFT adapter of type 'LORA', expected one of P_TUNING, ")
     assert said.endswith("load it with peft.PeftModel.from_pretrained")
 
 
@@ -531,7 +531,7 @@ def test_export_gives_pefts_users_our_answers(
     assert after.prompt == before.prompt
     assert after.task.labels == before.task.labels
     assert after.task.max_length == before.task.max_length
-    assert "reads this folder" in answers("inspect", "out")
+    assert "can load this folder" in answers("inspect", "out")
     one, other = (objects(answers("predict", name, "--input", "rows.jsonl")) for name in (source, "out"))
     for ours, exported in zip(one, other, strict=True):
         assert exported.get("label") == ours.get("label")
@@ -564,15 +564,15 @@ def test_only_the_scaling_needs_the_export(answers: Callable[..., str], home: Pa
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("front", "stand at 'front', .* prompt.placement 'start' can be expressed$"),
-        ("upper", "begins at layer 1, .* prompt.first_layer 0 can be expressed$"),
-        ("still", "prompt.position_offset is 0, .* always means 4 for 4 virtual tokens on bert"),
+        ("front", "are placed at 'front', .* prompt.placement 'start' can be represented$"),
+        ("upper", "starts at layer 1, .* prompt.first_layer 0 can be represented$"),
+        ("still", "prompt.position_offset is 0, .* always uses 4 for 4 virtual tokens on bert"),
     ],
 )
 def test_what_peft_cannot_hold_is_not_exported(
     refused: Callable[..., str], home: Path, prompt: str, task: str, said: str
 ) -> None:
-    assert re.search(f"^PEFT cannot hold this adapter: its .*{said}", refused(
+    assert re.search(f"^PEFT cannot represent this adapter: its .*{said}", refused(
         "export-peft", f"{prompt}-{task}", "out"
     ))  # fmt: skip
     assert not (home / "out").exists()
@@ -591,8 +591,10 @@ def test_a_decoders_mean_has_no_place_in_its_head(
         ).eval()
         model.save_pretrained(home / name)
     said = refused("export-peft", "off", "out")
-    assert said.startswith("PEFT cannot hold this adapter: its scores are around 3, and score.weight has no ")
-    assert said.endswith("train on targets with their mean taken off")
+    assert said.startswith(
+        "PEFT cannot represent this adapter: its scores are around 3, and score.weight has no "
+    )
+    assert said.endswith("train on targets minus their mean")
     answers("export-peft", "on", "out")
     theirs = peft.PeftModel.from_pretrained(tiny("gpt2", num_labels=1), str(home / "out")).eval()
     with torch.no_grad():
@@ -616,7 +618,7 @@ def test_export_in_place(answers: Callable[..., str], home: Path, tiny_folder: P
 @pytest.mark.parametrize("method", METHODS)
 def test_what_peft_wrote_needs_no_export(refused: Callable[..., str], method: str) -> None:
     said = refused("export-peft", method, "out")
-    assert said == f"{method} is an adapter of PEFT's already; use it as it is"
+    assert said == f"{method} is a PEFT adapter already; use it as it is"
 
 
 def test_an_altered_adapter_is_not_exported(refused: Callable[..., str], home: Path) -> None:

@@ -68,10 +68,10 @@ def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ra
     said = [line for line in err.splitlines() if re.match(r"trial +\d+ of 4: ", line)]
     assert len(said) == 4
     values = [each["values"] for each in found["trials"]]
-    assert said[0].startswith("trial  1 of 4: first layer 0, prompt rate 0.06, head rate 0.01: accuracy 0.")
+    assert said[0].startswith("trial  1 of 4: first layer 0, learning rate 0.06, head learning rate 0.01: a")
     assert len([line for line in err.splitlines() if line.startswith("epoch ")]) == 2  # the run's, no trial's
     head, *rows = cells(err)[:5]
-    assert head == ["trial", "first layer", "prompt rate", "head rate", "accuracy", "epochs"]
+    assert head == ["trial", "first layer", "learning rate", "head learning rate", "accuracy", "epochs"]
     for number, (row, tried) in enumerate(zip(rows, values, strict=True), 1):
         assert row[:4] == [str(number), *(f"{value:g}" for value in tried.values())]
         assert ("*kept" in row) == (number == best)

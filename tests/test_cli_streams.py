@@ -22,7 +22,7 @@ from ptuning.cli import main
 from ptuning.data import Example, stream_examples
 from ptuning.errors import DataError
 from ptuning.inference import predictor as module
-from ptuning.inference.arriving import ROWS, arriving
+from ptuning.inference.read_ahead import ROWS, read_ahead
 
 Ran = tuple[int, str, str]
 SINGLE = Task(problem_type="single_label_classification", labels=("negative", "positive"))
@@ -122,7 +122,7 @@ def test_no_thread_is_left_behind_by_a_stream_that_ends_in_an_error(predict: Cal
     code, out, err = predict(stdin=reading)
     assert code == 2
     assert [each["row"] for each in objects(out)] == [1, 2]
-    assert "standard input, line 3: the text in 'text' is blank" in err
+    assert "standard input, line 3, the text in 'text': got ''" in err
     for thread in threading.enumerate():
         if thread.name == "ptuning-reader":
             thread.join(10)
@@ -140,10 +140,10 @@ def test_arriving_gives_every_row_in_order_then_what_reading_raised() -> None:
         yield from rows_of(3 * ROWS)
         raise DataError("line 7: bad")
 
-    assert [each.row for each in arriving(rows_of(3 * ROWS)) if each] == list(range(1, 3 * ROWS + 1))
+    assert [each.row for each in read_ahead(rows_of(3 * ROWS)) if each] == list(range(1, 3 * ROWS + 1))
     found: list[int] = []
     with pytest.raises(DataError, match="line 7: bad"):
-        found.extend(each.row for each in arriving(failing()) if each)
+        found.extend(each.row for each in read_ahead(failing()) if each)
     assert len(found) == 3 * ROWS
 
 
@@ -155,7 +155,7 @@ def test_arriving_reads_only_so_far_ahead() -> None:
             taken.append(example.row)
             yield example
 
-    rows = arriving(counted())
+    rows = read_ahead(counted())
     assert next(rows) is not None
     rows.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
@@ -171,7 +171,7 @@ def test_arriving_reads_only_so_far_ahead() -> None:
 @pytest.mark.parametrize(
     ("bad", "argv", "said"),
     [
-        (b" \n", [], "standard input, line 6: the text in 'text' is blank"),
+        (b" \n", [], "standard input, line 6, the text in 'text': got ' '"),
         (b"\xff\n", [], "standard input, line 6: "),
         (b"film " * 90 + b"\n", ["--too_long", "error"], "standard input, line 6: 92 tokens"),
     ],

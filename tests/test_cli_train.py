@@ -108,9 +108,9 @@ def test_a_run_that_learns_nothing_says_so(train: Callable[..., Ran], rows: Rows
     code, out, err = train("noise.jsonl", "--fit.prompt_rate", "1e-12", "--fit.head_rate", "1e-12")
     assert code == 0
     assert "NOT LEARNED" in err
-    assert "--fit.prompt_rate" in err
+    assert "--fit.learning_rate=" in err
     said, then = out.splitlines()
-    assert said == "saved out, which is not to be used: it has not learned"
+    assert said == "saved out, but do not use it: it has not learned"
     assert then.startswith("next: the same command with --fit.")
     assert "predict" not in out
     assert then.removeprefix("next: the same command with ") in err  # what the diagnosis has first
@@ -147,7 +147,7 @@ def test_options_win_over_the_file(home: Path, capsys: pytest.CaptureFixture[str
         found = yaml.safe_load(capsys.readouterr().out)
         assert found["data"]["train"] == "test.jsonl"
         assert found["output"] == "mine"
-        assert (found["fit"]["epochs"], found["fit"]["seed"]) == (7, 3)
+        assert (found["fit"]["num_train_epochs"], found["fit"]["seed"]) == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -278,16 +278,16 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--zzz"], "unknown option zzz; see: ptuning train --help"),
         (["more.jsonl"], "unknown option more.jsonl"),
         (["--fit.epochs"], "--fit.epochs: expected one argument"),
-        (["--fit.epochs", "many"], "fit.epochs: got 'many', expected integer"),
-        (["--fit.epochs", "0"], "fit.epochs: got 0, expected greater than or equal to 1"),
-        (["--fit.epochs", "1.5"], "fit.epochs: got 1.5, expected integer"),
+        (["--fit.epochs", "many"], "fit.num_train_epochs: got 'many', expected integer"),
+        (["--fit.epochs", "0"], "fit.num_train_epochs: got 0, expected greater than or equal to 1"),
+        (["--fit.epochs", "1.5"], "fit.num_train_epochs: got 1.5, expected integer"),
         (["--fit.evaluate_every", "often"], "fit.evaluate_every: got 'often', expected integer or 'epoch'"),
         (["--fit.class_weights", "even"], "fit.class_weights: got 'even', expected 'balanced' or list"),
         (["--fit.class_weights", "[1, x]"], "fit.class_weights.1: got 'x', expected number"),
         (["--fit.class_weights", "[1, .inf]"], "fit.class_weights.1: got inf, expected a finite number"),
-        (["--fit.prompt_rate", "inf"], "fit.prompt_rate: got 'inf', expected a finite number"),
-        (["--fit.clip", ".nan"], "fit.clip: got"),
-        (["--fit.clip", "-1"], "fit.clip: got -1, expected greater than 0"),
+        (["--fit.prompt_rate", "inf"], "fit.learning_rate: got 'inf', expected a finite number"),
+        (["--fit.clip", ".nan"], "fit.max_grad_norm: got"),
+        (["--fit.clip", "-1"], "fit.max_grad_norm: got -1, expected greater than 0"),
         (["--precision", "fp8"], "precision: got 'fp8', expected 'auto', 'fp32' or 'bf16'"),
         (["--prompt.depth", "medium"], "prompt.depth: got 'medium', expected one of input, deep"),
         (["--prompt.depth", "deep", "--prompt.placement", "front"], "placement: .* does not go with deep"),
@@ -298,13 +298,13 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--prompt.first_layer", "9"], "first_layer"),
         (["--data.validation_fraction", "1.5"], "data.validation_fraction: got 1.5, expected less than 1"),
         (["--data.max_length", "2"], "data.max_length: got 2"),
-        (["--data.label_separator", ""], "label_separator: got '', expected what stands between"),
+        (["--data.label_separator", ""], "label_separator: got '', expected the text between"),
         (["--data.train", "train.jsonl"], "FILE and --data.train: got both"),
         (
             ["--data.validation", "train.jsonl", "--data.validation_fraction", "0.2"],
             "data.validation_fraction: nothing is split off where there is data.validation",
         ),
-        (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_rate: prompt.train_head is fal"),
+        (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_learning_rate: the head"),
         (["--backbone", "demo", "--revision", "main"], "revision: got 'main', but 'demo' has one version"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -351,7 +351,7 @@ def test_a_prompt_that_needs_two_texts_is_refused_before_the_last_runs_files_are
 
 
 def test_no_data(refused: Callable[..., str]) -> None:
-    assert refused().startswith("no training rows, expected a file of them")
+    assert refused().startswith("no training rows, expected a file, such as")
 
 
 @pytest.mark.parametrize(
@@ -368,10 +368,10 @@ def test_no_data(refused: Callable[..., str]) -> None:
         ("data: [1, 2]\n", "data: got [1, 2], expected "),
         ("data: train.jsonl\n", "data: got 'train.jsonl', expected "),
         ("data:\n  text: 12\n", "data.text: got 12, expected string"),
-        ("prompt:\n  depth: deep\n  placement: front\n", "prompt.placement: unknown option; it does"),
-        ("", "--config run.yaml: holds nothing, expected options such as 'data:' and 'fit:'"),
-        ("- fit\n- data\n", "--config run.yaml: holds a list, expected options"),
-        ("hello\n", "--config run.yaml: holds a str, expected options"),
+        ("prompt:\n  depth: deep\n  placement: front\n", "prompt.placement: unknown option; it does not"),
+        ("", "--config run.yaml: got an empty file, expected options such as 'data:' and 'fit:'"),
+        ("- fit\n- data\n", "--config run.yaml: got a YAML list, expected options"),
+        ("hello\n", "--config run.yaml: got a YAML str, expected options"),
         ("fit: [1\ndata: }", "--config run.yaml, line 2: while parsing a flow sequence: "),
         ("fit:\n\tepochs: 3\n", "--config run.yaml, line 2: while scanning for the next token: "),
         ("fit: !!python/object/apply:os.getcwd []\n", "--config run.yaml, line 1: tag:yaml.org,2002:py"),
@@ -406,16 +406,16 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
     ("name", "content", "argv", "said"),
     [
         ("x.csv", b"text,foo\ngood,a\n", [], "x.csv: got the label 'a' in every row, expected at least two"),
-        ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: no column is known to be the text"),
+        ("x.csv", b"foo,label\ngood,a\n", [], "x.csv: cannot tell which column is the text"),
         ("x.jsonl", lines(BOTH), ["--data.text", "txet"], "no column 'txet' for text.*did you mean 'text'"),
         ("x.jsonl", lines(BOTH), ["--data.label", "lable"], "no column 'lable'.*did you mean 'label'"),
         ("x.csv", b"", [], "x.csv: no rows, expected at least one"),
-        ("x.csv", b"text,label\n", [], "x.csv: no rows after the columns' names"),
+        ("x.csv", b"text,label\n", [], "x.csv: no rows after the column names"),
         ("x.jsonl", b"\n\n", [], "x.jsonl: no rows"),
         ("x.jsonl", lines(GOOD), [], "x.jsonl: got the label 'positive' in every row"),
         ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "x.jsonl, line 21: .*blank"),
         ("x.jsonl", lines([*BOTH, {"text": None, "label": "positive"}]), [], "x.jsonl, line 21: .*is null"),
-        ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21: .*holds the int 7"),
+        ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21, .*got the int 7"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": None}]), [], "x.jsonl, line 21: .*is null"),
         ("x.jsonl", lines([*BOTH, {"text": "x"}]), [], "x.jsonl, line 21: no 'label'"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": 1}]), [], "x.jsonl, line 1: .*but 1 .int."),
@@ -450,7 +450,7 @@ def test_a_split_with_one_text_beside_one_with_two(refused: Callable[..., str], 
 def test_a_text_that_is_too_long_where_that_is_an_error(refused: Callable[..., str], home: Path) -> None:
     (home / "long.jsonl").write_bytes(lines([*BOTH, {"text": "film " * 90, "label": "positive"}]))
     said = refused("long.jsonl", "--data.too_long", "error")
-    assert re.match(r"long.jsonl, line 21: 92 tokens, and at most \d\d fit beside the prompt", said)
+    assert re.match(r"long.jsonl, line 21: got 92 tokens, expected at most \d\d next to the prompt", said)
 
 
 def test_files_that_are_not_there(refused: Callable[..., str]) -> None:

@@ -145,7 +145,7 @@ def test_a_best_run_that_learned_nothing_says_so(train: Callable[..., Ran], rows
     )
     assert code == 0
     assert "NOT LEARNED" in err
-    assert "which is not to be used: it has not learned" in out
+    assert "but do not use it: it has not learned" in out
     assert "predict" not in out
 
 
@@ -215,8 +215,8 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
         (["--seeds", ",".join(map(str, range(65)))], "65 seeds are 65 runs, expected at most 64"),
         (["--seeds", "0", "--fit.seed", "1"], "--seeds and --fit.seed: got both, expected one of them"),
         (["--fit.seed=1", "--seeds", "0"], "--seeds and --fit.seed: got both"),
-        (["--prompt_rates", "1", "--fit.prompt_rate", "1"], "--prompt_rates and --fit.prompt_rate: got both"),
-        (["--head_rates", "1", "--fit.head_rate", "1"], "--head_rates and --fit.head_rate: got both"),
+        (["--prompt_rates", "1", "--fit.prompt_rate", "1"], "--learning_rates and --fit.learning_rate: got"),
+        (["--head_rates", "1", "--fit.head_rate", "1"], "--head_learning_rates and --fit.head_learning_ra"),
         (["--seed", "0,1"], "unknown option seed; did you mean --seeds?"),
         (["--seeds", "0,1", "--resume"], "nothing to resume: there is no "),
         (["--seeds"], "--seeds: expected one argument"),

@@ -209,12 +209,12 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     (home / "text.csv").write_text("text,label\ngood,1\n")
     assert "'1' was unseen in training" in refused("evaluate", "int", "text.csv")
     (home / "bare.csv").write_text("text\ngood\n")
-    assert "no column is known to be the label" in refused("evaluate", "single", "bare.csv")
+    assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
-    assert "expected two texts in a row, as in training" in refused("evaluate", "pair", "single.jsonl")
+    assert "expected two texts per row, as in training" in refused("evaluate", "pair", "single.jsonl")
     assert "expected one text in a row, as in training" in refused("evaluate", "single", "pair.jsonl")
     write(home / "long.jsonl", [{"text": "film " * 90, "label": "positive"}])
-    assert "long.jsonl, line 1: 92 tokens" in refused(
+    assert "long.jsonl, line 1: got 92 tokens" in refused(
         "evaluate", "single", "long.jsonl", "--too_long", "error"
     )
     assert "arguments are required: file" in refused("evaluate", "single")
@@ -375,7 +375,7 @@ def test_answers_before_a_bad_row_are_given(ptuning: Callable[..., Ran]) -> None
     code, out, err = ptuning("predict", "single", "--window", "2", stdin=b"good\nbad\nfilm\n \n")
     assert code == 2
     assert [each["row"] for each in objects(out)] == [1, 2, 3]
-    assert err.startswith("ptuning: error: standard input, line 4: the text in 'text' is blank")
+    assert err.startswith("ptuning: error: standard input, line 4, the text in 'text': got '")
     assert err.count("\n") == 1
 
 
@@ -389,15 +389,15 @@ def test_a_bad_row_leaves_the_output_file_as_it_was(refused: Callable[..., str],
     ("stdin", "argv", "said"),
     [
         (b"", [], "standard input: no rows, expected at least one"),
-        (b"\n", [], "standard input, line 1: the text in 'text' is blank"),
+        (b"\n", [], "standard input, line 1, the text in 'text': got ''"),
         (b"\x80\x00\xff\xfe rubbish", [], "standard input, line 1: byte 0x80 at character 1 is not UTF-8"),
         (b"\x80\x00\xff\xfe rubbish", ["--input_format", "csv"], "standard input, line 1: byte 0x80"),
         (b"\x00\x01\x02\x03\n", ["--input_format", "jsonl"], "standard input, line 1: not a JSON object"),
         (b"text\n", ["--input_format", "csv"], "standard input: no rows"),
-        (b"foo,bar\n1,2\n", ["--input_format", "csv"], "standard input: no column is known to be the text"),
+        (b"foo,bar\n1,2\n", ["--input_format", "csv"], "standard input: cannot tell which column is"),
         (b"text\nx\n", ["--input_format", "csv", "--text", "txet"], "no column 'txet' for text"),
         (b"x", ["--input_format", "parquet"], "standard input cannot be read as parquet"),
-        (b'{"text": null}\n', ["--input_format", "jsonl"], "standard input, line 1: the text in"),
+        (b'{"text": null}\n', ["--input_format", "jsonl"], "standard input, line 1, the text in"),
         (b"x", ["--input_format", "xml"], "--input_format: invalid choice: 'xml'"),
         (b"x", ["--input", "nosuch.csv"], "nosuch.csv does not exist"),
         (b"x", ["--input", "single"], "single is a folder, expected a file"),
@@ -407,9 +407,9 @@ def test_a_bad_row_leaves_the_output_file_as_it_was(refused: Callable[..., str],
         (b"x", ["--window", "-3"], "--window: got -3, expected at least 1"),
         (b"x", ["--windwo", "3"], "unknown option windwo; did you mean --window?; see: "),
         (b"x", ["more"], "unknown option more"),
-        (b"x", ["--output", "int"], "--output 'int' is a folder, expected a file"),
-        (b"x", ["--output", ""], "--output '' is a folder, expected a file"),
-        (b"film " * 90, ["--too_long", "error"], "standard input, line 1: 92 tokens, and at most "),
+        (b"x", ["--output", "int"], "--output: got the folder 'int', expected a file"),
+        (b"x", ["--output", ""], "--output: got the folder '', expected a file"),
+        (b"film " * 90, ["--too_long", "error"], "standard input, line 1: got 92 tokens, expected at most "),
     ],
 )  # fmt: skip
 def test_predict_refuses_in_one_line(
@@ -419,7 +419,7 @@ def test_predict_refuses_in_one_line(
 
 
 def test_pairs_and_single_texts_are_not_mixed_up(refused: Callable[..., str]) -> None:
-    assert "expected two texts in a row, as in training" in refused("predict", "pair")
+    assert "expected two texts per row, as in training" in refused("predict", "pair")
     assert "expected one text in a row, as in training" in refused(
         "predict", "single", "--input", "pair.jsonl"
     )
@@ -481,7 +481,7 @@ def test_a_damaged_adapter_is_refused(
         ("./nosuch", "no adapter at .*nosuch: there is no such folder"),
         ("empty", "no adapter at empty: it has no ptuning.json; expected a folder with adapter_config.json"),
         ("single.jsonl", "no adapter at single.jsonl: it is a file"),
-        ("no such!", "it is no Hub id of the form 'owner/name'"),
+        ("no such!", "it is not a Hub id of the form 'owner/name'"),
     ],
 )
 def test_what_is_no_adapter(refused: Callable[..., str], home: Path, name: str, said: str) -> None:
@@ -554,7 +554,7 @@ def test_inspect(ptuning: Callable[..., Ran], kind: str, tiny_folder: Path) -> N
     labels = {"number": "a number (mean ", "many": "negative, positive, ж", "int": "0, 1"}
     assert labels.get(kind, "negative, positive") in text
     assert "deep, shape [3, 2, 4, 32], from layer 0" in text
-    assert "embedding encoder" in text
+    assert "encoder embedding" in text
     assert "baseline: " in text
 
 
@@ -564,7 +564,7 @@ def test_inspect_as_json(ptuning: Callable[..., Ran], kind: str, tiny_folder: Pa
     assert (code, err) == (0, "")
     found = json.loads(out)  # all of standard output is JSON, the verdict included
     assert found["fits"] == str(tiny_folder)
-    assert found["numbers"] == 768 + 33 * max(1, len(found["task"]["labels"]))
+    assert found["parameters"] == 768 + 33 * max(1, len(found["task"]["labels"]))
     assert found["prompt"]["depth"] == "deep"
     assert found["backbone"]["name"] == str(tiny_folder)
     assert set(found["metrics"]) >= {"validation", "baseline", "baseline_rule"}
@@ -610,7 +610,7 @@ def test_check_data_with_errors_is_exit_code_2(
     for form in ([], ["--json"]):
         code, out, err = ptuning("check-data", "bad.jsonl", "--backbone", str(tiny_folder), *form)
         assert code == 2
-        assert err == "ptuning: error: the data cannot be trained on as it stands; mend the errors above\n"
+        assert err == "ptuning: error: the data cannot be used for training; correct the errors above\n"
         assert ("49" in out) or ("48" in out)
         assert not form or json.loads(out)["ok"] is False
 
@@ -631,7 +631,7 @@ def test_check_data_refuses_what_train_refuses(
 ) -> None:
     held = ["--backbone", str(tiny_folder)]
     said = refused("check-data", "pair.jsonl", "--validation", "single.jsonl", *held)
-    assert said.startswith("single.jsonl: the text is 'text' alone, expected two texts in a row")
+    assert said.startswith("single.jsonl, text: got only 'text', expected two texts per row")
     assert refused("check-data", "nosuch.csv", *held).startswith("nosuch.csv does not exist")
     (home / "head.csv").write_text("text,label\n")
     assert refused("check-data", "head.csv", *held).startswith("head.csv: no rows")
@@ -659,7 +659,9 @@ def test_check_data_takes_the_options_of_train(
     code, out, err = ptuning(*argv, "--data.max_length", "16", "--data.too_long", "error")
     assert code == 2
     assert "16" in out
-    assert err.startswith("ptuning: error: data.too_long: got 'error', and rows have more than the 16 tokens")
+    assert err.startswith(
+        "ptuning: error: data.too_long: got 'error', and there are rows of more than 16 tokens"
+    )
     assert "1 of train" in err
     assert ptuning(*argv, "--data.max_length", "16")[0] == 0
 
@@ -672,12 +674,12 @@ def test_check_data_says_where_nothing_can_be_split_off(
     write(home / "few.jsonl", ROWS[:4])
     code, out, _ = ptuning(*argv)
     assert code == 2
-    assert "error: train: few.jsonl: 4 rows, of which a fraction of 0.1 is 0" in out
+    assert "error: train: few.jsonl: got 0 validation rows, a fraction of 0.1 of 4 rows" in out
     assert ptuning(*argv, "--validation", "single.jsonl")[0] == 0
     write(home / "few.jsonl", [{"text": "the same", "label": i % 2} for i in range(20)])
     code, out, _ = ptuning(*argv)
     assert code == 2
-    assert "error: train: few.jsonl: no label stands in two rows of different text" in out
+    assert "error: train: few.jsonl: no label is in two rows with different texts" in out
 
 
 def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], tiny_folder: Path) -> None:

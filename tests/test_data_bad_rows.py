@@ -42,12 +42,12 @@ def test_one_error_names_all_of_them_and_the_option(tmp_path: Path) -> None:
     )
     assert "--data.bad_rows skip (in Python: bad_rows='skip')" in message
     assert "The first: " in message
-    assert "line 6: the text in 'text' is blank" in message
+    assert "line 6, the text in 'text': got '" in message
 
 
 def test_one_bad_row_is_one_sentence(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.csv", csv_of([*GOOD, "v,"]))
-    with pytest.raises(DataError, match=r"line 6: the label in 'label' is blank.*--data\.bad_rows skip"):
+    with pytest.raises(DataError, match=r"line 6, the label in 'label': got '.*--data\.bad_rows skip"):
         load_examples(path)
 
 
@@ -141,8 +141,8 @@ def labelled(labels: list[Any]) -> list[Example]:
 @pytest.mark.parametrize(
     ("labels", "parts"),
     [
-        ([0, 1, 2, -1], ["the label -1 stands beside 0 to 2", "--data.no_label -1"]),
-        (["0", "1", "2", "-1"], ["the label '-1' stands beside 0 to 2"]),
+        ([0, 1, 2, -1], ["the label -1 occurs next to 0 to 2", "--data.no_label -1"]),
+        (["0", "1", "2", "-1"], ["the label '-1' occurs next to 0 to 2"]),
         (["yes", "no", "-"], ["the label '-'", "--data.no_label -"]),
         (["yes", "no", "NA"], ["the label 'NA'", "--data.no_label NA"]),
         (["yes"] * 50 + ["no"] * 50 + ["none"], ["the label 'none'"]),
@@ -189,7 +189,7 @@ def test_repeated_rows_are_counted_and_dropped() -> None:
     kept = load_examples(rows)
     found = repeats(kept.examples)
     assert (found.again, found.contradicting, found.texts) == ((2,), (3, 4, 5), 1)
-    assert "1 text stands in several rows with different labels, 3 rows in all" in found.contradiction
+    assert "1 text is in several rows with different labels, 3 rows in all" in found.contradiction
     dropped = load_examples(rows, duplicates="drop")
     assert [example.row for example in dropped.examples] == [1, 6, 7]
     assert "dropped 1 row that repeat an earlier one and all 3 rows of 1 text with different labels" in said(

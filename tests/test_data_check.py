@@ -22,6 +22,7 @@ from ptuning.data import (
     load_examples,
 )
 from ptuning.data.places import Note
+from ptuning.errors import DataError
 
 
 def rows(*labelled: tuple[str, Any]) -> list[Example]:
@@ -63,7 +64,7 @@ def test_good_data_has_no_findings() -> None:
         "share": 0.6,
     }
     assert "\n".join(report.lines()).startswith(
-        "columns: text = t, label = l\ntask: single_label_classification, one text a row\ntrain: 20 rows\n"
+        "columns: text = t, label = l\ntask: single_label_classification, one text per row\ntrain: 20 rows\n"
         "  'a': 12 (60.0%)\n  'b': 8 (40.0%)\n  always 'a': accuracy 0.6\n  characters: 6 to 7, median 6"
     )
 
@@ -104,7 +105,7 @@ def test_characters_without_a_tokenizer() -> None:
 def test_repeats_and_conflicts() -> None:
     report = check({"train": [*GOOD, *rows(("x", "a"), ("x", "a"), ("y", "a"), ("y", "b"))]})
     assert found(report, "1 row repeats an earlier one") == ("note", "train", 1, (3,))
-    assert found(report, "1 text stands in several rows with different labels, 2 rows") == (
+    assert found(report, "1 text is in several rows with different labels, 2 rows") == (
         *("warning", "train", 2),
         (4, 5),
     )
@@ -117,7 +118,7 @@ def test_pairs_repeat_only_as_pairs() -> None:
     leak = [Example(row=1, text="Same ", text_b="B  3", label="a")]
     assert found(check({"train": pairs, "test": leak}), "also in train") == ("warning", "test", 1, (1,))
     twice = [*pairs, Example(row=30, text="x", text_b="x", label="a"), Example(row=31, text="x", label="a")]
-    assert found(check({"train": twice}), "two texts are the same") == ("note", "train", 1, (30,))
+    assert found(check({"train": twice}), "rows with two equal texts") == ("note", "train", 1, (30,))
     assert found(check({"train": twice}), "one text among rows with two") == ("error", "train", 1, (31,))
 
 
@@ -129,7 +130,7 @@ def test_leaks_between_all_splits() -> None:
             "test": rows(("text 3", "a"), ("V ", "a"), ("new", "a"), ("newer", "b")),
         }
     )
-    leaks = [(f.split, f.rows, f.message) for f in report.findings if "flatter" in f.message]
+    leaks = [(f.split, f.rows, f.message) for f in report.findings if "are too high" in f.message]
     assert [(split, numbers) for split, numbers, _ in leaks] == [
         ("validation", (2,)),
         ("test", (2,)),
@@ -165,7 +166,7 @@ def test_odd_texts() -> None:
 
 def test_odd_labels() -> None:
     report = check({"train": plain(["a"] * 95 + ["A"] * 3)}, names=("a", "A", "z"))
-    assert found(report, "no training row has: 'z'")[0] == "warning"
+    assert found(report, "labels without training rows: 'z'")[0] == "warning"
     assert found(report, "fewer than 5 training rows: 'A'")[0] == "warning"
     assert found(report, "differ only in case or spaces: 'a', 'A'")[0] == "warning"
     assert found(report, "96.9% of the rows have the label 'a'")[0] == "note"
@@ -173,7 +174,8 @@ def test_odd_labels() -> None:
 
 def test_problems_of_loading_are_grouped() -> None:
     problems = [
-        Problem(row=row, kind="null label", message=f"a.csv, line {row}: null") for row in range(5, 30)
+        Problem(row=row, kind="null label", error=DataError(f"a.csv, line {row}: null"))
+        for row in range(5, 30)
     ]
     report = check({"train": GOOD}, problems={"train": problems})
     assert found(report, "a.csv, line 5: null") == ("error", "train", 25, tuple(range(5, 25)))
@@ -230,9 +232,9 @@ def test_what_was_read_and_what_is_odd_is_reported() -> None:
     report = check({"train": plain([0, 1, 2, -1] * 5)}, notes={"train": notes})
     assert found(report, "the labels are lists") == ("note", "train", 1, (3,))
     assert found(report, "odd")[0] == "warning"
-    assert found(report, "the label -1 stands beside 0 to 2")[:3] == ("warning", "train", 5)
+    assert found(report, "the label -1 occurs next to 0 to 2")[:3] == ("warning", "train", 5)
 
 
 def test_scores_of_one_text_differ_and_do_not_contradict() -> None:
     report = check({"train": rows(*((f"t {n // 2}", n + 0.5) for n in range(20)))})
-    assert found(report, "10 texts stand in several rows with different scores")[0] == "note"
+    assert found(report, "10 texts are in several rows with different scores")[0] == "note"

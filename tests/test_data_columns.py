@@ -63,14 +63,14 @@ def test_a_label_is_looked_for_only_when_needed() -> None:
             "a label",
             {},
             [
-                "no column is known to be the text",
+                "cannot tell which column is the text",
                 "name it with --data.text (in Python: text=), one of 'a', 'label'",
             ],
         ),
         (
             "text z",
             {},
-            ["no column is known to be the label", "name it with --data.label (in Python: label=), one of"],
+            ["which column is the label", "name it with --data.label (in Python: label=), one of"],
         ),
         ("text Label", {"label": "lable"}, ["no column 'lable' for label", "did you mean 'Label'?"]),
         (
@@ -111,16 +111,16 @@ IDS = [f"id-{row}" for row in range(20)]
     ("columns", "label", "note"),
     [
         ({"is_good": ["yes", "no"]}, "is_good", "label: 'is_good', the only other column"),
-        ({"id": IDS, "is_good": [1, 0]}, "is_good", "label: 'is_good', the only column that can be it"),
-        ({"id": list(range(20)), "kind": [1.5, 2.5]}, "kind", "the only column"),
+        ({"id": IDS, "is_good": [1, 0]}, "is_good", "label: 'is_good', the only candidate"),
+        ({"id": list(range(20)), "kind": [1.5, 2.5]}, "kind", "the only candidate"),
         ({"": IDS, "Unnamed: 0": [1, 2], "column 4": [1, 2], "kind": ["a", "b"]}, "kind", "the only other"),
-        ({"kind": ["a", "b"], "source": ["shop"]}, "kind", "the only column that can be it"),
+        ({"kind": ["a", "b"], "source": ["shop"]}, "kind", "the only candidate"),
         ({"kind": ["a", "b"], "empty": [None, ""]}, "kind", "the only other column"),
-        ({"kind": ["a", "b"], "long": TEXTS}, "kind", "the only column that can be it"),
+        ({"kind": ["a", "b"], "long": TEXTS}, "kind", "the only candidate"),
         (
             {"how_good": [row + 0.5 for row in range(20)], "id": IDS},
             "how_good",
-            "the only column that can be it",
+            "the only candidate",
         ),
         ({"tag list": [["a"], ["a", "b"]]}, "tag list", "the only other column"),
         ({"category": ["a", "b"], "score": [None]}, "category", "the only one of 'category', 'score'"),
@@ -153,7 +153,7 @@ def test_the_text_by_its_values() -> None:
     rows = [{"v1": ["ham", "spam"][row % 2], "v2": text, "Unnamed: 2": ""} for row, text in enumerate(TEXTS)]
     columns = found(rows)
     assert (columns.text, columns.label) == ("v2", "v1")
-    assert columns.notes[0] == "text: 'v2', the only column that reads like texts"
+    assert columns.notes[0] == "text: 'v2', the only column that looks like texts"
     twice = [{**row, "v3": f"another {row['v2']}"} for row in rows]
     with pytest.raises(DataError, match="'v2', 'v3' could each be the text"):
         found(twice)
@@ -165,7 +165,7 @@ def test_a_first_row_is_not_taken_for_names() -> None:
         {"the parcel came early, thanks": text, "good": ["good", "bad"][row % 2]}
         for row, text in enumerate(TEXTS)
     ]
-    with pytest.raises(DataError, match="no column is known to be the text"):
+    with pytest.raises(DataError, match="cannot tell which column is the text"):
         found(rows)
 
 
@@ -220,7 +220,7 @@ def test_a_name_with_a_comma_is_one_column() -> None:
         ("toxic,obscen", "no column 'obscen' for label.*did you mean 'obscene'"),
         ("toxic,toxic", "'toxic' is named both label and label 2"),
         ("toxic,comment_text", "'comment_text' is named both text and label 2"),
-        ("tags_*", r"no column fits the pattern 'tags_\*' for label"),
+        ("tags_*", r"no column matches the pattern 'tags_\*' for label"),
     ],
 )
 def test_columns_that_are_not_there(label: str, part: str) -> None:
@@ -232,5 +232,5 @@ def test_columns_of_zeros_and_ones_are_suggested_ready_to_paste() -> None:
     rows = table(toxic=[0, 1], obscene=["1", "0", "0"], id=IDS)
     with pytest.raises(DataError) as caught:
         found(rows)
-    assert "'toxic', 'obscene' hold only 0 and 1" in str(caught.value)
+    assert "'toxic', 'obscene' contain only 0 and 1" in str(caught.value)
     assert "--data.label toxic,obscene (in Python: label=['toxic', 'obscene'])" in str(caught.value)

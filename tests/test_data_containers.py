@@ -99,7 +99,7 @@ def test_an_archive_of_one_table(tmp_path: Path) -> None:
 def test_an_archive_of_several_tables_says_how_to_name_one(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", {"train.csv": CSV, "in/test.jsonl": JSONL})
     message = failure(path)
-    assert "holds 2 files ('train.csv', 'in/test.jsonl'), expected one of rows" in message
+    assert "got 2 files ('train.csv', 'in/test.jsonl'), expected one file of rows" in message
     assert f"name the one to be read, such as {path}/train.csv" in message
     assert values(path / "train.csv") == values(path / "in" / "test.jsonl") == ROWS
     assert f"{path} has no file 'x.csv', expected one of 'train.csv'" in failure(path / "x.csv")
@@ -112,11 +112,12 @@ def test_damaged_and_odd_archives(tmp_path: Path) -> None:
     assert "not a complete zip file" in failure(path)
     path.write_bytes(content[:60] + b"\xff\xff\xff\xff" + content[64:])
     assert "a.zip" in failure(path)
-    assert "holds 0 files" in failure(archive(tmp_path / "b.zip", {}))
+    assert "got 0 files" in failure(archive(tmp_path / "b.zip", {}))
     assert "an archive in an archive" in failure(archive(tmp_path / "c.zip", {"a.zip": content}))
     sink = io.BytesIO()
     pq.write_table(pa.table({"text": ["x"]}), sink)
-    assert "is compressed or packed" in failure(archive(tmp_path / "d.zip", {"a.parquet": sink.getvalue()}))
+    packed = archive(tmp_path / "d.zip", {"a.parquet": sink.getvalue()})
+    assert "is compressed or in an archive" in failure(packed)
 
 
 def test_a_bomb_is_read_piece_by_piece(tmp_path: Path) -> None:
@@ -130,14 +131,14 @@ def test_a_bomb_is_read_piece_by_piece(tmp_path: Path) -> None:
             stream.write(b"a" * (1 << 20))
     rows = open_table(path).rows
     assert next(rows)[1]["text"] == "fine"
-    with pytest.raises(DataError, match="line 3: a line of more than"):
+    with pytest.raises(DataError, match="line 3: got a line of more than"):
         next(rows)
 
 
 @pytest.mark.parametrize(
     ("head", "what"),
     [
-        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel file (.xls), or one with a password"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel file (.xls) or one with a password"),
         (b"%PDF-1.7", "a PDF"),
         (b"SQLite format 3\0", "an SQLite database"),
         (b"\x80\x04\x95\x10", "a pickle, which is never read because it could run code"),
@@ -178,7 +179,7 @@ def test_fasttext_files(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("__label__good a fine kettle\n__label__bad, worse\n\n__label__very_bad   two  spaces\n")
     table = open_table(path)
-    assert "read as fastText's" in table.notes[0]
+    assert "read as fastText" in table.notes[0]
     assert list(table.rows) == [
         (1, {"text": "a fine kettle", "label": "good"}),
         (2, {"text": "worse", "label": "bad,"}),
@@ -237,11 +238,11 @@ def test_a_folder_of_splits_asks_for_one(tmp_path: Path) -> None:
         tmp_path, {f"{split}/{name}": text for split in ("test", "train") for name, text in REVIEWS.items()}
     )
     assert (
-        f"a sub-folder a split ('test', 'train'), expected the rows of one split; name one, such as {path}"
+        f"a sub-folder per split ('test', 'train'), expected the rows of one split; name one, such as {path}"
         in (failure(path))
     )
     parts = folder(tmp_path / "parts", {"train.csv": CSV, "test.csv": CSV})
-    assert "files are of several splits ('test.csv', 'train.csv')" in failure(parts)
+    assert "files of several splits ('test.csv', 'train.csv')" in failure(parts)
     mixed = folder(tmp_path / "mixed", {"a.csv": CSV, "a.jsonl": JSONL})
     assert "files of several kinds ('a.csv', 'a.jsonl')" in failure(mixed)
     for other in ("model.safetensors", "code.py"):
@@ -323,9 +324,10 @@ def test_a_workbook_is_read_as_its_csv_would_be(tmp_path: Path) -> None:
         (6, ("four", "TRUE", "2026-01-02 03:04:00")),
     ]
     assert [problem.message for problem in problems] == [
-        f"{path}, row 7: 4 cells, expected 3 ('text', 'label', 'when'); mend the row, or name all columns"
+        f"{path}, row 7: got 4 cells, expected 3 ('text', 'label', 'when'); correct the row, or name all "
+        "columns"
     ]
-    assert "the first of 2 sheets is read, 'first'; the others ('second')" in table.notes[0]
+    assert "only the first of 2 sheets is read, 'first'; save the others ('second')" in table.notes[0]
 
 
 def test_a_workbook_without_a_header(tmp_path: Path) -> None:
@@ -338,7 +340,7 @@ def test_a_workbook_without_a_header(tmp_path: Path) -> None:
 
 def test_a_workbook_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive(tmp_path / "a.xlsx", {"xl/workbook.xml": "<x/>"})
-    assert "not an Excel workbook that can be read" in failure(path)
+    assert "not a readable Excel workbook" in failure(path)
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     assert "run: pip install 'ptuning[excel]', or save the sheet as CSV (UTF-8)" in failure(path)
 

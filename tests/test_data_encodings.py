@@ -76,7 +76,7 @@ def test_a_national_encoding_is_told_and_said(tmp_path: Path, language: str, enc
     path.write_bytes(csv_of(texts).encode(encoding))
     table = open_table(path)
     assert texts_in(table) == texts
-    assert re.search("not UTF-8, read as .*, in which it says|read as iso2022_jp", table.notes[0])
+    assert re.search("not UTF-8, read as .*, which gives|read as iso2022_jp", table.notes[0])
     stream = open_table(io.BytesIO("\n".join(texts).encode(encoding)), format="text", encoding=encoding)
     assert texts_in(stream) == texts
     assert not stream.notes
@@ -139,7 +139,7 @@ def test_one_bad_byte_in_utf8_is_an_error_for_its_row(tmp_path: Path, where: int
     assert len(found) == where + 2
     assert [(problem.row, problem.kind) for problem in problems] == [(where + 1, "encoding")]
     assert "byte 0xe9 at character 4 is not UTF-8" in problems[0].message
-    assert "cp1252, in which it says 'café'" in problems[0].message
+    assert "cp1252, which gives 'café'" in problems[0].message
     with pytest.raises(DataError, match=f"line {where + 1}: byte 0xe9"):
         texts_in(open_table(path))
 
@@ -161,9 +161,9 @@ def test_what_could_be_several_encodings_is_asked_about_with_how_each_reads(tmp_
     with pytest.raises(DataError) as caught:
         open_table(path)
     message = str(caught.value)
-    assert "cp1252, in which it says" in message
+    assert "cp1252, which gives" in message
     assert "déjà" in message
-    assert "name the right one, for example with --data.encoding" in message
+    assert "set the right one, for example with --data.encoding" in message
     assert "iconv" not in message
     assert texts_in(open_table(path, encoding="cp1252")) == ["déjà", "à", "là"]
 

@@ -129,7 +129,7 @@ def test_rows_of_zeros_and_ones_in_any_form(form: Any) -> None:
     found = loaded([form(row) for row in HOT])
     assert given_labels(found) == APPLY
     assert found.label_names == (0, 1, 2)
-    assert "rows of 3 zeros and ones, one for each label: 0, 1, 2" in said(found)
+    assert "rows of 3 zeros and ones, one per label: 0, 1, 2" in said(found)
     task = Task(problem_type=MULTI, labels=("a", "b", "c"))  # whose names they are, then
     named = loaded([form(row) for row in HOT], task=task)
     assert given_labels(named) == [("a", "c"), ("b",), ("c",), ("b", "c")]
@@ -190,7 +190,7 @@ def test_lists_as_text_are_read_and_said() -> None:
 def test_a_cell_that_is_no_list_among_lists_is_a_bad_row() -> None:
     labels = ["['a']", "['b']"] * 20 + ["['a'"]
     with pytest.raises(
-        DataError, match="row 41: the label is \"\\['a'\", expected a list as in the other rows"
+        DataError, match="row 41, the label: got \"\\['a'\", expected a list as in the other rows"
     ):
         loaded(labels)
     found = loaded(labels, bad_rows="skip")
@@ -263,7 +263,7 @@ def test_several_labels_asked_for_are_separated_or_one_each() -> None:
     ("cells", "values", "note"),
     [
         (["3,5", "4", "0,25"], [3.5, 4.0, 0.25], "decimal comma, such as '3,5'"),
-        (["80%", "12,5 %", "100%"], [0.8, 0.125, 1.0], "shares: '80%' is 0.8"),
+        (["80%", "12,5 %", "100%"], [0.8, 0.125, 1.0], "fractions: '80%' is 0.8"),
     ],
 )
 def test_numbers_in_other_spellings(cells: list[str], values: list[float], note: str) -> None:
@@ -292,7 +292,7 @@ def test_a_column_of_tags_has_no_decimals() -> None:
 def test_spaces_around_labels_are_taken_off_and_said() -> None:
     found = loaded([" neg", "pos", "pos ", "neg"])
     assert given_labels(found) == ["neg", "pos", "pos", "neg"]
-    assert "spaces around the label were taken off in 2 rows" in said(found)
+    assert "spaces around the label were removed in 2 rows" in said(found)
 
 
 def test_labels_of_a_trained_task_stay_as_they_are() -> None:
@@ -318,7 +318,7 @@ def test_one_number_is_one_label_however_it_is_spelled() -> None:
     task = Task(problem_type=SINGLE, labels=("0", "1"))
     found = loaded(["1.0", "0.0", "1"], task=task)
     assert given_labels(found) == ["1", "0", "1"]
-    assert "the label '1.0' is read as '1', as training has it" in said(found)
+    assert "the label '1.0' is read as '1', as in training" in said(found)
     twice = Task(problem_type=SINGLE, labels=("1", "1.0"))
     assert given_labels(loaded(["1.00"], task=twice)) == ["1.00"]  # could be either
 

@@ -200,7 +200,7 @@ def test_many_labels_are_accepted_when_stated() -> None:
             "maybe",
             ["a.csv, line 3: the label 'maybe' was unseen in training", "'1', 'no'", "correct the label"],
         ),
-        (1, ["the label 1 was unseen", "'1' was a str in training", "as the training data did"]),
+        (1, ["the label 1 was unseen", "'1' was a str in training", "as in the training data"]),
     ],
 )
 def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
@@ -225,8 +225,8 @@ def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
             ],
         ),
         ((0, 1), ["good", "bad"], ["in training: 0, 1 (numbers), here: 'bad', 'good' (words)"]),
-        (("bad", "good"), ["GOOD", "BAD"], ["it differs from 'good' in case or spaces alone"]),
-        (("so so", "good"), ["so  so"], ["it differs from 'so so' in case or spaces alone"]),
+        (("bad", "good"), ["GOOD", "BAD"], ["it differs from 'good' only in case or spaces"]),
+        (("so so", "good"), ["so  so"], ["it differs from 'so so' only in case or spaces"]),
         ((0, 1), [-1, -1], ["if it means that a row has no label, --data.no_label -1"]),
         (("a", "b"), ["a", "-"], ["--data.no_label -"]),
     ],

@@ -108,7 +108,7 @@ def test_a_gap_makes_no_number_a_float() -> None:
     found = load_examples(frame, collect_problems=True)
     assert [(each.label, type(each.label)) for each in found.examples] == [(1, int), (0, int), (1, int)]
     assert [problem.message for problem in found.problems] == [
-        "the rows, row 3: the label in 'label' is null, expected one; fill it in, or remove the row"
+        "the rows, row 3, the label in 'label': got null, expected a label; fill it in, or remove the row"
     ]
 
 
@@ -138,22 +138,22 @@ def test_without_labels_a_tuple_is_two_texts() -> None:
         (FRAME.iloc[:0], "no rows, expected at least one"),
         (polars.DataFrame({"text": [], "label": []}), "no rows, expected at least one"),
         (([], []), "no rows, expected at least one"),
-        ((TEXTS, LABELS[:2]), "got 3 of 'text' and 2 of 'label', expected as many of each"),
-        ({"text": TEXTS, "label": [1]}, "got 3 of 'text' and 1 of 'label', expected as many of each"),
+        ((TEXTS, LABELS[:2]), "got 3 of 'text' and 2 of 'label', expected the same number of each"),
+        ({"text": TEXTS, "label": [1]}, "got 3 of 'text' and 1 of 'label', expected the same number of each"),
         ((TEXTS, None), "got None, expected (text, label) with one sequence of each"),
         ((TEXTS, 1), "got a tuple with the int 1, expected (text, label) with one sequence of each"),
-        (("a good film", "pos"), "got a tuple with the str 'a good film', expected .*rows go into a list"),
+        (("a good film", "pos"), "got a tuple with the str 'a good film', expected .*pass rows as a list"),
         ((("a", "b"), ("c", "d")), "got a tuple of 2 tuples of 2, which could be rows or columns"),
-        ([[*TEXTS, "more"], [*LABELS, "pos"]], "row 1 is a list: .*columns go into a tuple: (texts, labels)"),
-        (TEXTS, "row 1 is a str: 'a good film', expected (text, label)"),
-        ([("a", 1), 5], "row 2 is a int: 5, expected (text, label)"),
-        ([()], "row 1 is a tuple: (), expected (text, label)"),
+        ([[*TEXTS, "more"], [*LABELS, "pos"]], "row 1: got the list .*pass columns as a tuple"),
+        (TEXTS, "row 1: got the str 'a good film', expected (text, label)"),
+        ([("a", 1), 5], "row 2: got the int 5, expected (text, label)"),
+        ([()], "row 1: got the tuple (), expected (text, label)"),
         (FRAME["text"], "got one column, a Series, expected a path"),
         (np.array(TEXTS), "got one column, a ndarray, expected a path"),
         (pandas.concat([FRAME, FRAME], axis=1), "more than one column is named 'text', 'label'"),
         (DatasetDict(train=Dataset.from_dict(COLUMNS)), "got a mapping of 'train', .*splits, pass one"),
         ([("a", 1), ("b", 0, 2)], "row 2: .*"),
-        (torch.ones(3, 2), "row 1: 'text' holds the float 1.0, expected a string"),
+        (torch.ones(3, 2), "row 1, the text in 'text': got the float 1.0, expected a string"),
     ],
 )  # fmt: skip
 def test_what_holds_no_rows_is_one_sentence(given: Any, message: str) -> None:
@@ -188,7 +188,7 @@ def test_a_split_that_is_none_is_not_there() -> None:
             "got a split 'unsupervised', expected train, validation and test; pass a mapping of the splits "
             "to use: {name: data[name] for name in ['train', 'test']}",
         ),
-        ({"test": TEXTS}, 'there is no split \'train\'; expected a mapping {"train": …, "validation": …}'),
+        ({"test": TEXTS}, 'there is no split \'train\', expected a mapping {"train": …, "validation": …}'),
     ],
 )
 def test_splits_have_names(given: Any, message: str) -> None:

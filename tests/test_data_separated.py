@@ -103,8 +103,8 @@ def test_a_tsv_that_quotes_as_csv_does_is_read_so(tmp_path: Path) -> None:
     rows = [('he said "fine"', "good"), ("two\nlines", "bad"), ("a\ttab", "good"), ("plain", "bad")]
     table = opened(tmp_path / "a.tsv", written(rows, sep="\t"))
     assert cells(table) == rows
-    assert "read as CSV quotes them" in table.notes[0]
-    assert "1 row runs over several lines, as a quoted cell may (the first: lines 3 to 4)" in table.notes[1]
+    assert "read as CSV quoting" in table.notes[0]
+    assert "1 row spans several lines, as a quoted cell may (the first: lines 3 to 4)" in table.notes[1]
     quoted = written(ROWS, sep="\t", quoting=csv.QUOTE_ALL)
     assert cells(opened(tmp_path / "a.tsv", quoted)) == ROWS
 
@@ -115,7 +115,7 @@ def test_a_tsv_that_quotes_as_csv_does_is_read_so(tmp_path: Path) -> None:
         ('a 15" screen', "line 3 are not well formed"),
         ('"Yes" she said', "line 3 are not well formed"),
         ('"never closed', "line 3 are not well formed"),
-        ('"Quite"', "in column 1, line 3 has them and line 2 has not"),
+        ('"Quite"', "in column 1, line 3 has quotes and line 2 has none"),
     ],
 )
 def test_a_tsv_is_read_without_quoting_where_its_quotes_are_not_csvs(
@@ -173,7 +173,7 @@ def test_what_a_csv_writer_wrote_comes_back(
         told = str(error)
     if told:  # what could be rows of their own
         assert several_lines
-        assert "say --data.quoting csv" in told
+        assert "pass --data.quoting csv" in told
     elif found != rows:  # what are rows of their own in a TSV, whose quotes need not be CSV's
         assert several_lines
         assert format == "tsv"
@@ -189,7 +189,7 @@ def test_a_cell_over_several_lines_stays_one_cell(tmp_path: Path) -> None:
     table = opened(tmp_path / "a.csv", written(letters))
     assert cells(table) == letters
     assert table.notes == [
-        f"{tmp_path}/a.csv: 20 rows run over several lines, as a quoted cell may (the first: lines 2 to 5)"
+        f"{tmp_path}/a.csv: 20 rows span several lines, as a quoted cell may (the first: lines 2 to 5)"
     ]
 
 
@@ -245,7 +245,7 @@ def test_the_separator_is_told_from_the_file_and_said(
 def test_the_line_that_tells_excel_the_separator_is_no_row(tmp_path: Path) -> None:
     table = opened(tmp_path / "a.csv", "sep=;\r\n" + written(ROWS, sep=";"))
     assert [number for number, _ in table.rows] == list(range(3, 23))
-    assert "separated by ';', as its first line says" in table.notes[0]
+    assert "separated by ';', as stated in its first line" in table.notes[0]
 
 
 @pytest.mark.parametrize(("given_as", "sep"), [("tab", "\t"), ("\\t", "\t"), ("^", "^"), (":", ":")])
@@ -260,7 +260,7 @@ def test_what_cannot_separate_is_refused(tmp_path: Path, separator: str) -> None
 
 
 def test_two_separators_that_could_be_meant_are_asked_about(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"separated by ';' or by '\|'.* say which with --data\.separator"):
+    with pytest.raises(DataError, match=r"separated by ';' or by '\|'.* choose one with --data\.separator"):
         opened(tmp_path / "a.csv", "a;b|c\n" + "x;y|z\n" * 9)
 
 
@@ -311,7 +311,7 @@ def test_a_missing_header_is_told_from_the_rows(tmp_path: Path, case: str) -> No
     assert [number for number, _ in rows] == list(range(1, 21))
     assert table.columns == tuple(str(number) for number in range(1, len(table.columns) + 1))
     assert "no header: the first row (" in table.notes[-1]
-    assert "say --data.header first" in table.notes[-1]
+    assert "pass --data.header first" in table.notes[-1]
     assert len(list(open_table(tmp_path / "a.csv", header="none").rows)) == 20
     assert len(list(open_table(tmp_path / "a.csv", header="first").rows)) == 19
 
@@ -335,9 +335,7 @@ def test_a_header_stays_one(tmp_path: Path, case: str) -> None:
     ],
 )
 def test_what_may_be_a_header_or_not_is_asked_about(tmp_path: Path, content: str) -> None:
-    with pytest.raises(
-        DataError, match=r"may be the columns' names or a row of data.* say --data\.header none"
-    ):
+    with pytest.raises(DataError, match=r"has the column names or data.* pass --data\.header none"):
         opened(tmp_path / "a.csv", content)
     assert next(opened(tmp_path / "a.csv", content, header="first").rows)[0] == 2
     assert next(opened(tmp_path / "a.csv", content, header="none").rows)[0] == 1
@@ -361,9 +359,7 @@ def test_columns_without_a_header_are_named_by_number(tmp_path: Path) -> None:
 def test_spaces_around_names_are_removed_and_said(tmp_path: Path) -> None:
     table = opened(tmp_path / "a.csv", "text , label\na, b\n")
     assert table.columns == ("text", "label")
-    assert table.notes == [
-        f"{tmp_path}/a.csv: spaces around the column names were removed: 'text ', ' label'"
-    ]
+    assert table.notes == [f"{tmp_path}/a.csv: spaces around column names were removed: 'text ', ' label'"]
 
 
 def test_unused_columns_may_be_called_anything_or_nothing(tmp_path: Path) -> None:
@@ -397,7 +393,7 @@ def test_a_row_of_the_wrong_length_is_a_problem_and_reading_goes_on(tmp_path: Pa
     found, problems = collected(tmp_path / "a.csv", "text,label\na,x\nshort\nb,y,z\nc,x\n")
     assert found == [(2, ("a", "x")), (5, ("c", "x"))]
     assert [(problem.row, problem.kind) for problem in problems] == [(3, "cells"), (4, "cells")]
-    assert "line 3: 1 cell, expected 2 ('text', 'label')" in problems[0].message
+    assert "line 3: got 1 cell, expected 2 ('text', 'label')" in problems[0].message
 
 
 def test_empty_cells_at_the_end_may_be_too_many_or_missing(tmp_path: Path) -> None:
@@ -413,7 +409,7 @@ def test_the_names_again_are_no_row(tmp_path: Path) -> None:
 
 
 def test_only_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 2: 1 cell, .*; no other row can be used either"):
+    with pytest.raises(DataError, match=r"line 2: got 1 cell, .*; no other row can be used either"):
         collected(tmp_path / "a.csv", "text,label\na\nb\n")
 
 
@@ -430,7 +426,7 @@ def test_a_line_without_end_is_refused_by_its_place(tmp_path: Path, monkeypatch:
             [1, 2, 4] if name[2] in "jt" and name != "a.tsv" else [2, 4]
         )
         assert [problem.row for problem in problems] == [3]
-        assert f"{name}, line 3: a line of more than 100 characters" in problems[0].message
+        assert f"{name}, line 3: got a line of more than 100 characters" in problems[0].message
 
 
 def test_a_line_without_end_is_not_held(tmp_path: Path) -> None:
@@ -450,7 +446,7 @@ def test_a_line_without_end_is_not_held(tmp_path: Path) -> None:
             return len(buffer)
 
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"line 1: a line of more than 16,777,216 characters"):
+    with pytest.raises(DataError, match=r"line 1: got a line of more than 16,777,216 characters"):
         open_table(io.BufferedReader(Endless()), format="text")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -129,11 +129,13 @@ def test_fractions_out_of_range(fraction: float) -> None:
 
 
 def test_too_few_rows() -> None:
-    with pytest.raises(DataError, match=r"a.csv: 3 rows, of which a fraction of 0.1 is 0.*validation file"):
+    with pytest.raises(
+        DataError, match=r"a.csv: got 0 validation rows, a fraction of 0.1 of 3 rows.*validation file"
+    ):
         split_off(rows(["a", "b", "a"]), TASK, fraction=0.1, seed=0)
-    with pytest.raises(DataError, match=r"the training data: 0 rows"):
+    with pytest.raises(DataError, match=r"the training data: got 0 validation rows"):
         split_off([], TASK, fraction=0.1, seed=0)
-    with pytest.raises(DataError, match=r"no label stands in two rows of different text.*add rows"):
+    with pytest.raises(DataError, match=r"no label is in two rows with different texts.*add rows"):
         split_off(rows(["a", "b", "c"]), TASK, fraction=0.5, seed=0)
 
 
@@ -170,7 +172,7 @@ def test_no_label_goes_whole_and_half_stays() -> None:
 
 def test_what_cannot_be_split_says_why() -> None:
     examples = repeated(2, 1, 20)
-    with pytest.raises(DataError, match=r"no label stands in two rows of different text.*data\.validation "):
+    with pytest.raises(DataError, match=r"no label is in two rows with different texts.*data\.validation "):
         split_off(examples, infer_task(examples), fraction=0.1, seed=0)
     one_text = [*rows(["a"] * 30 + ["b"] * 30, ["x"] * 30 + ["y"] * 30), *rows(["a"], ["x z"])]
     train, held = split_off(one_text, infer_task(one_text), fraction=0.1, seed=0)

@@ -169,8 +169,8 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
         ("a.csv", "", ["no rows", "check that this is the right file"]),
         ("a.csv", "text,label\n", ["no rows"]),
         ("a.jsonl", "\n\n", ["no rows"]),
-        ("a.csv", "a,b\n1,2\n1,2,3\n", ["line 3: 3 cells, expected 2 ('a', 'b')", "double quotes"]),
-        ("a.tsv", "a\tb\n1\n", ["line 2: 1 cell, expected 2", "mend the row"]),
+        ("a.csv", "a,b\n1,2\n1,2,3\n", ["line 3: got 3 cells, expected 2 ('a', 'b')", "double quotes"]),
+        ("a.tsv", "a\tb\n1\n", ["line 2: got 1 cell, expected 2", "correct the row"]),
         ("a.csv", 'a,b\n1,2\n"open,2\n3,4\n', ["line 3: not a row of cells", "doubled"]),
         ("a.csv", 'a,b\n"x"y,2\n', ["line 2: not a row of cells", "doubled"]),
         (
@@ -178,20 +178,20 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
             b"a,b\nok,1\nd\xe9j\xe0,2\n",
             [
                 "line 3: byte 0xe9 at character 2",
-                "cp1252, in which it says 'déjà,2'",
+                "cp1252, which gives 'déjà,2'",
                 "--data.encoding cp1252",
             ],
         ),
         ("a.jsonl", b'{"a": "\xff"}\n', ["line 1: byte 0xff at character 8"]),
-        ("a.jsonl", '{"a": 1}\n{"a": \n', ["line 2: not a JSON object", "at character", "mend the line"]),
+        ("a.jsonl", '{"a": 1}\n{"a": \n', ["line 2: not a JSON object", "at character", "correct the line"]),
         ("a.jsonl", '{"a": 1, "a": 2}\n', ["line 1", "the name 'a' occurs twice"]),
-        ("a.jsonl", '"word"\n', ["line 1: a JSON str"]),
+        ("a.jsonl", '"word"\n', ["line 1: got a JSON str"]),
         ("a.jsonl", "[" * 100_000 + "\n", ["item 1: not JSON"]),
         ("a.jsonl.gz", "not gzip", ["not a complete gzip file", "compress it again"]),
         # mtime: the bytes are part of the test's name, which has to be the same in every process
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9, mtime=0)[:-9], ["not a complete gzip file"]),
         ("a.parquet", "not parquet", ["not a Parquet file", "write or copy it again"]),
-        ("a.xlsx", "x", ["not an Excel workbook that can be read", "save the sheet as CSV"]),
+        ("a.xlsx", "x", ["not a readable Excel workbook", "save the sheet as CSV"]),
         ("a", "x", ["extension 'none'", "'.csv'", "rename the file"]),
         ("a.parquet.gz", "x", ["is compressed", "unpack it first"]),
     ],
@@ -217,7 +217,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_format_overrides_an_extension_and_is_checked(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.dat", "text,label\nx,y\n")
     assert values(path, format="csv") == [{"text": "x", "label": "y"}]
-    assert "format 'xml' is unknown; expected one of 'csv'" in failure(path, format="xml")
+    assert "format 'xml' is unknown, expected one of 'csv'" in failure(path, format="xml")
     assert "leave it out" in failure([{"a": 1}], format="csv")
     assert "cannot be read as parquet" in failure(io.BytesIO(), format="parquet")
     assert "expected a binary one" in failure(io.StringIO("a"), format="csv")
@@ -226,7 +226,7 @@ def test_format_overrides_an_extension_and_is_checked(tmp_path: Path) -> None:
 def test_rows_in_memory() -> None:
     assert list(read_rows({"a": n} for n in (5, 6))) == [(1, {"a": 5}), (2, {"a": 6})]
     assert open_table([{"a": 1, "b": 2}]).columns == ("a", "b")
-    assert "the rows, row 2: a str: 'x', expected a mapping" in failure([{"a": 1}, "x"])
+    assert "the rows, row 2: got a str: 'x', expected a mapping" in failure([{"a": 1}, "x"])
     assert "of several splits, pass one" in failure({"train": []})
     assert "no rows" in failure([])
 
@@ -271,8 +271,8 @@ def test_a_class_without_a_name_is_an_error(tmp_path: Path) -> None:
     table = pa.table({"text": ["x"], "label": [2], "tags": [[0]]}).replace_schema_metadata(schema.metadata)
     pq.write_table(table, path)
     message = failure(path)
-    assert f"{path}, row 1: column 'label': class 2, expected a number below 2 ('no', 'yes')" in message
-    assert "mend the data set's features or its rows" in message
+    assert f"{path}, row 1, column 'label': got class 2, expected a number below 2 ('no', 'yes')" in message
+    assert "correct the features or the rows of the data set" in message
 
 
 def classes() -> Any:

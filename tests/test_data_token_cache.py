@@ -170,7 +170,7 @@ def test_a_split_that_is_refused_is_never_kept(tokenizer: PreTrainedTokenizerBas
     strict = Tokenise(tokenizer=tokenizer, limit=4, too_long="error")
     rows(replace(strict, too_long="truncate"), SINGLE)  # the same texts, cut, are kept
     for _ in range(2):
-        with pytest.raises(DataError, match="the rows, row 3: 5 tokens, and at most 4 fit"):
+        with pytest.raises(DataError, match="the rows, row 3: got 5 tokens, expected at most 4"):
             rows(strict, SINGLE)
     assert entries() == 1
     calls.clear()

@@ -344,7 +344,7 @@ def test_columns_of_zeros_and_ones_are_several_labels() -> None:
     found, _ = gather({"train": rows, "validation": rows}, options, seed=0, task=MULTI)
     assert [example.label for example in found.train] == [("a",), ("b", "a")]
     rows[1]["a"] = 2
-    with pytest.raises(DataError, match="row 2: the label's column 'a' holds 2, expected 0 or 1"):
+    with pytest.raises(DataError, match="row 2, label column 'a': got 2, expected 0 or 1"):
         gather({"train": rows, "validation": rows}, options, seed=0, task=MULTI)
 
 
@@ -359,22 +359,22 @@ MASKS = {"attention_mask": 1, "token_type_ids": 0}
     [
         (
             {"input_ids": [1] * 61},
-            "61 tokens, and at most 60 fit.*max_length=60",
+            "got 61 tokens, expected at most 60 .*max_length=60",
         ),  # 4 positions are the prompt's
-        ({"input_ids": [1, 5000, 2]}, r"'input_ids' holds 5000, expected 0 to \d+, .*own tokenizer"),
-        ({"input_ids": [1, -100, 2]}, "'input_ids' holds -100, expected 0 to"),
-        ({"token_type_ids": [0, 0, 7, 0]}, "'token_type_ids' holds 7, expected 0 to 1,"),
-        ({"input_ids": []}, "'input_ids' holds no token"),
-        ({"input_ids": None}, "'input_ids' is None, expected a flat list of whole numbers"),
-        ({"input_ids": [[1, 5, 2]]}, r"'input_ids' is \(\[1, 5, 2\],\), expected .*without return_tensors"),
-        ({"input_ids": ["[CLS]", "good"]}, r"'input_ids' is \('\[CLS\]', 'good'\), expected"),
-        ({"attention_mask": [1, 1]}, "'attention_mask' has 2 values, expected 4"),
+        ({"input_ids": [1, 5000, 2]}, r"'input_ids': got 5000, expected 0 to \d+, .*own tokenizer"),
+        ({"input_ids": [1, -100, 2]}, "'input_ids': got -100, expected 0 to"),
+        ({"token_type_ids": [0, 0, 7, 0]}, "'token_type_ids': got 7, expected 0 to 1,"),
+        ({"input_ids": []}, "'input_ids' is empty, expected at least one token"),
+        ({"input_ids": None}, "'input_ids': got None, expected a flat list of whole numbers"),
+        ({"input_ids": [[1, 5, 2]]}, r"'input_ids': got \(\[1, 5, 2\],\), expected .*without return_tensors"),
+        ({"input_ids": ["[CLS]", "good"]}, r"'input_ids': got \('\[CLS\]', 'good'\), expected"),
+        ({"attention_mask": [1, 1]}, "'attention_mask': got 2 values, expected 4"),
         ({"attention_mask": [1, 0, 1, 1]}, "'attention_mask' has a 0 between its ones"),
-        ({"attention_mask": [0, 0, 0, 0]}, r"'attention_mask' is \[0, 0, 0, 0\], expected 1"),
-        ({"attention_mask": [1, 2, 1, 1]}, r"'attention_mask' is \[1, 2, 1, 1\], expected 1"),
+        ({"attention_mask": [0, 0, 0, 0]}, r"'attention_mask': got \[0, 0, 0, 0\], expected 1"),
+        ({"attention_mask": [1, 2, 1, 1]}, r"'attention_mask': got \[1, 2, 1, 1\], expected 1"),
         ({"token_type_ids": None}, "'token_type_ids' is in some rows and not in others"),
-        ({"labels": 2}, "the label 2 is no class, expected a number from 0 to 1, or one of 'negative'"),
-        ({"labels": -1}, "the label -1 is no class"),
+        ({"labels": 2}, "the label: got 2, expected a class index from 0 to 1, or one of 'negative'"),
+        ({"labels": -1}, "the label: got -1, expected a class index"),
         ({"labels": None}, "got the label None, expected a label"),
         ({"labels": [1]}, "got the list"),
     ],
@@ -385,7 +385,7 @@ def test_a_bad_row_is_named(tiny_folder: Path, change: Row, message: str) -> Non
         bad |= {name: [fill] * len(bad["input_ids"]) for name, fill in MASKS.items()}
     rows = [GOOD, bad, {**GOOD, "labels": 1}]
     model = model_for(tiny_folder)
-    with pytest.raises(DataError, match=f"data.train, row 2: {message}"):
+    with pytest.raises(DataError, match=f"data.train, row 2[:,] {message}"):
         fit(model, {"train": rows, "validation": [GOOD, {**GOOD, "labels": 1}]}, ONCE)
 
 
@@ -404,13 +404,13 @@ def test_the_good_rows_are_good(tiny_folder: Path) -> None:
 def test_an_input_prompt_takes_its_places_off_the_limit(tiny_folder: Path) -> None:
     model = model_for(tiny_folder, prompt=InputPrompt(num_virtual_tokens=10))
     rows = [{"input_ids": [1] * size, "labels": size % 2} for size in (54, 55)]
-    with pytest.raises(DataError, match=r"data.test, row 2: 55 tokens, and at most 54 fit"):
+    with pytest.raises(DataError, match=r"data.test, row 2: got 55 tokens, expected at most 54"):
         fit(model, {"train": rows[:1] + labelled(1), "validation": labelled(0, 1), "test": rows}, ONCE)
 
 
 def test_rows_of_zeros_and_ones_of_another_width_are_refused() -> None:
     with pytest.raises(
-        DataError, match=r"data.train, row 2: the label is \[1.0, 0.0\], expected 3 zeros and"
+        DataError, match=r"data.train, row 2, the label: got \[1.0, 0.0\], expected 3 zeros and"
     ):
         read(labelled([1.0, 0.0, 0.0], [1.0, 0.0]), MULTI)
 
@@ -420,7 +420,7 @@ def test_missing_labels_name_the_split_and_the_columns(tiny_folder: Path) -> Non
     with pytest.raises(
         DataError,
         match=r"data.validation: the columns are 'input_ids', 'text', 'gold', expected the labels in "
-        r"'labels', 'label', 'label_ids'; add them beside 'input_ids', or name their column with columns=",
+        r"'labels', 'label', 'label_ids'; add them next to 'input_ids', or name their column with columns=",
     ):
         fit(model_for(tiny_folder), {"train": labelled(0, 1), "validation": held}, ONCE)
     with pytest.raises(DataError, match=r"data.train: the columns are .*expected the labels in 'stars'"):

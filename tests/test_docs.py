@@ -55,7 +55,7 @@ def options(_: str) -> str:
     }
     for option in leaves(TrainConfig):
         section = option.key.partition(".")[0] if "." in option.key else "run"
-        sections[section].append((f"`{option.key}`", option.default, option.help))
+        sections[section].append((f"`{option.key}`", option.default or "–", option.help))
     parts = [
         f"### {name}\n\n" + table(("option", "default", "meaning"), rows) for name, rows in sections.items()
     ]
@@ -85,9 +85,9 @@ def prompt_choices(_: str) -> str:
         own = [
             option for option in leaves(kind) if option.key not in ("depth", "kind") and "." not in option.key
         ]
-        rows += [(choice, f"`prompt.{prefix}{each.key}`", each.default, each.help) for each in own]
+        rows += [(choice, f"`prompt.{prefix}{each.key}`", each.default or "–", each.help) for each in own]
         if not own:
-            rows.append((choice, "", "", "takes no option"))
+            rows.append((choice, "", "", "has no options"))
     return table(("choice", "option", "default", "meaning"), rows)
 
 

@@ -56,7 +56,7 @@ def test_ctrl_c_in_the_demo_promises_nothing_that_it_cannot_do(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ConsoleCallback, "on_step_end", lambda *args: os.kill(os.getpid(), signal.SIGINT))
     assert main(["demo", "--epochs", "1"]) == 130
-    assert capsys.readouterr().err == "ptuning: interrupted; ptuning demo always starts again\n"
+    assert capsys.readouterr().err == "ptuning: interrupted; ptuning demo always starts from scratch\n"
 
 
 def test_the_embedded_backbone_stands_in_for_its_hub_id() -> None:

@@ -19,7 +19,7 @@ from ptuning.errors import BackboneNotFound, ConfigError, DataError, PTuningErro
         ),
         (DataError("a.csv, line 3", got="'x'", expected=1.5), "a.csv, line 3: got 'x', expected 1.5"),
         (DataError("a.csv: no label", got="''"), "a.csv: no label; got ''"),
-        (ConfigError("no such key", expected="one of a, b"), "no such key; expected one of a, b"),
+        (ConfigError("no such key", expected="one of a, b"), "no such key, expected one of a, b"),
         (ConfigError(got=3, remedy="choose another"), "got 3; choose another"),
         (PTuningError(), ""),
     ],

@@ -122,8 +122,8 @@ def test_a_dataset_dict_of_three_splits_is_taken(tiny_folder: Path) -> None:
         (None, "data.train: got None, expected a path, an hf: name, a data frame"),
         (5, "data.train: got the int 5, expected"),
         (pandas.DataFrame({"text": [], "label": []}), "data.train: no rows, expected at least one"),
-        ((TEXTS, NAMES[:-1]), "data.train: got 40 of 'text' and 39 of 'label', expected as many of each"),
-        ({"train": TEXTS}, "data.train, row 1 is a str: .*, expected"),
+        ((TEXTS, NAMES[:-1]), "data.train: got 40 of 'text' and 39 of 'label', expected the same"),
+        ({"train": TEXTS}, "data.train, row 1: got the str .*, expected"),
         ({"train": ROWS, "validation": (TEXTS, [1])}, "data.validation: got 40 of 'text' and 1 of 'label'"),
         ({"train": ROWS, "unsupervised": ROWS}, "got a split 'unsupervised', expected train, validation and"),
         (Path("nowhere.csv"), "nowhere.csv does not exist"),
@@ -261,19 +261,19 @@ def test_labels_mean_the_same_with_texts_and_token_ids(name: str, form: str) -> 
 
 REFUSED: dict[str, tuple[Dataset, Task, bool, str]] = {
     "too many names": (texts(["a", "b", "c"]), task(0, 1), True,
-        r"the labels are strings \('a', 'b', 'c'\), but the model was made with num_labels=2 \(labels 0, 1\)"
-        r"; make it with num_labels=3, or pass task=Task\(problem_type='single_label_classification', "
+        r"labels: got 3 strings \('a', 'b', 'c'\), expected 2 labels \(0, 1\), because .* num_labels=2"
+        r"; create it with num_labels=3, or pass task=Task\(problem_type='single_label_classification', "
         r"labels=\('a', 'b', 'c'\)\)"),
     "too many classes": (named([0], "a", "b", "c"), task(0, 1), True,
-        r"the labels have 3 classes \('a', 'b', 'c'\), but the model was made for 2; make it with num_lab"),
-    "out of range": (texts([0, 1, 2]), task(0, 1), True, "row 3: the label 2 is no class, expected a number"),
-    "no label": (texts([0, 1, -1]), task(0, 1), True, "row 3: the label -1 is no class"),
+        r"labels: got 3 classes \('a', 'b', 'c'\), expected at most 2, because .*; create it with num_lab"),
+    "out of range": (texts([0, 1, 2]), task(0, 1), True, "row 3, the label: got 2, expected a class index"),
+    "no label": (texts([0, 1, -1]), task(0, 1), True, "row 3, the label: got -1, expected a class index"),
     "a name that the task lacks": (texts(["a", "c"]), task("a", "b"), False,
-        r"row 2: the label is 'c' \(str\), expected one of 'a', 'b', because the model was made with these "
-        r"labels; correct the label, or make the model for the labels of the data: task=Task\(labels=…\)"),
+        r"row 2, the label: got 'c' \(str\), expected one of 'a', 'b', because the model was created with "
+        r"these labels; correct the label, or create the model for the labels of the data: task="),
     "scores": (texts([0.0, 0.5]), task(0, 1), True,
-        r"row 1: the label is 0.0 \(float\), expected one of 0, 1, because the model was made with "
-        "num_labels=2; for scores, make it with num_labels=1"),
+        r"row 1, the label: got 0.0 \(float\), expected one of 0, 1, because the model was created with "
+        "num_labels=2; for scores, create it with num_labels=1"),
     "multi-hot for one label": (texts(MULTI_HOT), task(0, 1, 2), True, "got the list"),
     "a width of its own": (texts([[1.0, 0.0, 0.0]]), task("x", "y", kind=MULTI), False, "expected 2 zeros"),
 }  # fmt: skip
@@ -317,7 +317,7 @@ def test_a_loaded_adapter_keeps_its_names(tiny_folder: Path, tmp_path: Path) -> 
     model.save_pretrained(tmp_path / "adapter")
     loaded = PTuningModel.from_pretrained(tmp_path / "adapter")
     swapped = [{**row, "label": row["label"].upper()} for row in ROWS]
-    with pytest.raises(DataError, match=r"row 1: the label is 'NEGATIVE'.*expected one of 'negative', "):
+    with pytest.raises(DataError, match=r"row 1, the label: got 'NEGATIVE'.*expected one of 'negative', "):
         fit(loaded, swapped, ONCE)
     fit(loaded, (TEXTS, INDICES), ONCE)
     assert loaded.task.labels == LABELS

@@ -118,7 +118,7 @@ def test_what_was_pushed_is_what_is_loaded_to_the_bit(
     assert len(login.requests) == asked
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
-    one_line(lambda: locate("someone/film"), "not whole in the Hub's cache", "unset HF_HUB_OFFLINE")
+    one_line(lambda: locate("someone/film"), "the Hub's cache has no complete copy", "unset HF_HUB_OFFLINE")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # PEFT's
@@ -629,9 +629,7 @@ def test_a_name_alone_is_the_users_own(login: Hub, folder: Path) -> None:
 
 def test_a_repository_of_something_else_is_left_alone(login: Hub, folder: Path, tiny_folder: Path) -> None:
     there = login.add_folder("someone/tiny-bert", tiny_folder)
-    one_line(
-        lambda: push(folder, "someone/tiny-bert"), "holds config.json and no ptuning.json", "another name"
-    )
+    one_line(lambda: push(folder, "someone/tiny-bert"), "has config.json and no ptuning.json", "another name")
     assert len(there.commits) == 1
 
 
@@ -657,7 +655,7 @@ def test_without_a_token(hub: Hub, folder: Path) -> None:
             "hf auth login",
             "set HF_TOKEN",
         )
-    one_line(lambda: push(folder, "someone/refunds", token="hf_some\none"), "holds blanks or letters")
+    one_line(lambda: push(folder, "someone/refunds", token="hf_some\none"), "contains spaces or invalid")
     assert hub.requests == []
 
 
@@ -717,13 +715,15 @@ def test_a_host_that_nobody_knows(login: Hub, folder: Path, monkeypatch: pytest.
     hub_module.known.cache_clear()
     words = ("hub.example does not answer", "check the connection")
     one_line(lambda: push(folder, "someone/refunds"), "nothing was pushed", *words)
-    one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", *words)
+    one_line(lambda: locate("someone/refunds"), "the Hub's cache has no complete copy", *words)
 
 
 def test_a_host_that_does_not_answer(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     one_line(lambda: push(folder, "someone/refunds"), "the Hub at http://127.0.0.1:1 gives no answer")
-    one_line(lambda: locate("someone/refunds"), "not whole in the Hub's cache", "check the connection")
+    one_line(
+        lambda: locate("someone/refunds"), "the Hub's cache has no complete copy", "check the connection"
+    )
 
 
 def test_a_proxy_for_others_is_none_for_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ def test_a_state_says_what_it_is_of() -> None:
         PTuningModel.from_backbone(tiny("bert"), DeepPrompt(num_virtual_tokens=5)).load_state_dict(state)
     with pytest.raises(AdapterError, match=r"altered or cut short: its sha256 is not the recorded one"):
         model.load_state_dict({**state, "prompt_encoder.weight": state["prompt_encoder.weight"] + 1e-6})
-    with pytest.raises(AdapterError, match="is no record of ptuning's"):
+    with pytest.raises(AdapterError, match="is not a record of ptuning"):
         model.load_state_dict({**state, KEY: state[KEY][:-1]})
     del state[KEY]
     changed = {**state, "prompt_encoder.weight": state["prompt_encoder.weight"] + 1}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ptuning.model.attention import attention
 from torch import Tensor
 
 from ptuning.adapters import MIX
@@ -358,6 +359,19 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
             model(ids, mask)
 
 
+def test_both_texts_of_a_pair_have_the_prompt_of_their_row() -> None:
+    """A prompt per row and similarity: as each row by itself with its own prompt."""
+    model = deep("bert", pooling="similarity")
+    ids, _ = ragged([7, 7, 7])
+    places = torch.tensor([[-1, 0, 0, -1, 1, 1, -1]]).expand_as(ids)
+    prompts = torch.randn(3, *model.prompt_encoder.weight.shape)
+    with torch.no_grad():
+        together = model(ids, segment_ids=places, prompt=prompts).logits
+        for row in range(3):
+            one = slice(row, row + 1)
+            assert_close(together[one], model(ids[one], segment_ids=places[one], prompt=prompts[row]).logits)
+
+
 def test_a_text_that_the_tokenizer_drops_is_its_special_tokens_alone() -> None:
     """One such row does not end a run of many, and changes no other row."""
     model = deep("bert", pooling="similarity")
@@ -458,6 +472,13 @@ def test_prompts_that_nobody_reads_are_refused_not_ignored(case: str) -> None:
     model.backbone.model.set_attn_implementation("sdpa")
     with pytest.raises(UnsupportedBackbone, match=r"read the deep prompts of 0 of its 3 layers.*input-depth"):
         model(*ragged([4]))
+
+
+def test_an_architecture_whose_attention_does_more_is_refused_not_half_obeyed() -> None:
+    """gpt-oss hands its attention sinks over as an argument."""
+    states = torch.randn(1, HEADS, 3, HIDDEN // HEADS)
+    with pytest.raises(UnsupportedBackbone, match="Linear asks its attention for s_aux"):
+        attention(torch.nn.Linear(1, 1), states, states, states, None, s_aux=torch.zeros(HEADS))
 
 
 # ------------------------------------------------------------------------------------------- bf16

@@ -221,7 +221,7 @@ def test_a_backbone_of_an_adapters_choice_is_no_pickle(pickled: Path, tmp_path: 
     """A user may name one. Whoever wrote an adapter may not, unless it is allowed."""
     model = PTuningModel.from_backbone(str(pickled), DeepPrompt(num_virtual_tokens=2), task=TASK)
     adapter = model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(BackboneNotFound, match=r"pickle alone \(pytorch_model.bin\) .* say --allow-pickle"):
+    with pytest.raises(BackboneNotFound, match=r"pickle alone \(pytorch_model.bin\) .* pass --allow-pickle"):
         PTuningModel.from_pretrained(adapter)
     assert PTuningModel.from_pretrained(adapter, allow_pickle=True).task == TASK
     assert PTuningModel.from_pretrained(adapter, backbone=str(pickled)).task == TASK

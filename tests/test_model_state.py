@@ -205,8 +205,8 @@ def two_tasks(folder: Path) -> None:
         (plain_model, "no adapter at"),
         (output_folder, "no adapter at"),
         (no_tensors, "cannot be read: it was altered or cut short"),
-        (foreign_record, "is no record of ptuning's"),
-        (two_tasks, "holds 2 tasks"),
+        (foreign_record, "is not a record of ptuning"),
+        (two_tasks, "has 2 tasks"),
     ],
 )
 def test_a_folder_of_another_kind_is_refused(

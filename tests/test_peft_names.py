@@ -139,11 +139,11 @@ def test_print_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             {"peft_type": "P_TUNING", "num_virtual_tokens": 4, "num_transformer_submodules": 2},
-            r"got 2, expected 1: ptuning has no encoder-decoder",
+            r"got 2, expected 1, because ptuning has no encoder-decoder",
         ),
         (
             {"peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_num_layers": 3},
-            r"encoder_num_layers 3 .* are for the LSTM",
+            r"encoder_num_layers 3 .* are options of the LSTM",
         ),
         (
             {
@@ -160,7 +160,7 @@ def test_print_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "tokenizer_kwargs": {"use_fast": False}},
-            "tokenizer_kwargs are not taken",
+            "tokenizer_kwargs are not supported",
         ),
         (
             {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "init_weights": "one"},
@@ -539,7 +539,7 @@ def test_a_configuration_does_not_spoil_the_adapter_that_it_is_of(name: str, tmp
     made.active_peft_config.save_pretrained(tmp_path)  # as programs written for PEFT may do
     assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), tmp_path)), logits(made))
     made.active_peft_config.num_virtual_tokens = 5
-    with pytest.raises(ConfigError, match=r"holds an adapter with num_virtual_tokens 4, got 5; choose"):
+    with pytest.raises(ConfigError, match=r"has an adapter with num_virtual_tokens 4: got 5; choose"):
         made.active_peft_config.save_pretrained(tmp_path)
     verify(tmp_path)
 

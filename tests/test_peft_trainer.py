@@ -113,7 +113,7 @@ def test_several_adapters_are_in_one_checkpoint(tmp_path: Path) -> None:
     resumed = trainer(tmp_path, UNUSED, model=fresh, learning_rate=1e-3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))  # nothing is left to do
     assert torch.equal(logits(resumed.model), after)
-    with pytest.raises(AdapterError, match="holds 2 tasks"):
+    with pytest.raises(AdapterError, match="has 2 tasks"):
         PTuningModel.from_pretrained(tmp_path / "checkpoint-12", backbone=tiny("bert"))
 
 

@@ -503,7 +503,9 @@ def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> Non
         fit(model, {"train": rows(8), "valid": rows(8)})
     with pytest.raises(ConfigError, match="no split 'train'"):
         fit(model, {"test": rows(8)})
-    with pytest.raises(DataError, match=r"labels are strings .*, but the model was made with num_labels=2"):
+    with pytest.raises(
+        DataError, match=r"labels: got .* strings .*, because the model was created with num_labels=2"
+    ):
         fit(model, {"train": [*rows(8), {"text": "so so", "label": "mixed"}]})
     with pytest.raises(ConfigError, match=r"columns\.txt: unknown option"):
         fit(model, {"train": rows(8)}, columns={"txt": "text"})
@@ -744,7 +746,7 @@ def test_too_long_can_be_refused_and_names_the_row(
 ) -> None:
     long = [*rows(30), {"text": "film " * 80, "label": "positive"}]
     file = str(jsonl("long.jsonl", long))
-    with pytest.raises(DataError, match=r"long.jsonl, line 31: 82 tokens, and at most 60 fit"):
+    with pytest.raises(DataError, match=r"long.jsonl, line 31: got 82 tokens, expected at most 60"):
         train(config(data__train=file, data__too_long="error"))
     assert isinstance(train(config(data__train=file, fit__epochs=1)), TrainResult)
 
@@ -763,6 +765,18 @@ def test_accumulating_two_batches_is_one_batch_of_their_rows(tiny_folder: Path, 
         found.append({name: value.detach().clone() for name, value in model.task_parameters().items()})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_clipped(tiny_folder: Path, rows: Rows) -> None:
+    """To a norm that Adam does not scale up again: below its epsilon."""
+    moved = []
+    for clip in (1e-12, 1.0):
+        torch.manual_seed(0)
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), num_labels=2)
+        before = model.prompt_encoder().detach().clone()
+        fit(model, {"train": rows(32)}, FitConfig(epochs=1, batch_size=8, prompt_rate=3e-2, clip=clip))
+        moved.append(float((model.prompt_encoder().detach() - before).abs().max()))
+    assert moved[0] < 1e-4 < 1e-2 < moved[1]
 
 
 def test_evaluation_reports_progress(config: Callable[..., TrainConfig]) -> None:

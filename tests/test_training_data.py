@@ -74,9 +74,9 @@ def test_odd_labels_and_repeats_are_said_in_training(file: Callable[..., str]) -
     rows = [(text, ["0", "1", "2", "-1"][row % 4]) for row, text in enumerate(TEXTS)]
     train = file("train.csv", [*rows, (TEXTS[0], "0"), (TEXTS[1], "0")])
     notes = "\n".join(read_all(DataConfig(train=train)).notes)
-    assert "the label '-1' stands beside 0 to 2" in notes
+    assert "the label '-1' occurs next to 0 to 2" in notes
     assert "1 row repeats an earlier one" in notes
-    assert "1 text stands in several rows with different labels" in notes
+    assert "1 text is in several rows with different labels" in notes
     dropped = read_all(DataConfig(train=train, duplicates="drop", no_label="-1"))
     assert len(dropped.train) == 22
     assert {example.label for example in dropped.train} == {"0", "1", "2"}

@@ -67,7 +67,7 @@ def test_it_chooses_everything_that_may_be_left_out_and_nothing_else() -> None:
 
 
 def epochs(rows: int, **given: Any) -> int:
-    return Recipe.of(FitConfig(**given), replace(FACTS, rows=rows)).fit.epochs
+    return Recipe.of(FitConfig(**given), replace(FACTS, rows=rows)).fit.num_train_epochs
 
 
 def test_few_rows_get_more_epochs_and_many_fewer() -> None:
@@ -108,7 +108,10 @@ def test_a_fitted_head_stays_about_where_it_is_and_few_rows_move_the_prompt_less
     assert [rates(replace(fitted, rows=rows))[0] for rows in (4, 32, 200, 800, 3000, 10**6)] == [
         2e-3, 4e-3, 1e-2, 2e-2, 3e-2, 3e-2,
     ]  # fmt: skip
-    found = [Recipe.of(FitConfig(), replace(fitted, rows=rows)).fit.epochs for rows in (32, 200, 3000, 10**6)]
+    given = FitConfig()
+    found = [
+        Recipe.of(given, replace(fitted, rows=rows)).fit.num_train_epochs for rows in (32, 200, 3000, 10**6)
+    ]
     assert found == [75, 12, 5, 2]
 
 
@@ -255,7 +258,7 @@ def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]
     extra = adapters.load(made.output).extra
     assert extra["recipe"] == expected
     assert {name: extra["fit"][name] for name in CHOSEN} == SHORT
-    assert f"prompt rate: `{prompt}`" in (Path(made.output) / "README.md").read_text()
+    assert f"- learning rate: `{prompt}`" in (Path(made.output) / "README.md").read_text()
 
 
 def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:

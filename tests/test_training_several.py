@@ -141,8 +141,11 @@ class Told(Callback):
 # ------------------------------------------------------------------------- each is its own single run
 
 
-@pytest.mark.parametrize("file", [False, True], ids=["split-by-seed", "validation-file"])
-@pytest.mark.parametrize("own_head", [False, True], ids=["fresh-head", "own-head"])
+@pytest.mark.parametrize(
+    ("own_head", "file"),
+    [(False, False), (True, True)],
+    ids=["fresh-head-split-by-seed", "own-head-validation-file"],
+)
 def test_each_seed_is_its_own_single_run_to_the_bit(
     config: Made, held_out: str, tiny_folder: Path, file: bool, own_head: bool
 ) -> None:

@@ -1,4 +1,4 @@
-"""P-tuning that works: teach a frozen Hugging Face model a task by training a prompt instead."""
+"""P-tuning: adapt a frozen Hugging Face model to a task by training a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public names that are imported at first use (PEP 562), so that ``--help`` does not wait for torch."""
+"""Public names that are imported on first use (PEP 562), so that ``--help`` does not wait for torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` for ``package``, whose public names live where ``homes`` says."""
+    """``__getattr__`` and ``__dir__`` for ``package``. ``homes`` maps each public name to its module."""
 
     def find(name: str) -> Any:
         if name not in homes:

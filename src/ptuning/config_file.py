@@ -1,8 +1,8 @@
-"""Reading YAML that people write: plain mappings, lists, texts and numbers, and one sentence for all else.
+"""Reading YAML files of options: plain mappings, lists, strings and numbers; anything else is an error.
 
-PyYAML's safe loader runs no code, but aliases make a kilobyte of it as large as memory, deep nesting and odd
-scalars end in whatever Python raises, and of two equal keys the first is dropped without a word. None of
-that is needed in a file of options, so it is refused here, with the line.
+PyYAML's safe loader runs no code, but with aliases a kilobyte of YAML can fill the memory, deep nesting and
+odd scalars raise arbitrary Python exceptions, and of two equal keys the first is silently dropped. A file of
+options needs none of these, so they are refused, with the line number.
 """
 
 from __future__ import annotations
@@ -16,65 +16,66 @@ import yaml
 from ptuning.errors import ConfigError
 from ptuning.paths import local_path
 
-LARGEST = 1 << 20
-"""Bytes; a file of every option there is has some five thousand."""
-DEEPEST = 16
-"""Levels of mappings and lists; the options have four."""
+MAX_BYTES = 1 << 20
+"""Maximum file size; a file with every option takes about five thousand bytes."""
+MAX_DEPTH = 16
+"""Maximum nesting of mappings and lists; the options have four levels."""
 
 
 def read_config(path: str | Path, what: str) -> dict[str, Any]:
     """The options in a YAML file, as nested mappings.
 
     Args:
-        path: The file; it is read once, so that a pipe will do.
-        what: What messages call it, before the path, such as ``--config``; may be empty.
+        path: The file; it is read only once, so it may be a pipe.
+        what: The option's name in messages, such as ``--config``; may be empty.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or holds something else than options.
+        ConfigError: the file cannot be read, is not valid YAML, or is not a mapping of options.
     """
     name = f"{what} {path}".strip()
     file = local_path(path, what or "file")
     try:
         with file.open("rb") as stream:
-            content = stream.read(LARGEST + 1)
+            content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{name}: {error.strerror}, expected a YAML file of options") from error
-    if len(content) > LARGEST:
-        raise ConfigError(f"{name}: more than {LARGEST:,} bytes, expected a YAML file of options")
+        raise ConfigError(f"{name}: {error.strerror}", expected="a YAML file of options") from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{name}: more than {MAX_BYTES:,} bytes", expected="a YAML file of options")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 text ({error}), expected a YAML file") from error
+        raise ConfigError(f"{name}: not UTF-8 text ({error})", expected="a YAML file") from error
     try:
         values = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}{_said(error)}") from error
+        raise ConfigError(f"{name}{_yaml_problem(error)}") from error
     if not isinstance(values, dict):
-        got = "nothing" if values is None else f"a {type(values).__name__}"
         raise ConfigError(
-            f"{name}: holds {got}, expected options such as 'data:' and 'fit:'; "
-            "ptuning train --print_config shows them all"
+            name,
+            got="an empty file" if values is None else f"a YAML {type(values).__name__}",
+            expected="options such as 'data:' and 'fit:'",
+            remedy="ptuning train --print_config shows them all",
         )
     return values
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML document says, in plain mappings with text keys, lists, texts, numbers, true and false.
+    """The value of a YAML document: mappings with string keys, lists, strings, numbers, true and false.
 
     Raises:
-        yaml.YAMLError: whatever is wrong with it.
+        yaml.YAMLError: invalid YAML, or YAML with anything else in it.
     """
     loader = _Loader(text)
     try:
         return loader.get_single_data()
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error  # PyYAML's own slips
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error  # bugs of PyYAML
     finally:
         loader.dispose()
 
 
-def _said(error: yaml.YAMLError) -> str:
-    """PyYAML's complaint in one line, which begins with the line of the file."""
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """PyYAML's error message in one line, with the line number first."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f": not YAML: {' '.join(str(error).split()).replace('<unicode string>', 'it')}"
@@ -84,19 +85,19 @@ def _said(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that takes what can stand in a file of options, and nothing else."""
+    """A safe loader restricted to what a file of options may contain."""
 
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _wrong("aliases (*name) are not taken; write the value out", event)
+            raise _yaml_error("aliases (*name) are not supported; write the value out", event)
         if getattr(event, "anchor", None) is not None:
-            raise _wrong("anchors (&name) are not taken; write the value out", event)
+            raise _yaml_error("anchors (&name) are not supported; write the value out", event)
         self._depth += 1
-        if self._depth > DEEPEST:
-            raise _wrong(f"nested more than {DEEPEST} levels deep", event)
+        if self._depth > MAX_DEPTH:
+            raise _yaml_error(f"nested more than {MAX_DEPTH} levels deep", event)
         found = super().compose_node(parent, index)
         self._depth -= 1
         return found
@@ -108,24 +109,26 @@ class _Loader(yaml.SafeLoader):
             tag = node.tag.removeprefix("tag:yaml.org,2002:")
             value = str(node.value) if isinstance(node, yaml.ScalarNode) else "it"
             value = value if len(value) <= 40 else f"{value[:39]}…"
-            raise _wrong(f"{value!r} is no {tag}", node) from error
+            raise _yaml_error(f"{value!r} is not a valid {tag}", node) from error
 
     def construct_undefined(self, node: yaml.Node) -> Any:
-        raise _wrong(f"{node.tag:.60} is not taken; expected texts, numbers, lists and mappings", node)
+        raise _yaml_error(
+            f"{node.tag:.60} is not supported, expected strings, numbers, lists and mappings", node
+        )
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         first: dict[str, yaml.Node] = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # else it is refused below
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise _wrong("a key that is no text, expected the name of an option", key)
+                raise _yaml_error("a key that is not a string, expected the name of an option", key)
             if key.value in first:
                 line = first[key.value].start_mark.line + 1
-                raise _wrong(f"the key {key.value!r} stands twice, first in line {line}", key)
+                raise _yaml_error(f"the key {key.value!r} is given twice, first in line {line}", key)
             first[key.value] = key
         return super().construct_mapping(node, deep)
 
 
-# A date is a text here, such as an output folder's name; "<<" is an alias's other half.
+# Dates are strings here, such as the name of an output folder; "<<" (merge) needs an alias.
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, form) for tag, form in found if tag.rpartition(":")[2] in ("bool", "int", "float", "null")]
     for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -138,5 +141,5 @@ _Loader.yaml_constructors = {
 _Loader.add_constructor(None, _Loader.construct_undefined)
 
 
-def _wrong(message: str, at: Any) -> yaml.MarkedYAMLError:
+def _yaml_error(message: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(None, None, message, at.start_mark)

@@ -3,7 +3,7 @@
 ::
 
     PTuningError (Exception)
-    ├── UserError                 the caller can mend it: exit code 2 at the command line
+    ├── UserError                 the caller can correct it: exit code 2 on the command line
     │   ├── ConfigError           an unknown, missing or contradictory choice
     │   ├── DataError             a file, column, row, text or label that cannot be used
     │   ├── BackboneNotFound      the model is neither a folder, nor cached, nor reachable
@@ -35,6 +35,7 @@ class PTuningError(Exception):
         remedy: What to do about it.
 
     Attributes:
+        problem: As given.
         got: As given.
         expected: As given.
         remedy: As given.
@@ -43,7 +44,7 @@ class PTuningError(Exception):
     def __init__(
         self, problem: str = "", *, got: object = None, expected: object = None, remedy: str | None = None
     ) -> None:
-        self.got, self.expected, self.remedy = got, expected, remedy
+        self.problem, self.got, self.expected, self.remedy = problem, got, expected, remedy
         super().__init__(visible(_message(problem, got, expected, remedy), lines=True))
 
 
@@ -55,13 +56,14 @@ def _message(problem: str, got: object, expected: object, remedy: str | None) ->
     seen = ", ".join(
         f"{word} {value}" for word, value in (("got", got), ("expected", expected)) if value is not None
     )
-    # "option: got …", but "a sentence: with a colon; got …".
-    text = (": " if ": " not in problem and got is not None else "; ").join(filter(None, (problem, seen)))
+    # "option: got …", "a sentence: with a colon; got …", "a sentence, expected …".
+    joint = ", " if got is None else "; " if ": " in problem else ": "
+    text = joint.join(filter(None, (problem, seen)))
     return "; ".join(filter(None, (text, remedy)))
 
 
 class UserError(PTuningError):
-    """Something the caller can mend: a configuration, a file, a name."""
+    """Something that the caller can correct: a configuration, a file, a name."""
 
 
 class ConfigError(UserError, ValueError):
@@ -69,7 +71,7 @@ class ConfigError(UserError, ValueError):
 
 
 class DataError(UserError, ValueError):
-    """A file, column, row, text or label that cannot be used as it stands."""
+    """A file, column, row, text or label that cannot be used."""
 
 
 class BackboneNotFound(UserError, OSError):
@@ -81,7 +83,7 @@ class UnsupportedBackbone(UserError, NotImplementedError):
 
 
 class AdapterError(UserError, ValueError):
-    """A folder that holds no adapter, or one that was altered or cut short."""
+    """A folder without an adapter, or with one that was altered or cut short."""
 
 
 class AdapterMismatch(AdapterError):
@@ -93,11 +95,11 @@ class TrainingDiverged(PTuningError, ArithmeticError):
 
 
 class OutputError(PTuningError, OSError):
-    """A result that could not be written. What stood there before is untouched."""
+    """A result that could not be written. What was there before is unchanged."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine has run out of it: torch says so in words."""
+    """Whether an error means that the device or the machine is out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("out of memory", "allocate memory"))

@@ -1,4 +1,4 @@
-"""Reading a file that someone else wrote: a bounded number of bytes of a regular file, and sane JSON."""
+"""Safe reading of untrusted files: regular files of bounded size, and JSON of bounded depth."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-MOST_BYTES = 64 << 20
-"""The largest JSON file that is read; a record of 100,000 labels takes a tenth of that."""
-DEEPEST = 40
-"""How deep JSON may be nested; what ptuning writes has a depth of about six."""
+MAX_JSON_BYTES = 64 << 20
+"""Maximum size of a JSON file; a record of 100,000 labels takes a tenth of that."""
+MAX_JSON_DEPTH = 40
+"""Maximum nesting of JSON; files that ptuning writes have a depth of about six."""
 
 
-def read_regular(file: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """All bytes of a regular file; a pipe or a device, which might never end, is not waited for.
+def read_regular(file: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
+    """All bytes of a regular file. Pipes and devices, which might never end, are refused without waiting.
 
     Args:
-        most: The most bytes that it may have; any number if ``None``.
+        max_bytes: Maximum size; unlimited if ``None``.
 
     Raises:
-        OSError: it is no regular file, is larger, or cannot be read; ``strerror`` says which.
+        OSError: not a regular file, too large, or unreadable; ``strerror`` says which.
     """
     if "\0" in os.fspath(file):
-        raise OSError(errno.EINVAL, "no file's name holds a NUL", str(file))
-    with open(file, "rb", opener=_without_waiting) as stream:
+        raise OSError(errno.EINVAL, "its name contains a NUL character", str(file))
+    with open(file, "rb", opener=_open_nonblocking) as stream:
         found = os.fstat(stream.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(file))
-        if most is not None and found.st_size > most:
-            raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(file))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+        if max_bytes is not None and found.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"it is larger than {max_bytes >> 20} MB", str(file))
         return stream.read()
 
 
-def _without_waiting(file: str, flags: int) -> int:
+def _open_nonblocking(file: str, flags: int) -> int:
     return os.open(file, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def is_special(file: Path) -> bool:
-    """Whether ``file`` is there, behind links, and neither a file nor a folder: a pipe, a device."""
+    """Whether ``file`` exists (links followed) and is neither a file nor a folder: a pipe, a device."""
     try:
         mode = file.stat().st_mode
     except (OSError, ValueError):
@@ -50,23 +50,23 @@ def is_special(file: Path) -> bool:
 
 
 def parse_json(data: bytes) -> Any:
-    """What JSON text in UTF-8 says, if it is nested no deeper than :data:`DEEPEST`.
+    """The value of JSON text in UTF-8, nested at most :data:`MAX_JSON_DEPTH` deep.
 
     Raises:
-        ValueError: no JSON (``NaN`` and ``Infinity`` are none, nor is a number that no double holds), or
+        ValueError: not valid JSON (``NaN``, ``Infinity`` and numbers beyond a double are refused too), or
             nested deeper.
     """
     try:
         found = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
-        raise ValueError(f"it is nested deeper than {DEEPEST}") from None
-    if _depth(found) > DEEPEST:
-        raise ValueError(f"it is nested deeper than {DEEPEST}")
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}") from None
+    if _depth(found) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH}")
     return found
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _finite(digits: str) -> float:
@@ -77,7 +77,7 @@ def _finite(digits: str) -> float:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and dictionaries are nested in each other, layer by layer."""
+    """How deep lists and dictionaries are nested."""
     depth, layer = 0, [value]
     while layer := [each for each in layer if isinstance(each, list | dict)]:
         depth += 1

@@ -1,4 +1,4 @@
-"""Paths as people give them, checked before the system is asked."""
+"""Checks of the paths that users give."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ptuning.errors import ConfigError, UserError
 def local_path(
     path: str | os.PathLike[str], what: str, *, error: type[UserError] = ConfigError, expand: bool = True
 ) -> Path:
-    """``path`` with ``~`` expanded. It need not be there, but could be.
+    """``path`` as a valid path, with ``~`` expanded. The file does not have to exist.
 
     Args:
-        what: What the path is of, for messages: ``output``, ``--config``.
-        error: The class of what is raised.
-        expand: Whether ``~`` means somebody's home folder.
+        what: The option's name in messages: ``output``, ``--config``.
+        error: The class of error to raise.
+        expand: Whether ``~`` is replaced by the user's home folder.
 
     Raises:
-        UserError: of the class ``error``: no path at all, a NUL or half a character in it, a name that is
-            too long, a link to itself, or the home folder of nobody.
+        UserError: of class ``error``: not a path, a NUL or broken character in it, a name that is too long, a
+            link to itself, or the home folder of an unknown user.
     """
     try:
         found = Path(path)
@@ -30,20 +30,21 @@ def local_path(
             found = found.expanduser()
         os.stat(found)
     except TypeError:
-        raise error(f"{what}: got {path!r:.80}, expected a path, as a string or a pathlib.Path") from None
-    except RuntimeError:  # pathlib's word for it
-        raise error(f"{what}: got {shown}, but there is no such user; write the folder out") from None
+        raise error(what, got=f"{path!r:.80}", expected="a path, as a string or a pathlib.Path") from None
+    except RuntimeError:  # what pathlib raises for ~nobody
+        raise error(
+            what, got=f"{shown}, but there is no such user", remedy="write the full path of the folder"
+        ) from None
     except UnicodeError:
-        raise error(f"{what}: got {shown}, expected a path without broken characters") from None
+        raise error(what, got=shown, expected="a path without broken characters") from None
     except ValueError:
-        raise error(f"{what}: got {shown}, expected a path without a NUL character") from None
+        raise error(what, got=shown, expected="a path without a NUL character") from None
     except OSError as refused:
         if refused.errno not in (ENAMETOOLONG, ELOOP, EINVAL):
-            return found  # what is not there, or not readable, is said by who needs it
-        reason = {ENAMETOOLONG: "which is too long for a path", ELOOP: "a link that leads back to itself"}
-        raise error(
-            f"{what}: got {shown}, {reason.get(refused.errno, refused.strerror)}; name another"
-        ) from None
+            return found  # whether it exists and can be read is checked where it is opened
+        reasons = {ENAMETOOLONG: "which is too long for a path", ELOOP: "a link that leads back to itself"}
+        reason = reasons.get(refused.errno, refused.strerror)
+        raise error(what, got=f"{shown}, {reason}", remedy="choose another path") from None
     return found
 
 

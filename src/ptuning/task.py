@@ -1,7 +1,7 @@
-"""What a task is, apart from the prompt that solves it: its kind, its labels, its scale.
+"""The description of a task: its kind, labels and target scale.
 
-A :class:`Task` is plain data. It travels in the adapter folder, so that a prediction made next
-year names the same labels, in the same order, in the same unit.
+A :class:`Task` is plain data. It is saved in the adapter folder, so that predictions have the same labels, in
+the same order and unit, wherever the adapter is loaded.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ Label = str | int | float | bool
 
 _Finite = Annotated[Float, Field(allow_inf_nan=False)]
 _Plain = Annotated[Label, BeforeValidator(lambda label: label.item() if hasattr(label, "item") else label)]
-"""A label as Python has it, not numpy."""
+"""A label as a Python value, converted from numpy if necessary."""
 
 
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task's facts.
+    """The description of a task.
 
     Args:
         problem_type: The name of its kind: ``single_label_classification``, ``multi_label_classification``
             or ``regression``, as in transformers' ``config.problem_type``.
-        labels: The classes in the order of the logits, each as it stood in the training data
-            (``"refund"``, ``1``, ``True``); empty for regression.
-        pair: Whether a row has two texts.
-        mean: Regression: what is subtracted from a target before training, in the target's unit.
-        scale: Regression: what a target is then divided by, in the target's unit; above 0.
-        max_length: The longest input in tokens, special tokens and input prompt included;
-            ``None`` for the backbone's own limit.
+        labels: The classes in the order of the logits, each as in the training data (``"refund"``, ``1``,
+            ``True``); empty for regression.
+        pair: Whether there are two texts per row.
+        mean: For regression, the value that is subtracted from targets for training, in the unit of the
+            target.
+        scale: For regression, the value that targets are then divided by, in the unit of the target; above 0.
+        max_length: Maximum input length in tokens, including special tokens and input prompt; ``None`` for
+            the backbone's limit.
     """
 
     problem_type: ProblemType
@@ -63,7 +64,7 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the targets are numbers, not labels."""
+        """Whether the targets are numbers rather than labels."""
         return self.kind.form is LabelForm.NUMBER
 
     @property

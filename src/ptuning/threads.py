@@ -1,4 +1,4 @@
-"""What threads of a process have to do one at a time, and what a forked child needs for that."""
+"""Locks that threads share, which also work in a forked child process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def _lock() -> Any:
-    """A re-entrant lock that a forked child finds free, and what it guards in order.
+    """A re-entrant lock that is free in a forked child.
 
-    A fork copies a lock as it is. If another thread held it, that thread does not exist in the child, and
-    nobody would ever release it. So the thread that forks takes the lock before and releases it after, in
-    the parent and in the child: it waits until nobody is in the middle of what the lock guards.
+    A fork copies the state of a lock. If another thread held it, that thread does not exist in the child and
+    the lock would never be released. So the forking thread acquires the lock before the fork and releases it
+    after, in parent and child: it waits until no thread is inside the guarded section.
     """
     lock = threading.RLock()
     if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
@@ -21,19 +21,19 @@ def _lock() -> Any:
 
 
 ACCELERATE = _lock()
-"""Held while an ``Accelerator`` is made: the first one sets up state that all share, and another thread would
-find it half made, without a device."""
+"""Held while an ``Accelerator`` is created: the first one sets up shared state, and another thread could see
+it half initialised, without a device."""
 
 TOKENIZER = _lock()
 """Held while a tokenizer is called.
 
-How far it cuts is state of the tokenizer, which each call sets anew, and tasks on one backbone share it:
-without this a text could be cut to the length of another thread's task.
+The truncation length is state of the tokenizer, which every call sets, and tasks on one backbone share the
+tokenizer: without the lock a text could be cut to the length of another thread's task.
 """
 
 GENERATORS = _lock()  # registered last: a fork takes it first, the order in which making a model takes both
-"""Held while random numbers are drawn from torch's own generators, of which there is one a device.
+"""Held while random numbers are drawn from torch's global generators, one per device.
 
-Layers such as dropout draw from these and take no others. So a training run puts its own state there for
-each step and takes it back (:class:`~ptuning.model.drawing.Draws`), and nobody may draw meanwhile.
+Layers such as dropout use these and accept no others. So a training run installs its own generator state for
+each step and restores the old one after it (:class:`~ptuning.model.drawing.Draws`); other threads wait.
 """

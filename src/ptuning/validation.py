@@ -1,7 +1,7 @@
-"""Checking what a user wrote, by pydantic, with one sentence for what is wrong.
+"""Validation of configurations by pydantic, with errors of one sentence.
 
-A configuration class is a :class:`Checked` model, or a dataclass under :func:`checked`: what is wrong is a
-:class:`~ptuning.errors.ConfigError` wherever it is made, from a file, an option or in Python.
+A configuration class is a :class:`Checked` model or a dataclass under :func:`checked`. A wrong value raises a
+:class:`~ptuning.errors.ConfigError`, whether it comes from a file, the command line or Python.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ C = TypeVar("C", bound=type)
 
 STRICT: ConfigDict = {"extra": "forbid", "frozen": True, "allow_inf_nan": False}
 _CHOICES = ("prompt", "encoder", "init")
-"""Where pydantic's path names the chosen class, which the user did not write."""
+"""Options that are one of several classes. Pydantic's path has the class name after them."""
 _KIND = re.compile(r"int|float|str|bool|none|constrained-\w+|[\w-]+\[.*\]", re.DOTALL)
-"""What pydantic calls the alternatives of a value that may be one of several things."""
+"""Pydantic's names for the alternatives of a union."""
 
 
 def _no_bool(value: Any) -> Any:
@@ -36,9 +36,9 @@ def _no_bool(value: Any) -> Any:
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
-"""A whole number. ``True`` is none, though Python counts it as 1."""
+"""A whole number. ``True`` is refused, although Python counts it as 1."""
 Float = Annotated[float, BeforeValidator(_no_bool)]
-"""A number. ``True`` is none, though Python counts it as 1."""
+"""A number. ``True`` is refused, although Python counts it as 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class OneOf:
 
 
 class Checked(BaseModel):
-    """A pydantic model whose complaints are a :class:`~ptuning.errors.ConfigError` of one sentence."""
+    """A pydantic model that raises :class:`~ptuning.errors.ConfigError`, one sentence, for wrong options."""
 
     model_config = STRICT
 
@@ -72,21 +72,23 @@ class Checked(BaseModel):
         name = type(self).__name__
         if args:
             first = next(iter(type(self).model_fields))
-            raise ConfigError(f"{name}: its options are given by name, such as {name}({first}=…)")
+            raise ConfigError(
+                f"{name}", got="a positional argument", expected=f"options by name, such as {name}({first}=…)"
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(explain(error, known=_names(type(self)))) from None
+            raise explain(error, known=_option_names(type(self))) from None
 
-    # Pydantic then fills in a nested model itself, and so knows the whole path of what is wrong in it.
+    # Makes pydantic build nested models itself, so that its errors have the full path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def checked(kind: C) -> C:
-    """Make a dataclass of keyword options refuse what is none of them with a ``ConfigError``.
+    """A class decorator: a dataclass of keyword options that raises ``ConfigError`` for a wrong one.
 
-    Each option is held to its type, as where a file is read: in Python, too, nothing is taken for another.
-    ``__post_init__`` comes after that, for what no type says.
+    Unknown and missing options are refused, and each value is checked against its type, as for a value from a
+    file. ``__post_init__`` runs after that, for checks that types cannot express.
     """
     fields: Any = dataclasses.fields(cast(Any, kind))
     required = [
@@ -101,34 +103,37 @@ def checked(kind: C) -> C:
     def init(self: Any, *args: Any, **values: Any) -> None:
         name, known = type(self).__name__, [each.name for each in fields]
         if args:
-            raise ConfigError(f"{name}: its options are given by name, such as {name}({known[0]}=…)")
+            raise ConfigError(
+                f"{name}",
+                got="a positional argument",
+                expected=f"options by name, such as {name}({known[0]}=…)",
+            )
         for option in values:
             if option not in known:
-                raise ConfigError(
-                    f"{name}: unknown option {option}{_hint(option, dict(zip(known, known, strict=True)))}"
-                )
+                hint = _did_you_mean(option, dict(zip(known, known, strict=True)))
+                raise ConfigError(f"{name}: unknown option {option}", remedy=hint)
         if missing := [option for option in required if option not in values]:
             raise ConfigError(f"{name}: {missing[0]} is missing, and it has no default")
         own_init(self, **values)
         if own_post is None:
-            settle(self)
+            check_types(self)
 
-    def settle(self: Any) -> None:
-        for name, own in _kinds(cast(Hashable, kind)).items():
+    def check_types(self: Any) -> None:
+        for name, own in _field_types(cast(Hashable, kind)).items():
             object.__setattr__(self, name, validated(own, getattr(self, name), name))
         if own_post is not None:
             own_post(self)
 
     kind.__init__ = init  # type: ignore[misc]
-    if own_post is not None:  # which pydantic calls as well
-        kind.__post_init__ = settle  # type: ignore[attr-defined]
+    if own_post is not None:  # pydantic calls it too
+        kind.__post_init__ = check_types  # type: ignore[attr-defined]
     kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     return kind
 
 
 @cache
-def _kinds(kind: Hashable) -> dict[str, Any]:
-    """The types of a dataclass's options."""
+def _field_types(kind: Hashable) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
     hints = get_type_hints(kind, include_extras=True)
     return {each.name: hints[each.name] for each in dataclasses.fields(cast(Any, kind))}
 
@@ -153,18 +158,18 @@ def current_names(values: Any, old: Mapping[str, str]) -> Any:
 
 
 def validated(kind: Any, values: Any, under: str = "") -> Any:
-    """``values`` as an instance of ``kind``, a pydantic model or a dataclass, or a choice of them.
+    """``values`` as an instance of ``kind``: a pydantic model, a dataclass, or a union of them.
 
     Args:
-        under: The key that ``values`` stand under, for messages.
+        under: The key of ``values`` in messages.
 
     Raises:
-        ConfigError: one line: the key, what was got, what was expected.
+        ConfigError: one line with the key, what was got and what was expected.
     """
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, under, _names(kind))) from None
+        raise explain(error, under, _option_names(kind)) from None
 
 
 @cache
@@ -172,77 +177,105 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _names(kind: Any) -> dict[str, str]:
-    """The options of a class, those of a section dotted: what may have been meant by an unknown one.
+def _option_names(kind: Any) -> dict[str, str]:
+    """The options of a class, nested ones dotted, to suggest one for an unknown name.
 
-    Earlier names are among them, with today's as value.
+    Earlier names are among the keys, with the current name as the value.
     """
     found: dict[str, str] = {}
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return found
     for name, info in kind.model_fields.items():
         made = info.annotation
-        inner = _names(made) if isinstance(made, type) else {}
+        inner = _option_names(made) if isinstance(made, type) else {}
         dotted = {f"{name}.{each}": f"{name}.{now}" for each, now in inner.items()}
         found |= dotted or {name: name}
     return found | dict(getattr(kind, "OLD_NAMES", {}))
 
 
-def explain(error: ValidationError, under: str = "", known: Mapping[str, str] | None = None) -> str:
-    """Pydantic's first complaint as one sentence.
+def explain(error: ValidationError, under: str = "", known: Mapping[str, str] | None = None) -> ConfigError:
+    """Pydantic's first error as an error of ptuning's.
 
     Args:
-        known: The options there are, dotted, with today's name of each.
+        under: The key of the validated value.
+        known: All option names, dotted, with the current name of each.
     """
     found, *others = sorted(error.errors(), key=_comes_later)
-    beginning = f"{_key(found['loc'])}."
-    if inner := [each for each in others if _key(each["loc"]).startswith(beginning)]:
-        found, others = inner[0], inner[1:]  # the alternative that fits, but for something in it
+    prefix = f"{_key(found['loc'])}."
+    if inner := [each for each in others if _key(each["loc"]).startswith(prefix)]:
+        found, others = inner[0], inner[1:]  # of a union: an error inside the alternative that was meant
     path = _path(found["loc"], under)
     chosen = [str(part) for before, part in pairwise(path) if before in _CHOICES]
     key = _key(path)
-    more = f" (and {len(others)} more)" if others else ""
     got = found["input"]
     match found["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            owner = f"; it does not go with {' '.join(chosen)}" if chosen else _hint(key, known or {})
-            return f"{key}: unknown option{owner}{more}"
+            hint = f"it does not apply to {' '.join(chosen)}" if chosen else _did_you_mean(key, known or {})
+            return ConfigError(f"{key}: unknown option", remedy=_with_count(hint, others))
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
-            return f"{key}: missing, and it has no default{more}"
+            return ConfigError(f"{key}: missing, and it has no default", remedy=_with_count(None, others))
         case "union_tag_invalid":
             name = found["ctx"]["discriminator"].strip("'")
-            expected = found["ctx"]["expected_tags"].replace("'", "")
-            return f"{key}.{name}: got {shortened(found['ctx']['tag'])}, expected one of {expected}{more}"
+            tags = found["ctx"]["expected_tags"].replace("'", "")
+            return ConfigError(
+                f"{key}.{name}",
+                got=shortened(found["ctx"]["tag"]),
+                expected=f"one of {tags}",
+                remedy=_with_count(None, others),
+            )
         case "union_tag_not_found":
-            return f"{key}.{found['ctx']['discriminator'].strip(chr(39))}: missing{more}"
+            name = found["ctx"]["discriminator"].strip("'")
+            return ConfigError(f"{key}.{name}: missing", remedy=_with_count(None, others))
         case "model_attributes_type":
-            expected = "a dictionary of options, or an instance of a class that has them"
-            return f"{key}: got {shortened(got)}, expected {expected}{more}"
+            return ConfigError(
+                key,
+                got=shortened(got),
+                expected="a dictionary of options, or an instance of a class that has them",
+                remedy=_with_count(None, others),
+            )
         case "value_error":
-            said = f"{found['ctx']['error']}{more}"
-            return f"{key}: {said}" if key else said  # a check of several keys names them itself
-    # Of a value that may be one of several things, pydantic says of each why it is not that.
+            inside = found["ctx"]["error"]
+            # A check of several keys names them itself.
+            prefix = f"{key}: " if key else ""
+            if not isinstance(inside, ConfigError):
+                return ConfigError(f"{prefix}{inside}", remedy=_with_count(None, others))
+            return ConfigError(
+                f"{prefix}{inside.problem}",
+                got=inside.got,
+                expected=inside.expected,
+                remedy=_with_count(inside.remedy, others),
+            )
+    # Of a union, pydantic has an error for each alternative.
     same = [each for each in others if _key(_path(each["loc"], under)) == key and each["input"] is got]
-    expected = " or ".join(dict.fromkeys(_expected(each["msg"]) for each in (found, *same)))
-    more = f" (and {len(others) - len(same)} more)" if len(others) > len(same) else ""
-    return f"{key or 'configuration'}: got {shortened(got)}, expected {expected}{more}"
+    return ConfigError(
+        key or "configuration",
+        got=shortened(got),
+        expected=" or ".join(dict.fromkeys(_expected(each["msg"]) for each in (found, *same))),
+        remedy=_with_count(None, others[len(same) :]),
+    )
 
 
 def _comes_later(error: Any) -> bool:
-    """An option that is missing may be there under a wrong name, which is the better thing to say."""
+    """A missing option may be there under a wrong name, which is the better message."""
     return error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
-def _hint(name: str, known: Mapping[str, str]) -> str:
-    """The option that was probably meant; its section may be missing, or wrong."""
+def _with_count(remedy: str | None, others: Sequence[Any]) -> str | None:
+    """``remedy``, and how many other options are wrong."""
+    more = f"and {len(others)} more wrong {'option' if len(others) == 1 else 'options'}" if others else None
+    return "; ".join(filter(None, (remedy, more))) or None
+
+
+def _did_you_mean(name: str, known: Mapping[str, str]) -> str | None:
+    """The option that was probably meant; its section may be missing or wrong."""
     options = list(known)
     last = {option.rpartition(".")[2]: option for option in reversed(options)}
     close = get_close_matches(name, options, n=1) or get_close_matches(name.rpartition(".")[2], last, n=1)
-    return f"; did you mean {known[last.get(close[0], close[0])]}?" if close else ""
+    return f"did you mean {known[last.get(close[0], close[0])]}?" if close else None
 
 
 def shortened(value: Any, limit: int = 200) -> str:
-    """A value as Python writes it, cut to ``limit`` characters so that an error stays one line."""
+    """``repr(value)``, cut to ``limit`` characters so that an error stays one line."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -252,12 +285,12 @@ def _path(places: Sequence[int | str], under: str) -> tuple[int | str, ...]:
 
 
 def _key(path: Sequence[int | str]) -> str:
-    """A path as the user writes it: without the names that pydantic gives to the choices at a place."""
+    """A path as the user writes it: without pydantic's names for the alternatives of a union."""
     plain = (part for i, part in enumerate(path) if not (i and path[i - 1] in _CHOICES))
     return ".".join(str(part) for part in plain if not _KIND.fullmatch(str(part)))
 
 
 def _expected(message: str) -> str:
-    for beginning in ("Input should be ", "Value should be "):
-        message = message.removeprefix(beginning)
+    for prefix in ("Input should be ", "Value should be "):
+        message = message.removeprefix(prefix)
     return message.split(", unable to")[0].removeprefix("a valid ").replace("tuple", "list")

@@ -1,7 +1,7 @@
-"""Text of others as a terminal may show it: characters that would act on it, or hide something, as codes.
+"""Untrusted text made safe to display: control and invisible characters are shown as escape codes.
 
-A label, a file's name or a model's is whatever its author wrote. An escape sequence in it would colour,
-move or overwrite what a terminal shows; a bidirectional override shows other letters than there are.
+Labels and the names of files and models are whatever their author wrote. An escape sequence in one would
+colour, move or overwrite what a terminal shows; a bidirectional override shows letters in another order.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _FORMAT = (
     "\xad\u061c\u070f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
     "\U000e0000-\U000e0fff"
 )
-"""What has no shape of its own and changes what is seen: bidirectional marks and overrides, separators of
-lines, blanks of no width, tags. The joiners (U+200C, U+200D), which words and emoji are written with, stay.
+"""Invisible characters that change how other text is displayed: bidirectional marks and overrides, line
+separators, zero-width spaces, tags. The joiners (U+200C, U+200D), which are part of words and emoji, stay.
 """
 _HALVES = "\ud800-\udfff"
-"""Halves of a character, which no encoding takes."""
+"""Lone surrogates, which cannot be encoded."""
 
 _FORMULA = re.compile("[=+@\t\r\n\uff1d\uff0b\uff0d\uff20-]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -30,29 +30,29 @@ _HIDDEN_BUT_LINES = re.compile(f"(?![\n\t])[{_CONTROL}{_FORMAT}{_HALVES}]")
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    r"""``text`` with what cannot be seen as Python writes it: ``\x1b``, ``\n``, ``\u202e``.
+    r"""``text`` with control and invisible characters as escape codes: ``\x1b``, ``\n``, ``\u202e``.
 
     Args:
-        lines: Leave line breaks and tabs as they are, in a text of several lines.
+        lines: Whether to keep line breaks and tabs.
     """
     return (_HIDDEN_BUT_LINES if lines else _HIDDEN).sub(_code, text)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    r"""``value`` as JSON, letters of every script as they are, and what cannot be seen as ``\u202e``.
+    r"""``value`` as JSON: non-ASCII letters as they are, invisible characters as escape codes (``\u202e``).
 
     Raises:
-        ValueError: a number that is not finite: it is no JSON.
+        ValueError: a number that is not finite, which JSON cannot represent.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     return _HIDDEN_BUT_LINES.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def cell(value: Any) -> Any:
-    """A value for a table that a spreadsheet may open, which runs a text such as ``=cmd(…)`` as a formula.
+    """A value made safe for a CSV that a spreadsheet may open, where ``=cmd(…)`` would run as a formula.
 
-    A text that begins one gets an apostrophe in front, as OWASP has it ("CSV injection"); a number stays one.
-    Control characters are codes, as in :func:`visible`, but for line breaks and tabs, which CSV can hold.
+    Text that starts like a formula gets an apostrophe in front, as OWASP recommends ("CSV injection");
+    numbers do not. Control characters are escaped as in :func:`visible`, except line breaks and tabs.
     """
     if not isinstance(value, str):
         return value

@@ -1,10 +1,10 @@
 """Trained tasks on disk: save, load, verify, PEFT's formats, the Hub, the model card.
 
-Below ``ptuning.model``, which saves itself through here: this package knows files, JSON and tensors, and
-no backbone.
+``ptuning.model`` uses this package to save models. The package deals with files, JSON and tensors only, and
+does not import ``ptuning.model`` except for the prompt's configuration.
 """
 
-from ptuning.adapters.card import SPLIT_OFF, model_card, numbers
+from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card
 from ptuning.adapters.folder import (
     OWN_FILES,
     RECORD,
@@ -42,6 +42,7 @@ __all__ = [
     "Adapter",
     "check_destination",
     "details",
+    "finite_numbers",
     "for_peft",
     "from_peft",
     "hub_out_of_reach",
@@ -52,7 +53,6 @@ __all__ = [
     "locate",
     "model_card",
     "modules_to_save",
-    "numbers",
     "peft_config",
     "push",
     "save",

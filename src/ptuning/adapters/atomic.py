@@ -1,19 +1,18 @@
-"""Files and folders replaced in one step: whoever looks sees the old one or the new one, never half.
+"""Atomic replacement of files and folders: a reader sees the old one or the new one, never a partial one.
 
-While ``NAME`` is written, these stand beside it (``TOKEN`` names this start of the machine, and the writer):
+While ``NAME`` is written, these are next to it (``TOKEN`` identifies the machine's boot and the writer):
 
 ``.NAME.lock``
-    locked (``flock``) by everyone who is writing ``NAME``; the system unlocks it when a process dies
+    locked (``flock``) by all writers of ``NAME``; the system unlocks it when a process dies
 ``.NAME.tmp-TOKEN``
-    not whole yet, or not wanted any more
+    incomplete, or to be deleted
 ``.NAME.new-TOKEN``
-    a folder that is whole and on the disk, about to take its place
+    a complete folder on disk that is about to replace ``NAME``
 ``.NAME.old-TOKEN``
-    the folder that stood there, where the system cannot exchange two names (macOS, NFS) and it has to be
-    moved aside first
+    the previous folder, on systems that cannot exchange two names (macOS, NFS), where it is moved aside first
 
-:func:`recover` finishes a replacement that was cut short between two of these steps, and takes away what dead
-processes left; every writer does so first. Nothing here knows what is in the folder.
+:func:`recover` completes a replacement that was interrupted between two of these steps, and deletes the files
+of dead processes; every writer does so first. This module does not depend on the contents of the folder.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-ABANDONED = 60 * 60
-"""Seconds without a change after which a leftover is a dead process's, where no lock can tell."""
+STALE_SECONDS = 60 * 60
+"""Age at which leftover files are assumed to belong to a dead process, if there are no locks."""
 
 _LEFTOVER = re.compile(
     r"\.(?P<name>.+)\.(?P<kind>tmp|new|old)-(?P<token>(?:(?P<boot>[0-9a-f]{8})-)?[0-9a-f]{8})"
@@ -54,18 +53,18 @@ _REMEDIES = {
     errno.EACCES: "choose a folder that you may write to",
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a disk that is not read-only",
-    errno.EBUSY: "choose a folder that is no mount point",
+    errno.EBUSY: "choose a folder that is not a mount point",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 def _this_boot() -> str:
-    """What tells this start of this machine from others. Containers on one kernel share it, and its locks."""
+    """An id of this machine's current boot. Containers on one kernel share it, and the locks."""
     try:
-        told = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
-        told = platform.node()
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+        boot = platform.node()
+    return hashlib.sha256(boot.encode()).hexdigest()[:8]
 
 
 _BOOT = _this_boot()
@@ -75,25 +74,25 @@ _BOOT = _this_boot()
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Put a new folder at ``target``, in place of the one that stands there, if one does.
+    """Write a new folder to ``target``, replacing the existing one if there is one.
 
     Args:
-        target: An absolute path; its parents are made if need be.
-        fill: Writes the content into the new folder that it is given.
+        target: An absolute path; missing parents are created.
+        fill: Writes the contents into the new folder that it is given.
 
     Raises:
-        OutputError: it could not be written. What stood at ``target`` stands there still.
+        OutputError: it could not be written. ``target`` is unchanged.
     """
-    with blaming(target):
+    with writing_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _writing(target):
             token = _token()
-            made, new, aside = (_beside(target, kind, token) for kind in ("tmp", "new", "old"))
+            made, new, aside = (_sibling(target, kind, token) for kind in ("tmp", "new", "old"))
             try:
-                made.mkdir()  # not tempfile.mkdtemp, whose folder only its owner may read
+                made.mkdir()  # not tempfile.mkdtemp, because only the owner may read its folder
                 fill(made)
                 _flush_tree(made)
-                os.rename(made, new)  # from here on it is whole, and recover() may put it in place
+                os.rename(made, new)  # from here on it is complete, and recover() may put it in place
                 _put(new, target, aside)
             except BaseException:
                 if os.path.lexists(aside) and not os.path.lexists(target):
@@ -105,28 +104,28 @@ def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_folder(target: Path) -> None:
-    """Take a folder away, if one is there: whoever looks sees all of it or nothing.
+    """Remove a folder, if it exists, atomically.
 
     Raises:
-        OutputError: it could not be moved. It stands there still.
+        OutputError: it could not be removed. It is unchanged.
     """
     if not os.path.lexists(target) and not leftovers(target):
         return
-    with blaming(target), _writing(target):
+    with writing_errors(target), _writing(target):
         if os.path.lexists(target):
             _discard(target, strict=True)
             _flush_folder(target.parent)
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """A path to write a file to; when the block ends without an error, it is flushed and put at ``target``.
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A path to write a file to; when the block ends without an error, the file replaces ``target``.
 
-    The permissions of a file that it replaces are kept. An error in the block leaves nothing behind, and what
-    the system refuses is an ``OSError``, the block's own too.
+    The permissions of a replaced file are kept. If the block raises, nothing is left behind. System errors
+    are raised as ``OSError``.
     """
     with _writing(target):
-        made = _beside(target, "tmp", _token())
+        made = _sibling(target, "tmp", _token())
         try:
             yield made
             with made.open("rb+") as stream:
@@ -140,7 +139,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def write_bytes(file: Path, data: bytes) -> None:
-    """Write a file, in a folder that nobody sees yet, and wait until the disk has it."""
+    """Write a file, in a folder that is not visible yet, and flush it to disk."""
     with file.open("wb") as stream:
         stream.write(data)
         stream.flush()
@@ -151,7 +150,7 @@ def write_bytes(file: Path, data: bytes) -> None:
 
 
 class Leftover(NamedTuple):
-    """Something that stands beside a file or folder while it is written."""
+    """A temporary file or folder next to one that is being written."""
 
     kind: str
     token: str
@@ -160,32 +159,32 @@ class Leftover(NamedTuple):
 
 
 def recover(target: Path, whole: Callable[[Path], bool] = lambda folder: True) -> None:
-    """Finish what a killed process was about, and take away what dead ones left beside ``target``.
+    """Complete the replacement of a killed process, and delete what dead processes left next to ``target``.
 
-    If there is no ``target``, the newer whole folder of those that stand ready takes its place. What a living
-    process is writing is let alone. Where nothing can be written, nothing happens.
+    If there is no ``target``, the newest complete folder takes its place. Files of living processes are left
+    alone. If the folder is not writable, nothing happens.
 
     Args:
-        whole: Whether a folder is what its writer made it.
+        whole: Whether a folder is complete.
     """
     if not leftovers(target) and not os.path.lexists(_lock_of(target)):
         return
     with suppress(OSError), _writing(target, whole):
         pass
     waited = 0.0
-    while moved_aside(target) and waited < 1:  # somebody is about it: between two renames
+    while moved_aside(target) and waited < 1:  # another process is between two renames
         time.sleep(0.02)
         waited += 0.02
 
 
 def leftovers(target: Path) -> list[Leftover]:
-    """What stands beside ``target`` for its sake but for the lock, the newest first."""
+    """The temporary files and folders of ``target`` without the lock, newest first."""
     found = []
     with suppress(OSError), os.scandir(target.parent) as entries:
         for entry in entries:
             name = _LEFTOVER.fullmatch(entry.name)
             if name and name["name"] == target.name:
-                with suppress(OSError):  # gone since
+                with suppress(OSError):  # deleted since
                     changed = entry.stat(follow_symlinks=False).st_mtime
                     each = Leftover(name["kind"], name["token"], name["boot"], target.parent / entry.name)
                     found.append((changed, each))
@@ -193,27 +192,27 @@ def leftovers(target: Path) -> list[Leftover]:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of that name is one that is written here on the way to another."""
+    """Whether this is the name of a temporary file or lock of this module."""
     return bool(_LEFTOVER.fullmatch(name)) or bool(re.fullmatch(r"\..+\.lock", name))
 
 
 def moved_aside(target: Path) -> Path | None:
-    """Where an interrupted replacement left the old folder, if there is none at ``target`` now."""
+    """The old folder of an interrupted replacement, if there is no ``target`` now."""
     if os.path.lexists(target):
         return None
     return next((each.path for each in leftovers(target) if each.kind == "old"), None)
 
 
-def _tidy(target: Path, whole: Callable[[Path], bool], sure: bool) -> None:
-    """Bring ``target`` back if there is none, then remove what dead processes left.
+def _clean_up(target: Path, whole: Callable[[Path], bool], sure: bool) -> None:
+    """Restore ``target`` if it is missing, then delete the files of dead processes.
 
     Args:
-        sure: Nobody on this machine is writing to it.
+        sure: Whether no process on this machine is writing to it.
     """
     if not os.path.lexists(target):
         ready = [each for each in leftovers(target) if each.kind in ("new", "old")]
-        aside = {each.token for each in ready if each.kind == "old"}  # by who was about to rename the new one
-        # A new one is newer than what was moved aside for it.
+        aside = {each.token for each in ready if each.kind == "old"}  # of writers that were about to rename
+        # A new folder is newer than the one that was moved aside for it.
         for each in sorted(ready, key=lambda one: one.kind == "old"):
             ours = each.token in aside or _is_dead(each, sure)
             if ours and each.path.is_dir() and whole(each.path):
@@ -227,15 +226,15 @@ def _tidy(target: Path, whole: Callable[[Path], bool], sure: bool) -> None:
 
 
 def _is_dead(each: Leftover, sure: bool) -> bool:
-    """Whether its writer is no more. Of another machine's, whose locks may not be seen, its age must tell."""
+    """Whether its writer is dead. On another machine, where locks may not be visible, its age decides."""
     if sure and each.boot == _BOOT:
         return True
     try:
         places = [each.path, *(each.path.rglob("*") if each.path.is_dir() else ())]
         newest = max(place.lstat().st_mtime for place in places)
-    except OSError:  # it is being written, or taken away
+    except OSError:  # it is being written or deleted
         return False
-    return bool(time.time() - newest > ABANDONED)
+    return bool(time.time() - newest > STALE_SECONDS)
 
 
 # -------------------------------------------------------------------------------------------- locks
@@ -243,21 +242,21 @@ def _is_dead(each: Leftover, sure: bool) -> bool:
 
 @contextmanager
 def _writing(target: Path, whole: Callable[[Path], bool] = lambda folder: True) -> Iterator[None]:
-    """Tidy up beside ``target``; then nobody takes what this process writes there for a dead one's."""
+    """Clean up next to ``target``, and hold its lock while this process writes to it."""
     handle, alone = _lock(_lock_of(target))
     try:
         if alone is not False:
-            _tidy(target, whole, sure=bool(alone))
+            _clean_up(target, whole, sure=bool(alone))
         if alone and handle is not None:
             _flock(handle, exclusive=False, wait=True)
         yield
     finally:
         if handle is not None:
             try:
-                if _flock(handle, exclusive=True, wait=False):  # nobody else has it: it can go
+                if _flock(handle, exclusive=True, wait=False):  # no other process has it
                     _lock_of(target).unlink(missing_ok=True)
             except OSError:
-                pass  # whoever comes next takes it away
+                pass  # the next writer deletes it
             finally:
                 os.close(handle)
 
@@ -267,7 +266,7 @@ def _lock_of(target: Path) -> Path:
 
 
 def _lock(file: Path) -> tuple[int | None, bool | None]:
-    """Open and lock ``file``: the handle, and whether nobody else has it; ``None`` where no lock can tell."""
+    """Open and lock ``file``: the handle, and whether no other process has it; ``None`` without locks."""
     if fcntl is None:
         return None, None
     while True:
@@ -277,15 +276,15 @@ def _lock(file: Path) -> tuple[int | None, bool | None]:
             try:
                 handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             except OSError:
-                return None, None  # if nothing may be written here, the next step says so
+                return None, None  # if the folder is not writable, the next step raises
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # something else of that name
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # something else with that name
                 return None, None
             raise
         try:
             alone = _flock(handle, exclusive=True, wait=False)
             if alone is False:
-                _flock(handle, exclusive=False, wait=True)  # at most while another one tidies up
+                _flock(handle, exclusive=False, wait=True)  # at most while another process cleans up
             now = os.stat(file)
             held = os.fstat(handle)
             if (now.st_dev, now.st_ino) == (held.st_dev, held.st_ino):
@@ -295,11 +294,11 @@ def _lock(file: Path) -> tuple[int | None, bool | None]:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # whoever had it before took it away meanwhile
+        os.close(handle)  # the previous owner deleted it meanwhile
 
 
 def _flock(handle: int, *, exclusive: bool, wait: bool) -> bool | None:
-    """Lock it; ``False`` if another has it, ``None`` where there are no locks."""
+    """Lock it; ``False`` if another process has it, ``None`` if the system has no locks."""
     how = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB)
     try:
         fcntl.flock(handle, how)
@@ -317,7 +316,7 @@ def _token() -> str:
     return f"{_BOOT}-{secrets.token_hex(4)}"
 
 
-def _beside(target: Path, kind: str, token: str) -> Path:
+def _sibling(target: Path, kind: str, token: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{token}")
 
 
@@ -333,11 +332,11 @@ def _put(new: Path, target: Path, aside: Path) -> None:
 
 
 def _discard(path: Path, *, strict: bool = False) -> None:
-    """Remove a file or a folder, which first gets a name that says that it may be half there."""
+    """Delete a file or a folder, after renaming it so that a partial deletion is recognised."""
     found = _LEFTOVER.fullmatch(path.name)
     junk = path
     if not found or found["kind"] != "tmp":
-        junk = _beside(Path(path.with_name(found["name"]) if found else path), "tmp", _token())
+        junk = _sibling(Path(path.with_name(found["name"]) if found else path), "tmp", _token())
         try:
             os.rename(path, junk)
         except OSError:
@@ -352,7 +351,7 @@ def _discard(path: Path, *, strict: bool = False) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in a single step; ``False``, with nothing done, where the system cannot."""
+    """Swap two names atomically; ``False``, without any change, if the system cannot."""
     if sys.platform != "linux":
         return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -371,7 +370,7 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make new names durable. Some systems cannot flush a folder; the names then follow in their own time."""
+    """Flush new names to disk. Some systems cannot flush a folder, and do so some time later."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -381,8 +380,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def blaming(target: Path) -> Iterator[None]:
-    """Say of what the system refuses in the ``with`` block that ``target`` could not be written.
+def writing_errors(target: Path) -> Iterator[None]:
+    """Turn system errors of the ``with`` block into an error that ``target`` could not be written.
 
     Raises:
         OutputError: instead of the system's error.
@@ -392,11 +391,9 @@ def blaming(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
         if isinstance(error, PTuningError):
             raise
-        raise OutputError(_could_not_write(target, error)) from error
-
-
-def _could_not_write(target: Path, error: OSError | SafetensorError) -> str:
-    code = getattr(error, "errno", None)
-    reason = (getattr(error, "strerror", None) or " ".join(str(error).split())).rstrip(".")
-    remedy = _REMEDIES.get(code or 0, "choose another folder")
-    return f"could not write {target}: {reason}. What stood there before is untouched; {remedy}"
+        code = getattr(error, "errno", None)
+        reason = (getattr(error, "strerror", None) or " ".join(str(error).split())).rstrip(".")
+        raise OutputError(
+            f"could not write {target}: {reason}. What was there before is unchanged",
+            remedy=_REMEDIES.get(code or 0, "choose another folder"),
+        ) from error

@@ -1,7 +1,7 @@
-"""The model card: what the adapter does, how well, on which backbone, and how to use it.
+"""The model card: task, metrics, backbone and usage of an adapter.
 
-Filled in from the :class:`~ptuning.adapters.record.Adapter` alone; nothing is left for the reader to
-complete. The front matter is the Hub's (https://huggingface.co/docs/hub/model-cards).
+It is generated from the :class:`~ptuning.adapters.record.Adapter`, without placeholders. The front matter
+follows https://huggingface.co/docs/hub/model-cards.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.visible import visible
 
 SPLIT_OFF = "split off"
-"""In place of a source in ``extra["data"]``: the rows were taken from the training rows."""
+"""The source in ``extra["data"]`` of rows that were split off from the training rows."""
 
 _SHOWN_LABELS = 50
-_USELESS = "It did not learn: a constant answer is as good, but for chance. Do not use it."
+_USELESS = "It did not learn: it is not better than a constant answer, beyond chance. Do not use it."
 _BASELINE = "baseline"
 
 
 def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str, str] | None = None) -> str:
-    """Markdown with YAML front matter.
+    """The model card as Markdown with YAML front matter.
 
     Args:
-        adapter: What to describe.
-        name: The folder or the Hub's repository, as the examples spell it.
-        versions: Packages and their versions; those installed if left out.
+        adapter: The adapter to describe.
+        name: The folder or Hub repository, for the examples.
+        versions: Package versions; the installed ones if ``None``.
     """
     sections = (
         f"# {_words(name)}",
@@ -42,8 +42,8 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
         "## Task\n\n" + "\n".join(_task(adapter)),
         _metrics(adapter),
         "## How to use\n\n" + _usage(adapter, name),
-        "## Data\n\n" + ("\n".join(_data(adapter)) or "What it was trained on was not recorded."),
-        "## Training\n\n" + ("\n".join(_training(adapter)) or "How it was trained was not recorded."),
+        "## Data\n\n" + ("\n".join(_data(adapter)) or "The training data was not recorded."),
+        "## Training\n\n" + ("\n".join(_training(adapter)) or "The training options were not recorded."),
         "## Prompt\n\n" + "\n".join(_prompt(adapter)),
         "## Backbone\n\n" + "\n".join(_facts(adapter.backbone)),
         "## Versions\n\n" + "\n".join(_facts(versions or installed_versions())),
@@ -77,7 +77,7 @@ def _front_matter(adapter: Adapter, name: str) -> str:
 
 
 def _eval_results(adapter: Adapter) -> list[EvalResult]:
-    """The Hub's ``model-index``: what was measured on rows that were not trained on."""
+    """The Hub's ``model-index``: metrics on rows that were not used for training."""
     found: list[EvalResult] = []
     for split in ("test", "validation"):
         source = visible(_measured_on(adapter, split) or "")
@@ -90,19 +90,19 @@ def _eval_results(adapter: Adapter) -> list[EvalResult]:
                 metric_type=visible(metric),
                 metric_value=value,
             )
-            for metric, value in numbers(adapter.metrics.get(split)).items()
+            for metric, value in finite_numbers(adapter.metrics.get(split)).items()
         ]
     return found
 
 
 def _datasets(adapter: Adapter) -> list[str]:
-    """The Hub's data sets that it was trained and measured on; a local file is none of them."""
+    """The Hub data sets used for training and evaluation, without local files."""
     named = (source for source in _sources(adapter).values() if source.startswith("hf:"))
     return [visible(name) for name in dict.fromkeys(filter(None, map(_dataset_id, named)))]
 
 
 def _measured_on(adapter: Adapter, split: str) -> str | None:
-    """What a split's rows came out of: ``extra["dataset"]`` if its owner said so, else as recorded."""
+    """The source of a split: ``extra["dataset"]`` if set, otherwise as recorded."""
     said = adapter.extra.get("dataset")
     if isinstance(said, str) and said:
         return said
@@ -111,7 +111,7 @@ def _measured_on(adapter: Adapter, split: str) -> str | None:
 
 
 def _dataset_id(source: str) -> str | None:
-    """The data set on the Hub that ``hf:NAME[/CONFIG][:SPLIT]``, or a bare id, names."""
+    """The Hub data set named by ``hf:NAME[/CONFIG][:SPLIT]`` or an id."""
     if source.startswith("hf:"):
         return "/".join(source.removeprefix("hf:").partition(":")[0].split("/")[:2])
     return source if _is_hub_id(source) else None
@@ -125,15 +125,15 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _summary(adapter: Adapter) -> str:
-    where = "in every layer" if adapter.deep else "at the embeddings"
+    where = "in every layer" if adapter.deep else "at the input"
     if adapter.deep and (first := adapter.prompt.get("first_layer", 0)):
-        where = f"in every layer from layer {first} on"
+        where = f"in layers {first} and above"
     learned = adapter.extra.get("learned", adapter.extra.get("beats_baseline", True))  # the older name
     return (
         f"A prompt of {adapter.virtual_tokens} virtual tokens {where}, trained with "
-        f"{'PEFT' if 'imported' in adapter.extra else 'ptuning'}, teaches the frozen backbone "
-        f"{_code(adapter.backbone.get('name'))} {adapter.task.kind.title} of "
-        f"{'pairs of texts' if adapter.task.pair else 'texts'}. {_size(adapter)}"
+        f"{'PEFT' if 'imported' in adapter.extra else 'ptuning'} for {adapter.task.kind.title} of "
+        f"{'pairs of texts' if adapter.task.pair else 'texts'} with the frozen backbone "
+        f"{_code(adapter.backbone.get('name'))}. {_size(adapter)}"
         + ("" if learned else f"\n\n**{_USELESS}**")
     )
 
@@ -141,19 +141,19 @@ def _summary(adapter: Adapter) -> str:
 def _size(adapter: Adapter) -> str:
     prompt, head = adapter.prompt_parameters, adapter.head_parameters
     parts = f"{prompt:,} in the prompt" + (
-        f", {head:,} in the head" if head else "; the head was left as it was"
+        f", {head:,} in the head" if head else "; the head was not trained"
     )
-    whole = adapter.backbone.get("num_parameters")
-    share = f" That is {(prompt + head) / whole:.3%} of the backbone's {whole:,}." if whole else ""
-    return f"It holds {prompt + head:,} trained numbers: {parts}.{share}"
+    total = adapter.backbone.get("num_parameters")
+    share = f" That is {(prompt + head) / total:.3%} of the backbone's {total:,}." if total else ""
+    return f"It has {prompt + head:,} trained parameters: {parts}.{share}"
 
 
 def _task(adapter: Adapter) -> Iterator[str]:
     task = adapter.task
     yield f"- kind: {task.kind.title}"
     yield f"- input: {'two texts' if task.pair else 'one text'}"
-    limit = f"{task.max_length} tokens" if task.max_length else "as long as the backbone allows"
-    yield f"- longest input: {limit}"
+    limit = f"{task.max_length} tokens" if task.max_length else "the backbone's limit"
+    yield f"- maximum input length: {limit}"
     if not task.labels:
         yield f"- output: {task.kind.output(task)}"
         return
@@ -165,8 +165,8 @@ def _task(adapter: Adapter) -> Iterator[str]:
 
 
 def _metrics(adapter: Adapter) -> str:
-    """A row a metric, a column a split, the baseline last."""
-    splits = {name: numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
+    """A table with one row per metric and one column per split, the baseline last."""
+    splits = {name: finite_numbers(adapter.metrics.get(name)) for name in _columns(adapter)}
     rows = list(dict.fromkeys(metric for values in splits.values() for metric in values))
     if not rows:
         return ""
@@ -179,12 +179,12 @@ def _metrics(adapter: Adapter) -> str:
         rule = str(adapter.metrics.get("baseline_rule") or adapter.task.kind.baseline_rule)
         note = f"\n\nThe baseline is a constant answer: {_words(rule)}."
         if "loss" in splits[_BASELINE] and adapter.task.labels:
-            note += " Its loss is that of giving each label its share of the training rows."
+            note += " Its loss is for predicting each label with its frequency in the training rows."
     return "## Metrics\n\n" + "\n".join(lines) + note
 
 
 def _columns(adapter: Adapter) -> list[str]:
-    given = [name for name, values in adapter.metrics.items() if numbers(values)]
+    given = [name for name, values in adapter.metrics.items() if finite_numbers(values)]
     order = {"test": 0, "validation": 1, _BASELINE: 3}
     return sorted(given, key=lambda name: order.get(name, 2))
 
@@ -195,12 +195,12 @@ def _usage(adapter: Adapter, name: str) -> str:
     text = '{"text": "some text", "text_pair": "another"}' if pair else '"some text"'
     classify = f"from ptuning import pipeline\n\nclassify = pipeline({called})\nprint(classify({text}))"
     file = "pairs.csv" if pair else "texts.txt"
-    holds = "a CSV file with the columns `text` and `text_b`" if pair else "a file with a text a line"
+    contents = "a CSV file with the columns `text` and `text_b`" if pair else "a file with one text per line"
     return (
-        "With ptuning (`pip install ptuning`). "
-        f"Answers, in Python:\n\n```python\n{classify}\n```\n\n"
-        f"The model itself, a `torch.nn.Module`:\n\n```python\n{loaded}\n```\n\n"
-        f"At the command line, for {holds}:\n\n"
+        "Install ptuning with `pip install ptuning`.\n\n"
+        f"Predictions in Python:\n\n```python\n{classify}\n```\n\n"
+        f"The model as a `torch.nn.Module`:\n\n```python\n{loaded}\n```\n\n"
+        f"On the command line, for {contents}:\n\n"
         f"```bash\nptuning predict {shlex.quote(visible(_line(name)))} --input {file}\n```\n\n"
         f"{_peft_usage(adapter, name)}"
     )
@@ -222,7 +222,7 @@ def _peft_usage(adapter: Adapter, name: str) -> str:
 
 
 def _data(adapter: Adapter) -> Iterator[str]:
-    """A line a split: where its rows came from, and how many."""
+    """One line per split: the source and number of its rows."""
     recorded = adapter.extra.get("data")
     if not isinstance(recorded, Mapping):
         return
@@ -238,7 +238,7 @@ def _data(adapter: Adapter) -> Iterator[str]:
 
 
 def _sources(adapter: Adapter) -> dict[str, str]:
-    """What each split was read from; one that was split off is not there."""
+    """The source of each split, except those that were split off."""
     recorded = adapter.extra.get("data")
     named = {
         str(split): facts.get("source")
@@ -266,7 +266,7 @@ def _license(adapter: Adapter) -> str | None:
 def _licence(adapter: Adapter) -> str:
     said = _license(adapter)
     own = f"This adapter: {_code(said)}." if said else "The owner of this adapter has not stated a licence."
-    return f"{own} The licences of the backbone and of the data apply as well."
+    return f"{own} The licences of the backbone and of the data also apply."
 
 
 def _prompt(adapter: Adapter) -> Iterator[str]:
@@ -280,7 +280,7 @@ def _prompt(adapter: Adapter) -> Iterator[str]:
 
 
 def _facts(values: Mapping[str, Any]) -> Iterator[str]:
-    """A line a fact; those that are ``None`` say nothing and are left out."""
+    """One line per fact, without those that are ``None``."""
     for key, value in values.items():
         if value is None:
             continue
@@ -291,8 +291,8 @@ def _facts(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"- {_words(str(key).replace('_', ' '))}: {_code(value)}"
 
 
-def numbers(values: Any) -> dict[str, float]:
-    """The numbers among ``values``; anything else in a free dictionary is not a metric."""
+def finite_numbers(values: Any) -> dict[str, float]:
+    """The finite numbers among ``values``; other entries of a user's dictionary are not metrics."""
     if not isinstance(values, Mapping):
         return {}
     found = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
@@ -314,22 +314,22 @@ def _line(text: Any) -> str:
 
 
 _PLAIN = re.compile(r"(?!.*(www\.|://|\W_|_\W|_$))[^\W_]([\w '\".,;:%/()+=-]*[\w'\".%)])?", re.IGNORECASE)
-"""Words that Markdown takes as they are: no tag, link, emphasis, code or address."""
+"""Text without Markdown syntax: no tag, link, emphasis, code or URL."""
 
 
 def _words(text: Any) -> str:
-    """Words of others among ours: plain ones as they are, anything that could be more as code."""
+    """Untrusted text for the card: plain words unchanged, anything with Markdown syntax as code."""
     line = _line(text)
     return line if _PLAIN.fullmatch(line) and line == visible(line) else _code(line)
 
 
 def _cell(text: Any) -> str:
-    """The same in a table's cell, which ends at a bar, in code as well."""
+    """The same for a table cell, with vertical bars escaped."""
     return _words(_line(text).replace("|", "\\x7c"))
 
 
 def _code(value: Any) -> str:
-    """Inline code that holds anything, backticks and line breaks included."""
+    """Inline code for any text, including backticks and line breaks."""
     text = visible(str(value))
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""

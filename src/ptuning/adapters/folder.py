@@ -30,7 +30,7 @@ from ptuning.adapters.schema import RecordFields, check_fields
 from ptuning.adapters.seal import digest, is_sealed, json_bytes, sealed
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, PTuningError
-from ptuning.files import MOST_BYTES, parse_json, read_regular
+from ptuning.files import MAX_JSON_BYTES, parse_json, read_regular
 from ptuning.model.config import prompt_from_dict
 from ptuning.paths import local_path
 from ptuning.task import Task
@@ -78,7 +78,7 @@ def save(
     target = check_destination(folder, apart)
     check_finite(
         adapter.tensors(),
-        ", so it is not saved; train with a lower learning rate, or go back to the last good checkpoint",
+        remedy="nothing was saved; train with a lower learning rate, or go back to the last good checkpoint",
     )
     content = _content(adapter)
     try:
@@ -236,7 +236,7 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
 def _stamp(path: Path) -> bytes | None:
     """The record as it is now."""
     try:
-        return read_regular(path / RECORD, MOST_BYTES)
+        return read_regular(path / RECORD, MAX_JSON_BYTES)
     except OSError:
         return None
 
@@ -260,7 +260,7 @@ def _load(path: Path) -> Adapter:
         )
         if (tokens := prompt_from_dict(adapter.prompt).virtual_tokens) != adapter.virtual_tokens:
             raise AdapterError(f"its prompt has {adapter.virtual_tokens} virtual tokens, expected {tokens}")
-        check_finite(adapter.tensors(), ": its training diverged, or it was altered")
+        check_finite(adapter.tensors(), remedy="its training diverged, or it was altered")
     except (PTuningError, ValueError) as error:  # digests fit, yet not what we write
         raise AdapterError(
             f"{path} is not an adapter that this version of ptuning can read: {error}"
@@ -295,7 +295,7 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = local_path(folder, "adapter", error=AdapterError)
     _check_folder(path)
-    data = read_file(path / RECORD, MOST_BYTES)
+    data = read_file(path / RECORD, MAX_JSON_BYTES)
     content = _parse(path / RECORD, data)
     version = content.get("format_version")
     if type(version) is not int or version < 1:  # in Python a truth value is a number; here it is none

@@ -1,7 +1,7 @@
-"""Where an adapter is: a local folder, or a repository of the Hub, fetched into its cache or pushed to.
+"""Finds adapters in local folders or on the Hub, and pushes them to the Hub.
 
-Only the client that Hugging Face maintains speaks to the Hub. What it raises is turned into one sentence
-that says what to do; none of them shows the access token.
+All access to the Hub is through ``huggingface_hub``. Its errors are turned into one sentence that says what
+to do and never shows the access token.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from ptuning.errors import AdapterError, ConfigError
 from ptuning.paths import local_path
 
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
-"""What no answer at all is raised as. Which library's it is depends on the client's version."""
+"""The error for no answer at all. Its library depends on the version of ``huggingface_hub``."""
 
 TRAINERS = "model.safetensors"
-"""What ``transformers.Trainer`` calls a model's state dict."""
+"""The file name of a model's state dict saved by ``transformers.Trainer``."""
 
 _LOGIN = "log in with: hf auth login, or set HF_TOKEN"
 _LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
 
 
 def hub_out_of_reach() -> bool:
-    """Whether the Hub's name cannot even be looked up, so that only its cache can serve.
+    """Whether the Hub's host name cannot be resolved, so that only the local cache can be used.
 
-    A client that does not know would try again and again for most of a minute. Behind a proxy the name
-    need not be known here, so there nothing is concluded.
+    Without this check, ``huggingface_hub`` would retry for most of a minute. Behind a proxy the name may not
+    be resolvable although the Hub is reachable, so the answer is then ``False``.
     """
     if constants.HF_HUB_OFFLINE:
         return True
@@ -64,10 +64,10 @@ def hub_out_of_reach() -> bool:
 
 @cache
 def known(host: str | None) -> bool:
-    """Look a host's name up, once it is found; a connection that is not there yet may come.
+    """Resolve a host name; only success is cached.
 
     Raises:
-        OSError: nobody knows it.
+        OSError: it cannot be resolved.
     """
     return bool(socket.getaddrinfo(host, None))
 
@@ -82,17 +82,17 @@ def locate(
     token: str | bool | None = None,
     allow_pickle: bool = False,
 ) -> Path:
-    """The local folder of an adapter, downloaded first if need be.
+    """The local folder of an adapter, which is downloaded first if necessary.
 
     Args:
-        name_or_path: A folder, which wins over a repository of the same name if it holds a model; or a Hub
-            id such as ``"someone/refunds"``.
-        revision: A branch, tag or commit of the Hub; of no meaning for a folder.
-        token: The Hub's access token; the one that was logged in with if ``None``.
-        allow_pickle: Fetch the ``adapter_model.bin`` of an old version of PEFT, too.
+        name_or_path: A folder, or a Hub id such as ``"someone/refunds"``. A folder of the same name as a
+            repository takes precedence if it has a model.
+        revision: A branch, tag or commit on the Hub; ignored for a folder.
+        token: The Hub access token; that of the login if ``None``.
+        allow_pickle: Whether to download the ``adapter_model.bin`` of an old version of PEFT.
 
     Raises:
-        AdapterError: neither a folder nor a repository in reach; says what to do.
+        AdapterError: neither a folder nor a reachable repository; says what to do.
     """
     path, name = local_path(name_or_path, "adapter", error=AdapterError), str(name_or_path)
     is_path = (
@@ -101,35 +101,37 @@ def locate(
         or name.count("/") > 1
         or "\\" in name
     )
-    # A Trainer's output folder often has the name of the repository, and holds no adapter itself.
-    holds = any((path / file).is_file() for file in (RECORD, CONFIG, TRAINERS))
-    if path.exists() and (holds or is_path or name.count("/") != 1):
+    # The output folder of a Trainer often has the name of the repository, but is not an adapter.
+    has_model = any((path / file).is_file() for file in (RECORD, CONFIG, TRAINERS))
+    if path.exists() and (has_model or is_path or name.count("/") != 1):
         return path
     if is_path:
-        details(path)  # it can only be meant as a folder: let its absence be explained
+        details(path)  # it can only be a folder: explain that it is missing
     try:
         folder = Path(_download(name, revision, token, (*OWN_FILES, PICKLED) if allow_pickle else OWN_FILES))
     except AdapterError as error:
         if path.exists():
-            raise AdapterError(f"the folder {path} holds no adapter, and on the Hub: {error}") from error
+            raise AdapterError(f"the folder {path} has no adapter, and on the Hub: {error}") from error
         raise
     if (folder / RECORD).is_file():
         return folder
-    whole = is_peft(folder) and any((folder / file).is_file() for file in (WEIGHTS, PICKLED))
-    if not whole and hub_out_of_reach():
+    complete = is_peft(folder) and any((folder / file).is_file() for file in (WEIGHTS, PICKLED))
+    if not complete and hub_out_of_reach():
         raise AdapterError(
-            f"no adapter {name!r}: it is not whole in the Hub's cache, and {_why_out_of_reach()}"
+            f"no adapter {name!r}: the Hub's cache has no complete copy, and {_why_out_of_reach()}"
         )
     if not is_peft(folder):
         raise AdapterError(
-            f"the Hub repository {name!r} holds neither {RECORD} nor an adapter of PEFT's, so it is no "
-            "adapter; check the name. If transformers' Trainer pushed it, push the adapter itself with "
-            "model.push_to_hub"
+            f"the Hub repository {name!r} has neither {RECORD} nor an adapter of PEFT, so it is not an "
+            "adapter",
+            remedy="check the name. If transformers' Trainer pushed it, push the adapter itself with "
+            "model.push_to_hub",
         )
     if not allow_pickle and not (folder / WEIGHTS).is_file():
         raise AdapterError(
-            f"the Hub repository {name!r} is an adapter of PEFT's without {WEIGHTS}; if it holds a {PICKLED} "
-            "and you trust it, say --allow-pickle (in Python: allow_pickle=True)"
+            f"the Hub repository {name!r} is a PEFT adapter without {WEIGHTS}",
+            remedy=f"if it has a {PICKLED} and you trust it, pass --allow-pickle (in Python: "
+            "allow_pickle=True)",
         )
     return folder
 
@@ -146,17 +148,18 @@ def _download(name: str, revision: str | None, token: str | bool | None, files: 
         )
     except HFValidationError as error:
         raise AdapterError(
-            f"no adapter {name!r}: there is no such folder, and it is no Hub id of the form 'owner/name'"
+            f"no adapter {name!r}: there is no such folder, and it is not a Hub id of the form 'owner/name'"
         ) from error
     except (HTTPError, OSError, ValueError) as error:
-        found = _answer(error)  # the client keeps it behind "not in the cache"
+        found = _answer(error)  # the client wraps it in "not in the cache"
         if isinstance(found, HfHubHTTPError):
             message = _refusal(found, name, revision)
             if type(found) is RepositoryNotFoundError:
                 message = f"no adapter {name!r}: there is no such folder, and {message}"
         elif isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
             message = (
-                f"no adapter {name!r}{at}: there is no such folder, it is not whole in the Hub's cache, and "
+                f"no adapter {name!r}{at}: there is no such folder, the Hub's cache has no complete copy, "
+                f"and "
                 f"{_why_out_of_reach()}; check the name as well"
             )
         elif isinstance(found, HTTPError):
@@ -183,40 +186,40 @@ def push(
     license: str | None = None,
     backbone: str | None = None,
 ) -> str:
-    """Put an adapter folder on the Hub, in one commit.
+    """Push an adapter folder to the Hub, in one commit.
 
-    The adapter's own files go, nothing else (no ``resume/``). The folder stays as it is. The model card
-    is written anew so that its examples name the repository, unless a person has edited it: then it goes
-    as it is. A repository that is missing is made; the visibility of one that exists is never changed. A
-    commit is refused if the repository has changed since this looked at it, so a reader never
-    finds one push's prompt beside another's record.
+    Only the files of the adapter are pushed (no ``resume/``), and the folder is not changed. The model card
+    is written again so that its examples name the repository, unless it was edited: then it is pushed
+    unchanged. A missing repository is created; the visibility of an existing one is never changed. The
+    commit is refused if the repository was changed at the same time, so that the files of two pushes are
+    never mixed.
 
     Args:
-        folder: What :func:`save` wrote.
-        repo_id: ``"owner/name"``, or ``"name"`` for one of the user who is logged in.
-        private: Who may see a repository that is made; the owner's default if ``None``.
-        token: The Hub's access token; that of HF_TOKEN or of the login if ``None``.
-        revision: The branch, made from the main one if it is not there.
-        commit_message: The commit's first line.
-        create_pr: Propose the commit as a pull request, which needs no right to write.
-        license: An identifier of the Hub's list, such as ``"mit"``; kept in ``extra``.
-        backbone: The backbone's name for others, where it was a folder of this machine.
+        folder: A folder written by :func:`save`.
+        repo_id: ``"owner/name"``, or ``"name"`` for a repository of the logged-in user.
+        private: Whether a new repository is private; the owner's default if ``None``.
+        token: The Hub access token; that of HF_TOKEN or of the login if ``None``.
+        revision: The branch; created from the main branch if it is missing.
+        commit_message: The first line of the commit message.
+        create_pr: Create a pull request, which needs no write permission.
+        license: A licence identifier of the Hub, such as ``"mit"``; saved in ``extra``.
+        backbone: The public name of the backbone, if it was a local folder.
 
     Returns:
-        The address of the commit or of the pull request.
+        The URL of the commit or of the pull request.
 
     Raises:
-        AdapterError: no adapter, one that was altered, a name that is none, no token, no right, no Hub.
-        ConfigError: a licence or a revision that cannot be one.
+        AdapterError: no adapter, an altered one, an invalid name, no token, no permission, no connection.
+        ConfigError: an invalid licence or revision.
     """
     _check_choices(repo_id, revision, license)
-    # One that cannot go is refused before all else.
+    # An adapter that cannot be pushed is refused before anything else.
     first = for_repository(folder, name=repo_id, license=license, backbone=backbone)
     secret = _access(token)
     api = HfApi(token=secret, library_name="ptuning")
     try:
         name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
-        _validate(first[CARD].decode())  # before a repository is made for it
+        _validate(first[CARD].decode())  # before a repository is created
         head = _prepare(api, name, private, None if create_pr else revision)
         if create_pr and revision is not None:
             head = api.model_info(name, revision=revision).sha
@@ -228,7 +231,7 @@ def push(
                     folder, name=name, license=license, backbone=backbone
                 ).items()
             ],
-            commit_message=commit_message or "Upload an adapter of ptuning",
+            commit_message=commit_message or "Upload ptuning adapter",
             revision=revision,
             create_pr=create_pr,
             parent_commit=head,
@@ -238,7 +241,9 @@ def push(
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         found = _answer(error)
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
-            message = f"the Hub did not take the adapter: {_line(error, secret)}; mend that and push again"
+            message = (
+                f"the Hub did not accept the adapter: {_line(error, secret)}; correct that and push again"
+            )
         elif isinstance(found, HfHubHTTPError):
             message = _refusal(found, repo_id, revision, writer=_user(api, found))
         elif isinstance(found, HTTPError):
@@ -250,19 +255,19 @@ def push(
 
 
 def _validate(card: str) -> None:
-    """Ask the Hub whether it takes the card's metadata.
+    """Validate the card's metadata with the Hub.
 
     Raises:
-        ValueError: it does not; what it says of them.
+        ValueError: the metadata are invalid, with the Hub's reasons.
     """
     try:
         RepoCard(card).validate(repo_type="model")
     except ValueError as error:
         try:
-            said = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+            reasons = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
         except (ValueError, KeyError, TypeError):
-            said = str(error)
-        raise ValueError(f"Invalid metadata in README.md: {said}") from error
+            reasons = str(error)
+        raise ValueError(f"Invalid metadata in README.md: {reasons}") from error
 
 
 def _check_choices(repo_id: str, revision: str | None, license: str | None) -> None:
@@ -270,49 +275,52 @@ def _check_choices(repo_id: str, revision: str | None, license: str | None) -> N
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise AdapterError(
-            f"got {repo_id!r}, expected a Hub id such as 'owner/name' (letters, digits, '-', '_' and '.')"
+            got=repr(repo_id), expected="a Hub id such as 'owner/name' (letters, digits, '-', '_' and '.')"
         ) from error
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         raise ConfigError(
-            f"revision: got the commit {revision}, which nothing can be added to; expected a branch"
+            "revision", got=f"the commit {revision}, which cannot be added to", expected="a branch"
         )
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ConfigError(
-            f"license: got {license!r}, expected an identifier of the Hub's such as 'apache-2.0' or 'mit'; "
-            f"all of them: {_LICENCES}"
+            "license",
+            got=repr(license),
+            expected="a licence identifier of the Hub, such as 'apache-2.0' or 'mit'",
+            remedy=f"see {_LICENCES}",
         )
 
 
 def _access(token: str | bool | None) -> str:
-    """The access token, where there is one and a Hub to show it to."""
+    """The access token, after checking that there is one and that the Hub is reachable."""
     if hub_out_of_reach():
         raise AdapterError(f"nothing was pushed: {_why_out_of_reach()}")
     secret = token if isinstance(token, str) else None if token is False else get_token()
     if not secret:
-        raise AdapterError(f"a push needs an access token of the Hub, and there is none; {_LOGIN}")
+        raise AdapterError("a push needs an access token for the Hub, and there is none", remedy=_LOGIN)
     if not re.fullmatch("[!-~]+", secret):
         raise AdapterError(
-            "the Hub's access token holds blanks or letters that no token has; copy it again from "
-            f"{constants.ENDPOINT}/settings/tokens"
+            "the Hub access token contains spaces or invalid characters",
+            remedy=f"copy it again from {constants.ENDPOINT}/settings/tokens",
         )
     return secret
 
 
 def _prepare(api: HfApi, name: str, private: bool | None, branch: str | None) -> str | None:
-    """Make repository and branch where they are missing; returns the commit to build on."""
+    """Create the repository and the branch if they are missing. Returns the parent commit."""
     api.create_repo(name, private=private, exist_ok=True)
     found = api.model_info(name)
     if private is not None and found.private is not None and found.private != private:
         now, wanted = ("private", "public") if found.private else ("public", "private")
         raise AdapterError(
-            f"the Hub repository {name!r} exists and is {now}, and a push changes no visibility; make it "
-            f"{wanted} at {constants.ENDPOINT}/{name}/settings, or do not ask for that"
+            f"the Hub repository {name!r} exists and is {now}, and a push does not change that",
+            remedy=f"make it {wanted} at {constants.ENDPOINT}/{name}/settings, or leave out the option",
         )
     names = {file.rfilename for file in found.siblings or ()}
     if RECORD not in names and (other := sorted({"config.json", CONFIG} & names)):
         raise AdapterError(
-            f"the Hub repository {name!r} holds {other[0]} and no {RECORD}, so it is something else, which "
-            "an adapter would spoil; push to another name"
+            f"the Hub repository {name!r} has {other[0]} and no {RECORD}, so it is not an adapter and "
+            "is not overwritten",
+            remedy="push to another name",
         )
     if branch is None or branch == constants.DEFAULT_REVISION:
         return found.sha
@@ -322,7 +330,7 @@ def _prepare(api: HfApi, name: str, private: bool | None, branch: str | None) ->
 
 
 def _user(api: HfApi, refusal: HfHubHTTPError) -> str | None:
-    """Whose token was refused for want of a right, if the Hub says so."""
+    """The user whose token lacks a permission, if the Hub says so."""
     if refusal.response.status_code != 403:
         return None
     try:
@@ -335,7 +343,7 @@ def _user(api: HfApi, refusal: HfHubHTTPError) -> str | None:
 
 
 def _refusal(error: HfHubHTTPError, name: str, revision: str | None, writer: str | None = None) -> str:
-    """What the Hub's answer means for whoever asked, and what to do about it."""
+    """A message for the Hub's answer: what it means, and what to do."""
     page, tokens = f"{constants.ENDPOINT}/{name}", f"{constants.ENDPOINT}/settings/tokens"
     status = error.response.status_code
     if isinstance(error, GatedRepoError):  # before its parent, RepositoryNotFoundError
@@ -355,25 +363,25 @@ def _refusal(error: HfHubHTTPError, name: str, revision: str | None, writer: str
         )
     if status == 403:
         return (
-            f"{f'the user {writer!r}' if writer else 'this access token'} has no right to do this with the "
-            f"Hub repository {name!r}; use a token with that right ({tokens}), ask the repository's owner, "
-            "or take a name of your own"
+            f"{f'the user {writer!r}' if writer else 'this access token'} has no permission to do this with "
+            f"the Hub repository {name!r}; use a token with that permission ({tokens}), ask the repository's "
+            "owner, or choose a name of your own"
         )
     if status in (409, 412):
         return (
-            f"the Hub repository {name!r} was changed by somebody else at the same time, so nothing was "
-            f"pushed; look at {page}, then push again"
+            f"the Hub repository {name!r} was changed at the same time, so nothing was pushed; see {page}, "
+            "then push again"
         )
     if status == 429:
-        return "the Hub has had too many requests from here; wait some minutes, then try again"
+        return "the Hub received too many requests from you; wait a few minutes, then try again"
     if status >= 500:
-        return f"the Hub failed (HTTP {status}), which is not your doing; try again later"
+        return f"the Hub failed (HTTP {status}), which is not your fault; try again later"
     at = f" at revision {revision!r}" if revision else ""
-    return f"the Hub refused {name!r}{at} (HTTP {status}); look at {page}, mend that and try again"
+    return f"the Hub refused {name!r}{at} (HTTP {status}); see {page}, correct that and try again"
 
 
 def _answer(error: BaseException) -> BaseException:
-    """The Hub's answer, or the lack of one, behind an error that the client made of it."""
+    """The HTTP error behind an error of ``huggingface_hub``."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, HTTPError):
         inner = inner.__cause__
@@ -382,22 +390,22 @@ def _answer(error: BaseException) -> BaseException:
 
 def _why_out_of_reach() -> str:
     if constants.HF_HUB_OFFLINE:
-        return (
-            "the Hub is out of reach because offline mode is on; unset HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
-        )
+        variables = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
+        return f"the Hub is not reachable because offline mode is on; unset {variables}"
     host = urlsplit(constants.ENDPOINT).hostname
-    return f"the Hub is out of reach ({host} does not answer); check the connection"
+    return f"the Hub is not reachable ({host} does not answer); check the connection"
 
 
 def _silence(error: BaseException, token: str | bool | None) -> str:
     return (
-        f"the Hub at {constants.ENDPOINT} gives no answer ({_line(error, token)}); check the connection, "
-        "then try again"
+        f"the Hub at {constants.ENDPOINT} does not answer ({_line(error, token)}); check the connection, "
+        f"then "
+        "try again"
     )
 
 
 def _line(error: BaseException, token: str | bool | None = None) -> str:
-    """What an error says, as one line without the access token."""
+    """The message of an error, in one line and without the access token."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     secret = token if isinstance(token, str) else get_token()
     return text.replace(secret, "(the token)") if secret else text

@@ -1,12 +1,12 @@
-"""PEFT's adapter format, where PEFT can say what an adapter is; otherwise ours, under the same file names.
+"""PEFT's adapter format, if PEFT can represent the adapter; otherwise ptuning's, in files of the same names.
 
-PEFT's ``P_TUNING`` is input depth before ``[CLS]`` (placement ``start``). Its ``PREFIX_TUNING`` is deep
-in every layer, with the text's positions moved up by P, because PEFT's prompt is a key/value cache.
-Whatever lies between is written as ``peft_type: "PTUNING"``, a name that PEFT does not know, so that it
-refuses the folder instead of computing something else.
+PEFT's ``P_TUNING`` is input depth before ``[CLS]`` (placement ``start``). Its ``PREFIX_TUNING`` is deep in
+every layer, with the positions of the text shifted by P, because PEFT's prompt is a key/value cache. Any
+other adapter is written as ``peft_type: "PTUNING"``, a name that PEFT does not know, so that it refuses the
+folder rather than computing something else.
 
-Neighbours: ``record.py`` is what is written, ``folder.py`` writes it. PEFT itself is not imported; the
-tests hold this module against the installed one.
+See also: ``record.py`` for what is written, ``folder.py``, which writes it. PEFT itself is not imported; the
+tests compare this module with the installed PEFT.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ptuning.adapters.record import MIX, Adapter
 from ptuning.errors import AdapterError
 
 UNITS = "units"
-"""Where a prompt's virtual units are; no layout of PEFT's has a place for them."""
+"""The tensor name of a prompt's virtual units; PEFT has no such tensor."""
 
 HEAD_PREFIX = "base_model."
-"""PEFT keeps the backbone in ``PeftModel.base_model``; a saved head key is this and the backbone's name."""
+"""PEFT has the backbone in ``PeftModel.base_model``; the keys of the head start with this prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class Layout:
     """How one ``peft_type`` stores a prompt.
 
     Args:
-        key: The prompt's name among the tensors.
-        pack: Our shape to the stored one.
-        unpack: Its inverse, given the number of prompted layers.
+        key: The name of the prompt tensor.
+        pack: Converts the prompt to the stored shape.
+        unpack: The inverse, given the number of prompted layers.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Layout:
     unpack: Callable[[Tensor, int], Tensor]
 
 
-def _as_it_is(prompt: Tensor, _: int = 0) -> Tensor:
+def _unchanged(prompt: Tensor, _: int = 0) -> Tensor:
     return prompt
 
 
@@ -52,66 +52,66 @@ def _pack_layers(prompt: Tensor) -> Tensor:
 
 
 def unpack_layers(stored: Tensor, layers: int) -> Tensor:
-    """PEFT's prefix ``[P, L·2·H_kv]`` as ours, ``[L, 2, P, H_kv]``."""
+    """PEFT's prefix ``[P, L·2·H_kv]`` in ptuning's shape, ``[L, 2, P, H_kv]``."""
     return stored.view(stored.shape[0], layers, 2, -1).permute(1, 2, 0, 3).contiguous()
 
 
 def is_prefix(stored: Tensor, layers: int) -> bool:
-    """Whether :func:`unpack_layers` can make something of ``stored``."""
+    """Whether :func:`unpack_layers` can convert ``stored``."""
     return stored.dim() == 2 and stored.numel() > 0 and stored.shape[1] % (2 * layers) == 0
 
 
 OURS = "PTUNING"
 LAYOUTS: Mapping[str, Layout] = {
-    "P_TUNING": Layout(key="prompt_embeddings", pack=_as_it_is, unpack=_as_it_is),
+    "P_TUNING": Layout(key="prompt_embeddings", pack=_unchanged, unpack=_unchanged),
     "PREFIX_TUNING": Layout(key="prompt_embeddings", pack=_pack_layers, unpack=unpack_layers),
-    OURS: Layout(key="prompt", pack=_as_it_is, unpack=_as_it_is),
+    OURS: Layout(key="prompt", pack=_unchanged, unpack=_unchanged),
 }
 
 WRITTEN_BY_US: Mapping[str, str] = {"written_by": "ptuning"}
-"""What stands in a field that PEFT does not read beside a ``task_type``: so one of our folders that has lost
-its ``ptuning.json``, and with it its labels, is not taken for one that PEFT wrote."""
+"""The value of a field that PEFT ignores if there is a ``task_type``. It marks a folder of ptuning's, so that
+one without its ``ptuning.json``, which has the labels, is not mistaken for a PEFT adapter."""
 
-# What PEFT (0.21) makes of single architectures, by ``model_type``. The tests hold this against PEFT.
+# PEFT's (0.21) behaviour for some architectures, by ``model_type``. The tests compare this with PEFT.
 NO_CACHE = frozenset({"albert", "distilbert", "modernbert", "deberta-v2"})
-"""Their forward takes no key/value cache, so PEFT's ``PREFIX_TUNING`` raises."""
+"""Their forward has no key/value cache, so PEFT's ``PREFIX_TUNING`` raises."""
 NO_POSITION_IDS = frozenset({"bloom"})
-"""A cache moves no positions here: ALiBi reads distances off the mask, so PEFT means an offset of 0."""
+"""A cache does not shift positions: ALiBi uses distances from the mask, so PEFT's offset is 0."""
 HEADS_NOT_FOUND = frozenset({"distilbert"})
-"""PEFT looks ``num_attention_heads`` up under names that this configuration does not use, though
-``P_TUNING`` never reads the number."""
+"""PEFT looks up ``num_attention_heads`` under names that this configuration does not have, although
+``P_TUNING`` does not use the value."""
 
 _ALWAYS_SAVED = ("classifier", "score")
-"""PEFT adds these to ``modules_to_save`` itself, at every load: written out they would pile up."""
+"""PEFT adds these to ``modules_to_save`` itself at every load, so they are not written."""
 
 
 def why_not_peft(adapter: Adapter) -> str | None:
-    """Why PEFT cannot express this adapter, and which option would let it; ``None`` if it can."""
+    """Why PEFT cannot represent this adapter, and which option would change that; ``None`` if it can."""
     task = adapter.task
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
-        return "it holds no head, and PEFT expects one; prompt.train_head true saves one"
+        return "it has no head, and PEFT expects one; prompt.train_head true saves one"
     if (reason := _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)) is not None:
         return reason
-    if task.mean != 0 or task.scale != 1:  # last: this one export-peft can mend
+    if task.mean != 0 or task.scale != 1:  # last, because export-peft can solve this one
         return (
-            f"its scores are in units of {task.scale:g} around {task.mean:g}, and PEFT's format keeps no "
-            "scaling; saved with peft=True (ptuning export-peft) the scaling goes into the head"
+            f"its scores are in units of {task.scale:g} around {task.mean:g}, and PEFT's format has no "
+            "scaling; saving with peft=True (ptuning export-peft) moves the scaling into the head"
         )
     return None
 
 
 def for_peft(adapter: Adapter) -> Adapter:
-    """The adapter in a form that PEFT can hold, with the same logits.
+    """The adapter in a form that PEFT can represent, with the same logits.
 
-    A regression's scaling is folded into the layer that gives the score.
+    The scaling of a regression is folded into the output layer.
 
     Raises:
-        AdapterError: it has no such form; says why, and which option would let it.
+        AdapterError: there is no such form; says why, and which option would change that.
     """
     task = adapter.task
     if task.mean != 0 or task.scale != 1:
-        # The layer that gives the one score: a row, and beside it perhaps a bias of one number. A table of
-        # one row elsewhere (RoBERTa's token types) may be the task's own, too.
+        # The output layer has one row, and may have a bias of one value. The task may also own other tensors
+        # of one row (RoBERTa's token types).
         rows = [
             name
             for name, value in adapter.head.items()
@@ -126,11 +126,12 @@ def for_peft(adapter: Adapter) -> Adapter:
             adapter = replace(adapter, head=head, task=replace(task, mean=0.0, scale=1.0))
         elif rows:
             raise AdapterError(
-                f"PEFT cannot hold this adapter: its scores are around {task.mean:g}, and "
-                f"{rows[-1]} has no bias to put that into; train on targets with their mean taken off"
+                f"PEFT cannot represent this adapter: its scores are around {task.mean:g}, and {rows[-1]} "
+                "has no bias that could include that",
+                remedy="train on targets minus their mean",
             )
     if (reason := why_not_peft(adapter)) is not None:
-        raise AdapterError(f"PEFT cannot hold this adapter: {reason}")
+        raise AdapterError(f"PEFT cannot represent this adapter: {reason}")
     return adapter
 
 
@@ -138,8 +139,8 @@ def _why_not_input(adapter: Adapter) -> str | None:
     placement = adapter.prompt.get("placement")
     if placement != "start" or adapter.anchors:
         return (
-            f"its virtual tokens stand at {placement!r}, and PEFT's P_TUNING knows only the place before the "
-            "whole text; prompt.placement 'start' can be expressed"
+            f"its virtual tokens are placed at {placement!r}, and those of PEFT's P_TUNING are always before "
+            "the entire text; prompt.placement 'start' can be represented"
         )
     return None
 
@@ -149,29 +150,29 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
     first, offset = adapter.prompt.get("first_layer", 0), adapter.prompt.get("position_offset", 0)
     if kind in NO_CACHE:
         return (
-            f"PEFT's PREFIX_TUNING needs a key/value cache, and {kind} models take none; "
-            "prompt.depth 'input' with prompt.placement 'start' can be expressed"
+            f"PEFT's PREFIX_TUNING needs a key/value cache, and {kind} models have none; "
+            "prompt.depth 'input' with prompt.placement 'start' can be represented"
         )
     if first:
         return (
-            f"its prompt begins at layer {first}, and PEFT's PREFIX_TUNING prompts every layer; "
-            "prompt.first_layer 0 can be expressed"
+            f"its prompt starts at layer {first}, and PEFT's PREFIX_TUNING has a prompt in every layer; "
+            "prompt.first_layer 0 can be represented"
         )
     if (pooling := adapter.prompt.get("pooling") or "native") != "native":
         return (
-            f"its head reads by the pooling {pooling!r}, and under PEFT it reads the backbone's own pooled "
-            "token; prompt.pooling 'native' can be expressed"
+            f"its pooling is {pooling!r}, and with PEFT the head reads the backbone's own pooled token; "
+            "prompt.pooling 'native' can be represented"
         )
     if adapter.units is not None:
         return (
             f"its prompt has {adapter.units.shape[2]} virtual units in the feed-forward networks, and PEFT's "
-            "PREFIX_TUNING has a place in the attention alone; prompt.num_virtual_units 0 can be expressed"
+            "PREFIX_TUNING only changes the attention; prompt.num_virtual_units 0 can be represented"
         )
     expected = 0 if kind in NO_POSITION_IDS else adapter.virtual_tokens
-    if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides as PEFT does
+    if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides like PEFT
         return (
-            f"its prompt.position_offset is {offset}, and PEFT's PREFIX_TUNING always means {expected} for "
-            f"{adapter.virtual_tokens} virtual tokens on {kind}; that value can be expressed"
+            f"its prompt.position_offset is {offset}, and PEFT's PREFIX_TUNING always uses {expected} for "
+            f"{adapter.virtual_tokens} virtual tokens on {kind}; that value can be represented"
         )
     return None
 
@@ -205,36 +206,37 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def from_peft(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """The prompt in our shape, its virtual units if it has any, and the head by the backbone's own names: the
-    inverse of :func:`to_peft`.
+    """The inverse of :func:`to_peft`: the prompt in ptuning's shape, its virtual units if it has any, and the
+    head by the backbone's own names.
 
     Raises:
-        AdapterError: a ``peft_type`` that is not in :data:`LAYOUTS`, or tensors that are not its.
+        AdapterError: a ``peft_type`` that is not in :data:`LAYOUTS`, or tensors that do not match it.
     """
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
-        raise AdapterError(f"its peft_type is {kind!r}, expected one of {', '.join(LAYOUTS)}")
+        raise AdapterError("peft_type", got=repr(kind), expected=f"one of {', '.join(LAYOUTS)}")
     layout = LAYOUTS[kind]
     rest = dict(tensors)
     if layout.key not in rest:
-        raise AdapterError(f"its tensors lack {layout.key!r}, expected for peft_type {kind}")
+        raise AdapterError(f"its tensors lack {layout.key!r}, which peft_type {kind} needs")
     stored = rest.pop(layout.key)
     units = rest.pop(UNITS, None) if kind == OURS else None
     if strange := sorted(name for name in rest if not name.startswith(HEAD_PREFIX)):
         raise AdapterError(
-            f"it holds a tensor {strange[0]!r}; expected {layout.key!r} and {HEAD_PREFIX}* for the head"
+            got=f"a tensor {strange[0]!r}", expected=f"{layout.key!r} and {HEAD_PREFIX}* for the head"
         )
     layers = config.get("num_layers") if kind == "PREFIX_TUNING" else 1
     if type(layers) is not int or layers < 1 or (kind == "PREFIX_TUNING" and not is_prefix(stored, layers)):
         raise AdapterError(
-            f"its {layout.key!r} of shape {list(stored.shape)} is no {kind} prompt of {layers!r} layers"
+            f"its {layout.key!r} has the shape {list(stored.shape)}, which is not a {kind} prompt for "
+            f"{layers!r} layers"
         )
     prompt = layout.unpack(stored, layers)
     return prompt, units, {name.removeprefix(HEAD_PREFIX): value for name, value in rest.items()}
 
 
 def modules_to_save(adapter: Adapter) -> list[str]:
-    """The modules besides the head of which the task holds a copy, as PEFT names them."""
+    """PEFT's names of the modules, other than the head, that the task has a copy of."""
     return sorted({_module(name) for name in adapter.head if name != MIX} - set(_ALWAYS_SAVED))
 
 
@@ -250,11 +252,11 @@ def _shared_options(adapter: Adapter) -> dict[str, Any]:
 
 
 def _input_options(adapter: Adapter) -> dict[str, Any]:
-    """PEFT loads a prompt in inference mode: the encoder is not built, its options describe nothing kept."""
+    """PEFT loads a prompt in inference mode, without its encoder, so the encoder options have no effect."""
     width = int(adapter.prompt_tensor.shape[1])
     return {
         **_shared_options(adapter),
-        "token_dim": width,  # E. Left out, PEFT would take the hidden width: wrong for ALBERT, ELECTRA
+        "token_dim": width,  # E. PEFT's default is the hidden width, which is wrong for ALBERT and ELECTRA
         "num_attention_heads": 1 if adapter.backbone.get("model_type") in HEADS_NOT_FOUND else None,
         "encoder_reparameterization_type": "MLP",
         "encoder_hidden_size": width,
@@ -264,7 +266,7 @@ def _input_options(adapter: Adapter) -> dict[str, Any]:
 
 
 def _prefix_options(adapter: Adapter) -> dict[str, Any]:
-    """PEFT reads heads and their width from the backbone; our facts hold only the product, H_kv."""
+    """PEFT takes the number and width of heads from the backbone; our facts only have their product, H_kv."""
     return {
         **_shared_options(adapter),
         "token_dim": None,
@@ -275,7 +277,7 @@ def _prefix_options(adapter: Adapter) -> dict[str, Any]:
 
 
 def _module(name: str) -> str:
-    """Which whole module PEFT must save to hold the parameter ``name``.
+    """The module that PEFT must save in order to save the parameter ``name``.
 
     ``classifier.dense.weight`` → ``classifier``; ``bert.pooler.dense.weight`` → ``bert.pooler``.
     """

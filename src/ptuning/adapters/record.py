@@ -1,7 +1,7 @@
-"""One trained task as plain data: what the adapter folder holds, and nothing of how it is laid out.
+"""One trained task as plain data: the contents of an adapter folder, independent of its layout.
 
-``peft_format.py`` turns an :class:`Adapter` into tensors, ``folder.py`` puts it on disk, ``card.py``
-describes it, ``ptuning.model`` makes and uses it. This module knows none of them.
+``peft_format.py`` turns an :class:`Adapter` into tensors, ``folder.py`` saves and loads it, ``card.py``
+describes it, ``ptuning.model`` creates and uses it. This module imports none of them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ptuning.errors import AdapterError
 from ptuning.task import Task
 
 MIX = "pooling.mix"
-"""What stands in a head beside the backbone's names, where it reads all layers: how each is read."""
+"""The name of the weights of the mix of layers, next to the backbone's parameter names in the head."""
 
 
 OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
-"""The layer whose rows are the labels, by the name that it has in one architecture or another."""
+"""Names of the output layer, which has one row per label, in the supported architectures."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,22 +31,21 @@ class Adapter:
     """A trained task: prompt, head, labels, and facts of the backbone that it fits.
 
     Args:
-        prompt: Every choice of the prompt, as ``prompt_to_dict`` gives it.
+        prompt: The prompt configuration, from ``prompt_to_dict``.
         task: Kind, labels, scale.
         backbone: ``BackboneFacts`` as a dict.
         prompt_tensor: fp32; input depth ``[P, E]``, deep ``[L−s, 2, P, H_kv]``, keys then values.
         units: fp32 ``[L−s, 2, U, H]``, virtual units of the feed-forward networks, keys then values; ``None``
             if there are none.
-        head: The head's parameters by the backbone's own names (``classifier.weight``,
-            ``bert.pooler.dense.weight``); empty if the backbone's own head serves. With the pooling
-            ``layers`` also :data:`MIX` ``[L−s+1, 2+2Q, H]``, the weights of
-            :func:`ptuning.model.pooling.weighted_pool`.
-        anchors: Token ids of the literal words in a template, one tuple a piece of text.
-        metrics: What was measured, by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
-        extra: Anything else that JSON can hold, such as a summary of the training.
+        head: The parameters of the head by the backbone's own names (``classifier.weight``,
+            ``bert.pooler.dense.weight``); empty if the backbone's own head is used. With pooling ``layers``
+            also :data:`MIX` ``[L−s+1, 2+2Q, H]``, the weights of the mix of layers.
+        anchors: Token ids of the literal words in a template, one tuple per piece of text.
+        metrics: Metrics by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
+        extra: Any other JSON data, such as a summary of the training.
 
     Raises:
-        AdapterError: tensors that do not fit the choices or the facts of the backbone.
+        AdapterError: tensors that do not match the prompt configuration or the facts of the backbone.
     """
 
     prompt: Mapping[str, Any]
@@ -63,7 +62,7 @@ class Adapter:
         for name, value in self.tensors().items():
             if value.dtype != torch.float32:
                 raise AdapterError(
-                    f"{name} is {value.dtype}, expected torch.float32; convert it with .float()"
+                    f"{name} is {value.dtype}", expected="torch.float32", remedy="convert it with .float()"
                 )
         tensor = self.prompt_tensor
         shape, expected = tuple(tensor.shape), self._expected_shape()
@@ -72,39 +71,40 @@ class Adapter:
         ):
             wanted = ", ".join("P" if e is None else str(e) for e in expected)
             raise AdapterError(
-                f"the prompt's shape is {list(shape)}, expected [{wanted}] for depth "
-                f"{self.prompt.get('depth')!r} on {self.backbone.get('name')}"
+                f"the prompt has the shape {list(shape)}",
+                expected=f"[{wanted}] for depth {self.prompt.get('depth')!r} on {self.backbone.get('name')}",
             )
         pooling, units = self.prompt.get("pooling"), self.prompt.get("num_virtual_units") or 0
-        mixed = beside = None
+        mix_shape = unit_shape = None
         if self.deep and pooling == "layers":
             queries = self.prompt.get("num_queries") or 0
-            mixed = (self._layers + 1, 2 + 2 * queries, self.backbone["hidden_size"])
+            mix_shape = (self._layers + 1, 2 + 2 * queries, self.backbone["hidden_size"])
         if self.deep and units:
-            beside = (self._layers, 2, units, self.backbone["hidden_size"])
-        _check_shape(MIX, self.head.get(MIX), mixed, f"the pooling {pooling!r}")
-        _check_shape("units", self.units, beside, f"{units} virtual units")
+            unit_shape = (self._layers, 2, units, self.backbone["hidden_size"])
+        _check_shape(MIX, self.head.get(MIX), mix_shape, f"the pooling {pooling!r}")
+        _check_shape("units", self.units, unit_shape, f"{units} virtual units")
         for layer in OUTPUT_LAYERS:
             self._check_rows(f"{layer}.weight", dimensions=2)
             self._check_rows(f"{layer}.bias", dimensions=1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Prompt, virtual units and head, by what messages call them."""
+        """Prompt, virtual units and head, by their names in messages."""
         units = {} if self.units is None else {"the prompt's virtual units": self.units}
         return {"the prompt": self.prompt_tensor, **units, **self.head}
 
     def _check_rows(self, name: str, dimensions: int) -> None:
-        """A row a label, in the layer that gives the logits."""
+        """Check that the output layer has one row per label."""
         value = self.head.get(name)
         if value is not None and (value.dim() != dimensions or value.shape[0] != self.task.num_labels):
             rest = ", H" * (dimensions - 1)
             raise AdapterError(
-                f"the head's {name} has the shape {list(value.shape)}, expected "
-                f"[{self.task.num_labels}{rest}]: a row for each of the task's {self.task.num_labels} logits"
+                f"the head's {name} has the shape {list(value.shape)}",
+                expected=f"[{self.task.num_labels}{rest}]: one row for each of the {self.task.num_labels} "
+                "logits of the task",
             )
 
     def _expected_shape(self) -> tuple[int | None, ...]:
-        """What choices and facts call for; ``None`` where neither says (a template counts its own P)."""
+        """The shape of the prompt by configuration and facts; ``None`` if unknown (P of a template)."""
         tokens = self.prompt.get("num_virtual_tokens")
         if self.deep:
             return self._layers, 2, tokens, self.backbone["key_value_size"]
@@ -113,7 +113,7 @@ class Adapter:
     @property
     def _layers(self) -> int:
         if (layers := self.backbone.get("num_layers")) is None:
-            raise AdapterError("backbone.num_layers is not known, and a deep prompt is for so many layers")
+            raise AdapterError("backbone.num_layers is unknown, and a deep prompt needs it")
         return int(layers) - int(self.prompt.get("first_layer", 0))
 
     @property
@@ -128,12 +128,12 @@ class Adapter:
 
     @property
     def prompt_parameters(self) -> int:
-        """Numbers in the prompt, its virtual units among them."""
+        """The number of parameters of the prompt, including virtual units."""
         return self.prompt_tensor.numel() + (0 if self.units is None else self.units.numel())
 
     @property
     def head_parameters(self) -> int:
-        """Numbers in the head that were trained; 0 if it was frozen."""
+        """The number of trained parameters of the head; 0 if it was frozen."""
         return (
             sum(value.numel() for value in self.head.values()) if self.prompt.get("train_head", True) else 0
         )
@@ -143,13 +143,15 @@ def _check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...] | N
     got = None if tensor is None else tuple(tensor.shape)
     if got != expected:
         raise AdapterError(
-            f"the shape of {name} is {got}, expected {expected} (None: no such tensor) for {why}; "
-            "the adapter was altered"
+            f"the shape of {name}",
+            got=str(got),
+            expected=f"{expected} (None: no such tensor) for {why}",
+            remedy="the adapter was altered",
         )
 
 
 def installed_versions() -> dict[str, str]:
-    """What this process runs, by package; ``"unknown"`` for one run from its sources, uninstalled."""
+    """The installed versions by package; ``"unknown"`` for a package that is not installed."""
     packages = ("ptuning", "torch", "transformers", "safetensors")
     return {**{name: _version(name) for name in packages}, "python": platform.python_version()}
 

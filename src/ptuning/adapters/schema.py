@@ -1,8 +1,7 @@
-"""What ``ptuning.json``, and the record in a state dict, must hold: every field, its type, its bounds.
+"""The schema of ``ptuning.json`` and of the record in a state dict: all fields, their types and bounds.
 
-A digest that fits says that a record is as it was written, and not by whom: anyone can write one. So nothing
-of it is used before it is found to be of the kind that ptuning writes. What belongs to the user (``metrics``,
-``extra``) may be any JSON.
+A valid digest shows that a record was not changed, but not who wrote it. So all of it is checked before it is
+used. The user's own fields (``metrics``, ``extra``) may be any JSON.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from ptuning.model.config import prompt_from_dict, prompt_to_dict
 from ptuning.task import ProblemType, Task
 from ptuning.validation import explain, shortened
 
-_MOST = 2**63 - 1
+_INT64_MAX = 2**63 - 1
 
 
 def _text(value: Any) -> str:
-    """Any text; pydantic's own check refuses halves of characters, which a file's name may hold."""
+    """Any string. Pydantic's own check refuses lone surrogates, which file names may contain."""
     if not isinstance(value, str):
-        raise ValueError(f"got {shortened(value)}, expected text")
+        raise ValueError(f"got {shortened(value)}, expected a string")
     return value
 
 
@@ -33,37 +32,37 @@ def _label(value: Any) -> Any:
     if not isinstance(value, str | int | float | bool) or (
         isinstance(value, float) and not math.isfinite(value)
     ):
-        raise ValueError(f"got {shortened(value)}, expected text, a number, true or false")
+        raise ValueError(f"got {shortened(value)}, expected a string, a number, true or false")
     return value
 
 
 def _file_name(value: str) -> str:
     parts = PurePosixPath(value).parts
     if not parts or len(value) > 1000 or any(len(part.encode("utf-8", "replace")) > 255 for part in parts):
-        raise ValueError(f"got {shortened(value)}, expected a file's name of at most 1000 letters")
+        raise ValueError(f"got {shortened(value)}, expected a file name of at most 1000 characters")
     if "\0" in value:
-        raise ValueError(f"got {shortened(value)}, expected a file's name without NUL")
+        raise ValueError(f"got {shortened(value)}, expected a file name without NUL characters")
     return value
 
 
 def _filled(text: str) -> str:
     if not text:
-        raise ValueError("got '', expected a text of one character at least")
+        raise ValueError("got '', expected a string of at least one character")
     return text
 
 
 Text = Annotated[str, PlainValidator(_text)]
 Label = Annotated[Any, PlainValidator(_label)]
 FileName = Annotated[Text, AfterValidator(_file_name)]
-Size = Annotated[int, Field(ge=1, le=_MOST)]
-TokenId = Annotated[int, Field(ge=0, le=_MOST)]
+Size = Annotated[int, Field(ge=1, le=_INT64_MAX)]
+TokenId = Annotated[int, Field(ge=0, le=_INT64_MAX)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Fields(BaseModel):
-    """A number in quotes is no number, and a truth value is none; fields of later versions are let be."""
+    """Strict types: strings and booleans are not accepted as numbers. Unknown fields are ignored."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="ignore")
 
@@ -81,7 +80,7 @@ class TaskFields(_Fields):
 
 
 class BackboneFields(_Fields):
-    """``BackboneFacts``; ``None`` is what PEFT, whose files hold few of them, did not say."""
+    """``BackboneFacts``; ``None`` for facts that are missing in PEFT's files."""
 
     name: Text | None
     revision: Annotated[Text, AfterValidator(_filled)] | None
@@ -104,7 +103,7 @@ class _Shared(_Fields):
 
 
 class RecordFields(_Shared):
-    """``ptuning.json`` but for its own digest, which is checked first."""
+    """``ptuning.json`` without its own digest, which is checked first."""
 
     metrics: dict[str, Any]
     extra: dict[str, Any]
@@ -123,17 +122,17 @@ class StateFields(_Shared):
 
 
 def check_fields(fields: type[_Shared], values: Mapping[str, Any]) -> None:
-    """Hold a record to its schema.
+    """Check a record against its schema.
 
     Raises:
-        ValueError: one line: the field, what was got, what was expected.
+        ValueError: one line with the field, what was got and what was expected.
     """
     try:
         fields.model_validate(values)
         Task.from_dict(values["task"])
         _check_choices("prompt", values["prompt"], prompt_to_dict(prompt_from_dict(values["prompt"])))
     except ValidationError as error:
-        raise ValueError(_brief(explain(error))) from None
+        raise ValueError(_brief(str(explain(error)))) from None
     except ConfigError as error:
         raise ValueError(_brief(str(error))) from None
     vocabulary = values["backbone"]["vocab_size"]
@@ -143,12 +142,12 @@ def check_fields(fields: type[_Shared], values: Mapping[str, Any]) -> None:
 
 
 def _brief(sentence: str) -> str:
-    """Without the middle of what it quotes, where that is long."""
+    """``sentence`` with its middle cut out if it is long."""
     return sentence if len(sentence) <= 500 else f"{sentence[:350]}…{sentence[-149:]}"
 
 
 def _check_choices(key: str, got: Any, read: Any) -> None:
-    """Refuse choices that were read as something else than they are: in a record "4" is not 4."""
+    """Refuse values that were converted on reading: in a record, "4" is not accepted as 4."""
     if isinstance(got, dict) and isinstance(read, dict):
         for name, value in got.items():
             _check_choices(f"{key}.{name}", value, read[name])

@@ -1,4 +1,4 @@
-"""What an adapter's tensors must be, wherever they come from: readable, real, finite."""
+"""Checks of an adapter's tensors: readable, floating point, finite."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ def parse_tensors(data: bytes) -> dict[str, Tensor]:
     """The tensors in a safetensors file's bytes.
 
     Raises:
-        ValueError: they are no such file, or hold numbers of a kind that torch does not know.
+        ValueError: not a safetensors file, or a data type that torch does not know.
     """
     try:
         return safetensors.load(data)
-    except Exception as error:  # SafetensorError, and KeyError and others of a header that is nearly one
-        raise ValueError(f"no safetensors: {first_line(error)}") from error
+    except Exception as error:  # SafetensorError, and KeyError and others for a damaged header
+        raise ValueError(f"not a safetensors file: {first_line(error)}") from error
 
 
-def check_finite(tensors: Mapping[str, Tensor], remedy: str) -> None:
-    """Refuse tensors that hold a NaN or an infinity.
+def check_finite(tensors: Mapping[str, Tensor], where: str = "", remedy: str | None = None) -> None:
+    """Refuse tensors with NaN or infinite values.
 
     Args:
-        remedy: How the sentence ends: what follows, and what to do.
+        where: What comes after the tensor's name in the message.
+        remedy: What to do.
 
     Raises:
         AdapterError: names the first such tensor.
@@ -36,8 +37,10 @@ def check_finite(tensors: Mapping[str, Tensor], remedy: str) -> None:
         if not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise AdapterError(
-                f"{name} holds {count} of {tensor.numel()} numbers that are not finite (NaN or infinite)"
-                f"{remedy}"
+                f"{name}{where}",
+                got=f"{count} of {tensor.numel()} values that are NaN or infinite",
+                expected="finite values",
+                remedy=remedy,
             )
 
 
@@ -49,5 +52,5 @@ def on_cpu(tensor: Tensor) -> Tensor:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """The message of another library's error, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,6 +1,6 @@
-"""The command line. Each command is a module of this package with ``HELP`` and ``main(argv)``; all are thin.
+"""The command line. Each command is a small module of this package with ``parser()`` and ``main(argv)``.
 
-Exit codes: 0 done, 1 failure, 2 the user's mistake, 128 + the number of a signal that ended it (Ctrl-C 130).
+Exit codes: 0 success, 1 failure, 2 wrong usage or input, 128 + signal number if interrupted (Ctrl-C: 130).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "train": "train a prompt and save the adapter",
-    "evaluate": "measure an adapter on labelled rows, beside the baseline",
-    "predict": "classify rows of a file or of standard input",
-    "inspect": "show what an adapter is, and whether it fits a backbone",
-    "push": "put an adapter on the Hugging Face Hub, with a filled-in model card",
-    "import-peft": "turn a prompt that PEFT wrote into an adapter of ptuning's",
-    "export-peft": "write an adapter that PEFT is sure to load",
-    "check-data": "say what would be trained on: rows, labels, lengths, duplicates, leaks",
-    "cache": "show what is kept on disk for the next run, or delete it",
-    "demo": "train on the data that ptuning ships, and compare",
+    "train": "train a prompt and save it as an adapter",
+    "evaluate": "compute the metrics of an adapter on labelled rows",
+    "predict": "predict the labels of rows from a file or standard input",
+    "inspect": "show the task, prompt, backbone and metrics of an adapter",
+    "push": "upload an adapter to the Hugging Face Hub, with a model card",
+    "import-peft": "convert a prompt trained with PEFT to a ptuning adapter",
+    "export-peft": "convert a ptuning adapter to PEFT's format",
+    "check-data": "check a data set before training: labels, lengths, duplicates, leaks",
+    "cache": "show or clear the cache on disk",
+    "demo": "train and compare on the data that ptuning ships",
 }
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             return _say(str(error) or "interrupted", stop.exit_code)
         except BaseException as error:
-            if stop.raised:  # while a library was in a callback, and made another exception of it
+            if stop.raised:  # inside a callback of a library, which turned it into another exception
                 return _say("interrupted", stop.exit_code)
             if (code := _failed(error)) is None:
                 raise
@@ -45,29 +45,31 @@ def console() -> None:
     """The ``ptuning`` program."""
     from ptuning.training.interrupt import exit_on_signals
 
-    _hold_standard_streams()
+    _open_standard_streams()
     code = main()
     exit_on_signals()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError as error:  # a full disk, or a reader that has gone
+    except OSError as error:  # a full disk, or a closed pipe
         code = code or (1 if isinstance(error, BrokenPipeError) else _say(_os_error(error), 1))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it exits
     sys.exit(code)
 
 
-def _hold_standard_streams() -> None:
-    """Put the null device where a standard stream is closed: the next file opened would be taken for it."""
+def _open_standard_streams() -> None:
+    """Open the null device for closed standard streams; otherwise the next open file would get their
+    number.
+    """
     for handle in range(3):
         try:
             os.fstat(handle)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
 
 
 def _failed(error: BaseException) -> int | None:
-    """Say in a line what is wrong, and return the exit code; ``None`` for what nobody expects."""
+    """Print the error in one line and return the exit code; ``None`` for an unexpected exception."""
     from ptuning.errors import PTuningError, UserError, out_of_memory
 
     match error:
@@ -76,12 +78,13 @@ def _failed(error: BaseException) -> int | None:
         case PTuningError():
             return _say(str(error), 2 if isinstance(error, UserError) else 1)
         case BrokenPipeError():
-            return 1  # whoever read our output has gone (``| head``): nothing to say, and nobody to say it to
+            return 1  # the reader of our output has gone (``| head``), so there is nothing to print
         case OSError():
             return _say(_os_error(error), 1)
         case MemoryError() | RuntimeError() if out_of_memory(error):
-            said = f"out of memory ({_first_line(error)}); lower the batch size, or cut texts shorter"
-            return _say(said, 1)
+            return _say(
+                f"out of memory ({_first_line(error)}); lower the batch size or the maximum length", 1
+            )
     return None
 
 
@@ -97,7 +100,7 @@ def _run(given: list[str]) -> int:
         print(f"ptuning {__version__}")
     elif command in COMMANDS:
         if sys.stdout is None and command in ("evaluate", "inspect", "check-data", "cache"):
-            return _say(f"standard output is closed, and what ptuning {command} finds is written there", 1)
+            return _say(f"standard output is closed, but ptuning {command} writes its result there", 1)
         import_module(f"ptuning.cli.{command.replace('-', '_')}").main(argv)
     else:
         import difflib
@@ -131,11 +134,14 @@ def _usage() -> str:
         [
             "usage: ptuning COMMAND [options]",
             "",
-            "Teach a frozen Hugging Face model a new task by training a prompt, under 1 % as many numbers.",
+            "P-tuning: adapt a frozen Hugging Face model to a task by training a prompt, with less than "
+            "1 % of",
+            "the model's parameters.",
             "",
             "commands:",
             *lines,
             "",
-            "ptuning COMMAND --help shows a command's options; ptuning demo needs no data and no network.",
+            "ptuning COMMAND --help shows the options of a command. ptuning demo needs no data and no "
+            "network.",
         ]
     )

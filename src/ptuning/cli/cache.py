@@ -1,4 +1,4 @@
-"""``ptuning cache``: what is kept on disk so that it need not be computed again, and emptying it."""
+"""``ptuning cache``: shows or clears the cache on disk."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning cache",
         usage="[options]",
-        description="Show what is kept so that it need not be computed again, or delete it. It is in "
-        "PTUNING_CACHE, by default ~/.cache/ptuning; PTUNING_CACHE=off keeps nothing.",
+        description="Show the size of the cache on disk (token ids and stem outputs), or clear it. Its "
+        "folder "
+        "is ~/.cache/ptuning, or set by PTUNING_CACHE; PTUNING_CACHE=off switches it off.",
     )
-    made.add_argument("--clear", action="store_true", help="delete all of it; it is made again when needed")
+    made.add_argument("--clear", action="store_true", help="delete all entries")
     return made
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
 
     folder = root()
     if folder is None:
-        print("nothing is kept: PTUNING_CACHE is off, or there is no home folder to keep it in")
+        print("the cache is off: PTUNING_CACHE is off, or there is no home folder")
         return
     found = {}
     for kind in KINDS:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def amount(size: int) -> str:
-    """Bytes as a person reads them: 3.4 MiB."""
+    """A human-readable number of bytes: 3.4 MiB."""
     if size < 1024:
         return f"{size} B"
     scaled, units = size / 1024, ["KiB", "MiB", "GiB", "TiB"]

@@ -1,4 +1,4 @@
-"""``ptuning check-data``: what would be trained on, before anything is."""
+"""``ptuning check-data``: checks a data set before training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning check-data",
         usage="FILE [options]",
-        description="Say what would be trained on: rows, labels, lengths against the limit, duplicates, "
-        "leaks between splits. Exit code 2 if it could not be trained on.",
+        description="Check a data set before training: rows, labels, text lengths, duplicates, and leaks "
+        "between splits. The exit code is 2 if it cannot be used for training.",
     )
     made.add_argument(
-        "file", type=str, help="the training rows: CSV, TSV, JSON, Parquet, Excel, a folder, or hf:NAME"
+        "file", type=str, help="training rows: CSV, TSV, JSON, Parquet or Excel file, a folder, or hf:NAME"
     )
     made.add_argument(
         "--backbone",
         type=str,
         default="demo",
-        help="whose tokenizer counts, and whose limit, less the default prompt, holds",
+        help="model to check text lengths with: its tokenizer, and its maximum length minus the default "
+        "prompt "
+        "(default: demo)",
     )
     add_data(made, label=True, more=set(DataConfig.model_fields) - {"train"})
     made.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -58,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
                 collect_problems=True,
             )
             if name == "train":
-                with suppress(DataError):  # which the report says
+                with suppress(DataError):  # the report has it
                     task = infer_task(found.examples, problem_type=data.problem_type, names=found.label_names)
     lengths, limit = _lengths(given.backbone, data.max_length)
     report = check(
@@ -76,13 +78,14 @@ def main(argv: Sequence[str]) -> None:
     lines = visible("\n".join(report.lines()), lines=True)
     print(json.dumps(report.to_dict(), indent=1) if given.json else lines)
     if not report.ok:
-        raise DataError("the data cannot be trained on as it stands; mend the errors above")
+        raise DataError("the data cannot be used for training", remedy="correct the errors above")
     over = {split.name: split.lengths.over for split in report.splits if split.lengths is not None}
     if data.too_long == "error" and any(over.values()):
         rows = " and ".join(f"{count:,} of {name}" for name, count in over.items() if count)
         raise DataError(
-            f"data.too_long: got 'error', and rows have more than the {limit} tokens that fit: {rows}; "
-            "shorten them, or allow cutting with --data.too_long truncate"
+            "data.too_long",
+            got=f"'error', and there are rows of more than {limit} tokens: {rows}",
+            remedy="shorten them, or allow truncation with --data.too_long truncate",
         )
 
 
@@ -95,7 +98,7 @@ def _lengths(
 
     tokenizer = load_tokenizer(backbone)
     limit = None
-    if tokenizer.model_max_length < 1_000_000:  # more means "not said"
+    if tokenizer.model_max_length < 1_000_000:  # larger values mean "unknown"
         limit = tokenizer.model_max_length - DeepPrompt().virtual_tokens
     if max_length is not None:
         limit = max_length if limit is None else min(limit, max_length)

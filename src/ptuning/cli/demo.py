@@ -1,4 +1,4 @@
-"""``ptuning demo``: the main job on data that ptuning ships, beside what else could have been done."""
+"""``ptuning demo``: trains on data that ptuning ships, and compares with other methods."""
 
 from __future__ import annotations
 
@@ -24,13 +24,20 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning demo",
         usage="[options]",
-        description="Train a classifier of support messages (570 rows of six intents, shipped) on the "
-        "embedded MiniLM, compare it with the baseline, a regression of frozen embeddings, the head alone "
-        "and full fine-tuning.",
+        description="Train a classifier of support messages (570 rows, six intents) on the embedded "
+        "MiniLM, and "
+        "compare it with the baseline, logistic regression on frozen embeddings, training only the head, and "
+        "full fine-tuning. Needs no data and no network.",
     )
-    made.add_argument("--output", type=str, default="demo-adapter", help="folder of the adapter")
-    made.add_argument("--epochs", type=int, default=12, help="passes over the 378 training rows")
-    made.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    made.add_argument(
+        "--output", type=str, default="demo-adapter", help="folder of the adapter (default: demo-adapter)"
+    )
+    made.add_argument(
+        "--epochs", type=int, default=12, help="passes over the 378 training rows (default: 12)"
+    )
+    made.add_argument(
+        "--seed", type=int, default=0, help="random seed: initialisation, shuffling, dropout (default: 0)"
+    )
     return made
 
 
@@ -56,10 +63,10 @@ def main(argv: Sequence[str]) -> None:
     console.print("1. a prompt on the frozen MiniLM", style="bold")
     try:
         result = train(config, restart=True, callbacks=[ConsoleCallback(console)])
-    except Interrupted:  # what it says is of a command that can go on
-        raise Interrupted("interrupted; ptuning demo always starts again") from None
+    except Interrupted:  # its own message is about --resume
+        raise Interrupted("interrupted; ptuning demo always starts from scratch") from None
     console.print(
-        "2. for comparison: a regression of embeddings, the head alone, full fine-tuning", style="bold"
+        "2. for comparison: regression on embeddings, training only the head, full fine-tuning", style="bold"
     )
     peers = [frozen_embeddings(config), head_only(config), fine_tune(config)]
     _table(console, result, peers)
@@ -86,7 +93,7 @@ def _table(console: object, result: TrainResult, peers: Sequence[Peer]) -> None:
     assert isinstance(console, Console)
     table = Table(title=f"test set, {result.setting['rows']['test']} rows", title_justify="left")
     table.add_column("method")
-    for name in ("trained numbers", "accuracy", "macro F1", "seconds"):
+    for name in ("trained parameters", "accuracy", "macro F1", "seconds"):
         table.add_column(name, justify="right")
     floor = result.baseline["test"]
     table.add_row(result.baseline_rule, "0", f"{floor['accuracy']:.3f}", f"{floor['f1']:.3f}", "")

@@ -1,25 +1,26 @@
-"""``ptuning evaluate``: an adapter's metrics on labelled rows, beside the baseline."""
+"""``ptuning evaluate``: computes the metrics of an adapter on labelled rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, add_model, data_of, load_model, tell
+from ptuning.cli.shared import add_data, add_model, data_of, load_model, print_notes
 
 
 def parser() -> Parser:
     made = Parser(
         prog="ptuning evaluate",
         usage="ADAPTER FILE [options]",
-        description="Measure an adapter on labelled rows, beside what a constant answer would score.",
+        description="Compute the metrics of an adapter on labelled rows, and those of a constant answer as a "
+        "baseline.",
     )
     add_model(made)
     made.add_argument(
         "file", type=str, help="CSV, TSV, JSON, Parquet or Excel file, a folder, or hf:NAME[/CONFIG][:SPLIT]"
     )
     add_data(made, label=True, more=["too_long"])
-    made.add_argument("--json", action="store_true", help="print the figures as JSON")
+    made.add_argument("--json", action="store_true", help="print the metrics as JSON")
     return made
 
 
@@ -36,10 +37,10 @@ def main(argv: Sequence[str]) -> None:
     data = data_of(given, given.file)
     model = load_model(given)
     loaded = load_examples(given.file, **data.reading(), pair=model.task.pair, task=model.task)
-    tell(loaded.notes)
+    print_notes(loaded.notes)
     examples = loaded.examples
     split = tokenised(model, examples, data.too_long)
-    # The baseline is what the training rows would have made of it; an adapter made by hand may not know.
+    # The baseline is from the training rows; an adapter that was not trained by ptuning may not have one.
     known = model.loaded.extra.get("baseline") if model.loaded is not None else None
     baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)
     weights = None if model.class_weights is None else model.class_weights.tolist()

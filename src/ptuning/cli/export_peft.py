@@ -1,4 +1,4 @@
-"""``ptuning export-peft``: an adapter that PEFT is sure to load, or the reason why there is none."""
+"""``ptuning export-peft``: converts an adapter to PEFT's format, or says why that is not possible."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def parser() -> Parser:
         prog="ptuning export-peft",
         usage="ADAPTER OUTPUT [options]",
         description="Write an adapter that peft.PeftModel.from_pretrained loads, with the same logits. "
-        "What PEFT cannot hold is refused, with the option that would make it expressible.",
+        "If PEFT "
+        "cannot represent it, the error names the training option that would change that.",
         epilog="example: ptuning export-peft prices prices-for-peft",
     )
-    made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
+    made.add_argument("adapter", type=str, help="adapter folder or Hub id")
     made.add_argument("output", type=str, help="folder to write")
     made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
     return made
@@ -28,5 +29,5 @@ def main(argv: Sequence[str]) -> None:
 
     folder = adapters.locate(given.adapter, revision=given.revision)
     if not adapters.is_adapter(folder) and adapters.is_peft(folder):
-        raise AdapterError(f"{given.adapter} is an adapter of PEFT's already; use it as it is")
+        raise AdapterError(f"{given.adapter} is a PEFT adapter already", remedy="use it as it is")
     print(adapters.save(adapters.for_peft(adapters.load(folder)), given.output))

@@ -1,4 +1,4 @@
-"""``ptuning import-peft``: a prompt that PEFT wrote becomes an adapter of ours, with labels."""
+"""``ptuning import-peft``: converts a prompt trained with PEFT to a ptuning adapter, with labels."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning import-peft",
         usage="ADAPTER OUTPUT [options]",
-        description="Turn a P_TUNING, PROMPT_TUNING or PREFIX_TUNING adapter that PEFT wrote into one of "
-        "ptuning's: the same logits, with labels, the backbone's fingerprint and a model card.",
+        description="Convert a P_TUNING, PROMPT_TUNING or PREFIX_TUNING adapter of PEFT to a ptuning adapter "
+        "with the same logits, plus labels, the backbone's fingerprint and a model card.",
         epilog="example: ptuning import-peft someone/mrpc-p-tuning mrpc --labels 'different,same' --pair",
     )
-    made.add_argument("adapter", type=str, help="folder that PEFT wrote, or its name on the Hub")
+    made.add_argument("adapter", type=str, help="PEFT adapter folder or Hub id")
     made.add_argument("output", type=str, help="folder to write")
     made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
-    made.add_argument("--backbone", type=str, help="Hub id or folder, where PEFT's file names another")
+    made.add_argument(
+        "--backbone", type=str, help="Hub id or folder of the backbone (default: as recorded by PEFT)"
+    )
     made.add_argument(
         "--labels",
         type=str,
-        help="names in the order of the logits, with commas between; the backbone's own if left out",
+        help="label names in the order of the logits, separated by commas (default: those of the backbone)",
     )
-    made.add_argument("--pair", action="store_true", help="a row has two texts")
+    made.add_argument("--pair", action="store_true", help="the task has two texts per row")
     add_pickle(made)
     return made
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     adapters.check_destination(given.output)  # before the backbone is loaded, not after
     folder = adapters.locate(given.adapter, revision=given.revision, allow_pickle=given.allow_pickle)
     if adapters.is_adapter(folder):
-        raise AdapterError(f"{given.adapter} is an adapter of ptuning's already; use it as it is")
+        raise AdapterError(f"{given.adapter} is an adapter of ptuning already", remedy="use it as it is")
     model = PTuningModel.from_pretrained(folder, backbone=given.backbone, allow_pickle=given.allow_pickle)
     model.set_task(replace(_named(model.task, given.labels), pair=given.pair))
     print(model.save_pretrained(given.output))
@@ -68,5 +70,5 @@ def _named(task: Task, labels: str | None) -> Task:
             else f"none, because a {task.kind.title} has no labels",
         )
     if not all(names):
-        raise ConfigError(f"--labels: got an empty name in {labels!r}, expected one for each logit")
+        raise ConfigError("--labels", got=f"an empty name in {labels!r}", expected="one name per logit")
     return replace(task, labels=names)

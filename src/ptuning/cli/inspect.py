@@ -1,4 +1,4 @@
-"""``ptuning inspect``: what an adapter is, its figures, and whether it fits a backbone."""
+"""``ptuning inspect``: shows the task, prompt, backbone and metrics of an adapter."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning inspect",
         usage="ADAPTER [options]",
-        description="Show what an adapter is, and whether it fits a backbone.",
+        description="Show the task, prompt, backbone and metrics of an adapter, and optionally check whether "
+        "it fits a backbone.",
     )
-    made.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
+    made.add_argument("adapter", type=str, help="adapter folder or Hub id")
     made.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
-    made.add_argument("--backbone", type=str, help="Hub id or folder to check it against")
+    made.add_argument("--backbone", type=str, help="Hub id or folder of a backbone to check it against")
     add_pickle(made)
     made.add_argument("--json", action="store_true", help="print everything as JSON")
     return made
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             "prompt": dict(adapter.prompt),
             "backbone": dict(adapter.backbone),
             "metrics": dict(adapter.metrics),
-            "numbers": _numbers(adapter),
+            "parameters": _parameters(adapter),
             "peft": adapters.why_not_peft(adapter) or "readable",
             **({} if given.backbone is None else {"fits": given.backbone}),
         }
@@ -62,15 +63,15 @@ def _check(name: str, adapter: Adapter) -> None:
     from ptuning.model.loading import check_backbone, load
 
     task = adapter.task
-    held = load(canonical(name), num_labels=task.num_labels, problem_type=task.problem_type)
-    check_backbone(held, adapter)
+    backbone = load(canonical(name), num_labels=task.num_labels, problem_type=task.problem_type)
+    check_backbone(backbone, adapter)
 
 
 def _known(fact: object) -> object:
     return "?" if fact is None else fact
 
 
-def _numbers(adapter: Adapter) -> int:
+def _parameters(adapter: Adapter) -> int:
     return adapter.prompt_parameters + adapter.head_parameters
 
 
@@ -96,20 +97,20 @@ def _print(adapter: Adapter) -> None:
             + (f", {units} virtual units" if (units := prompt.get("num_virtual_units")) else "")
             + (f", {queries} queries" if (queries := prompt.get("num_queries")) else "")
         ),
-        "made by": f"{prompt.get('encoder', {}).get('kind', 'embedding')} encoder",
-        "numbers": f"{_numbers(adapter):,}",
+        "encoder": f"{prompt.get('encoder', {}).get('kind', 'embedding')}",
+        "parameters": f"{_parameters(adapter):,}",
         "backbone": f"{_known(backbone['name'])} ({_known(backbone['model_type'])}, "
         f"{_known(backbone['num_layers'])} layers)",
-        "weights": (backbone["fingerprint"] or "")[:16] or "not known: PEFT records nothing of its backbone",
-        "PEFT": adapters.why_not_peft(adapter) or "reads this folder",
+        "fingerprint": (backbone["fingerprint"] or "")[:16] or "unknown: PEFT does not record it",
+        "PEFT": adapters.why_not_peft(adapter) or "can load this folder",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     console = plain_console()
     console.print(table)
-    found = {name: adapters.numbers(adapter.metrics.get(name)) for name in ("validation", "test")}
+    found = {name: adapters.finite_numbers(adapter.metrics.get(name)) for name in ("validation", "test")}
     if found := {name: values for name, values in found.items() if values}:
         split = "test" if "test" in found else "validation"
         rule = str(adapter.metrics.get("baseline_rule", ""))
-        floor = adapters.numbers(adapter.metrics.get("baseline"))
+        floor = adapters.finite_numbers(adapter.metrics.get("baseline"))
         console.print(metrics_table(found, {split: floor}, rule))

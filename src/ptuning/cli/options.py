@@ -1,7 +1,8 @@
-"""A configuration class as command-line options: one file (``--config``), and dotted options over it.
+"""A configuration class as command-line options: a YAML file (``--config``), and dotted options that
+override it.
 
-argparse reads options, :mod:`ptuning.config_file` reads files, both into a nested mapping; pydantic, through
-the configuration class itself, says what is right. So names, defaults, help and checks have one home.
+argparse parses options, :mod:`ptuning.config_file` parses files, both into a nested mapping, and pydantic
+validates it with the configuration class. So names, defaults, help and checks are defined in one place.
 """
 
 from __future__ import annotations
@@ -37,16 +38,25 @@ _UNKNOWN = re.compile(r"unrecognized arguments: -{0,2}([^\s=]+)")
 _WRONG_TYPE = re.compile(r"argument ([^:]*): invalid (\w+) value: (.*)", re.DOTALL)
 _ARGUMENT = re.compile(r"^argument ([^:/]+)(?:/[^:]+)?: ")
 
-_ROLE = re.compile(r":\w+:`~?(?:\w+\.)*(\w+)`")
+_ROLE = re.compile(r"\s*\(:\w+:`[^`]*`\)|:\w+:`~?(?:\w+\.)*(\w+)`")
+_SENTENCE = re.compile(r"\.\s+(?=[A-Z(])")
+REQUIRED = "required"
+SHORT = 8
+"""A first sentence with fewer characters, such as the symbol of a size, is not a help text of its own."""
 
 
 class Option(NamedTuple):
-    """One leaf of a configuration class.
+    """One option of a configuration class.
 
     Attributes:
-        default: What holds where it is left out, in words; ``required`` where nothing does.
-        choices: The words that it takes, where it takes no others.
-        old: Its earlier name, which is still taken; empty if it has none.
+        key: Its dotted name.
+        is_text: Whether its value may be a string.
+        default: The default in words; ``required`` for a required option, empty for an optional one without a
+            default.
+        help: The full description.
+        choices: The allowed words, if no other values are allowed.
+        applies_to: The choices of the enclosing options that it is for, if it is not for all.
+        old: Its earlier name, which is still accepted; empty if it has none.
     """
 
     key: str
@@ -54,23 +64,31 @@ class Option(NamedTuple):
     default: str
     help: str
     choices: tuple[str, ...] = ()
+    applies_to: tuple[str, ...] = ()
     old: str = ""
 
     def argument(self) -> dict[str, Any]:
-        """What ``add_argument`` is given for it, but for its names; a value is judged by pydantic later."""
-        default = self.default if self.default == "required" else f"default: {self.default}"
+        """The arguments of ``add_argument`` without the names; pydantic validates the value later."""
+        default = self.default if self.default in ("", REQUIRED) else f"default: {self.default}"
+        notes = "; ".join(
+            filter(None, (f"for {', '.join(self.applies_to)}" if self.applies_to else "", default))
+        )
+        first, *rest = _SENTENCE.split(self.help, maxsplit=2)
+        summary = (". ".join([first, *rest[:1]]) if len(first) < SHORT else first).rstrip(".")
+        if summary[1:2].islower():  # a sentence of a docstring
+            summary = summary[:1].lower() + summary[1:]
         return {
             "type": _text if self.is_text else _value,
             "default": SUPPRESS,
             "metavar": "{" + ",".join(self.choices) + "}"
             if self.choices
             else self.key.rpartition(".")[2].upper(),
-            "help": f"{self.help} ({default})".replace("%", "%%"),
+            "help": (f"{summary} ({notes})" if notes else summary).replace("%", "%%"),
         }
 
 
 class _Formatter(HelpFormatter):
-    """Help that says an option's value once, however many names it has."""
+    """Help that shows the value of an option once, after all of its names."""
 
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -80,10 +98,10 @@ class _Formatter(HelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A parser whose complaints are our errors: one line, with the option that was probably meant.
+    """A parser that raises ``ConfigError``: one line, with the option that was probably meant.
 
     Attributes:
-        renamed: The earlier names of options, by today's.
+        renamed: The earlier names of options, by their current ones.
     """
 
     renamed: Mapping[str, str] = {}
@@ -95,47 +113,50 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         line, hint = " ".join(message.split()), ""
+        see = f"see: {self.prog} --help"
         if wrong := _UNKNOWN.search(line):
             close = did_you_mean(wrong[1], [name for each in self._actions for name in each.option_strings])
-            hidden = {
-                name: each for each in self._actions if each.help == SUPPRESS for name in each.option_strings
-            }
+            hidden = {name for each in self._actions if each.help == SUPPRESS for name in each.option_strings}
             if close in hidden:  # an earlier name
                 close = next((f"--{now}" for now, old in self.renamed.items() if f"--{old}" == close), None)
-            hint = f"; did you mean {close}?" if close else ""
-            line = f"unknown option {wrong[1]}"
-        elif typed := _WRONG_TYPE.match(message):
-            line = f"{typed[1].partition('/')[0]}: got {typed[3]}, expected {typed[2]}"
+            hint = f"did you mean {close}?; " if close else ""
+            raise ConfigError(f"unknown option {wrong[1]}", remedy=f"{hint}{see}")
+        if typed := _WRONG_TYPE.match(message):
+            raise ConfigError(typed[1].partition("/")[0], got=typed[3], expected=typed[2], remedy=see)
         line = _ARGUMENT.sub(r"\1: ", line)
         raise ConfigError(f"{line}{hint}; see: {self.prog} --help")
 
 
 def did_you_mean(name: str, options: Sequence[str]) -> str | None:
-    """The option that was probably meant by ``name``, which has no dashes; its section may be missing."""
+    """The option that was probably meant by ``name`` (without dashes); its section may be missing."""
     last = {option.lstrip("-").rpartition(".")[2]: option for option in reversed(options)}
     close = difflib.get_close_matches(f"--{name}", options, n=1) or difflib.get_close_matches(name, last, n=1)
     return last.get(close[0], close[0]) if close else None
 
 
 def add_options(parser: Parser, config: type[BaseModel], short: str = "") -> None:
-    """Give ``parser`` every option of ``config``, and ``--config`` for a YAML file of them.
+    """Add all options of ``config`` to ``parser``, and ``--config`` for a YAML file of them.
 
     Args:
-        short: The section whose options are also taken without its name.
+        short: The section with options that may also be given without its name.
     """
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file of the options below; options given here win"
+        "--config",
+        metavar="FILE",
+        help="YAML file with the options below; options on the command line override it",
     )
     parser.add_argument(
         "--print_config",
         action="store_true",
-        help="print the whole configuration, defaults included, and exit",
+        help="print the full configuration, including defaults, as YAML and exit",
     )
     parser.renamed = old_names(config)
     groups: dict[str, Any] = {}
     for option in leaves(config):
         section = option.key.partition(".")[0] if "." in option.key else "run"
-        group = groups.setdefault(section, None) or parser.add_argument_group(section)
+        group = groups.setdefault(section, None) or parser.add_argument_group(
+            f"{section} options" + (" (the prefix 'data.' may be left out)" if section == short else "")
+        )
         groups[section] = group
         names = [f"--{option.key}"]
         if section == short:
@@ -151,7 +172,7 @@ def old_names(config: type[BaseModel]) -> dict[str, str]:
 
 
 def nested(given: Namespace, config: type[BaseModel]) -> dict[str, Any]:
-    """What the options of ``config`` say, as its nested mapping, over what the file of ``--config`` says."""
+    """The given options of ``config`` as a nested mapping, on top of those from the file of ``--config``."""
     file = getattr(given, "config", None)
     values = {} if file is None else read_config(file, "--config")
     for option in leaves(config):
@@ -173,7 +194,9 @@ def _drop(values: dict[str, Any], path: Sequence[str]) -> None:
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Put ``value`` where ``path`` leads. What a file has in the place of a section is left to be refused."""
+    """Set the value at ``path``. If a file has something else in place of a section, pydantic refuses it
+    later.
+    """
     for section in path[:-1]:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
@@ -183,7 +206,7 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def leaves(kind: Any, prefix: str = "") -> Iterator[Option]:
-    """Every option of a configuration class, nested ones dotted; a choice of classes gives all of theirs."""
+    """All options of a configuration class, nested ones dotted; of a union, those of all its classes."""
     seen: set[str] = set()
     for name, annotation, value, text in _fields(kind):
         key = f"{prefix}{name}"
@@ -197,36 +220,41 @@ def leaves(kind: Any, prefix: str = "") -> Iterator[Option]:
         for _, option in found:
             if option.key not in seen:
                 seen.add(option.key)
-                yield _shared(option, [each for each in found if each[1].key == option.key], value, text)
+                same = [each for each in found if each[1].key == option.key]
+                if len(same) < len(nested):
+                    own = tuple(dict.fromkeys(_choice_name(member) for member, _ in same))
+                    option = option._replace(applies_to=(*own, *option.applies_to))
+                yield _merged(option, same, value, text)
 
 
-def _shared(option: Option, same: Sequence[tuple[Any, Option]], default: Any, what: str) -> Option:
-    """One option of what several choices share: with all their words, and each one's own default."""
+def _merged(option: Option, same: Sequence[tuple[Any, Option]], default: Any, what: str) -> Option:
+    """An option that several classes of a union have: with all choices, and the default of each class."""
     if len(same) == 1:
         return option
     name = option.key.rpartition(".")[2]
-    if all(each.choices == (each.default,) for _, each in same):  # what tells them apart
+    if all(each.choices == (each.default,) for _, each in same):  # the discriminator
         chosen = getattr(default, name)
         return option._replace(
             default=chosen, help=what, choices=tuple(dict.fromkeys(each.default for _, each in same))
         )
     kinds: dict[str, list[str]] = {}
     for member, each in same:
-        kinds.setdefault(each.default, []).append(_told_by(member))
+        kinds.setdefault(each.default, []).append(_choice_name(member))
     if len(kinds) == 1:
         return option
-    told = (f"{value} for {' and '.join(dict.fromkeys(of))}" for value, of in kinds.items())
-    return option._replace(default=("; " if any(", " in value for value in kinds) else ", ").join(told))
+    parts = (f"{value} for {' and '.join(dict.fromkeys(of))}" for value, of in kinds.items())
+    joint = "; " if any(", " in value for value in kinds) else ", "
+    return option._replace(default=joint.join(parts), applies_to=())
 
 
-def _told_by(kind: Any) -> str:
-    """The word that chooses a class: its ``depth`` or ``kind``."""
+def _choice_name(kind: Any) -> str:
+    """The word that selects a class: its ``depth`` or ``kind``."""
     name, value = next((name, value) for name, _, value, _ in _fields(kind) if name in ("depth", "kind"))
     return f"depth {value}" if name == "depth" else str(value)
 
 
 class _Required:
-    """Stands for the default of a field that has none."""
+    """The default of a required field."""
 
 
 def _fields(kind: Any) -> Iterator[tuple[str, Any, Any, str]]:
@@ -241,7 +269,7 @@ def _fields(kind: Any) -> Iterator[tuple[str, Any, Any, str]]:
     for field in dataclasses.fields(cast(Any, kind)):
         made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = _Required() if made is dataclasses.MISSING else made
-        yield field.name, hints[field.name], value, documented.get(field.name, "which kind")
+        yield field.name, hints[field.name], value, documented.get(field.name, "the kind")
 
 
 def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
@@ -251,25 +279,25 @@ def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
     if bool in members:
         words += ["true", "false"]
     only = len(members) == 1 or all(get_origin(member) is Literal for member in members)
-    said, _, without = text.rpartition("; ")
+    start, _, end = text.rpartition("; ")
     if isinstance(default, _Required):
-        shown = "required"
+        shown = REQUIRED
     elif default is not None:
         shown = str(default).lower() if isinstance(default, bool) else str(default)
     elif "If left out" in text:
-        shown = "left out"
-    elif said and ". " not in without:  # what is said last of an option without a default: what holds instead
-        shown, text = without.removesuffix(".").removeprefix("None for "), said
+        shown = "chosen automatically"
+    elif start and ". " not in end:  # the last part of the text says what happens without a value
+        shown, text = end.removesuffix(".").removeprefix("None for "), start
     else:
-        shown = "none"
+        shown = ""
     return Option(key, str in members, shown, text, tuple(map(str, words)) if only else ())
 
 
 def _documented(kind: type) -> dict[str, str]:
-    """The ``Args:`` of a class docstring, without markup."""
+    """The ``Args:`` of a class docstring, without markup and cross references."""
     found = parse_docstring(kind.__doc__ or "").params
     texts = {each.arg_name: " ".join((each.description or "").replace("``", "").split()) for each in found}
-    return {name: _ROLE.sub(r"\1", text) for name, text in texts.items()}
+    return {name: _ROLE.sub(lambda found: found[1] or "", text) for name, text in texts.items()}
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -289,12 +317,12 @@ def _is_config(kind: Any) -> bool:
 
 
 def _text(value: str) -> str | None:
-    """A text option's value as it was written; ``null`` for none."""
+    """The value of a string option, unchanged; ``null`` means no value."""
     return None if value == "null" else value
 
 
 def _value(text: str) -> Any:
-    """A number, a truth value or a list, as YAML writes it; a text where it is none of them."""
+    """A number, boolean or list in YAML syntax; otherwise a string."""
     try:
         return parse_yaml(text) if text.strip() else text
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""``ptuning predict``: rows in, labels and probabilities out, in order, in bounded memory."""
+"""``ptuning predict``: predicts labels and probabilities, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, add_model, data_of, load_model, tell
+from ptuning.cli.shared import add_data, add_model, data_of, load_model, print_notes
 from ptuning.cli.streams import is_live, live_input
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
@@ -30,60 +30,67 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning predict",
         usage="ADAPTER [options]",
-        description="Classify the rows of a file or of standard input. Rows stream: a window is held, and "
-        "answered sooner where the next row is slow to come.",
+        description="Predict labels and probabilities for the rows of a file or of standard input. Rows are "
+        "streamed, in order.",
         epilog="example: echo 'where is my parcel?' | ptuning predict support",
     )
     add_model(made)
     made.add_argument(
-        "--input", type=str, default="-", help="file, hf: name, or - for standard input (default)"
+        "--input",
+        type=str,
+        default="-",
+        help="file, folder or hf:NAME; - is standard input (default: -)",
     )
     made.add_argument(
         "--input_format",
         choices=FORMATS,
-        help="of the input; told from the file's name, and 'text' (a text a line) on standard input",
+        help="format of the input (default: by file name; text, one text per line, for standard input)",
     )
-    made.add_argument("--output", type=str, default="-", help="file, or - for standard output (default)")
-    made.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="of the output")
+    made.add_argument(
+        "--output", type=str, default="-", help="file to write; - is standard output (default: -)"
+    )
+    made.add_argument(
+        "--format", choices=["jsonl", "csv"], default="jsonl", help="format of the output (default: jsonl)"
+    )
     made.add_argument(
         "--keep",
         metavar="COLUMNS",
-        help="columns of the input that the output has too, with commas between, such as id; * for all",
+        help="input columns to copy to the output, separated by commas, such as id; * for all",
     )
-    add_data(made, label=False, more=["too_long"])
     made.add_argument(
         "--batch_tokens",
         type=int,
         default=4096,
-        help="tokens, padding included, that go through the backbone together (default 4096)",
+        help="maximum tokens per batch, padding included (default: 4096)",
     )
     made.add_argument(
-        "--batch_size", type=int, help="the most rows that go through it together; as the tokens allow"
+        "--batch_size", type=int, help="maximum rows per batch (default: as many as batch_tokens allows)"
     )
-    made.add_argument("--window", type=int, default=1024, help="rows held in memory at once")
+    made.add_argument(
+        "--window", type=int, default=1024, help="maximum rows in memory at once (default: 1024)"
+    )
+    add_data(made, label=False, more=["too_long"])
     return made
 
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     if given.output == "-" and sys.stdout is None:
-        raise OutputError(
-            "standard output is closed, so the answers have no place to go; name a file with --output"
-        )
-    from ptuning.cli.rate import Rate
+        raise OutputError("standard output is closed", remedy="name a file with --output")
     from ptuning.cli.tables import plain_console
+    from ptuning.cli.throughput import Throughput
     from ptuning.data import stream_examples
-    from ptuning.inference.arriving import arriving
     from ptuning.inference.predictor import Predictor
+    from ptuning.inference.read_ahead import read_ahead
 
-    for option, most in {
+    for option, maximum in {
         "batch_size": 1_000_000,
         "batch_tokens": 1_000_000_000,
         "window": 10_000_000,
     }.items():
         value = getattr(given, option)
-        if value is not None and not 1 <= value <= most:
-            raise ConfigError(f"--{option}: got {value}, expected at least 1 and at most {most:,}")
+        if value is not None and not 1 <= value <= maximum:
+            raise ConfigError(f"--{option}", got=value, expected=f"at least 1 and at most {maximum:,}")
     data = data_of(given, given.input)
     model = load_model(given)
     form: Any = given.input_format or ("text" if given.input == "-" else None)
@@ -98,40 +105,40 @@ def main(argv: Sequence[str]) -> None:
     apart = given.output != "-" or not sys.stdout.isatty()
     with live_input(given.input) as source:
         found = stream_examples(source, format=form, pair=model.task.pair, keep=keep, **data.reading())
-        tell(found.notes)
-        said, done = len(found.notes), 0
-        rows = arriving(found.examples) if is_live(source) else found.examples
-        with Rate(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
+        print_notes(found.notes)
+        printed, done = len(found.notes), 0
+        rows = read_ahead(found.examples) if is_live(source) else found.examples
+        with Throughput(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
             write = _writer(stream, given.format, model.task)
             for prediction in predictor.stream(rate.waiting_for(rows)):
                 write(prediction)
                 rate.one_more()
                 done += 1
-    tell(found.notes[said:])
+    print_notes(found.notes[printed:])
     if (left_out := found.left_out.note(found.origin, done)) is not None:
-        tell([left_out])
+        print_notes([left_out])
 
 
 def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:
-    """What writes one answer; the columns of a table are known with the first."""
+    """A function that writes one prediction; the columns of a CSV are determined by the first one."""
     if form == "jsonl":
         return lambda found: print(
-            json_text(_beside({"row": found.row, **found.to_dict()}, found.kept)),
+            json_text(_with_kept({"row": found.row, **found.to_dict()}, found.kept)),
             file=stream,
             flush=stream.isatty(),
         )
     table = csv.writer(stream, lineterminator="\n")
     names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
-    begun = False
+    has_header = False
 
     def write(found: Prediction) -> None:
-        nonlocal begun
+        nonlocal has_header
         label = "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
         own = [found.row, label, *(f"{chance:.6f}" for _, chance in found.probabilities)]
-        cells = _beside(dict(zip(["row", *names], own, strict=True)), found.kept)
-        if not begun:
+        cells = _with_kept(dict(zip(["row", *names], own, strict=True)), found.kept)
+        if not has_header:
             table.writerow(map(cell, cells))
-        begun = True
+        has_header = True
         table.writerow(
             json_text(value) if isinstance(value, list | dict) else cell(value) for value in cells.values()
         )
@@ -139,8 +146,10 @@ def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], No
     return write
 
 
-def _beside(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:
-    """An answer with the columns that were kept; ``input.label`` is one that is called as a part of it."""
+def _with_kept(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A prediction with the kept columns; a column with the name of one of its parts becomes
+    ``input.label``.
+    """
     for name, value in (kept or {}).items():
         free = name
         while free in own:
@@ -150,7 +159,7 @@ def _beside(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, An
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON has no word for, such as a date, as text."""
+    """A value that JSON can represent; other values, such as dates, as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | int | float):
@@ -164,34 +173,36 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _open(output: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that appears only when it is whole; UTF-8, both."""
+    """Standard output, or a file that appears when it is complete; both in UTF-8."""
     if output == "-":
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
         yield sys.stdout
         sys.stdout.flush()
         return
-    from ptuning.adapters.atomic import whole_file
+    from ptuning.adapters.atomic import atomic_file
 
     target = Path(os.path.realpath(local_path(output, "--output", expand=False)))
     if target.is_dir():
-        raise ConfigError(f"--output {output!r} is a folder, expected a file; name a file in it")
+        raise ConfigError(
+            "--output", got=f"the folder {output!r}", expected="a file", remedy="name a file in it"
+        )
     if target.exists() and not target.is_file():
-        with _blaming(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
-            yield stream  # a device or a pipe is written to, never replaced
+        with _output_errors(output, str(target)), open(target, "w", encoding="utf-8", newline="") as stream:
+            yield stream  # a device or a pipe is not replaced
         return
-    beside = str(target.with_name(f".{target.name}."))
+    temporary = str(target.with_name(f".{target.name}."))
     with (
-        _blaming(output, beside),
-        whole_file(target) as part,
+        _output_errors(output, temporary),
+        atomic_file(target) as part,
         open(part, "x", encoding="utf-8", newline="") as stream,
     ):
         yield stream
 
 
 @contextmanager
-def _blaming(output: str, file: str) -> Iterator[None]:
-    """Say of what the system refuses for files that begin with ``file`` that it is about ``--output``."""
+def _output_errors(output: str, file: str) -> Iterator[None]:
+    """Turn system errors for files with names that start with ``file`` into an error about ``--output``."""
     try:
         yield
     except OSError as error:
@@ -199,5 +210,6 @@ def _blaming(output: str, file: str) -> Iterator[None]:
         if isinstance(error, (PTuningError, BrokenPipeError)) or of_another:
             raise
         raise OutputError(
-            f"--output {output}: {error.strerror or error}; nothing was written, make room or name another"
+            f"--output {output}: {error.strerror or error}",
+            remedy="nothing was written; free some space, or choose another file",
         ) from error

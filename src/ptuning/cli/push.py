@@ -1,4 +1,4 @@
-"""``ptuning push``: an adapter onto the Hub, in one commit."""
+"""``ptuning push``: uploads an adapter to the Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ def parser() -> Parser:
     made = Parser(
         prog="ptuning push",
         usage="FOLDER OWNER/NAME [options]",
-        description="Put an adapter on the Hub, in one commit. The repository is made if it is missing; the "
-        "model card is filled in for it.",
-        epilog="The access token comes from HF_TOKEN or from 'hf auth login', never from an option, which "
-        "would stay in the shell's history. Example: ptuning push support someone/support --private",
+        description="Upload an adapter to the Hugging Face Hub, in one commit, with a model card. The "
+        "repository is created if it does not exist.",
+        epilog="The access token is read from HF_TOKEN or from 'hf auth login'; there is no option for it, "
+        "because it would stay in the shell history. Example: ptuning push support someone/support --private",
     )
     made.add_argument("folder", type=str, help="adapter folder")
-    made.add_argument("repository", type=str, help="OWNER/NAME on the Hub, or NAME for one of your own")
-    made.add_argument("--private", action="store_true", help="only for those you let in, if it is made now")
-    made.add_argument("--revision", type=str, help="branch, made if it is missing; main if left out")
-    made.add_argument("--message", type=str, help="the commit's message")
+    made.add_argument("repository", type=str, help="OWNER/NAME on the Hub, or NAME for a repository of yours")
+    made.add_argument("--private", action="store_true", help="make a new repository private")
+    made.add_argument("--revision", type=str, help="branch, created if it does not exist (default: main)")
+    made.add_argument("--message", type=str, help="commit message (default: Upload ptuning adapter)")
     made.add_argument(
-        "--create_pr", action="store_true", help="propose it as a pull request, which needs no right to write"
+        "--create_pr", action="store_true", help="create a pull request, which needs no write permission"
     )
     made.add_argument(
-        "--backbone", type=str, help="where others find the backbone, if it was a folder of yours"
+        "--backbone", type=str, help="Hub id of the backbone, if it was trained from a local folder"
     )
-    made.add_argument("--license", type=str, help="identifier of the Hub's list, such as apache-2.0")
+    made.add_argument("--license", type=str, help="licence identifier of the Hub, such as apache-2.0")
     return made
 
 

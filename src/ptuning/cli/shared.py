@@ -1,4 +1,4 @@
-"""Options that commands share, and what they mean."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,66 +17,73 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: Parser) -> None:
-    """The adapter, and how to hold its backbone."""
-    parser.add_argument("adapter", type=str, help="adapter folder, or its name on the Hub")
+    """Add options for the adapter and its backbone."""
+    parser.add_argument("adapter", type=str, help="adapter folder or Hub id")
     parser.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
     parser.add_argument(
         "--backbone",
         type=str,
-        help="Hub id or folder, where the backbone is not where the adapter says",
+        help="Hub id or folder of the backbone (default: as recorded in the adapter)",
     )
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the backbone"
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="precision of the backbone; auto is bf16 if the device supports it well (default: auto)",
     )
     parser.add_argument(
-        "--device", choices=["auto", "cpu"], default="auto", help="'auto' takes an accelerator"
+        "--device",
+        choices=["auto", "cpu"],
+        default="auto",
+        help="auto is an accelerator if there is one (default: auto)",
     )
     add_pickle(parser)
 
 
 def add_pickle(parser: Parser) -> None:
-    """What an old version of PEFT left."""
+    """Add the option to read files of old versions of PEFT."""
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read the adapter_model.bin of an old PEFT, and the pytorch_model.bin of a backbone that the "
-        "adapter names, with torch's restricted unpickler, where there are no safetensors",
+        help="read adapter_model.bin (old PEFT versions) and pytorch_model.bin (the backbone) with torch's "
+        "restricted unpickler if there are no safetensors files",
     )
 
 
 def add_data(parser: Parser, *, label: bool, more: Iterable[str] = ()) -> None:
-    """Options of ``data``, each as ``--data.text`` and as ``--text``: how a source is read, and ``more``.
+    """Add the options for reading a source, each as ``--data.text`` and as ``--text``, and ``more``.
 
     Args:
         label: Whether labels are read.
-        more: Fields of :class:`DataConfig` beyond those of :class:`ReadOptions`.
+        more: Fields of :class:`DataConfig` in addition to those of :class:`ReadOptions`.
     """
     read = {name for name in ReadOptions.__annotations__ if label or name not in OF_LABELS}
+    group = parser.add_argument_group("data options (the prefix 'data.' may be left out)")
     for option in leaves(DataConfig, "data."):
         name = option.key.removeprefix("data.")
         if name in {*read, *more}:
-            parser.add_argument(f"--{option.key}", f"--{name}", **option.argument())
+            group.add_argument(f"--{option.key}", f"--{name}", **option.argument())
 
 
 def data_of(given: Any, source: str) -> DataConfig:
-    """What the options of :func:`add_data` say of how ``source`` is read.
+    """The data configuration from the options of :func:`add_data`.
 
     Raises:
-        ConfigError: an option, what was got, what was expected.
+        ConfigError: an invalid option.
     """
     values = {key[5:]: value for key, value in vars(given).items() if key.startswith("data.")}
     config: DataConfig = validated(DataConfig, {"train": source, **values}, "data")
     return config
 
 
-def tell(notes: Iterable[str]) -> None:
-    """Say what was detected about a source, on standard error."""
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes about a source to standard error."""
     for note in notes:
         print(f"{getattr(note, 'level', 'note')}: {visible(note)}", file=sys.stderr)
 
 
 def load_model(given: Any) -> PTuningModel:
-    """The model that the options of :func:`add_model` name, on its device."""
+    """Load the model named by the options of :func:`add_model` to its device."""
     from accelerate import Accelerator
 
     from ptuning.model.ptuning import PTuningModel

@@ -1,4 +1,4 @@
-"""Standard input as a source that can be waited for, and given up."""
+"""Standard input as a stream with reads that can be ended from another thread."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import IO, Any, cast
 
 @contextmanager
 def live_input(source: str) -> Iterator[str | IO[bytes]]:
-    """``source``, or standard input as a stream if it is ``-`` and comes from a pipe or a terminal.
+    """``source``; or, if it is ``-`` and a pipe or terminal, standard input as a stream.
 
-    A read of that stream waits no longer than this context lasts.
+    A blocking read of that stream ends with this context.
     """
     try:
         handle = sys.stdin.fileno() if source == "-" else -1
         live = handle >= 0 and os.name == "posix" and not stat.S_ISREG(os.fstat(handle).st_mode)
-    except (AttributeError, OSError, ValueError):  # closed, or no file of the system's
+    except (AttributeError, OSError, ValueError):  # closed, or not a system file
         live = False
     if not live:
         yield source
@@ -34,12 +34,12 @@ def live_input(source: str) -> Iterator[str | IO[bytes]]:
 
 
 def is_live(source: object) -> bool:
-    """Whether ``source`` is a stream that :func:`live_input` made."""
+    """Whether ``source`` is a stream from :func:`live_input`."""
     return isinstance(source, io.BufferedReader) and isinstance(source.raw, _Abandonable)
 
 
 class _Abandonable(io.RawIOBase):
-    """A file of the system's, reads of which end when :meth:`abandon` is called, in whichever thread."""
+    """A system file with reads that end when :meth:`abandon` is called from any thread."""
 
     name = "standard input"
 
@@ -58,7 +58,7 @@ class _Abandonable(io.RawIOBase):
         return len(content)
 
     def abandon(self) -> None:
-        """End a read that waits, and all that come after it."""
+        """End the current read and all later ones."""
         os.close(self._ending)
 
     def close(self) -> None:

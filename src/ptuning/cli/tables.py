@@ -1,4 +1,4 @@
-"""The console, and tables that more than one command prints."""
+"""The console, and tables that several commands print."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
 
 class PlainConsole(Console):
-    """What users wrote stands there as they wrote it, such as a label ``[spam]``; controls are codes."""
+    """A console without markup, so that a label such as ``[spam]`` is printed as it is; controls are
+    escaped.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every text that is printed, a table's cells and title among them, comes through here."""
+        """All printed text, including cells and titles of tables, passes through here."""
         return super().render_str(visible(text, lines=True), **options)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """Where a command prints."""
+    """The console of a command."""
     return PlainConsole(stderr=stderr, markup=False, emoji=False)
 
 
 def metrics_table(
     metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mapping[str, float]], rule: str
 ) -> Table:
-    """Metrics by split, each beside what a constant answer scores."""
+    """A table of metrics by split, next to those of the baseline."""
     table = Table(title=f"baseline: {visible(rule)}", title_justify="left", title_style="dim")
     table.add_column("metric")
     for split in metrics:
@@ -56,9 +58,9 @@ def as_options(text: str) -> str:
 
 
 def print_diagnosis(result: TrainResult, console: Console) -> None:
-    """What went wrong in a run or could go better, loud or not; nothing of a run that went well.
+    """Print the diagnosis of a run, if it has one.
 
-    In one line, however wide the console is, so that what is to be tried can be copied.
+    It is printed without line breaks, so that commands in it can be copied.
     """
     found = result.diagnosis
     if found is not None:
@@ -69,7 +71,9 @@ def print_diagnosis(result: TrainResult, console: Console) -> None:
 
 
 def several_table(found: SeveralResult) -> Table:
-    """A row a run, the best marked, and the mean and deviation of runs that differ by their seed alone."""
+    """A table with one row per run, the best marked, and mean and deviation of runs that only differ by
+    seed.
+    """
     assert found.best.result is not None  # the best of those that did not diverge
     title = f"baseline: {visible(found.best.result.baseline_rule)}; best by validation {found.metric}"
     table = Table(title=title, title_justify="left", title_style="dim")
@@ -80,8 +84,8 @@ def several_table(found: SeveralResult) -> Table:
         table.add_column("baseline", justify="right", style="dim")
     table.add_column("epoch", justify="right")
     table.add_column("seconds", justify="right")
-    told = any(run.result is not None and run.result.diagnosis is not None for run in found.runs)
-    if told:
+    diagnosed = any(run.result is not None and run.result.diagnosis is not None for run in found.runs)
+    if diagnosed:
         table.add_column("diagnosis")
     for run in found.runs:
         if run.result is None:
@@ -99,7 +103,7 @@ def several_table(found: SeveralResult) -> Table:
             *figures,
             f"{run.result.best.epoch:g}",
             f"{run.result.seconds:.0f}",
-            *([diagnosis.kind if diagnosis else ""] if told else []),
+            *([diagnosis.kind if diagnosis else ""] if diagnosed else []),
             style="bold" if best else None,
         )
     for group in found.over_seeds:
@@ -110,7 +114,7 @@ def several_table(found: SeveralResult) -> Table:
 
 
 def search_table(found: SearchResult) -> Table:
-    """A row a trial, the one that was kept marked."""
+    """A table with one row per trial, the selected one marked."""
     title = f"trials, by the best validation {found.metric} of each"
     table = Table(title=title, title_justify="left", title_style="dim")
     names = list(found.trials[0].values)

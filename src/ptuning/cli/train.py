@@ -1,4 +1,4 @@
-"""``ptuning train``: a prompt, trained and saved; or several of them on one backbone, the best saved."""
+"""``ptuning train``: trains a prompt and saves it; or trains several on one backbone and saves the best."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ if TYPE_CHECKING:
     from ptuning.training.records import TrainResult
 
 LISTS: Mapping[str, tuple[str, Callable[[str], int | float], str]] = {
-    "seeds": ("fit.seed", int, "whole numbers with commas between, such as 0,1,2"),
-    "learning_rates": ("fit.learning_rate", float, "numbers with commas between, such as 0.01,0.03"),
+    "seeds": ("fit.seed", int, "whole numbers separated by commas, such as 0,1,2"),
+    "learning_rates": ("fit.learning_rate", float, "numbers separated by commas, such as 0.01,0.03"),
     "head_learning_rates": (
         "fit.head_learning_rate",
         float,
-        "numbers with commas between, such as 0.001,0.01",
+        "numbers separated by commas, such as 0.001,0.01",
     ),
 }
-"""By option: the option of a single run that it replaces, how a value is read, what is expected."""
+"""By option: the single-run option that it replaces, how to parse a value, what is expected."""
 OLD_LISTS = {"prompt_rates": "learning_rates", "head_rates": "head_learning_rates"}
-"""Earlier names of these options, which are still taken."""
+"""Earlier names of these options, still accepted."""
 
 
 def parser() -> Parser:
     made = Parser(
         prog="ptuning train",
         usage="[FILE] [options]",
-        description="Train a prompt on a frozen backbone and save the adapter. Every option can stand in the "
-        "YAML file of --config instead.",
+        description="Train a prompt on a frozen backbone and save it as an adapter. All options can also "
+        "be set "
+        "in a YAML file (--config). Only the training rows are required.",
         epilog="example: ptuning train reviews.csv --output reviews --data.label stars",
     )
-    made.add_argument("train_file", nargs="?", help="short for --data.train")
+    made.add_argument("train_file", metavar="FILE", nargs="?", help="training rows, same as --data.train")
     made.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint, or checkpoints, in OUTPUT.run"
+        "--resume", action="store_true", help="resume an interrupted run from the checkpoint in OUTPUT.run"
     )
     made.add_argument(
         "--restart", action="store_true", help="start again, and replace an unfinished run in OUTPUT.run"
     )
-    several = made.add_argument_group("several runs on one backbone, every combination; the best is saved")
+    several = made.add_argument_group("several runs (every combination is trained, the best is saved)")
     for name, (single, _, expected) in LISTS.items():
-        several.add_argument(f"--{name}", type=str, metavar="LIST", help=f"values of {single}: {expected}")
+        several.add_argument(f"--{name}", type=str, metavar="LIST", help=f"values of {single}; {expected}")
     for old in OLD_LISTS:
         several.add_argument(f"--{old}", type=str, help=SUPPRESS)
     add_options(made, TrainConfig, short="data")
@@ -64,14 +65,15 @@ def main(argv: Sequence[str]) -> None:
         setattr(given, now, getattr(given, now) or getattr(given, old))
     if given.train_file is not None:
         if "data.train" in given:
-            raise ConfigError("FILE and --data.train: got both, expected one of them")
+            raise ConfigError("FILE and --data.train", got="both", expected="one of them")
         setattr(given, "data.train", given.train_file)
     values = nested(given, TrainConfig)
     data = values.setdefault("data", {})
     if isinstance(data, dict) and "train" not in data:
         raise ConfigError(
-            "no training rows, expected a file of them, such as: ptuning train reviews.csv --output reviews; "
-            "ptuning check-data FILE looks at one first, and ptuning demo needs none"
+            "no training rows",
+            expected="a file, such as: ptuning train reviews.csv --output reviews",
+            remedy="ptuning check-data FILE checks a file first, and ptuning demo needs none",
         )
     config = TrainConfig.checked(values)
     if given.print_config:
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     lists = {
         name: _listed(name, getattr(given, name), given) for name in LISTS if getattr(given, name) is not None
     }
-    # From here on torch is needed; --help and a wrong option were answered without it.
+    # Only from here on torch is imported, so that --help and errors about options are fast.
     from ptuning.cli.tables import as_options, plain_console
 
     train = _several if lists else _search if config.recipe == "search" else _single
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     found = None if result is None else result.diagnosis
     output = visible(config.output)
     if found is not None and found.kind == "not learned":
-        print(f"saved {output}{chosen}, which is not to be used: it has not learned")
+        print(f"saved {output}{chosen}, but do not use it: it has not learned")
         first = as_options(found.first or "ptuning check-data")
         print(f"next: {'the same command with ' if first.startswith('--') else ''}{first}")
         return
@@ -102,16 +104,19 @@ def _listed(name: str, text: str, given: Namespace) -> list[int | float]:
     single, read, expected = LISTS[name]
     if single in given or old_names(TrainConfig).get(single, single) in given:
         raise ConfigError(
-            f"--{name} and --{single}: got both, expected one of them; --{name} may list one value"
+            f"--{name} and --{single}",
+            got="both",
+            expected="one of them",
+            remedy=f"--{name} may list a single value",
         )
     try:
         return [read(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--{name}: got {text!r}, expected {expected}") from None
+        raise ConfigError(f"--{name}", got=repr(text), expected=expected) from None
 
 
 Trained = tuple[str, "TrainResult | None"]
-"""What to say of how an adapter was chosen, and what its run found."""
+"""How the adapter was selected, for a message, and the result of its run."""
 
 
 def _single(
@@ -143,7 +148,7 @@ def _search(
 
 
 def _show(result: TrainResult, console: Console) -> None:
-    """What one run found."""
+    """Print the result of one run."""
     from ptuning.cli.tables import metrics_table, print_diagnosis
 
     console.print(metrics_table(result.metrics, result.baseline, result.baseline_rule))

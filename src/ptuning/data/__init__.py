@@ -1,4 +1,4 @@
-"""From files, streams, Hub data sets and rows in memory to checked examples, labels and splits.
+"""Reads files, streams, Hub data sets and rows in memory into checked examples, labels and splits.
 
 ::
 
@@ -10,27 +10,20 @@
     for example in stream_examples("new.csv", pair=task.pair).examples:
         ...
 
-The layers, downward: :mod:`dataset` and :mod:`checks`; :mod:`splits`; :mod:`labels`; :mod:`examples`;
-:mod:`tables` and the readers that it names, and under them :mod:`columns`; :mod:`reading`, :mod:`options` and
-:mod:`places`. Importing this imports nothing heavy:
-pyarrow and ``datasets`` are imported when a source needs them.
+The layers, from top to bottom: :mod:`dataset` and :mod:`checks` (its result: :mod:`report`); :mod:`splits`;
+:mod:`labels`; :mod:`examples`; :mod:`tables` and its readers, and :mod:`columns`; :mod:`reading`,
+:mod:`options` and :mod:`places`. Importing this package is fast: pyarrow and ``datasets`` are imported when
+a source needs them.
 """
 
-from ptuning.data.checks import (
-    Baseline,
-    Finding,
-    LabelCount,
-    Lengths,
-    Report,
-    SplitReport,
-    check,
-)
+from ptuning.data.checks import check
 from ptuning.data.columns import Columns, find_columns
 from ptuning.data.dataset import Loaded, Stream, load_examples, stream_examples
 from ptuning.data.examples import Example, as_examples
 from ptuning.data.labels import encode_labels, infer_task
 from ptuning.data.options import ReadOptions
 from ptuning.data.places import Origin, Problem
+from ptuning.data.report import Baseline, Finding, LabelCount, Lengths, Report, SplitReport
 from ptuning.data.splits import split_off
 from ptuning.data.tables import Format, Source, Table, open_table
 

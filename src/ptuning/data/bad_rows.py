@@ -1,4 +1,4 @@
-"""Rows that cannot be used: what is said of them, whether they are refused or left out."""
+"""Errors and notes about rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from ptuning.data.places import Note, Origin, Problem, option
 from ptuning.errors import DataError
 
-#: So many are named.
+#: Number of bad rows that a message names.
 NAMED = 20
 
 SKIP = option("bad_rows", "skip")
@@ -17,11 +17,11 @@ SKIP = option("bad_rows", "skip")
 
 @dataclass(kw_only=True)
 class LeftOut:
-    """The bad rows that were left out so far: how many, and the first of them.
+    """The bad rows that were left out so far.
 
     Attributes:
-        count: All of them.
-        first: Up to :data:`NAMED`.
+        count: How many.
+        first: The first :data:`NAMED` of them.
     """
 
     count: int = 0
@@ -34,7 +34,7 @@ class LeftOut:
                 self.first.append(problem)
 
     def note(self, origin: Origin, used: int) -> Note | None:
-        """What to tell the user, beside ``used`` rows that could be used; a warning if those are fewer."""
+        """A note for the user, given the number of ``used`` rows; a warning if most rows are bad."""
         if not self.count:
             return None
         rows = f"{self.count} of {self.count + used} rows"
@@ -47,33 +47,40 @@ class LeftOut:
 
 
 def refusal(origin: Origin, problems: Sequence[Problem], used: int) -> DataError:
-    """The error for ``problems`` beside ``used`` rows that could be used: how many, which, and what to do."""
+    """The error for bad rows, given the number of ``used`` rows: how many, which ones, what to do."""
     if len(problems) == 1:
-        return DataError(f"{problems[0].message}, or leave such rows out with {SKIP}")
+        return offering_skip(problems[0].error)
     found = LeftOut()
     found.add(problems)
     return DataError(
-        f"{origin.name}: {found.count} of {found.count + used} rows cannot be used: {_named(origin, found)}; "
-        f"mend or remove them, or leave them out with {SKIP}. The first: {problems[0].message}"
+        f"{origin.name}: {found.count} of {found.count + used} rows cannot be used: {_named(origin, found)}",
+        remedy=f"correct or remove them, or leave them out with {SKIP}. The first: {problems[0].message}",
     )
+
+
+def offering_skip(error: DataError) -> DataError:
+    """``error``, with the option to leave out bad rows as another remedy."""
+    skip = f"leave such rows out with {SKIP}"
+    remedy = f"{error.remedy}, or {skip}" if error.remedy else skip
+    return DataError(error.problem, got=error.got, expected=error.expected, remedy=remedy)
 
 
 def none_left(origin: Origin, found: LeftOut) -> DataError:
-    """The error where leaving out bad rows leaves none."""
+    """The error if no row is left after leaving out the bad ones."""
     return DataError(
-        f"{origin.name}: none of the {found.count} rows can be used, expected some that can: "
-        f"{_named(origin, found)}; check the file and its columns. The first: {found.first[0].message}"
+        f"{origin.name}: none of the {found.count} rows can be used: {_named(origin, found)}",
+        remedy=f"check the file and its columns. The first: {found.first[0].message}",
     )
 
 
-#: What the readers of files call what is wrong with a row, in words.
+#: The kinds of problem that the readers report, in words.
 _IN_WORDS = {
-    "cells": "another number of cells",
-    "json": "no JSON object",
-    "quotes": "a quote that does not close",
+    "cells": "wrong number of cells",
+    "json": "not a JSON object",
+    "quotes": "a quote that is not closed",
     "encoding": "broken characters",
-    "mapping": "no mapping",
-    "class": "no class",
+    "mapping": "not a mapping",
+    "class": "not a class",
     "label": "no label",
 }
 

@@ -1,10 +1,11 @@
-"""From rows of cells to rows by column: whether the first row holds names, and whether a row is whole."""
+"""From rows of cells to rows by column name: header detection, and checks of the number of cells."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from ptuning.data.columns import LABEL_NAMES, TEXT_NAMES
 from ptuning.data.places import counted, listing
@@ -19,18 +20,20 @@ _KNOWN = frozenset(
 ) | {
     *("id", "index", "idx", "guid", "label_name", "v1", "v2"),
 }
-_MOST_VALUES = 200  # a column with more distinct values is no list of labels
-_SENTENCE = 5  # words that a name hardly has
-_PHRASE = 3  # words that the name of a file's only column hardly has
+_MAX_LABELS = 200  # a column with more distinct values does not contain labels
+_SENTENCE = 5  # a column name hardly ever has so many words
+_PHRASE = 3  # the name of a file's only column hardly ever has so many words
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is written as a number, in any country's way."""
+    """Whether a cell is a number, with a decimal point or comma."""
     return _NUMBER.fullmatch(cell) is not None
 
 
 class Column:
-    """What a column's cells have been so far: numbers, values that repeat (labels), or neither."""
+    """Statistics of a column's cells so far: whether they are numbers, repeated values (labels), or
+    neither.
+    """
 
     def __init__(self) -> None:
         self._cells = 0
@@ -39,7 +42,7 @@ class Column:
         self._values: Counter[str] | None = Counter()
 
     def add(self, cell: str) -> None:
-        """Take one more cell."""
+        """Add one more cell."""
         cell = cell.strip()
         if not cell:
             return
@@ -48,7 +51,7 @@ class Column:
         self._words += min(len(cell.split()), 50)
         if self._values is not None:
             self._values[cell] += 1
-            if len(self._values) > _MOST_VALUES:
+            if len(self._values) > _MAX_LABELS:
                 self._values = None
 
     @property
@@ -62,22 +65,22 @@ class Column:
         return self._words / max(self._cells, 1)
 
     def repeats(self, cell: str) -> bool:
-        """Whether the cells are a few values over and over, and this is one of them."""
+        """Whether the column has few distinct values, and this is one of them."""
         values = self._values
         return values is not None and 0 < len(values) <= self._cells / 2 and cell.strip() in values
 
     @property
-    def telling(self) -> bool:
-        """Whether a cell can be told to belong here or not."""
+    def is_typed(self) -> bool:
+        """Whether the column has a recognisable kind of value: numbers, or few distinct values."""
         return self.numeric or (self._values is not None and 0 < len(self._values) <= self._cells / 2)
 
     def fits(self, cell: str) -> bool:
-        """Whether a cell is of this column's kind; only where that can be told."""
+        """Whether a cell is of this column's kind, if :attr:`is_typed`."""
         return is_number(cell) if self.numeric else self.repeats(cell)
 
 
 def profile(rows: Iterable[Sequence[str]]) -> list[Column]:
-    """The columns of rows of the same number of cells as the first."""
+    """The columns of ``rows``; rows with another number of cells than the first are ignored."""
     columns: list[Column] = []
     for row in rows:
         columns = columns or [Column() for _ in row]
@@ -88,14 +91,14 @@ def profile(rows: Iterable[Sequence[str]]) -> list[Column]:
 
 
 def has_names(first: Sequence[str], rest: Sequence[Sequence[str]], named: Iterable[str]) -> bool | None:
-    """Whether the first row holds the columns' names; ``None`` where it cannot be told."""
+    """Whether the first row is a header; ``None`` if that is not certain."""
     given = set(named)
     cells = [cell.strip() for cell in first]
     numbers = {name for name in given if name.isdecimal() and 1 <= int(name) <= len(cells)}
     if (given - numbers) & set(cells):
         return True
     if given and given == numbers and not given <= set(cells):
-        return False  # columns named by number, and none is called so
+        return False  # columns named by number, and no column has such a name
     columns = profile(row for row in rest if len(row) == len(first)) or [Column() for _ in first]
     pairs = [(cell, column) for cell, column in zip(cells, columns, strict=True) if cell]
     if _counted(cells) or any(_known(cell) and not column.repeats(cell) for cell, column in pairs):
@@ -119,18 +122,18 @@ def _known(cell: str) -> bool:
 
 
 def _counted(cells: Sequence[str]) -> bool:
-    """Names that pandas makes up: 0, 1, 2, and before them an empty one for its index."""
+    """Whether the names are those that pandas generates: 0, 1, 2, after an empty one for the index."""
     cells = cells[1:] if cells and not cells[0] else cells
     return len(cells) > 1 and list(cells) == [str(number) for number in range(len(cells))]
 
 
 def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) -> Rows:
-    """Rows by column.
+    """Rows by column name.
 
     Args:
-        cells: All rows, numbered, the one with the names (if any) first; empty rows are left out.
-        beginning: The first of them again, to tell whether there are names.
-        reading: Says whether there are names (``header``), and is told.
+        cells: All rows, numbered, the header (if any) first; empty rows are left out.
+        beginning: The first of these rows, for header detection.
+        reading: Has the ``header`` option, and receives notes.
     """
     numbered = next(cells, None)
     if numbered is None:
@@ -141,15 +144,16 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
         found = has_names(first, beginning[1:], reading.named)
         if found is None:
             raise DataError(
-                f"{reading.origin.name}: the first row ({listing(map(_cut, first), 4)}) may be the columns' "
-                "names or a row of data, expected one of them for certain; say --data.header none (the "
-                "columns are then called 1, 2, 3 …) or --data.header first"
+                f"{reading.origin.name}: cannot tell whether the first row ({listing(map(_cut, first), 4)}) "
+                "has the column names or data",
+                remedy="pass --data.header none (the columns are then called 1, 2, 3 …) or --data.header "
+                "first",
             )
         with_names = found
         if not with_names:
-            reading.say(
+            reading.add_note(
                 f"no header: the first row ({listing(map(_cut, first), 4)}) looks like the others, so the "
-                f"columns are called by number, 1 to {len(first)}; if it holds names, say --data.header first"
+                f"columns are numbered, 1 to {len(first)}; if it is a header, pass --data.header first"
             )
     names = _names(first, reading) if with_names else [str(number) for number in range(1, len(first) + 1)]
     needed = (
@@ -159,24 +163,26 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
     )
     if with_names and (numbered := next(cells, None)) is None:
         reading.refuse_empty(
-            f"no rows after the columns' names ({listing(map(_cut, first), 6)}), "
-            "expected at least one; check that this is the right file and that whatever wrote it finished "
-            "(if its one row is data, say --data.header none)"
+            DataError(
+                f"no rows after the column names ({listing(map(_cut, first), 6)})",
+                expected="at least one",
+                remedy="check that this is the right file and that whatever wrote it finished (if its only "
+                "row is data, pass --data.header none)",
+            )
         )
-    yield from _whole_rows(
-        _again(numbered, cells), names, needed, first if with_names and len(first) > 1 else None, reading
-    )
+    header = first if with_names and len(first) > 1 else None
+    yield from _complete_rows(chain([numbered], cells), names, needed, header, reading)
 
 
-def _whole_rows(
+def _complete_rows(
     cells: Cells, names: Sequence[str], needed: int, header: list[str] | None, reading: Reading
 ) -> Rows:
-    """Rows with a cell for each name; what is empty or unnamed at the end may be missing, or too much."""
+    """Rows with a cell for each name. Empty or unnamed cells at the end may be missing or superfluous."""
     count = len(names)
     advice = (
-        "put double quotes around a cell that holds the separator or a line break, or mend the row"
+        "put double quotes around cells that contain the separator or a line break, or correct the row"
         if reading.origin.unit == "line"
-        else "mend the row, or name all columns"
+        else "correct the row, or name all columns"
     )
     for number, row in cells:
         if len(row) != count:
@@ -185,42 +191,49 @@ def _whole_rows(
             elif needed <= len(row) < count:
                 row = row + [""] * (count - len(row))
             else:
-                reading.bad(
+                reading.bad_row(
                     number,
                     "cells",
-                    f"{counted(len(row), 'cell')}, expected {count} ({listing(names)}); {advice}",
+                    DataError(
+                        got=counted(len(row), "cell"),
+                        expected=f"{count} ({listing(names)})",
+                        remedy=advice,
+                    ),
                 )
                 continue
         if header is not None and row == header:
-            reading.bad(number, "header", "the columns' names again, expected a row of data; remove the line")
+            reading.bad_row(
+                number,
+                "header",
+                DataError(
+                    got="the column names again",
+                    expected="a row of data",
+                    remedy="remove the line",
+                ),
+            )
             continue
         yield number, dict(zip(names, row, strict=True))
 
 
-def _again(first: tuple[int, list[str]], rest: Cells) -> Cells:
-    yield first
-    yield from rest
-
-
 def _names(first: Sequence[str], reading: Reading) -> list[str]:
-    """Distinct names: stripped, numbered where there is none, and told apart by number where they repeat."""
+    """Distinct column names: stripped, and numbered if empty or repeated."""
     stripped = [name.strip() for name in first]
     if changed := [name for name, plain in zip(first, stripped, strict=True) if plain and plain != name]:
-        reading.say(f"spaces around the column names were removed: {listing(changed, 6)}")
+        reading.add_note(f"spaces around column names were removed: {listing(changed, 6)}")
     return distinct(stripped, reading)
 
 
 def distinct(names: Sequence[str], reading: Reading) -> list[str]:
-    """Names that occur once: an empty or repeated one is called after its place."""
+    """``names`` made distinct: empty and repeated ones get the number of their column."""
     repeated = sorted(name for name, count in Counter(names).items() if count > 1 and name)
     made = [
         f"column {number}" if not name else f"{name} (column {number})" if name in repeated else name
         for number, name in enumerate(names, 1)
     ]
     if repeated:
-        reading.say(
-            f"more than one column is named {listing(repeated, 6)}; they are called "
-            f"{listing([new for new, name in zip(made, names, strict=True) if name in repeated], 6)} here"
+        reading.add_note(
+            f"more than one column is named {listing(repeated, 6)}; they are renamed "
+            f"{listing([new for new, name in zip(made, names, strict=True) if name in repeated], 6)}"
         )
     return made
 

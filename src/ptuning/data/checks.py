@@ -1,8 +1,7 @@
-"""What can be wrong, or merely odd, with data before anything is trained on it.
+"""Checks of a data set before training.
 
-:func:`check` looks at all splits of a task and gives a :class:`Report` of plain dataclasses: what is
-there, and findings with a level and the rows they are about. Rendering belongs elsewhere;
-:meth:`Report.lines` is the plain-text form.
+:func:`check` inspects all splits of a task and returns a :class:`~ptuning.data.report.Report` with statistics
+and findings.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from ptuning.data.bad_rows import NAMED
 from ptuning.data.columns import Columns
@@ -25,119 +23,17 @@ from ptuning.data.label_oddities import label_oddities
 from ptuning.data.labels import encode_labels, infer_task, number
 from ptuning.data.memory import named_splits
 from ptuning.data.places import Note, Problem, listing, option
+from ptuning.data.report import LEVELS, Baseline, Finding, LabelCount, Lengths, Level, Report, SplitReport
 from ptuning.data.splits import same_text, split_off
 from ptuning.errors import DataError
 from ptuning.kinds import LabelForm
 from ptuning.task import Label, Task
 
-Level = Literal["error", "warning", "note"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-
 SAMPLE_ROWS = NAMED
-MOST_LABELS_SHOWN = 20  # of more, half as many of the most and of the least frequent are
-FEW_EXAMPLES = 5  # a training label with fewer rows can hardly be learnt
-IMBALANCE = 0.9  # a majority above this makes accuracy say little
+FEW_EXAMPLES = 5  # a label with fewer training rows can hardly be learned
+IMBALANCE = 0.9  # above this share of one label, accuracy is not informative
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _MISSING_WORDS = frozenset({"na", "n/a", "nan", "null", "none"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing about the data.
-
-    Args:
-        level: ``error`` stops training, ``warning`` spoils its result, ``note`` is worth knowing.
-        split: The split it is about.
-        message: One sentence or two, with what to do.
-        count: How many rows it is about.
-        rows: The first of them, as the user counts.
-    """
-
-    level: Level
-    split: str
-    message: str
-    count: int = 0
-    rows: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelCount:
-    """How many rows of a split have a label, and their share of all rows."""
-
-    label: Label
-    rows: int
-    share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """What a split scores without reading a text.
-
-    Args:
-        kind: ``majority``: always the training set's most common label (or set of labels), scored by
-            accuracy. ``mean``: always its mean, scored by root mean squared error in the data's unit.
-        answer: The label, the labels or the mean.
-        score: The accuracy or the error.
-    """
-
-    kind: Literal["majority", "mean"]
-    answer: Any
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Quantiles of the inputs' lengths (both texts of a pair together); ``over`` exceed ``limit``."""
-
-    unit: Literal["tokens", "characters"]
-    shortest: int
-    median: int
-    p90: int
-    p99: int
-    longest: int
-    limit: int | None
-    over: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitReport:
-    """What a split holds; ``labels`` is empty for regression, ``baseline`` where labels cannot be used."""
-
-    name: str
-    rows: int
-    left_out: int
-    labels: tuple[LabelCount, ...]
-    baseline: Baseline | None
-    lengths: Lengths | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything :func:`check` found, errors first."""
-
-    columns: Columns | None
-    task: Task | None
-    splits: tuple[SplitReport, ...]
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether training can start: there is no error."""
-        return all(finding.level != "error" for finding in self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, ``ok`` included."""
-        return {
-            "ok": self.ok,
-            "columns": asdict(self.columns) if self.columns else None,
-            "task": self.task.to_dict() if self.task else None,
-            "splits": [asdict(split) for split in self.splits],
-            "findings": [{**asdict(finding), "rows": list(finding.rows)} for finding in self.findings],
-        }
-
-    def lines(self) -> list[str]:
-        """The report as plain text, one line a fact."""
-        return list(_lines(self))
 
 
 def check(
@@ -153,21 +49,20 @@ def check(
     limit: int | None = None,
     fraction: float | None = None,
 ) -> Report:
-    """Look for what would stop, spoil or flatter a training run.
+    """Check data for problems that would prevent training, harm its result, or make it look too good.
 
     Args:
-        splits: Examples by split; the one called ``train``, or else the first, is what is learnt from.
-            Examples without any label are looked at for their texts alone. Or data in any form that
-            :func:`load_examples` takes, by split or the training split alone; then ``columns``,
-            ``problems`` and ``names`` are found.
-        columns: The columns they were read from, for the report.
+        splits: Examples by split; ``train``, or else the first split, is for training. Without labels, only
+            the texts are checked. Or data in any form that :func:`load_examples` accepts, by split or only
+            the training split; then ``columns``, ``problems`` and ``names`` are found automatically.
+        columns: The columns that were read, for the report.
         problems: The rows of each split that could not be read (``collect_problems`` when loading).
-        skipping: Whether training leaves such rows out; otherwise they are errors.
-        notes: What was decided while each split was read.
+        skipping: Whether training leaves out such rows; otherwise they are errors.
+        notes: The notes from reading each split.
         problem_type, names: See :func:`ptuning.data.infer_task`.
-        lengths: Gives inputs' lengths in tokens; without, lengths are in characters.
-        limit: The longest input, in tokens; only looked at with ``lengths``.
-        fraction: What will be split off for validation, where there is no split of that name.
+        lengths: A function for the lengths of inputs in tokens; if ``None``, lengths are in characters.
+        limit: The maximum input length in tokens; only used with ``lengths``.
+        fraction: The share that will be split off for validation if there is no validation split.
     """
     if not _are_examples(splits):
         loaded = _load(splits)
@@ -216,7 +111,7 @@ def _are_examples(splits: Any) -> bool:
 
 
 def _load(data: Any) -> dict[str, Loaded]:
-    """The rows of every split, those that cannot be used apart."""
+    """The rows of every split, with bad rows collected separately."""
     loaded: dict[str, Loaded] = {}
     for name, source in named_splits(data).items():
         pair = loaded["train"].columns.pair if "train" in loaded else None
@@ -242,7 +137,7 @@ def _task(
     problem_type: str,
     names: Sequence[Label] | None,
 ) -> tuple[Task | None, list[Finding]]:
-    """The task the training split describes, or the error that says why it describes none."""
+    """The task inferred from the training split, or a finding with the reason why it cannot be inferred."""
     if not train:
         message = "no usable rows, expected at least two; check the file and its columns"
         return None, [_finding("error", name, message)]
@@ -257,7 +152,7 @@ def _task(
 def _usable(
     name: str, examples: Sequence[Example], task: Task | None
 ) -> tuple[Sequence[Example], list[Finding]]:
-    """The examples whose labels the task knows, and one finding for every label it does not."""
+    """The examples with known labels, and one finding for each unknown label."""
     if task is None or not _has_labels(examples):
         return (), []
     try:
@@ -280,7 +175,7 @@ def _usable(
 
 
 def _not_split(name: str, examples: Sequence[Example], task: Task | None, fraction: float) -> list[Finding]:
-    """That no validation rows can be put aside, if that is so."""
+    """A finding if no validation rows can be split off."""
     if task is None or not examples:
         return []
     try:
@@ -331,7 +226,7 @@ def _label_oddities(name: str, report: SplitReport | None, task: Task | None) ->
         return
     absent = [one.label for one in report.labels if not one.rows]
     if absent:
-        message = f"labels that no training row has: {listing(absent)}; they cannot be learnt"
+        message = f"labels without training rows: {listing(absent)}; they cannot be learned"
         yield _finding("warning", name, message)
     rare = [one.label for one in report.labels if 0 < one.rows < FEW_EXAMPLES]
     if rare:
@@ -342,8 +237,8 @@ def _label_oddities(name: str, report: SplitReport | None, task: Task | None) ->
         yield _finding("warning", name, message)
     if report.baseline and report.baseline.score > IMBALANCE:
         message = (
-            f"{report.baseline.score:.1%} of the rows have the label {report.baseline.answer!r}; accuracy "
-            "will say little, compare F1 or the Matthews correlation"
+            f"{report.baseline.score:.1%} of the rows have the label {report.baseline.answer!r}; accuracy is "
+            "not informative, compare F1 or the Matthews correlation"
         )
         yield _finding("note", name, message)
 
@@ -357,8 +252,8 @@ def _unreadable(name: str, problems: Sequence[Problem], skipping: bool) -> Itera
         kinds[problem.kind].append(problem)
     for found in kinds.values():
         level: Level = "warning" if skipping else "error"
-        said = "; left out" if skipping else f", or leave such rows out with {option('bad_rows', 'skip')}"
-        yield _finding(level, name, found[0].message + said, (problem.row for problem in found))
+        end = "; left out" if skipping else f", or leave such rows out with {option('bad_rows', 'skip')}"
+        yield _finding(level, name, found[0].message + end, (problem.row for problem in found))
 
 
 def _texts(example: Example) -> tuple[str, ...]:
@@ -370,13 +265,15 @@ def _odd_texts(name: str, examples: Sequence[Example]) -> Iterator[Finding]:
         ("error", "a blank text; fill it in, or remove the row", lambda text: not text.strip()),
         (
             "warning",
-            "the character U+FFFD, which stands for lost ones; make the file again from its source as UTF-8",
+            "the character U+FFFD, which replaces lost characters; write the file again from its source as "
+            "UTF-8",
             lambda text: "\ufffd" in text,
         ),
         ("warning", "control characters; remove them", _CONTROL.search),
         (
             "note",
-            "a text such as 'NA' or 'null', read as a word; remove the row if it means a missing one",
+            "a text such as 'NA' or 'null', which is read as a word; remove the row if it means a "
+            "missing text",
             lambda text: len(text) < 9 and text.strip().casefold() in _MISSING_WORDS,
         ),
     )
@@ -389,7 +286,7 @@ def _odd_texts(name: str, examples: Sequence[Example]) -> Iterator[Finding]:
         yield _finding("error", name, "rows with one text among rows with two; give every row both", rows)
     same = [example.row for example in examples if example.text_b == example.text]
     if same:
-        yield _finding("note", name, "rows whose two texts are the same", same)
+        yield _finding("note", name, "rows with two equal texts", same)
 
 
 def _lengths(
@@ -427,7 +324,7 @@ def _too_long(
     rows = [example.row for example, size in zip(examples, each, strict=True) if size > limit]
     message = (
         f"{found.over / len(examples):.1%} of the inputs are longer than the limit of {limit} tokens and "
-        f"will be cut (the longest has {found.longest}); raise the limit if the backbone allows it, or "
+        f"will be truncated (the longest has {found.longest}); raise the limit if the backbone allows it, or "
         "split the texts"
     )
     yield _finding("warning", name, message, rows)
@@ -437,7 +334,7 @@ def _too_long(
 
 
 def _repeats(name: str, examples: Sequence[Example], task: Task | None) -> Iterator[Finding]:
-    """Rows that stand twice, and rows with the same text whose labels contradict each other."""
+    """Findings about repeated rows, and rows with the same text and contradicting labels."""
     found = repeats(examples)
     if found.contradicting:
         scores = task is not None and task.kind.form is LabelForm.NUMBER
@@ -448,7 +345,7 @@ def _repeats(name: str, examples: Sequence[Example], task: Task | None) -> Itera
 
 
 def _leaks(splits: Mapping[str, Sequence[Example]]) -> Iterator[Finding]:
-    """Rows of a later split whose text, but for case and spaces, is in an earlier one."""
+    """Findings about texts of a later split that are also in an earlier one, ignoring case and spaces."""
     keys = {name: [same_text(example) for example in examples] for name, examples in splits.items()}
     for earlier, later in combinations(splits, 2):
         known = set(keys[earlier])
@@ -457,53 +354,6 @@ def _leaks(splits: Mapping[str, Sequence[Example]]) -> Iterator[Finding]:
         if rows:
             message = (
                 f"{len(rows) / len(splits[later]):.1%} of the rows have a text that is also in {earlier}, so "
-                f"scores on {later} flatter; remove them from {earlier}"
+                f"scores on {later} are too high; remove them from {earlier}"
             )
             yield _finding("warning", later, message, rows)
-
-
-# Plain text --------------------------------------------------------------------------------------
-
-
-def _lines(report: Report) -> Iterator[str]:
-    if report.columns:
-        several = ", ".join(report.columns.labels) or None
-        named = {"text": report.columns.text, "text_b": report.columns.text_b, "label": report.columns.label}
-        named["labels"] = several
-        yield "columns: " + ", ".join(f"{role} = {name}" for role, name in named.items() if name is not None)
-    if report.task:
-        yield f"task: {report.task.problem_type}, {'two texts' if report.task.pair else 'one text'} a row"
-    for split in report.splits:
-        left_out = f", {split.left_out} left out" if split.left_out else ""
-        yield f"{split.name}: {split.rows} rows{left_out}"
-        yield from _label_lines(split.labels)
-        if split.baseline:
-            score = "accuracy" if split.baseline.kind == "majority" else "RMSE"
-            yield f"  always {split.baseline.answer!r}: {score} {split.baseline.score:.4g}"
-        if split.lengths:
-            size = split.lengths
-            limit = f", {size.over} over the limit of {size.limit}" if size.limit is not None else ""
-            yield (
-                f"  {size.unit}: {size.shortest} to {size.longest}, median {size.median}, "
-                f"90% up to {size.p90}, 99% up to {size.p99}{limit}"
-            )
-    for finding in report.findings:
-        rows = ", ".join(map(str, finding.rows)) + (", …" if finding.count > len(finding.rows) else "")
-        unit = "row" if finding.count == 1 else "rows"
-        about = f" [{finding.count} {unit}: {rows}]" if finding.count else ""
-        yield f"{finding.level}: {finding.split}: {finding.message}{about}"
-
-
-def _label_lines(labels: Sequence[LabelCount]) -> Iterator[str]:
-    """Each label with its rows; of many, the most and the least frequent, and how many stand between."""
-    lines = [f"  {label.label!r}: {label.rows} ({label.share:.1%})" for label in labels]
-    if len(labels) <= MOST_LABELS_SHOWN:
-        yield from lines
-        return
-    half = MOST_LABELS_SHOWN // 2
-    order = sorted(range(len(labels)), key=lambda place: (-labels[place].rows, place))
-    between = [labels[place].rows for place in order[half:-half]]
-    yield f"  {len(labels)} labels; the {half} most frequent:"
-    yield from (f"  {lines[place]}" for place in order[:half])
-    yield f"  {len(between)} others with {between[-1]} to {between[0]} rows, then the {half} least frequent:"
-    yield from (f"  {lines[place]}" for place in order[-half:])

@@ -1,4 +1,4 @@
-"""What a column can be, told from its values in the first rows, where its name does not say."""
+"""What a column may contain (text, label, …), judged by its values in the first rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from ptuning.data.label_cells import switch
 
-#: With fewer rows "another value in each" says nothing.
+#: With fewer rows, that all values differ is no evidence.
 FEW_ROWS = 10
-#: Texts have more words than this, on average.
+#: Texts have more words than this on average.
 WORDS = 2.5
-#: Titles have more words than this, on average; most labels are one.
+#: Titles have more words than this on average; most labels are one word.
 ONE_WORD = 1.5
-#: Texts have so many different values among as many rows, labels have fewer.
+#: Minimum share of distinct values in a column of texts; labels have fewer.
 DIFFERENT = 0.2
 
 _UNNAMED = re.compile(r"(?i)\s*|unnamed[:_ ]*\d*(_level_\d+)?|column \d+")
@@ -23,15 +23,15 @@ _UNNAMED = re.compile(r"(?i)\s*|unnamed[:_ ]*\d*(_level_\d+)?|column \d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """A column's values.
+    """Statistics of a column's values.
 
     Attributes:
         filled: How many are neither missing nor blank.
-        distinct: How many different ones there are.
-        words: How many words a value has on average.
-        all_text, all_whole: Whether every one is text; whether every one is a whole number or spells one.
-        switches: Whether every one is 0 or 1, true or false.
-        flat: Whether every one is a value, or a list of values, that could be a label.
+        distinct: How many distinct values there are.
+        words: The mean number of words per value.
+        all_text, all_whole, all_numbers: Whether all are strings; whole numbers; numbers (as text, too).
+        switches: Whether all are 0 or 1, true or false.
+        flat: Whether all are values, or lists of values, that could be labels.
     """
 
     filled: int
@@ -45,20 +45,20 @@ class Facts:
 
     @property
     def is_prose(self) -> bool:
-        """Whether it reads like texts."""
+        """Whether the values look like texts."""
         return self.all_text and self.words > WORDS and self.distinct > DIFFERENT * self.filled
 
     @property
     def is_label(self) -> bool:
-        """Whether it can be the label: not empty, not one value throughout, not an id, not texts."""
+        """Whether it can be the label: not empty, not a constant, not an id, not texts."""
         if self.filled < 1 or self.distinct < 2 or not self.flat or self.is_prose:
             return False
-        scores = self.all_numbers and not self.all_whole  # of which each row may well have its own
+        scores = self.all_numbers and not self.all_whole  # may be different in every row
         return scores or self.filled < FEW_ROWS or self.distinct < 0.9 * self.filled
 
 
 def facts(name: str, rows: Sequence[Mapping[str, Any]]) -> Facts:
-    """Look at the column ``name`` of ``rows``."""
+    """The statistics of column ``name`` of ``rows``."""
     values = [_plain(row.get(name)) for row in rows]
     found = [
         value for value in values if not (value is None or (isinstance(value, str) and not value.strip()))
@@ -78,7 +78,7 @@ def facts(name: str, rows: Sequence[Mapping[str, Any]]) -> Facts:
 
 
 def is_unnamed(name: str) -> bool:
-    """Whether a column has no name of its own: an index, or a cell too many in the header."""
+    """Whether a column has no real name: an index, or an empty cell in the header."""
     return _UNNAMED.fullmatch(name) is not None
 
 

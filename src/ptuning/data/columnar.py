@@ -1,6 +1,4 @@
-"""Rows of Parquet and Arrow files, a batch at a time, with the class names that ``datasets`` writes into "
-"them.
-"""
+"""Rows of Parquet and Arrow files, one batch at a time, with the class names that ``datasets`` writes."""
 
 from __future__ import annotations
 
@@ -26,11 +24,13 @@ def columnar_rows(path: Path, kind: str, reading: Reading) -> Rows:
         schema, batches = (_parquet if kind == "parquet" else _arrow)(path)
         names = list(schema.names)
     except PermissionError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        raise DataError(
+            f"{path} cannot be read ({error.strerror})", remedy="check its permissions"
+        ) from error
     except (OSError, ValueError, KeyError, NotImplementedError, OverflowError) as error:
         raise DataError(
-            f"{path}: not {'an' if kind == 'arrow' else 'a'} {what} file ({first_line(error)}), expected "
-            "one; write or copy it again, or, if it is another kind of file, name it so"
+            f"{path}: not {'an' if kind == 'arrow' else 'a'} {what} file ({first_line(error)})",
+            remedy="write or copy it again; if it is another kind of file, rename it",
         ) from error
     reading.label_names = _class_names(schema, reading)
     rows = _rows(batches, distinct(names, reading), what, reading)
@@ -54,7 +54,7 @@ def _arrow(path: Path) -> tuple[Any, Iterator[Any]]:
     try:
         file = ipc.open_file(source)
         found = (file.get_batch(index) for index in range(file.num_record_batches))
-    except pa.ArrowInvalid:  # what datasets keeps on disk is a stream
+    except pa.ArrowInvalid:  # datasets writes the stream format
         source.seek(0)
         file = ipc.open_stream(source)
         found = iter(file)
@@ -62,7 +62,7 @@ def _arrow(path: Path) -> tuple[Any, Iterator[Any]]:
     def batches() -> Iterator[Any]:
         with source:
             for batch in found:
-                batch.validate(full=True)  # its offsets are not checked otherwise, and would be followed
+                batch.validate(full=True)  # pyarrow does not check offsets otherwise
                 for start in range(0, batch.num_rows, BATCH):
                     yield batch.slice(start, BATCH)
 
@@ -70,17 +70,17 @@ def _arrow(path: Path) -> tuple[Any, Iterator[Any]]:
 
 
 def _class_names(schema: Any, reading: Reading) -> dict[str, tuple[str, ...]]:
-    """The names of the columns of class numbers; what is said of a column that holds none is left out."""
+    """The class names of each column of class numbers, from the metadata that ``datasets`` writes."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
     datasets = importlib.import_module("datasets")  # lazily: it takes a second and brings pandas
     types = importlib.import_module("pyarrow.types")
     try:
         found = class_names(datasets.Features.from_arrow_schema(schema))
-    except Exception as error:  # whatever is written there
-        reading.say(
-            f"what it says of its columns for datasets cannot be read ({first_line(error)}) and is left out; "
-            "classes keep their numbers"
+    except Exception as error:  # arbitrary metadata
+        reading.add_note(
+            f"its metadata for datasets cannot be read ({first_line(error)}) and is ignored; classes keep "
+            "their numbers"
         )
         return {}
     names = {}
@@ -95,9 +95,9 @@ def _class_names(schema: Any, reading: Reading) -> dict[str, tuple[str, ...]]:
         if inner is not None and types.is_integer(inner):
             names[column] = of_class
         else:
-            reading.say(
-                f"column {column!r} holds no class numbers though it says so; its values are taken as they "
-                "are"
+            reading.add_note(
+                f"column {column!r} has no class numbers, although its metadata says so; its values are used "
+                "unchanged"
             )
     return names
 
@@ -112,17 +112,18 @@ def _rows(batches: Iterator[Any], names: list[str], what: str, reading: Reading)
                 try:
                     columns[name] = batch.column(index).to_pylist()
                 except (OverflowError, ValueError, NotImplementedError) as error:
-                    # What Python has no value for, such as a date in the year 30000, is no trouble if it is
-                    # not needed; where it is, the row lacks it.
+                    # Python cannot represent some values, such as dates in the year 30000. That is no problem
+                    # unless the column is needed.
                     if name not in unread:
                         unread.add(name)
                         why = f"of type {batch.column(index).type} ({first_line(error)})"
-                        reading.say(f"column {name!r} is left out, which Python cannot hold: {why}")
+                        reading.add_note(f"column {name!r} is left out, because Python cannot read it: {why}")
             for values in zip(*columns.values(), strict=True):
                 number += 1
                 yield number, dict(zip(columns, values, strict=True))
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
-            f"{reading.origin.name}: damaged after row {number} ({first_line(error)}), expected a complete "
-            f"{what} file; write or copy it again"
+            f"{reading.origin.name}: damaged after row {number} ({first_line(error)})",
+            expected=f"a complete {what} file",
+            remedy="write or copy it again",
         ) from error

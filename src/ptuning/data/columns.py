@@ -1,9 +1,8 @@
-"""Which columns hold the text, the second text and the label.
+"""Finds the columns of the text, the second text and the label.
 
-A column that the user names is taken, or refused with the names there are. Otherwise columns are
-found by names that everyone uses, then by their values in the first rows, and only where no other reading is
-possible: two candidates are an error that asks, never a choice made in silence. What was told from values is
-said in :attr:`Columns.notes`.
+A column that the user names is used, or refused with a list of the columns. Otherwise columns are found by
+well-known names, then by their values in the first rows, and only if there is one candidate: two candidates
+are an error that asks the user to choose. What was detected from values is in :attr:`Columns.notes`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ptuning.data.places import listing, option
 from ptuning.errors import DataError
 from ptuning.task import Label
 
-#: Names of a first text, and the names that its second text goes by, if it has one.
+#: Names of a first text, and for each the names of its second text, if it has one.
 TEXT_NAMES: Mapping[str, tuple[str, ...]] = {
     "text": ("text_b", "text_pair", "text2", "text_2"),
     "text_a": ("text_b",),
@@ -42,7 +41,7 @@ TEXT_NAMES: Mapping[str, tuple[str, ...]] = {
         (),
     ),
 }
-#: Taken where none of the above is there.
+#: Used if none of the above is present.
 OTHER_TEXT_NAMES: tuple[str, ...] = (
     *("comment_text", "reviewtext", "review_text", "review_content", "tweet_text", "full_text", "sms"),
     *(
@@ -61,7 +60,7 @@ LABEL_NAMES: tuple[str, ...] = (
     *("label", "labels", "class", "category", "intent", "score", "target", "rating", "sentiment"),
     *("y", "stars", "topic", "emotion", "emotions"),
 )
-#: Taken where none of the above is there.
+#: Used if none of the above is present.
 OTHER_LABEL_NAMES: tuple[str, ...] = (
     *("gold_label", "is_duplicate", "overall", "verdict", "polarity", "airline_sentiment", "tgt", "targets"),
     *(
@@ -85,10 +84,10 @@ class Columns:
     Args:
         text: The text, or the first of two.
         text_b: The second text of a pair.
-        label: The label; ``None`` where none is needed, and where ``labels`` are given.
-        labels: Columns of 0 and 1, one for each label of a multi-label task.
-        seconds: What a second text would be called, where one was looked for and the first row has none.
-        notes: What was told from the values of the first rows, a sentence each.
+        label: The label; ``None`` if no label is needed, or if ``labels`` is given.
+        labels: Columns of 0 and 1, one per label of a multi-label task.
+        seconds: Possible names of a second text, if one was looked for and the first row has none.
+        notes: What was detected from the values of the first rows, one sentence each.
     """
 
     text: str
@@ -104,7 +103,7 @@ class Columns:
         return self.text_b is not None
 
     def overlooked(self, names: Iterable[str]) -> str | None:
-        """A second text among a later row's columns; a writer may leave out what is null."""
+        """A second text among a later row's columns: some writers leave out null values."""
         return next(iter(_matching(names, self.seconds)), None) if self.seconds else None
 
 
@@ -121,21 +120,21 @@ def find_columns(
 ) -> Columns:
     """Find or check the columns of a task.
 
-    Well-known names are compared without case. A ``text_b`` is looked for only when ``text`` was found
-    rather than named: who names the one text decides whether there is a second.
+    Well-known names are compared ignoring case. A second text is looked for only if ``text`` is not named: a
+    user who names the first text names the second one too.
 
     Args:
-        names: The columns there are.
+        names: All columns.
         text, text_b: Columns that the user named.
-        label: The column of the label that the user named; or several columns of 0 and 1, one for each label:
-            a list, names with commas between, or patterns such as ``label_*``.
-        need_label: Whether a label has to be found; without, only a named one is used.
-        source_name: What errors call the source.
-        rows: The first rows, looked at where the names do not decide.
-        known_labels: The labels of a trained task, which tell its column from others.
+        label: The label column that the user named; or several columns of 0 and 1, one per label: a list,
+            names separated by commas, or patterns such as ``label_*``.
+        need_label: Whether a label has to be found; otherwise only a named one is used.
+        source_name: The name of the source in messages.
+        rows: The first rows, inspected if the names do not decide.
+        known_labels: The labels of a trained task, which help to find their column.
 
     Raises:
-        DataError: A named column is not there, or one is named twice; none or several could be meant.
+        DataError: A named column is missing or named twice, or there are no or several candidates.
     """
     _check_given(names, {"text": text, "text_b": text_b}, source_name)
     labels = () if label is None else label_columns(names, label, [text, text_b], source_name)
@@ -164,11 +163,11 @@ def find_columns(
 
 
 class UnclearColumns(DataError):
-    """The names do not say which column is which; the values of the first rows may."""
+    """The names do not say which column is which. The values of the first rows may."""
 
 
 class _Finder:
-    """Columns that are found one after another; what is found is free no more."""
+    """Finds one column after another; a column that was found is no longer free."""
 
     def __init__(
         self, names: Sequence[str], free: list[str], rows: Sequence[Mapping[str, Any]], source_name: str
@@ -180,10 +179,10 @@ class _Finder:
     def text(self) -> str:
         candidates = _text_candidates(self.free) or _matching(self.free, OTHER_TEXT_NAMES)
         if not candidates and self.rows:
-            candidates = [name for name in self.free if self._of(name).is_prose and not self._is_row(name)]
+            candidates = [name for name in self.free if self._facts_of(name).is_prose and not _is_data(name)]
             if len(candidates) == 1:
-                self.notes.append(f"text: {candidates[0]!r}, the only column that reads like texts")
-            elif len(self.names) == 1 and self._of(self.names[0]).all_text:
+                self.notes.append(f"text: {candidates[0]!r}, the only column that looks like texts")
+            elif len(self.names) == 1 and self._facts_of(self.names[0]).all_text:
                 candidates = list(self.names)
                 self.notes.append(f"text: {candidates[0]!r}, the only column")
         return self._taken(self._one(candidates, "text"))
@@ -193,61 +192,61 @@ class _Finder:
         return self._taken(self._one(partners, "text_b")) if partners else None
 
     def labels(self, known: Sequence[Label], text: str) -> tuple[str, ...]:
-        """The column of the label; or several, where a trained task's labels are columns."""
+        """The label column, or the label columns."""
         for names in (LABEL_NAMES, OTHER_LABEL_NAMES):
             if candidates := self._usable(_matching(self.free, names)):
                 return (self._taken(self._one(candidates, "label")),)
-        if not self.rows or any(map(self._is_row, self.names)):
+        if not self.rows or any(map(_is_data, self.names)):
             return (self._one([], "label"),)
-        named = [name for name in self.free if not is_unnamed(name) and self._of(name).filled]
-        if len(named) == 1 and self._of(named[0]).flat:
+        named = [name for name in self.free if not is_unnamed(name) and self._facts_of(name).filled]
+        if len(named) == 1 and self._facts_of(named[0]).flat:
             self.notes.append(f"label: {named[0]!r}, the only other column")
             return (self._taken(named[0]),)
-        candidates = [name for name in named if self._of(name).is_label and not self._is_part_of(text, name)]
+        candidates = [
+            name for name in named if self._facts_of(name).is_label and not self._is_part_of(text, name)
+        ]
         if len(candidates) > 1 and known:
             words = {str(label) for label in known}
             candidates = [
                 name for name in candidates if {str(row.get(name)).strip() for row in self.rows} <= words
             ] or candidates
         if len(candidates) == 1:
-            self.notes.append(f"label: {candidates[0]!r}, the only column that can be it")
+            self.notes.append(f"label: {candidates[0]!r}, the only candidate")
             return (self._taken(candidates[0]),)
-        switches = [name for name in named if self._of(name).switches]
+        switches = [name for name in named if self._facts_of(name).switches]
         if len(switches) > 1 and set(candidates) <= set(switches):
             raise UnclearColumns(
-                f"{self.source_name}: no column is known to be the label, and {listing(switches, 40)} hold "
-                f"only 0 and 1, expected one label; if each of them is a label, name them all: "
-                f"--data.label {_pasted(switches)} (in Python: label={switches!r})"
+                f"{self.source_name}: cannot tell which column is the label; {listing(switches, 40)} "
+                "contain only 0 and 1",
+                expected="one label",
+                remedy=f"if each of them is a label, name them all: --data.label {_pasted(switches)} (in "
+                f"Python: label={switches!r})",
             )
         return (self._one(candidates, "label"),)
 
     def _is_part_of(self, text: str, name: str) -> bool:
-        """Whether a column's values are words of the text in the same row, as an article's title may be."""
+        """Whether a column's values are part of the text in the same row, as an article's title may be."""
         pairs = [(str(row.get(name)).strip(), str(row.get(text))) for row in self.rows]
-        return self._of(name).words > ONE_WORD and all(value and value in whole for value, whole in pairs)
+        long = self._facts_of(name).words > ONE_WORD
+        return long and all(value and value in of_row for value, of_row in pairs)
 
-    def _of(self, name: str) -> Facts:
+    def _facts_of(self, name: str) -> Facts:
         if name not in self._facts:
             self._facts[name] = facts(name, self.rows)
         return self._facts[name]
-
-    @staticmethod
-    def _is_row(name: str) -> bool:
-        """Whether the names are no names but the first row, of a file without a line of names."""
-        return len(name.split()) > WORDS
 
     def _taken(self, name: str) -> str:
         self.free.remove(name)
         return name
 
     def _usable(self, candidates: list[str]) -> list[str]:
-        """Of several columns with a label's name, those that are no label's by their values left out."""
+        """The columns with values like labels, of several with names like labels."""
         if len(candidates) < 2 or not self.rows:
             return candidates
-        usable = [name for name in candidates if self._of(name).is_label]
+        usable = [name for name in candidates if self._facts_of(name).is_label]
         if len(usable) == 1:
             self.notes.append(
-                f"label: {usable[0]!r}, the only one of {listing(candidates)} that can be it by its values"
+                f"label: {usable[0]!r}, the only one of {listing(candidates)} with values like labels"
             )
             return usable
         return candidates
@@ -259,17 +258,24 @@ class _Finder:
         if candidates:
             pair = f" (and {option('text_b')}, for a pair)" if role == "text" else ""
             raise UnclearColumns(
-                f"{self.source_name}: {listing(candidates)} could each be {what}, expected one; name the "
-                f"column with {option(role)}{pair}"
+                f"{self.source_name}: {listing(candidates)} could each be {what}",
+                expected="one candidate",
+                remedy=f"name the column with {option(role)}{pair}",
             )
         raise UnclearColumns(
-            f"{self.source_name}: no column is known to be {what}, expected one called "
-            f"{listing(TEXT_NAMES if role == 'text' else LABEL_NAMES, 4)}; name it with {option(role)}, one "
-            f"of {listing(self.names, 40)}"
+            f"{self.source_name}: cannot tell which column is {what}",
+            expected=f"one called {listing(TEXT_NAMES if role == 'text' else LABEL_NAMES, 4)}",
+            remedy=f"name it with {option(role)}, one of {listing(self.names, 40)}",
         )
 
 
+def _is_data(name: str) -> bool:
+    """Whether a column name is a text of the first row rather, as in a file without a header."""
+    return len(name.split()) > WORDS
+
+
 def _pasted(names: Sequence[str]) -> str:
+    """The names for the command line, in quotes if necessary."""
     joined = ",".join(names)
     return joined if joined.replace(",", "").replace("_", "").isalnum() else f"'{joined}'"
 
@@ -277,9 +283,9 @@ def _pasted(names: Sequence[str]) -> str:
 def label_columns(
     names: Sequence[str], label: str | Sequence[str], texts: Sequence[str | None], source_name: str
 ) -> tuple[str, ...]:
-    """The columns that ``label`` names: one, or several as a list, with commas between, or by a pattern."""
+    """The columns that ``label`` names: one, a list, names separated by commas, or a pattern."""
     if isinstance(label, str):
-        if label in names:  # whatever is in it
+        if label in names:  # even if it contains a comma
             return (label,)
         label = [part.strip() for part in label.split(",")]
     found: list[str] = []
@@ -288,8 +294,9 @@ def label_columns(
             matched = [name for name in names if fnmatchcase(name, part) and name not in texts]
             if not matched:
                 raise DataError(
-                    f"{source_name}: no column fits the pattern {part!r} for label, expected some of "
-                    f"{listing(names, 40)}; correct it, or name the columns with commas between"
+                    f"{source_name}: no column matches the pattern {part!r} for label",
+                    expected=f"some of {listing(names, 40)}",
+                    remedy="correct it, or name the columns separated by commas",
                 )
             found += [name for name in matched if name not in found]
         else:
@@ -298,7 +305,7 @@ def label_columns(
 
 
 def _roles(labels: Sequence[str]) -> dict[str, str]:
-    """Each label's column by its role, as errors call it."""
+    """The label columns by their roles in messages."""
     return {"label" if not place else f"label {place + 1}": name for place, name in enumerate(labels)}
 
 
@@ -315,12 +322,15 @@ def _check_given(names: Sequence[str], given: Mapping[str, str | None], source_n
                 f"did you mean {near!r}?" if near is not None else f"name one of these with {option(asked)}"
             )
             raise DataError(
-                f"{source_name}: no column {name!r} for {asked}, expected one of {listing(names, 40)}; {hint}"
+                f"{source_name}: no column {name!r} for {asked}",
+                expected=f"one of {listing(names, 40)}",
+                remedy=hint,
             )
         if name in taken:
             raise DataError(
-                f"{source_name}: column {name!r} is named both {taken[name]} and {role}, expected two "
-                f"different columns; the columns are {listing(names, 40)}"
+                f"{source_name}: column {name!r} is named both {taken[name]} and {role}",
+                expected="two different columns",
+                remedy=f"the columns are {listing(names, 40)}",
             )
         taken[name] = role
 
@@ -335,7 +345,7 @@ def _matching(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def _text_candidates(names: Sequence[str]) -> list[str]:
-    """Columns that could be the first text: those known as one that are not another's second."""
+    """Candidates for the first text: columns with a known name that are not the second text of another."""
     found = _matching(names, TEXT_NAMES)
     seconds = {partner for name in found for partner in TEXT_NAMES[_plain(name)]}
     return [name for name in found if _plain(name) not in seconds]

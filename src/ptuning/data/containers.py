@@ -1,4 +1,4 @@
-"""What a file is kept in: compression, archives, folders; and what the system says of a damaged one."""
+"""Compressed files, archives and folders, and errors for unreadable ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Opener = Callable[[], IO[bytes]]
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
-_OFFICE = {
-    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls), or one with a password",
+_FOREIGN = {
+    b"\xd0\xcf\x11\xe0": "an old Excel file (.xls) or one with a password",
     b"%PDF": "a PDF",
     b"SQLite format 3": "an SQLite database",
     b"Rar!": "a RAR archive",
@@ -33,12 +33,12 @@ _OFFICE = {
 
 
 def compression_of(head: bytes) -> str | None:
-    """How bytes that begin so are compressed, if they are."""
+    """The compression of a file with these first bytes, if any."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 class _Decompressed(io.BufferedIOBase):
-    """Decompressed bytes, which close what they come out of."""
+    """A decompressed stream, which closes the compressed one as well."""
 
     def __init__(self, inner: Any, outer: IO[bytes]) -> None:
         self._inner = inner
@@ -60,7 +60,7 @@ class _Decompressed(io.BufferedIOBase):
 
 
 def decompressed(stream: IO[bytes], how: str) -> IO[bytes]:
-    """The bytes that ``stream`` holds compressed."""
+    """``stream``, decompressed."""
     inner: Any
     if how == "zstandard":
         pa = importlib.import_module("pyarrow")
@@ -75,35 +75,38 @@ def decompressed(stream: IO[bytes], how: str) -> IO[bytes]:
 
 
 def refuse_foreign(head: bytes, name: str) -> None:
-    """Refuse what begins as no table does.
+    """Refuse files of other kinds by their first bytes.
 
     Raises:
-        DataError: It is a kind of file that is known, and not read.
+        DataError: It is a known kind of file that cannot be read as a table.
     """
-    what = next((what for magic, what in _OFFICE.items() if head.startswith(magic)), None)
+    what = next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
     if what is None and head[257:262] == b"ustar":
         what = "a tar archive"
     if what is not None:
         raise DataError(
-            f"{name} is {what}, expected a file of rows; open it where it was made and save the rows as CSV "
-            "(UTF-8), .xlsx, JSON lines or Parquet"
+            f"{name} is {what}",
+            expected="a file of rows",
+            remedy="open it where it was made and save the rows as CSV (UTF-8), .xlsx, JSON lines or Parquet",
         )
 
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Turn what the system says about an unreadable or damaged file into a :class:`DataError`."""
+    """Turn system errors for unreadable or damaged files into a :class:`DataError`."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{name}: not a complete {_kind(name, error)} file ({error}), expected one because of its name "
-            "or its beginning; copy or compress it again"
+            f"{name}: not a complete {_kind(name, error)} file ({error})",
+            expected="one, judging by its name or first bytes",
+            remedy="copy or compress it again",
         ) from error
     except OSError as error:
         raise DataError(
-            f"{name} cannot be read ({error.strerror or error}), expected a readable file; check its "
-            "permissions and the disk"
+            f"{name} cannot be read ({error.strerror or error})",
+            expected="a readable file",
+            remedy="check its permissions and the disk",
         ) from error
 
 
@@ -125,28 +128,29 @@ class Member:
 
     @property
     def path(self) -> Path:
-        """How it is named: as if the archive were a folder."""
+        """Its name, as if the archive were a folder."""
         return self.archive / self.name
 
     def open(self) -> IO[bytes]:
-        """Its bytes; they are never held whole."""
+        """Its bytes, as a stream."""
         with zipfile.ZipFile(self.archive) as archive:
             try:
                 return archive.open(self.name)  # keeps the file open until it is closed itself
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 raise DataError(
-                    f"{self.path} cannot be read ({error}), expected a zip archive without a password, "
-                    "packed in a common way; unpack it, and name the file"
+                    f"{self.path} cannot be read ({error})",
+                    expected="a zip archive without a password, packed in a common way",
+                    remedy="unpack it, and name the file",
                 ) from error
 
 
 def is_zip(head: bytes) -> bool:
-    """Whether bytes that begin so are a zip archive."""
+    """Whether a file with these first bytes is a zip archive."""
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
 def zip_names(path: Path) -> list[str]:
-    """The files in an archive, without those that systems add."""
+    """The files in an archive, without hidden and system files."""
     with readable(str(path)):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -162,10 +166,10 @@ def zip_names(path: Path) -> list[str]:
 
 
 def only_member(path: Path, names: list[str], wanted: Callable[[str], bool]) -> Member:
-    """The one file of rows in an archive.
+    """The only file of rows in an archive.
 
     Raises:
-        DataError: There is none, or several.
+        DataError: There is no such file, or more than one.
     """
     tables = [name for name in names if wanted(name)] or names
     if len(tables) != 1:
@@ -175,13 +179,16 @@ def only_member(path: Path, names: list[str], wanted: Callable[[str], bool]) -> 
             else "check that this is the right file"
         )
         raise DataError(
-            f"{path} holds {len(tables)} files ({listing(tables, 8)}), expected one of rows; {how}"
+            str(path),
+            got=f"{len(tables)} files ({listing(tables, 8)})",
+            expected="one file of rows",
+            remedy=how,
         )
     return Member(archive=path, name=tables[0])
 
 
 def member_at(path: Path) -> Member | None:
-    """The file that a path names within an archive, as if that were a folder."""
+    """The file inside an archive that a path names, as if the archive were a folder."""
     for parent in path.parents:
         if parent.is_file():
             with parent.open("rb") as file:
@@ -190,7 +197,7 @@ def member_at(path: Path) -> Member | None:
             name = path.relative_to(parent).as_posix()
             names = zip_names(parent)
             if name not in names:
-                raise DataError(f"{parent} has no file {name!r}, expected one of {listing(names, 8)}")
+                raise DataError(f"{parent} has no file {name!r}", expected=f"one of {listing(names, 8)}")
             return Member(archive=parent, name=name)
     return None
 
@@ -203,14 +210,14 @@ UNLABELLED = ("unsup", "unsupervised", "unlabelled", "unlabeled")
 
 @dataclass(frozen=True, kw_only=True)
 class TextFile:
-    """A text that is a file, and its label: the folder that it is in, if there are several."""
+    """A text in a file of its own. Its label is the name of the folder, if there are several folders."""
 
     path: Path
     label: str | None
 
 
 def text_files(folder: Path) -> tuple[list[TextFile], list[str]]:
-    """The ``.txt`` files of a folder with a sub-folder a label, and the sub-folders left out.
+    """The ``.txt`` files of a folder with one sub-folder per label, and the sub-folders that are left out.
 
     Raises:
         DataError: The sub-folders are splits.
@@ -220,8 +227,9 @@ def text_files(folder: Path) -> tuple[list[TextFile], list[str]]:
     labels = {each.name: _texts(each) for each in folders}
     if any(name.lower() in SPLITS for name in labels):
         raise DataError(
-            f"{folder} is a folder with a sub-folder a split ({listing(labels)}), expected the rows of one "
-            f"split; name one, such as {folders[0]}"
+            f"{folder} has a sub-folder per split ({listing(labels)})",
+            expected="the rows of one split",
+            remedy=f"name one, such as {folders[0]}",
         )
     left_out = [name for name in labels if name.lower() in UNLABELLED]
     return [
@@ -233,7 +241,7 @@ def text_files(folder: Path) -> tuple[list[TextFile], list[str]]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What is in a folder, in order, without what is hidden."""
+    """The entries of a folder, sorted, without hidden ones."""
     return sorted(each for each in folder.iterdir() if not each.name.startswith((".", "_")))
 
 
@@ -242,10 +250,10 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def refuse_splits(folder: Path, files: list[Path]) -> None:
-    """Refuse a folder whose files are of several splits, which would be mixed.
+    """Refuse a folder with files of several splits, which would be mixed.
 
     Raises:
-        DataError: They are.
+        DataError: It has files of several splits.
     """
     kinds: dict[Any, Path] = {}
     for file in files:
@@ -253,7 +261,7 @@ def refuse_splits(folder: Path, files: list[Path]) -> None:
         kinds.setdefault(word if word in SPLITS else None, file)
     if len(kinds) > 1 or (len(files) > 1 and None not in kinds and len(kinds) != 1):
         raise DataError(
-            f"{folder} is a folder whose files are of several splits "
-            f"({listing([file.name for file in files], 6)}), expected the rows of one; name a file, such as "
-            f"{next(iter(kinds.values()))}"
+            f"{folder} has files of several splits ({listing([file.name for file in files], 6)})",
+            expected="the rows of one",
+            remedy=f"name a file, such as {next(iter(kinds.values()))}",
         )

@@ -1,7 +1,7 @@
-"""Open a source, find its columns and read its examples: all of them, or one at a time.
+"""Opens a source, finds its columns and reads its examples: all at once (training) or one at a time
+(prediction).
 
-This ties :mod:`tables`, :mod:`columns`, :mod:`examples` and :mod:`label_forms` together; training loads,
-prediction streams.
+This combines :mod:`tables`, :mod:`columns`, :mod:`examples` and :mod:`label_forms`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ptuning.task import Label, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """Every example of a source.
+    """All examples of a source.
 
     Args:
-        origin: What errors call the source.
+        origin: The name of the source in messages.
         columns: The columns that were read.
-        examples: The examples, in the source's order.
-        label_names: All labels in order, where the source says so (a ``ClassLabel`` column, columns or
-            rows of 0 and 1), for :func:`ptuning.data.infer_task`.
+        examples: The examples, in the order of the source.
+        label_names: All labels in order, if the source defines them (a ``ClassLabel`` column, columns or rows
+            of 0 and 1), for :func:`ptuning.data.infer_task`.
         problems: The rows that were left out because they cannot be used.
-        notes: What was decided, changed or left out while reading; for the user to see.
+        notes: What was detected, changed or left out while reading, for the user.
     """
 
     origin: Origin
@@ -54,8 +54,8 @@ class Stream:
     """The examples of a source, one at a time; ``examples`` can be read once.
 
     Args:
-        left_out: The bad rows among those read so far, with ``bad_rows="skip"``.
-        notes: What was detected about the source, for the user to see; more may come while rows are read.
+        left_out: The bad rows so far, with ``bad_rows="skip"``.
+        notes: What was detected about the source, for the user; more may be added while rows are read.
     """
 
     origin: Origin
@@ -76,23 +76,23 @@ def load_examples(
     collect_problems: bool = False,
     **options: Unpack[ReadOptions],
 ) -> Loaded:
-    """Read every example of a source.
+    """Read all examples of a source.
 
     Args:
         source, format: See :func:`ptuning.data.open_table`.
-        need_label: Whether every row has to have a label.
-        pair: Whether the rows must (or must not) have two texts, where a trained task says so.
-        problem_type: What a label is, which decides how lists and numbers in text are read.
-        task: What the labels mean, where that is known: as of a trained model, or of the training rows.
-        collect_problems: Leave bad rows out and report them whatever ``bad_rows`` says, even if none is left.
-        options: How the source is read. ``text``, ``text_b`` and ``label`` name its columns (see
+        need_label: Whether every row must have a label.
+        pair: Whether the rows must (or must not) have two texts, if a trained task requires it.
+        problem_type: The kind of task, which decides how lists and numbers in text are read.
+        task: The task, if it is known from a trained model or from the training rows.
+        collect_problems: Leave out bad rows and report them whatever ``bad_rows`` is, even if no row is left.
+        options: How to read the source. ``text``, ``text_b`` and ``label`` name its columns (see
             :func:`ptuning.data.find_columns`), ``label_separator`` splits labels (:func:`as_examples`),
-            ``no_label`` says which labels mean none, ``bad_rows`` what becomes of rows that cannot be used,
-            ``duplicates`` of rows with the same text; ``separator``, ``encoding``, ``header`` and ``quoting``
-            say how a file is written (:func:`ptuning.data.open_table`).
+            ``no_label`` lists the labels that mean "no label", ``bad_rows`` and ``duplicates`` say what to do
+            with rows that cannot be used or have the same text; ``separator``, ``encoding``, ``header`` and
+            ``quoting`` say how a file is written (:func:`ptuning.data.open_table`).
 
     Raises:
-        DataError: The source or a column cannot be used; or rows cannot: one error names up to twenty.
+        DataError: The source, a column or rows cannot be used; one error names up to twenty rows.
     """
     problems: list[Problem] = []
     unlabelled: list[int] = []
@@ -112,7 +112,7 @@ def load_examples(
     names: tuple[Label, ...] | None = None
     if columns.label is not None:
         names = table.label_names.get(columns.label)
-    notes = [*map(Note, table.notes), *(Note(f"{table.origin.name}: {said}") for said in columns.notes)]
+    notes = [*map(Note, table.notes), *(Note(f"{table.origin.name}: {note}") for note in columns.notes)]
     if unlabelled:
         given = f"data.no_label: {', '.join(_several(options.get('no_label')))}"
         message = f"{table.origin.name}: left out {counted(len(unlabelled))} without a label ({given})"
@@ -157,19 +157,19 @@ def stream_examples(
     keep: Sequence[str] = (),
     **options: Unpack[ReadOptions],
 ) -> Stream:
-    """Open a source for prediction: its columns are checked now, its rows as they are taken.
+    """Open a source for prediction. Its columns are checked now, its rows when they are read.
 
-    Args and errors are those of :func:`load_examples`; labels are not read. With ``bad_rows="error"`` the
-    rows before the first bad one are given, then it raises; with ``"skip"`` bad rows are counted in
+    Arguments and errors are those of :func:`load_examples`; labels are not read. With ``bad_rows="error"``,
+    the first bad row raises after the rows before it; with ``"skip"``, bad rows are counted in
     :attr:`Stream.left_out`.
 
     Args:
-        keep: Columns that each example carries along (:attr:`Example.kept`); ``"*"`` stands for all of them.
+        keep: Additional columns to keep in :attr:`Example.kept`; ``"*"`` means all columns.
     """
     skip = options.get("bad_rows", "error") == "skip"
     problems: list[Problem] | None = [] if skip else None
     table, columns = _open(source, format, False, pair, None, {**options, "label": None}, problems)
-    table.notes.extend(f"{table.origin.name}: {said}" for said in columns.notes)
+    table.notes.extend(f"{table.origin.name}: {note}" for note in columns.notes)
     found = as_examples(
         table.rows, columns, table.origin, need_label=False, keep=_kept(keep, table), problems=problems
     )
@@ -197,19 +197,19 @@ def _move(problems: list[Problem], left_out: LeftOut) -> None:
 
 
 def _several(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One value, several with commas between, or a list of them."""
+    """A value, values separated by commas, or a list, as a tuple."""
     if isinstance(given, str):
         return tuple(part.strip() for part in given.split(","))
     return tuple(given or ())
 
 
 def _kept(names: Sequence[str], table: Table) -> list[str]:
-    """The columns that are to be carried along, each once."""
+    """The columns to keep, without duplicates."""
     for name in names:
         if name != "*" and name not in table.columns:
             raise DataError(
-                f"{table.origin.name}: no column {name!r} to keep, expected one of "
-                f"{listing(table.columns, 40)}"
+                f"{table.origin.name}: no column {name!r} to keep",
+                expected=f"one of {listing(table.columns, 40)}",
             )
     return list(dict.fromkeys(each for name in names for each in (table.columns if name == "*" else [name])))
 
@@ -236,10 +236,10 @@ def _open(
         problems=problems,
     )
     name = table.origin.name
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if label is None and need_label and task is not None and _are_columns(task, table.columns):
         label = [str(each) for each in task.labels]
-        said = (f"labels: the columns {listing(label, 20)}, as in training",)
+        notes = (f"labels: the columns {listing(label, 20)}, as in training",)
     find = partial(
         find_columns,
         table.columns,
@@ -251,7 +251,7 @@ def _open(
     )
     try:
         columns = find()
-    except UnclearColumns:  # the values may say what the names do not
+    except UnclearColumns:  # decide by the values
         first, rows = peek(table.rows)
         table = replace(table, rows=rows)
         known = () if task is None else task.labels
@@ -261,21 +261,25 @@ def _open(
             raise _with_notes(error, table) from None
     except DataError as error:
         raise _with_notes(error, table) from None
-    columns = replace(columns, notes=(*columns.notes, *said))
+    columns = replace(columns, notes=(*columns.notes, *notes))
     if pair is not None and columns.pair != pair:
-        got = f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"{columns.text!r} alone"
-        named = f"both with {option('text')} and {option('text_b')}" if pair else f"it with {option('text')}"
+        both = f"both with {option('text')} and {option('text_b')}"
         raise DataError(
-            f"{name}: the text is {got}, expected {'two texts' if pair else 'one text'} in a row, as in "
-            f"training; name {named}, of {listing(table.columns, 40)}"
+            f"{name}, text",
+            got=f"{columns.text!r} and {columns.text_b!r}" if columns.pair else f"only {columns.text!r}",
+            expected=f"{'two texts' if pair else 'one text'} per row, as in training",
+            remedy=f"name {both if pair else 'it with ' + option('text')}, of {listing(table.columns, 40)}",
         )
     return table, columns
 
 
 def _with_notes(error: DataError, table: Table) -> DataError:
-    """An error about columns, beside what was detected about the file that they were looked for in."""
-    said = "; ".join(note.removeprefix(f"{table.origin.name}: ") for note in table.notes)
-    return DataError(f"{error} (the file: {said})") if said else error
+    """An error about columns, with what was detected about the file."""
+    notes = "; ".join(note.removeprefix(f"{table.origin.name}: ") for note in table.notes)
+    if not notes:
+        return error
+    remedy = f"{error.remedy or ''} (the file: {notes})".strip()
+    return DataError(error.problem, got=error.got, expected=error.expected, remedy=remedy)
 
 
 def _are_columns(task: Task, columns: Sequence[str]) -> bool:

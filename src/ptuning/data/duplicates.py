@@ -1,4 +1,4 @@
-"""Rows that have the same text: those that agree in their label, and those that contradict each other."""
+"""Rows with the same text: with the same label, or with contradicting labels."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _Example = TypeVar("_Example", bound=Example)
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """What stands more than once.
+    """Rows with the same text as others.
 
     Attributes:
-        again: The rows that repeat an earlier one, text and label.
-        contradicting: All rows of texts that stand with different labels.
-        texts: How many such texts there are.
+        again: The rows that repeat the text and label of an earlier row.
+        contradicting: All rows of texts that have different labels.
+        texts: The number of such texts.
     """
 
     again: tuple[int, ...]
@@ -30,8 +30,8 @@ class Repeats:
 
     @property
     def contradiction(self) -> str:
-        """What to say of the contradicting rows."""
-        texts = "1 text stands" if self.texts == 1 else f"{self.texts} texts stand"
+        """A message about the contradicting rows."""
+        texts = "1 text is" if self.texts == 1 else f"{self.texts} texts are"
         return (
             f"{texts} in several rows with different labels, {counted(len(self.contradicting))} in all; "
             f"nothing can be learnt from them: correct them, or leave them out with {_DROP}"
@@ -39,13 +39,13 @@ class Repeats:
 
     @property
     def difference(self) -> str:
-        """What to say of the same rows where labels are scores."""
-        texts = "1 text stands" if self.texts == 1 else f"{self.texts} texts stand"
-        return f"{texts} in several rows with different scores; what is learnt is their mean"
+        """A message about the same rows if labels are scores."""
+        texts = "1 text is" if self.texts == 1 else f"{self.texts} texts are"
+        return f"{texts} in several rows with different scores; the model learns their mean"
 
     @property
     def repetition(self) -> str:
-        """What to say of the rows that repeat another."""
+        """A message about the repeated rows."""
         what = "row repeats" if len(self.again) == 1 else "rows repeat"
         return (
             f"{len(self.again)} {what} an earlier one, text and label; unless they should count more, leave "
@@ -54,7 +54,7 @@ class Repeats:
 
 
 def repeats(examples: Sequence[Example]) -> Repeats:
-    """Find the repeated rows; both texts of a pair are compared, to the character."""
+    """Find the repeated rows. Both texts of a pair are compared, exactly."""
     found = _Groups(examples)
     return Repeats(
         again=tuple(sorted(examples[place].row for place in found.again)),
@@ -66,13 +66,11 @@ def repeats(examples: Sequence[Example]) -> Repeats:
 def without_repeats(
     examples: Sequence[_Example], origin: Origin, *, scores: bool
 ) -> tuple[list[_Example], Note | None]:
-    """The first of the rows with the same text and label; of texts with different labels, no row at all.
-
-    Which of several labels is right nobody can tell from the rows, so none of them is kept.
+    """Keep the first of the rows with the same text and label, and drop texts with different labels.
 
     Args:
-        scores: Whether labels are scores, which may differ without contradicting each other: then only equal
-            ones are dropped.
+        scores: Whether labels are scores: these may differ without contradicting each other, so only rows
+            with equal scores are dropped.
     """
     found = _Groups(examples, scores=scores)
     dropped = found.again | found.contradicting
@@ -94,7 +92,7 @@ def without_repeats(
 
 
 class _Groups:
-    """Places of the rows, by what they repeat; ``scores`` never contradict each other."""
+    """Indices of repeated and contradicting rows; ``scores`` never contradict each other."""
 
     def __init__(self, examples: Sequence[Example], *, scores: bool = False) -> None:
         by_text: dict[tuple[str, str | None], list[int]] = defaultdict(list)
@@ -116,6 +114,6 @@ class _Groups:
 
 
 def _answer(example: Example) -> str:
-    """A row's label, or labels in whichever order."""
+    """A row's label, or its labels in a fixed order."""
     label = example.label
     return repr(sorted(label, key=str) if isinstance(label, tuple) else label)

@@ -1,8 +1,8 @@
-"""Which encoding a text file is in, told from a sample of its bytes.
+"""Detects the encoding of a text file from a sample of its bytes.
 
-A byte order mark says it. Otherwise what is valid UTF-8 is UTF-8: no other encoding looks like it by
-chance. Of the rest, chardet ranks what the bytes may be; a choice is made only where the best reading is
-clearly ahead of every other reading *of this text* (two encodings that give the same text are one reading).
+A byte order mark decides. Otherwise, valid UTF-8 is UTF-8: no other encoding looks like it by chance. For the
+rest, chardet ranks the candidates; one is chosen only if it is clearly ahead of every candidate that reads
+*this text* differently (two encodings that give the same text count as one).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from dataclasses import dataclass
 from ptuning.data.places import shortened
 from ptuning.errors import ConfigError, DataError
 
-SURE = 1.08  # how far ahead of the next reading the best has to be
-FEW_BYTES = 3  # with fewer bytes beyond ASCII nothing is decided from them
-_EVIDENCE = 1 << 14  # bytes of lines beyond ASCII that are looked at
-_LEAST = 0.02  # chardet's confidence, below which it has seen nothing
-_NEAR = 0.6  # readings below this share of the best one's confidence are out of the question
-_MARKS = (  # UTF-32 first: its little-endian mark begins as UTF-16's does
+SURE = 1.08  # how far ahead of the second candidate the best must be
+FEW_BYTES = 3  # with fewer non-ASCII bytes, nothing is decided
+_EVIDENCE = 1 << 14  # bytes of lines with non-ASCII characters that are inspected
+_MIN_CONFIDENCE = 0.02  # of chardet; below it there is no evidence
+_NEAR = 0.6  # candidates below this share of the best confidence are dropped
+_MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-#: What files are still found in, and how likely before a byte is seen: western Windows before the rest; after
-#: them what DOS and old Macintoshes wrote, and the East Asian ones, which a few accents can look like.
+#: The supported encodings and their prior weights: western Windows first, then the others, then those of DOS
+#: and old Macintoshes, then East Asian ones, which a few accented letters can resemble.
 _PRIOR = {
     "cp1252": 1.25,
     **dict.fromkeys(["mac_roman", "cp437", "cp850", "cp852"], 0.8),
@@ -44,7 +44,7 @@ _PRIOR = {
     ),
     **dict.fromkeys(["cp932", "euc_jp", "gb18030", "big5", "cp949"], 0.7),
 }
-_SAME = {  # a subset of another encoding is called by the wider name
+_SAME = {  # a subset of another encoding is replaced by the wider one
     **{"iso8859_1": "cp1252", "shift_jis": "cp932", "euc_kr": "cp949", "tis_620": "cp874"},
     **{"gbk": "gb18030", "gb2312": "gb18030"},
 }
@@ -54,7 +54,7 @@ _WORDS_OF_ONE = frozenset("àáåæéèêíìóòôöÀÁÅÆÉÈÊÍÓÒÔÖ")
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """An encoding as Python calls it, and whether to tell the user (UTF-8 needs no word)."""
+    """Python's name of an encoding, and a note for the user unless it is UTF-8."""
 
     name: str
     note: str = ""
@@ -64,7 +64,7 @@ def checked_encoding(name: str) -> str:
     """An encoding that the user named.
 
     Raises:
-        ConfigError: Python knows none of that name.
+        ConfigError: Python has no encoding of that name.
     """
     try:
         found = codecs.lookup(name)
@@ -72,61 +72,64 @@ def checked_encoding(name: str) -> str:
             raise LookupError
     except (LookupError, ValueError, TypeError):
         raise ConfigError(
-            f"data.encoding: got {name!r}, expected the name of a text encoding, such as 'utf-8', 'cp1252' "
-            "(western Windows), 'cp1251' (Cyrillic), 'shift_jis' or 'gb18030'"
+            "data.encoding",
+            got=repr(name),
+            expected="the name of a text encoding, such as 'utf-8', 'cp1252' (western Windows), 'cp1251' "
+            "(Cyrillic), 'shift_jis' or 'gb18030'",
         ) from None
-    return {"utf-8": "utf-8-sig"}.get(found.name, found.name)  # a mark at the beginning is never text
+    return {"utf-8": "utf-8-sig"}.get(found.name, found.name)  # a byte order mark is never text
 
 
 def find_encoding(sample: bytes, source_name: str) -> Encoding:
-    """The encoding of a text that begins with ``sample`` (which may end within a character).
+    """The encoding of a text with the first bytes ``sample`` (which may end within a character).
 
     Raises:
-        DataError: Several encodings could be meant, and they read the text differently.
+        DataError: Several encodings are possible, and they read the text differently.
     """
     for mark, name in _MARKS:
         if sample.startswith(mark):
             return Encoding(name=name, note="" if name == "utf-8-sig" else f"read as {name.upper()}")
     if (wide := _without_mark(sample)) is not None:
-        return Encoding(name=wide, note=f"read as {wide.upper()}, told from its zero bytes")
+        return Encoding(name=wide, note=f"read as {wide.upper()}, detected from its zero bytes")
     beyond, damaged = _not_utf8(sample)
     if not damaged:
         if b"\x1b$" in sample and _decodes(sample, "iso2022_jp"):
             return Encoding(name="iso2022_jp", note="read as iso2022_jp (Japanese)")
         return Encoding(name="utf-8-sig")
-    # Rows that are not UTF-8 in a file that is, or too little to tell: an error for the row, never a guess.
+    # Some bad rows in a UTF-8 file, or too little evidence: an error for those rows rather than a guess.
     if beyond > damaged or damaged < FEW_BYTES:
         return Encoding(name="utf-8-sig")
     readings = _readings(sample)
     second = readings[1][0] if len(readings) > 1 else 0.0
-    if readings and readings[0][0] >= max(SURE * second, _LEAST):
+    if readings and readings[0][0] >= max(SURE * second, _MIN_CONFIDENCE):
         _, name, text = readings[0]
         example = _excerpt(text)
         return Encoding(
             name=name,
-            note=f"not UTF-8, read as {name}, in which it says {shortened(example, 60)}; if that is wrong, "
-            "name the encoding with --data.encoding",
+            note=f"not UTF-8, read as {name}, which gives {shortened(example, 60)}; if that is wrong, set "
+            f"the "
+            "encoding with --data.encoding",
         )
     if not readings:
         return Encoding(name="utf-8-sig")
     raise DataError(
-        f"{source_name}: the text is not UTF-8, and its encoding is not certain; {suggestion(sample)}"
+        f"{source_name}: the text is not UTF-8, and its encoding is not certain", remedy=suggestion(sample)
     )
 
 
 def suggestion(sample: bytes) -> str:
-    """Which encodings ``sample`` may be in, how it would read in each, and what to do about it."""
+    """A remedy: the possible encodings of ``sample``, and what the text would be in each."""
     readings = _readings(sample)[:3]
     if not readings:
-        return "save the file as UTF-8, or name its encoding with --data.encoding"
-    looks = ", or ".join(
-        f"{name}, in which it says {shortened(_excerpt(text), 50)}" for _, name, text in readings
+        return "save the file as UTF-8, or set its encoding with --data.encoding"
+    candidates = ", or ".join(
+        f"{name}, which gives {shortened(_excerpt(text), 50)}" for _, name, text in readings
     )
-    return f"it may be in {looks}: name the right one, for example with --data.encoding {readings[0][1]}"
+    return f"it may be {candidates}: set the right one, for example with --data.encoding {readings[0][1]}"
 
 
 def _without_mark(sample: bytes) -> str | None:
-    """UTF-16 without its mark: nearly every other byte of a European text is zero then."""
+    """UTF-16 without a byte order mark: nearly every second byte of a European text is zero."""
     head = sample[: len(sample) // 2 * 2][:2000]
     half = len(head) // 2
     if half < 4:
@@ -151,7 +154,7 @@ def _decodes(sample: bytes, name: str) -> bool:
 
 
 def _not_utf8(sample: bytes) -> tuple[int, int]:
-    """How many characters beyond ASCII are valid UTF-8, and how many bytes are not."""
+    """The number of valid non-ASCII characters if read as UTF-8, and the number of invalid bytes."""
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
     if text.isascii():
         return 0, 0
@@ -161,7 +164,7 @@ def _not_utf8(sample: bytes) -> tuple[int, int]:
 
 
 def _readings(sample: bytes) -> list[tuple[float, str, str]]:
-    """What the lines beyond ASCII may say: (weight, encoding, text), the likeliest first, each text once."""
+    """Candidates for the non-ASCII lines: (weight, encoding, text), most likely first, each text once."""
     evidence = b"\n".join(_beyond_ascii(sample))
     found: dict[str, tuple[float, str]] = {}
     best = 0.0
@@ -179,7 +182,7 @@ def _readings(sample: bytes) -> list[tuple[float, str, str]]:
             continue
         best = max(best, guess["confidence"])
         if guess["confidence"] < _NEAR * best:
-            break  # they come best first
+            break  # they are sorted by confidence
         weight = guess["confidence"] * _PRIOR[name]
         if not _CONTROL.search(text) and weight > found.get(text, (0.0, ""))[0]:
             found[text] = weight, name
@@ -189,7 +192,7 @@ def _readings(sample: bytes) -> list[tuple[float, str, str]]:
 
 
 def _beyond_ascii(sample: bytes) -> Iterator[bytes]:
-    """Whole lines that hold more than ASCII, up to a bound."""
+    """Complete lines with non-ASCII characters, up to a limit."""
     size = 0
     for line in re.split(b"[\r\n]+", sample)[: -1 if len(sample) > _EVIDENCE else None]:
         if not line.isascii():
@@ -200,14 +203,14 @@ def _beyond_ascii(sample: bytes) -> Iterator[bytes]:
 
 
 def _excerpt(text: str) -> str:
-    """What stands around the first character beyond ASCII."""
+    """The text around the first non-ASCII character."""
     at = next((index for index, character in enumerate(text) if character > "\x7f"), 0)
     start = max(text.rfind("\n", 0, at) + 1, at - 20)
     return text[start : at + 30].split("\n")[0].strip()
 
 
 def _oddities(text: str) -> int:
-    """How often the text reads as no text does: symbols grown onto letters, capitals within words."""
+    """The number of implausible places in the text: symbols inside words, capitals inside words."""
     count = 0
     padded = f" {text} "
     for match in re.finditer("[^\x00-\x7f]", padded):

@@ -1,8 +1,7 @@
-"""From rows to examples: one or two texts and a label, each checked, each knowing its row.
+"""From rows to examples: one or two texts and a label, checked, with the number of the row.
 
-An example never holds a blank text or a missing label: those are errors that name the row. Nothing is
-converted: a number in a text column is an error too, because the file and the model would silently
-disagree about how it is written.
+An example never has a blank text or a missing label: those are errors that name the row. Values are not
+converted: a number in a text column is an error too, because its spelling in the file may be different.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ptuning.data.bad_rows import SKIP
+from ptuning.data.bad_rows import offering_skip
 from ptuning.data.columns import Columns
 from ptuning.data.label_cells import switch
-from ptuning.data.places import Origin, Problem, listing, option, shortened
+from ptuning.data.places import Origin, Problem, listing, located, option, shortened
 from ptuning.errors import ConfigError, DataError
 
 _IN_MEMORY = Origin()
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a pair; no tokenizer can
+_SURROGATE = re.compile("[\ud800-\udfff]")  # allowed in JSON, but not by tokenizers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,12 +27,12 @@ class Example:
     """One row of a task.
 
     Args:
-        row: Its number as the user counts: the line of a text file, otherwise the row from 1.
+        row: Its number as the user sees it: the line of a text file, otherwise the row from 1.
         text: The text, or the first of two; never blank.
         text_b: The second text of a pair.
-        label: A string, number or truth value; a tuple of them for multi-label; ``None`` if not asked for.
-        origin: What the row came out of.
-        kept: Values of columns that were to be carried through, by name.
+        label: A string, number or boolean; a tuple of them for multi-label; ``None`` if labels are not read.
+        origin: The source of the row.
+        kept: Values of additional columns to keep, by name.
     """
 
     row: int
@@ -45,20 +44,20 @@ class Example:
 
     @property
     def place(self) -> str:
-        """How errors name this row: ``train.csv, line 7``."""
+        """The name of this row in messages: ``train.csv, line 7``."""
         return self.origin.at(self.row)
 
 
 class _Unlabelled(Exception):
-    """Raised within this module where a row says that it has no label."""
+    """Raised within this module for a row that has no label."""
 
 
 class _RowError(Exception):
-    """Raised within this module while a row is read; carries what a :class:`Problem` says."""
+    """Raised within this module for a bad row, with the kind and error of a :class:`Problem`."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    def __init__(self, kind: str, error: DataError) -> None:
+        super().__init__(error)
+        self.kind, self.error = kind, error
 
 
 def as_examples(
@@ -73,27 +72,28 @@ def as_examples(
     unlabelled: list[int] | None = None,
     problems: list[Problem] | None = None,
 ) -> Iterator[Example]:
-    """Check rows and make them examples, one at a time.
+    """Check rows and turn them into examples, one at a time.
 
     Args:
         rows: Numbered rows.
-        columns: Where the texts and the label stand.
-        origin: What errors call the source.
-        need_label: Whether labels are read; without, every ``label`` is ``None``.
-        label_separator: Splits a label cell into several labels (multi-label); then an empty cell means
-            none of them.
-        keep: Columns whose values an example carries along as they are; ``None`` where a row has none.
-        no_label: What stands in the label's column of a row that has none, such as ``-1``: these rows are
-            left out. ``""`` is a blank or missing label. Numbers are compared by value.
-        unlabelled: A list that takes these rows' numbers.
-        problems: A list that takes the bad rows, which are then left out; without, the first one raises.
+        columns: The columns of the texts and the label.
+        origin: The name of the source in messages.
+        need_label: Whether labels are read; if not, every ``label`` is ``None``.
+        label_separator: Splits a label cell into several labels (multi-label); an empty cell then means that
+            no label applies.
+        keep: Additional columns to keep unchanged in ``Example.kept``; ``None`` for rows without a value.
+        no_label: Values of the label column that mean "no label", such as ``-1``: these rows are left out.
+            ``""`` is a blank or missing label. Numbers are compared by value.
+        unlabelled: A list to which the numbers of these rows are added.
+        problems: A list to which the bad rows are added, which are then left out; if ``None``, the first bad
+            row raises.
 
     Raises:
         DataError: A text is missing, null, blank or not text; a label is missing, null or blank.
         ConfigError: ``label_separator`` is empty.
     """
     if label_separator == "":
-        raise ConfigError("label_separator: got '', expected what stands between two labels, such as '|'")
+        raise ConfigError("label_separator", got="''", expected="the text between two labels, such as '|'")
     origin = Origin(name=origin) if isinstance(origin, str) else origin
     labelled = need_label and (columns.label is not None or bool(columns.labels))
     labels = _LabelReader(columns, label_separator, no_label) if labelled else None
@@ -105,10 +105,10 @@ def as_examples(
             if unlabelled is not None:
                 unlabelled.append(row)
         except _RowError as error:
-            message = f"{origin.at(row)}: {error}"
+            found = located(error.error, origin.at(row))
             if problems is None:
-                raise DataError(f"{message}, or leave such rows out with {SKIP}") from None
-            problems.append(Problem(row=row, kind=error.kind, message=message))
+                raise offering_skip(found) from None
+            problems.append(Problem(row=row, kind=error.kind, error=found))
 
 
 def _example(
@@ -119,8 +119,11 @@ def _example(
     if (second := columns.overlooked(values)) is not None:
         raise _RowError(
             "second text",
-            f"a second text in {second!r}, which the first row lacks, expected it in every row or in none; "
-            f"add it to all, or name the one text with {option('text')}",
+            DataError(
+                f"a second text in {second!r}, which the first row does not have",
+                expected="it in every row or in none",
+                remedy=f"add it to all, or name the only text with {option('text')}",
+            ),
         )
     text = _text(values, columns.text)
     text_b = None if columns.text_b is None else _text(values, columns.text_b)
@@ -132,8 +135,11 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
     if column not in values:
         raise _RowError(
             f"no {column!r}",
-            f"no {column!r}, expected it in every row; this row has {listing(values)}: add it, or remove "
-            "the row",
+            DataError(
+                f"no {column!r}",
+                expected="it in every row",
+                remedy=f"this row has {listing(values)}: add it, or remove the row",
+            ),
         )
     return values[column]
 
@@ -143,19 +149,32 @@ def _text(values: Mapping[str, Any], column: str) -> str:
     if value is None:
         raise _RowError(
             f"null text in {column!r}",
-            f"the text in {column!r} is null, expected a string; fill it in, or remove the row",
+            DataError(
+                f"the text in {column!r}",
+                got="null",
+                expected="a string",
+                remedy="fill it in, or remove the row",
+            ),
         )
     if not isinstance(value, str):
         raise _RowError(
             f"no text in {column!r}",
-            f"{column!r} holds the {type(value).__name__} {shortened(value)}, expected a string; put it "
-            "in quotes in the file, or name another column as the text",
+            DataError(
+                f"the text in {column!r}",
+                got=f"the {type(value).__name__} {shortened(value)}",
+                expected="a string",
+                remedy="quote it in the file, or name another column as the text",
+            ),
         )
     if not value.strip():
         raise _RowError(
             f"blank text in {column!r}",
-            f"the text in {column!r} is blank ({shortened(value)}), expected at least one character that is "
-            "not a space; fill it in, or remove the row",
+            DataError(
+                f"the text in {column!r}",
+                got=shortened(value),
+                expected="at least one character that is not a space",
+                remedy="fill it in, or remove the row",
+            ),
         )
     _refuse_broken(value, "text", column)
     return value
@@ -165,23 +184,29 @@ def _refuse_broken(value: str, what: str, column: str) -> None:
     if not value.isascii() and _SURROGATE.search(value):
         raise _RowError(
             f"broken characters in {column!r}",
-            f"the {what} in {column!r} holds half a surrogate pair ({shortened(value)}), expected whole "
-            "characters; write the file again as UTF-8 from its source",
+            DataError(
+                f"the {what} in {column!r}",
+                got=f"half a surrogate pair in {shortened(value)}",
+                expected="complete characters",
+                remedy="write the file again as UTF-8 from its source",
+            ),
         )
 
 
 class _LabelReader:
-    """Reads the label of a row out of its column, or out of the columns of 0 and 1 that stand for labels."""
+    """Reads the label of a row from its column, or from one column of 0 and 1 per label."""
 
     def __init__(self, columns: Columns, separator: str | None, no_label: Collection[str]) -> None:
         self._columns = columns
         self._cells = columns.labels if columns.label is None else (columns.label,)
         self._separator = separator
-        self._no_label = frozenset(map(_sense, no_label))
+        self._no_label = frozenset(map(_comparable, no_label))
 
     def refuse_unlabelled(self, values: Mapping[str, Any]) -> None:
-        """Raise :class:`_Unlabelled` where a cell says that there is no label."""
-        if self._no_label and any(_sense(_plain(values.get(name))) in self._no_label for name in self._cells):
+        """Raise :class:`_Unlabelled` if the label cell means "no label"."""
+        if not self._no_label:
+            return
+        if any(_comparable(_plain(values.get(name))) in self._no_label for name in self._cells):
             raise _Unlabelled
 
     def read(self, values: Mapping[str, Any]) -> Any:
@@ -192,12 +217,12 @@ class _LabelReader:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy's scalars and arrays as Python's own."""
+    """Numpy scalars and arrays as Python values."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _sense(value: Any) -> str | float:
-    """What is compared of a label with ``no_label``: a number's value, or the text without spaces."""
+def _comparable(value: Any) -> str | float:
+    """A label as it is compared with ``no_label``: a number's value, or the stripped text."""
     word = "" if value is None else str(value).strip()
     try:
         number = float(word)
@@ -213,8 +238,12 @@ def _is_on(value: Any, column: str) -> bool:
     if on is None:
         raise _RowError(
             f"no 0 or 1 in {column!r}",
-            f"the label's column {column!r} holds {shortened(value)}, expected 0 or 1 (or true or false), "
-            "which say whether the label applies; mend or remove the row",
+            DataError(
+                f"the label column {column!r}",
+                got=shortened(value),
+                expected="0 or 1 (or true or false): whether the label applies",
+                remedy="correct or remove the row",
+            ),
         )
     return on
 
@@ -223,14 +252,24 @@ def _label(value: Any, column: str, separator: str | None) -> Any:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise _RowError(
             "null label",
-            f"the label in {column!r} is {'null' if value is None else 'nan'}, expected one; fill it in, or "
-            "remove the row",
+            DataError(
+                f"the label in {column!r}",
+                got="null" if value is None else "nan",
+                expected="a label",
+                remedy="fill it in, or remove the row",
+            ),
         )
     if separator is not None:
         return _separated(value, column, separator)
     if isinstance(value, str) and not value.strip():
         raise _RowError(
-            "blank label", f"the label in {column!r} is blank, expected one; fill it in, or remove the row"
+            "blank label",
+            DataError(
+                f"the label in {column!r}",
+                got=shortened(value),
+                expected="a label",
+                remedy="fill it in, or remove the row",
+            ),
         )
     if isinstance(value, (list, tuple)):
         return tuple(_label_item(_plain(item), column) for item in value)
@@ -241,16 +280,24 @@ def _separated(value: Any, column: str, separator: str) -> tuple[str, ...]:
     if not isinstance(value, str):
         raise _RowError(
             "label that cannot be separated",
-            f"the label in {column!r} is the {type(value).__name__} {shortened(value)}, expected a string to "
-            f"split at {separator!r}; leave {option('label_separator')} out",
+            DataError(
+                f"the label in {column!r}",
+                got=f"the {type(value).__name__} {shortened(value)}",
+                expected=f"a string to split at {separator!r}",
+                remedy=f"leave out {option('label_separator')}",
+            ),
         )
     _refuse_broken(value, "label", column)
     items = tuple(item.strip() for item in value.split(separator)) if value.strip() else ()
     if not all(items):
         raise _RowError(
             "blank label",
-            f"the label in {column!r} is {shortened(value)}, expected a label on both sides of every "
-            f"{separator!r}; remove the superfluous one",
+            DataError(
+                f"the label in {column!r}",
+                got=shortened(value),
+                expected=f"a label on both sides of every {separator!r}",
+                remedy="remove the extra separator",
+            ),
         )
     return items
 
@@ -263,7 +310,10 @@ def _label_item(value: Any, column: str) -> str | int | float | bool:
         return value
     raise _RowError(
         "label of an unknown kind",
-        f"the label in {column!r} holds the {type(value).__name__} {shortened(value)}, expected a string, a "
-        "number, true or false, or a list of them (multi-label); convert it, or name another column "
-        "as the label",
+        DataError(
+            f"the label in {column!r}",
+            got=f"the {type(value).__name__} {shortened(value)}",
+            expected="a string, a number, true or false, or a list of them (multi-label)",
+            remedy="convert it, or name another column as the label",
+        ),
     )

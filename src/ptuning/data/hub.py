@@ -1,10 +1,8 @@
 """Rows of data sets on the Hub, of ``datasets.Dataset`` and of mappings in memory.
 
-``hf:NAME[/CONFIG][:SPLIT]`` names a data set. ``NAME`` is ``glue`` or ``nyu-mll/glue``; with two parts,
-``hf:A/B`` means
-the data set ``A/B`` and, where there is none, the configuration ``B`` of ``A``. ``SPLIT`` may be anything
-that
-``datasets`` understands (``train``, ``train[:10%]``); a data set that has one split needs none.
+``hf:NAME[/CONFIG][:SPLIT]`` names a data set. ``NAME`` is ``glue`` or ``nyu-mll/glue``; ``hf:A/B`` means the
+data set ``A/B`` or, if there is none, the configuration ``B`` of ``A``. ``SPLIT`` may be anything that
+``datasets`` understands (``train``, ``train[:10%]``); a data set with only one split needs none.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ def load_hub(source: str) -> Any:
     for name, config in candidates:
         try:
             found = _datasets().load_dataset(name, config, split=split)
-        except Exception as error:  # whatever a builder, the network or the Hub raises
+        except Exception as error:  # of the builder, the network or the Hub
             failures.append(
                 f"{name!r}{f' with configuration {config!r}' if config else ''}: {first_line(error)}"
             )
@@ -39,20 +37,21 @@ def load_hub(source: str) -> Any:
         else:
             return _only_split(found, source)
     raise DataError(
-        f"{source} cannot be loaded ({'; '.join(failures)}), expected a data set on the Hub or in the local "
-        "cache, written hf:NAME[/CONFIG][:SPLIT]; check the name, configuration and split, and the network "
-        "(HF_HUB_OFFLINE must not be set to fetch one; a private one needs: hf auth login), or give a file"
+        f"{source} cannot be loaded ({'; '.join(failures)})",
+        expected="a data set on the Hub or in the local cache, written hf:NAME[/CONFIG][:SPLIT]",
+        remedy="check the name, configuration and split, and the network (HF_HUB_OFFLINE must not be "
+        "set to fetch one; a private one needs: hf auth login), or give a file",
     ) from cause
 
 
 def parse_hub(source: str) -> tuple[list[tuple[str, str | None]], str | None]:
-    """What to try, in order, as (name, configuration); and the split."""
+    """The candidates to try in order, as (name, configuration), and the split."""
     path, colon, split = source.removeprefix("hf:").partition(":")
     parts = path.split("/")
     if not all(parts) or len(parts) > 3 or (colon and not split):
         raise ConfigError(
-            f"{source!r} does not name a data set, expected hf:NAME[/CONFIG][:SPLIT], for example "
-            "hf:nyu-mll/glue/mrpc:train"
+            f"{source!r} does not name a data set",
+            expected="hf:NAME[/CONFIG][:SPLIT], for example hf:nyu-mll/glue/mrpc:train",
         )
     if len(parts) == 3:
         return [(f"{parts[0]}/{parts[1]}", parts[2])], split or None
@@ -66,8 +65,9 @@ def _only_split(found: Any, source: str) -> Any:
     if len(found) == 1:
         return next(iter(found.values()))
     raise DataError(
-        f"{source} has {len(found)} splits ({listing(found)}), expected one; name it: "
-        f"{source}:{next(iter(found))}"
+        f"{source} has {len(found)} splits ({listing(found)})",
+        expected="one",
+        remedy=f"name it: {source}:{next(iter(found))}",
     )
 
 
@@ -78,14 +78,15 @@ def memory_rows(source: Iterable[Mapping[str, Any]], reading: Reading) -> Rows:
         return dataset_rows(source, reading)
     if isinstance(source, (Mapping, bytes)) or not isinstance(source, Iterable):
         raise DataError(
-            f"the source is a {type(source).__name__}, expected a path, a binary stream, a datasets.Dataset "
-            "or an iterable of mappings; of several splits, pass one"
+            f"the source is a {type(source).__name__}",
+            expected="a path, a binary stream, a datasets.Dataset or an iterable of mappings",
+            remedy="of several splits, pass one",
         )
     return _mappings(source, reading)
 
 
 def dataset_rows(dataset: Any, reading: Reading) -> Rows:
-    """The rows of a ``datasets.Dataset``, with the names of its classes."""
+    """The rows of a ``datasets.Dataset``, with class names."""
     reading.label_names = class_names(dataset.features)
     return named_rows(_mappings(dataset.with_format(None), reading), reading)
 
@@ -95,11 +96,14 @@ def _mappings(source: Iterable[Mapping[str, Any]], reading: Reading) -> Rows:
         if isinstance(row, Mapping):
             yield number, dict(row)
         else:
-            reading.bad(
+            reading.bad_row(
                 number,
                 "mapping",
-                f"a {type(row).__name__}: {shortened(row)}, expected a mapping from column names to values; "
-                "for a pandas frame pass frame.to_dict('records')",
+                DataError(
+                    got=f"a {type(row).__name__}: {shortened(row)}",
+                    expected="a mapping from column names to values",
+                    remedy="for a pandas frame pass frame.to_dict('records')",
+                ),
             )
 
 
@@ -119,8 +123,8 @@ def named_rows(rows: Rows, reading: Reading) -> Rows:
         try:
             for column, names in reading.label_names.items():
                 row[column] = _class_name(row[column], names, column)
-        except ValueError as error:
-            reading.bad(number, "class", str(error))
+        except DataError as error:
+            reading.bad_row(number, "class", error)
         else:
             yield number, row
 
@@ -128,11 +132,13 @@ def named_rows(rows: Rows, reading: Reading) -> Rows:
 def _class_name(value: Any, names: tuple[str, ...], column: str) -> Any:
     if isinstance(value, list):
         return [_class_name(item, names, column) for item in value]
-    if value is None or value == -1:  # -1 is how the Hub's test sets say "withheld"
+    if value is None or value == -1:  # -1 is the Hub's convention for hidden test labels
         return None
     if isinstance(value, int) and 0 <= value < len(names):
         return names[value]
-    raise ValueError(
-        f"column {column!r}: class {value!r}, expected a number below {len(names)} ({listing(names)}); mend "
-        "the data set's features or its rows"
+    raise DataError(
+        f"column {column!r}",
+        got=f"class {value!r}",
+        expected=f"a number below {len(names)} ({listing(names)})",
+        remedy="correct the features or the rows of the data set",
     )

@@ -1,8 +1,8 @@
-"""Rows of JSON, told by what is in the file: objects a line, objects one after another, or one document.
+"""Rows of JSON files of any form: an object per line, objects one after another, or one document.
 
 A document is an array of objects, read item by item; an object with such an array in it (``{"data": [...]}``,
 pandas' ``split`` and ``table``); or an object of columns, each a list or, as pandas writes it, an object
-by row (``{"text": {"0": …}, "label": {"0": …}}``). Names that occur twice in an object are refused.
+by row (``{"text": {"0": …}, "label": {"0": …}}``). Duplicate names in an object are refused.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from ptuning.data.columns import LABEL_NAMES, TEXT_NAMES
 from ptuning.data.places import listing, shortened
 from ptuning.data.reading import Reading, Row, Rows
-from ptuning.data.text_files import LONGEST, Text, too_long, undecoded
+from ptuning.data.text_files import LONGEST, Text, undecoded
 from ptuning.errors import DataError
 
-LARGEST_DOCUMENT = 1 << 28  # characters of a document that is no array, which is held whole
+MAX_DOCUMENT = 1 << 28  # characters of a document that is not an array, which is read into memory
 _CHUNK = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _NAMES = frozenset({*TEXT_NAMES, *LABEL_NAMES})
@@ -31,27 +31,27 @@ def json_rows(text: Text, reading: Reading) -> Rows:
     if beginning.startswith("["):
         reading.count_in("item")
         yield from _array_rows(text, reading)
-    elif _goes_over_lines(beginning, text.whole):
+    elif _is_multi_line(beginning, text.complete):
         reading.count_in("item")
         yield from _table(_object_rows(text, reading), reading)
     else:
         yield from _table(_line_rows(text, reading), reading)
 
 
-def _goes_over_lines(beginning: str, whole: bool) -> bool:
-    """Whether an object begins that does not end in the line that it begins in."""
+def _is_multi_line(beginning: str, complete: bool) -> bool:
+    """Whether the text starts with an object that spans several lines."""
     if not beginning.startswith("{"):
         return False
     first, end, _ = beginning.partition("\n")
     if not end:
-        return not whole  # longer than any line should be
+        return not complete  # longer than any line should be
     try:
         _plain.raw_decode(first)
     except RecursionError:
         return False
     except json.JSONDecodeError:
         pass
-    except ValueError:  # Python's, of a number of thousands of digits
+    except ValueError:  # a number with thousands of digits
         return False
     else:
         return False
@@ -60,14 +60,14 @@ def _goes_over_lines(beginning: str, whole: bool) -> bool:
     except RecursionError:
         return False
     except json.JSONDecodeError as error:
-        return error.pos > len(first) + 1 and _only_begun(first)
+        return error.pos > len(first) + 1 and _is_unfinished(first)
     except ValueError:
         pass
     return True
 
 
-def _only_begun(line: str) -> bool:
-    """Whether a line is the beginning of an indented object rather than a damaged row."""
+def _is_unfinished(line: str) -> bool:
+    """Whether a line is the first line of an indented object rather than a damaged row."""
     try:
         _plain.raw_decode(line)
     except json.JSONDecodeError as error:
@@ -82,12 +82,12 @@ _plain = json.JSONDecoder()
 
 
 def _twice(pairs: list[tuple[str, Any]]) -> str:
-    """The name that occurs twice among an object's pairs."""
+    """The duplicate name among an object's pairs."""
     return next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
 
 
 class _Values:
-    """JSON values, one after another, out of a text of any length."""
+    """Parses JSON values one after another from a text of any length."""
 
     def __init__(self, read: Callable[[int], str], longest: int) -> None:
         self._read = read
@@ -112,7 +112,7 @@ class _Values:
         return not self._ended
 
     def next_character(self) -> str:
-        """The next one that is not a space; empty at the end."""
+        """The next character that is not a space; empty at the end."""
         while True:
             found = _SPACE.match(self._text, self._at)
             self._at = found.end() if found else self._at
@@ -122,14 +122,14 @@ class _Values:
                 return ""
 
     def skip(self) -> None:
-        """Pass over the character that :meth:`next_character` showed."""
+        """Skip the character that :meth:`next_character` returned."""
         self._at += 1
 
     def value(self) -> tuple[Any, str, str | None]:
-        """The next value, how it is written, and what is wrong with it, where reading can go on after it.
+        """The next value, its source text, and what is wrong with it if reading can continue after it.
 
         Raises:
-            ValueError: There is no value here, or one that is too long.
+            ValueError: There is no value here, or it is too long.
         """
         self.next_character()
         size = _CHUNK
@@ -138,7 +138,7 @@ class _Values:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # What is cut off fails at its end, a cut string at its beginning.
+                # A truncated value fails at its end, a truncated string at its start.
                 cut = error.pos >= len(self._text) - 16 or error.msg.startswith("Unterminated")
                 if self._ended or not cut:
                     written = shortened(self._text[self._at : self._at + 200])
@@ -153,7 +153,7 @@ class _Values:
                     self._at = end
                     return value, written, _repeated(self._repeated)
             if len(self._text) - self._at > self._longest:
-                raise ValueError(too_long("JSON value"))
+                raise ValueError(f"a JSON value of more than {self._longest:,} characters")
             self._more(size)
             size *= 2
 
@@ -166,7 +166,7 @@ def _repeated(name: str | None) -> str | None:
 
 
 def _line_rows(text: Text, reading: Reading) -> Rows:
-    """One object a line."""
+    """One object per line."""
     repeated: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> Row:
@@ -195,46 +195,60 @@ def _line_rows(text: Text, reading: Reading) -> Rows:
 
 
 def _bad_line(line: str, number: int, problem: str, reading: Reading) -> None:
-    reading.bad(
+    reading.bad_row(
         number,
         "json",
-        f"not a JSON object ({problem}): {shortened(line.strip())}, expected one complete object on each "
-        "line; mend the line, or remove it",
+        DataError(
+            f"not a JSON object ({problem}): {shortened(line.strip())}",
+            expected="one complete object per line",
+            remedy="correct the line, or remove it",
+        ),
     )
 
 
 def _object(value: Any, number: int, written: str, reading: Reading) -> Row | None:
     if isinstance(value, dict):
         return value
-    reading.bad(
+    reading.bad_row(
         number,
         "json",
-        f"a JSON {type(value).__name__}: {shortened(written)}, expected an object such as "
-        '{"text": "…", "label": "…"}',
+        DataError(
+            got=f"a JSON {type(value).__name__}: {shortened(written)}",
+            expected='an object such as {"text": "…", "label": "…"}',
+        ),
     )
     return None
 
 
 def _checked(values: _Values, number: int, text: Text, reading: Reading) -> Row | None:
-    """The next value as a row; ``None`` if it is none, and reported."""
+    """The next value as a row; ``None`` if it is not a row, which is reported."""
     try:
         value, written, problem = values.value()
     except ValueError as error:
         raise DataError(
-            f"{reading.origin.at(number)}: not JSON ({error}), expected one whole object after another; mend "
-            "the file, or write it again"
+            f"{reading.origin.at(number)}: not JSON ({error})",
+            expected="a sequence of complete objects",
+            remedy="correct the file, or write it again",
         ) from None
-    if not written.isascii() and problem is None:
-        problem = undecoded(written, text.encoding)
+    if not written.isascii() and problem is None and (broken := undecoded(written, text.encoding)):
+        reading.bad_row(number, "encoding", broken)
+        return None
     if problem is not None:
-        reading.bad(number, "json", f"{problem}, in {shortened(written)}; mend it, or remove it")
+        reading.bad_row(
+            number,
+            "json",
+            DataError(
+                f"{problem}, in {shortened(written)}",
+                remedy="correct the row, or remove it",
+            ),
+        )
         return None
     return _object(value, number, written, reading)
 
 
 def _object_rows(text: Text, reading: Reading) -> Rows:
-    """Objects one after another, each over as many lines as it needs."""
-    values = _Values(text.opened(None).read, LARGEST_DOCUMENT)
+    """Objects one after another, each on one or more lines."""
+    values = _Values(text.opened(None).read, MAX_DOCUMENT)
     number = 0
     while values.next_character():
         number += 1
@@ -262,14 +276,18 @@ def _array_rows(text: Text, reading: Reading) -> Rows:
         elif following != "]":
             got = repr(following) if following else "the end of the file"
             raise DataError(
-                f"{reading.origin.name}: after item {number} stands {got}, expected ',' or the ']' that ends "
-                "the array; check that whatever wrote the file finished"
+                f"{reading.origin.name}, after item {number}",
+                got=got,
+                expected="',' or the ']' that ends the array",
+                remedy="check that whatever wrote the file finished",
             )
     values.skip()
     if rest := values.next_character():
         raise DataError(
-            f"{reading.origin.name}: after the array, of {number} items, stands {rest!r}, expected the end "
-            "of the file; write one array, or one object a line"
+            f"{reading.origin.name}, after the array of {number} items",
+            got=repr(rest),
+            expected="the end of the file",
+            remedy="write one array, or one object per line",
         )
 
 
@@ -277,7 +295,7 @@ def _array_rows(text: Text, reading: Reading) -> Rows:
 
 
 def _table(rows: Rows, reading: Reading) -> Rows:
-    """Rows; or, where a single object is a whole table, the rows in it."""
+    """``rows``; or, if a single object is a table, the rows in it."""
     first = next(rows, None)
     if first is None:
         return
@@ -300,15 +318,13 @@ def _table(rows: Rows, reading: Reading) -> Rows:
 
 
 def _is_row(found: Mapping[str, Any]) -> bool:
-    """Whether an object is a row for certain: it has nothing in it that could be rows, or a text of its "
-    "own.
-    """
+    """Whether an object is certainly a row: it has no nested values, or it has a text of its own."""
     nested = any(isinstance(value, list | Mapping) for value in found.values())
     return not nested or any(isinstance(found.get(name), str) for name in _NAMES)
 
 
 def _rows_in(document: Mapping[str, Any], source_name: str) -> Iterable[Any] | None:
-    """The rows that an object holds as a table; ``None`` if it is a row itself."""
+    """The rows of an object that is a table; ``None`` if it is a row."""
     names: Any = document.get("columns")
     data: Any = document.get("data")
     if _is_list_of(names, str) and _is_list_of(data, list):  # pandas' "split"
@@ -317,8 +333,9 @@ def _rows_in(document: Mapping[str, Any], source_name: str) -> Iterable[Any] | N
     tables = [name for name, value in document.items() if _is_list_of(value, Mapping)]
     if len(tables) > 1:
         raise DataError(
-            f"{source_name}: it holds several tables ({listing(tables)}), expected one; save the one to be "
-            "read as a file of its own"
+            f"{source_name}: it has several tables ({listing(tables)})",
+            expected="one",
+            remedy="save the one to be read as a file of its own",
         )
     if tables:
         return list(document[tables[0]])
@@ -328,7 +345,7 @@ def _rows_in(document: Mapping[str, Any], source_name: str) -> Iterable[Any] | N
     if all(isinstance(value, Mapping) for value in values) and len({tuple(value) for value in values}) == 1:
         inner = list(values[0])
         if _NAMES & {name.casefold() for name in inner} and not all(name.isdecimal() for name in inner):
-            return values  # pandas' "index": an object a row
+            return values  # pandas' "index": an object per row
         return _columns(document, source_name)
     return None
 
@@ -336,10 +353,11 @@ def _rows_in(document: Mapping[str, Any], source_name: str) -> Iterable[Any] | N
 def _columns(columns: Mapping[str, Mapping[Any, Any]], source_name: str) -> list[Row]:
     sizes = {name: len(values) for name, values in columns.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name!r} has {size}" for name, size in list(sizes.items())[:6])
+        sizes_in_words = ", ".join(f"{name!r} has {size}" for name, size in list(sizes.items())[:6])
         raise DataError(
-            f"{source_name}: its columns are of different lengths ({told}), expected as many values in each; "
-            "write the file again"
+            f"{source_name}: its columns have different lengths ({sizes_in_words})",
+            expected="the same number of values in each",
+            remedy="write the file again",
         )
     return [
         dict(zip(columns, row, strict=True))

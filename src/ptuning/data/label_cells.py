@@ -1,4 +1,4 @@
-"""What one label cell says: a switch, a list that was written as text, a number in another spelling."""
+"""Parsing of single label cells: switches, lists written as text, numbers in other notations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 Item = str | int | float | bool
 
-LONGEST_LIST = 10_000  # characters; Python's parser needs far more memory than the text has
+LONGEST_LIST = 10_000  # characters; Python's parser needs far more memory than that
 
 _ON = frozenset({"1", "1.0", "true", "yes"})
 _OFF = frozenset({"0", "0.0", "false", "no"})
@@ -36,7 +36,7 @@ def looks_like_list(cell: str) -> bool:
 
 
 def list_in(cell: str) -> tuple[Item, ...] | None:
-    """The flat list that a cell spells as Python, JSON or numpy write it; ``None`` if it spells none.
+    """The flat list that a cell contains in the notation of Python, JSON or numpy; ``None`` if there is none.
 
     ``"['a', 'b']"``, ``"[0, 1]"``, ``"[0 1]"``, ``"['a' 'b']"``, ``"[true]"`` and ``"[a, b]"`` are lists.
     """
@@ -70,7 +70,7 @@ def _parsed(cell: str) -> Any:
 
 
 def _side_by_side(cell: str) -> bool:
-    """Whether strings stand side by side, which Python would join."""
+    """Whether there are adjacent strings, which Python would join."""
     if not _SIDE_BY_SIDE.search(cell):
         return False
     kinds = [token.type for token in _tokens(cell)]
@@ -78,7 +78,7 @@ def _side_by_side(cell: str) -> bool:
 
 
 def _strings(cell: str) -> list[str] | None:
-    """The strings that numpy wrote side by side, with spaces between; ``None`` if it is not that."""
+    """Adjacent strings separated by spaces, as written by numpy; ``None`` for anything else."""
     first, *strings, last = _tokens(cell)
     if (first.string, last.string) != ("[", "]") or any(each.type != tokenize.STRING for each in strings):
         return None
@@ -93,13 +93,13 @@ def _tokens(cell: str) -> list[tokenize.TokenInfo]:
 
 
 def decimal_comma(cell: str) -> str | None:
-    """``3,5`` with a point, and a number that has neither; ``None`` for anything else."""
+    """``3,5`` with a decimal point, or a number without a comma; ``None`` for anything else."""
     cell = cell.strip()
     return cell.replace(",", ".") if _COMMA.fullmatch(cell) or _PLAIN.fullmatch(cell) else None
 
 
 def could_be_thousands(cell: str) -> bool:
-    """Whether ``1,234`` could as well be a thousand and some."""
+    """Whether ``1,234`` may have a thousands separator."""
     return re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", cell.strip()) is not None
 
 

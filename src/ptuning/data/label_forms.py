@@ -1,8 +1,8 @@
-"""How the label cells of a whole source are to be read: one rule for files, rows in memory and token ids.
+"""Interprets the label cells of a source: one rule for files, rows in memory and token ids.
 
-A cell alone does not say whether ``[1, 0]`` names two labels or switches one of two on, or whether ``3,5``
-is a number or two labels; all cells of a column together do, and a task that is known decides what they
-leave open. Whatever is read as something else than what stands there is said, in a :class:`Note`.
+A single cell does not show whether ``[1, 0]`` lists two labels or has a switch for each of two labels, or
+whether ``3,5`` is a number or two labels. All cells of a column together do, and a known task decides the
+rest. Any conversion is reported in a :class:`Note`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any, Literal, TypeVar
 from ptuning.data import label_cells as cells
 from ptuning.data.examples import Example
 from ptuning.data.places import Note, Problem, counted, listing, option, shortened
+from ptuning.errors import DataError
 from ptuning.kinds import BY_FORM, LabelForm, kind_named
 from ptuning.task import Label, Task
 
-#: Of the cells, that look like lists, for the column to hold lists.
+#: Minimum share of cells that look like lists in a column of lists.
 NEARLY_ALL = 0.9
 SEPARATORS = ("|", ";", ",")
-#: Names of a column that say that a row may have several labels.
+#: Names of a column with several labels per row.
 SEVERAL = re.compile(r"(?i)(labels|tags|genres|topics|categories|classes|emotions|keywords)$")
-#: A part of a cell with more characters than this is no label of several.
+#: A part of a cell with more characters than this is not one of several labels.
 LONGEST_PART = 40
 
 _Example = TypeVar("_Example", bound=Example)
@@ -33,13 +34,13 @@ _Example = TypeVar("_Example", bound=Example)
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """Labels as they are meant.
+    """Interpreted labels.
 
     Attributes:
-        examples: Those whose labels could be read, with them.
-        names: All labels in order, where the column's form says what they are.
-        notes: What was read as something else than what stands there.
-        problems: The rows whose label cannot be read as the others are.
+        examples: The examples with labels that could be read.
+        names: All labels in order, if the form of the column defines them.
+        notes: The conversions, for the user.
+        problems: The rows with labels that cannot be read like the others.
     """
 
     examples: list[Example]
@@ -59,12 +60,12 @@ def read_labels(
     """Read the labels of one source.
 
     Args:
-        examples: Its rows, labels as they stand there.
-        problem_type: The kind of task, or ``auto``; with ``single_label_classification`` every text is one
+        examples: Its rows, with labels as in the source.
+        problem_type: The kind of task, or ``auto``; with ``single_label_classification`` every string is one
             label.
-        names: Of the column's class labels, which are left as they are.
-        task: What the labels mean, where that is known; then ``problem_type`` is the task's.
-        column: The name of the label's column, for the notes.
+        names: The class names of the column, if it has class labels, which are not changed.
+        task: The task, if it is known; its kind takes precedence over ``problem_type``.
+        column: The name of the label column, for the notes.
     """
     form: LabelForm | None
     if task is not None:
@@ -80,10 +81,10 @@ def read_labels(
 
 
 class _Reader:
-    """One source's labels while they are read, step by step.
+    """Interprets the labels of one source, step by step.
 
     Args:
-        form: What a row's label is; ``None`` if that is to be found out.
+        form: The form of a row's label; ``None`` to detect it.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class _Reader:
         self.notes.append(Note(f"{name}: {message}", level=level))
 
     def _change(self, change: Callable[[Any], Any]) -> int:
-        """Put another label in the place of each; how many are others now."""
+        """Replace each label. Returns how many have changed."""
         count = 0
         for place, example in enumerate(self.examples):
             label = change(example.label)
@@ -145,10 +146,10 @@ class _Reader:
             return label.strip() if isinstance(label, str) and label not in known else label
 
         if count := self._change(strip):
-            self._say(f"spaces around the label were taken off in {counted(count)}")
+            self._say(f"spaces around the label were removed in {counted(count)}")
 
     def _lists_in_text(self) -> None:
-        """``"['a', 'b']"`` as the list that it spells."""
+        """Convert ``"['a', 'b']"`` to a list."""
         texts = self._texts()
         if not texts or (self.task is not None and not set(texts).isdisjoint(self.task.labels)):
             return
@@ -158,15 +159,17 @@ class _Reader:
         if sum(found is not None for found in lists) < NEARLY_ALL * len(texts):
             return
         if self.form is LabelForm.ONE and not hot_width([found for found in lists if found is not None]):
-            return  # each text is a class, as was said
+            return  # each string is a class, as the user set
         kept = []
         for example, found in zip(self.examples, lists, strict=True):
             if found is None:
-                message = (
-                    f"{example.place}: the label is {shortened(example.label)}, expected a list as in the "
-                    "other rows, such as \"['a', 'b']\"; mend or remove the row"
+                error = DataError(
+                    f"{example.place}, the label",
+                    got=shortened(example.label),
+                    expected="a list as in the other rows, such as \"['a', 'b']\"",
+                    remedy="correct or remove the row",
                 )
-                self.problems.append(Problem(row=example.row, kind="label that is no list", message=message))
+                self.problems.append(Problem(row=example.row, kind="label that is not a list", error=error))
             else:
                 kept.append(replace(example, label=found))
         shown = next(text for text, found in zip(texts, lists, strict=True) if found is not None)
@@ -174,7 +177,7 @@ class _Reader:
         self._say(f"the labels are lists that were written as text, such as {shown!r}, and are read as lists")
 
     def _switches_in_text(self) -> None:
-        """``1|0|0``, and ``1 0 0``, as the list of zeros and ones that it is; ``1,0`` may be a number."""
+        """Convert ``1|0|0`` and ``1 0 0`` to a list of zeros and ones; ``1,0`` may be a number."""
         texts = self._texts()
         if not texts or self.form not in (None, LabelForm.SEVERAL):
             return
@@ -187,7 +190,7 @@ class _Reader:
                 return
 
     def _switches(self) -> None:
-        """Rows of zeros and ones, one for each label, as the labels that apply."""
+        """Convert rows of zeros and ones, one per label, to the labels that apply."""
         rows = [example.label for example in self.examples if isinstance(example.label, tuple)]
         if len(rows) < len(self.examples):
             return
@@ -197,7 +200,7 @@ class _Reader:
             if width != len(names):
                 return
         elif width is None or self.names is not None:
-            return  # class labels stand there by name
+            return  # class labels are given by name
         else:
             names = tuple(range(width))
         if self.form is LabelForm.ONE:
@@ -210,10 +213,12 @@ class _Reader:
             return
         self.examples = [replace(each, label=switched_on(each.label or (), names)) for each in self.examples]
         self.names = names if self.task is None else self.names
-        self._say(f"the labels are rows of {width} zeros and ones, one for each label: {listing(names, 20)}")
+        self._say(f"the labels are rows of {width} zeros and ones, one per label: {listing(names, 20)}")
 
     def _separated(self) -> None:
-        """``a|b`` as two labels, where that is sure; otherwise what would make it so."""
+        """Convert ``a|b`` to two labels if that is certain; otherwise a note says which option would do
+        it.
+        """
         texts = self._texts()
         if not texts:
             return
@@ -231,14 +236,18 @@ class _Reader:
                 if not all(all(cells.parts(text, separator)) for text in texts):
                     continue
                 self._change(partial(cells.parts, separator=separator))
-                said = f"the labels are read as several, separated by {separator!r}, such as {held[0]!r}"
                 single = option("problem_type", BY_FORM[LabelForm.ONE].name)
-                self._say(f"{said}; if each cell is one label, {single} has it so")
+                self._say(
+                    f"the labels are read as several, separated by {separator!r}, such as {held[0]!r}; if "
+                    f"each "
+                    f"cell is one label, pass {single}"
+                )
                 return
             if len(held) > 1 or separator != ",":
                 self._say(
-                    f"{len(held)} labels hold {separator!r}, such as {shortened(held[0])}, and are read as "
-                    f"one label each; if they are several, {several} separates them",
+                    f"{len(held)} labels contain {separator!r}, such as {shortened(held[0])}, and are "
+                    f"read as "
+                    f"one label each; if they are several labels, {several} separates them",
                     "warning",
                 )
                 return
@@ -246,7 +255,7 @@ class _Reader:
             self._change(lambda text: (text,))
 
     def _numbers(self) -> None:
-        """``3,5`` and ``80%`` as numbers, where all labels are written so."""
+        """Convert ``3,5`` and ``80%`` to numbers if all labels are written like that."""
         texts = self._texts()
         if not texts:
             return
@@ -268,10 +277,10 @@ class _Reader:
         elif all("%" in text and cells.percentage(text) is not None for text in texts):
             self._change(cells.percentage)
             shares = f"{texts[0]!r} is {cells.percentage(texts[0])}"
-            self._say(f"the labels are percentages, and are read as shares: {shares}")
+            self._say(f"the labels are percentages, and are read as fractions: {shares}")
 
     def _are_decimals(self, texts: Sequence[str]) -> bool:
-        """Whether all are numbers, most with a comma; in a column of several labels they would be those."""
+        """Whether all are numbers, most of them with a comma, and the column does not have several labels."""
         commas = sum("," in text for text in texts)
         several = self.column is not None and SEVERAL.search(self.column.strip())
         mostly = (
@@ -282,7 +291,7 @@ class _Reader:
         )
 
     def _spelled_as_known(self, task: Task) -> None:
-        """Labels as the task spells them: ``1.0`` where it knows ``1``, ``neg`` where it knows `` neg``."""
+        """Replace labels by the task's spelling: ``1.0`` by ``1``, ``neg`` by `` neg``."""
         alike = _alike(task.labels)
         if not alike:
             return
@@ -293,19 +302,19 @@ class _Reader:
                 return tuple(as_known(item) for item in label)
             if type(label) is not str or _key(label) in known:
                 return label
-            return alike.get(_sense(label), label)
+            return alike.get(_comparable(label), label)
 
         before = {repr(example.label): example.label for example in self.examples}
         if self._change(as_known):
             was = next(label for label in before.values() if as_known(label) != label)
-            self._say(f"the label {was!r} is read as {as_known(was)!r}, as training has it")
+            self._say(f"the label {was!r} is read as {as_known(was)!r}, as in training")
 
 
 def hot_width(rows: Sequence[Any], least: int = 2) -> int | None:
-    """The width that rows of zeros and ones have in common, if they are that and not lists of labels.
+    """The common width of rows of zeros and ones; ``None`` if the rows are lists of labels.
 
-    Two rows of labels that all have the same number of them, each once, and no other label than 0 and 1, are
-    two labels that always apply: nobody has those to learn. Of less than ``least`` it cannot be told.
+    Args:
+        least: Rows that are shorter are never treated as zeros and ones.
     """
     widths = {len(row) for row in rows}
     if len(widths) != 1 or (width := widths.pop()) < least:
@@ -320,7 +329,7 @@ def _split(separator: str | None, text: str) -> tuple[str, ...]:
 
 
 def switched_on(row: Sequence[Any], names: Sequence[Label]) -> tuple[Label, ...]:
-    """The names that a row of zeros and ones, one for each of them, says."""
+    """The names with a one in a row of zeros and ones, one per name."""
     return tuple(name for name, on in zip(names, row, strict=True) if cells.switch(on))
 
 
@@ -329,7 +338,7 @@ def _is_switch(item: object) -> bool:
 
 
 def _recombine(texts: Sequence[str], separator: str, column: str | None) -> bool:
-    """Whether what stands between separators are surely labels: they are short and stand in many company."""
+    """Whether the parts between separators are certainly labels: short, and in many combinations."""
     within: dict[str, set[str]] = defaultdict(set)
     several = {text for text in texts if separator in text}
     for text in dict.fromkeys(texts):
@@ -345,7 +354,7 @@ def _recombine(texts: Sequence[str], separator: str, column: str | None) -> bool
 
 
 def _known_parts(text: str, known: Sequence[Label]) -> tuple[str, ...]:
-    """A cell's labels, separated so that the task knows them all; itself if that is not possible."""
+    """The labels of a cell, separated so that the task has them all; otherwise the cell itself."""
     if text not in known:
         for separator in SEPARATORS:
             found = cells.parts(text, separator)
@@ -358,8 +367,8 @@ def _key(label: object) -> tuple[type, object]:
     return type(label), label  # because 1 == 1.0 == True
 
 
-def _sense(label: str) -> str | float:
-    """What two spellings of a label share: a number's value, or the text without spaces around it."""
+def _comparable(label: str) -> str | float:
+    """A label as it is compared: the value of a number, or the stripped text."""
     try:
         return label.strip() if "_" in label else float(label)
     except ValueError:
@@ -367,7 +376,7 @@ def _sense(label: str) -> str | float:
 
 
 def _alike(labels: Sequence[Label]) -> dict[str | float, str]:
-    """The task's label by its sense, where all are text and no two have the same."""
+    """The task's labels by :func:`_comparable`; empty if two of them are equal, or not all are strings."""
     texts = [label for label in labels if isinstance(label, str)]
-    found = {_sense(label): label for label in texts}
+    found = {_comparable(label): label for label in texts}
     return found if len(found) == len(labels) else {}

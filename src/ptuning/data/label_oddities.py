@@ -1,4 +1,4 @@
-"""Labels of the training rows that may not mean what they are read as."""
+"""Notes about training labels that may have been misread."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ptuning.data.places import Note, listing, option
 from ptuning.kinds import BY_FORM, LabelForm
 from ptuning.task import Label, Task
 
-#: Words that stand for a missing label in many files.
+#: Words that mean a missing label in many files.
 _NO_LABEL = frozenset(
     {"-", "--", "?", "na", "n/a", "#n/a", "<na>", "nan", "null", "nil", "unlabeled", "unlabelled"}
 )
-#: Words that do so where few rows have them.
+#: Words that do so if few rows have them.
 _RARELY_A_LABEL = frozenset({"none", "unknown", "missing", "undefined"})
 _RARE = 0.05
 _SCORES = re.compile(r"(?i)(^|_)(score|rating|stars?|overall|grade|polarity)s?$")
@@ -27,10 +27,10 @@ _SCALES = frozenset({5, 7, 10})
 def label_oddities(
     examples: Sequence[Example], task: Task | None, column: str | None = None
 ) -> Iterator[Note]:
-    """What to ask about the labels of training examples.
+    """Notes about the labels of training examples.
 
     Args:
-        column: The label's column; its name may say that it is a score.
+        column: The label column; its name may suggest that it is a score.
     """
     if task is None or not examples:
         return
@@ -61,10 +61,10 @@ def label_oddities(
 
 
 def _no_label(label: Label, labels: Sequence[Label], share: float) -> str | None:
-    """Why a label may mean that there is none."""
+    """Why a label may mean "no label"."""
     word = str(label).strip().casefold()
     if isinstance(label, str) and (word in _NO_LABEL or (word in _RARELY_A_LABEL and share < _RARE)):
-        return f"{_OWN}; if it means that a row has none, as it often does"
+        return f"{_OWN}; if it means that a row has no label, as it often does"
     if number(label) != -1:
         return None
     numbers = [number(each) for each in labels]
@@ -76,12 +76,13 @@ def _no_label(label: Label, labels: Sequence[Label], share: float) -> str | None
     if len(others) == 2:  # -1, 0 and 1 may well be a scale
         return f"{_OWN}; if it means that a row has no label"
     return (
-        f"stands beside 0 to {len(others) - 1} and {_OWN}; if it means that a row has none, as it often does"
+        f"occurs next to 0 to {len(others) - 1} and {_OWN}; if it means that a row has no label, as it often "
+        "does"
     )
 
 
 def _scale(labels: Sequence[Label], column: str | None) -> str | None:
-    """``1 to 5``, if the labels look like steps of a scale."""
+    """``1 to 5``, if the labels look like points of a scale."""
     numbers = [number(label) for label in labels]
     if len(labels) < 3 or any(each is None or each != round(each) for each in numbers):
         return None

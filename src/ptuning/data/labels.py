@@ -1,9 +1,9 @@
-"""From the labels that stand in the data to a task, and from labels to targets.
+"""From the labels in the data to a task, and from labels to targets.
 
-Labels keep their type: the number 1 of a JSON file and the text "1" of a CSV are different labels, and
-one column does not mix them. Their order never depends on the order of the rows: numbers (and texts that
-are all numbers) by value, ``False`` before ``True``, other texts by their characters, and class labels
-that come with names in the order of the names.
+Labels keep their type: the number 1 of a JSON file and the string "1" of a CSV are different labels, and a
+column must not mix them. The order of labels does not depend on the order of the rows: numbers (and strings
+that are all numbers) by value, ``False`` before ``True``, other strings by their characters, and class labels
+in the order of their names.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ptuning.errors import DataError
 from ptuning.kinds import BY_FORM, Kind, LabelForm, kind_named
 from ptuning.task import Label, Task
 
-#: Under "auto", more distinct labels than this are taken for a mistake.
+#: With "auto", more distinct labels than this are an error.
 MOST_LABELS = 1000
-#: Under "auto", above this many rows, labels that are distinct in over half of them are a mistake.
+#: With "auto" and more rows than this, distinct labels in over half of them are an error.
 FEW_ROWS = 50
-#: Under "auto", so small a share of labels that are no number, among numbers not all whole, is a mistake.
+#: With "auto", a smaller share of other values among numbers that are not all whole is an error.
 FEW_OTHERS = 0.1
 
-#: Of rows with the same fault, so many are named.
+#: Maximum number of rows that a message names.
 NAMED_ROWS = 20
 
 _Key = tuple[type, Label]  # because 1 == 1.0 == True for a dictionary
@@ -36,24 +36,27 @@ def infer_task(
     problem_type: str = "auto",
     names: Sequence[Label] | None = None,
 ) -> Task:
-    """The task that training examples describe.
+    """Infer the task from training examples.
 
-    Under ``"auto"``: lists of labels make it multi-label; numbers (or texts that are all finite numbers)
-    of which one is not whole make it regression, and what is no number among them (``NA``) is a mistake
-    if it is rare; anything else is one label a row. ``names`` (a ``ClassLabel``'s) rule regression out.
+    With ``"auto"``: lists of labels mean multi-label; numbers (or strings that are all finite numbers) that
+    are not all whole mean regression, and rare other values among them (``NA``) are an error; anything else
+    means one label per row. With ``names`` (of a ``ClassLabel``), it is never regression.
 
     Args:
         examples: The training examples, with labels.
         problem_type: The kind of task, or ``"auto"``.
-        names: All labels, in order, also those that no example has; without, those that are seen.
+        names: All labels, in order, including those that no example has; ``None`` for the labels in
+            ``examples``.
 
     Raises:
-        DataError: The labels do not fit the kind of task, or "auto" cannot tell.
+        DataError: The labels do not fit the kind of task, or it cannot be inferred.
         ConfigError: ``problem_type`` is unknown.
     """
     asked = None if problem_type == "auto" else kind_named(problem_type, "auto")
     if not examples:
-        raise DataError("no examples to infer a task from, expected at least two; check the training data")
+        raise DataError(
+            "no examples to infer a task from", expected="at least two", remedy="check the training data"
+        )
     pair = examples[0].text_b is not None
     kind = asked or BY_FORM[_form(examples, names)]
     if kind.form is LabelForm.NUMBER:
@@ -69,12 +72,12 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
     """The targets of examples, in order, for a task.
 
     Returns:
-        Class indices for one label a row; numbers in the data's own unit for regression (the caller
-        subtracts ``task.mean`` and divides by ``task.scale``); rows of 0.0 and 1.0, one column a label,
-        for multi-label.
+        Class indices for single-label tasks; numbers in the unit of the data for regression (the caller
+        subtracts ``task.mean`` and divides by ``task.scale``); rows of 0.0 and 1.0, with one column per
+        label, for multi-label tasks.
 
     Raises:
-        DataError: A label that the task does not know, or that does not fit its kind; the row is named.
+        DataError: A label that the task does not have, or that does not fit its kind; names the row.
     """
     kind = task.kind
     if kind.form is LabelForm.NUMBER:
@@ -94,7 +97,7 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
 
 
 def _form(examples: Sequence[Example], names: Sequence[Label] | None) -> LabelForm:
-    """What the labels of training examples are."""
+    """The form of the labels of training examples."""
     if any(isinstance(example.label, tuple | list) for example in examples):
         return LabelForm.SEVERAL
     if names is not None:
@@ -269,7 +272,7 @@ def _refuse_mixture(pairs: Iterable[tuple[Example, object]], *, numbers_mix: boo
                 one.place,
                 got=f"the label {this!r} ({type(this).__name__}), but {label!r} ({type(label).__name__}) in "
                 f"{example.origin.unit} {example.row}",
-                expected="one type in the whole column",
+                expected="one type in the entire column",
                 remedy="write them all the same way, for example all in quotes",
             )
 
@@ -296,12 +299,12 @@ def _indices(pairs: Sequence[tuple[Example, Label]], labels: Sequence[Label]) ->
         rows = list({id(example): example for example, _ in odd}.values())
         none_known = len(odd) == len(pairs) > 1
         also = "; no other label is known either" if none_known else _also(rows, "are unknown")
-        raise DataError(unseen(example, label, labels, _distinct(pairs)) + also)
+        raise unseen(example, label, labels, _distinct(pairs), also)
     return [index for index in indices if index is not None]
 
 
 def _also(rows: Sequence[Example], what: str) -> str:
-    """The other rows of which the same is to be said, by number and label."""
+    """The other rows with the same problem, by number and label."""
     if len(rows) == 1:
         return ""
     first = rows[0]
@@ -311,19 +314,22 @@ def _also(rows: Sequence[Example], what: str) -> str:
     return f"; the labels of {len(rows) - 1} other rows {what} as well: {unit} {named}{more}"
 
 
-def unseen(example: Example, label: Label, labels: Sequence[Label], here: Sequence[Label] = ()) -> str:
-    """What to say of a label that the task does not know.
+def unseen(
+    example: Example, label: Label, labels: Sequence[Label], here: Sequence[Label] = (), also: str = ""
+) -> DataError:
+    """The error for a label that the task does not have.
 
     Args:
-        labels: Those that it knows.
-        here: All labels of this source; how both look is said where more than this one is unknown.
+        labels: The labels of the task.
+        here: All labels of this source; both are described if several of them are unknown.
+        also: The end of the message.
     """
     twin = next((known for known in labels if str(known) == str(label)), None)
     alike = next((known for known in labels if _folded(known) == _folded(label)), None)
     if twin is not None:
-        remedy = f"{twin!r} was a {type(twin).__name__} in training, so write it as the training data did"
+        remedy = f"{twin!r} was a {type(twin).__name__} in training, so write it as in the training data"
     elif alike is not None:
-        remedy = f"it differs from {alike!r} in case or spaces alone, so write it as training had it"
+        remedy = f"it differs from {alike!r} only in case or spaces, so write it as in the training data"
     elif _folded(label) in _NONE:
         remedy = f"if it means that a row has no label, {option('no_label', str(label))} leaves such rows out"
     else:
@@ -335,13 +341,14 @@ def unseen(example: Example, label: Label, labels: Sequence[Label], here: Sequen
         if len(others) > 1
         else ""
     )
-    return (
-        f"{example.place}: the label {shortened(label)} was unseen in training, expected one of "
-        f"{listing(labels, 20)}; {remedy}{look}"
+    return DataError(
+        f"{example.place}: the label {shortened(label)} was unseen in training",
+        expected=f"one of {listing(labels, 20)}",
+        remedy=f"{remedy}{look}{also}",
     )
 
 
-#: What often stands where a row has no label.
+#: Common spellings of "no label".
 _NONE = frozenset({"-1", "-1.0", "-", "?", "na", "n/a", "nan", "null", "none"})
 
 
@@ -350,7 +357,7 @@ def _folded(label: Label) -> str:
 
 
 def _look(labels: Sequence[Label]) -> str:
-    """What kind of thing the labels are."""
+    """A description of the labels' kind."""
     kinds = {
         "true and false"
         if isinstance(label, bool)

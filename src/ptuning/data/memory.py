@@ -1,10 +1,10 @@
-"""Rows in memory, in any form that programs have them in, as mappings from column names to values.
+"""Rows in memory, in any common form, as mappings from column names to values.
 
-A **tuple is columns, anything else is rows**: ``(texts, labels)`` and ``(texts, texts_b, labels)`` hold one
-sequence a column; a list (or any other iterable) holds one row an item, which is a mapping, or a tuple
-``(text, label)``, ``(text, text_b, label)`` or ``((text, text_b), label)``. Frames and tables are pandas',
-polars' and pyarrow's, and whatever else speaks Arrow; none of these libraries is imported here unless the
-program has imported it.
+**A tuple has columns, anything else has rows**: ``(texts, labels)`` and ``(texts, texts_b, labels)`` have one
+sequence per column; a list (or any other iterable) has one item per row, which is a mapping, or a tuple
+``(text, label)``, ``(text, text_b, label)`` or ``((text, text_b), label)``. Data frames and tables may be
+from pandas, polars, pyarrow or any library that supports Arrow; none of these libraries is imported here
+unless the program has imported it.
 """
 
 from __future__ import annotations
@@ -30,25 +30,27 @@ _EXAMPLE = '{"train": …, "validation": …}'
 
 
 def named_splits(data: Any) -> dict[str, Any]:
-    """The data set's splits by name; a data set without splits is the training split.
+    """The splits of a data set by name; a data set without splits is the training split.
 
     Args:
-        data: A mapping from ``train``, ``validation`` and ``test`` to sources (a ``DatasetDict`` is one;
-            ``None`` for a split that is not there), or one source.
+        data: A mapping from ``train``, ``validation`` and ``test`` to sources (such as a ``DatasetDict``;
+            ``None`` for a missing split), or one source.
 
     Raises:
-        ConfigError: a split of another name, or none for training.
+        ConfigError: a split with another name, or no training split.
     """
     if not isinstance(data, Mapping) or _are_columns(data):
         return {"train": data}
     if odd := sorted(str(name) for name in data if name not in SPLITS):
         raise ConfigError(
-            f"data: got a split {odd[0]!r}, expected train, validation and test; "
-            + _remedy(odd[0], list(data))
+            "data",
+            got=f"a split {odd[0]!r}",
+            expected="train, validation and test",
+            remedy=_remedy(odd[0], list(data)),
         )
     found = {name: source for name, source in data.items() if source is not None or name == "train"}
     if "train" not in found:
-        raise ConfigError(f"data: there is no split 'train'; expected a mapping {_EXAMPLE}")
+        raise ConfigError("data: there is no split 'train'", expected=f"a mapping {_EXAMPLE}")
     return found
 
 
@@ -61,15 +63,15 @@ def _remedy(odd: str, names: Sequence[Any]) -> str:
 
 
 def in_memory(source: Any, name: str = "the rows", *, labelled: bool = True) -> Any:
-    """``source`` as :func:`~ptuning.data.open_table` takes it; what it takes already comes back as it is.
+    """``source`` in a form that :func:`~ptuning.data.open_table` accepts; unchanged if it already is.
 
     Args:
         source: A source of any form.
-        name: What errors call it.
-        labelled: Whether a tuple of two is a text and its label, or two texts.
+        name: Its name in messages.
+        labelled: Whether a tuple of two is a text and its label rather than two texts.
 
     Raises:
-        DataError: nothing that holds rows, columns that do not fit together, or no rows.
+        DataError: not a source of rows, columns of different lengths, or no rows.
     """
     if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
         return source
@@ -78,15 +80,18 @@ def in_memory(source: Any, name: str = "the rows", *, labelled: bool = True) -> 
     if _is_frame(source) and not _of("pandas", source, "DataFrame"):
         source = _arrow(source)
         if b"huggingface" in (source.schema.metadata or {}):
-            return importlib.import_module("datasets").Dataset(source)  # which knows its class labels
+            return importlib.import_module("datasets").Dataset(source)  # with class labels
     columns = _columns(source, name, labelled)
     if columns is not None:
         return _rows(columns, name)
     if _one_column(source):
+        if labelled:
+            raise DataError(name, got=f"one column, a {_kind(source)}", expected=_FORMS)
         raise DataError(
-            f"{name}: got one column, a {_kind(source)}, expected {_FORMS}"
-            if labelled
-            else f"{name}: got a {_kind(source)}, expected a table; pass its values as a list of texts"
+            name,
+            got=f"a {_kind(source)}",
+            expected="a table",
+            remedy="pass its values as a list of texts",
         )
     if _by_number(source):
         source = [source[index] for index in range(len(source))]  # torch's Dataset
@@ -94,11 +99,13 @@ def in_memory(source: Any, name: str = "the rows", *, labelled: bool = True) -> 
         if isinstance(source, Mapping) and source:
             names = listing(source, 6)
             raise DataError(
-                f"{name}: got a mapping of {names}, expected one data set, or its columns as equally long "
-                "sequences; of several splits, pass one"
+                name,
+                got=f"a mapping of {names}",
+                expected="one data set, or its columns as sequences of the same length",
+                remedy="of several splits, pass one",
             )
         got = "None" if source is None else f"the {_kind(source)} {shortened(source, 40)}"
-        raise DataError(f"{name}: got {got}, expected {_FORMS}")
+        raise DataError(name, got=got, expected=_FORMS)
     if isinstance(source, Sequence) or hasattr(source, "tolist"):
         _refuse_none(source, name)
         return [_row(row, f"{name}, row {number}", labelled) for number, row in enumerate(source, 1)]
@@ -106,12 +113,12 @@ def in_memory(source: Any, name: str = "the rows", *, labelled: bool = True) -> 
 
 
 def texts_of(given: Any) -> list[Any] | None:
-    """The values of one column, such as a pandas ``Series`` or an array; ``None`` for what is none."""
+    """The values of a column, such as a pandas ``Series`` or an array; ``None`` if it is not a column."""
     return _values(given) if _one_column(given) else None
 
 
 def is_table(given: Any) -> bool:
-    """Whether ``given`` has named columns: a frame, a table, a data set, columns or rows by name."""
+    """Whether ``given`` has named columns: a data frame, a table, a data set, a mapping or a list of them."""
     if isinstance(given, Mapping):
         return _are_columns(given)
     if isinstance(given, list):
@@ -123,7 +130,7 @@ def is_table(given: Any) -> bool:
 
 
 def _of(module: str, value: Any, *names: str) -> bool:
-    """Whether ``value`` is of a library's class; it cannot be before the library was imported."""
+    """Whether ``value`` is an instance of a library's class, without importing the library."""
     found = sys.modules.get(module)
     kinds = tuple(kind for name in names if isinstance(kind := getattr(found, name, None), type))
     return isinstance(value, kinds)
@@ -136,7 +143,7 @@ def _is_frame(value: Any) -> bool:
 
 
 def _one_column(value: Any) -> bool:
-    """Whether ``value`` is one column of a library's: a series, an array of one dimension, a tensor."""
+    """Whether ``value`` is a column: a series, a one-dimensional array, a tensor."""
     if isinstance(value, str | bytes | Mapping | list | tuple | type):
         return False
     if hasattr(value, "ndim"):
@@ -149,7 +156,7 @@ def _one_column(value: Any) -> bool:
 
 
 def _by_number(value: Any) -> bool:
-    """Whether ``value`` gives its rows by their number alone, as torch's ``Dataset`` does."""
+    """Whether ``value`` has only ``__getitem__`` and ``__len__``, like torch's ``Dataset``."""
     able = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     return able and not isinstance(value, Iterable | type)
 
@@ -159,7 +166,7 @@ def _kind(value: Any) -> str:
 
 
 def _are_columns(value: Mapping[Any, Any]) -> bool:
-    """Whether a mapping holds a table's columns rather than a data set's splits."""
+    """Whether a mapping has the columns of a table rather than the splits of a data set."""
     if not value or any(name in SPLITS for name in value):
         return False
     return all(_one_column(each) or isinstance(each, list | tuple) for each in value.values())
@@ -171,7 +178,7 @@ _Columns = list[tuple[str, list[Any]]]
 
 
 def _columns(source: Any, name: str, labelled: bool) -> _Columns | None:
-    """The columns of what is given by columns; ``None`` for what is given by rows."""
+    """The columns of a source that has columns; ``None`` if it has rows."""
     if _of("pandas", source, "DataFrame"):
         return [(str(title), _values(source.iloc[:, at])) for at, title in enumerate(source.columns)]
     if _of("pyarrow", source, "Table"):
@@ -184,7 +191,7 @@ def _columns(source: Any, name: str, labelled: bool) -> _Columns | None:
 
 
 def _arrow(frame: Any) -> Any:
-    """A pyarrow table of what speaks Arrow, as polars' frames do."""
+    """A pyarrow table from any object that supports Arrow, such as polars' data frames."""
     if _of("polars", frame, "LazyFrame"):
         frame = frame.collect()
     return importlib.import_module("pyarrow").table(frame)
@@ -203,13 +210,16 @@ def _given_columns(source: tuple[Any, ...], name: str, labelled: bool) -> _Colum
     if wrong is not None or any(item is None for item in source) or len(titles) != len(source):
         got = f"a tuple with the {_kind(wrong)} {shortened(wrong, 40)}" if wrong is not None else "None"
         raise DataError(
-            f"{name}: got {got}, expected ({', '.join(titles)}) with one sequence of each, equally long; "
-            "rows go into a list: [(text, label), …]"
+            name,
+            got=got,
+            expected=f"({', '.join(titles)}) with one sequence of each, all of the same length",
+            remedy="pass rows as a list: [(text, label), …]",
         )
     if all(isinstance(item, tuple) and len(item) == len(source) for item in source):
         raise DataError(
-            f"{name}: got a tuple of {len(source)} tuples of {len(source)}, which could be rows or columns; "
-            "write rows as a list, [(text, label), …], and columns as lists, ([text, …], [label, …])"
+            name,
+            got=f"a tuple of {len(source)} tuples of {len(source)}, which could be rows or columns",
+            remedy="write rows as a list, [(text, label), …], and columns as lists, ([text, …], [label, …])",
         )
     columns = [(title, _values(item)) for title, item in zip(titles, source, strict=True)]
     first = columns[0][1]
@@ -228,7 +238,7 @@ def _is_pair(item: Any) -> bool:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values as Python's own, ``None`` where there is none."""
+    """A column's values as Python values, ``None`` if missing."""
     if _of("pandas", column, "Series", "Index"):
         return _of_pandas(column)
     for method in ("to_pylist", "to_list", "tolist"):
@@ -240,7 +250,9 @@ def _values(column: Any) -> list[Any]:
 def _of_pandas(column: Any) -> list[Any]:
     missing = list(column.isna())
     values = column.astype(object).to_list()
-    if column.dtype.kind == "f" and any(missing):  # whole numbers with a gap, which pandas makes floats
+    if column.dtype.kind == "f" and any(
+        missing
+    ):  # whole numbers with missing values, which pandas stores as floats
         there = [value for value, gone in zip(values, missing, strict=True) if not gone]
         if all(float(value).is_integer() for value in there):
             values = [value if gone else int(value) for value, gone in zip(values, missing, strict=True)]
@@ -250,12 +262,16 @@ def _of_pandas(column: Any) -> list[Any]:
 def _rows(columns: _Columns, name: str) -> list[dict[str, Any]]:
     if repeated := [title for title, count in Counter(title for title, _ in columns).items() if count > 1]:
         raise DataError(
-            f"{name}: more than one column is named {listing(repeated)}, expected distinct names; rename them"
+            f"{name}: more than one column is named {listing(repeated)}",
+            expected="distinct names",
+            remedy="rename them",
         )
     sizes = {title: len(values) for title, values in columns}
     if len(set(sizes.values())) > 1:
-        said = " and ".join(f"{size} of {title!r}" for title, size in sizes.items())
-        raise DataError(f"{name}: got {said}, expected as many of each; give each row all of its values")
+        counts = " and ".join(f"{size} of {title!r}" for title, size in sizes.items())
+        raise DataError(
+            name, got=counts, expected="the same number of each", remedy="give every row all of its values"
+        )
     found = [
         dict(zip(sizes, values, strict=True)) for values in zip(*(each for _, each in columns), strict=True)
     ]
@@ -265,14 +281,14 @@ def _rows(columns: _Columns, name: str) -> list[dict[str, Any]]:
 
 def _refuse_none(rows: Any, name: str) -> None:
     if not len(rows):
-        raise DataError(f"{name}: no rows, expected at least one; check what it was made from")
+        raise DataError(f"{name}: no rows", expected="at least one", remedy="check the data that was passed")
 
 
 # Rows --------------------------------------------------------------------------------------------
 
 
 def _row(row: Any, place: str, labelled: bool) -> Any:
-    """A row as a mapping; the numpy row of a matrix, a list or a tuple by its places."""
+    """A row as a mapping from column names; tuples, lists and numpy rows by position."""
     if isinstance(row, Mapping):
         return row
     given = (row,) if isinstance(row, str) else row.tolist() if hasattr(row, "tolist") else row
@@ -285,6 +301,8 @@ def _row(row: Any, place: str, labelled: bool) -> Any:
             return dict(zip(titles, values, strict=True))
     wanted = "(text, label), (text, text_b, label)" if labelled else "a text, (text, text_b)"
     raise DataError(
-        f"{place} is a {_kind(row)}: {shortened(row)}, expected {wanted} or a mapping from column names to "
-        "values" + ("; columns go into a tuple: (texts, labels)" if labelled else "")
+        place,
+        got=f"the {_kind(row)} {shortened(row)}",
+        expected=f"{wanted} or a mapping from column names to values",
+        remedy="pass columns as a tuple: (texts, labels)" if labelled else None,
     )

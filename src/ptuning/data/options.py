@@ -1,4 +1,4 @@
-"""How a source is read: one list of options for every command, function and configuration that reads one."""
+"""The options for reading a source, shared by all commands, functions and configurations that read one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ Duplicates = Literal["keep", "drop"]
 
 
 class ReadOptions(TypedDict, total=False):
-    """Keyword arguments of :func:`~ptuning.data.load_examples`; fields of ``DataConfig`` have the same names.
+    """Keyword arguments of :func:`~ptuning.data.load_examples`.
 
-    The field of ``DataConfig`` holds an option's type, bounds, default and help. What is left out has that
-    default.
+    ``DataConfig`` has a field of the same name for each, which defines its type, bounds, default and help.
     """
 
     text: str | None
@@ -31,5 +30,5 @@ class ReadOptions(TypedDict, total=False):
     duplicates: Duplicates
 
 
-#: Options that mean nothing where no labels are read, as in prediction.
+#: Options that have no effect if labels are not read, as in prediction.
 OF_LABELS = frozenset({"label", "label_separator", "no_label", "duplicates"})

@@ -1,4 +1,4 @@
-"""Look at the first rows of a source before they are used, in bounded memory."""
+"""Inspect the first rows of a source before they are used, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TypeVar
 
 from ptuning.errors import PTuningError
 
-#: As many rows are looked at where the names of the columns do not say what they are.
+#: Number of rows that are inspected if column names do not say what the columns are.
 PEEKED_ROWS = 1000
 
 _Item = TypeVar("_Item")
 
 
 def peek(items: Iterator[_Item], count: int = PEEKED_ROWS) -> tuple[list[_Item], Iterator[_Item]]:
-    """The first ``count`` items, and all of them again.
+    """The first ``count`` items, and an iterator over all items.
 
-    An item that cannot be read ends the look; its error is raised where the second value comes to it.
+    If reading an item fails, the list ends before it, and the iterator raises the error at that item.
     """
     first: list[_Item] = []
     try:

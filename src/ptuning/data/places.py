@@ -1,8 +1,8 @@
-"""How errors name a place in the data: ``train.csv, line 7``.
+"""How messages name a place in the data: ``train.csv, line 7``.
 
-Text files are counted in lines, the header of a CSV included, because that is what an editor shows;
-Parquet files, spreadsheets, Hub data sets and rows in memory are counted in rows from 1, a JSON array in
-items from 1. In a folder each row is named by its own file.
+Rows of text files are numbered by line, the header of a CSV included, because that is what an editor shows;
+rows of Parquet files, spreadsheets, Hub data sets and in memory from 1; JSON arrays by item from 1. In a
+folder, each row is named by its own file.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Self
 
+from ptuning.errors import DataError
+
 Unit = Literal["line", "row", "item"]
 
 
 @dataclass(kw_only=True)
 class Parts:
-    """The files of a folder: the last row before each, counted over the whole folder, and what it is called.
+    """The files of a folder that is read as one table.
 
-    A file that holds one row has no row of its own to name (``origin`` is its path alone).
+    Attributes:
+        before: For each file, the number of rows in the files before it.
+        origins: For each file, its origin; for a file that is a single row, its path.
     """
 
     before: list[int] = field(default_factory=list)
     origins: list[Origin | str] = field(default_factory=list)
 
     def add(self, before: int, origin: Origin | str) -> None:
-        """The next file begins after row ``before``."""
+        """Add the next file, which starts after row ``before``."""
         self.before.append(before)
         self.origins.append(origin)
 
     def at(self, row: int) -> str:
-        """The name of a row: its file, and its number in it."""
+        """The name of a row: its file, and its number in that file."""
         which = bisect_right(self.before, row - 1) - 1
         origin = self.origins[which]
         return origin if isinstance(origin, str) else origin.at(row - self.before[which])
@@ -40,9 +44,12 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where rows come from: a file (or data set) as the user named it, and what its rows are called.
+    """Where rows come from.
 
-    Of a folder, ``parts`` are its files.
+    Attributes:
+        name: The file or data set, as the user named it.
+        unit: What its rows are called.
+        parts: The files of a folder.
     """
 
     name: str = "the rows"
@@ -58,19 +65,29 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A row that cannot be an example: its number, what kind of problem, and the whole message."""
+    """A row that cannot be used.
+
+    Attributes:
+        row: Its number.
+        kind: The kind of problem, in a few words.
+        error: What is wrong with it, with the name of the row.
+    """
 
     row: int
     kind: str
-    message: str
+    error: DataError
+
+    @property
+    def message(self) -> str:
+        return str(self.error)
 
 
 class Note(str):
-    """Something that reading a source decided or noticed: a sentence for the user to read.
+    """Something that was detected or decided while reading a source, as a sentence for the user.
 
     Attributes:
-        level: ``warning`` for what may spoil a result.
-        rows: Those that it is about, as the user counts.
+        level: ``warning`` if it may harm the result.
+        rows: The rows that it is about, numbered as for the user.
     """
 
     level: Literal["warning", "note"]
@@ -85,8 +102,15 @@ class Note(str):
 
 
 def option(name: str, value: str = "") -> str:
-    """How advice names an option of reading: ``--data.bad_rows skip (in Python: bad_rows='skip')``."""
+    """An option in a message: ``--data.bad_rows skip (in Python: bad_rows='skip')``."""
     return f"--data.{name}{f' {value}' if value else ''} (in Python: {name}={repr(value) if value else ''})"
+
+
+def located(error: DataError, place: str) -> DataError:
+    """``error`` with the name of its row or file in front: ``train.csv, line 7, the label: got …``."""
+    joint = ": " if error.got is None else ", "
+    problem = joint.join(filter(None, (place, error.problem)))
+    return DataError(problem, got=error.got, expected=error.expected, remedy=error.remedy)
 
 
 def counted(count: int, noun: str = "row") -> str:
@@ -95,19 +119,19 @@ def counted(count: int, noun: str = "row") -> str:
 
 
 def listing(values: Iterable[Any], limit: int = 12) -> str:
-    """``'a', 'b', 'c' and more``: at most ``limit`` values, as Python writes them."""
+    """``'a', 'b', 'c' and more``: the ``repr`` of at most ``limit`` values."""
     head = list(islice(values, limit + 1))
     shown = ", ".join(repr(value) for value in head[:limit])
     return f"{shown} and more" if len(head) > limit else shown
 
 
 def shortened(value: Any, limit: int = 80) -> str:
-    """A value as Python writes it, cut to ``limit`` characters so that an error stays one paragraph."""
+    """``repr(value)``, cut to ``limit`` characters so that an error stays one paragraph."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of what it says, which may be cut."""
+    """The class and the first line of another library's error, cut if long."""
     line = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {line if len(line) <= 300 else f'{line[:299]}…'}"

@@ -1,4 +1,4 @@
-"""What every reader of a source is told, and where it reports what it found."""
+"""The input and output of every reader of a source: options in, notes and bad rows out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn
 
-from ptuning.data.bad_rows import SKIP
-from ptuning.data.places import Origin, Problem, Unit
+from ptuning.data.bad_rows import offering_skip
+from ptuning.data.places import Origin, Problem, Unit, located
 from ptuning.errors import DataError
 
 Header = Literal["auto", "first", "none"]
@@ -21,12 +21,13 @@ class Reading:
     """One source being read.
 
     Args:
-        origin: What errors call the source; a reader that counts differently changes it before its first row.
+        origin: The name of the source in messages; a reader that numbers rows differently changes it before
+            its first row.
         separator, encoding, header, quoting: See :class:`~ptuning.data.options.ReadOptions`.
         named: The columns that the user named.
-        problems: Takes the bad rows, which are then left out; without, the first one raises.
-        notes: What was detected, for the user to read; it grows while rows are read.
-        label_names: The names of each column of class labels, in order.
+        problems: A list for the bad rows, which are then left out; if ``None``, the first bad row raises.
+        notes: What was detected, for the user; it grows while rows are read.
+        label_names: The class names of each column of class labels, in order.
     """
 
     origin: Origin
@@ -40,30 +41,35 @@ class Reading:
     label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def count_in(self, unit: Unit) -> None:
-        """Count rows as ``unit`` from here on."""
+        """Number rows by ``unit`` from here on."""
         self.origin = replace(self.origin, unit=unit)
 
-    def bad(self, row: int, kind: str, message: str) -> None:
-        """Report a row that cannot be used; ``message`` says what was got, what was expected, what to do.
+    def bad_row(self, row: int, kind: str, error: DataError) -> None:
+        """Report a row that cannot be used.
+
+        Args:
+            error: What is wrong, without the name of the row.
 
         Raises:
-            DataError: Bad rows are not collected.
+            DataError: bad rows are not collected.
         """
-        whole = f"{self.origin.at(row)}: {message}"
+        error = located(error, self.origin.at(row))
         if self.problems is None:
-            raise DataError(f"{whole}, or leave such rows out with {SKIP}")
-        self.problems.append(Problem(row=row, kind=kind, message=whole))
+            raise offering_skip(error)
+        self.problems.append(Problem(row=row, kind=kind, error=error))
 
-    def refuse_empty(self, message: str) -> NoReturn:
-        """Refuse a source that gave no row; if rows could not be read, because of the first of them.
+    def refuse_empty(self, error: DataError) -> NoReturn:
+        """Refuse a source without usable rows, because of the first bad row if there is one.
 
         Raises:
             DataError: Always.
         """
         if self.problems:
-            raise DataError(f"{self.problems[0].message}; no other row can be used either")
-        raise DataError(f"{self.origin.name}: {message}")
+            first = self.problems[0].error
+            remedy = "; ".join(filter(None, (first.remedy, "no other row can be used either")))
+            raise DataError(first.problem, got=first.got, expected=first.expected, remedy=remedy)
+        raise located(error, self.origin.name)
 
-    def say(self, note: str) -> None:
+    def add_note(self, note: str) -> None:
         """Tell the user something that was detected."""
         self.notes.append(f"{self.origin.name}: {note}")

@@ -1,14 +1,14 @@
-"""Rows of CSV and TSV: which separator, what quotes mean, and no row lost to a quote.
+"""Rows of CSV and TSV: detects the separator and the meaning of quotes, and loses no row to a stray quote.
 
-**Separator.** The format's own, unless the first row then is one cell and another of ``,`` ``;`` tab ``|``
-cuts the rows alike.
+**Separator.** The format's default, unless the first row would then be a single cell and another of ``,``
+``;`` tab ``|`` splits all rows into the same number of cells.
 
-**Quotes** mean what they mean in CSV: a cell that begins with one ends with one, quotes inside are doubled,
-and separators and line breaks inside belong to the cell. But many files are written without such quoting,
-tab-separated ones as a rule, and there a text that begins with a quotation mark would swallow the rows up to
-the next one. So a tab-separated file is read without quoting unless all its quotes are well formed, used
-alike, and none holds both a tab and a line break; and elsewhere a cell that runs over lines is refused,
-by the lines it took, where two of these lines or more are rows by themselves.
+**Quotes** have their CSV meaning: a cell that starts with a quote ends with one, quotes inside are doubled,
+and separators and line breaks inside belong to the cell. But many files are written without quoting, usually
+tab-separated ones, and there a text that starts with a quotation mark would swallow all rows up to the next
+one. So a tab-separated file is read without quoting unless all its quotes are well formed and consistent, and
+no quoted cell contains both a tab and a line break. In other files, a cell that spans several lines is
+refused, with their numbers, if two or more of these lines look like rows of their own.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from ptuning.errors import ConfigError, DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _NAMED = {"tab": "\t", "\\t": "\t"}
-_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # how a file tells Excel
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's convention
 _WORD = re.compile(r"\w")
 _SAMPLE_ROWS = 500
 _PROFILED_ROWS = 10_000
-_MOST_OPEN = 1 << 20  # characters after which a quote in a TSV that has not closed is none
+_MAX_QUOTED = 1 << 20  # maximum characters of a quoted cell in a TSV
 
 
 def separated_rows(
     text: Text,
     default: str,
     reading: Reading,
-    again: Callable[[], AbstractContextManager[Iterator[str]]] | None,
+    reopen: Callable[[], AbstractContextManager[Iterator[str]]] | None,
 ) -> Rows:
     """The rows of a CSV or TSV.
 
     Args:
         text: The file.
-        default: The separator that its format has.
-        reading: What the user said, and where what was found is told.
-        again: Opens the lines a second time, where that is possible.
+        default: The separator of its format.
+        reading: The user's options, and the notes.
+        reopen: Opens the lines a second time, if possible.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
     beginning = text.first_lines()
@@ -56,31 +56,31 @@ def separated_rows(
     if marked:
         beginning = beginning[beginning.index(stated) + 1 :]
     separator = _separator(beginning, default, marked[1] if marked else None, reading)
-    quoting = _quoting(beginning, separator, text.whole, reading, again)
+    quoting = _quoting(beginning, separator, text.complete, reading, reopen)
     lines = text.lines()
     if quoting == "none":
         cells = _plain_cells(lines, separator, reading)
         sample = _split(beginning, separator)
     else:
-        writing = _writing(beginning, separator, text.whole, reading)
-        sample = _parsed(beginning, separator, **writing)
-        cells = _quoted_cells(lines, separator, writing, reading, sample)
+        dialect = _dialect(beginning, separator, text.complete, reading)
+        sample = _parsed(beginning, separator, **dialect)
+        cells = _quoted_cells(lines, separator, dialect, reading, sample)
     if marked:
         next(cells, None)
     yield from rows_of(_filled(cells), [row for row in sample if row][:_SAMPLE_ROWS], reading)
 
 
 def _filled(cells: Cells) -> Cells:
-    """Without empty lines, but where there is one column: there an empty line is an empty cell."""
-    one = False
-    begun = False
+    """``cells`` without empty lines; in a file with one column, an empty line is an empty cell."""
+    one_column = False
+    started = False
     for number, row in cells:
         if not row:
-            if not (begun and one):
+            if not (started and one_column):
                 continue
             row = [""]
-        one = one if begun else len(row) == 1
-        begun = True
+        one_column = one_column if started else len(row) == 1
+        started = True
         yield number, row
 
 
@@ -91,12 +91,12 @@ def checked_separator(separator: str) -> str:
     """A separator that the user gave.
 
     Raises:
-        ConfigError: It is not one character, or one that cannot separate.
+        ConfigError: It is not one character, or a character that cannot be a separator.
     """
     found = _NAMED.get(separator.lower(), separator)
     if len(found) != 1 or found in '"\r\n':
         raise ConfigError(
-            f"data.separator: got {separator!r}, expected one character, such as ';' or '|', or 'tab'"
+            "data.separator", got=repr(separator), expected="one character, such as ';' or '|', or 'tab'"
         )
     return found
 
@@ -105,9 +105,9 @@ def _separator(lines: Sequence[str], default: str, marked: str | None, reading: 
     if reading.separator is not None:
         return checked_separator(reading.separator)
     if marked is not None:
-        reading.say(f"separated by {marked!r}, as its first line says")
+        reading.add_note(f"separated by {marked!r}, as stated in its first line")
         return marked
-    scores = {each: alike(lines, each) for each in dict.fromkeys([default, *SEPARATORS])}
+    scores = {each: row_width(lines, each) for each in dict.fromkeys([default, *SEPARATORS])}
     if scores[default][0] > 1 and scores[default][1] > 0.9:
         return default
     width, share = scores[default]
@@ -122,15 +122,16 @@ def _separator(lines: Sequence[str], default: str, marked: str | None, reading: 
         return default
     if len(chosen) > 1:
         raise DataError(
-            f"{reading.origin.name}: the cells may be separated by {' or by '.join(map(repr, chosen))}, "
-            "expected one of them for certain; say which with --data.separator"
+            f"{reading.origin.name}: cannot tell whether the cells are separated by "
+            f"{' or by '.join(map(repr, chosen))}",
+            remedy="choose one with --data.separator",
         )
-    reading.say(f"separated by {SEPARATORS[chosen[0]]} ({chosen[0]!r}), told from its first lines")
+    reading.add_note(f"separated by {SEPARATORS[chosen[0]]} ({chosen[0]!r}), detected from its first lines")
     return chosen[0]
 
 
-def alike(lines: Sequence[str], separator: str) -> tuple[int, float]:
-    """How many cells the first row has with this separator, and what share of the rows has as many."""
+def row_width(lines: Sequence[str], separator: str) -> tuple[int, float]:
+    """The number of cells in the first row with this separator, and the share of rows with as many."""
     best = (0, 0.0)
     for rows in (_parsed(lines, separator), _split(lines, separator)):
         rows = [row for row in rows[:_SAMPLE_ROWS] if row]
@@ -140,9 +141,9 @@ def alike(lines: Sequence[str], separator: str) -> tuple[int, float]:
     return best
 
 
-def _parsed(lines: Sequence[str], separator: str, **writing: Any) -> list[list[str]]:
+def _parsed(lines: Sequence[str], separator: str, **dialect: Any) -> list[list[str]]:
     try:
-        return list(islice(csv.reader(lines, delimiter=separator, **writing), _SAMPLE_ROWS * 2))
+        return list(islice(csv.reader(lines, delimiter=separator, **dialect), _SAMPLE_ROWS * 2))
     except csv.Error:
         return _split(lines, separator)
 
@@ -152,34 +153,34 @@ def _split(lines: Iterable[str], separator: str) -> list[list[str]]:
     return [line.split(separator) if line else [] for line in found]
 
 
-# Ways of writing CSV ------------------------------------------------------------------------------
+# Dialects of CSV ----------------------------------------------------------------------------------
 
-_WRITINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+_DIALECTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("", {}),
     ("spaces before cells are left out", {"skipinitialspace": True}),
     ('quotes inside cells are written \\"', {"escapechar": "\\"}),
 )
 
 
-def _writing(lines: Sequence[str], separator: str, whole: bool, reading: Reading) -> dict[str, Any]:
-    """How quoted cells are written: the first way in which the first rows are all well formed and alike."""
-    for note, writing in _WRITINGS:
-        if _well_formed(lines, separator, whole, writing):
+def _dialect(lines: Sequence[str], separator: str, complete: bool, reading: Reading) -> dict[str, Any]:
+    """The first dialect in which the first rows are well formed and have the same number of cells."""
+    for note, dialect in _DIALECTS:
+        if _well_formed(lines, separator, complete, dialect):
             if note:
-                reading.say(f"{note}, told from its first lines")
-            return writing
+                reading.add_note(f"{note}, detected from its first lines")
+            return dialect
     return {}
 
 
-def _well_formed(lines: Sequence[str], separator: str, whole: bool, writing: Mapping[str, Any]) -> bool:
-    reader = csv.reader(lines, delimiter=separator, strict=True, **writing)
+def _well_formed(lines: Sequence[str], separator: str, complete: bool, dialect: Mapping[str, Any]) -> bool:
+    reader = csv.reader(lines, delimiter=separator, strict=True, **dialect)
     width = None
     try:
         for row in islice(reader, _SAMPLE_ROWS):
             if row and len(row) != (width := width or len(row)):
                 return False
     except csv.Error as error:
-        return not whole and reader.line_num == len(lines) and "unexpected end" in str(error)
+        return not complete and reader.line_num == len(lines) and "unexpected end" in str(error)
     return True
 
 
@@ -189,39 +190,38 @@ def _well_formed(lines: Sequence[str], separator: str, whole: bool, writing: Map
 def _quoting(
     beginning: Sequence[str],
     separator: str,
-    whole: bool,
+    complete: bool,
     reading: Reading,
-    again: Callable[[], AbstractContextManager[Iterator[str]]] | None,
+    reopen: Callable[[], AbstractContextManager[Iterator[str]]] | None,
 ) -> Quoting:
     if reading.quoting != "auto":
         return reading.quoting
     if separator != "\t":
         return "csv"
-    if whole or again is None:
+    if complete or reopen is None:
         found = _Quotes().read(beginning)
     else:
-        with again() as lines:
+        with reopen() as lines:
             found = _Quotes().read(lines)
     if not found.any:
         return "none"
-    if (why := found.why_plain()) is not None:
-        reading.say(f"quotes are read as characters of the text, not as CSV's quoting: {why}")
+    if (reason := found.why_not_csv()) is not None:
+        reading.add_note(f"quotes are read as characters of the text, not as CSV quoting: {reason}")
         return "none"
-    reading.say(
-        "cells in double quotes are read as CSV quotes them; if the quotes belong to the text, say "
-        "--data.quoting none"
+    reading.add_note(
+        "double quotes are read as CSV quoting; if they belong to the text, pass --data.quoting none"
     )
     return "csv"
 
 
 _CELL = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^"\t\r\n]*))(\t|\r\n|\n|\r|\Z)')
 _OPEN = re.compile(r'"[^"]*(?:""[^"]*)*\Z')
-_NEEDS_QUOTES = re.compile('[\t\r\n",;]|^\\s|\\s$')  # Excel quotes what holds a comma, in a TSV too
+_NEEDS_QUOTES = re.compile('[\t\r\n",;]|^\\s|\\s$')  # Excel quotes cells with a comma, in a TSV too
 
 
 @dataclass
 class _Quotes:
-    """How a TSV uses its quotes."""
+    """Statistics of the quotes in a TSV."""
 
     any: bool = False
     broken: int | None = None
@@ -231,7 +231,7 @@ class _Quotes:
     certain: bool = False
 
     def read(self, lines: Iterable[str]) -> _Quotes:
-        """Look at every line, up to the first that CSV could not have written."""
+        """Inspect all lines, up to the first that is not valid CSV."""
         held, start = "", 0
         width: int | None = None
         for number, line in enumerate(lines, 1):
@@ -245,11 +245,11 @@ class _Quotes:
             self.any = True
             start = start if held else number
             held += line
-            if '"' not in line and len(held) <= _MOST_OPEN:
+            if '"' not in line and len(held) <= _MAX_QUOTED:
                 continue  # the cell goes on
             cells_found = _csv_cells(held)
             if cells_found is None:
-                if len(held) > _MOST_OPEN:
+                if len(held) > _MAX_QUOTED:
                     self.broken = start
                     break
                 continue
@@ -284,23 +284,23 @@ class _Quotes:
             elif width is not None and cell and not _NEEDS_QUOTES.search(cell):
                 self.quoted.setdefault(at, start)
 
-    def why_plain(self) -> str | None:
-        """Why the quotes are characters like others; ``None`` where they are CSV's."""
+    def why_not_csv(self) -> str | None:
+        """The reason why the quotes are not CSV quoting; ``None`` if they are."""
         if self.broken is not None:
             return f"those in line {self.broken} are not well formed"
         for at, line in self.quoted.items():
             if at in self.plain:
-                return f"in column {at + 1}, line {line} has them and line {self.plain[at]} has not"
+                return f"in column {at + 1}, line {line} has quotes and line {self.plain[at]} has none"
         if self.swallowing and not self.certain and all(alone for *_, alone in self.swallowing):
             start, end, _ = self.swallowing[0]
-            return f"a cell would take lines {start} to {end}, which are rows by themselves"
+            return f"a cell would span lines {start} to {end}, which look like separate rows"
         return None
 
 
 def _csv_cells(text: str) -> list[tuple[str, bool]] | None:
-    """The cells of one row as CSV writes it, and whether each was quoted.
+    """The cells of one row of CSV, and whether each was quoted.
 
-    ``None`` if the row has not ended yet, and none if CSV could not have written it.
+    ``None`` if the row is incomplete, and an empty list if it is not valid CSV.
     """
     found: list[tuple[str, bool]] = []
     at = 0
@@ -324,8 +324,8 @@ def _plain_cells(lines: Lines, separator: str, reading: Reading) -> Cells:
         yield lines.number, line.split(separator) if line else []
 
 
-class _Taken:
-    """Lines for ``csv.reader``, which remembers those of the row being read and can give them again."""
+class _Rereadable:
+    """Lines for ``csv.reader``. Remembers those of the current row and can return them again."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = iter(lines)
@@ -341,22 +341,22 @@ class _Taken:
         return line
 
     def give_back(self) -> None:
-        """Let all but the first line of this row be read again, as rows of their own."""
+        """Let all lines of this row except the first be read again, as rows of their own."""
         self._back += self.row[:0:-1]
 
 
 def _quoted_cells(
     lines: Lines,
     separator: str,
-    writing: Mapping[str, Any],
+    dialect: Mapping[str, Any],
     reading: Reading,
     sample: Sequence[Sequence[str]],
 ) -> Cells:
-    """Rows as CSV quotes them, each with the line that it begins on."""
-    taken = _Taken(lines)
-    reader = csv.reader(taken, delimiter=separator, strict=True, **writing)
-    known = _Known(separator, sample, reading.quoting)
-    over_lines = _OverLines(reading)
+    """Rows of CSV with quoting, each with the number of its first line."""
+    taken = _Rereadable(lines)
+    reader = csv.reader(taken, delimiter=separator, strict=True, **dialect)
+    known = _RowProfile(separator, sample, reading.quoting)
+    multi_line = _MultiLineRows(reading)
     start = 1
     while True:
         taken.row.clear()
@@ -368,13 +368,17 @@ def _quoted_cells(
             taken.give_back()
             number, start = start, start + 1
             lines.broken_until(number)
-            reading.bad(
+            reading.bad_row(
                 number,
                 "quotes",
-                f"not a row of cells ({error}), expected every opening quote to be closed and quotes inside "
-                "a "
-                'quoted cell to be doubled (""); write the file with a CSV writer, or, if its quotes are '
-                "characters of the text, say --data.quoting none",
+                DataError(
+                    f"not a row of cells ({error})",
+                    expected="every opening quote to be closed and quotes inside a quoted cell to be "
+                    'doubled ("")',
+                    remedy="write the file with a CSV writer, or, if its quotes are characters of the "
+                    "text, pass "
+                    "--data.quoting none",
+                ),
             )
             continue
         number, start = start, start + len(taken.row)
@@ -386,23 +390,28 @@ def _quoted_cells(
         elif known.swallowed(row, taken.row):
             last, start = start - 1, number + 1
             taken.give_back()
-            reading.bad(
+            reading.bad_row(
                 number,
                 "quotes",
-                f"a quote opens here and closes in line {last}, so that lines {number} to {last} were taken "
-                "for one row, though they look like rows of their own, expected quotes to close in the row "
-                "they open in; double the quotes that belong to a text, or, if all of them do, say "
-                "--data.quoting none; if it is one row, say --data.quoting csv",
+                DataError(
+                    f"a quote opens here and closes in line {last}, so that lines {number} to {last} were "
+                    f"read "
+                    "as one row, although they look like separate rows",
+                    expected="quotes to close in the row they open in",
+                    remedy="double the quotes that belong to a text, or, if all of them do, pass "
+                    "--data.quoting "
+                    "none; if it is one row, pass --data.quoting csv",
+                ),
             )
         else:
-            over_lines.add(number, start - 1)
+            multi_line.add(number, start - 1)
             yield number, row
-    over_lines.tell()
+    multi_line.add_note()
 
 
 @dataclass
-class _OverLines:
-    """Tells of cells that run over several lines: right as a rule, and to be known."""
+class _MultiLineRows:
+    """Counts rows that span several lines, for a note: they are usually right, but not always."""
 
     reading: Reading
     count: int = 0
@@ -412,17 +421,17 @@ class _OverLines:
         self.first = self.first if self.count else (start, end)
         self.count += 1
 
-    def tell(self) -> None:
+    def add_note(self) -> None:
         if self.count:
             start, end = self.first
-            rows = "1 row runs" if self.count == 1 else f"{self.count:,} rows run"
-            self.reading.say(
-                f"{rows} over several lines, as a quoted cell may (the first: lines {start} to {end})"
+            rows = "1 row spans" if self.count == 1 else f"{self.count:,} rows span"
+            self.reading.add_note(
+                f"{rows} several lines, as a quoted cell may (the first: lines {start} to {end})"
             )
 
 
-class _Known:
-    """What rows look like, to tell a cell that holds lines from one that swallowed rows."""
+class _RowProfile:
+    """What rows look like, to tell a cell with line breaks from one that swallowed rows."""
 
     def __init__(self, separator: str, sample: Sequence[Sequence[str]], quoting: Quoting) -> None:
         self._separator = separator
@@ -431,12 +440,12 @@ class _Known:
         self._rows = 0
         self._width = len(self._columns)
         self._seen = len(sample)
-        for row in islice(sample, 1, None):  # the first may be names
+        for row in islice(sample, 1, None):  # the first may be the header
             if not any("\n" in cell or "\r" in cell for cell in row):
                 self._add(row)
 
     def add(self, row: Sequence[str]) -> None:
-        """Learn from a row that stands on one line, if it is not one of the sample."""
+        """Add a row that is on one line, unless it is one of the sample."""
         self._seen -= 1
         if self._seen < 0:
             self._add(row)
@@ -448,7 +457,7 @@ class _Known:
                 column.add(cell)
 
     def swallowed(self, row: Sequence[str], lines: Sequence[str]) -> bool:
-        """Whether a row over several lines took rows with it."""
+        """Whether a row over several lines has swallowed other rows."""
         if (
             self._trusted
             or self._width < 2
@@ -457,20 +466,20 @@ class _Known:
             return False  # a quote inside was doubled, which only CSV does
         if self._separator == "\t":
             return any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
-        telling = any(column.telling for column in self._columns)
-        alone = [self._is_row(line.rstrip("\r\n"), telling) for line in lines]
-        return sum(alone) > 1 if telling else all(alone)
+        typed = any(column.is_typed for column in self._columns)
+        alone = [self._is_row(line.rstrip("\r\n"), typed) for line in lines]
+        return sum(alone) > 1 if typed else all(alone)
 
-    def _is_row(self, line: str, telling: bool) -> bool:
+    def _is_row(self, line: str, typed: bool) -> bool:
         cells = line.split(self._separator)
         if len(cells) != self._width:
             return False
-        if not telling:  # prose has a space after its commas
+        if not typed:  # prose has a space after commas
             return all(_WORD.search(cell) for cell in cells) and not any(
                 cell[0].isspace() for cell in cells[1:]
             )
         return all(
             column.fits(cell.strip(' "'))
             for cell, column in zip(cells, self._columns, strict=True)
-            if column.telling
+            if column.is_typed
         )

@@ -1,8 +1,8 @@
-"""Put part of the training examples aside for validation.
+"""Splits off part of the training examples for validation.
 
-The draw is stratified (by class, by the rarest label of a multi-label row, by quantile for regression),
-keeps rows with the same text on one side so that nothing leaks, and depends on the seed alone: the same
-rows, fraction and seed give the same split on every machine, process and Python version.
+The split is stratified (by class, by the rarest label of a multi-label row, by quantile for regression),
+keeps rows with the same text on one side to avoid leaks, and depends only on the seed: the same rows,
+fraction and seed give the same split on every machine, process and Python version.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ from ptuning.task import Task
 def split_off(
     examples: Sequence[Example], task: Task | None, *, fraction: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Split examples into (training, validation), each in the order it came.
+    """Split examples into (training, validation), each in the original order.
 
-    A stratum never goes to validation whole: a class with one row stays in training. Two validation rows and
-    more are of two strata at least, where that leaves both some. The validation part has
-    ``round(fraction * rows)`` rows. Where the same text stands in many rows, which stay together, it has as
-    many as can be dealt out; and more, but never above half, where it would have none, or of one stratum.
+    A class with a single row stays in training. Two or more validation rows are from at least two classes, if
+    that leaves rows of both in training. The validation part has ``round(fraction * rows)`` rows. If the same
+    text is in many rows, which stay together, it may have fewer; or more, but at most half of all rows, if it
+    would otherwise be empty or have a single class.
 
     Args:
-        examples: What to split.
-        task: Gives the strata; ``None`` for a plain draw.
-        fraction: The validation part, above 0 and below 1.
-        seed: Decides the draw.
+        examples: The examples to split.
+        task: The task, for the strata; ``None`` for a split that is not stratified.
+        fraction: The share of validation rows, above 0 and below 1.
+        seed: The random seed.
 
     Raises:
         ConfigError: ``fraction`` is out of range.
-        DataError: There are too few rows to put one aside.
+        DataError: There are too few rows.
     """
     if not 0 < fraction < 1:
-        raise ConfigError(f"fraction is {fraction!r}, expected a number above 0 and below 1, such as 0.1")
+        raise ConfigError("fraction", got=fraction, expected="a number above 0 and below 1, such as 0.1")
     rows = len(examples)
     wanted = math.floor(fraction * rows + 0.5)
     if wanted < 1 or rows - wanted < 1:
         raise DataError(
-            f"{_name(examples)}: {rows} rows, of which a fraction of {fraction} is {wanted}, expected at "
-            "least one row on both sides; add rows, change the fraction, or give a validation file"
+            _name(examples),
+            got=f"{wanted} validation rows, a fraction of {fraction} of {rows} rows",
+            expected="at least one row on both sides",
+            remedy="add rows, change the fraction, or pass a validation file",
         )
     strata = _strata(examples, task)
     quotas = _quotas([sum(map(len, stratum)) for stratum in strata], wanted)
@@ -58,20 +60,21 @@ def split_off(
     if not held:
         texts = sum(map(len, strata))
         why = (
-            f"the {rows} rows hold {texts} different texts, none in so few of them that it could be put aside"
+            f"the {rows} rows have {texts} different texts, each of them in too many rows to split it off"
             if any(len(stratum) > 1 for stratum in strata)
-            else "no label stands in two rows of different text, expected one that does, to put a row aside"
+            else "no label is in two rows with different texts, so no row can be split off"
         )
         raise DataError(
-            f"{_name(examples)}: {why}; add rows, give validation rows ({option('validation')}), "
-            f"or put more of these aside ({option('validation_fraction')})"
+            f"{_name(examples)}: {why}",
+            remedy=f"add rows, pass validation rows ({option('validation')}), or increase the fraction "
+            f"({option('validation_fraction')})",
         )
     train = [example for index, example in enumerate(examples) if index not in held]
     return train, [examples[index] for index in sorted(held)]
 
 
 def same_text(example: Example) -> tuple[str, str]:
-    """What two rows share that say the same: their texts without case and spacing."""
+    """A key for rows with the same texts, ignoring case and spacing."""
     return _normal(example.text), _normal(example.text_b or "")
 
 
@@ -105,9 +108,9 @@ def _keys(examples: Sequence[Example], task: Task | None) -> Sequence[Hashable]:
 
 
 def _quotas(sizes: Sequence[int], wanted: int) -> list[int]:
-    """Share ``wanted`` rows among strata by largest remainder, at least one row of each left over.
+    """Distribute ``wanted`` rows among strata by largest remainder, leaving at least one row of each.
 
-    Two rows and more are of two strata at least: those of one class would tell nothing of a model.
+    Two or more rows are from at least two strata: with a single class, metrics would be meaningless.
     """
     total = sum(sizes)
     quotas = [min(wanted * size // total, size - 1) for size in sizes]
@@ -126,7 +129,7 @@ def _quotas(sizes: Sequence[int], wanted: int) -> list[int]:
 
 
 def _draws(strata: Sequence[_Groups], seed: int) -> list[list[float]]:
-    """A random number for every group; ``Random.random`` is what Python promises never to change."""
+    """A random number for every group; Python guarantees that ``Random.random`` does not change."""
     random = Random(seed)
     return [[random.random() for _ in stratum] for stratum in strata]
 
@@ -137,7 +140,7 @@ def _in_order(stratum: _Groups, draw: Sequence[float]) -> _Groups:
 
 
 def _take(ordered: _Groups, quota: int) -> _Groups:
-    """Groups in drawn order, as long as they fit the quota; one group always stays."""
+    """Groups in drawn order that fit the quota; one group is always left."""
     taken: _Groups = []
     for group in ordered[:-1]:
         if len(group) <= quota:
@@ -147,7 +150,9 @@ def _take(ordered: _Groups, quota: int) -> _Groups:
 
 
 def _fill(ordered: Sequence[_Groups], quotas: Sequence[int], taken: Sequence[_Groups], wanted: int) -> None:
-    """Take groups above their stratum's quota, those first whose stratum lacks most, as the total allows."""
+    """Take more groups as far as the total allows, from the strata that are furthest below their quota
+    first.
+    """
     used = {id(group) for groups in taken for group in groups}
     left = [deque(group for group in groups[:-1] if id(group) not in used) for groups in ordered]
     lacking = [quota - _size(groups) for quota, groups in zip(quotas, taken, strict=True)]
@@ -155,7 +160,7 @@ def _fill(ordered: Sequence[_Groups], quotas: Sequence[int], taken: Sequence[_Gr
     while room:
         for groups in left:
             while groups and len(groups[0]) > room:
-                groups.popleft()  # nor will it fit later: the room only shrinks
+                groups.popleft()  # it will not fit later either
         fitting = [index for index, groups in enumerate(left) if groups]
         if not fitting:
             return
@@ -166,11 +171,11 @@ def _fill(ordered: Sequence[_Groups], quotas: Sequence[int], taken: Sequence[_Gr
         room -= len(group)
 
 
-def _overfill(ordered: Sequence[_Groups], taken: Sequence[_Groups], wanted: int, most: int) -> None:
-    """Take the smallest groups until there are some of two strata, or of one where one row is wanted."""
+def _overfill(ordered: Sequence[_Groups], taken: Sequence[_Groups], wanted: int, maximum: int) -> None:
+    """Take the smallest groups until there are rows of two strata (of one, if one row is wanted)."""
     strata = min(2, wanted, sum(len(groups) > 1 for groups in ordered))
     while sum(map(bool, taken)) < strata:
-        room = most - sum(map(_size, taken))
+        room = maximum - sum(map(_size, taken))
         smallest = [
             (len(group), -len(groups), index, group)
             for index, groups in enumerate(ordered)

@@ -1,6 +1,4 @@
-"""Rows of an Excel workbook (``.xlsx``), of its first sheet, each cell as the text that a CSV export would "
-"give.
-"""
+"""Rows of the first sheet of an Excel workbook (``.xlsx``), each cell as the text of a CSV export."""
 
 from __future__ import annotations
 
@@ -21,28 +19,28 @@ _SAMPLE_ROWS = 500
 
 
 def workbook_rows(path: Path, reading: Reading) -> Rows:
-    """The rows of a workbook's first sheet, numbered as Excel numbers them."""
+    """The rows of a workbook's first sheet, numbered as in Excel."""
     reading.count_in("row")
     try:
         openpyxl = importlib.import_module("openpyxl")
     except ModuleNotFoundError:
         raise DataError(
-            f"{path} is an Excel workbook, which needs openpyxl, expected it to be installed; run: pip "
-            "install 'ptuning[excel]', or save the sheet as CSV (UTF-8)"
+            f"{path} is an Excel workbook, and openpyxl is not installed",
+            remedy="run: pip install 'ptuning[excel]', or save the sheet as CSV (UTF-8)",
         ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of styles and extensions that are not read
+            warnings.simplefilter("ignore")  # about styles and extensions that are not read
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"] or book.worksheets
             sheet = sheets[0]
-    except Exception as error:  # whatever a damaged archive or foreign XML raises
+    except Exception as error:  # from a damaged archive or invalid XML
         raise _damaged(path, error) from error
     if len(sheets) > 1:
         names = [each.title for each in sheets]
-        reading.say(
-            f"the first of {len(sheets)} sheets is read, {names[0]!r}; the others ({listing(names[1:], 6)}) "
-            "have to be saved as files of their own"
+        reading.add_note(
+            f"only the first of {len(sheets)} sheets is read, {names[0]!r}; save the others "
+            f"({listing(names[1:], 6)}) as files of their own"
         )
     cells = _cells(sheet, path)
     beginning = list(islice(cells, _SAMPLE_ROWS))
@@ -62,10 +60,10 @@ def _cells(sheet: Any, path: Path) -> Cells:
 
 
 def _values(sheet: Any, path: Path) -> Iterator[tuple[Any, ...]]:
-    sheet.reset_dimensions()  # what the file says of its size may be wrong
+    sheet.reset_dimensions()  # the size that the file states may be wrong
     try:
         yield from sheet.iter_rows(values_only=True)
-    except Exception as error:  # as above: sheets are parsed while they are read
+    except Exception as error:  # as above: sheets are parsed lazily
         raise _damaged(path, error) from error
 
 
@@ -83,6 +81,7 @@ def _text(value: Any) -> str:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path}: not an Excel workbook that can be read ({first_line(error)}), expected an .xlsx file "
-        "without a password; open it in Excel and save it again, or save the sheet as CSV (UTF-8)"
+        f"{path}: not a readable Excel workbook ({first_line(error)})",
+        expected="an .xlsx file without a password",
+        remedy="open it in Excel and save it again, or save the sheet as CSV (UTF-8)",
     )

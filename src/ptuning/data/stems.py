@@ -1,9 +1,9 @@
-"""What enters the first prompted layer, kept: below it frozen weights give a text the same every time.
+"""Caches the input of the first prompted layer: the frozen layers below it (the stem) always give the same.
 
-The texts of a run are put into one order that does not depend on how they came (distinct rows by length,
-then by their tokens), run through the stem once in batches of that order, and laid end to end in one tensor
-``[tokens, H]``. So the numbers are a function of the texts and the backbone alone, whichever run needs them,
-and one file on disk, under a digest of both, serves every run and every task on the same texts.
+The texts of a run are sorted (distinct rows by length, then by their tokens), run through the stem once in
+batches of that order, and concatenated into one tensor ``[tokens, H]``. So the values are a function of the
+texts and the backbone only, and one file on disk, named by a digest of both, serves all runs and tasks on the
+same texts.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from ptuning.data.tokens import TokenRow, collate, sorted_batches
 from ptuning.model.ptuning import PTuningModel
 
 BATCH_TOKENS = 4096
-"""Tokens of a batch through the stem. It is part of what the numbers are, to the last bit, so it is fixed."""
+"""Tokens per batch. It is fixed, because the last bits of the values depend on it."""
 
 GIB = 2**30
 _NAME = "hidden"
 
 
 class Stems:
-    """Stem outputs by text.
+    """The stem outputs of a set of texts.
 
     Args:
-        hidden: ``[tokens, H]``, the rows' outputs end to end; in memory, or mapped from a file.
-        places: Where each row begins, by :func:`identity`.
+        hidden: ``[tokens, H]``, the concatenated outputs of all rows; in memory, or mapped from a file.
+        places: The start of each row, by :func:`identity`.
     """
 
     def __init__(self, hidden: Tensor, places: dict[bytes, int]) -> None:
@@ -45,7 +45,7 @@ class Stems:
         self._places = places
 
     def of(self, rows: Sequence[TokenRow]) -> Tensor:
-        """``[B, T, H]``, padded behind each row as :func:`~ptuning.data.tokens.collate` pads."""
+        """``[B, T, H]``, padded like the output of :func:`~ptuning.data.tokens.collate`."""
         found = self.hidden.new_zeros(len(rows), max(map(len, rows)), self.hidden.shape[1])
         for number, row in enumerate(rows):
             begin = self._places[identity(row)]
@@ -54,7 +54,7 @@ class Stems:
 
 
 def identity(row: TokenRow) -> bytes:
-    """What tells a row from another, as the backbone sees it."""
+    """A key for the row: all that the backbone reads of it."""
     ids = array("i", row.input_ids)
     types = b"" if row.token_type_ids is None else bytes(row.token_type_ids)
     return b"%d " % len(ids) + ids.tobytes() + types
@@ -67,15 +67,16 @@ def stems_of(
     on_rows: Callable[[int, int], None] = lambda done, total: None,
     known: MutableMapping[str, Stems] | None = None,
 ) -> Stems | None:
-    """The stem's outputs for ``rows``: from disk if they are there, computed and kept otherwise.
+    """The stem outputs for ``rows``: from the cache if possible, otherwise computed and cached.
 
     Args:
-        model: Its first layer, its backbone and the engine's limits decide.
-        on_rows: Told, after each batch, how many of the distinct rows are done; what it raises ends this.
-        known: Those that were made before in this process; what is made is put there.
+        model: Its first layer, backbone and engine limits are used.
+        on_rows: Called after each batch with the number of distinct rows done and the total; an exception
+            from it ends the computation.
+        known: Outputs from earlier calls in this process; the new ones are added.
 
     Returns:
-        ``None`` where there is no stem to keep, or where neither memory nor disk may hold so much.
+        ``None`` if there is no stem, or if neither the memory nor the disk limit allows so much.
     """
     engine, layer = model.backbone.engine, model.stem_layer
     if layer == 0 or not engine.reuse_stem:
@@ -93,7 +94,7 @@ def stems_of(
     known = {} if known is None else known
     if key in known:
         return known[key]
-    known.clear()  # one is what the limit is for
+    known.clear()  # the limit is for one set of outputs
     shape = (total, model.backbone.hidden_size)
     hidden = _read(cache.get(key), shape, model.backbone.dtype)
     if hidden is not None:
@@ -107,7 +108,7 @@ def stems_of(
             hidden[begin : begin + len(part)] = part
             begin += len(part)
         with cache.adding(key, size + _HEADER) as path:
-            if path is not None:  # on a full disk what is in memory serves this run
+            if path is not None:  # otherwise this run uses the copy in memory
                 _write(path, [hidden], hidden.dtype, shape)
     else:
         with cache.adding(key, size + _HEADER) as path:
@@ -122,7 +123,7 @@ def stems_of(
 def _computed(
     model: PTuningModel, rows: Sequence[TokenRow], on_rows: Callable[[int, int], None]
 ) -> Iterator[Tensor]:
-    """The stem's outputs for rows that come longest first: ``[tokens, H]`` for each batch, in order."""
+    """The stem outputs for rows sorted by length, longest first: ``[tokens, H]`` per batch, in order."""
     done = 0
     for batch in sorted_batches(list(map(len, rows)), len(rows), BATCH_TOKENS):
         inputs = collate([replace(rows[i], label=None, segment_ids=None) for i in batch], 0)
@@ -134,7 +135,7 @@ def _computed(
 
 
 def _digest(model: PTuningModel, layer: int, order: Sequence[bytes]) -> str:
-    """What the numbers depend on, to the last bit; the texts by their tokens."""
+    """A digest of everything that the values depend on, to the last bit."""
     backbone = model.backbone
     facts = {
         "backbone": backbone.digest(),
@@ -161,27 +162,27 @@ def _digest(model: PTuningModel, layer: int, order: Sequence[bytes]) -> str:
 
 # ------------------------------------------------------------------------------------------ on disk
 #
-# A safetensors file, whose header is written here because the library wants the whole tensor in memory.
+# A safetensors file. Its header is written here, because the library needs the full tensor in memory.
 
 _HEADER = 4096
 _FORMAT = 1
-"""Goes up when what is computed, or how it is written, changes."""
+"""Increase it when the computation or the file format changes."""
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
 def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple[int, int]) -> bool:
-    """One tensor, from its ``parts`` in order; the digest of its bytes goes into the header.
+    """Write one tensor, from its ``parts`` in order, with a digest of its bytes in the header.
 
     Returns:
-        Whether there was room for it; if not, nothing is left of the file.
+        Whether there was enough space; if not, the file is removed.
     """
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
         room = _put(file, b" " * _HEADER)
         for part in parts:
-            numbers = part.contiguous().view(torch.uint8).numpy().data.cast("B")
-            digest.update(numbers)
-            if not (room := room and _put(file, numbers)):
+            data = part.contiguous().view(torch.uint8).numpy().data.cast("B")
+            digest.update(data)
+            if not (room := room and _put(file, data)):
                 break
         file.seek(0)
         room = room and _put(file, _header(dtype, shape, digest.hexdigest()))
@@ -191,7 +192,7 @@ def _write(path: Path, parts: Iterable[Tensor], dtype: torch.dtype, shape: tuple
 
 
 def _put(file: RawIOBase, data: bytes | memoryview) -> bool:
-    """Write all of it; whether there was room."""
+    """Write all of ``data``. Returns whether there was enough space."""
     left = memoryview(data)
     try:
         while left:
@@ -209,15 +210,15 @@ def _header(dtype: torch.dtype, shape: tuple[int, int], digest: str) -> bytes:
 
 
 def _read(path: Path | None, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
-    """The tensor, mapped from its file; ``None`` where there is none, or it is damaged."""
+    """The tensor, mapped from its file; ``None`` if the file is missing or damaged."""
     if path is None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get("sha256")
+            stated = (file.metadata() or {}).get("sha256")
             hidden: Tensor = file.get_tensor(_NAME)
     except (OSError, SafetensorError):
         return None
     if hidden.dtype != dtype or hidden.shape != shape:
         return None
-    return hidden if hashlib.sha256(hidden.view(torch.uint8).numpy().data).hexdigest() == told else None
+    return hidden if hashlib.sha256(hidden.view(torch.uint8).numpy().data).hexdigest() == stated else None

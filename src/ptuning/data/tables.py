@@ -1,21 +1,21 @@
 """From a file, a stream, a Hub data set or rows in memory to numbered rows, one at a time.
 
-Nothing is guessed about a value: a CSV cell is the text that stands in it (``NA``, ``null`` and
-``nan`` are words), a JSON value keeps its type. How a file is written is detected where it is certain,
-said (:attr:`Table.notes`), and can be given. Memory stays bounded: one row of a text file, one batch of a
-Parquet file, of JSON that is one object the file.
+Values are not guessed: a CSV cell is its text (``NA``, ``null`` and ``nan`` are words), a JSON value keeps
+its type. How a file is written is detected only if it is certain, is reported (:attr:`Table.notes`), and can
+be set by options. Memory is bounded: one row of a text file, one batch of a Parquet file, or the entire file
+for JSON that is a single object.
 
-What a source may be:
+A source may be:
 
-* a path: CSV or TSV, JSON of any form, ``.txt`` (one text a line, or fastText's labels and texts), each
+* a path: CSV or TSV, JSON of any form, ``.txt`` (one text per line, or fastText's labels and texts), each
   also compressed or alone in a zip archive; Parquet, Arrow or Excel;
-* a folder with a sub-folder of ``.txt`` files a label, or of parts of one table;
-* ``"-"`` (standard input) or any binary stream, with ``format`` saying what it holds;
+* a folder with one sub-folder of ``.txt`` files per label, or with parts of one table;
+* ``"-"`` (standard input) or any binary stream, with ``format``;
 * ``hf:NAME[/CONFIG][:SPLIT]``, a data set on the Hub: see :mod:`ptuning.data.hub`;
 * a ``datasets.Dataset``, or any iterable of mappings.
 
-The readers: :mod:`separated`, :mod:`json_files`, :mod:`columnar`, :mod:`spreadsheet`, :mod:`hub`; under them
-:mod:`cells`, :mod:`text_files`, :mod:`encodings`, :mod:`containers`.
+The readers are :mod:`separated`, :mod:`json_files`, :mod:`columnar`, :mod:`spreadsheet` and :mod:`hub`, on
+top of :mod:`cells`, :mod:`text_files`, :mod:`encodings` and :mod:`containers`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ptuning.data.hub import dataset_rows, load_hub, memory_rows
 from ptuning.data.json_files import json_rows
 from ptuning.data.places import Origin, Parts, Problem, listing
 from ptuning.data.reading import Header, Quoting, Reading, Rows
-from ptuning.data.separated import alike, separated_rows
+from ptuning.data.separated import row_width, separated_rows
 from ptuning.data.spreadsheet import workbook_rows
 from ptuning.data.text_files import LONGEST, SAMPLE, Text, encoding_of, sampled, too_long, undecoded
 from ptuning.errors import ConfigError, DataError
@@ -80,15 +80,15 @@ _LABEL = "__label__"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """An opened source, its first row already read, so that a wrong file is an error at once.
+    """An opened source. Its first row has been read, so that a wrong file is an error right away.
 
     Args:
-        origin: What errors call this source and its rows.
-        columns: The names in the first row, in order.
+        origin: The name of the source and its rows in messages.
+        columns: The column names of the first row, in order.
         rows: The numbered rows; they can be read once.
-        label_names: For columns of class labels (``datasets.ClassLabel``), their names in order;
-            the rows hold the names, not the numbers, and ``None`` where the number is -1.
-        notes: What was detected, a sentence each, for the user to read. More may come while rows are read.
+        label_names: For columns of class labels (``datasets.ClassLabel``), the class names in order; the rows
+            have the names, not the numbers, and ``None`` for -1.
+        notes: What was detected, one sentence each, for the user. More may be added while rows are read.
     """
 
     origin: Origin
@@ -113,27 +113,26 @@ def open_table(
 
     Args:
         source: A path, ``"-"``, a binary stream, ``hf:NAME[/CONFIG][:SPLIT]``, or rows in memory.
-        format: What a stream holds, or what a path holds in spite of its extension.
-        separator: What stands between the cells of CSV and TSV; told from the file. Sources of other kinds
-            have none, and do not look at this, nor at the next three.
-        encoding: Of a text file; told from its beginning.
-        header: Whether the first row of CSV, TSV and Excel holds the columns' names: ``first``, ``none``
-            (columns are then called "1", "2", …), or ``auto``: told from the file.
-        quoting: What double quotes mean in CSV and TSV: ``csv``, ``none`` (characters like others), or
-            ``auto``: told from the file.
-        named: The columns that the user named, which tell a header.
-        problems: A list that takes the rows that cannot be read, which are then left out; without, the
-            first one raises.
+        format: The format of a stream, or of a path with another extension.
+        separator: The separator of CSV and TSV; detected if ``None``. This option and the next three are
+            ignored for other kinds of sources.
+        encoding: The encoding of a text file; detected if ``None``.
+        header: Whether the first row of CSV, TSV and Excel has the column names: ``first``, ``none`` (columns
+            are then called "1", "2", …), or ``auto`` (detected).
+        quoting: The meaning of double quotes in CSV and TSV: ``csv``, ``none`` (ordinary characters), or
+            ``auto`` (detected).
+        named: The columns that the user named, which help to detect a header.
+        problems: A list to which the unreadable rows are added, which are then left out; if ``None``, the
+            first bad row raises.
 
     Raises:
-        DataError: The source is missing, empty or unreadable, or what it holds cannot be told; a bad row
-        raises
-            when it is reached.
-        ConfigError: ``format`` is missing, unknown, or given where it means nothing; ``separator`` or
-            ``encoding`` is none.
+        DataError: The source is missing, empty or unreadable, or its format cannot be detected; a bad row
+            raises when it is reached.
+        ConfigError: ``format`` is missing, unknown, or does not apply; ``separator`` or ``encoding`` is
+            invalid.
     """
     if format is not None and format not in FORMATS:
-        raise ConfigError(f"format {format!r} is unknown; expected one of {listing(FORMATS)}")
+        raise ConfigError(f"format {format!r} is unknown", expected=f"one of {listing(FORMATS)}")
     reading = Reading(
         origin=Origin(name=os.fspath(source) if isinstance(source, os.PathLike | str) else "the rows"),
         separator=separator,
@@ -147,8 +146,11 @@ def open_table(
     first = next(rows, None)
     if first is None:
         reading.refuse_empty(
-            "no rows, expected at least one; check that this is the right file and that whatever wrote it "
-            "finished"
+            DataError(
+                "no rows",
+                expected="at least one",
+                remedy="check that this is the right file and that whatever wrote it finished",
+            )
         )
     return Table(
         origin=reading.origin,
@@ -166,20 +168,21 @@ def _rows(source: Source, format: Format | None, reading: Reading) -> Rows:
         return _path_rows(local_path(source, "the data", error=DataError, expand=False), format, reading)
     if isinstance(source, str) and source == "-":
         if sys.stdin is None:
-            raise DataError("standard input is closed, expected rows in it; name a file")
+            raise DataError("standard input is closed", expected="rows in it", remedy="name a file")
         return _stream_rows(sys.stdin.buffer, "standard input", format, reading)
     if isinstance(source, io.TextIOBase):
         raise ConfigError(
-            "the source is a text stream, expected a binary one so that its encoding can be checked; pass "
-            "sys.stdin.buffer, or open the file with mode 'rb'"
+            "the source is a text stream",
+            expected="a binary one so that its encoding can be checked",
+            remedy="pass sys.stdin.buffer, or open the file with mode 'rb'",
         )
     if hasattr(source, "read"):
         stream = cast(IO[bytes], source)
         return _stream_rows(stream, str(getattr(stream, "name", "the stream")), format, reading)
     if format is not None:
         raise ConfigError(
-            f"format {format!r} was given for a source that needs none (a Hub data set or rows in memory); "
-            "leave it out"
+            f"format {format!r} was given for a Hub data set or rows in memory, which need none",
+            remedy="leave it out",
         )
     if isinstance(source, str):
         return dataset_rows(load_hub(source), reading)
@@ -196,20 +199,21 @@ def _path_rows(path: Path, format: Format | None, reading: Reading) -> Rows:
         if (member := member_at(path)) is not None:
             return _file_rows(member.path, member.open, format, reading)
         raise DataError(
-            f"{path} does not exist (looked in {Path.cwd()}), expected a file of rows; check the path, or "
-            "write hf:NAME for a data set on the Hub"
+            f"{path} does not exist (looked in {Path.cwd()})",
+            expected="a file of rows",
+            remedy="check the path, or write hf:NAME for a data set on the Hub",
         )
     return _file_rows(path, lambda: path.open("rb"), format, reading)
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file's extension says that it holds, ``.gz`` and the like left aside."""
+    """The format of a file by its extension, ignoring ``.gz`` and the like."""
     plain = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     return EXTENSIONS.get(plain.suffix.lower())
 
 
 def _file_rows(path: Path, opener: Opener, format: Format | None, reading: Reading) -> Rows:
-    """The rows of a file on disk or in an archive, by what it begins with and what it is called."""
+    """The rows of a file on disk or in an archive; its format by its first bytes and its name."""
     reading.origin = Origin(name=str(path))
     with readable(str(path)), opener() as stream:
         head = stream.read(1024)
@@ -221,11 +225,12 @@ def _file_rows(path: Path, opener: Opener, format: Format | None, reading: Readi
             return workbook_rows(path, reading)
         if "content.xml" in names and "mimetype" in names:
             raise DataError(
-                f"{path} is an OpenDocument file (.ods), expected a file of rows; open it, and save the "
-                "sheet as CSV (UTF-8) or .xlsx"
+                f"{path} is an OpenDocument file (.ods)",
+                expected="a file of rows",
+                remedy="open it, and save the sheet as CSV (UTF-8) or .xlsx",
             )
         member = only_member(path, names, lambda name: kind_of(Path(name)) is not None)
-        reading.say(f"the file {member.name!r} in it is read")
+        reading.add_note(f"the file {member.name!r} in it is read")
         return _file_rows(member.path, member.open, format, reading)
     if head.startswith(b"PAR1") and format is None:
         kind = "parquet"
@@ -233,12 +238,16 @@ def _file_rows(path: Path, opener: Opener, format: Format | None, reading: Readi
     if kind in _BINARY:
         if how is not None or not path.is_file():
             raise DataError(
-                f"{path} is compressed or packed, expected a file of this kind by itself; unpack it first"
+                f"{path} is compressed or in an archive",
+                expected="an uncompressed file of this kind",
+                remedy="unpack it first",
             )
         return workbook_rows(path, reading) if kind == "excel" else columnar_rows(path, kind, reading)
     if is_zip(head):
         raise DataError(
-            f"{path} is an archive in an archive, expected a file of rows; unpack the outer one first"
+            f"{path} is an archive in an archive",
+            expected="a file of rows",
+            remedy="unpack the outer one first",
         )
 
     def text() -> IO[bytes]:
@@ -252,8 +261,9 @@ def _stream_rows(stream: IO[bytes], name: str, format: Format | None, reading: R
     if format is None or format == "parquet":
         got = "has no format" if format is None else "cannot be read as parquet, which needs a file"
         raise ConfigError(
-            f"{name} {got}, expected one of 'csv', 'tsv', 'jsonl', 'text'; say it (--input_format of ptuning "
-            "predict, format= in Python), or give a path instead"
+            f"{name} {got}",
+            expected="one of 'csv', 'tsv', 'jsonl', 'text'",
+            remedy="set it with --input_format (ptuning predict) or format= (Python), or give a path instead",
         )
     reading.origin = Origin(name=name, unit="line")
     return _text_rows(stream, format, True, reading)
@@ -263,9 +273,9 @@ def _text_rows(source: IO[bytes] | Opener, kind: str | None, certain: bool, read
     """The rows of a text file, which is closed at the end, or of a stream, which is left open.
 
     Args:
-        source: A stream, or what opens a file, as often as needed.
-        kind: What it should hold: a format, or ``None`` where only the content can tell.
-        certain: Whether ``kind`` was said rather than told from a name.
+        source: A stream, or a function that opens the file, as often as needed.
+        kind: The format; ``None`` to detect it from the content.
+        certain: Whether the user set ``kind``; otherwise it is from the file's name.
     """
     name = reading.origin.name
     owned: list[IO[bytes]] = []
@@ -274,15 +284,15 @@ def _text_rows(source: IO[bytes] | Opener, kind: str | None, certain: bool, read
             if callable(source):
                 owned.append(source())
             stream = owned[0] if owned else cast(IO[bytes], source)
-            head, whole, stream = sampled(stream, wait=bool(owned))
+            head, complete, stream = sampled(stream, wait=bool(owned))
             if not owned and (how := compression_of(head)) is not None:
-                head, whole, stream = sampled(decompressed(stream, how), wait=False)
+                head, complete, stream = sampled(decompressed(stream, how), wait=False)
             refuse_foreign(head, name)
-            text = Text(head, whole, stream, reading)
+            text = Text(head, complete, stream, reading)
             kind = kind if certain or kind not in (None, "text") else _kind_by_content(text, kind, reading)
 
             @contextmanager
-            def again() -> Iterator[Iterator[str]]:
+            def reopen() -> Iterator[Iterator[str]]:
                 with cast(Opener, source)() as stream, text.of(stream, "") as opened:
                     yield opened
 
@@ -295,35 +305,35 @@ def _text_rows(source: IO[bytes] | Opener, kind: str | None, certain: bool, read
                 yield from _fasttext_rows(text, reading)
             else:
                 separator = "\t" if kind == "tsv" else ","
-                yield from separated_rows(text, separator, reading, again if owned else None)
+                yield from separated_rows(text, separator, reading, reopen if owned else None)
         finally:
             for stream in owned:
                 stream.close()
 
 
 def _kind_by_content(text: Text, kind: str | None, reading: Reading) -> str:
-    """What a ``.txt``, or a file whose extension says nothing, holds."""
+    """The format of a ``.txt`` file or a file with an unknown extension, by its content."""
     lines = [line for line in text.first_lines() if line.strip()]
     if lines and all(line.startswith(_LABEL) for line in lines):
-        reading.say(f"read as fastText's: what follows {_LABEL} is a label, the rest of the line the text")
+        reading.add_note(f"read as fastText: {_LABEL} starts a label, the rest of the line is the text")
         return "fasttext"
     if len(lines) > 1 and all(line.count("\t") == lines[0].count("\t") > 0 for line in lines):
-        reading.say("read as tab-separated: every line has as many tabs")
+        reading.add_note("read as tab-separated: every line has the same number of tabs")
         return "tsv"
     if kind is not None:
         return kind
     if text.beginning.lstrip()[:1] in ("{", "["):
-        reading.say("read as JSON, which it looks like")
+        reading.add_note("read as JSON, which it looks like")
         return "jsonl"
-    widths = {separator: alike(lines, separator) for separator in ",;|"}
+    widths = {separator: row_width(lines, separator) for separator in ",;|"}
     if len(lines) > 1 and any(width > 1 and share == 1 for width, share in widths.values()):
-        reading.say("read as CSV, which it looks like")
+        reading.add_note("read as CSV, which it looks like")
         return "csv"
     path = Path(reading.origin.name)
     raise DataError(
-        f"{path} has the extension {path.suffix or 'none'!r} and does not look like rows of cells or JSON, "
-        f"expected one of {listing(EXTENSIONS)} (the text ones also compressed: {listing(COMPRESSED)}, "
-        ".zip); rename the file"
+        f"{path} has the extension {path.suffix or 'none'!r} and does not look like rows of cells or JSON",
+        expected=f"one of {listing(EXTENSIONS)} (the text ones also compressed: {listing(COMPRESSED)}, .zip)",
+        remedy="rename the file",
     )
 
 
@@ -344,10 +354,14 @@ def _fasttext_rows(text: Text, reading: Reading) -> Rows:
         if not labels and not words:
             continue
         if not several and len(labels) > 1:
-            reading.bad(
+            reading.bad_row(
                 lines.number,
                 "label",
-                f"{len(labels)} labels, expected one as in the file's first rows; leave one",
+                DataError(
+                    got=f"{len(labels)} labels",
+                    expected="one, as in the first rows of the file",
+                    remedy="keep one",
+                ),
             )
             continue
         yield lines.number, {"text": words, "label": labels if several else labels[0] if labels else None}
@@ -359,7 +373,7 @@ def _fasttext_rows(text: Text, reading: Reading) -> Rows:
 def _folder_rows(folder: Path, format: Format | None, reading: Reading) -> Rows:
     texts, left_out = text_files(folder)
     files = [each for each in visible(folder) if each.is_file()]
-    # A .json beside other files describes them, as a rule, and files of other kinds make it another folder.
+    # A .json next to other files usually describes them; files of other kinds mean that it is not a table.
     tables = [
         each for each in files if kind_of(each) not in (None, "text") and each.suffix.lower() != ".json"
     ]
@@ -367,7 +381,7 @@ def _folder_rows(folder: Path, format: Format | None, reading: Reading) -> Rows:
         tables = []
     if texts:
         counts = sorted({text.label for text in texts if text.label is not None})
-        reading.say(
+        reading.add_note(
             f"a folder of texts, its {len(counts)} sub-folders the labels: {listing(counts, 6)}"
             + (f"; left out: {listing(left_out)}" if left_out else "")
         )
@@ -376,27 +390,29 @@ def _folder_rows(folder: Path, format: Format | None, reading: Reading) -> Rows:
         if len({kind_of(each) for each in tables}) > 1:
             raise DataError(
                 f"{folder} is a folder with files of several kinds "
-                f"({listing([each.name for each in tables], 6)}), expected a file of rows, or parts of one "
-                "table; name one file in it"
+                f"({listing([each.name for each in tables], 6)})",
+                expected="a file of rows, or parts of one table",
+                remedy="name one file in it",
             )
         refuse_splits(folder, tables)
-        reading.say(
+        reading.add_note(
             f"a folder of {len(tables)} files ({listing([each.name for each in tables], 4)}), read as one "
             "table"
         )
         return _part_rows(folder, tables, format, reading)
     plain = [TextFile(path=each, label=None) for each in files if each.suffix.lower() == ".txt"]
     if plain:
-        reading.say(f"a folder of {len(plain)} texts, without labels")
+        reading.add_note(f"a folder of {len(plain)} texts, without labels")
         return _texts_rows(folder, plain, reading)
     raise DataError(
-        f"{folder} is a folder, expected a file of rows, or a folder with a sub-folder of .txt files for "
-        "each label; name one file in it"
+        f"{folder} is a folder",
+        expected="a file of rows, or a folder with a sub-folder of .txt files for each label",
+        remedy="name one file in it",
     )
 
 
 def _texts_rows(folder: Path, texts: Sequence[TextFile], reading: Reading) -> Rows:
-    """A text a file, all in one encoding."""
+    """One text per file, all in the same encoding."""
     parts = Parts()
     reading.origin = Origin(name=str(folder), unit="row", parts=parts)
     sample = b""
@@ -415,7 +431,7 @@ def _texts_decoded(texts: Sequence[TextFile], parts: Parts, encoding: str, readi
             words = file.read(LONGEST + 1)
         problem = too_long("text") if len(words) > LONGEST else undecoded(words, encoding)
         if problem is not None:
-            reading.bad(number, "encoding", problem)
+            reading.bad_row(number, "encoding", problem)
         elif text.label is None:
             yield number, {"text": words.rstrip("\r\n")}
         else:
@@ -423,7 +439,7 @@ def _texts_decoded(texts: Sequence[TextFile], parts: Parts, encoding: str, readi
 
 
 def _part_rows(folder: Path, files: Sequence[Path], format: Format | None, reading: Reading) -> Rows:
-    """The rows of several files with the same columns, counted over all of them."""
+    """The rows of several files with the same columns, numbered consecutively."""
     parts = Parts()
     reading.origin = Origin(name=str(folder), unit="row", parts=parts)
     return _joined(files, parts, format, reading)
@@ -431,7 +447,7 @@ def _part_rows(folder: Path, files: Sequence[Path], format: Format | None, readi
 
 def _joined(files: Sequence[Path], parts: Parts, format: Format | None, reading: Reading) -> Rows:
     columns: tuple[str, ...] | None = None
-    said: set[str] = set()
+    known_notes: set[str] = set()
     last = 0
     for file in files:
         before = last
@@ -443,8 +459,9 @@ def _joined(files: Sequence[Path], parts: Parts, format: Format | None, reading:
             if before == last:
                 if tuple(row) != columns and kind_of(file) != "jsonl":
                     raise DataError(
-                        f"{file}: its columns are {listing(row)}, expected {listing(columns)} as in "
-                        f"{files[0].name}; name one file, or give all the same columns"
+                        f"{file}: its columns are {listing(row)}",
+                        expected=f"{listing(columns)} as in {files[0].name}",
+                        remedy="name one file, or use the same columns in all",
                     )
                 parts.add(before, own.origin)
             last = before + number
@@ -453,7 +470,7 @@ def _joined(files: Sequence[Path], parts: Parts, format: Format | None, reading:
             last = max(last, before + problem.row)
             cast(list[Problem], reading.problems).append(replace(problem, row=before + problem.row))
         for note in own.notes:
-            said_of_it = note.removeprefix(f"{file}: ")
-            if said_of_it not in said:
-                said.add(said_of_it)
+            without_name = note.removeprefix(f"{file}: ")
+            if without_name not in known_notes:
+                known_notes.add(without_name)
                 reading.notes.append(note)

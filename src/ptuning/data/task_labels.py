@@ -1,15 +1,15 @@
-"""Labels of rows for a model whose task is there already: names, class indices, zeros and ones.
+"""Labels for a model that has a task already: names, class indices, zeros and ones.
 
-The rule is one, whether the rows are texts or token ids:
+The rules are the same for texts and for token ids:
 
-1. A model whose labels nobody chose (``num_labels=2``: 0 and 1; or those of the backbone's configuration)
-   takes over the names in its training rows, if there are as many: those of a ``datasets.ClassLabel`` in
-   their order, otherwise the distinct strings (or truth values, or numbers that are no class indices, such as
-   1 to C) in the order that :func:`~ptuning.data.infer_task` gives them.
-2. Labels that are all the task's own are that.
-3. Otherwise whole numbers (0 and 0.0 alike) are class indices, and so are truth values for two classes and a
-   ``ClassLabel`` that has no name of the task's.
-4. For several labels a row, rows of C zeros and ones say which labels apply.
+1. If the labels of the model are defaults (``num_labels=2``: 0 and 1; or those of the backbone's
+   configuration), the names in the training rows replace them, if there are as many: those of a
+   ``datasets.ClassLabel`` in their order, otherwise the distinct strings (or booleans, or numbers other than
+   class indices, such as 1 to C) in the order of :func:`~ptuning.data.infer_task`.
+2. If all labels are the task's own, they are used directly.
+3. Otherwise whole numbers (0 as well as 0.0) are class indices, and so are booleans for two classes and a
+   ``ClassLabel`` without any of the task's names.
+4. For multi-label tasks, rows of C zeros and ones say which labels apply.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ptuning.task import Label, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """A split's examples, and the names of its ``ClassLabel`` in order, if its labels are of one."""
+    """The examples of a split, and the class names of its ``ClassLabel`` column in order, if it has one."""
 
     examples: Sequence[Example]
     names: tuple[Label, ...] | None = None
@@ -39,15 +39,15 @@ class Labelled:
 def task_labels(
     splits: Mapping[str, Labelled], task: Task, *, unnamed: bool
 ) -> tuple[dict[str, list[Example]], Task]:
-    """The splits' examples, each with the task's own label, and the task, which may have taken over names.
+    """The examples of all splits with the task's own labels, and the task, possibly with new label names.
 
     Args:
-        splits: By name, ``train`` among them.
-        task: What the model's logits mean.
-        unnamed: Whether nobody chose the task's labels, so that those of the training rows may replace them.
+        splits: The splits by name, including ``train``.
+        task: The task of the model.
+        unnamed: Whether the labels of the task are defaults, which those of the training rows may replace.
 
     Raises:
-        DataError: a label that the task does not have; the row is named.
+        DataError: a label that the task does not have; names the row.
     """
     examples = {name: list(split.examples) for name, split in splits.items()}
     if not task.labels:
@@ -71,14 +71,17 @@ def task_labels(
 
 
 def _named(train: Labelled, task: Task) -> Task:
-    """The task with the names in the training rows, if they can only be its labels."""
+    """The task with the label names in the training rows, if there are as many."""
     if train.names is not None:
         if set(train.names) & set(task.labels):
             return task
         if len(train.names) > task.num_labels:
             raise DataError(
-                f"{_place(train)}: the labels have {len(train.names)} classes ({listing(train.names, 6)}), "
-                f"but the model was made for {task.num_labels}; make it with num_labels={len(train.names)}"
+                f"{_place(train)}, labels",
+                got=f"{len(train.names)} classes ({listing(train.names, 6)})",
+                expected=f"at most {task.num_labels}, because the model was created with "
+                f"num_labels={task.num_labels}",
+                remedy=f"create it with num_labels={len(train.names)}",
             )
         return replace(task, labels=train.names) if len(train.names) == task.num_labels else task
     items = _items(train.examples)
@@ -93,9 +96,12 @@ def _named(train: Labelled, task: Task) -> Task:
     if len(seen) != task.num_labels:
         hint = f"Task(problem_type={task.problem_type!r}, labels={_tuple(seen)})"
         raise DataError(
-            f"{_place(train)}: the labels are strings ({listing(seen, 6)}), but the model was made with "
-            f"num_labels={task.num_labels} (labels {listing(task.labels, 6)}); make it with "
-            f"num_labels={len(seen)}, or pass task={hint}"
+            f"{_place(train)}, labels",
+            got=f"{len(seen)} strings ({listing(seen, 6)})",
+            expected=f"{task.num_labels} labels ({listing(task.labels, 6)}), because the model was "
+            f"created with "
+            f"num_labels={task.num_labels}",
+            remedy=f"create it with num_labels={len(seen)}, or pass task={hint}",
         )
     return replace(task, labels=seen)
 
@@ -112,7 +118,7 @@ def _place(split: Labelled) -> str:
 
 
 def _indexed(splits: Mapping[str, list[Example]], task: Task) -> dict[str, list[Example]]:
-    """Class indices, and rows of zeros and ones, as the labels that they stand for."""
+    """Replace class indices, and rows of zeros and ones, by labels."""
     found = dict(splits)
     pooled = [example for examples in splits.values() for example in examples]
     if _several(task) and _are_switches(pooled, task):
@@ -134,7 +140,7 @@ def _items(examples: Sequence[Example]) -> list[Any]:
 
 
 def _whole(examples: list[Example]) -> list[Example]:
-    """Labels that are all whole floats, one a row, as the numbers that they are; others as they are."""
+    """Labels with whole floats converted to integers, if all of them are; otherwise unchanged."""
     labels = [example.label for example in examples if example.label is not None]
     if not all(isinstance(label, float) and label.is_integer() for label in labels):
         return examples
@@ -153,16 +159,18 @@ def _with(example: Example, change: Callable[[Any], Any]) -> Example:
 
 
 def _are_switches(examples: Sequence[Example], task: Task) -> bool:
-    """Whether every row is zeros and ones, which transformers takes for several labels: one a label."""
+    """Whether every row has zeros and ones, one per label, as transformers expects for multi-label tasks."""
     rows = [example for example in examples if isinstance(example.label, tuple)]
     items = [item for row in rows for item in row.label or ()]
     if not items or not all(item in (0, 1) for item in items):
         return False
     odd = next((row for row in rows if len(row.label or ()) != task.num_labels), None)
-    if odd is not None and any(isinstance(item, float) for item in items):  # which no label is
+    if odd is not None and any(isinstance(item, float) for item in items):  # a label is never a float
         raise DataError(
-            f"{odd.place}: the label is {shortened(list(odd.label or ()))}, expected {task.num_labels} zeros "
-            f"and ones, one for each of {listing(task.labels, 20)}; give every row all of them"
+            f"{odd.place}, the label",
+            got=shortened(list(odd.label or ())),
+            expected=f"{task.num_labels} zeros and ones, one for each of {listing(task.labels, 20)}",
+            remedy="give every row all of them",
         )
     return odd is None
 
@@ -178,9 +186,11 @@ def _by_index(example: Example, task: Task) -> Example:
     def named(index: int) -> Label:
         if not 0 <= index < task.num_labels:
             raise DataError(
-                f"{example.place}: the label {index} is no class, expected a number from 0 to "
-                f"{task.num_labels - 1}, or one of {listing(task.labels, 20)}; correct the label, or make "
-                "the model with as many labels as the data have"
+                f"{example.place}, the label",
+                got=index,
+                expected=f"a class index from 0 to {task.num_labels - 1}, or one of "
+                f"{listing(task.labels, 20)}",
+                remedy="correct the label, or create the model with as many labels as the data have",
             )
         return task.labels[int(index)]
 
@@ -188,10 +198,10 @@ def _by_index(example: Example, task: Task) -> Example:
 
 
 def _check_known(train: Sequence[Example], task: Task, unnamed: bool) -> None:
-    """Refuse labels in the training rows that are not the task's; nothing was trained yet."""
+    """Refuse training labels that the task does not have; nothing was trained yet."""
     kinds = {type(item) for item in _items(train)}
     if len(kinds) > 1:
-        return  # a mixture is named where labels are encoded
+        return  # encoding the labels raises an error for a mixture
     own = {(type(label), label) for label in task.labels}
     for example in train:
         for item in _items([example]):
@@ -199,13 +209,15 @@ def _check_known(train: Sequence[Example], task: Task, unnamed: bool) -> None:
                 continue
             made = f"num_labels={task.num_labels}" if unnamed else "these labels"
             hint = (
-                "for scores, make it with num_labels=1"
+                "for scores, create it with num_labels=1"
                 if isinstance(item, float)
-                else "correct the label, or make the model for the labels of the data: task=Task(labels=…)"
+                else "correct the label, or create the model for the labels of the data: task=Task(labels=…)"
             )
             raise DataError(
-                f"{example.place}: the label is {shortened(item)} ({type(item).__name__}), expected one of "
-                f"{listing(task.labels, 20)}, because the model was made with {made}; {hint}"
+                f"{example.place}, the label",
+                got=f"{shortened(item)} ({type(item).__name__})",
+                expected=f"one of {listing(task.labels, 20)}, because the model was created with {made}",
+                remedy=hint,
             )
 
 

@@ -1,7 +1,6 @@
-"""From bytes to lines of text: the beginning is looked at before anything is read, and no line is unbounded.
+"""From bytes to lines of text, with a look at the first bytes before reading, and a limit on line length.
 
-A stream is never asked for more than it has sent before its first line is complete, so that rows that come
-slowly are read as they come.
+A stream is not read beyond its first complete line before that line is used, so that slow streams work.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from ptuning.data.encodings import checked_encoding, find_encoding, suggestion
+from ptuning.data.places import located
 from ptuning.data.reading import Reading
+from ptuning.errors import DataError
 
-LONGEST = 1 << 24  # characters of a line, a cell or a JSON value
-SAMPLE = 1 << 20  # bytes of a file that tell its encoding, its separator and its form
+LONGEST = 1 << 24  # maximum characters of a line, a cell or a JSON value
+SAMPLE = 1 << 20  # bytes of a file from which its encoding, separator and form are detected
 _CHUNK = 1 << 16
-#: How a byte that cannot be decoded is shown: half a surrogate pair, which no text holds.
 _LINE_END = re.compile("(?<=\n)|(?<=\r)(?!\n)")
+#: A byte that cannot be decoded is represented by a lone surrogate, which does not occur in text.
 _UNDECODED = re.compile("[\udc00-\udcff]")
 
 
@@ -33,7 +34,7 @@ codecs.register_error("ptuning.undecoded", _escape_bytes)
 
 
 class Sampled(io.BufferedIOBase):
-    """A binary stream whose first bytes have been read, and are read again."""
+    """A binary stream, with bytes in front that have been read from it already."""
 
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head = head
@@ -60,10 +61,10 @@ class Sampled(io.BufferedIOBase):
 
 
 def sampled(stream: IO[bytes], *, wait: bool) -> tuple[bytes, bool, IO[bytes]]:
-    """The first bytes of a stream, whether they are all of it, and the stream with them still in it.
+    """The first bytes of a stream, whether they are all of it, and the stream from its start.
 
     Args:
-        wait: Whether a whole sample is worth waiting for (a file); otherwise a first line is enough.
+        wait: Whether to wait for a full sample (of a file); otherwise the first line is enough.
     """
     read: Any = getattr(stream, "read1", stream.read)
     head = b""
@@ -80,13 +81,13 @@ def sampled(stream: IO[bytes], *, wait: bool) -> tuple[bytes, bool, IO[bytes]]:
 class Lines:
     """The lines of a text, counted, each with its line end.
 
-    A line that is too long or cannot be decoded is put on ``broken`` when it is given: as (line, kind,
-    message). Of one that is too long only its end is given.
+    A line that is too long or cannot be decoded is added to ``broken``, as (line, kind, error), when it is
+    returned. A line that is too long is returned empty.
     """
 
     def __init__(self, text: io.TextIOWrapper, encoding: str) -> None:
         self.number = 0
-        self.broken: list[tuple[int, str, str]] = []
+        self.broken: list[tuple[int, str, DataError]] = []
         self._text = text
         self._encoding = encoding
 
@@ -104,13 +105,13 @@ class Lines:
             yield line
 
     def sound(self, reading: Reading) -> Iterator[str]:
-        """The lines that are not broken, where a line is a row; the others are reported."""
+        """The lines that are not broken, for files with one row per line; the others are reported."""
         for line in self:
             if not (self.broken and self.report(self.number, self.number, reading)):
                 yield line
 
-    def broken_until(self, last: int) -> list[tuple[int, str, str]]:
-        """The broken lines up to ``last``, which are then forgotten."""
+    def broken_until(self, last: int) -> list[tuple[int, str, DataError]]:
+        """Remove and return the broken lines up to ``last``."""
         found = [each for each in self.broken if each[0] <= last]
         self.broken = self.broken[len(found) :]
         return found
@@ -118,34 +119,38 @@ class Lines:
     def report(self, row: int, last: int, reading: Reading) -> bool:
         """Report ``row``, which ends in line ``last``, if one of its lines is broken."""
         found = self.broken_until(last)
-        for number, kind, message in found[:1]:
-            reading.bad(row, kind, message if number == row else f"its line {number}: {message}")
+        for number, kind, error in found[:1]:
+            reading.bad_row(row, kind, error if number == row else located(error, f"its line {number}"))
         return bool(found)
 
 
-def too_long(what: str) -> str:
-    """What is wrong with a line or a value that is longer than :data:`LONGEST`."""
-    return (
-        f"a {what} of more than {LONGEST:,} characters, expected fewer; check that every row ends with a "
-        "line break, or cut the text"
+def too_long(what: str) -> DataError:
+    """The error for a line or a value that is longer than :data:`LONGEST`."""
+    return DataError(
+        got=f"a {what} of more than {LONGEST:,} characters",
+        expected="fewer",
+        remedy="check that every row ends with a line break, or shorten the text",
     )
 
 
-def undecoded(line: str, encoding: str) -> str | None:
-    """What is wrong with a line that holds bytes that could not be decoded, if it does."""
+def undecoded(line: str, encoding: str) -> DataError | None:
+    """The error for a line with bytes that could not be decoded; ``None`` if it has none."""
     bad = _UNDECODED.search(line)
     if bad is None:
         return None
-    byte = ord(bad.group()) - 0xDC00
+    byte = f"byte 0x{ord(bad.group()) - 0xDC00:02x} at character {bad.start() + 1}"
     if encoding != "utf-8-sig":
-        return (
-            f"byte 0x{byte:02x} at character {bad.start() + 1} is not {encoding}, expected text in that "
-            "encoding throughout; mend the line, or name another with --data.encoding"
+        return DataError(
+            f"{byte} is not {encoding}",
+            expected="text in that encoding throughout",
+            remedy="correct the line, or set another encoding with --data.encoding",
         )
     around = line[max(0, bad.start() - 200) : bad.start() + 200]
-    return (
-        f"byte 0x{byte:02x} at character {bad.start() + 1} is not UTF-8, expected UTF-8 text; mend the line, "
-        f"or, if the whole file is in another encoding, say so: {suggestion(_as_bytes(around))}"
+    return DataError(
+        f"{byte} is not UTF-8",
+        expected="UTF-8 text",
+        remedy="correct the line, or, if the entire file is in another encoding, set it: "
+        + suggestion(_as_bytes(around)),
     )
 
 
@@ -157,33 +162,34 @@ def _as_bytes(text: str) -> bytes:
 
 
 def encoding_of(head: bytes, reading: Reading) -> str:
-    """The encoding that the user named, or the one found, which is said."""
+    """The encoding that the user set, or the detected one, with a note."""
     if reading.encoding is not None:
         return checked_encoding(reading.encoding)
     found = find_encoding(head, reading.origin.name)
     if found.note:
-        reading.say(found.note)
+        reading.add_note(found.note)
     return found.name
 
 
 class Text:
-    """A text whose encoding is known.
+    """A text with a known encoding.
 
     Args:
         head: Its first bytes.
-        whole: Whether they are all of it.
-        stream: All of its bytes, the first ones too.
-        reading: Says the encoding, if the user named one, and is told.
+        complete: Whether they are all of it.
+        stream: All of its bytes, including the first ones.
+        reading: Has the encoding, if the user set one, and receives notes.
     """
 
-    def __init__(self, head: bytes, whole: bool, stream: IO[bytes], reading: Reading) -> None:
+    def __init__(self, head: bytes, complete: bool, stream: IO[bytes], reading: Reading) -> None:
         self.encoding = encoding_of(head, reading)
-        self.whole = whole
-        self.beginning = codecs.getincrementaldecoder(self.encoding)("ptuning.undecoded").decode(head, whole)
+        self.complete = complete
+        decoder = codecs.getincrementaldecoder(self.encoding)("ptuning.undecoded")
+        self.beginning = decoder.decode(head, complete)
         self._stream = stream
 
     def opened(self, newline: str | None) -> io.TextIOWrapper:
-        """All of it, once; ``newline`` as in :func:`open`."""
+        """The entire text, once; ``newline`` as in :func:`open`."""
         return self.of(self._stream, newline)
 
     def of(self, stream: IO[bytes], newline: str | None) -> io.TextIOWrapper:
@@ -195,6 +201,6 @@ class Text:
         return Lines(self.opened(newline), self.encoding)
 
     def first_lines(self) -> list[str]:
-        """The whole lines that are known before anything is read, each with its end."""
+        """The complete lines in the first bytes, each with its end."""
         found = [line for line in _LINE_END.split(self.beginning) if line]
-        return found if self.whole or len(found) < 2 or found[-1][-1] in "\r\n" else found[:-1]
+        return found if self.complete or len(found) < 2 or found[-1][-1] in "\r\n" else found[:-1]

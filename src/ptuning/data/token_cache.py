@@ -1,8 +1,8 @@
-"""Token ids of whole splits, kept on disk: a second run on the same texts does not tokenise them again.
+"""A cache of token ids on disk: a second run on the same texts does not tokenise them again.
 
-A kept split is one safetensors file under a digest of everything that its ids depend on: the tokenizer's
-whole pipeline, the options of :class:`~ptuning.data.tokens.Tokenise`, the libraries' versions, every text.
-Labels are not in it. What is damaged, or another split's, is a miss.
+Each split is one safetensors file named by a digest of everything that its ids depend on: the tokenizer's
+full pipeline, the options of :class:`~ptuning.data.tokens.Tokenise`, the library versions, all texts. Labels
+are not in it. A damaged file is a miss.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ptuning.data.examples import Example
 from ptuning.data.tokens import Tokenise, TokenRow
 
 LIMIT = 1 << 30
-"""Bytes of all kept splits together: some thousand of MRPC's size, or two hundred of SST-2's."""
+"""Maximum bytes of all cached splits: about a thousand of the size of MRPC, or two hundred of SST-2."""
 
 MIN_ROWS = 2000
-"""Fewer rows are tokenised in less time than it takes to notice."""
+"""Splits with fewer rows are not cached; tokenising them takes hardly any time."""
 
-_FORMAT = 1  # of the files; raise it when they change
+_FORMAT = 1  # increase it when the file format changes
 _CACHE = Cache("tokens", LIMIT)
 _Arrays = dict[str, NDArray[Any]]
 
@@ -46,14 +46,14 @@ def token_rows_of(
     cache: Cache = _CACHE,
     min_rows: int = MIN_ROWS,
 ) -> list[TokenRow]:
-    """What ``tokenise(examples, labels)`` returns, from the cache if it is there, and put there if not.
+    """The result of ``tokenise(examples, labels)``, cached.
 
     Args:
-        cache: Where splits are kept; one with a limit of 0 keeps none.
-        min_rows: Shorter splits are neither looked up nor kept.
+        cache: The cache; with a limit of 0 nothing is stored.
+        min_rows: Shorter splits are not cached.
 
     Raises:
-        DataError: as ``tokenise`` does. A split that it refuses is never kept.
+        DataError: as ``tokenise`` does. A split that it refuses is never stored.
     """
     key = _key(tokenise, examples) if len(examples) >= max(min_rows, 1) and cache.limit > 0 else None
     if key is None:
@@ -71,11 +71,11 @@ def token_rows_of(
 
 
 def _key(tokenise: Tokenise, examples: Sequence[Example]) -> str | None:
-    """A digest of everything that the rows depend on; ``None`` where that cannot be told."""
+    """A digest of everything that the rows depend on; ``None`` if that cannot be determined."""
     tokenizer = _identity(tokenise.tokenizer)
     if tokenizer is None:
         return None
-    # ``too_long`` is part of it: what was kept under "error" has been found to fit.
+    # ``too_long`` is part of it: splits stored under "error" have been checked to fit.
     options = [tokenise.limit, tokenise.segments, tokenise.places, tokenise.wanted, tokenise.too_long]
     versions = [_FORMAT, tokenizers.__version__, transformers.__version__]
     found = hashlib.sha256(json.dumps([versions, options]).encode())
@@ -87,18 +87,16 @@ def _key(tokenise: Tokenise, examples: Sequence[Example]) -> str | None:
 
 
 def _bytes_of(texts: Iterable[str | None]) -> bytes:
-    """Texts one behind the other, after how many they are and the bytes of each, -1 for one that is missing:
-    no two lists of texts give the same.
-    """
+    """A unique encoding of a list of texts: their number, the length of each (-1 if ``None``), the texts."""
     encoded = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
     lengths = [len(encoded), *(-1 if text is None else len(text) for text in encoded)]
     return np.array(lengths, dtype="<i8").tobytes() + b"".join(text or b"" for text in encoded)
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
-    """Everything about a tokenizer that decides its ids; ``None`` for one whose ids cannot be foretold.
+    """Everything in a tokenizer that its output depends on; ``None`` if that cannot be determined.
 
-    That is so if its work is done in Python, in a class that is not transformers' own, or at random.
+    That is the case for tokenizers in Python, of classes outside of transformers, or with random output.
     """
     kind = type(tokenizer)
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or kind.__module__.split(".")[0] != "transformers":
@@ -110,7 +108,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
         text: str = backend.to_str()
     except Exception:  # a part that was written in Python; the library raises a bare Exception
         return None
-    # Truncation and padding stand in front, and are whatever the last call asked for.
+    # Truncation and padding come first, with the settings of the last call.
     front, mark, rest = text.partition('"added_tokens":')
     state = json.loads(front.rstrip().rstrip(",") + "}") if mark else {}
     state.pop("truncation", None)
@@ -130,10 +128,10 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
 
 
 def _arrays(rows: Sequence[TokenRow]) -> _Arrays | None:
-    """Rows without their labels; ``None`` where a number does not fit its type.
+    """Rows without their labels; ``None`` if a value does not fit its type.
 
-    ``input_ids`` int32, all rows' one behind the other; ``offsets`` int64 ``[N + 1]``, where each row
-    begins in it; ``token_type_ids`` and ``segment_ids`` int8, like ``input_ids``, if rows have them.
+    ``input_ids`` int32, all rows concatenated; ``offsets`` int64 ``[N + 1]``, the start of each row;
+    ``token_type_ids`` and ``segment_ids`` int8, like ``input_ids``, if the rows have them.
     """
     made: _Arrays = {"offsets": np.cumsum([0, *map(len, rows)], dtype=np.int64)}
     for name, kind in (("input_ids", np.int32), ("token_type_ids", np.int8), ("segment_ids", np.int8)):
@@ -154,14 +152,16 @@ def _write(cache: Cache, key: str, arrays: _Arrays) -> None:
 
 
 def _read(file: Path, key: str, count: int, labels: Sequence[Any] | None) -> list[TokenRow] | None:
-    """The rows in a file, with ``labels``; ``None`` unless it is whole, ``key``'s, and has ``count`` rows."""
+    """The rows in a file, with ``labels``; ``None`` if it is damaged or not the entry of ``key``."""
     try:
         with safe_open(file, framework="numpy") as opened:
-            said = opened.metadata() or {}
+            stated = opened.metadata() or {}
             arrays: _Arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):  # thrown out since, cut short, or no such file at all
+    except (OSError, SafetensorError):  # evicted, truncated or missing
         return None
-    if (said.get("key"), said.get("digest")) != (key, _digest(arrays)) or len(arrays["offsets"]) != count + 1:
+    if (stated.get("key"), stated.get("digest")) != (key, _digest(arrays)) or len(
+        arrays["offsets"]
+    ) != count + 1:
         return None
     ends = arrays.pop("offsets").tolist()
     flat = {name: array.tolist() for name, array in arrays.items()}
@@ -179,7 +179,7 @@ def _read(file: Path, key: str, count: int, labels: Sequence[Any] | None) -> lis
 
 
 def _digest(arrays: _Arrays) -> str:
-    """Of the arrays' names, types, shapes and numbers."""
+    """A digest of the names, types, shapes and values of the arrays."""
     found = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         found.update(f"{name} {array.dtype} {array.shape};".encode())

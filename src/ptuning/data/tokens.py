@@ -1,7 +1,7 @@
 """Texts to token ids, and token ids to padded batches.
 
-Truncation cuts the longest text first and never the prompt: the limit that it works to has the
-prompt's places taken off already (``PTuningModel.max_text_tokens``).
+Truncation shortens the longest text first and never the prompt: the limit
+(``PTuningModel.max_text_tokens``) already excludes the prompt.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TooLong = Literal["truncate", "error"]
 _DROPPED = "the tokenizer leaves no token"
 
 LONG = 1 << 15
-"""Characters up to which a text is tokenised whole, whatever is kept of it."""
+"""Texts of up to so many characters are tokenised completely, even if they are truncated."""
 LARGEST = 1 << 22
-"""Characters in which the tokens that can be kept have to be; tokenising takes hundreds of bytes for each."""
+"""Of a longer text, only so many characters are tokenised; each takes hundreds of bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRow:
-    """One tokenised row: what the model takes, unpadded, and where the second text is."""
+    """One tokenised row: the model's input without padding, with segments and label."""
 
     input_ids: list[int]
     token_type_ids: list[int] | None
@@ -44,15 +44,15 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenise:
-    """How one model's texts become rows.
+    """Turns the texts of one model into rows of token ids.
 
     Args:
-        tokenizer: The backbone's.
-        limit: The most tokens a row may have, special tokens included; ``None`` for no limit.
-        segments: Whether the backbone reads ``token_type_ids``.
-        places: Whether the placement needs to know where each text begins.
-        wanted: The texts, 0 for the first and 1 for the second, that a row must have a token of.
-        too_long: Cut a text that does not fit, or refuse it, naming the row.
+        tokenizer: The tokenizer of the backbone.
+        limit: Maximum number of tokens per row, special tokens included; ``None`` for no limit.
+        segments: Whether the backbone uses ``token_type_ids``.
+        places: Whether the prompt's placement needs to know where each text starts.
+        wanted: The texts (0 for the first, 1 for the second) that must have at least one token in every row.
+        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,22 +70,23 @@ class Tokenise:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Tokenise:
-        """How ``model``'s texts become rows, by its own tokenizer unless another is given.
+        """The tokenisation for ``model``, with its own tokenizer unless another is given.
 
         Raises:
-            ConfigError: a model without a tokenizer, or one that does not tell what the model has to know.
+            ConfigError: the model has no tokenizer, or a slow one where a fast one is needed.
         """
         tokenizer = tokenizer or model.tokenizer
         if tokenizer is None:
-            raise ConfigError("the model has no tokenizer; pass tokenizer=… where it is made")
+            raise ConfigError("the model has no tokenizer", remedy="pass tokenizer=… when you create it")
         if model.needs_segments and not tokenizer.is_fast:
             raise ConfigError(
-                f"{type(tokenizer).__name__} is no fast tokenizer, so that it does not tell where a text "
-                "begins and ends; set prompt.placement to start, middle or end, or of a deep prompt "
-                "prompt.pooling to mean, layers or native"
+                f"{type(tokenizer).__name__} is a slow tokenizer",
+                expected="a fast one, because this prompt has to know where each text starts and ends",
+                remedy="set prompt.placement to start, middle or end, or for a deep prompt prompt.pooling to "
+                "mean, layers or native",
             )
         limit = model.max_text_tokens
-        if limit is None and tokenizer.model_max_length < 1_000_000:  # more means "not said"
+        if limit is None and tokenizer.model_max_length < 1_000_000:  # larger values mean "unknown"
             limit = tokenizer.model_max_length - model.inserted_tokens
         return cls(
             tokenizer=tokenizer,
@@ -100,7 +101,7 @@ class Tokenise:
         """Rows in the order of ``examples``, each with its encoded label if ``labels`` are given.
 
         Raises:
-            DataError: a text that does not fit, with ``too_long="error"``, or that leaves nothing to read.
+            DataError: a text that does not fit, with ``too_long="error"``, or that has no tokens.
         """
         if not examples:
             return []
@@ -122,7 +123,7 @@ class Tokenise:
         return rows
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """How many tokens each row would have, uncut."""
+        """The number of tokens of each row without truncation."""
         long = [i for i, each in enumerate(examples) if len(each.text) + len(each.text_b or "") > LONG]
         known = {i: self._count_long(examples[i]) for i in long}
         rest = [example for i, example in enumerate(examples) if i not in known]
@@ -130,7 +131,7 @@ class Tokenise:
         return [known[i] if i in known else len(next(short)) for i in range(len(examples))]
 
     def _count_long(self, example: Example) -> int:
-        """The tokens of a row that is too long to be tokenised in one piece, but for those across a seam."""
+        """The approximate number of tokens of a row that is too long to be tokenised in one piece."""
         texts = [text for text in (example.text, example.text_b) if text is not None]
         count = int(self.tokenizer.num_special_tokens_to_add(pair=len(texts) == 2))
         for text in texts:
@@ -141,10 +142,10 @@ class Tokenise:
         return count
 
     def _beginning(self, example: Example, text: str) -> str:
-        """``text``, or a part of it that has all the tokens that can be kept, and some more.
+        """``text``, or a part of it with more tokens than the limit.
 
         Raises:
-            DataError: :data:`LARGEST` characters of it have not.
+            DataError: even :data:`LARGEST` characters of it do not have so many.
         """
         assert self.limit is not None
         size, wanted = max(LONG, 64 * self.limit), self.limit + 64
@@ -156,8 +157,9 @@ class Tokenise:
                 return part
             if size >= LARGEST:
                 raise DataError(
-                    f"{example.place}: a text of {len(text):,} characters, of which {size:,} make only "
-                    f"{len(ids)} tokens; leave the row out, or shorten it"
+                    f"{example.place}: {size:,} of the {len(text):,} characters of the text make only "
+                    f"{len(ids)} tokens",
+                    remedy="leave the row out, or shorten it",
                 )
             size = min(8 * size, LARGEST)
         return text
@@ -165,7 +167,7 @@ class Tokenise:
     def _encode(self, examples: Sequence[Example], *, truncate: bool) -> Any:
         firsts = [example.text for example in examples]
         seconds = [example.text_b for example in examples]
-        if truncate and self.limit is not None:  # so that a text of megabytes takes no gigabytes
+        if truncate and self.limit is not None:  # or a text of megabytes would need gigabytes
             firsts = [
                 text if len(text) <= LONG else self._beginning(example, text)
                 for text, example in zip(firsts, examples, strict=True)
@@ -185,14 +187,15 @@ class Tokenise:
             )
 
     def _refuse_empty(self, example: Example, row: TokenRow) -> None:
-        """A text may be characters alone that the tokenizer drops, such as a space of no width."""
+        """Refuse texts of characters that the tokenizer drops, such as zero-width spaces."""
         if not row.input_ids:
-            raise DataError(f"{example.place}: {_DROPPED}; leave the row out")
+            raise DataError(f"{example.place}: {_DROPPED}", remedy="leave the row out")
         for text in self.wanted:
             if text not in (row.segment_ids or ()):
                 raise DataError(
-                    f"{example.place}: of the {('first', 'second')[text]} text {_DROPPED}, and the prompt "
-                    "stands before it; leave the row out, or choose another prompt.placement"
+                    f"{example.place}: {_DROPPED} of the {('first', 'second')[text]} text, and the prompt is "
+                    "placed before it",
+                    remedy="leave the row out, or choose another prompt.placement",
                 )
 
     def _refuse_long(self, examples: Sequence[Example]) -> None:
@@ -201,8 +204,10 @@ class Tokenise:
         for example, length in zip(examples, self.lengths(examples), strict=True):
             if length > self.limit:
                 raise DataError(
-                    f"{example.place}: {length} tokens, and at most {self.limit} fit beside the prompt; "
-                    "shorten the text, or allow cutting with too_long: truncate"
+                    example.place,
+                    got=f"{length} tokens",
+                    expected=f"at most {self.limit} next to the prompt",
+                    remedy="shorten the text, or allow truncation with too_long: truncate",
                 )
 
 
@@ -212,8 +217,8 @@ def segments_of(sequence_ids: list[int | None]) -> list[int]:
 
 
 def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
-    """A padded batch: ``input_ids``, ``attention_mask``, and what else the rows have, ``[B, T]`` each;
-    ``labels`` ``[B]`` or ``[B, C]``.
+    """A padded batch: ``input_ids``, ``attention_mask`` and, if the rows have them, ``token_type_ids`` and
+    ``segment_ids``, each ``[B, T]``; ``labels`` ``[B]`` or ``[B, C]``.
     """
     width = max(map(len, rows))
 
@@ -236,17 +241,17 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
 def shuffled_batches(
     lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, batch_tokens: int | None = None
 ) -> list[list[int]]:
-    """One epoch's batches of row numbers, each of rows of similar length.
+    """The batches of one epoch, as lists of row numbers; rows in a batch have similar lengths.
 
-    Rows are shuffled, cut into windows of many batches, sorted by length inside each window and cut
-    into batches, whose order is shuffled again: padding falls to a few per cent, and which rows meet
-    still changes from epoch to epoch. A pure function of its arguments, so a resumed run finds the
-    same batches.
+    Rows are shuffled, split into windows of many batches, sorted by length within each window and split into
+    batches, and the batches are shuffled again: padding drops to a few per cent, and the rows of a batch
+    still change from epoch to epoch. A pure function of its arguments, so a resumed run gets the same
+    batches.
 
     Args:
         lengths: Tokens of each row.
-        batch_size: The most rows a batch.
-        batch_tokens: The most places a batch, padding included, as in :func:`cut`.
+        batch_size: Maximum rows per batch.
+        batch_tokens: Maximum tokens per batch, padding included, as in :func:`cut`.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -261,19 +266,19 @@ def shuffled_batches(
 
 
 SLACK = 0.04
-"""The share of padding at which a batch of sorted rows ends."""
+"""Maximum share of padding in a batch of sorted rows."""
 
 WORTHWHILE = 1024
-"""Places below which a batch is too small to end for the sake of padding."""
+"""Batches with fewer tokens than this are not split to avoid padding."""
 
 
 def sorted_batches(
     lengths: Sequence[int], batch_size: int | None, batch_tokens: int | None = None
 ) -> list[list[int]]:
-    """Batches of row numbers by length, longest first, so that memory that is too small fails at once.
+    """Batches of row numbers by length, longest first, so that running out of memory happens right away.
 
-    The arguments are those of :func:`cut`. With a budget a batch also ends before padding takes more than
-    :data:`SLACK` of it, once it is large enough to be worth its while.
+    The arguments are those of :func:`cut`. With ``batch_tokens``, a batch that is large enough also ends
+    before padding takes more than :data:`SLACK` of it.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     return cut(order, lengths, batch_size, batch_tokens, slack=1.0 if batch_tokens is None else SLACK)
@@ -287,15 +292,15 @@ def cut(
     *,
     slack: float = 1.0,
 ) -> list[list[int]]:
-    """``rows``, in their order, as batches that are as large as they may be, of one row at least.
+    """Split ``rows``, in order, into batches that are as large as allowed, with at least one row each.
 
     Args:
         rows: Row numbers.
         lengths: Tokens of each row, by its number.
-        batch_size: The most rows a batch; ``None`` for as many as the tokens allow.
-        batch_tokens: The most places a batch, which is its rows times the longest of them, so that
-            batches of short and of long rows cost alike; ``None`` for as many as the rows need.
-        slack: The share of padding at which a batch of :data:`WORTHWHILE` places or more ends.
+        batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
+        batch_tokens: Maximum tokens per batch, padding included: its rows times the length of the longest.
+            So batches of short and of long rows take about the same time. ``None`` for no limit.
+        slack: Maximum share of padding in a batch of :data:`WORTHWHILE` or more tokens.
     """
     batches: list[list[int]] = []
     longest = tokens = 0

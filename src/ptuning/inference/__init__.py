@@ -1,4 +1,4 @@
-"""Inference: texts in, labels and probabilities out, in order and in bounded memory."""
+"""Inference: predictions for texts, in order and in bounded memory."""
 
 from __future__ import annotations
 

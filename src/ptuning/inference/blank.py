@@ -1,4 +1,4 @@
-"""Blank texts, of which there is nothing to say: refused alike by everything that predicts."""
+"""The check for blank texts, shared by all prediction functions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from ptuning.errors import DataError
 
 
 def refuse_blank(name: str, *texts: str | None) -> None:
-    """Refuse a text that has no character but spaces, as rows of files are.
+    """Refuse blank texts, as for rows of files.
 
     Args:
-        name: What the error calls the text.
-        texts: The text, or both of a pair; ``None`` for one that is not there.
+        name: The name of the text in the message.
+        texts: The text, or both texts of a pair; ``None`` for a missing one.
 
     Raises:
-        DataError: one is blank.
+        DataError: a text is blank.
     """
     for text in texts:
         if text is not None and not text.strip():
             raise DataError(
-                f"{name} is blank ({shortened(text)}), expected at least one character that is not a space; "
-                "leave it out"
+                name,
+                got=shortened(text),
+                expected="at least one character that is not a space",
+                remedy="leave it out",
             )

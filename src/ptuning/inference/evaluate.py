@@ -1,4 +1,4 @@
-"""Logits of many rows, by batches of similar length, in the order the rows came."""
+"""Logits of many rows, computed in batches of similar length, in the order of the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.sequence import Prepared
 
 BATCH_TOKENS = 4096
-"""Places, padding included, that go through the backbone together unless said otherwise."""
+"""Default of the maximum tokens per batch, padding included."""
 
 
 def logits_of(
@@ -27,14 +27,14 @@ def logits_of(
     stems: Stems | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """``[N, C]`` in fp32 on the CPU, row for row; the model is left in the mode it was in.
+    """``[N, C]`` in fp32 on the CPU, in the order of ``rows``; the mode of the model is not changed.
 
     Args:
-        batch_size: The most rows a batch, if the budget allows more.
-        batch_tokens: The budget: the most places a batch, which is its rows times the longest of
-            them, a prompt at the input included.
-        prompt: What ``model.prepared()`` gave; by default it is made here, once for all rows.
-        stems: Where the stem's outputs for these rows are, if they are kept.
+        batch_size: Maximum rows per batch.
+        batch_tokens: Maximum tokens per batch: its rows times the length of the longest, including an input
+            prompt.
+        prompt: The result of ``model.prepared()``; computed here, once for all rows, if ``None``.
+        stems: The cached stem outputs for these rows, if any.
         on_batch: Called with the number of rows after each batch.
     """
     lengths = [len(row) + model.inserted_tokens for row in rows]
@@ -54,37 +54,38 @@ def logits_of(
 
 
 def not_finite(logits: Tensor) -> str | None:
-    """How many rows of ``logits`` ``[N, C]`` hold a NaN or an infinity, in words; ``None`` if none does."""
+    """A message with the number of rows of ``logits`` ``[N, C]`` that are not finite; ``None`` if all are."""
     bad = int((~logits.isfinite().all(dim=1)).sum())
     return f"the logits of {bad} of {len(logits)} rows are not finite" if bad else None
 
 
 def check_finite(logits: Tensor, places: Callable[[int], str]) -> None:
-    """Refuse logits ``[N, C]`` that mean nothing, before anyone makes labels or probabilities of them.
+    """Refuse logits ``[N, C]`` with NaN or infinite values.
 
     Args:
-        places: The name of a row, by its index in ``logits``.
+        places: The name of a row, given its index in ``logits``.
 
     Raises:
-        TrainingDiverged: a NaN or an infinity; names the first row that holds one.
+        TrainingDiverged: names the first row that is not finite.
     """
     if (seen := not_finite(logits)) is not None:
         first = int((~logits.isfinite().all(dim=1)).nonzero()[0])
         raise TrainingDiverged(
-            f"{seen} (NaN or infinite), {places(first)} first, so there is no answer: numbers of the prompt, "
-            "the head or the backbone are out of bounds; try precision fp32, download the backbone again, or "
-            "train the adapter again with a lower learning rate"
+            f"{seen} (NaN or infinite), the first of them for {places(first)}: the prompt, the head or "
+            "the backbone has invalid or too large parameters",
+            remedy="try precision fp32, download the backbone again, or train the adapter again with a "
+            "lower learning rate",
         )
 
 
 def prepared(model: PTuningModel) -> Prepared:
-    """``model.prepared()`` for use: no dropout, no gradients."""
+    """``model.prepared()`` for inference: without dropout and gradients."""
     with torch.inference_mode():
         return model.for_inference().prepared()
 
 
 def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict[str, Tensor]:
-    """A padded batch as the model takes it, with the stem's outputs where they are kept."""
+    """A padded batch for the model, with the stem outputs if they are cached."""
     inputs = collate(rows, pad_id)
     if stems is not None:
         inputs["stem"] = stems.of(rows)
@@ -92,6 +93,6 @@ def batch_of(rows: Sequence[TokenRow], pad_id: int, stems: Stems | None) -> dict
 
 
 def pad_id(model: PTuningModel) -> int:
-    """Any token id will do behind the mask; the tokenizer's own where there is one."""
+    """The tokenizer's padding id; any other id is fine too, because padding is masked."""
     own = getattr(model.tokenizer, "pad_token_id", None)
     return int(own or 0)

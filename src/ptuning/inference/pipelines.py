@@ -1,9 +1,9 @@
-"""transformers' text-classification pipeline around a trained task.
+"""transformers' text-classification pipeline for a trained task.
 
-It is transformers' own class, so inputs, batches, generators, ``KeyDataset``, ``top_k`` and devices are
-theirs. What a prompt changes is said here: which labels, how long a text may be, and where it begins.
+It is a subclass of transformers' own pipeline, so inputs, batches, generators, ``KeyDataset``, ``top_k`` and
+devices work as they do there. This module only adds what a prompt changes: labels, maximum length, segments.
 
-The module is not called ``pipeline``, or it would hide the function of that name from its package.
+The module is not called ``pipeline``, because it would hide the function of that name in its package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.threads import TOKENIZER
 
-#: What is handed to the tokenizer; its other options change the shape of what it returns.
+#: Options that are passed to the tokenizer; its other options would change the shape of its output.
 TOKENIZER_OPTIONS = (
     *("truncation", "max_length", "padding", "pad_to_multiple_of", "padding_side", "add_special_tokens"),
 )
@@ -41,7 +41,7 @@ DEFAULTS = {
 }
 """What makes scores of logits, where the user names no function."""
 FUNCTIONS = ("default", *(choice.value for choice in ClassificationFunction))
-_UNSAID: Any = ""  # transformers' mark for "top_k was not given": None means all labels
+_UNSET: Any = ""  # transformers' default of top_k; None means all labels
 
 
 def pipeline(
@@ -56,22 +56,22 @@ def pipeline(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> PTuningPipeline:
-    """A trained task in transformers' text-classification pipeline.
+    """Transformers' text-classification pipeline for a trained task.
 
     Args:
-        model: An adapter's folder or Hub id, or a model; of a ``PeftModel``, the active adapter.
+        model: An adapter's folder or Hub id, or a model. For a ``PeftModel``, the active adapter is used.
         backbone, revision, token, allow_pickle, dtype: For a folder or Hub id, as in
             ``PTuningModel.from_pretrained``.
-        tokenizer: By default the model's own.
-        device: By default a model stays where it is, and a folder is loaded to where transformers'
-            pipelines go: the first accelerator, or the CPU.
-        options: Those of the pipeline (``batch_size``, ``num_workers``, ``top_k``,
-            ``function_to_apply``) and of its tokenizer (``truncation``, ``max_length``, ``padding``).
-            Texts are cut to what fits beside the prompt, unless ``truncation=False``.
+        tokenizer: The model's own by default.
+        device: By default, a model stays on its device, and a folder or Hub id is loaded to the default
+            device of transformers' pipelines: the first accelerator, or the CPU.
+        options: Options of the pipeline (``batch_size``, ``num_workers``, ``top_k``, ``function_to_apply``)
+            and of its tokenizer (``truncation``, ``max_length``, ``padding``). Texts are truncated to what
+            fits next to the prompt, unless ``truncation=False``.
 
     Raises:
-        ConfigError: an option that is unknown, or that belongs to loading where a model is given.
-        AdapterError: no adapter there, or one altered or cut short.
+        ConfigError: an unknown option, or an option for loading together with a model.
+        AdapterError: no adapter, or one that was altered or cut short.
     """
     if isinstance(model, PeftModel):
         model = model.active
@@ -80,8 +80,10 @@ def pipeline(
         for name, value in loading.items():
             if value is not None:
                 raise ConfigError(
-                    f"{name}: got {shortened(value)} beside a model, expected it only with an adapter's "
-                    "folder or Hub id; leave it out"
+                    name,
+                    got=f"{shortened(value)} together with a model",
+                    expected="it only with an adapter's folder or Hub id",
+                    remedy="leave it out",
                 )
         found, device = model, model.device if device is None else device
     else:
@@ -98,12 +100,12 @@ def pipeline(
 
 
 class PTuningPipeline(TextClassificationPipeline):
-    """The ``TextClassificationPipeline`` of transformers over a :class:`PTuningModel`; see :func:`pipeline`.
+    """transformers' ``TextClassificationPipeline`` for a :class:`PTuningModel`; see :func:`pipeline`.
 
-    What it says of a text are the labels of ``model.config``, which are the task's.
+    Its labels are those of ``model.config``, which are the task's.
     """
 
-    model: Any  # a PTuningModel; transformers' own annotation knows its own classes alone
+    model: Any  # a PTuningModel; transformers' own annotation only allows its own classes
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class PTuningPipeline(TextClassificationPipeline):
         num_workers: int | None = None,
         **options: Any,
     ) -> None:
-        _check(options)  # before transformers drops those that other pipelines know
+        _check(options)  # before transformers drops the options of other pipelines
         self._tokenise = Tokenise.for_model(model, tokenizer=tokenizer)
         super().__init__(  # type: ignore[no-untyped-call]
             model=model,
@@ -131,16 +133,16 @@ class PTuningPipeline(TextClassificationPipeline):
         """Classify a text, a mapping with ``text`` and ``text_pair``, a list of them, or a data set's column.
 
         Args:
-            inputs: As transformers' pipeline takes them; generators and ``KeyDataset`` are answered lazily.
-                Also a series or an array of texts.
-            kwargs: As where the pipeline was made, for this call: ``batch_size``, ``top_k``, …
+            inputs: As for transformers' pipeline; generators and ``KeyDataset`` are read lazily. Also a
+                series or an array of texts.
+            kwargs: Options of the pipeline for this call: ``batch_size``, ``top_k``, …
 
         Returns:
-            As transformers' pipeline: a list with one ``{"label": …, "score": …}`` for a text, one of
-            them for a mapping, a list of them for a list; with ``top_k`` a list of them a text.
+            As transformers' pipeline: a list with one ``{"label": …, "score": …}`` for a text, a single one
+            for a mapping, a list for a list; with ``top_k``, a list of them per text.
 
         Raises:
-            ConfigError: a pair for a task of single texts, or the other way round; an unknown option.
+            ConfigError: a pair for a single-text task, or the other way round; an unknown option.
             DataError: a blank text.
             TrainingDiverged: logits that are not finite.
         """
@@ -148,24 +150,29 @@ class PTuningPipeline(TextClassificationPipeline):
             inputs = column  # a series or an array
         elif is_table(inputs) and not isinstance(inputs, list | Mapping):
             raise ConfigError(
-                f"the input is a {type(inputs).__name__}, expected texts; pass its column of texts, or a "
-                "list of mappings with 'text' and, for a pair, 'text_pair'"
+                "the input",
+                got=f"a {type(inputs).__name__}",
+                expected="texts",
+                remedy="pass its column of texts, or a list of mappings with 'text' and, for a pair, "
+                "'text_pair'",
             )
         if isinstance(inputs, Sized) and not isinstance(inputs, str | Mapping) and not len(inputs):
-            return []  # transformers looks at the first before it asks whether there is one
+            return []  # transformers would fail on the first item
         if isinstance(inputs, Sequence) and not isinstance(inputs, str | list | tuple):
-            inputs = list(inputs)  # a column of a ``datasets.Dataset``, which transformers takes for one text
+            inputs = list(
+                inputs
+            )  # a column of a ``datasets.Dataset``, which transformers would treat as one text
         return super().__call__(inputs, *args, **kwargs)
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Nothing to check: transformers knows classes by name, and ours classifies by construction."""
+        """Nothing to check: transformers would compare class names, and this model always classifies."""
 
     def get_inference_context(self) -> Any:
         return torch.inference_mode
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights; prompt and head are fp32."""
+        """The dtype of the frozen weights; prompt and head are fp32."""
         found: torch.dtype = self.model.backbone.dtype
         return found
 
@@ -181,20 +188,18 @@ class PTuningPipeline(TextClassificationPipeline):
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Put the adapter on the Hub: see ``PTuningModel.push_to_hub``."""
+        """Push the adapter to the Hub: see ``PTuningModel.push_to_hub``."""
         return self.model.push_to_hub(repo_id, **kwargs)
 
     # ------------------------------------------------------------------------- the pipeline's steps
 
-    def _sanitize_parameters(
-        self, function_to_apply: Any = None, top_k: Any = _UNSAID, **options: Any
-    ) -> Any:
+    def _sanitize_parameters(self, function_to_apply: Any = None, top_k: Any = _UNSET, **options: Any) -> Any:
         _check({**options, "function_to_apply": function_to_apply, "top_k": top_k})
         named = function_to_apply is not None and function_to_apply.lower() != "default"
         parameters: Any = super()._sanitize_parameters(  # type: ignore[no-untyped-call]
             function_to_apply.lower() if named else None, top_k, **options
         )
-        if function_to_apply is not None and not named:  # takes back what was said where it was made
+        if function_to_apply is not None and not named:  # resets the pipeline's own setting
             parameters[2]["function_to_apply"] = None
         return parameters
 
@@ -252,22 +257,26 @@ def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:
         or not isinstance(inputs.get("text_pair"), str | None)
     ):
         raise ConfigError(
-            f"the input is {shortened(given)}, expected a string, or a mapping with the strings 'text' and, "
-            "for a pair, 'text_pair'; several go in as a list of these"
+            "the input",
+            got=shortened(given),
+            expected="a string, or a mapping with the strings 'text' and, for a pair, 'text_pair'",
+            remedy="pass several as a list",
         )
     text, text_pair = inputs["text"], inputs.get("text_pair")
     if (text_pair is not None) != task.pair:
-        got, trained = ("one text", "pairs") if task.pair else ("two texts", "single texts")
+        one, two = "one text", "two texts"
         raise ConfigError(
-            f"the input {shortened(given)}: got {got}, but this task was trained on {trained}; give "
-            + ('{"text": …, "text_pair": …}' if task.pair else "the text alone")
+            "the input",
+            got=f"{one if task.pair else two} ({shortened(given)})",
+            expected=f"{two if task.pair else one}, as in training",
+            remedy='pass {"text": …, "text_pair": …}' if task.pair else "pass only the text",
         )
     refuse_blank("the input", text, text_pair)
     return text, text_pair
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    """Refuse what transformers would overlook or stumble over."""
+    """Refuse options that transformers would ignore or fail on."""
     known = ("batch_size", "num_workers", "top_k", "function_to_apply", *TOKENIZER_OPTIONS)
     for name in options:
         if name not in known:
@@ -277,15 +286,17 @@ def _check(options: Mapping[str, Any]) -> None:
                 f"the option {name!r} is unknown, expected one of {listing(known)}; "
                 + (hint or (f"did you mean {close[0]!r}?" if close else "leave it out"))
             )
-    function, top_k = options.get("function_to_apply"), options.get("top_k", _UNSAID)
+    function, top_k = options.get("function_to_apply"), options.get("top_k", _UNSET)
     if function is not None and (not isinstance(function, str) or function.lower() not in FUNCTIONS):
         raise ConfigError(
-            f"function_to_apply: got {function!r}, expected one of {listing(FUNCTIONS)}; leave it out for "
-            "the one that fits the task"
+            "function_to_apply",
+            got=repr(function),
+            expected=f"one of {listing(FUNCTIONS)}",
+            remedy="leave it out to use the one for the task",
         )
-    if top_k == _UNSAID or top_k is None:
+    if top_k == _UNSET or top_k is None:
         return
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ConfigError(
-            f"top_k: got {top_k!r}, expected a whole number of at least 1, or None for every label"
+            "top_k", got=repr(top_k), expected="a whole number of at least 1, or None for every label"
         )

@@ -1,4 +1,4 @@
-"""Predictions: a window of examples at a time, each window in batches of similar length, order kept."""
+"""Predictions, in windows of examples, each in batches of similar length; the order is kept."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ptuning.peft import PeftModel
 from ptuning.task import Label
 
 CHARACTERS = 1 << 20
-"""Of all texts of a window: with longer ones it has fewer rows, so that memory stays bounded."""
+"""Maximum characters of a window: with longer texts it has fewer rows, so that memory is bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of one row.
+    """The prediction for one row.
 
     Attributes:
-        row: The row's number in its source.
-        label: The likeliest class; a tuple of labels above one half for several labels; the value,
-            in the target's unit, for a regression.
-        probabilities: By class, in the task's order; empty for a regression.
-        kept: The example's :attr:`~ptuning.data.Example.kept`: columns that were to be carried through.
+        row: The number of the row in its source.
+        label: The most likely class; for multi-label, a tuple of the labels with a probability above 0.5; for
+            regression, the value in the target's unit.
+        probabilities: The probability of each class, in the task's order; empty for regression.
+        kept: The example's :attr:`~ptuning.data.Example.kept`: additional columns of the row.
     """
 
     row: int
@@ -52,14 +52,14 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model, ready to be asked.
+    """Makes predictions with a trained model.
 
     Args:
-        model: A trained model; of a ``PeftModel``, the active adapter.
-        batch_size: The most rows that go through the backbone together, if the budget allows more.
-        batch_tokens: The budget: the most places that go through it together, padding included.
-        window: Rows held in memory at once, fewer where they are long; sorted by length among themselves.
-        too_long: Cut a text that does not fit, or refuse it, naming the row.
+        model: A trained model. For a ``PeftModel``, the active adapter is used.
+        batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
+        batch_tokens: Maximum tokens per batch, padding included.
+        window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
+        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
     """
 
     model: PTuningModel = field(kw_only=False)
@@ -74,24 +74,26 @@ class Predictor:
             object.__setattr__(self, "model", given.active)
         elif not isinstance(given, PTuningModel):
             raise ConfigError(
-                f"model: got the {type(given).__name__} {shortened(given)}, expected a PTuningModel; of a "
-                "folder or Hub id, PTuningModel.from_pretrained(…)"
+                "model",
+                got=f"the {type(given).__name__} {shortened(given)}",
+                expected="a PTuningModel",
+                remedy="load a folder or Hub id with PTuningModel.from_pretrained(…)",
             )
         for name in ("batch_size", "batch_tokens", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name}: got {value}, expected at least 1")
+                raise ConfigError(name, got=value, expected="at least 1")
 
     def __call__(self, texts: Any) -> list[Prediction]:
         """Classify a text, or texts, or pairs of texts.
 
         Args:
-            texts: A string; strings, or pairs of strings, in a list, a series or an array; or a table whose
-                columns are known by their names: a data frame, a ``datasets.Dataset``, a list of mappings.
+            texts: A string; a list, series or array of strings or of pairs of strings; or a table with named
+                columns: a data frame, a ``datasets.Dataset``, a list of mappings.
 
         Raises:
-            ConfigError: what is none of these, or pairs for a task of single texts and the other way round.
-            DataError: a text that is blank, or that is too long where that is refused.
+            ConfigError: any other input, or pairs for a single-text task and the other way round.
+            DataError: a blank text, or, with ``too_long="error"``, one that is too long.
             TrainingDiverged: logits that are not finite.
         """
         return list(self.stream(self._examples(texts)))
@@ -103,28 +105,34 @@ class Predictor:
             try:
                 return stream_examples(texts, pair=self.model.task.pair).examples
             except DataError as error:
-                raise DataError(f"{error}; or pass the column of texts alone") from None
+                remedy = "; ".join(filter(None, (error.remedy, "or pass only the column of texts")))
+                raise DataError(
+                    error.problem, got=error.got, expected=error.expected, remedy=remedy
+                ) from None
         elif (column := texts_of(texts)) is not None:
             texts = column
         if isinstance(texts, Mapping | bytes) or not isinstance(texts, Iterable):
             raise ConfigError(
-                f"the texts are a {type(texts).__name__}, expected a string or a list of strings (of pairs "
-                "of strings, for a task of pairs), or a table with a column of texts"
+                "texts",
+                got=f"a {type(texts).__name__}",
+                expected="a string or a list of strings (of pairs of strings, for a pair task), or a table "
+                "with a column of texts",
             )
         return [_example(number, text) for number, text in enumerate(texts, start=1)]
 
     def stream(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
-        """Predictions in the order of ``examples``, of which ``window`` are held at a time.
+        """Predictions in the order of ``examples``, with up to ``window`` of them in memory.
 
         Args:
-            examples: ``None`` among them means that the next one may take its time: what is held is answered
-                (:func:`~ptuning.inference.arriving.arriving`).
+            examples: The examples. ``None`` among them means that the next one may be slow: predictions for
+                the earlier ones are made right away (:func:`~ptuning.inference.read_ahead.read_ahead`).
 
         Raises:
-            DataError: as of a call, and what reading ``examples`` raises; the rows before are answered first.
+            DataError: as for a call; errors from ``examples`` are raised after the predictions for the rows
+                before them.
         """
         tokenise = Tokenise.for_model(self.model, self.too_long)
-        prompt = prepared(self.model)  # once for the task, however long the stream
+        prompt = prepared(self.model)  # once for all rows
         for part in self._windows(examples):
             rows, refused = self._rows(tokenise, part)
             logits = logits_of(
@@ -140,7 +148,7 @@ class Predictor:
                 raise refused
 
     def _windows(self, examples: Iterable[Example | None]) -> Iterator[list[Example]]:
-        """``examples`` as many at a time as are held, and what is held before an error of reading ends it."""
+        """``examples`` in windows; if reading fails, the incomplete window comes before the error."""
         part: list[Example] = []
         characters = 0
         left = iter(examples)
@@ -163,7 +171,7 @@ class Predictor:
             yield part
 
     def _rows(self, tokenise: Tokenise, part: Sequence[Example]) -> tuple[list[TokenRow], UserError | None]:
-        """The tokens of ``part``; of those before the first that cannot be answered, and why it cannot."""
+        """The tokens of ``part`` up to the first invalid row, and the error for that row."""
         try:
             self._check(part)
             return tokenise(part), None
@@ -180,10 +188,10 @@ class Predictor:
     def _check(self, examples: Sequence[Example]) -> None:
         for example in examples:
             if (example.text_b is not None) != self.model.task.pair:
-                got, trained = (
-                    ("one text", "pairs") if self.model.task.pair else ("two texts", "single texts")
-                )
-                raise ConfigError(f"{example.place}: got {got}, but this task was trained on {trained}")
+                got, wanted = "one text", "two texts"
+                if not self.model.task.pair:
+                    got, wanted = wanted, got
+                raise ConfigError(example.place, got=got, expected=f"{wanted}, as in training")
 
     def _prediction(self, example: Example, logits: torch.Tensor) -> Prediction:
         task, row, kept = self.model.task, example.row, example.kept
@@ -196,13 +204,15 @@ def _is_pair(given: Any) -> bool:
 
 
 def _example(number: int, given: Any) -> Example:
-    """A text or a pair, as a user hands it over."""
+    """A text or a pair of texts as an example."""
     match given.tolist() if hasattr(given, "tolist") else given:
         case str() as text:
             found = Example(row=number, text=text)
         case (str() as text, str() as text_b):
             found = Example(row=number, text=text, text_b=text_b)
         case _:
-            raise ConfigError(f"text {number} is {shortened(given)}, expected a string or a pair of strings")
+            raise ConfigError(
+                f"text {number}", got=shortened(given), expected="a string or a pair of strings"
+            )
     refuse_blank(f"text {number}", found.text, found.text_b)
     return found

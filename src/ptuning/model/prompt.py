@@ -150,7 +150,7 @@ class LSTM(PromptEncoder):
 
 
 class Residual(PromptEncoder):
-    """``p + MLP(p)``. The way back up starts at nought, so the prompt begins as what it starts from."""
+    """``p + MLP(p)``. The up-projection is zero-initialised, so the prompt starts as what it starts from."""
 
     def __init__(self, start: Tensor, config: ResidualEncoder) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from ptuning.adapters.hub import HTTPError
 from ptuning.adapters.tensors import first_line
 from ptuning.errors import BackboneNotFound, PTuningError, UnsupportedBackbone, out_of_memory
-from ptuning.files import MOST_BYTES, is_special, parse_json, read_regular
+from ptuning.files import MAX_JSON_BYTES, is_special, parse_json, read_regular
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.validation import shortened
 
@@ -132,7 +132,7 @@ def check_config(name: str, source: str, **options: Any) -> None:
         Exception: no such model, not JSON, absurd sizes; :func:`reading` translates it.
     """
     if (file := Path(source) / "config.json").is_file():
-        parse_json(read_regular(file, MOST_BYTES))  # before transformers, which reads any size and depth
+        parse_json(read_regular(file, MAX_JSON_BYTES))  # before transformers, which reads any size and depth
     values, _ = PreTrainedConfig.get_config_dict(source, **options)
     if not isinstance(values, dict):
         raise TypeError(f"it is a {type(values).__name__}, expected a JSON object")
@@ -184,7 +184,7 @@ def pooling(
     except (OSError, ValueError, HTTPError):  # most models have no such file
         return "native"
     try:
-        says = parse_json(read_regular(file, MOST_BYTES))
+        says = parse_json(read_regular(file, MAX_JSON_BYTES))
         if not isinstance(says, dict):
             raise ValueError(f"it is a {type(says).__name__}, expected a JSON object")
     except (OSError, ValueError) as error:

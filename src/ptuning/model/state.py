@@ -1,9 +1,9 @@
-"""The record in a ``state_dict``, which makes a bare file of tensors a task again.
+"""What our ``state_dict`` says about itself, so that a file with only tensors can be opened as a task.
 
-``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours contains
-the prompt encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, because safetensors
-stores only tensors. With it :meth:`PTuningModel.from_pretrained` opens a checkpoint of the Trainer, altered
-bytes are found, and a checkpoint of another task is refused.
+``transformers.Trainer`` and ``accelerate`` write a model's ``state_dict`` and nothing else. Ours has the
+prompt encoder, the head, and under :data:`KEY` a record: JSON in a tensor of bytes, as safetensors has only
+tensors. With it :meth:`PTuningModel.from_pretrained` opens a checkpoint of the Trainer, an altered byte is
+found, and a checkpoint of another task is refused.
 """
 
 from __future__ import annotations
@@ -66,34 +66,37 @@ def read(stored: Tensor) -> dict[str, Any]:
     """What :func:`write` wrote.
 
     Raises:
-        AdapterError: the bytes are not such a record, or it has a newer format.
+        AdapterError: not such a record, or one of a newer format.
     """
     try:
         if not isinstance(stored, Tensor) or stored.dtype != torch.uint8 or stored.dim() != 1:
-            raise ValueError("it is no row of bytes")
+            raise ValueError("it is not a vector of bytes")
         record = parse_json(bytes(stored.cpu().numpy()))
         version = record.get("format_version") if isinstance(record, dict) else None
         if type(version) is not int or version < 1:
             raise ValueError("it has no format_version")
         if version > FORMAT_VERSION:
             raise AdapterError(
-                f"the state dict is of format {version}, and this version of ptuning reads up to "
-                f"{FORMAT_VERSION}; update it with: pip install --upgrade ptuning"
+                "the state dict's format",
+                got=version,
+                expected=f"at most {FORMAT_VERSION}, which this version of ptuning reads",
+                remedy="update it with: pip install --upgrade ptuning",
             )
         check_fields(StateFields, record)
     except AdapterError:
         raise
     except (ValueError, RuntimeError) as error:
         raise AdapterError(
-            f"the state dict's {KEY} is no record of ptuning's ({first_line(error)}): the checkpoint was "
-            "altered or cut short; go back to another checkpoint"
+            f"the state dict's {KEY} is not a record of ptuning ({first_line(error)}): the checkpoint was "
+            "altered or cut short",
+            remedy="use another checkpoint",
         ) from None
     found: dict[str, Any] = record
     return found
 
 
 def check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a record that is not as it was written, or tensors that are not those it was written for.
+    """Refuse an altered record, or tensors other than those it was written for.
 
     Raises:
         AdapterError: a byte differs.
@@ -101,13 +104,13 @@ def check(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     whole = {key: value for key, value in record.items() if key != "sha256"}
     if record.get("sha256") != _digest(whole, tensors):
         raise AdapterError(
-            "the state dict was altered or cut short: its sha256 is not the recorded one; go back to another "
-            f"checkpoint. If you changed the tensors on purpose, take {KEY!r} out of it"
+            "the state dict was altered or cut short: its sha256 is not the recorded one",
+            remedy=f"use another checkpoint. If you changed the tensors on purpose, remove {KEY!r} from it",
         )
 
 
 def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a record of another task, prompt or backbone, wherever they come from.
+    """Refuse a record of another task, prompt or backbone, wherever these were loaded from.
 
     Raises:
         AdapterMismatch: naming what differs.
@@ -119,16 +122,17 @@ def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if odd := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             raise AdapterMismatch(
                 f"the state dict is of another model: its {odd[0]} is {theirs.get(odd[0])!r}, and this "
-                f"model's is {ours.get(odd[0])!r}; make the model as it was made for that run, or open the "
-                "checkpoint's folder with PTuningModel.from_pretrained"
+                f"model's is {ours.get(odd[0])!r}",
+                remedy="create the model with that run's options, or open the checkpoint's folder with "
+                "PTuningModel.from_pretrained",
             )
 
 
 def _leaves(name: str, fact: Any) -> dict[str, Any]:
-    """A fact by dotted names, without those that may differ between equal models."""
+    """A fact by dotted names, without what may differ between two equal models."""
     if not isinstance(fact, dict):
         return {name: fact}
-    apart = ("name", "revision", "num_parameters", "init")  # origin, and initial values
+    apart = ("name", "revision", "num_parameters", "init")  # its origin, and its initial values
     inner = (_leaves(f"{name}.{key}", value) for key, value in fact.items() if key not in apart)
     return {key: value for part in inner for key, value in part.items()}
 
@@ -136,10 +140,10 @@ def _leaves(name: str, fact: Any) -> dict[str, Any]:
 def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """The record and the tensors of a folder that the Trainer wrote; ``None`` if there is no such file.
 
-    The prefix that a wrapper (several adapters, DDP) puts before every name is removed.
+    A model that wraps ours (several adapters, a parallel one) adds a prefix to every name; it is removed.
 
     Raises:
-        AdapterError: a file that cannot be read, was altered, or has more than one task.
+        AdapterError: a file that cannot be read, that was altered, or that has more than one task.
     """
     file = folder / FILE
     if not file.is_file():
@@ -152,8 +156,8 @@ def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
                 return None
             if len(records) > 1:
                 raise AdapterError(
-                    f"{file} holds {len(records)} tasks; load it into the model that wrote it, and save each "
-                    "with save_pretrained"
+                    f"{file} has {len(records)} tasks",
+                    remedy="load it into the model that wrote it, and save each with save_pretrained",
                 )
             prefix = records[0].removesuffix(KEY)
             tensors = {
@@ -166,22 +170,26 @@ def read_file(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(
-            f"{file} cannot be read: it was altered or cut short ({error}); go back to another checkpoint"
+            f"{file} cannot be read: it was altered or cut short ({error})",
+            remedy="use another checkpoint",
         ) from error
     check(record, tensors)
     held = sum(value.numel() for value in tensors.values())
     for name, size in _leaves("prompt", record["prompt"]).items():
-        if type(size) is int and size > max(held, 1024):  # before anything is made of that size
+        if type(size) is int and size > max(held, 1024):  # before allocating anything of that size
             raise AdapterError(
-                f"{file} says {name} {size} and holds {held} numbers in all: it was altered; go back to "
-                "another checkpoint"
+                f"{file} says {name} {size}, but has {held} values in all: it was altered",
+                remedy="use another checkpoint",
             )
     for name, value in tensors.items():
         if value.dtype != torch.float32:
             raise AdapterError(
-                f"{name} in {file} is {value.dtype}, expected torch.float32; go back to another checkpoint"
+                f"{name} in {file}",
+                got=str(value.dtype),
+                expected="torch.float32",
+                remedy="use another checkpoint",
             )
-    check_finite(tensors, f" in {file}: its training diverged; go back to another checkpoint")
+    check_finite(tensors, f" in {file}", "its training diverged; use another checkpoint")
     return record, tensors
 
 
@@ -189,6 +197,6 @@ def _digest(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        own = on_cpu(value).clone()  # numpy makes a storage fixed in size, and FSDP resizes its own
+        own = on_cpu(value).clone()  # numpy fixes the size of a storage, and FSDP resizes its own
         digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -56,7 +56,7 @@ def loss_of(logits: Tensor, labels: object, task: Task, weights: Tensor | None) 
     """As :meth:`~ptuning.model.ptuning.PTuningModel.loss` says.
 
     Args:
-        weights: What :func:`ptuning.model.tasks.weigh` gives.
+        weights: What :func:`ptuning.model.tasks.class_weights_of` gives.
     """
     kind, targets = task.kind, as_targets(labels, logits, task)
     if targets.device.type == "cpu":

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptuning import adapters
 from ptuning.errors import ConfigError
-from ptuning.model import parts, state, views
+from ptuning.model import state, task_parts, views
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, EmbeddingEncoder, PromptConfig, prompt_to_dict
 from ptuning.model.drawing import drawing
@@ -26,7 +26,7 @@ from ptuning.model.head import escaped
 from ptuning.model.prompt import Embedding, PromptEncoder, scale_learning_rate
 from ptuning.model.sequence import Joined
 from ptuning.model.settling import settle_prompt
-from ptuning.model.tasks import known_as, weigh
+from ptuning.model.tasks import class_weights_of, known_as
 from ptuning.task import Task
 
 
@@ -83,14 +83,14 @@ class TaskModule(nn.Module):
         self.prompt_config = config
         self._provenance: PromptConfig | None = None
         self.loaded: adapters.Adapter | None = None
-        self.head = parts.make_head(backbone, config, task.num_labels, head)
+        self.head = task_parts.make_head(backbone, config, task.num_labels, head)
         self.anchors: tuple[tuple[int, ...], ...] = ()
         self.units = None
         if isinstance(config, DeepPrompt):
-            self.prompt_encoder, self.units = parts.make_deep(backbone, config)
+            self.prompt_encoder, self.units = task_parts.make_deep(backbone, config)
         else:
-            self.anchors = parts.anchors_of(config, tokenizer, anchors)
-            self.prompt_encoder = parts.make_input(backbone, config, tokenizer)
+            self.anchors = task_parts.anchors_of(config, tokenizer, anchors)
+            self.prompt_encoder = task_parts.make_input(backbone, config, tokenizer)
         self.learning_rate_scales = (1.0, 1.0)
         self.scale_learning_rates(*learning_rate_scales)
         self.register_buffer("class_weights", None, persistent=False)
@@ -192,7 +192,7 @@ class TaskModule(nn.Module):
 
     def set_class_weights(self, weights: Sequence[float] | None) -> None:
         """Set the loss weight per class, ``[C]``; for multi-label per label, for its positives."""
-        found = weigh(weights, self.task)
+        found = class_weights_of(weights, self.task)
         self.class_weights = None if found is None else found.to(self.device)
 
     # ------------------------------------------------------------------------------------ facts

@@ -89,7 +89,7 @@ def plain_task(num_labels: int, problem_type: str | None) -> Task:
 
 
 def known_as(config: Any, task: Task) -> Any:
-    """A copy of a backbone's configuration that speaks of the task: its labels, its kind."""
+    """A copy of a backbone's configuration with the task's labels and kind."""
     named = copy.deepcopy(config)
     named.problem_type = task.kind.transformers_name
     plain = not task.labels or is_numbered(task)
@@ -99,8 +99,8 @@ def known_as(config: Any, task: Task) -> Any:
     return named
 
 
-def weigh(weights: Sequence[float] | None, task: Task) -> Tensor | None:
-    """The loss's weight of each class, ``[C]`` in fp32, of what a user gave.
+def class_weights_of(weights: Sequence[float] | None, task: Task) -> Tensor | None:
+    """The loss weight per class, ``[C]`` in fp32, from a user's numbers.
 
     Raises:
         ConfigError: not one number above 0 for each class.
@@ -117,5 +117,5 @@ def weigh(weights: Sequence[float] | None, task: Task) -> Tensor | None:
 
 
 def no_classes(option: str, task: Task) -> ConfigError:
-    """The error for class weights of a task that has no classes."""
+    """The error for class weights of a task without classes."""
     return ConfigError(f"{option}: a {task.kind.title} has no classes; leave it out")

@@ -1,7 +1,7 @@
-"""PEFT's names for prompt learning, so that a program written for PEFT runs here with one line changed.
+"""PEFT's API for prompt learning: change one line to run a program written for PEFT with ptuning.
 
-``from peft import …`` becomes ``from ptuning.peft import …``. Underneath stands ``PTuningModel``; what it
-does otherwise than PEFT, and why, is in docs/from-peft.md. Nothing here needs PEFT to be installed.
+``from peft import …`` becomes ``from ptuning.peft import …``. It is implemented with ``PTuningModel``; the
+differences from PEFT, and the reasons, are in docs/from-peft.md. PEFT does not have to be installed.
 """
 
 from ptuning.peft.configs import (
@@ -41,9 +41,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """One sentence for what programs import from PEFT besides."""
+    """An error in one sentence for other names that programs import from PEFT."""
     if name.endswith("Config") or name.startswith(("PeftModelFor", "AutoPeftModel", "prepare_model_for")):
         raise ImportError(
-            f"ptuning.peft has no {name}: it does prompts for sequence classification; import it from peft"
+            f"ptuning.peft has no {name}, because it only does prompts for sequence classification; "
+            f"import it "
+            "from peft"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""PEFT's configurations, field by field, and what they mean here.
+"""PEFT's configuration classes, with the same fields.
 
-A configuration is a choice; ``prompt`` turns it into ours (``model/config.py``). Fields that PEFT fills in
-with facts of the backbone (``token_dim``, ``num_layers``, ``num_attention_heads``) may be given and are then
-held against the backbone. Fields that are ours come last and say so.
+Their method ``prompt`` converts them to ptuning's configuration (``model/config.py``). Fields that PEFT fills
+in with facts of the backbone (``token_dim``, ``num_layers``, ``num_attention_heads``) may be given, and are
+then compared with the backbone. Fields that PEFT does not have come last and are marked "ptuning only".
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Kind = TypeVar("Kind", bound=StrEnum)
 
 
 class PeftType(StrEnum):
-    """The kinds of prompt learning that ptuning does."""
+    """The supported methods of prompt learning."""
 
     PROMPT_TUNING = "PROMPT_TUNING"
     P_TUNING = "P_TUNING"
@@ -49,20 +49,20 @@ class PeftType(StrEnum):
 
 
 class TaskType(StrEnum):
-    """The kinds of task that ptuning does: one, for classification and regression."""
+    """The only supported task type, which includes classification and regression."""
 
     SEQ_CLS = "SEQ_CLS"
 
 
 class PromptEncoderReparameterizationType(StrEnum):
-    """What makes the prompt of ``P_TUNING``."""
+    """The prompt encoder of ``P_TUNING``."""
 
     MLP = "MLP"
     LSTM = "LSTM"
 
 
 class PromptTuningInit(StrEnum):
-    """What the prompt of ``PROMPT_TUNING`` starts from."""
+    """The initialisation of the prompt of ``PROMPT_TUNING``."""
 
     TEXT = "TEXT"
     SAMPLE_VOCAB = "SAMPLE_VOCAB"
@@ -71,14 +71,14 @@ class PromptTuningInit(StrEnum):
 
 @dataclass(kw_only=True)
 class PeftConfig:
-    """What every configuration has.
+    """The fields of all configurations.
 
     Args:
         peft_type: Set by the class.
-        task_type: ``"SEQ_CLS"``, or left out.
+        task_type: ``"SEQ_CLS"`` or ``None``.
         base_model_name_or_path: The backbone; filled in by :func:`get_peft_model`.
         revision: Its branch, tag or commit on the Hub.
-        inference_mode: Freeze the adapter as well.
+        inference_mode: Whether to freeze the adapter as well.
     """
 
     peft_type: PeftType | None = None
@@ -99,28 +99,29 @@ class PeftConfig:
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, ready for JSON."""
+        """All fields, ready for JSON."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return found
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write ``adapter_config.json`` alone; a model's ``save_pretrained`` writes the whole adapter.
+        """Write only ``adapter_config.json``; a model's ``save_pretrained`` writes the complete adapter.
 
         Raises:
-            ConfigError: a whole adapter stands there, and it is of another configuration.
+            ConfigError: the folder has an adapter with another configuration.
             OutputError: it could not be written.
         """
         folder = Path(save_directory)
         if adapters.is_adapter(folder):
             there = config_of(adapters.load(folder)).to_dict()
-            said = {name: value for name, value in self.to_dict().items() if value is not None}
-            for name in said.keys() - {"inference_mode"}:
-                if there.get(name) != said[name]:
+            given = {name: value for name, value in self.to_dict().items() if value is not None}
+            for name in given.keys() - {"inference_mode"}:
+                if there.get(name) != given[name]:
                     raise ConfigError(
-                        f"{folder} holds an adapter with {name} {there.get(name)!r}, got {said[name]!r}; "
-                        "choose another folder, or save the model: model.save_pretrained"
+                        f"{folder} has an adapter with {name} {there.get(name)!r}",
+                        got=repr(given[name]),
+                        remedy="choose another folder, or save the model: model.save_pretrained",
                     )
-            return  # it is a part of the adapter, and written with it
+            return  # it is part of the adapter already
         try:
             folder.mkdir(parents=True, exist_ok=True)
             values = {**self.to_dict(), "auto_mapping": adapters.WRITTEN_BY_US}
@@ -136,10 +137,10 @@ class PeftConfig:
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> PeftConfig:
-        """The configuration of an adapter folder or Hub repository: one of ours, or one that PEFT wrote.
+        """The configuration of an adapter folder or Hub repository, written by ptuning or PEFT.
 
         Raises:
-            AdapterError: there is none.
+            AdapterError: no adapter there.
         """
         folder = adapters.locate(pretrained_model_name_or_path, revision=revision, token=token)
         if not adapters.is_adapter(folder) and (own := _own(folder)) is not None:
@@ -148,24 +149,24 @@ class PeftConfig:
             return config_of(adapters.load(folder))
         if (folder / state.FILE).is_file():
             raise AdapterError(
-                f"{folder} is a checkpoint of the Trainer, without a configuration of PEFT's; open it with "
-                "PeftModel.from_pretrained, and save it with save_pretrained"
+                f"{folder} is a Trainer checkpoint without a PEFT configuration",
+                remedy="open it with PeftModel.from_pretrained, and save it with save_pretrained",
             )
         return _of_peft(adapters.peft_config(folder))
 
 
 @dataclass(kw_only=True)
 class PromptLearningConfig(PeftConfig):
-    """What every kind of prompt has.
+    """The fields of all prompt configurations.
 
     Args:
-        num_virtual_tokens: P.
-        token_dim: E, or H_kv for a prefix; found from the backbone, and held against it if given.
+        num_virtual_tokens: P, the number of virtual tokens.
+        token_dim: E, or H_kv for a prefix; taken from the backbone, and compared with it if given.
         num_transformer_submodules: 1.
-        num_attention_heads: Held against the backbone if given.
-        num_layers: L; held against the backbone if given.
-        modules_to_save: Modules of the backbone, by the end of their names, of which the task trains and
-            keeps a copy, besides the head.
+        num_attention_heads: Compared with the backbone if given.
+        num_layers: L; compared with the backbone if given.
+        modules_to_save: Modules of the backbone, by the end of their names, that the task trains and saves a
+            copy of, in addition to the head.
     """
 
     num_virtual_tokens: int | None = None
@@ -179,16 +180,20 @@ class PromptLearningConfig(PeftConfig):
         super().__post_init__()
         if self.num_virtual_tokens is None or self.num_virtual_tokens < 1:
             raise ConfigError(
-                f"num_virtual_tokens: got {self.num_virtual_tokens}, expected at least 1; 20 is usual"
+                "num_virtual_tokens",
+                got=str(self.num_virtual_tokens),
+                expected="at least 1",
+                remedy="20 is usual",
             )
         if self.num_transformer_submodules not in (None, 1):
             raise ConfigError(
-                f"num_transformer_submodules: got {self.num_transformer_submodules}, expected 1: ptuning has "
-                "no encoder-decoder models"
+                "num_transformer_submodules",
+                got=self.num_transformer_submodules,
+                expected="1, because ptuning has no encoder-decoder models",
             )
 
     def prompt(self) -> PromptConfig:
-        """The choice as ptuning's own configuration."""
+        """Ptuning's own configuration of this prompt."""
         raise NotImplementedError  # pragma: no cover - abstract
 
 
@@ -198,16 +203,15 @@ class PromptEncoderConfig(PromptLearningConfig):
 
     Args:
         encoder_reparameterization_type: ``MLP`` or ``LSTM``.
-        encoder_hidden_size: The encoder's width; the embedding width E if left out.
-        encoder_num_layers: LSTM layers. The MLP always has three linear layers, as PEFT's.
-        encoder_dropout: Between LSTM layers.
-        placement: Ours. ``front`` (after ``[CLS]``, which stays the pooled token), ``between``, ``middle``,
-            ``end``, a template, or ``start``: PEFT's place, where the first virtual token is pooled, and the
-            only one whose files PEFT can read.
-        prompt_rate_scale: Ours. How many times as far as the Trainer's one learning rate says the prompt
-            moves; 1 for just as far. Everyone's P-tuning script says 1e-3, which moves neither the prompt nor
-            the head enough to leave the majority class.
-        head_rate_scale: Ours. The same for the head.
+        encoder_hidden_size: The encoder's width; the embedding width E if ``None``.
+        encoder_num_layers: The number of LSTM layers. The MLP always has three linear layers, as in PEFT.
+        encoder_dropout: Dropout between LSTM layers.
+        placement: ptuning only. ``front`` (after ``[CLS]``, which remains the pooled token), ``between``,
+            ``middle``, ``end``, a template, or ``start``, which is PEFT's placement, where the first virtual
+            token is pooled. PEFT can only read adapters with ``start``.
+        prompt_rate_scale: ptuning only. A factor on the Trainer's learning rate for the prompt. The usual
+            1e-3 of P-tuning scripts is too low for prompt and head to leave the majority class.
+        head_rate_scale: ptuning only. The same for the head.
     """
 
     encoder_reparameterization_type: PromptEncoderReparameterizationType | str = "MLP"
@@ -230,12 +234,12 @@ class PromptEncoderConfig(PromptLearningConfig):
         if kind == "MLP" and (self.encoder_num_layers, self.encoder_dropout) != (2, 0.0):
             raise ConfigError(
                 f"encoder_num_layers {self.encoder_num_layers} and encoder_dropout {self.encoder_dropout} "
-                "are for the LSTM: the MLP has three linear layers and no dropout; leave them out, or set "
-                "encoder_reparameterization_type to 'LSTM'"
+                "are options of the LSTM; the MLP always has three linear layers and no dropout",
+                remedy="leave them out, or set encoder_reparameterization_type to 'LSTM'",
             )
         for name in ("prompt_rate_scale", "head_rate_scale"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected a number above 0")
+                raise ConfigError(name, got=getattr(self, name), expected="a number above 0")
         self.prompt()
 
     def prompt(self) -> InputPrompt:
@@ -252,14 +256,14 @@ class PromptEncoderConfig(PromptLearningConfig):
 
 @dataclass(kw_only=True)
 class PromptTuningConfig(PromptLearningConfig):
-    """Prompt tuning (arXiv:2104.08691): input virtual tokens that are trained as they are.
+    """Prompt tuning (arXiv:2104.08691): input virtual tokens that are trained directly.
 
     Args:
         prompt_tuning_init: ``RANDOM``, ``SAMPLE_VOCAB`` or ``TEXT``.
-        prompt_tuning_init_text: The words to start from, for ``TEXT``.
-        tokenizer_name_or_path: What turns them into tokens, for ``TEXT``.
-        tokenizer_kwargs: Not taken: give the tokenizer's folder instead.
-        placement: Ours; as in :class:`PromptEncoderConfig`.
+        prompt_tuning_init_text: The words for the initialisation, for ``TEXT``.
+        tokenizer_name_or_path: The tokenizer for them, for ``TEXT``.
+        tokenizer_kwargs: Not supported; pass the folder of a tokenizer instead.
+        placement: ptuning only; as in :class:`PromptEncoderConfig`.
     """
 
     prompt_tuning_init: PromptTuningInit | str = "RANDOM"
@@ -279,8 +283,8 @@ class PromptTuningConfig(PromptLearningConfig):
             )
         if self.tokenizer_kwargs:
             raise ConfigError(
-                "tokenizer_kwargs are not taken; save the tokenizer as it should be, and name its folder in "
-                "tokenizer_name_or_path"
+                "tokenizer_kwargs are not supported",
+                remedy="save the tokenizer with these options, and name its folder in tokenizer_name_or_path",
             )
         self.prompt()
 
@@ -301,17 +305,17 @@ class PrefixTuningConfig(PromptLearningConfig):
     """Prefix tuning (arXiv:2101.00190), P-tuning v2 (arXiv:2110.07602): keys and values in every layer.
 
     Args:
-        init_weights: ``"zero"`` for keys and values of nought; random if left out.
-        encoder_hidden_size: The projection's width; the hidden width H if left out.
-        prefix_projection: Whether a two-layer MLP makes the prompt.
-        first_layer: Ours. The first layer that has a prompt; PEFT reads only 0.
-        position_offset: Ours. How far the text's positions are moved up; P, as PEFT has it, if left out.
-        pooling: Ours. ``"mean"`` lets the head read the mean of the text's tokens, ``"layers"`` a trained mix
-            of every layer's, ``"similarity"`` how well a pair's two texts agree; PEFT knows only the
-            backbone's own pooled token.
-        num_virtual_units: Ours. Hidden units that every layer's feed-forward network has beside its own; none
-            if left out. PEFT has no place for them.
-        num_queries: Ours. Learned queries in the mix of ``pooling="layers"``; none if left out.
+        init_weights: ``"zero"`` to initialise keys and values with zeros; random if ``None``.
+        encoder_hidden_size: The width of the projection; the hidden width H if ``None``.
+        prefix_projection: Whether the prompt is the output of a two-layer MLP.
+        first_layer: ptuning only. The first layer with a prompt; PEFT only supports 0.
+        position_offset: ptuning only. The shift of the text's position ids; P, as in PEFT, if ``None``.
+        pooling: ptuning only. The input of the head: ``"mean"``, the mean of the text's tokens;
+            ``"layers"``, a trained mix over all layers; ``"similarity"``, the similarity of the two texts of
+            a pair. PEFT only supports the backbone's own pooled token.
+        num_virtual_units: ptuning only. Additional hidden units in the feed-forward network of every layer; 0
+            if ``None``.
+        num_queries: ptuning only. Learned queries in the mix of ``pooling="layers"``; 0 if ``None``.
     """
 
     init_weights: str | None = None
@@ -327,11 +331,11 @@ class PrefixTuningConfig(PromptLearningConfig):
         super().__post_init__()
         self.peft_type = PeftType.PREFIX_TUNING
         if self.init_weights not in (None, "zero"):
-            raise ConfigError(f"init_weights: got {self.init_weights!r}, expected 'zero' or None")
+            raise ConfigError("init_weights", got=repr(self.init_weights), expected="'zero' or None")
         self.prompt()
 
     def prompt(self) -> DeepPrompt:
-        assert self.num_virtual_tokens is not None  # checked when this was made
+        assert self.num_virtual_tokens is not None  # checked in __post_init__
         return DeepPrompt(
             num_virtual_tokens=self.num_virtual_tokens,
             first_layer=self.first_layer,
@@ -353,28 +357,31 @@ CONFIGS: Mapping[str, type[PromptLearningConfig]] = {
 
 
 def get_peft_config(config_dict: Mapping[str, Any]) -> PromptLearningConfig:
-    """The configuration that a mapping with ``peft_type`` describes.
+    """The configuration from a mapping with ``peft_type``.
 
     Raises:
-        ConfigError: a method that is not a prompt, or a key that its configuration does not have.
+        ConfigError: a method that is not prompt learning, or an unknown field.
     """
     values = dict(config_dict)
     kind = values.pop("peft_type", None)
     if kind not in CONFIGS:
         raise ConfigError(
-            f"peft_type: got {kind!r}, expected one of {', '.join(CONFIGS)}; other methods are PEFT's own"
+            "peft_type",
+            got=repr(kind),
+            expected=f"one of {', '.join(CONFIGS)}",
+            remedy="use PEFT for other methods",
         )
     known = [field.name for field in fields(CONFIGS[kind])]
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
-            raise ConfigError(f"{CONFIGS[kind].__name__} has no {name!r}; {hint}")
+            raise ConfigError(f"{CONFIGS[kind].__name__} has no {name!r}", remedy=hint)
     return CONFIGS[kind](**values)
 
 
 def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
-    """The configuration that an adapter was trained with, in PEFT's words."""
+    """The configuration of an adapter as one of PEFT's classes."""
     prompt = prompt_from_dict(adapter.prompt)
     facts = adapter.backbone
     shared: dict[str, Any] = {
@@ -417,12 +424,12 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
                 encoder_num_layers=layers,
                 encoder_dropout=dropout,
             )
-        case _:  # PEFT has no residual encoder; what it made is a plain prompt
+        case _:  # PEFT has no residual encoder; its output is a plain prompt
             return PromptTuningConfig(**placed)
 
 
 def _own(folder: Path) -> dict[str, Any] | None:
-    """What :meth:`PeftConfig.save_pretrained` wrote, if it is that."""
+    """The file written by :meth:`PeftConfig.save_pretrained`; ``None`` for any other file."""
     try:
         values = json.loads((folder / FILE).read_bytes())
     except (OSError, ValueError):
@@ -433,12 +440,12 @@ def _own(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_peft(written: Mapping[str, Any]) -> PromptLearningConfig:
-    """The configuration in a file that PEFT wrote: every input prompt of its stands before ``[CLS]``."""
+    """The configuration in a file that PEFT wrote; its input prompts are always placed before ``[CLS]``."""
     known = adapters.PEFT_OPTIONS[written["peft_type"]]
     values = {name: value for name, value in written.items() if name in known and value is not None}
     if values["peft_type"] != "PREFIX_TUNING":
         values["placement"] = "start"
-    if values.get("encoder_reparameterization_type") == "MLP":  # PEFT writes them, and does not read them
+    if values.get("encoder_reparameterization_type") == "MLP":  # PEFT writes but does not use them
         values.pop("encoder_num_layers", None)
         values.pop("encoder_dropout", None)
     return get_peft_config(values)
@@ -448,4 +455,4 @@ def _choice(kind: type[Kind], name: str, value: object) -> Kind:
     try:
         return kind(str(value))
     except ValueError:
-        raise ConfigError(f"{name}: got {str(value)!r}, expected one of {', '.join(kind)}") from None
+        raise ConfigError(name, got=repr(str(value)), expected=f"one of {', '.join(kind)}") from None

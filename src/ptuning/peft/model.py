@@ -26,7 +26,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.peft.arguments import check_others, subfolder_of
 from ptuning.peft.batches import run_mixed
 from ptuning.peft.configs import PeftType, PromptLearningConfig, config_of
-from ptuning.peft.said import Said
+from ptuning.peft.loading_arguments import LoadingArguments
 from ptuning.peft.tasks import set_trainable, untrained_task
 
 BASE = "__base__"
@@ -98,14 +98,15 @@ class PeftModel(nn.Module):
             token: The Hub's access token.
             allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
             others: Those of :data:`HARMLESS`, and facts that agree with the adapter and the backbone
-                (:mod:`ptuning.peft.said`): ``num_labels``, ``id2label``, ``torch_dtype``, ``device_map`` …
+                (:mod:`ptuning.peft.loading_arguments`): ``num_labels``, ``id2label``, ``torch_dtype``,
+                ``device_map`` …
 
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: trained on another backbone.
             ConfigError: an argument that is not taken, or that contradicts the adapter or the backbone.
         """
-        said = Said.of(others)
+        said = LoadingArguments.of(others)
         check_others("from_pretrained", said.others)
         made = cls(model)
         if said.dtype not in (None, made.dtype):
@@ -123,7 +124,7 @@ class PeftModel(nn.Module):
             allow_pickle=allow_pickle,
         )
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
-        said.hold_against(made.active, made.active_peft_config)
+        said.check_against(made.active, made.active_peft_config)
         said.move(made, given=True)
         return made.eval()
 

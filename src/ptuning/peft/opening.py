@@ -12,8 +12,8 @@ from ptuning.errors import ConfigError
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft.arguments import check_others
 from ptuning.peft.configs import PeftConfig, PromptLearningConfig
+from ptuning.peft.loading_arguments import LoadingArguments
 from ptuning.peft.model import DEFAULT, PeftModel
-from ptuning.peft.said import Said
 
 
 class AutoPeftModelForSequenceClassification:
@@ -33,7 +33,7 @@ class AutoPeftModelForSequenceClassification:
         **others: Any,
     ) -> PeftModel:
         """As :meth:`PeftModel.from_pretrained`; ``dtype``, or ``torch_dtype``, is that of the backbone."""
-        said = Said.of({"dtype": dtype, **others})
+        said = LoadingArguments.of({"dtype": dtype, **others})
         check_others("from_pretrained", said.others)
         task = PTuningModel.from_pretrained(
             model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=said.dtype
@@ -41,7 +41,7 @@ class AutoPeftModelForSequenceClassification:
         made = PeftModel(task.backbone)
         made.add_task(adapter_name, task, is_trainable)
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
-        said.hold_against(made.active, made.active_peft_config)
+        said.check_against(made.active, made.active_peft_config)
         said.move(made, given=False)
         return made.eval()
 

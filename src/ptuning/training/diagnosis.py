@@ -127,7 +127,7 @@ def not_finite(seen: str, *, kept: str | None = None, rates: tuple[float, float]
     lower = "fit.learning_rate or fit.head_learning_rate by ten"
     if rates is not None:
         prompt, head = (f"to {rate / 10:.2g} (it was {rate:g})" for rate in rates)
-        lower = f"fit.learning_rate={prompt} or fit.head_learning_rate={head}"
+        lower = f"fit.learning_rate {prompt} or fit.head_learning_rate {head}"
     state = f"; {kept}" if kept else ""
     return f"{seen}, expected finite numbers{state}. Lower {lower}, or set precision=fp32"
 

@@ -117,9 +117,9 @@ def write(file: Path, content: str | bytes, accelerator: Accelerator) -> None:
     """
     if accelerator.is_main_process:
         target = _real(file)
-        with atomic.blaming(file):
+        with atomic.writing_errors(file):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.whole_file(target) as new:
+            with atomic.atomic_file(target) as new:
                 atomic.write_bytes(new, content.encode() if isinstance(content, str) else content)
 
 

@@ -1,4 +1,4 @@
-"""How fast rows are answered: on a terminal while they are, everywhere in one line at the end."""
+"""Rows per second of ``ptuning predict``: live on a terminal, and as one line at the end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 QUIET = 2.0
-"""Seconds of work that pass before anything is said: a handful of rows needs no words."""
+"""Nothing is printed for work that takes fewer seconds."""
 
 T = TypeVar("T")
 
 
-class Rate:
-    """Counts rows in a ``with`` block. Its clock stands still while the next row is waited for.
+class Throughput:
+    """Counts rows in a ``with`` block. Its clock is stopped while waiting for the next row.
 
     Args:
-        console: Where to say it.
-        live: Whether it may be said while it goes on, in a line that vanishes; never where the answers
-            go to the same terminal.
-        clock: Seconds from any beginning.
+        console: The console to print to.
+        live: Whether to print while it runs, in a line that vanishes; not if predictions go to the same
+            terminal.
+        clock: A clock in seconds.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Rate:
         self._live = live and console.is_terminal
         self._task = self._progress.add_task("")
 
-    def __enter__(self) -> Rate:
+    def __enter__(self) -> Throughput:
         self._began = self._clock()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress.live.is_started:  # otherwise it would end a line that it never began
+        if self._progress.live.is_started:  # otherwise it would end a line that it did not start
             self._progress.stop()
         if error is None and self.seconds >= QUIET:
             self.console.print(str(self), highlight=False, soft_wrap=True)
@@ -56,11 +56,11 @@ class Rate:
 
     @property
     def seconds(self) -> float:
-        """Of work so far, which waiting for rows is not."""
+        """Seconds of work so far, without waiting for rows."""
         return max(self._clock() - self._began - self._waited, 1e-9)
 
     def waiting_for(self, rows: Iterable[T]) -> Iterator[T]:
-        """``rows``, with the clock stopped while the next one is on its way: it may be typed by hand."""
+        """``rows``, with the clock stopped while waiting for the next one, which may be typed by hand."""
         left = iter(rows)
         while True:
             began = self._clock()
@@ -73,8 +73,8 @@ class Rate:
             yield row
 
     def one_more(self) -> None:
-        """A row was answered."""
+        """Count one more row."""
         self.rows += 1
         if self._live and self.seconds >= QUIET:
             self._progress.update(self._task, description=str(self))
-            self._progress.start()  # which does nothing the second time
+            self._progress.start()  # no effect the second time

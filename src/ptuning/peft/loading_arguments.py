@@ -1,7 +1,7 @@
-"""Facts that programs say again where an adapter is loaded: taken where they agree with it, else refused.
+"""Arguments of ``from_pretrained`` that repeat facts of the adapter: accepted if they agree with it.
 
-``num_labels``, ``id2label``, ``label2id``, ``problem_type``, ``torch_dtype`` and ``device_map`` are arguments
-of the model beneath, which PEFT hands on to it. Here the adapter knows its labels.
+PEFT passes ``num_labels``, ``id2label``, ``label2id``, ``problem_type``, ``torch_dtype`` and ``device_map``
+on to the backbone. Here the adapter has its own labels, so the arguments have to agree with them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ptuning.model.tasks import is_numbered
 from ptuning.peft.configs import PeftConfig, PromptLearningConfig
 
 _NAMES = frozenset({"num_labels", "id2label", "label2id", "problem_type", "config"})
-_ALL_OF_IT = ("auto", "balanced", "sequential")
-"""Device maps that leave the choice to the program: one device holds it all here."""
+_AUTOMATIC = ("auto", "balanced", "sequential")
+"""Device maps that choose devices automatically: here, one device for the entire model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
-    """What a call says of the model.
+class LoadingArguments:
+    """The arguments of a call.
 
     Attributes:
-        facts: Those that the adapter knows itself, by name.
-        dtype: What to hold the backbone in; ``None`` for as it is.
-        device: Where; ``None`` for where it is, ``"auto"`` for the first accelerator.
-        others: The arguments that are none of these.
+        facts: Arguments that repeat facts of the adapter, by name.
+        dtype: The dtype of the backbone; ``None`` for no change.
+        device: The device of the model; ``None`` for no change, ``"auto"`` for the first accelerator.
+        others: All other arguments.
     """
 
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class Said:
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Said:
-        """Take a call's further arguments apart.
+    def of(cls, given: Mapping[str, Any]) -> LoadingArguments:
+        """Sort the keyword arguments of a call.
 
         Raises:
-            ConfigError: a type or a device that there is not, or several devices.
+            ConfigError: an unknown dtype or device, or several devices.
         """
         left = dict(given)
         facts = {name: left.pop(name) for name in _NAMES if name in left}
@@ -55,11 +55,11 @@ class Said:
             others=left,
         )
 
-    def hold_against(self, task: PTuningModel, config: PromptLearningConfig) -> None:
-        """Compare the facts with a loaded adapter; names for labels that are only numbered are taken over.
+    def check_against(self, task: PTuningModel, config: PromptLearningConfig) -> None:
+        """Compare the facts with a loaded adapter. Label names replace labels that are only numbered.
 
         Raises:
-            ConfigError: they differ.
+            ConfigError: a fact differs.
         """
         own = task.task
         for name, given in self.facts.items():
@@ -78,11 +78,11 @@ class Said:
                         _agree(name, names, tuple(task.config.id2label.values()))
 
     def move(self, model: torch.nn.Module, *, given: bool) -> None:
-        """Put the model where the call says.
+        """Move the model to the requested device.
 
         Args:
             model: The loaded model.
-            given: Whether the backbone came from the caller, and ``"auto"`` is where that is.
+            given: Whether the caller passed the backbone; then ``"auto"`` leaves it on its device.
         """
         if self.device == "auto":
             found = torch.accelerator.current_accelerator(check_available=True)
@@ -95,13 +95,15 @@ class Said:
 def _agree(name: str, given: Any, own: Any) -> None:
     if given != own:
         raise ConfigError(
-            f"from_pretrained: {name}: got {given!r}, but the adapter was trained with {own!r}; leave it "
-            "out, the adapter says it"
+            f"from_pretrained, {name}",
+            got=repr(given),
+            expected=f"{own!r}, as in the adapter",
+            remedy="leave it out",
         )
 
 
 def _names(name: str, given: Any) -> tuple[str, ...]:
-    """The labels' names in order, of an ``id2label`` or a ``label2id``."""
+    """The label names in order, from an ``id2label`` or a ``label2id``."""
     try:
         pairs = given.items() if isinstance(given, Mapping) else enumerate(given)
         by_index = {int(key): str(label) for key, label in pairs} if name == "id2label" else None
@@ -110,14 +112,16 @@ def _names(name: str, given: Any) -> tuple[str, ...]:
         return tuple(by_index[index] for index in range(len(by_index)))
     except (TypeError, ValueError, KeyError):
         expected = "{0: …, 1: …}" if name == "id2label" else "{…: 0, …: 1}"
-        raise ConfigError(f"from_pretrained: {name}: got {given!r}, expected {expected}") from None
+        raise ConfigError(f"from_pretrained, {name}", got=repr(given), expected=expected) from None
 
 
 def _agree_on_config(given: Any, own: PromptLearningConfig) -> None:
     if not isinstance(given, PeftConfig):
         raise ConfigError(
-            f"from_pretrained: config: got a {type(given).__module__}.{type(given).__name__}, expected one "
-            "of ptuning.peft's; leave it out, it is read from the adapter"
+            "from_pretrained, config",
+            got=f"a {type(given).__module__}.{type(given).__name__}",
+            expected="a configuration of ptuning.peft",
+            remedy="leave it out, it is read from the adapter",
         )
     for name in ("peft_type", "num_virtual_tokens"):
         _agree(f"config.{name}", getattr(given, name, None), getattr(own, name))
@@ -129,14 +133,15 @@ def _dtype(name: str, given: Any) -> torch.dtype | None:
     found = getattr(torch, str(given).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
         raise ConfigError(
-            f"from_pretrained: {name}: got {given!r}, expected 'auto' or a type of torch's, such as "
-            "torch.bfloat16"
+            f"from_pretrained, {name}",
+            got=repr(given),
+            expected="'auto' or a torch dtype, such as torch.bfloat16",
         )
     return found
 
 
 def _device(given: Any) -> torch.device | str | None:
-    if given is None or (isinstance(given, str) and given in _ALL_OF_IT):
+    if given is None or (isinstance(given, str) and given in _AUTOMATIC):
         return None if given is None else "auto"
     places = set(given.values()) if isinstance(given, Mapping) else {given}
     try:
@@ -144,6 +149,8 @@ def _device(given: Any) -> torch.device | str | None:
         return torch.device(place)
     except (ValueError, TypeError, RuntimeError):
         raise ConfigError(
-            f"from_pretrained: device_map: got {given!r}, expected one device for the whole model, such as "
-            "'cuda:0', or 'auto'; to spread a backbone, load it by itself and hand it over"
+            "from_pretrained, device_map",
+            got=repr(given),
+            expected="one device for the entire model, such as 'cuda:0', or 'auto'",
+            remedy="to distribute a backbone, load it yourself and pass it",
         ) from None

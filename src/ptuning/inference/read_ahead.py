@@ -1,4 +1,4 @@
-"""Rows from a producer that may be slow: where none comes for a moment, that is handed on, too."""
+"""Reads rows from a slow producer in a thread, and signals when none arrives for a moment."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from time import monotonic
 from ptuning.data import Example
 
 QUIET = 0.1
-"""Seconds without a row after which what has come is answered."""
+"""Seconds without a row after which the earlier rows are answered."""
 LONGEST = 0.5
-"""Seconds of waiting after which it is answered though rows still trickle in."""
+"""Seconds after which they are answered even if rows keep arriving."""
 ROWS = 256
 CHARACTERS = 1 << 20
-"""What is read ahead at most, by either measure."""
+"""Maximum rows and characters that are read ahead."""
 
 
-def arriving(examples: Iterable[Example]) -> Iterator[Example | None]:
-    """``examples`` in order, read in a thread of their own, and ``None`` wherever the next is slow to come.
+def read_ahead(examples: Iterable[Example]) -> Iterator[Example | None]:
+    """``examples`` in order, read in a separate thread, with ``None`` wherever the next one is slow.
 
-    :meth:`Predictor.stream` answers what it holds when it meets ``None``. What reading raises is raised
-    here, behind the examples before it.
+    On ``None``, :meth:`Predictor.stream` answers the rows that it has. An error while reading is raised here,
+    after the examples before it.
 
-    The thread ends when ``examples`` do, or with its next row after this generator is closed. Whoever closes
-    it while a read may wait for ever has to end that read.
+    The thread ends with ``examples``, or at its next row after this generator was closed. A caller that
+    closes it while a read may block forever has to end that read.
     """
     reader = _Reader(examples)
     reader.start()
     try:
-        pending = False  # whether anything was handed on since the last None
+        pending = False  # whether anything was yielded since the last None
         waited = 0.0
         while True:
             began = monotonic()
@@ -50,7 +50,7 @@ def arriving(examples: Iterable[Example]) -> Iterator[Example | None]:
 
 
 class _Reader(threading.Thread):
-    """Reads ahead as far as is allowed."""
+    """Reads ahead up to the limits."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
         super().__init__(daemon=True, name="ptuning-reader")
@@ -63,7 +63,7 @@ class _Reader(threading.Thread):
 
     @property
     def over(self) -> bool:
-        """Whether everything was read, and taken."""
+        """Whether everything was read and taken."""
         with self._changed:
             return self._ended and not self._rows
 
@@ -87,7 +87,7 @@ class _Reader(threading.Thread):
                 self._changed.notify()
 
     def take(self, seconds: float | None) -> list[Example]:
-        """What has come; nothing if nothing comes for so many ``seconds`` or the end is there."""
+        """The rows that have arrived; empty if none arrives for ``seconds``, or at the end."""
         with self._changed:
             if not self._rows and not self._ended:
                 self._changed.wait_for(lambda: self._rows or self._ended, seconds)
@@ -96,7 +96,7 @@ class _Reader(threading.Thread):
         return rows
 
     def leave(self) -> None:
-        """Read no further."""
+        """Stop reading."""
         with self._changed:
             self._left = True
             self._changed.notify()

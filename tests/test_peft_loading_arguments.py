@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,34 +91,34 @@ def test_what_agrees_is_taken(folders: dict[str, Path], given: dict[str, Any]) -
 CONTRADICTS: list[tuple[dict[str, Any], str]] = [
     (
         {"num_labels": 2},
-        "num_labels: got 2, but the adapter was trained with 3; leave it out, the adapter says",
+        "num_labels: got 2, expected 3, as in the adapter; leave it out",
     ),
     (
         {"id2label": {0: "a", 1: "b", 2: "c"}},
-        "id2label: got ('a', 'b', 'c'), but the adapter was trained with ('NEG'",
+        "id2label: got ('a', 'b', 'c'), expected ('NEG'",
     ),
     (
         {"id2label": {0: "NEG", 1: "MID"}},
-        "id2label: got ('NEG', 'MID'), but the adapter was trained with ('NEG'",
+        "id2label: got ('NEG', 'MID'), expected ('NEG'",
     ),
     ({"id2label": {1: "NEG"}}, "id2label: got {1: 'NEG'}, expected {0: …, 1: …}"),
     ({"label2id": {"NEG": "x"}}, "label2id: got {'NEG': 'x'}, expected {…: 0, …: 1}"),
     (
         {"problem_type": "regression"},
-        "problem_type: got 'regression', but the adapter was trained with 'single",
+        "problem_type: got 'regression', expected 'single",
     ),
-    ({"torch_dtype": "float7"}, "torch_dtype: got 'float7', expected 'auto' or a type of torch's"),
+    ({"torch_dtype": "float7"}, "torch_dtype: got 'float7', expected 'auto' or a torch dtype"),
     (
         {"device_map": {"bert": 0, "classifier": "cpu"}},
         "device_map: got {'bert': 0, 'classifier': 'cpu'}, expected",
     ),
-    ({"device_map": "nowhere"}, "device_map: got 'nowhere', expected one device for the whole model"),
+    ({"device_map": "nowhere"}, "device_map: got 'nowhere', expected one device for the entire model"),
     ({"config": PrefixTuningConfig(num_virtual_tokens=4)}, "config.peft_type: got "),
     (
         {"config": PromptEncoderConfig(num_virtual_tokens=5)},
-        "config.num_virtual_tokens: got 5, but the adapter",
+        "config.num_virtual_tokens: got 5, expected 4, as in the adapter",
     ),
-    ({"config": {"num_labels": 3}}, "config: got a builtins.dict, expected one of ptuning.peft's"),
+    ({"config": {"num_labels": 3}}, "config: got a builtins.dict, expected a configuration of ptuning.peft"),
     ({"cache_dir": "here"}, "cache_dir (str) is not taken by ptuning.peft"),
 ]
 
@@ -129,7 +130,7 @@ def test_what_contradicts_is_one_sentence(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(auto, folders["named"], **given)
-    assert str(caught.value).startswith(f"from_pretrained: {message}")
+    assert re.match(rf"from_pretrained[:,] {re.escape(message)}", str(caught.value))
     assert "\n" not in str(caught.value)
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from conftest import sentiment
 from ptuning import DeepPrompt, Predictor, PTuningModel, Task
-from ptuning.cli import main, rate
+from ptuning.cli import main, throughput
 from ptuning.cli.predict import parser
-from ptuning.cli.rate import Rate
+from ptuning.cli.throughput import Throughput
 from ptuning.inference.evaluate import BATCH_TOKENS
 
 
@@ -33,7 +33,7 @@ def run(live: bool, terminal: bool, seconds: float, rows: int = 4) -> str:
     """What is said of ``rows`` rows that take ``seconds`` each."""
     clock, told = Clock(), io.StringIO()
     console = Console(file=told, force_terminal=terminal, width=80)
-    with Rate(console, live=live, clock=clock) as found:
+    with Throughput(console, live=live, clock=clock) as found:
         for _ in range(rows):
             clock.now += seconds
             found.one_more()
@@ -72,7 +72,7 @@ def test_waiting_for_a_row_is_no_work() -> None:
             clock.now += 60
             yield number
 
-    with Rate(Console(file=told), live=True, clock=clock) as found:
+    with Throughput(Console(file=told), live=True, clock=clock) as found:
         taken = []
         for row in found.waiting_for(typed()):
             taken.append(row)
@@ -85,7 +85,7 @@ def test_waiting_for_a_row_is_no_work() -> None:
 
 def test_an_error_ends_it_without_a_word() -> None:
     clock, told = Clock(), io.StringIO()
-    found = Rate(Console(file=told), live=True, clock=clock)
+    found = Throughput(Console(file=told), live=True, clock=clock)
 
     def work() -> None:
         with found:
@@ -114,7 +114,7 @@ def predict(
     def run(*argv: str, quiet: float = 0.0) -> tuple[int, str, str]:
         stdin = "".join(f"{row['text']}\n" for row in sentiment(48)).encode()
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
-        monkeypatch.setattr(rate, "QUIET", quiet)
+        monkeypatch.setattr(throughput, "QUIET", quiet)
         capsys.readouterr()
         code = main(["predict", str(tmp_path / "adapter"), "--device", "cpu", *argv])
         return code, *capsys.readouterr()
