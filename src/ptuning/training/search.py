@@ -24,6 +24,7 @@ from ptuning.training.config import TrainConfig, dump
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.job import make_job
+from ptuning.training.metrics import greater_is_better
 from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
@@ -93,6 +94,13 @@ def train_search(
             f"recipe: got {config.recipe!r}, expected 'search'; ptuning.train makes a single run"
         )
     require_optuna()
+    wanted = config.fit.greater_is_better
+    if wanted not in (None, greater_is_better(config.fit.select_by)):
+        raise ConfigError(
+            "fit.greater_is_better: a search goes by the metric's name",
+            got=str(wanted).lower(),
+            remedy="give a metric that is to be small a name that ends in loss",
+        )
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
