@@ -622,6 +622,8 @@ def test_the_fingerprint_is_the_weights_and_not_their_precision() -> None:
     full, half = task_on("bert").backbone, task_on("bert", dtype=torch.bfloat16).backbone
     assert half.dtype == torch.bfloat16
     assert full.fingerprint() == half.fingerprint() == task_on("bert").backbone.fingerprint()
+    saved_so = Backbone(tiny("bert").to(torch.bfloat16))  # as a checkpoint in bf16 is loaded
+    assert saved_so.fingerprint() == full.fingerprint()
     other = tiny("bert")
     other.bert.encoder.layer[1].output.dense.bias.data[0] += 1
     assert Backbone(other).fingerprint() != full.fingerprint()
