@@ -149,7 +149,7 @@ def test_the_task() -> None:
     assert "  - and 27 more, listed in `ptuning.json`" in many
     scaled = model_card(an_adapter(task=Task(problem_type="regression", mean=2.5, scale=1.5, max_length=64)))
     assert "one number (trained on targets minus 2.5, divided by 1.5)" in scaled
-    assert "longest input: 64 tokens" in scaled
+    assert "maximum input length: 64 tokens" in scaled
 
 
 def test_the_numbers_that_were_trained() -> None:

@@ -121,7 +121,7 @@ def test_extra_files_are_listed_and_verified(tmp_path: Path) -> None:
 
 
 def test_extra_files_may_not_take_our_names(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match=r"extra_files wrote ptuning.json, a name of the adapter's own"):
+    with pytest.raises(AdapterError, match=r"extra_files: got a file ptuning.json, expected other names"):
         save(an_adapter(), tmp_path / "adapter", extra_files=lambda folder: (folder / "ptuning.json").touch())
     assert not list(tmp_path.iterdir())
 
@@ -137,8 +137,8 @@ def test_numbers_of_numpy_and_torch_become_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
-        ({"extra": {"x": [{1}]}}, r"extra.x\[0\] is a set, expected what JSON can hold"),
-        ({"facts": {"fingerprint": math.inf}}, r"backbone.fingerprint is inf, expected a finite number"),
+        ({"extra": {"x": [{1}]}}, r"extra.x\[0\]: got a set, expected JSON data"),
+        ({"facts": {"fingerprint": math.inf}}, r"backbone.fingerprint: got inf, expected a finite number"),
         (
             {"prompt_tensor": torch.full((4, 16), math.nan)},
             r"the prompt: got 64 of 64 values that are NaN or infinite",
@@ -268,17 +268,15 @@ def of_another_task(folder: Path) -> None:
     reseal(folder, task={"problem_type": "ranking", "colour": 1})
 
 
-EXPECTED = (
-    "expected a folder with adapter_config.json, adapter_model.safetensors and ptuning.json, as ptuning"
-)
+EXPECTED = "a folder with adapter_config.json, adapter_model.safetensors and ptuning.json, as ptuning"
 
 
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda folder: None, f"no adapter at .*adapter: there is no such folder; {EXPECTED}"),
-        (lambda folder: folder.touch(), f"no adapter at .*: it is a file; {EXPECTED}"),
-        (lambda folder: folder.mkdir(), f"no adapter at .*: it has no ptuning.json; {EXPECTED}"),
+        (lambda folder: None, f"no adapter at .*adapter: there is no such folder, expected {EXPECTED}"),
+        (lambda folder: folder.touch(), f"no adapter at .*: it is a file, expected {EXPECTED}"),
+        (lambda folder: folder.mkdir(), f"no adapter at .*: it has no ptuning.json, expected {EXPECTED}"),
         (put("adapter_config.json", "[1]"), "it has no ptuning.json"),
         (
             put("adapter_config.json", '{"peft_type": "LORA"}'),
@@ -286,10 +284,10 @@ EXPECTED = (
         ),
         (
             put("ptuning.json", "{"),
-            r"ptuning.json in .* was altered or cut short: it is no JSON .*; copy or download",
+            r"ptuning.json in .* was altered or cut short: it is not valid JSON .*; copy or download",
         ),
-        (put("ptuning.json", "[]"), "ptuning.json holds a list, expected a JSON object"),
-        (put("ptuning.json", "{}"), "ptuning.json has no format_version of ptuning's"),
+        (put("ptuning.json", "[]"), "ptuning.json: got a JSON list, expected a JSON object"),
+        (put("ptuning.json", "{}"), "ptuning.json has no valid format_version"),
         (
             newer,
             "is of format 2, and this version of ptuning reads up to 1; update it with: pip",
@@ -373,16 +371,16 @@ def test_an_empty_folder_and_a_link_are_filled(tmp_path: Path) -> None:
     [
         (
             put("thesis.tex", "x"),
-            "is not empty and holds no adapter of ptuning; choose another folder, or empty it",
+            "is not empty and is not an adapter of ptuning; choose another folder, or empty it",
         ),
-        (put("ptuning.json", "{}"), r"holds no adapter of ptuning \(.* has no format_version"),
+        (put("ptuning.json", "{}"), r"is not an adapter of ptuning \(.* has no valid format_version"),
         (put("ptuning.json", '{"format_version": 2}'), r"\(.* is of format 2, .* pip install --upgrade"),
-        (put("adapter_config.json", '{"peft_type": "LORA"}'), "holds no adapter"),
+        (put("adapter_config.json", '{"peft_type": "LORA"}'), "is not an adapter of ptuning"),
         (lambda folder: (folder / "kept").mkdir(parents=True), "is not empty"),
         (lambda folder: folder.write_text("x"), "is a file, expected a folder"),
         (
             lambda folder: (save(an_adapter(), folder) / "notes.txt").write_text("x"),
-            "holds notes.txt, which is not part of the adapter there and would be lost; move it elsewhere",
+            "contains notes.txt, which is not part of the adapter there and would be lost; move it elsewhere",
         ),
         (
             lambda folder: (save(an_adapter(), folder) / "README.md").write_text("# Mine"),
@@ -410,7 +408,7 @@ def test_the_folder_that_one_stands_in_is_not_replaced(
     inside.mkdir(parents=True)
     (inside / "link").symlink_to(inside)
     monkeypatch.chdir(inside)
-    with pytest.raises(AdapterError, match="is the folder that this is run in, or above it"):
+    with pytest.raises(AdapterError, match="is which is the working directory or a parent of it"):
         save(an_adapter(), where)
     assert os.listdir() == ["link"]
     assert is_adapter(save(an_adapter(), "below"))

@@ -40,7 +40,7 @@ def test_a_folder_wins_over_a_repository(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_path_is_not_looked_up(name: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", None)
     with pytest.raises(
-        AdapterError, match=r"there is no such folder; expected a folder with adapter_config.json"
+        AdapterError, match=r"there is no such folder, expected a folder with adapter_config.json"
     ):
         locate(name)
 

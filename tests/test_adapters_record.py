@@ -115,6 +115,7 @@ def test_this_room_stands_below_the_model() -> None:
     assert {name for name in imported if not name.startswith("ptuning.adapters.")} == {
         "ptuning.errors",
         "ptuning.files",
+        "ptuning.kinds",
         "ptuning.model.config",  # choices alone: no backbone, no torch
         "ptuning.paths",
         "ptuning.task",

@@ -163,7 +163,7 @@ def test_demo_has_a_parser_and_defaults() -> None:
 # ---------------------------------------------------------------------------- what cannot be understood
 
 NEEDS: dict[str, str] = {
-    "train": "no training rows, expected a file",
+    "train": "no training rows, expected a file, such as",
     "evaluate": "the following arguments are required: adapter, file; see: ptuning evaluate --help",
     "predict": "the following arguments are required: adapter; see: ptuning predict --help",
     "inspect": "the following arguments are required: adapter",

@@ -380,14 +380,14 @@ def test_a_destination_of_something_else_is_refused_at_once(
     (home / "notes").mkdir()
     (home / "notes" / "diary.txt").write_text("dear diary")
     source = "p_tuning" if command == "import-peft" else "deep-classes"
-    assert "notes is not empty and holds no adapter of ptuning" in refused(command, source, "notes")
+    assert "notes is not empty and is not an adapter of ptuning" in refused(command, source, "notes")
     assert "rows.jsonl is a file, expected a folder" in refused(command, source, "rows.jsonl")
     assert (home / "notes" / "diary.txt").read_text() == "dear diary"
 
 
 def test_import_does_not_write_over_what_it_reads(refused: Callable[..., str]) -> None:
     """PEFT's folder is somebody's, and no adapter of ours."""
-    assert "p_tuning is not empty and holds no adapter of ptuning" in refused(
+    assert "p_tuning is not empty and is not an adapter of ptuning" in refused(
         "import-peft", "p_tuning", "p_tuning"
     )
 

@@ -290,10 +290,10 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--fit.clip", "-1"], "fit.max_grad_norm: got -1, expected greater than 0"),
         (["--precision", "fp8"], "precision: got 'fp8', expected 'auto', 'fp32' or 'bf16'"),
         (["--prompt.depth", "medium"], "prompt.depth: got 'medium', expected one of input, deep"),
-        (["--prompt.depth", "deep", "--prompt.placement", "front"], "placement: .* does not go with deep"),
-        (["--prompt.depth", "input", "--prompt.first_layer", "1"], "first_layer: .* does not go with input"),
+        (["--prompt.depth", "deep", "--prompt.placement", "front"], "placement: .* does not apply to deep"),
+        (["--prompt.depth", "input", "--prompt.first_layer", "1"], "first_layer: .* does not apply to input"),
         (["--prompt.encoder.kind", "lstm"], "encoder.kind: got 'lstm', expected one of embedding, mlp"),
-        (["--prompt.encoder.dropout", "0.5"], "prompt.encoder.dropout: .* does not go with .*embedding"),
+        (["--prompt.encoder.dropout", "0.5"], "prompt.encoder.dropout: .* does not apply to .*embedding"),
         (["--prompt.num_virtual_tokens", "0"], "num_virtual_tokens: got 0, expected greater than or equal"),
         (["--prompt.first_layer", "9"], "first_layer"),
         (["--data.validation_fraction", "1.5"], "data.validation_fraction: got 1.5, expected less than 1"),
@@ -413,15 +413,15 @@ def lines(rows: list[dict[str, Any]]) -> bytes:
         ("x.csv", b"text,label\n", [], "x.csv: no rows after the column names"),
         ("x.jsonl", b"\n\n", [], "x.jsonl: no rows"),
         ("x.jsonl", lines(GOOD), [], "x.jsonl: got the label 'positive' in every row"),
-        ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "x.jsonl, line 21: .*blank"),
-        ("x.jsonl", lines([*BOTH, {"text": None, "label": "positive"}]), [], "x.jsonl, line 21: .*is null"),
+        ("x.jsonl", lines([*BOTH, {"text": " ", "label": "positive"}]), [], "line 21, the text in 'text': got"),
+        ("x.jsonl", lines([*BOTH, {"text": None, "label": "positive"}]), [], "line 21, .*: got null"),
         ("x.jsonl", lines([*BOTH, {"text": 7, "label": "positive"}]), [], "line 21, .*got the int 7"),
-        ("x.jsonl", lines([*BOTH, {"text": "x", "label": None}]), [], "x.jsonl, line 21: .*is null"),
+        ("x.jsonl", lines([*BOTH, {"text": "x", "label": None}]), [], "line 21, .*: got null"),
         ("x.jsonl", lines([*BOTH, {"text": "x"}]), [], "x.jsonl, line 21: no 'label'"),
         ("x.jsonl", lines([*BOTH, {"text": "x", "label": 1}]), [], "x.jsonl, line 1: .*but 1 .int."),
         ("x.jsonl", b'{"text": "good"', [], "x.jsonl, line 1: not a JSON object"),
         ("x.csv", b'text,label\n"good,a\n', [], "x.csv, line 2: not a row of cells"),
-        ("x.csv", b"text,label\ngood,a,b\n", [], "x.csv, line 2: 3 cells, expected 2"),
+        ("x.csv", b"text,label\ngood,a,b\n", [], "x.csv, line 2: got 3 cells, expected 2"),
         ("x.csv", b"text,label\ngo\xff,a\n", [], "x.csv, line 2: byte 0xff at character 3 is not UTF-8"),
         ("x.parquet", b"rubbish", [], "x.parquet: not a Parquet file"),
         ("x.csv.gz", b"rubbish", [], "x.csv.gz: not a complete gzip file"),
@@ -455,7 +455,7 @@ def test_a_text_that_is_too_long_where_that_is_an_error(refused: Callable[..., s
 
 def test_files_that_are_not_there(refused: Callable[..., str]) -> None:
     assert refused("nosuch.csv").startswith("nosuch.csv does not exist")
-    assert refused(".").startswith(". is a folder whose files are of several splits")
+    assert refused(".").startswith(". has files of several splits")
     assert refused("train.jsonl", "--data.test", "nosuch.csv").startswith("nosuch.csv does not exist")
 
 
@@ -473,7 +473,7 @@ def test_a_backbone_that_is_not_there_says_what_to_do(refused: Callable[..., str
 def test_an_output_that_holds_other_things_is_left_alone(refused: Callable[..., str], home: Path) -> None:
     (home / "out").mkdir()
     (home / "out" / "thesis.tex").write_text("years of work")
-    assert "out is not empty and holds no adapter" in refused("train.jsonl")
+    assert "out is not empty and is not an adapter" in refused("train.jsonl")
     assert [file.name for file in (home / "out").iterdir()] == ["thesis.tex"]
     assert "train.jsonl is a file" in refused("train.jsonl", "--output", "train.jsonl")
 

@@ -204,13 +204,13 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--seeds", "0,x"], "--seeds: got '0,x', expected whole numbers with commas between, such as 0,1,2"),
+        (["--seeds", "0,x"], "--seeds: got '0,x', expected whole numbers separated by commas, such as 0,1,2"),
         (["--seeds", "0,1.5"], "--seeds: got '0,1.5', expected whole numbers"),
         (["--seeds", "0,,1"], "--seeds: got '0,,1', expected whole numbers"),
         (["--seeds", ""], "--seeds: got '', expected whole numbers"),
         (["--seeds=-1"], "fit.seed: got -1, expected greater than or equal to 0"),
         (["--seeds", "1,1"], "seeds: got [1, 1], expected one value or more, each of them once"),
-        (["--prompt_rates", "0.1;0.2"], "--learning_rates: got '0.1;0.2', expected numbers with commas"),
+        (["--prompt_rates", "0.1;0.2"], "--learning_rates: got '0.1;0.2', expected numbers separated by"),
         (["--head_rates", "0"], "fit.head_learning_rate: got 0.0, expected greater than 0"),
         (["--seeds", ",".join(map(str, range(65)))], "65 seeds are 65 runs, expected at most 64"),
         (["--seeds", "0", "--fit.seed", "1"], "--seeds and --fit.seed: got both, expected one of them"),

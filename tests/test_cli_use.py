@@ -479,7 +479,7 @@ def test_a_damaged_adapter_is_refused(
         ("nosuch", "no adapter 'nosuch': there is no such folder"),
         ("owner/nosuch", "no adapter 'owner/nosuch': .*unset HF_HUB_OFFLINE"),
         ("./nosuch", "no adapter at .*nosuch: there is no such folder"),
-        ("empty", "no adapter at empty: it has no ptuning.json; expected a folder with adapter_config.json"),
+        ("empty", "no adapter at empty: it has no ptuning.json, expected a folder with adapter_config.json"),
         ("single.jsonl", "no adapter at single.jsonl: it is a file"),
         ("no such!", "it is not a Hub id of the form 'owner/name'"),
     ],

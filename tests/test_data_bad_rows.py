@@ -51,6 +51,22 @@ def test_one_bad_row_is_one_sentence(tmp_path: Path) -> None:
         load_examples(path)
 
 
+def test_the_error_of_a_bad_row_has_parts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\ngood,a\n ,b\n")
+    with pytest.raises(DataError) as caught:
+        load_examples(tmp_path / "a.csv")
+    error = caught.value
+    assert error.problem.endswith("a.csv, line 3, the text in 'text'")
+    assert error.got == "' '"
+    assert error.expected == "at least one character that is not a space"
+    assert str(error.remedy).startswith("fill it in, or remove the row")
+    assert "--data.bad_rows skip" in str(error.remedy)
+    with pytest.raises(DataError) as caught:
+        load_examples(tmp_path / "a.csv", label="lable")
+    assert caught.value.expected == "one of 'text', 'label'"
+    assert caught.value.remedy == "did you mean 'label'?"
+
+
 def test_up_to_twenty_are_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.csv", csv_of([*GOOD * 10, *[",no"] * 25]))
     with pytest.raises(

@@ -177,7 +177,7 @@ def test_the_commands_of_the_card_run(
     [
         (["push", "nowhere", "someone/film"], ("no adapter at nowhere", "there is no such folder")),
         (["push", "local name", "a/b/c"], ("'a/b/c'", "such as 'owner/name'")),
-        (["push", "local name", "other/film"], ("the user 'someone' has no right", "'other/film'")),
+        (["push", "local name", "other/film"], ("the user 'someone' has no permission", "'other/film'")),
         (["push", "local name", "someone/film", "--license", "My Own"], ("'My Own'", "'apache-2.0'")),
         (["predict", "someone/nothing"], ("the Hub has no such repository", "hf auth login")),
         (["inspect", "someone/nothing"], ("the Hub has no such repository", "hf auth login")),
@@ -206,7 +206,7 @@ def test_no_option_takes_a_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", "folder", "someone/film", "--token", "hf_secret"]) == 2
     assert "unknown option token" in capsys.readouterr().err
     assert main(["push", "--help"]) == 0
-    assert "comes from HF_TOKEN or from 'hf auth login', never from an option" in " ".join(
+    assert "read from HF_TOKEN or from 'hf auth login'; there is no option for it" in " ".join(
         capsys.readouterr().out.split()
     )
 
@@ -324,13 +324,13 @@ def test_a_model_that_may_not_push_itself(
 ) -> None:
     model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=FILM)
     one_line(lambda: model.push_to_hub("someone/film"), "needs an access token")
-    one_line(lambda: model.push_to_hub("someone/film", token="hf_reader"), "'reader' has no right")
+    one_line(lambda: model.push_to_hub("someone/film", token="hf_reader"), "'reader' has no permission")
     monkeypatch.setenv("HF_TOKEN", "hf_someone")
     one_line(lambda: model.push_to_hub("a/b/c"), "expected a Hub id such as 'owner/name'")
     one_line(lambda: model.push_to_hub("someone/film", license="My Own"), "license", error=ConfigError)
     with torch.no_grad():
         next(iter(model.task_parameters().values())).fill_(float("nan"))
-    one_line(lambda: model.push_to_hub("someone/film"), "not finite")
+    one_line(lambda: model.push_to_hub("someone/film"), "NaN or infinite")
     assert hub.repositories == {}
 
 
@@ -353,7 +353,7 @@ def test_under_pefts_names(login: Hub, tiny_folder: Path, depth: str) -> None:
     repository = login.repositories["someone/film"]
     assert set(repository.files("try")) == OWN | {".gitattributes"}
     assert repository.messages[-1] == "Under PEFT's names"
-    one_line(lambda: ptuning_peft.PeftConfig.from_pretrained("someone/film"), "no adapter")
+    one_line(lambda: ptuning_peft.PeftConfig.from_pretrained("someone/film"), "is not an adapter")
     back = ptuning_peft.PeftConfig.from_pretrained("someone/film", revision="try")
     assert type(back) is type(config)
     assert back.num_virtual_tokens == 4
@@ -448,7 +448,7 @@ def test_a_pickle_is_not_even_fetched_unless_allowed(
     capsys.readouterr()
     assert main(argv) == 2
     said = capsys.readouterr().err.splitlines()[-1]  # behind the client's bar of progress
-    assert said.startswith("ptuning: error: the Hub repository 'someone/old' is an adapter of PEFT's without")
+    assert said.startswith("ptuning: error: the Hub repository 'someone/old' is a PEFT adapter without")
     assert main([*argv, "--allow-pickle"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(TEXTS)
 
@@ -681,7 +681,7 @@ def test_a_token_that_only_reads(hub: Hub, folder: Path) -> None:
     ):
         one_line(
             lambda name=name, token=token: push(folder, name, token=token),  # type: ignore[misc]
-            f"the user {user!r} has no right",
+            f"the user {user!r} has no permission",
             repr(name),
             "a name of your own",
         )
@@ -720,7 +720,7 @@ def test_a_host_that_nobody_knows(login: Hub, folder: Path, monkeypatch: pytest.
 
 def test_a_host_that_does_not_answer(login: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    one_line(lambda: push(folder, "someone/refunds"), "the Hub at http://127.0.0.1:1 gives no answer")
+    one_line(lambda: push(folder, "someone/refunds"), "the Hub at http://127.0.0.1:1 does not answer")
     one_line(
         lambda: locate("someone/refunds"), "the Hub's cache has no complete copy", "check the connection"
     )
@@ -748,7 +748,7 @@ def test_a_proxy_for_others_is_none_for_the_hub(hub: Hub, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (429, ("too many requests", "wait some minutes")),
+        (429, ("too many requests", "wait a few minutes")),
         (500, ("the Hub failed (HTTP 500)", "try again later")),
         (503, ("the Hub failed (HTTP 503)", "try again later")),
     ],
@@ -773,7 +773,7 @@ def test_a_push_that_breaks_off_leaves_the_old_commit(
     head, old = there.branches["main"], load(folder).prompt_tensor
     another(folder)
     login.fail(method, part, status)
-    word = "the Hub failed (HTTP 500)" if status else "gives no answer"
+    word = "the Hub failed (HTTP 500)" if status else "does not answer"
     one_line(lambda: push(folder, "someone/refunds"), word)
     assert there.branches["main"] == head
     login.failures.clear()
@@ -814,7 +814,7 @@ def test_two_pushes_at_once_never_mix(login: Hub, folder: Path, monkeypatch: pyt
     monkeypatch.setattr(HfApi, "preupload_lfs_files", overtaken)
     one_line(
         lambda: push(folder, "someone/refunds", license="apache-2.0"),
-        "was changed by somebody else",
+        "was changed at the same time",
         "push again",
     )
     assert there.messages[-1] == "theirs"

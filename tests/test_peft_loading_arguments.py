@@ -119,7 +119,7 @@ CONTRADICTS: list[tuple[dict[str, Any], str]] = [
         "config.num_virtual_tokens: got 5, expected 4, as in the adapter",
     ),
     ({"config": {"num_labels": 3}}, "config: got a builtins.dict, expected a configuration of ptuning.peft"),
-    ({"cache_dir": "here"}, "cache_dir (str) is not taken by ptuning.peft"),
+    ({"cache_dir": "here"}, "cache_dir (str) is not supported by ptuning.peft"),
 ]
 
 
@@ -144,9 +144,7 @@ def test_labels_without_names_take_them(folders: dict[str, Path], auto: bool) ->
 def test_a_backbone_is_held_in_the_type_that_is_asked_for(folders: dict[str, Path]) -> None:
     for given in ({"torch_dtype": "bfloat16"}, {"dtype": torch.bfloat16}, {"torch_dtype": "torch.bfloat16"}):
         assert loaded(True, folders["named"], **given).dtype == torch.bfloat16
-    with pytest.raises(
-        ConfigError, match=r"torch_dtype: got torch.bfloat16, but the backbone is held in torch"
-    ):
+    with pytest.raises(ConfigError, match=r"torch_dtype: got torch.bfloat16, but the backbone has torch"):
         loaded(False, folders["named"], torch_dtype="bfloat16")
 
 

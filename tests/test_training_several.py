@@ -587,7 +587,7 @@ def test_an_output_that_holds_other_things_is_refused_before_any_training(config
     for folder in (Path(made.output), run_folder(made, "seed-1")):
         folder.mkdir(parents=True)
         (folder / "thesis.tex").write_text("years of work")
-        with pytest.raises(Exception, match=rf"{folder.name} is not empty and holds no adapter"):
+        with pytest.raises(Exception, match=rf"{folder.name} is not empty and is not an adapter"):
             train_several(made, seeds=[0, 1])
         (folder / "thesis.tex").unlink()
     assert not run_folder(made, "seed-0").exists()

@@ -67,6 +67,17 @@ def test_a_slip_is_one_sentence(make: Callable[[], Any], said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_parts_of_a_slip_are_attributes() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(data=DATA, fit={"epochs": 0, "seed": -1})
+    assert caught.value.problem == "fit.epochs"
+    assert (caught.value.got, caught.value.expected) == ("0", "greater than or equal to 1")
+    assert caught.value.remedy == "and 1 more wrong option"
+    with pytest.raises(ConfigError) as caught:
+        DeepPrompt(num_tokens=3)
+    assert caught.value.remedy == "did you mean num_virtual_tokens?"
+
+
 BEYOND: dict[str, tuple[type, list[Any]]] = {
     "num_train_epochs": (FitConfig, [10**6, 10**9, 2**63, 10**30, True, 1.5]),
     "batch_size": (FitConfig, [10**9, True]),

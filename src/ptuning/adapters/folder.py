@@ -1,4 +1,4 @@
-"""The adapter folder: written in one step, and read only if every byte is unchanged.
+"""The adapter folder: written atomically, and read only if its files are unchanged.
 
 | file | what |
 |---|---|
@@ -44,7 +44,7 @@ CONFIG, WEIGHTS, RECORD, CARD = (
 OWN_FILES = (CONFIG, WEIGHTS, RECORD, CARD)
 FORMAT_VERSION = 1
 
-_EXPECTED = f"expected a folder with {CONFIG}, {WEIGHTS} and {RECORD}, as ptuning writes it"
+_EXPECTED = f"a folder with {CONFIG}, {WEIGHTS} and {RECORD}, as ptuning writes it"
 
 
 # ------------------------------------------------------------------------------------------- write
@@ -83,15 +83,20 @@ def save(
     content = _content(adapter)
     try:
         check_fields(RecordFields, {**content, "files": {}})
-    except ValueError as error:  # what could not be read again is not written
-        raise AdapterError(f"the adapter is not saved: {error}") from error
+    except ValueError as error:  # it could not be read again
+        raise AdapterError(f"nothing was saved: {error}") from error
     config, tensors = to_peft(adapter)
 
     def fill(new: Path) -> None:
         if extra_files is not None:
             extra_files(new)
         if taken := [name for name in OWN_FILES if (new / name).exists()]:
-            raise AdapterError(f"extra_files wrote {taken[0]}, a name of the adapter's own; choose another")
+            raise AdapterError(
+                "extra_files",
+                got=f"a file {taken[0]}",
+                expected="other names than those of the adapter's own files",
+                remedy="choose another name",
+            )
         write_bytes(new / CONFIG, json_bytes(config))
         write_bytes(new / WEIGHTS, safetensors.save(tensors, metadata={"format": "pt"}))
         card = model_card(adapter, name=target.name, versions=content["versions"])
@@ -124,12 +129,17 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
     here = Path.cwd()
     if target == here or target in here.parents:
         raise AdapterError(
-            f"{target} is the folder that this is run in, or above it, expected one that can be replaced; "
-            "choose a folder in it"
+            "output",
+            got=f"{target}, which is the working directory or a parent of it",
+            expected="a folder that can be replaced",
+            remedy="choose a folder in it",
         )
     if not target.is_dir():
         raise AdapterError(
-            f"{target} is a file, expected a folder to write an adapter to; choose another name"
+            "output",
+            got=f"the file {target}",
+            expected="a folder to write an adapter to",
+            remedy="choose another name",
         )
     names = _files(target, apart)
     if not names and all(child.name in apart for child in target.iterdir()):
@@ -139,17 +149,18 @@ def check_destination(folder: str | os.PathLike[str], apart: Collection[str] = (
     except AdapterError as error:
         why = f" ({error})" if RECORD in names else ""
         raise AdapterError(
-            f"{target} is not empty and holds no adapter of ptuning{why}; choose another folder, or empty it"
+            f"{target} is not empty and is not an adapter of ptuning{why}",
+            remedy="choose another folder, or empty it",
         ) from error
     if CARD in names and digest(read_file(target / CARD)) != listed.get(CARD):
         raise AdapterError(
-            f"{CARD} in {target} was edited by hand and would be lost; move it elsewhere, or choose another "
-            "folder"
+            f"{CARD} in {target} was edited by hand and would be lost",
+            remedy="move it elsewhere, or choose another folder",
         )
     if strange := sorted(names - set(listed) - {RECORD}):
         raise AdapterError(
-            f"{target} holds {strange[0]}, which is not part of the adapter there and would be lost; "
-            "move it elsewhere, or choose another folder"
+            f"{target} contains {strange[0]}, which is not part of the adapter there and would be lost",
+            remedy="move it elsewhere, or choose another folder",
         )
     return target
 
@@ -170,11 +181,13 @@ def _content(adapter: Adapter) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
-    """``value`` as JSON. ``undefined``: a number that is not finite becomes null, not an error.
+    """``value`` as JSON data.
 
-    A correlation of constant predictions is undefined; the adapter is saved nevertheless.
+    Args:
+        undefined: Whether a number that is not finite becomes null instead of an error. A correlation of
+            constant predictions is undefined, and the adapter is saved nevertheless.
     """
-    if hasattr(value, "item"):  # a number of numpy or torch
+    if hasattr(value, "item"):  # a number from numpy or torch
         value = value.item()
     if isinstance(value, Mapping):
         return {
@@ -185,17 +198,17 @@ def _plain(value: Any, where: str, *, undefined: bool = False) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         if undefined:
             return None
-        raise AdapterError(f"{where} is {value}, expected a finite number")
+        raise AdapterError(where, got=value, expected="a finite number")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise AdapterError(
-        f"{where} is a {type(value).__name__}, expected what JSON can hold: text, numbers, lists, dicts"
+        where, got=f"a {type(value).__name__}", expected="JSON data: strings, numbers, lists, dictionaries"
     )
 
 
 def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
-    """Every file below ``folder``, by its relative name with ``/``, except those in ``apart``. Links to
-    folders are not followed.
+    """All files below ``folder``, as relative paths with ``/``, except those in ``apart``. Links to folders
+    are not followed.
     """
     found = (
         Path(parent, name).relative_to(folder)
@@ -209,14 +222,15 @@ def _files(folder: Path, apart: Collection[str] = ()) -> set[str]:
 
 
 def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapter:
-    """Read an adapter folder, ours or one that PEFT wrote; see ``hub.locate`` for one on the Hub.
+    """Read an adapter folder that ptuning or PEFT wrote; see ``hub.locate`` for one on the Hub.
 
-    Its files are checked against their digests. The model card, which people edit, and files of
-    ``extra_files`` are not read, so they are not checked here: :func:`verify` does that.
+    The files that are read are checked against their digests. The model card and the files of ``extra_files``
+    are not read, so they are not checked here: :func:`verify` does that.
 
     Args:
         folder: The folder.
-        allow_pickle: Read an old PEFT version's ``adapter_model.bin`` if there is nothing else.
+        allow_pickle: Whether to read the ``adapter_model.bin`` of an old PEFT version if there is nothing
+            else.
 
     Raises:
         AdapterError: no adapter, one of a newer format, or one that was altered or cut short.
@@ -230,11 +244,11 @@ def load(folder: str | os.PathLike[str], *, allow_pickle: bool = False) -> Adapt
             return _load(path)
         except AdapterError:
             if _stamp(path) == stamp:
-                raise  # otherwise it was replaced meanwhile, as a run's checkpoint is
+                raise  # otherwise it was replaced meanwhile, like the checkpoint of a run
 
 
 def _stamp(path: Path) -> bytes | None:
-    """The record as it is now."""
+    """The current record."""
     try:
         return read_regular(path / RECORD, MAX_JSON_BYTES)
     except OSError:
@@ -259,9 +273,9 @@ def _load(path: Path) -> Adapter:
             extra=content["extra"],
         )
         if (tokens := prompt_from_dict(adapter.prompt).virtual_tokens) != adapter.virtual_tokens:
-            raise AdapterError(f"its prompt has {adapter.virtual_tokens} virtual tokens, expected {tokens}")
+            raise AdapterError("its prompt", got=f"{adapter.virtual_tokens} virtual tokens", expected=tokens)
         check_finite(adapter.tensors(), remedy="its training diverged, or it was altered")
-    except (PTuningError, ValueError) as error:  # digests fit, yet not what we write
+    except (PTuningError, ValueError) as error:  # the digests are right, but the contents are not valid
         raise AdapterError(
             f"{path} is not an adapter that this version of ptuning can read: {error}"
         ) from error
@@ -269,13 +283,13 @@ def _load(path: Path) -> Adapter:
 
 
 def verify(folder: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Check every file that an adapter folder lists, the model card and sub-folders included.
+    """Check all files that an adapter folder lists, including the model card and sub-folders.
 
     Returns:
-        The names that were checked.
+        The names of the checked files.
 
     Raises:
-        AdapterError: what :func:`load` raises, or any listed file that is missing, altered or cut short.
+        AdapterError: as :func:`load`, or for any listed file that is missing, altered or cut short.
     """
     path = local_path(folder, "adapter", error=AdapterError)
     listed = details(path)["files"]
@@ -288,7 +302,7 @@ def verify(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """``ptuning.json``, checked against its own digest.
 
-    Besides an :class:`Adapter`'s facts it holds ``versions``, ``created`` and ``files``.
+    In addition to the facts of an :class:`Adapter`, it has ``versions``, ``created`` and ``files``.
 
     Raises:
         AdapterError: no adapter, one of a newer format, or a ``ptuning.json`` that was altered or cut short.
@@ -298,27 +312,27 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
     data = read_file(path / RECORD, MAX_JSON_BYTES)
     content = _parse(path / RECORD, data)
     version = content.get("format_version")
-    if type(version) is not int or version < 1:  # in Python a truth value is a number; here it is none
-        raise AdapterError(f"{path / RECORD} has no format_version of ptuning's; {_EXPECTED}")
+    if type(version) is not int or version < 1:  # a boolean is not accepted
+        raise AdapterError(f"{path / RECORD} has no valid format_version", expected=_EXPECTED)
     if version > FORMAT_VERSION:
         raise AdapterError(
-            f"{path} is of format {version}, and this version of ptuning reads up to {FORMAT_VERSION}; "
-            "update it with: pip install --upgrade ptuning"
+            f"{path} has format {version}, and this version of ptuning reads formats up to {FORMAT_VERSION}",
+            remedy="update it with: pip install --upgrade ptuning",
         )
     if not is_sealed(data, content):
-        raise AdapterError(_altered(path, RECORD))
+        raise _altered(path, RECORD)
     try:
         check_fields(RecordFields, content)
     except ValueError as error:
         raise AdapterError(
-            f"{RECORD} in {path} is not what ptuning writes, though its digest fits: {error}; do not trust "
-            "this adapter, or read it with the version that wrote it"
+            f"{RECORD} in {path} is not what ptuning writes, although its digest is right: {error}",
+            remedy="do not trust this adapter, or read it with the version that wrote it",
         ) from error
     return content
 
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
-    """Whether ``folder`` is a readable adapter folder of ours, of a format that this version knows."""
+    """Whether ``folder`` is a readable adapter folder of ptuning, in a format that this version knows."""
     try:
         details(folder)
     except AdapterError:
@@ -327,7 +341,7 @@ def is_adapter(folder: str | os.PathLike[str]) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of an adapter folder is as it was written."""
+    """Whether all files of an adapter folder are complete and unchanged."""
     try:
         verify(folder)
     except AdapterError:
@@ -336,59 +350,61 @@ def is_whole(folder: Path) -> bool:
 
 
 def _check_folder(path: Path) -> None:
-    """Say clearly why there is no adapter at ``path``."""
+    """Raise an error with the reason if there is no adapter at ``path``."""
     if not path.exists():
         recover(Path(os.path.realpath(path)), is_whole)
     if not path.exists():
         aside = moved_aside(Path(os.path.abspath(path)))
-        hint = (
-            f"; an interrupted save left the former one at {aside}: rename it back"
-            if aside
-            else f"; {_EXPECTED}"
+        raise AdapterError(
+            f"no adapter at {path}: there is no such folder",
+            expected=None if aside else _EXPECTED,
+            remedy=f"an interrupted save left the previous one at {aside}: rename it back" if aside else None,
         )
-        raise AdapterError(f"no adapter at {path}: there is no such folder{hint}")
     if not path.is_dir():
-        raise AdapterError(f"no adapter at {path}: it is a file; {_EXPECTED}")
+        raise AdapterError(f"no adapter at {path}: it is a file", expected=_EXPECTED)
     if (path / RECORD).exists():
         return
     if is_peft(path):
         raise AdapterError(
-            f"{path} is an adapter that PEFT wrote, without {RECORD}; turn it into one of ptuning's with: "
-            f"ptuning import-peft {path} NEW_FOLDER"
+            f"{path} is a PEFT adapter, without {RECORD}",
+            remedy=f"convert it with: ptuning import-peft {path} NEW_FOLDER",
         )
     if (path / "model.safetensors").is_file():
         raise AdapterError(
-            f"no adapter at {path}: it is what transformers' Trainer saved, or a whole model. Of a prompt, "
-            "PTuningModel.from_pretrained opens it (as does ptuning predict), and save_pretrained makes an "
-            "adapter of it"
+            f"no adapter at {path}: it was saved by transformers' Trainer, or is a full model",
+            remedy="if it has a prompt, PTuningModel.from_pretrained opens it (as does ptuning predict), "
+            "and save_pretrained makes an adapter of it",
         )
     if checkpoints := sorted(path.glob("checkpoint-*"), key=lambda found: found.stat().st_mtime):
         raise AdapterError(
-            f"no adapter at {path}: it has no {RECORD}, but checkpoints; name one, such as {checkpoints[-1]}"
+            f"no adapter at {path}: it has no {RECORD}, but checkpoints",
+            remedy=f"name one, such as {checkpoints[-1]}",
         )
-    raise AdapterError(f"no adapter at {path}: it has no {RECORD}; {_EXPECTED}")
+    raise AdapterError(f"no adapter at {path}: it has no {RECORD}", expected=_EXPECTED)
 
 
 def checked(folder: Path, name: str, listed: Mapping[str, str]) -> bytes:
     """The bytes of a listed file, checked against its digest."""
     if name not in listed:
-        raise AdapterError(f"{folder / RECORD} does not list {name}; {_EXPECTED}")
+        raise AdapterError(f"{folder / RECORD} does not list {name}", expected=_EXPECTED)
     inner = PurePosixPath(name)
     if inner.is_absolute() or ".." in inner.parts:
         raise AdapterError(
-            f"{folder / RECORD} lists {name!r}, which is outside the folder; do not trust this adapter"
+            f"{folder / RECORD} lists {name!r}, which is outside the folder",
+            remedy="do not trust this adapter",
         )
     if not (folder / inner).is_file():
-        raise AdapterError(f"{folder} lacks {name}, which {RECORD} lists; {_ask_again(name)}")
+        raise AdapterError(f"{folder} has no {name}, which {RECORD} lists", remedy=_ask_again(name))
     data = read_file(folder / inner)
     if digest(data) != listed[name]:
-        raise AdapterError(_altered(folder, name))
+        raise _altered(folder, name)
     return data
 
 
-def _altered(folder: Path, name: str) -> str:
-    return (
-        f"{name} in {folder} was altered or cut short: its sha256 is not the recorded one; {_ask_again(name)}"
+def _altered(folder: Path, name: str) -> AdapterError:
+    return AdapterError(
+        f"{name} in {folder} was altered or cut short: its sha256 is not the recorded one",
+        remedy=_ask_again(name),
     )
 
 
@@ -396,13 +412,13 @@ def _ask_again(name: str) -> str:
     return f"copy or download {name} again from where the adapter came from, or train it again"
 
 
-def read_file(file: Path, most: int | None = None) -> bytes:
-    """The bytes of a file in an adapter folder, at most ``most``."""
+def read_file(file: Path, max_bytes: int | None = None) -> bytes:
+    """The bytes of a file in an adapter folder."""
     try:
-        return read_regular(file, most)
+        return read_regular(file, max_bytes)
     except OSError as error:
         raise AdapterError(
-            f"{file} cannot be read: {error.strerror or error}; check it and its permissions"
+            f"{file} cannot be read: {error.strerror or error}", remedy="check it and its permissions"
         ) from error
 
 
@@ -412,8 +428,9 @@ def _parse(file: Path, data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise AdapterError(
             f"{file.name} in {file.parent} was altered or cut short: it is not valid JSON "
-            f"({first_line(error)}); {_ask_again(file.name)}"
+            f"({first_line(error)})",
+            remedy=_ask_again(file.name),
         ) from None
     if not isinstance(values, dict):
-        raise AdapterError(f"{file} holds a {type(values).__name__}, expected a JSON object; {_EXPECTED}")
+        raise AdapterError(str(file), got=f"a JSON {type(values).__name__}", expected="a JSON object")
     return values

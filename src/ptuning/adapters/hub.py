@@ -111,15 +111,16 @@ def locate(
         folder = Path(_download(name, revision, token, (*OWN_FILES, PICKLED) if allow_pickle else OWN_FILES))
     except AdapterError as error:
         if path.exists():
-            raise AdapterError(f"the folder {path} has no adapter, and on the Hub: {error}") from error
+            problem = f"the folder {path} has no adapter, and on the Hub: {error.problem}"
+            raise _with_problem(problem, error) from error
         raise
     if (folder / RECORD).is_file():
         return folder
     complete = is_peft(folder) and any((folder / file).is_file() for file in (WEIGHTS, PICKLED))
     if not complete and hub_out_of_reach():
-        raise AdapterError(
-            f"no adapter {name!r}: the Hub's cache has no complete copy, and {_why_out_of_reach()}"
-        )
+        unreachable = _unreachable()
+        problem = f"no adapter {name!r}: the Hub's cache has no complete copy, and {unreachable.problem}"
+        raise _with_problem(problem, unreachable)
     if not is_peft(folder):
         raise AdapterError(
             f"the Hub repository {name!r} has neither {RECORD} nor an adapter of PEFT, so it is not an "
@@ -152,23 +153,27 @@ def _download(name: str, revision: str | None, token: str | bool | None, files: 
         ) from error
     except (HTTPError, OSError, ValueError) as error:
         found = _answer(error)  # the client wraps it in "not in the cache"
+        missing = f"no adapter {name!r}{at}: there is no such folder"
         if isinstance(found, HfHubHTTPError):
-            message = _refusal(found, name, revision)
+            refused = _refusal(found, name, revision)
             if type(found) is RepositoryNotFoundError:
-                message = f"no adapter {name!r}: there is no such folder, and {message}"
+                refused = _with_problem(
+                    f"no adapter {name!r}: there is no such folder, and {refused.problem}", refused
+                )
         elif isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
-            message = (
-                f"no adapter {name!r}{at}: there is no such folder, the Hub's cache has no complete copy, "
-                f"and "
-                f"{_why_out_of_reach()}; check the name as well"
+            unreachable = _unreachable()
+            refused = AdapterError(
+                f"{missing}, the Hub's cache has no complete copy, and {unreachable.problem}",
+                remedy=f"{unreachable.remedy}; check the name as well",
             )
         elif isinstance(found, HTTPError):
-            message = _silence(found, token)
+            refused = _no_answer(found, token)
         else:
-            message = (
-                f"the Hub repository {name!r}{at} could not be fetched: {_line(error, token)}; try again"
+            refused = AdapterError(
+                f"the Hub repository {name!r}{at} could not be fetched: {_line(error, token)}",
+                remedy="try again",
             )
-        raise AdapterError(message) from error
+        raise refused from error
 
 
 # -------------------------------------------------------------------------------------------- push
@@ -241,16 +246,18 @@ def push(
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         found = _answer(error)
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
-            message = (
-                f"the Hub did not accept the adapter: {_line(error, secret)}; correct that and push again"
+            refused = AdapterError(
+                f"the Hub did not accept the adapter: {_line(error, secret)}",
+                remedy="correct that and push again",
             )
         elif isinstance(found, HfHubHTTPError):
-            message = _refusal(found, repo_id, revision, writer=_user(api, found))
+            refused = _refusal(found, repo_id, revision, writer=_user(api, found))
         elif isinstance(found, HTTPError):
-            message = f"{_silence(found, secret)}; nothing was changed there"
+            refused = _no_answer(found, secret)
+            refused = AdapterError(refused.problem, remedy=f"{refused.remedy}; nothing was changed there")
         else:
-            message = f"{repo_id!r} was not pushed: {_line(error, secret)}; try again"
-        raise AdapterError(message) from error
+            refused = AdapterError(f"{repo_id!r} was not pushed: {_line(error, secret)}", remedy="try again")
+        raise refused from error
     return str(done.pr_url or done.commit_url)
 
 
@@ -293,7 +300,8 @@ def _check_choices(repo_id: str, revision: str | None, license: str | None) -> N
 def _access(token: str | bool | None) -> str:
     """The access token, after checking that there is one and that the Hub is reachable."""
     if hub_out_of_reach():
-        raise AdapterError(f"nothing was pushed: {_why_out_of_reach()}")
+        unreachable = _unreachable()
+        raise _with_problem(f"nothing was pushed: {unreachable.problem}", unreachable)
     secret = token if isinstance(token, str) else None if token is False else get_token()
     if not secret:
         raise AdapterError("a push needs an access token for the Hub, and there is none", remedy=_LOGIN)
@@ -342,42 +350,55 @@ def _user(api: HfApi, refusal: HfHubHTTPError) -> str | None:
 # ---------------------------------------------------------------------------------- what went wrong
 
 
-def _refusal(error: HfHubHTTPError, name: str, revision: str | None, writer: str | None = None) -> str:
-    """A message for the Hub's answer: what it means, and what to do."""
+def _refusal(
+    error: HfHubHTTPError, name: str, revision: str | None, writer: str | None = None
+) -> AdapterError:
+    """The error for the Hub's answer: what it means, and what to do."""
     page, tokens = f"{constants.ENDPOINT}/{name}", f"{constants.ENDPOINT}/settings/tokens"
     status = error.response.status_code
     if isinstance(error, GatedRepoError):  # before its parent, RepositoryNotFoundError
-        return (
-            f"the Hub repository {name!r} is gated; ask for access at {page}, then log in with: hf auth login"
+        return AdapterError(
+            f"the Hub repository {name!r} is gated",
+            remedy=f"ask for access at {page}, then log in with: hf auth login",
         )
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            "the Hub has no such repository, or it is private; check the name, or log in with: hf auth login"
+        return AdapterError(
+            "the Hub has no such repository, or it is private",
+            remedy="check the name, or log in with: hf auth login",
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"the Hub repository {name!r} has no revision {revision!r}; leave it out for the newest"
+        return AdapterError(
+            f"the Hub repository {name!r} has no revision {revision!r}", remedy="leave it out for the newest"
+        )
     if status == 401:
-        return (
-            f"the Hub does not accept the access token; {_LOGIN} to one from {tokens} (HF_TOKEN wins over "
-            "the login)"
+        return AdapterError(
+            "the Hub does not accept the access token",
+            remedy=f"{_LOGIN} to one from {tokens} (HF_TOKEN takes precedence over the login)",
         )
     if status == 403:
-        return (
-            f"{f'the user {writer!r}' if writer else 'this access token'} has no permission to do this with "
-            f"the Hub repository {name!r}; use a token with that permission ({tokens}), ask the repository's "
-            "owner, or choose a name of your own"
+        who = f"the user {writer!r}" if writer else "this access token"
+        return AdapterError(
+            f"{who} has no permission to do this with the Hub repository {name!r}",
+            remedy=f"use a token with that permission ({tokens}), ask the repository's owner, or choose a "
+            "name of your own",
         )
     if status in (409, 412):
-        return (
-            f"the Hub repository {name!r} was changed at the same time, so nothing was pushed; see {page}, "
-            "then push again"
+        return AdapterError(
+            f"the Hub repository {name!r} was changed at the same time, so nothing was pushed",
+            remedy=f"see {page}, then push again",
         )
     if status == 429:
-        return "the Hub received too many requests from you; wait a few minutes, then try again"
+        return AdapterError(
+            "the Hub received too many requests from you", remedy="wait a few minutes, then try again"
+        )
     if status >= 500:
-        return f"the Hub failed (HTTP {status}), which is not your fault; try again later"
+        return AdapterError(
+            f"the Hub failed (HTTP {status}), which is not your fault", remedy="try again later"
+        )
     at = f" at revision {revision!r}" if revision else ""
-    return f"the Hub refused {name!r}{at} (HTTP {status}); see {page}, correct that and try again"
+    return AdapterError(
+        f"the Hub refused {name!r}{at} (HTTP {status})", remedy=f"see {page}, correct that and try again"
+    )
 
 
 def _answer(error: BaseException) -> BaseException:
@@ -388,20 +409,27 @@ def _answer(error: BaseException) -> BaseException:
     return error if inner is None else inner
 
 
-def _why_out_of_reach() -> str:
+def _unreachable() -> AdapterError:
+    """Why the Hub is not reachable."""
     if constants.HF_HUB_OFFLINE:
-        variables = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
-        return f"the Hub is not reachable because offline mode is on; unset {variables}"
+        return AdapterError(
+            "the Hub is not reachable because offline mode is on",
+            remedy="unset HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE",
+        )
     host = urlsplit(constants.ENDPOINT).hostname
-    return f"the Hub is not reachable ({host} does not answer); check the connection"
+    return AdapterError(f"the Hub is not reachable ({host} does not answer)", remedy="check the connection")
 
 
-def _silence(error: BaseException, token: str | bool | None) -> str:
-    return (
-        f"the Hub at {constants.ENDPOINT} does not answer ({_line(error, token)}); check the connection, "
-        f"then "
-        "try again"
+def _no_answer(error: BaseException, token: str | bool | None) -> AdapterError:
+    return AdapterError(
+        f"the Hub at {constants.ENDPOINT} does not answer ({_line(error, token)})",
+        remedy="check the connection, then try again",
     )
+
+
+def _with_problem(problem: str, error: AdapterError) -> AdapterError:
+    """The parts of ``error`` with another problem."""
+    return AdapterError(problem, got=error.got, expected=error.expected, remedy=error.remedy)
 
 
 def _line(error: BaseException, token: str | bool | None = None) -> str:

@@ -18,23 +18,23 @@ from ptuning.paths import local_path
 def for_repository(
     folder: str | os.PathLike[str], *, name: str, license: str | None = None, backbone: str | None = None
 ) -> dict[str, bytes]:
-    """An adapter's own files as they are uploaded; the folder itself is not changed.
+    """The files of an adapter for upload; the folder itself is not changed.
 
-    The tensors are byte for byte the same. The model card is written again, so that its examples name the
-    repository, unless its digest shows that a person edited it. In ``ptuning.json`` only digests, the licence
-    and the backbone's name change, and it is sealed again, so :func:`verify` works there too.
+    The tensors are identical. The model card is written again, so that its examples name the repository,
+    unless it was edited. In ``ptuning.json`` only digests, the licence and the backbone's name change, with a
+    new digest of the file, so that :func:`verify` works there too.
 
     Args:
-        name: The repository, as the card's examples spell it.
-        license: Kept in ``extra``, where the card finds it.
-        backbone: Where others find the backbone. By default the recorded name; of a local folder only the
-            last part, because paths on this machine are private.
+        name: The name of the repository, for the examples in the card.
+        license: The licence, saved in ``extra``.
+        backbone: The public name of the backbone; by default the recorded name, or the last part of the path
+            of a local folder, because paths on this machine are private.
 
     Raises:
         AdapterError: what :func:`load` raises, or a licence that an edited card does not name.
     """
     path = local_path(folder, "adapter", error=AdapterError)
-    content = details(path)  # before load, which reads what PEFT wrote as well
+    content = details(path)  # before load, which also reads PEFT adapters
     adapter = load(path)
     listed = content["files"]
     files = {file: checked(path, file, listed) for file in (CONFIG, WEIGHTS)}
@@ -63,8 +63,8 @@ def for_repository(
 
 
 def _public(name: str) -> str:
-    """A backbone's public name: a Hub id as it is; of a folder the last part, with ``./`` so that it does not
-    look like a Hub id.
+    """A backbone's public name: a Hub id is unchanged; of a folder, the last part with ``./`` in front, so
+    that it does not look like a Hub id.
     """
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     return "./" + re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path or Path(name).is_dir() else name

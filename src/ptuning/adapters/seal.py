@@ -1,4 +1,4 @@
-"""JSON with a digest of its own bytes, so that any altered byte is found."""
+"""JSON with a digest of its own bytes, so that any change is detected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def digest(data: bytes) -> str:
 def sealed(values: Mapping[str, Any]) -> bytes:
     """JSON of ``values`` and the digest of its own bytes, taken with the digest blanked."""
     blank = json_bytes({**values, SELF: _BLANK})
-    before, after = blank.rsplit(_BLANK.encode(), 1)  # the last field is ours, whatever is in the others
+    before, after = blank.rsplit(
+        _BLANK.encode(), 1
+    )  # the last field is the digest, whatever the others contain
     return before + digest(blank).encode() + after
 
 

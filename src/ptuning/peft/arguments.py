@@ -1,4 +1,4 @@
-"""Arguments and facts that PEFT's callers pass: which are taken, which must agree with the backbone."""
+"""Checks of arguments that programs written for PEFT pass."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def check_others(where: str, others: Mapping[str, Any]) -> None:
     for name, value in others.items():
         if name not in HARMLESS:
             raise ConfigError(
-                f"{where}: {name} ({type(value).__name__}) is not taken by ptuning.peft",
+                f"{where}: {name} ({type(value).__name__}) is not supported by ptuning.peft",
                 remedy="set it where the backbone is loaded, or leave it out",
             )
     if others.get("mixed"):
         raise ConfigError(
-            f"{where}: mixed adapters of several methods exist in PEFT alone", remedy="leave it out"
+            f"{where}: mixed adapters of several methods are only supported by PEFT", remedy="leave it out"
         )
 
 

@@ -58,11 +58,13 @@ class PeftModel(nn.Module):
         super().__init__()
         if not isinstance(model, PreTrainedModel | Backbone):
             raise ConfigError(
-                f"model: got a {type(model).__name__}, expected an AutoModelForSequenceClassification; to "
-                "add a second adapter to a model, use model.add_adapter"
+                "model",
+                got=f"a {type(model).__name__}",
+                expected="an AutoModelForSequenceClassification",
+                remedy="to add a second adapter to a model, use model.add_adapter",
             )
-        held = model if isinstance(model, Backbone) else Backbone(model)
-        self._backbone = (held,)  # in a tuple: torch would make a module a child of this one
+        backbone = model if isinstance(model, Backbone) else Backbone(model)
+        self._backbone = (backbone,)  # in a tuple, because torch would make a module a child of this one
         self.adapters = nn.ModuleDict()
         self.peft_config: dict[str, PromptLearningConfig] = {}
         self.active_adapter = adapter_name
@@ -84,19 +86,19 @@ class PeftModel(nn.Module):
         allow_pickle: bool = False,
         **others: Any,
     ) -> PeftModel:
-        """A backbone with a trained adapter: a folder or Hub id of ours, or one that PEFT wrote.
+        """A backbone with a trained adapter, written by ptuning or PEFT.
 
         Args:
             model: The backbone, which is adopted.
             model_id: The adapter's folder or Hub id.
-            adapter_name: What to call it.
-            is_trainable: Continue training. An adapter has no prompt encoder, so the prompt continues as a
-                plain table with exactly these values.
+            adapter_name: The name of the adapter in this model.
+            is_trainable: Whether to continue training. An adapter has no prompt encoder, so the prompt
+                continues as a plain table with exactly these values.
             revision: The adapter's branch, tag or commit on the Hub.
             subfolder: The folder within ``model_id`` that has the adapter, as :meth:`save_pretrained` writes
                 all except ``default``; only for local folders.
             token: The Hub's access token.
-            allow_pickle: Read an old ``adapter_model.bin`` where there are no safetensors.
+            allow_pickle: Whether to read an old ``adapter_model.bin`` if there is no safetensors file.
             others: Those of :data:`HARMLESS`, and facts that agree with the adapter and the backbone
                 (:mod:`ptuning.peft.loading_arguments`): ``num_labels``, ``id2label``, ``torch_dtype``,
                 ``device_map`` …
@@ -104,15 +106,16 @@ class PeftModel(nn.Module):
         Raises:
             AdapterError: no adapter there, or one altered or cut short.
             AdapterMismatch: trained on another backbone.
-            ConfigError: an argument that is not taken, or that contradicts the adapter or the backbone.
+            ConfigError: an argument that is not supported, or that contradicts the adapter or the backbone.
         """
-        said = LoadingArguments.of(others)
-        check_others("from_pretrained", said.others)
+        arguments = LoadingArguments.of(others)
+        check_others("from_pretrained", arguments.others)
         made = cls(model)
-        if said.dtype not in (None, made.dtype):
+        if arguments.dtype not in (None, made.dtype):
             raise ConfigError(
-                f"from_pretrained: torch_dtype: got {said.dtype}, but the backbone is held in {made.dtype}; "
-                "load the backbone in it"
+                "from_pretrained, torch_dtype",
+                got=f"{arguments.dtype}, but the backbone has {made.dtype}",
+                remedy="load the backbone in that dtype",
             )
         made.load_adapter(
             model_id,
@@ -124,8 +127,8 @@ class PeftModel(nn.Module):
             allow_pickle=allow_pickle,
         )
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
-        said.check_against(made.active, made.active_peft_config)
-        said.move(made, given=True)
+        arguments.check_against(made.active, made.active_peft_config)
+        arguments.move(made, given=True)
         return made.eval()
 
     # ---------------------------------------------------------------------------------- adapters
@@ -135,8 +138,9 @@ class PeftModel(nn.Module):
         self._check_new(adapter_name)
         if not isinstance(peft_config, PromptLearningConfig):
             raise ConfigError(
-                f"peft_config: got a {type(peft_config).__name__}, expected one of ptuning.peft's, such as "
-                "PromptEncoderConfig"
+                "peft_config",
+                got=f"a {type(peft_config).__name__}",
+                expected="a configuration of ptuning.peft, such as PromptEncoderConfig",
             )
         peft_config = replace(peft_config)  # the caller's own stays unchanged, to be used again
         task = untrained_task(self.backbone, peft_config)
@@ -201,8 +205,9 @@ class PeftModel(nn.Module):
         self.task_named(adapter_name)
         if len(self.adapters) == 1:
             raise ConfigError(
-                f"{adapter_name!r} is the only adapter; for the plain backbone use model.get_base_model() or "
-                "the block with model.disable_adapter():"
+                f"{adapter_name!r} is the only adapter",
+                remedy="to use the plain backbone, use model.get_base_model() or the block with "
+                "model.disable_adapter():",
             )
         del self.adapters[adapter_name], self.peft_config[adapter_name]
         if adapter_name == self.active_adapter:
@@ -238,18 +243,19 @@ class PeftModel(nn.Module):
         """An adapter, as ptuning's own model."""
         if adapter_name not in self.adapters:
             known = ", ".join(map(repr, self.adapters)) or "none"
-            raise ConfigError(f"there is no adapter {adapter_name!r}; this model has {known}")
+            raise ConfigError(f"there is no adapter {adapter_name!r}", remedy=f"this model has {known}")
         return cast(PTuningModel, self.adapters[adapter_name])
 
     def _check_new(self, adapter_name: str) -> None:
         if adapter_name in self.adapters:
             raise ConfigError(
-                f"there is an adapter {adapter_name!r} already; choose another name, or delete it first with "
-                "model.delete_adapter"
+                f"there is an adapter {adapter_name!r} already",
+                remedy="choose another name, or delete it first with model.delete_adapter",
             )
         if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter_name) or adapter_name in (BASE, *dir(nn.ModuleDict)):
             raise ConfigError(
-                f"{adapter_name!r} cannot be an adapter's name; expected letters, digits, _ and -: 'refunds'"
+                f"{adapter_name!r} is not a valid adapter name",
+                expected="letters, digits, _ and -: 'refunds'",
             )
 
     def _add(self, name: str, task: PTuningModel, config: PromptLearningConfig) -> None:
@@ -276,7 +282,7 @@ class PeftModel(nn.Module):
             input_ids: ``[B, T]``, padded on either side.
             attention_mask: ``[B, T]``, 1 at real tokens; all of them if left out.
             token_type_ids: ``[B, T]``.
-            labels: As :meth:`PTuningModel.forward` takes them.
+            labels: As for :meth:`PTuningModel.forward`.
             segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special.
             adapter_names: One name per row; ``"__base__"`` for the plain backbone.
             return_dict: ``False`` for a tuple.
@@ -393,7 +399,12 @@ class PeftModel(nn.Module):
         """
         check_others("save_pretrained", others)
         if not safe_serialization:
-            raise ConfigError("safe_serialization: got False, and ptuning writes no pickles; leave it out")
+            raise ConfigError(
+                "safe_serialization",
+                got="False",
+                expected="True, because ptuning writes no pickles",
+                remedy="leave it out",
+            )
         names = list(self.adapters) if selected_adapters is None else list(selected_adapters)
         tasks = {name: self.task_named(name).to_adapter() for name in names}
         if not is_main_process:

@@ -33,16 +33,16 @@ class AutoPeftModelForSequenceClassification:
         **others: Any,
     ) -> PeftModel:
         """As :meth:`PeftModel.from_pretrained`; ``dtype``, or ``torch_dtype``, is that of the backbone."""
-        said = LoadingArguments.of({"dtype": dtype, **others})
-        check_others("from_pretrained", said.others)
+        arguments = LoadingArguments.of({"dtype": dtype, **others})
+        check_others("from_pretrained", arguments.others)
         task = PTuningModel.from_pretrained(
-            model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=said.dtype
+            model_id, revision=revision, token=token, allow_pickle=allow_pickle, dtype=arguments.dtype
         )
         made = PeftModel(task.backbone)
         made.add_task(adapter_name, task, is_trainable)
         made.set_adapter(adapter_name, inference_mode=not is_trainable)
-        said.check_against(made.active, made.active_peft_config)
-        said.move(made, given=False)
+        arguments.check_against(made.active, made.active_peft_config)
+        arguments.move(made, given=False)
         return made.eval()
 
 
@@ -59,15 +59,16 @@ def get_peft_model(
     Args:
         model: An ``AutoModelForSequenceClassification``, which is adopted: frozen in place.
         peft_config: One of this package's configurations.
-        adapter_name: What to call the adapter.
+        adapter_name: The name of the adapter.
         revision: The backbone's branch, tag or commit, for the record.
         others: Those of :data:`HARMLESS`.
     """
     check_others("get_peft_model", others)
     if not isinstance(peft_config, PromptLearningConfig):
         raise ConfigError(
-            f"peft_config: got a {type(peft_config).__module__}.{type(peft_config).__name__}, expected "
-            "one of ptuning.peft's PromptEncoderConfig, PromptTuningConfig and PrefixTuningConfig"
+            "peft_config",
+            got=f"a {type(peft_config).__module__}.{type(peft_config).__name__}",
+            expected="one of ptuning.peft's PromptEncoderConfig, PromptTuningConfig and PrefixTuningConfig",
         )
     made = PeftModel(model, peft_config, adapter_name)
     if revision is not None:

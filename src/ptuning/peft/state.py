@@ -40,7 +40,8 @@ def get_peft_model_state_dict(
     """
     if state_dict is not None:
         raise ConfigError(
-            "state_dict: a given one is not taken apart; leave it out, and name the adapter: adapter_name=…"
+            "state_dict: a given state dict is not supported",
+            remedy="leave it out, and name the adapter: adapter_name=…",
         )
     task = _task_of(model, adapter_name)
     encoder = {f"prompt_encoder.{name}": value for name, value in _values(task.prompt_encoder).items()}
@@ -68,16 +69,16 @@ def set_peft_model_state_dict(
     if made is not None:
         wanted = {name: value for name, value in wanted.items() if not name.startswith("prompt_encoder.")}
     if odd := sorted(wanted.keys() ^ given.keys()):
-        where = "lacks" if odd[0] in wanted else "holds"
+        where = "lacks" if odd[0] in wanted else "has an unexpected"
         raise AdapterError(
-            f"the state dict {where} {odd[0]!r}, expected {', '.join(wanted)}; make the model with the same "
-            "configuration as the one that it came from"
+            f"the state dict {where} {odd[0]!r}",
+            expected=", ".join(wanted),
+            remedy="create the model with the configuration of the one that it came from",
         )
     for name, value in wanted.items():
         if given[name].shape != value.shape:
             raise AdapterError(
-                f"the state dict's {name} has the shape {list(given[name].shape)}, expected "
-                f"{list(value.shape)}"
+                f"the state dict's {name} has the shape {list(given[name].shape)}", expected=list(value.shape)
             )
     if made is not None:
         task.set_prompt(_unpacked(task, made))
@@ -116,10 +117,10 @@ def _unpacked(task: PTuningModel, made: Tensor) -> Tensor:
     """PEFT's ``prompt_embeddings`` in the shape that the encoder returns."""
     with torch.no_grad():
         now = task.prompt_encoder()
-    tokens, numbers = now.shape[-2], now.numel()
-    if made.shape != (tokens, numbers // tokens):
+    tokens, size = now.shape[-2], now.numel()
+    if made.shape != (tokens, size // tokens):
         raise AdapterError(
-            f"the state dict's prompt_embeddings have the shape {list(made.shape)}, expected "
-            f"{[tokens, numbers // tokens]}"
+            f"the state dict's prompt_embeddings have the shape {list(made.shape)}",
+            expected=[tokens, size // tokens],
         )
     return adapters.unpack_layers(made, now.shape[0]) if now.dim() == 4 else made
