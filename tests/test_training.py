@@ -30,7 +30,7 @@ from ptuning import (
 )
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
-from ptuning.training import checkpoint
+from ptuning.training import checkpoint, trainer
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import measure, standard_error
@@ -201,13 +201,13 @@ def test_the_best_evaluation_is_what_is_kept(
 def test_the_best_is_kept_where_the_last_is_another(
     config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, looks: list[dict[str, torch.Tensor]]
 ) -> None:
-    evaluate, calls = loop.evaluate, [0]
+    evaluate, calls = trainer.evaluate, [0]
 
     def ever_worse(*given: Any, **named: Any) -> Any:
         calls[0] += 1
         return {**evaluate(*given, **named), "accuracy": 1 / calls[0]}
 
-    monkeypatch.setattr(loop, "evaluate", ever_worse)
+    monkeypatch.setattr(trainer, "evaluate", ever_worse)
     made = config(fit__epochs=3, fit__average_checkpoints=1)
     result = train(made)
     assert result.best == result.history[0]

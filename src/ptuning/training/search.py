@@ -17,6 +17,7 @@ from typing import Any, Literal
 from accelerate.utils import broadcast_object_list
 
 from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.kinds import metric_named
 from ptuning.model.config import prompt_to_dict
 from ptuning.training import checkpoint, run_files
 from ptuning.training.callbacks import Callback, CallbackList, RunState
@@ -24,7 +25,6 @@ from ptuning.training.config import TrainConfig, dump
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.job import make_job
-from ptuning.training.metrics import greater_is_better
 from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
@@ -95,7 +95,7 @@ def train_search(
         )
     require_optuna()
     wanted = config.fit.greater_is_better
-    if wanted not in (None, greater_is_better(config.fit.select_by)):
+    if wanted not in (None, not metric_named(config.fit.select_by).lower_is_better):
         raise ConfigError(
             "fit.greater_is_better: a search goes by the metric's name",
             got=str(wanted).lower(),
