@@ -381,7 +381,7 @@ def test_a_destination_of_something_else_is_refused_at_once(
     (home / "notes" / "diary.txt").write_text("dear diary")
     source = "p_tuning" if command == "import-peft" else "deep-classes"
     assert "notes is not empty and is not an adapter of ptuning" in refused(command, source, "notes")
-    assert "rows.jsonl is a file, expected a folder" in refused(command, source, "rows.jsonl")
+    assert "rows.jsonl, expected a folder" in refused(command, source, "rows.jsonl")
     assert (home / "notes" / "diary.txt").read_text() == "dear diary"
 
 
@@ -457,7 +457,7 @@ def test_a_backbone_that_is_not_there(refused: Callable[..., str], home: Path, c
     assert said.startswith(f"backbone {str(home / 'gone')!r} could not be loaded")
     changed(home / "p_tuning", base_model_name_or_path=None)
     said = refused(command, "p_tuning", *COMMANDS[command])
-    assert said.startswith("the adapter does not say on which backbone it was trained; name it")
+    assert said.startswith("the adapter does not name its backbone; name it with --backbone")
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "import-peft"])
