@@ -44,7 +44,6 @@ UNSAFE = {"eval", "exec", "compile", "yaml.load", "yaml.unsafe_load", "np.load"}
 LONGEST = {"src": 500, "benchmarks": 500, "tests": 900}
 """Lines of a module, by folder."""
 TO_SPLIT = {
-    "src/ptuning/data/checks.py",
     *(f"benchmarks/torture/{name}.py" for name in ("adapter", "files", "lab")),
     *(f"tests/test_{name}.py" for name in ("model_invariants", "reference_faults", "stems")),
 }

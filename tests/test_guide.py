@@ -65,8 +65,7 @@ def glue(root: Path | None) -> DatasetDict:
     """MRPC as GLUE has it; a few sentence pairs of our own where it is not at hand."""
     if root is not None:
         found = {split: rows(root / "mrpc" / f"{split}.jsonl") for split in ("train", "validation", "test")}
-        most = {"train": 1800, "validation": 200, "test": 500}  # enough to learn from, and to see it
-        found = {split: part[: most[split]] for split, part in found.items()}
+        found["test"] = found["test"][:600]  # it is looked at three times, and trained on never
     else:
         ours = rows(SHIPPED)
         found = {split: [row for row in ours if row["split"] == split] for split in ("train", "test")}

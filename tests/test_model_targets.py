@@ -230,7 +230,7 @@ def test_a_loss_that_is_not_finite_for_another_reason_is_said_as_before() -> Non
     ids, mask = ragged([5, 6])
     with torch.no_grad():
         next(iter(model.task_parameters().values())).fill_(math.nan)
-    with pytest.raises(TrainingDiverged, match="the loss is nan"):
+    with pytest.raises(TrainingDiverged, match="the loss: got nan"):
         model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1]))
     found = model.eval()(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 1]))
     assert bool(found.loss.isnan())

@@ -145,6 +145,18 @@ def test_the_backbone_follows_the_mode_where_its_dropout_is_on(name: str) -> Non
     assert training() == (True, False)
 
 
+def test_a_twin_that_shares_the_backbone_leaves_its_mode_alone() -> None:
+    model = made("deep")
+    model.backbone.dropout = True
+    model.train()
+    model.plain().eval()
+    model.twin(backbone=False).eval()
+    assert all(each.training for each in model.backbone.modules())
+    answered = model.for_inference()
+    assert not any(each.training for each in (*answered.modules(), *answered.backbone.modules()))
+    assert all(each.training for each in model.backbone.modules())
+
+
 # ------------------------------------------------------------------------------- copies and wrappers
 
 

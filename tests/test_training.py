@@ -30,7 +30,7 @@ from ptuning import (
 )
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model import EmbeddingEncoder, LSTMEncoder, MLPEncoder
-from ptuning.training import checkpoint
+from ptuning.training import checkpoint, trainer
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import measure, standard_error
@@ -196,6 +196,23 @@ def test_the_best_evaluation_is_what_is_kept(
     assert result.averaged == (result.best,)
     assert result.kept == f"the checkpoint of epoch {result.best.epoch:g}"
     torch.testing.assert_close(kept(made), looks[result.history.index(result.best)])
+
+
+def test_the_best_is_kept_where_the_last_is_another(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, looks: list[dict[str, torch.Tensor]]
+) -> None:
+    evaluate, calls = trainer.evaluate, [0]
+
+    def ever_worse(*given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        return {**evaluate(*given, **named), "accuracy": 1 / calls[0]}
+
+    monkeypatch.setattr(trainer, "evaluate", ever_worse)
+    made = config(fit__epochs=3, fit__average_checkpoints=1)
+    result = train(made)
+    assert result.best == result.history[0]
+    torch.testing.assert_close(kept(made), looks[0])
+    assert not torch.allclose(looks[0]["prompt_encoder.weight"], looks[-1]["prompt_encoder.weight"])
 
 
 def test_the_mean_of_the_best_evaluations_is_kept(
@@ -752,19 +769,22 @@ def test_too_long_can_be_refused_and_names_the_row(
 
 
 def test_accumulating_two_batches_is_one_batch_of_their_rows(tiny_folder: Path, rows: Rows) -> None:
-    """One step's gradient: mean over all rows of the group, whatever the batches' sizes."""
-    found = []
+    """One step's gradient: mean over all rows of the group, whatever the batches' sizes. A first step of Adam
+    hardly shows how they are weighted; the losses and the steps after it do."""
+    found, losses = [], []
     for size, accumulation in ((24, 1), (9, 3)):
         torch.manual_seed(0)
         task = Task(problem_type="single_label_classification", labels=("negative", "positive"))
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
         config = FitConfig(
-            epochs=1, batch_size=size, accumulation=accumulation, prompt_rate=1e-3, head_rate=1e-3
+            epochs=4, batch_size=size, accumulation=accumulation, prompt_rate=1e-3, head_rate=1e-3
         )
-        fit(model, {"train": rows(24), "validation": rows(8)}, config)
+        result = fit(model, {"train": rows(24), "validation": rows(8)}, config)
+        losses.append([each.train_loss for each in result.history])
         found.append({name: value.detach().clone() for name, value in model.task_parameters().items()})
     for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_gradients_are_clipped(tiny_folder: Path, rows: Rows) -> None:

@@ -213,8 +213,8 @@ def test_what_may_be_chance_leaves_it_the_auto_run(config: Made, monkeypatch: py
     values = [each.value("accuracy") for each in found.trials]
     assert heard.said[2] == (
         f"trial 2 is the best, but accuracy {values[1]:.4f} for {values[0]:.4f} may be chance (the "
-        "validation rows' standard error is 1); trial 1 is kept: first layer 0, prompt rate 0.06, head rate "
-        "0.01; trained in full"
+        "validation rows' standard error is 1); trial 1 is kept: first layer 0, learning rate 0.06, head "
+        "learning rate 0.01; trained in full"
     )
     alone = train(config("alone", recipe="auto", search={}))
     assert found.result.history == alone.history

@@ -542,7 +542,7 @@ def test_ctrl_c_at_the_end_of_a_run_stops_the_set(config: Made) -> None:
 def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config: Made) -> None:
     class Pressed(Told):
         def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
-            super().run(name, number, count, finished)
+            super().on_run_begin(name, number, count, finished)
             if number == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 

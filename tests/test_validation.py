@@ -53,7 +53,7 @@ DATA = DataConfig(train="x.csv")
         (lambda: Task(labels=("a", "b")), "Task: problem_type is missing"),
         (lambda: Task(problem_type="regression", scael=1.0), "Task: unknown option scael; did you mean"),
         (lambda: Task(problem_type="single_label_classification", labels="ab"), "labels: got 'ab', expected"),
-        (lambda: InputPrompt(placement="{prompt:99999} {text_a}"), "needs a count from 1 to 9999"),
+        (lambda: InputPrompt(placement="{prompt:99999} {text_a}"), "expected a number from 1 to 9999"),
         (lambda: PTuningModel.from_backbone("demo", num_labels="2"), "num_labels: got '2', expected a"),
         (lambda: PTuningModel.from_backbone("demo", num_labels=0), "num_labels: got 0, expected a whole"),
         (lambda: PTuningModel.from_backbone("demo", num_labels=True), "num_labels: got True, expected"),

@@ -287,7 +287,7 @@ def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
     elif "If left out" in text:
         shown = "chosen automatically"
     elif start and ". " not in end:  # the last part of the text says what happens without a value
-        shown, text = end.removesuffix(".").removeprefix("None for "), start
+        shown, text = end.removesuffix(".").removesuffix(" if left out").removeprefix("None for "), start
     else:
         shown = ""
     return Option(key, str in members, shown, text, tuple(map(str, words)) if only else ())

@@ -164,7 +164,7 @@ class InputPrompt:
     """Virtual tokens among the text's own, at the embeddings: P-tuning (arXiv:2103.10385).
 
     Args:
-        num_virtual_tokens: P; 20 if left out. A template counts its own.
+        num_virtual_tokens: P, the number of virtual tokens (a template has its own count); 20 if left out.
         placement: Where they are: ``start`` (before ``[CLS]``, as in PEFT), ``front``, ``between``,
             ``middle``, ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
         encoder: The network that makes the prompt while training.

@@ -53,6 +53,7 @@ class TaskModule(nn.Module):
     prompt_encoder: PromptEncoder
     units: Embedding | None
     class_weights: Tensor | None
+    _borrows_backbone = False
 
     config: Any
     """A copy of the backbone's configuration with the task's labels, for tools that look for one."""
@@ -296,7 +297,8 @@ class TaskModule(nn.Module):
         """Set the mode. The backbone stays in eval mode unless ``backbone.dropout`` is set: with few trained
         parameters its dropout only adds noise.
         """
-        self.backbone.train(mode and self.backbone.dropout)
+        if not self._borrows_backbone:
+            self.backbone.train(mode and self.backbone.dropout)
         return super().train(mode)
 
     def for_inference(self) -> Self:
@@ -313,12 +315,14 @@ class TaskModule(nn.Module):
         """The same task over the same tensors, as a module tree of its own.
 
         Args:
-            backbone: Whether its view of the backbone is its own, too; that takes milliseconds.
+            backbone: Whether its view of the backbone is its own, too; that takes milliseconds. Otherwise it
+                shares this one's, and leaves its mode alone.
         """
         made = views.shallow(self)
         children = {name: child and views.view(child) for name, child in self._modules.items()}
         vars(made)["_modules"] = children
         vars(made)["_backbone"] = (self.backbone.twin() if backbone else self.backbone,)
+        vars(made)["_borrows_backbone"] = not backbone
         return made
 
     def with_values(self, values: Mapping[str, Tensor]) -> Self:
@@ -328,6 +332,7 @@ class TaskModule(nn.Module):
             name: child and copy.deepcopy(views.view(child, keep=lambda _: False))
             for name, child in self._modules.items()
         }
+        vars(made)["_borrows_backbone"] = True
         with torch.no_grad():
             for name, parameter in made.task_parameters().items():
                 parameter.copy_(values[name])

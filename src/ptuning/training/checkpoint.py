@@ -313,9 +313,7 @@ def _check_tensors(
         if not bool(found.isfinite().all()) or (
             name.endswith(("/exp_avg_sq", "/step")) and (found < 0).any()
         ):
-            raise ValueError(
-                f"{name} holds numbers that no run that goes well has: NaN, infinite or negative"
-            )
+            raise ValueError(f"{name} has values that no healthy run has: NaN, infinite or negative")
     if step and not own_optimizer and not any(name.startswith("optimizer.") for name in tensors):
         raise ValueError(f"{TENSORS} has no moments of the optimizer, expected those of {step} steps")
     for name in generators:

@@ -117,12 +117,12 @@ def diagnose(found: TrainResult) -> Diagnosis | None:
 
 
 def not_finite(seen: str, *, kept: str | None = None, rates: tuple[float, float] | None = None) -> str:
-    """The paragraph of a run that ends with numbers that are none.
+    """The message for a run that produced NaN or infinity.
 
     Args:
-        seen: Which they were, and where.
+        seen: What was not finite, and where.
         kept: What is left of the run.
-        rates: Of prompt and head, where they are known.
+        rates: The learning rates of prompt and head, if they are known.
     """
     lower = "fit.learning_rate or fit.head_learning_rate by ten"
     if rates is not None:

@@ -28,7 +28,7 @@ from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
 
 MOST_ROWS = 20_000
-"""That the head is fitted to; more say nothing new about so few numbers."""
+"""Maximum rows that the head is fitted to; more add nothing for so few parameters."""
 STRENGTHS = np.logspace(-4, 4, 25)
 """Of the ridge, in shares of what a feature's variance adds up to over the rows."""
 LOOSENESS = np.logspace(-2, 2, 9)

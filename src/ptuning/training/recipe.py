@@ -1,7 +1,7 @@
 """``recipe: auto``: what a user left out of ``fit``, chosen from facts of data, backbone and prompt.
 
-:func:`choice` is the only place with numbers in it. An option that the recipe is to choose is optional in
-:class:`~ptuning.training.config.FitConfig`, required in :class:`Settled`, and has its number there.
+:func:`choice` is the only place that sets values. An option that the recipe may choose is optional in
+:class:`~ptuning.training.config.FitConfig`, required in :class:`Settled`, and gets its value there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Settled(FitConfig):
-    """How the numbers are trained, with nothing left to choose."""
+    """Every option of ``fit``, with nothing left to choose."""
 
     num_train_epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -37,7 +37,7 @@ CHOSEN = tuple(Settled.__annotations__)
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a recipe may know.
+    """What a recipe decides by.
 
     Attributes:
         rows: Training rows.
@@ -47,8 +47,8 @@ class Facts:
         virtual_tokens: P.
         first_layer: The first layer with a prompt; 0 at input depth.
         virtual_units: U.
-        fitted: Whether the head begins fitted to the rows.
-        scaled: Whether prompt and head move faster than their rates say, as under PEFT's names.
+        fitted: Whether the head starts fitted to the rows.
+        scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
     """
 
     rows: int
@@ -88,35 +88,35 @@ class Facts:
 
 
 EPOCHS = 8
-"""Where nothing speaks against it; the rates fall to 0 over them."""
+"""Epochs of an ordinary run; the learning rates fall to 0 over them."""
 LEAST_STEPS = 300
-"""Optimizer steps of the smallest run: with fewer, few rows are not learned at all."""
+"""Minimum optimizer steps: with fewer, small data sets are not learned at all."""
 MOST_STEPS = 12_500
-"""Many rows need fewer epochs; more than 2 are passed over all the same."""
+"""Maximum optimizer steps: large data sets need fewer epochs, but at least 2."""
 FASTEST = 3.0
-"""Times the usual rate of a prompt in a run of fewer steps than that, if the user wants so few."""
+"""Maximum factor on the prompt's learning rate in a run of fewer than :data:`LEAST_STEPS`, if asked for."""
 HEAD_WAY = 2.5
-"""The head's rate times the run's steps: as far in a short run as in a long one, where more only overfits."""
+"""The head's learning rate times the run's steps: as far in a short run as in a long one, which overfits."""
 FITTED_EPOCHS = 5
-"""Where the head begins fitted: there is less left to learn."""
+"""Epochs if the head starts fitted: there is less left to learn."""
 FITTED_HEAD = 2e-4
-"""A fitted head's rate: it is where it should be, and has only to follow."""
+"""A fitted head's learning rate: it only has to follow the prompt."""
 UNITS = 20
-"""Virtual units, where the rows say enough for them."""
+"""Virtual units, if there are enough rows for them."""
 QUERIES = 2
 """Queries, likewise."""
 MANY_ROWS = 5000
-"""Rows that say enough, whatever they are."""
+"""Enough rows for both, whatever the task."""
 EVALUATIONS = 16
-"""Looks at the validation rows in a run of more epochs than that, where a look costs as much as an epoch."""
+"""Evaluations of a run with more epochs than this: one costs about as much as such a short epoch."""
 
 
 def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
-    """The recipe's numbers, for every option of :data:`CHOSEN`; ``fit`` is what the user gave.
+    """The recipe's value for every option of :data:`CHOSEN`; ``fit`` is what the user gave.
 
-    How they were found is told in docs/recipes.md. An input prompt that is trained as it is has further to
-    go than a deep one; one that an encoder makes moves with every weight of it. Where the head begins
-    fitted, the task is half done, and few rows only bear a small change of what the backbone knows.
+    docs/recipes.md says how they were found. An input prompt without an encoder has further to go than a deep
+    one; one with an encoder moves with each of its weights. If the head starts fitted, half of the task is
+    done, and few rows justify only small changes to what the backbone knows.
     """
     steps = facts.steps(fit, 1)
     least, usual = (LEAST_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (LEAST_STEPS, EPOCHS)
@@ -146,11 +146,11 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 
 
 def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
-    """How many bear a task and its rows, read by all layers.
+    """How many virtual units and queries suit a task and its rows, if the head reads all layers.
 
-    Both are for :data:`MANY_ROWS` rows. Fewer are only learned by heart with them, but where a label says
-    more than one of two classes does: then single texts bear :data:`UNITS`. Few pairs gained nothing, nor did
-    few rows of several labels each.
+    Both need :data:`MANY_ROWS` rows. With fewer, they only help to learn the rows by heart, except where a
+    label says more than one of two classes does: then single texts get :data:`UNITS`. Few pairs gained
+    nothing, nor did few rows with several labels each.
     """
     if rows >= MANY_ROWS:
         return UNITS, QUERIES
@@ -158,18 +158,18 @@ def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
 
 
 def _short(rate: float) -> float:
-    """With two digits, as people write it."""
+    """Rounded to two digits, as people write it."""
     return float(f"{rate:.2g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a run is trained, and what of it was not the user's to say.
+    """How a run is trained, and which options the user did not choose.
 
     Attributes:
         name: ``auto`` or ``search``.
         fit: Every option.
-        chose: Those that the recipe chose, and the first layer that a search did.
+        chose: The options that the recipe chose, and the first layer that a search chose.
     """
 
     fit: Settled
@@ -187,7 +187,7 @@ class Recipe:
         return cls(fit=fit, name="auto" if found is None else "search", chose=chose)
 
     def record(self) -> dict[str, Any]:
-        """What results and adapters keep of it, beside the options themselves."""
+        """What results and adapters record of it, next to the options."""
         return {"name": self.name, "chose": dict(self.chose)}
 
     def __str__(self) -> str:

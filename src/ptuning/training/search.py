@@ -17,6 +17,7 @@ from typing import Any, Literal
 from accelerate.utils import broadcast_object_list
 
 from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.kinds import metric_named
 from ptuning.model.config import prompt_to_dict
 from ptuning.training import checkpoint, run_files
 from ptuning.training.callbacks import Callback, CallbackList, RunState
@@ -93,6 +94,13 @@ def train_search(
             f"recipe: got {config.recipe!r}, expected 'search'; ptuning.train makes a single run"
         )
     require_optuna()
+    wanted = config.fit.greater_is_better
+    if wanted not in (None, not metric_named(config.fit.select_by).lower_is_better):
+        raise ConfigError(
+            "fit.greater_is_better: a search goes by the metric's name",
+            got=str(wanted).lower(),
+            remedy="give a metric that is to be small a name that ends in loss",
+        )
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )

@@ -304,7 +304,9 @@ def _best(runs: Sequence[OneRun], metric: str) -> OneRun:
     best: tuple[float, OneRun] | None = None
     for run in runs:
         if run.result is not None:
-            value = Selection(metric=metric).key(run.result.metrics["validation"])[0]
+            greater = run.result.greater_is_better if run.result.metric == metric else None
+            select = Selection(metric=metric, greater_is_better=greater)
+            value = select.key(run.result.metrics["validation"])[0]
             if best is None or value > best[0]:
                 best = (value, run)
     if best is None:
