@@ -551,7 +551,7 @@ def test_inspect(ptuning: Callable[..., Ran], kind: str, tiny_folder: Path) -> N
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     assert ("pairs" if kind == "pair" else "single texts") in text
-    labels = {"number": "a number (mean ", "many": "negative, positive, ж", "int": "0, 1"}
+    labels = {"number": "one number (trained on ", "many": "negative, positive, ж", "int": "0, 1"}
     assert labels.get(kind, "negative, positive") in text
     assert "deep, shape [3, 2, 4, 32], from layer 0" in text
     assert "encoder embedding" in text
