@@ -201,13 +201,13 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     write(home / "more.jsonl", [*ROWS, {"text": "so so", "label": "mixed"}])
     said = refused("evaluate", "single", "more.jsonl")
     assert said.startswith(
-        "more.jsonl, line 49: the label 'mixed' was unseen in training, expected one of 'negative'"
+        "more.jsonl, line 49: the label 'mixed' does not occur in the training rows, expected one of "
     )
     assert refused("evaluate", "int", "single.jsonl").startswith(
         "single.jsonl, line 1: the label 'negative' was unseen"
     )
     (home / "text.csv").write_text("text,label\ngood,1\n")
-    assert "'1' was unseen in training" in refused("evaluate", "int", "text.csv")
+    assert "'1' does not occur in the training rows" in refused("evaluate", "int", "text.csv")
     (home / "bare.csv").write_text("text\ngood\n")
     assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
@@ -620,7 +620,7 @@ def test_check_data_looks_at_all_splits(ptuning: Callable[..., Ran], home: Path,
     argv = ["check-data", "single.jsonl", "--backbone", str(tiny_folder)]
     code, out, _ = ptuning(*argv, "--test", "more.jsonl")
     assert code == 2
-    assert "error: test: more.jsonl, line 1: the label 'mixed' was unseen in training" in out
+    assert "error: test: more.jsonl, line 1: the label 'mixed' does not occur in the training rows" in out
     code, out, _ = ptuning(*argv, "--validation", "single.jsonl")
     assert code == 0
     assert "100.0% of the rows have a text that is also in train" in out

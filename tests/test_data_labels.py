@@ -198,7 +198,11 @@ def test_many_labels_are_accepted_when_stated() -> None:
     [
         (
             "maybe",
-            ["a.csv, line 3: the label 'maybe' was unseen in training", "'1', 'no'", "correct the label"],
+            [
+                "a.csv, line 3: the label 'maybe' does not occur in the training rows",
+                "'1', 'no'",
+                "correct the label",
+            ],
         ),
         (1, ["the label 1 was unseen", "'1' was a str in training", "as in the training data"]),
     ],
@@ -208,7 +212,7 @@ def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         encode_labels([Example(row=3, text="x", label=label, origin=ORIGIN)], task)
     assert [part for part in parts if part not in str(caught.value)] == []
-    with pytest.raises(DataError, match=r"line 3: the label .* was unseen in training"):
+    with pytest.raises(DataError, match=r"line 3: the label .* does not occur in the training rows"):
         encode_labels(rows([(), (label,)]), Task(problem_type=MULTI, labels=("1", "no")))
 
 
