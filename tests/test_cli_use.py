@@ -204,7 +204,7 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
         "more.jsonl, line 49: the label 'mixed' does not occur in the training rows, expected one of "
     )
     assert refused("evaluate", "int", "single.jsonl").startswith(
-        "single.jsonl, line 1: the label 'negative' was unseen"
+        "single.jsonl, line 1: the label 'negative' does not occur"
     )
     (home / "text.csv").write_text("text,label\ngood,1\n")
     assert "'1' does not occur in the training rows" in refused("evaluate", "int", "text.csv")
