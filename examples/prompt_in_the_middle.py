@@ -1,9 +1,10 @@
 """Inserts a prompt in the middle of the text, with your own training loop.
 
-A common notebook embeds the tokens twice; this does not. The notebook calls ``bert.embeddings(input_ids)`` and
-passes the result as ``inputs_embeds``. BERT then adds positions and segments, and normalises, a second time.
-Here the prompt is inserted between *word* embeddings, in the middle of each row's own tokens (padding does not
-count), and the rest is added once. All backbone weights stay frozen.
+A common notebook embeds the tokens twice; this does not. The notebook calls
+``bert.embeddings(input_ids)`` and passes the result as ``inputs_embeds``. BERT then adds positions and
+segments, and normalises, a second time. Here the prompt is inserted between *word* embeddings, in the
+middle of each row's own tokens (padding does not count), and the rest is added once. All backbone
+weights stay frozen.
 
 Offline on the embedded MiniLM, or on bert-base-uncased from the Hub::
 
