@@ -227,8 +227,8 @@ def several(place: Place, output: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("checkpoint/thesis.doc", r"checkpoint holds thesis.doc, which is not part .*move it elsewhere"),
-        ("checkpoint/resume/notes", r"checkpoint holds resume/notes, which is not part"),
+        ("checkpoint/thesis.doc", r"checkpoint contains thesis.doc, which is not part .*move it elsewhere"),
+        ("checkpoint/resume/notes", r"checkpoint contains resume/notes, which is not part"),
         ("checkpoint/README.md", r"README.md in .*checkpoint was edited by hand and would be lost; move it"),
         ("search/thesis.doc", r"search holds thesis.doc, which no run wrote, and it would be lost; move it"),
     ],
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_replaced_but_not_what_stands_in_it(place: Place
     config = place.config(tmp_path / "run" / "out")
     (config.run_folder / "checkpoint" / "ptuning.json").write_text("{")
     (config.run_folder / "checkpoint" / "thesis.doc").write_text("years of work")
-    with pytest.raises(AdapterError, match=r"checkpoint holds thesis.doc, which no run wrote"):
+    with pytest.raises(AdapterError, match=r"checkpoint contains thesis.doc, which no run wrote"):
         place.train(config)
     (config.run_folder / "checkpoint" / "thesis.doc").unlink()
     with pytest.raises(Begun):

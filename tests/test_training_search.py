@@ -24,6 +24,7 @@ from ptuning import (
 )
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model import loading
+from ptuning.model.ports import PORTS
 from ptuning.training import trials
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import SearchConfig
@@ -581,7 +582,7 @@ def test_a_search_with_nothing_to_search_or_a_layer_too_many_is_refused(config: 
     given = {"fit__learning_rate": 0.1, "fit__head_rate": 0.1, "prompt__first_layer": 1}
     with pytest.raises(ConfigError, match="recipe: search: learning rates and first layer are given"):
         train_search(config(**given))
-    with pytest.raises(ConfigError, match=r"prompt.first_layer is 3, but .* has 3 layers"):
+    with pytest.raises(ConfigError, match=r"prompt.first_layer: .* has 3 layers"):
         train_search(config(search__first_layers=[0, 3]))
     assert not config().run_folder.exists()
 
@@ -608,19 +609,13 @@ def test_without_the_extra_it_says_what_to_install(
 
 
 def test_a_backbone_that_takes_no_first_layer_has_none_to_search(tmp_path: Path) -> None:
-    from dataclasses import dataclass
-
-    @dataclass
-    class Bloom:
-        deep: str = "cache"
-
     class Backbone:
-        architecture = Bloom()
+        port = PORTS["cache"]
         num_layers = 12
 
     made = TrainConfig.checked({"data": {"train": "x"}, "recipe": "search"})
     assert trials._layers(made, Backbone()) == ()  # type: ignore[arg-type]
-    Backbone.architecture = Bloom("attention")
+    Backbone.port = PORTS["interface"]
     assert trials._layers(made, Backbone()) == (0, 4, 6)  # type: ignore[arg-type]
 
 
