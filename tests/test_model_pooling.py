@@ -152,7 +152,7 @@ def test_an_adapter_without_its_mix_is_refused() -> None:
         (fewer, adapter.head, str((LAYERS + 1, 2 + 2 * Q, HIDDEN))),
         (layers, cut, str((LAYERS, 2 + 2 * Q, HIDDEN))),
     ):
-        with pytest.raises(AdapterError, match=rf"the shape of {MIX} is {re.escape(got)}, expected"):
+        with pytest.raises(AdapterError, match=rf"the shape of {MIX}: got {re.escape(got)}, expected"):
             replace(adapter, prompt=prompt, head=head)
 
 

@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_replaced_but_not_what_stands_in_it(place: Place
     config = place.config(tmp_path / "run" / "out")
     (config.run_folder / "checkpoint" / "ptuning.json").write_text("{")
     (config.run_folder / "checkpoint" / "thesis.doc").write_text("years of work")
-    with pytest.raises(AdapterError, match=r"checkpoint contains thesis.doc, which no run wrote"):
+    with pytest.raises(AdapterError, match=r"checkpoint holds thesis.doc, which no run wrote"):
         place.train(config)
     (config.run_folder / "checkpoint" / "thesis.doc").unlink()
     with pytest.raises(Begun):

@@ -108,7 +108,7 @@ def _train(name: str, config: TrainConfig, rate: float, epochs: int, *, whole: b
 
 def _trained(model: PTuningModel) -> list[nn.Parameter]:
     """What is trained: here it is the backbone's, and not the task's."""
-    return [value for value in model.parameters() if value.requires_grad]
+    return [value for value in model.backbone.parameters() if value.requires_grad]
 
 
 def _loop(
