@@ -99,7 +99,7 @@ def told(found: SearchResult) -> list[tuple[Any, ...]]:
 def begin_with(monkeypatch: pytest.MonkeyPatch, *values: Mapping[str, Any]) -> None:
     """Let the first trials have these values."""
     monkeypatch.setattr(Space, "beginning", property(lambda self: list(values)))
-    monkeypatch.setattr(trials, "FURTHEST", 1e33)  # all of them in range
+    monkeypatch.setattr(trials, "RANGE", 1e33)  # all of them in range
 
 
 class Pressed(Callback):
@@ -290,7 +290,9 @@ def test_no_trial_is_stopped_for_the_head_that_it_begins_with(
     """It says nothing about the rates that are tried."""
     values = [{"first_layer": 0, "learning_rate": rate, "head_learning_rate": 0.001} for rate in (0.01, 0.02)]
     begin_with(monkeypatch, *values)
-    monkeypatch.setattr(trials.Proposal, "hopeless", lambda self, reached, share: self.values == values[1])
+    monkeypatch.setattr(
+        trials.Proposal, "should_prune", lambda self, reached, share: self.values == values[1]
+    )
     pairs = {"train": str(jsonl("pairs.jsonl", scored(48))), "validation_fraction": 0.25}
     prompt = {"num_virtual_tokens": 4, "pooling": "similarity"}
     found = train_search(config(data=pairs, prompt=prompt, search={"trials": 2, "epochs": 2}))
