@@ -435,8 +435,8 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         told = Told()
         result = train(config, callbacks=[told])
         borne = (
-            f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 for none) "
-            f"and {queries} queries (prompt.num_queries; 0 for none)"
+            f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 switches them off) "
+            f"and {queries} queries (prompt.num_queries; 0 switches them off)"
         )
         assert (borne in told.said) is bool(units)
         adapter = adapters.load(config.output)

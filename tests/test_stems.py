@@ -890,7 +890,7 @@ def test_a_resumed_run_is_the_straight_run_to_the_bit(
     whole = train(straight)
     for path in files(folder):
         path.unlink()
-    with pytest.raises(Interrupted, match="and saved; to go on, run the same command with --resume"):
+    with pytest.raises(Interrupted, match="and saved; to continue, run the same command with --resume"):
         train(broken, callbacks=[Told(stop)])
     for path in files(folder):
         path.unlink()

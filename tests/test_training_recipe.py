@@ -274,10 +274,10 @@ def test_a_resumed_run_is_held_to_what_was_chosen(config: Callable[..., TrainCon
     )  # the same, now in words
     assert again.history == first.history
     with pytest.raises(
-        ConfigError, match=r"cannot resume: fit.head_learning_rate: the run started with .*, got 0.123;"
+        ConfigError, match=r"cannot resume with another fit.head_learning_rate: got 0.123, expected"
     ):
         train(config(epochs=2, head_learning_rate=0.123), resume=True)
     with pytest.raises(
-        ConfigError, match=r"cannot resume: fit.num_train_epochs: the run started with 2, got \d+"
+        ConfigError, match=r"cannot resume with another fit.num_train_epochs: got \d+, expected 2"
     ):
         train(config(), resume=True)

@@ -118,9 +118,9 @@ class DataConfig(Checked):
 class FitConfig(Checked):
     """How prompt and head are trained. The recipe (``training/recipe.py``) chooses what is left out.
 
-    Options have the names of transformers' ``TrainingArguments`` if they mean the same. (``warmup_ratio`` is the
-    name before transformers 5, where ``warmup_steps`` takes the same share.) The names in :data:`OLD_NAMES`
-    are still accepted.
+    Options have the names of transformers' ``TrainingArguments`` if they mean the same. (``warmup_ratio`` is
+    the name before transformers 5, where ``warmup_steps`` takes the same share.) The names in
+    :data:`OLD_NAMES` are still accepted.
     """
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = OLD_NAMES
