@@ -297,7 +297,7 @@ def test_peft_is_refused_for_the_pooling_before_the_scaling(
 ) -> None:
     """The scaling could be mended by export-peft, so it is no reason where something else is one."""
     make().save_pretrained(tmp_path / "scores")
-    assert "pooling 'similarity'" in str(why_not_peft(adapters.load(tmp_path / "scores")))
+    assert "pooling is 'similarity'" in str(why_not_peft(adapters.load(tmp_path / "scores")))
     make(pooling="native").save_pretrained(tmp_path / "native")
     assert "export-peft" in str(why_not_peft(adapters.load(tmp_path / "native")))
 

@@ -227,8 +227,8 @@ def several(place: Place, output: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("checkpoint/thesis.doc", r"checkpoint holds thesis.doc, which is not part .*move it elsewhere"),
-        ("checkpoint/resume/notes", r"checkpoint holds resume/notes, which is not part"),
+        ("checkpoint/thesis.doc", r"checkpoint contains thesis.doc, which is not part .*move it elsewhere"),
+        ("checkpoint/resume/notes", r"checkpoint contains resume/notes, which is not part"),
         ("checkpoint/README.md", r"README.md in .*checkpoint was edited by hand and would be lost; move it"),
         ("search/thesis.doc", r"search has thesis.doc, which no run wrote, and it would be lost; move it"),
     ],

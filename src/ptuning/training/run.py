@@ -193,13 +193,13 @@ def train_on(
     resume: bool,
     restart: bool,
     extensions: Extensions = NO_EXTENSIONS,
-    began: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
     found: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """:func:`train` with a cache that is shared with other runs.
 
     Args:
-        began: Called before the first step, after all checks.
+        on_start: Called before the first step, after all checks.
         found: The values that a search chose, by name.
     """
     folder = config.run_folder
@@ -213,7 +213,7 @@ def train_on(
 
     def before_first_step() -> None:
         nonlocal started
-        began()
+        on_start()
         started = True
         if accelerator.is_main_process and resume:
             run_files.remove(folder / RESULT)  # the run is not finished any more
@@ -228,7 +228,7 @@ def train_on(
         saying_how_to_resume(lambda: started and run_files.has_checkpoint(folder)),
     ):
         result = run(
-            job, accelerator, resume=resume, extensions=extensions, cache=cache, began=before_first_step
+            job, accelerator, resume=resume, extensions=extensions, cache=cache, on_start=before_first_step
         )
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
@@ -241,12 +241,12 @@ def run(
     resume: bool = False,
     extensions: Extensions = NO_EXTENSIONS,
     cache: RunCache | None = None,
-    began: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Plan a run, train, average the best checkpoints and save the adapter.
 
     Args:
-        began: Called before the first step.
+        on_start: Called before the first step.
     """
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
     with draws.drawing():
@@ -265,10 +265,10 @@ def run(
     )
     if resume:
         trainer.resume()
-    began()
+    on_start()
     if not resume:
         trainer.remove_checkpoint()
-    _say(job, plan, data, trainer.callbacks.on_message)
+    _report_plan(job, plan, data, trainer.callbacks.on_message)
     try:
         stopped_early = trainer.train(cache)
         result = _result(trainer, job, stopped_early=stopped_early)
@@ -282,7 +282,7 @@ def run(
     return result
 
 
-def _say(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
+def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
     """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
     full = full_rows(job.model, job.examples.train, data.train) if job.too_long == "truncate" else None

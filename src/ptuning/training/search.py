@@ -230,7 +230,7 @@ class _Search:
                 accelerator,
                 extensions=replace(self.extensions, callbacks=CallbackList([watch])),
                 cache=self.cache,
-                began=self._start,
+                on_start=self._start,
             )
         except Pruned:
             state = "pruned"

@@ -288,7 +288,12 @@ def _run_all(
             continues = resume and each.started
             try:
                 found = train_on(
-                    cache, each.config, resume=continues, restart=True, extensions=extensions, began=on_start
+                    cache,
+                    each.config,
+                    resume=continues,
+                    restart=True,
+                    extensions=extensions,
+                    on_start=on_start,
                 )
             except TrainingDiverged as error:
                 diverged = str(error)
