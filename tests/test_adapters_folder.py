@@ -116,7 +116,7 @@ def test_extra_files_are_listed_and_verified(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"resume/state.json in .* was altered or cut short"):
         verify(folder)
     (folder / "resume" / "state.json").unlink()
-    with pytest.raises(AdapterError, match=r"lacks resume/state.json, which ptuning.json lists"):
+    with pytest.raises(AdapterError, match=r"has no resume/state.json, which ptuning.json lists"):
         verify(folder)
 
 
@@ -290,9 +290,9 @@ EXPECTED = "a folder with adapter_config.json, adapter_model.safetensors and ptu
         (put("ptuning.json", "{}"), "ptuning.json has no valid format_version"),
         (
             newer,
-            "is of format 2, and this version of ptuning reads up to 1; update it with: pip",
+            "has format 2, and this version of ptuning reads formats up to 1; update it with: pip",
         ),
-        (without_weights, "lacks adapter_model.safetensors, which ptuning.json lists; copy or download"),
+        (without_weights, "has no adapter_model.safetensors, which ptuning.json lists; copy or download"),
         (
             of_another_task,
             r"ptuning.json in .* is not what ptuning writes, .*: task.problem_type: got 'ranking', expected",
@@ -325,7 +325,7 @@ def test_a_save_that_was_cut_off_between_two_renames(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", refused)
         with pytest.raises(
-            AdapterError, match=r"left the former one at .*\.adapter\.old-0123abcd: rename it back"
+            AdapterError, match=r"left the previous one at .*\.adapter\.old-0123abcd: rename it back"
         ):
             load(folder)
     assert same(load(folder), an_adapter())
@@ -374,10 +374,10 @@ def test_an_empty_folder_and_a_link_are_filled(tmp_path: Path) -> None:
             "is not empty and is not an adapter of ptuning; choose another folder, or empty it",
         ),
         (put("ptuning.json", "{}"), r"is not an adapter of ptuning \(.* has no valid format_version"),
-        (put("ptuning.json", '{"format_version": 2}'), r"\(.* is of format 2, .* pip install --upgrade"),
+        (put("ptuning.json", '{"format_version": 2}'), r"\(.* has format 2, .* pip install --upgrade"),
         (put("adapter_config.json", '{"peft_type": "LORA"}'), "is not an adapter of ptuning"),
         (lambda folder: (folder / "kept").mkdir(parents=True), "is not empty"),
-        (lambda folder: folder.write_text("x"), "is a file, expected a folder"),
+        (lambda folder: folder.write_text("x"), "got the file .*, expected a folder"),
         (
             lambda folder: (save(an_adapter(), folder) / "notes.txt").write_text("x"),
             "contains notes.txt, which is not part of the adapter there and would be lost; move it elsewhere",
@@ -408,7 +408,7 @@ def test_the_folder_that_one_stands_in_is_not_replaced(
     inside.mkdir(parents=True)
     (inside / "link").symlink_to(inside)
     monkeypatch.chdir(inside)
-    with pytest.raises(AdapterError, match="is which is the working directory or a parent of it"):
+    with pytest.raises(AdapterError, match="which is the working directory or a parent of it"):
         save(an_adapter(), where)
     assert os.listdir() == ["link"]
     assert is_adapter(save(an_adapter(), "below"))

@@ -224,7 +224,7 @@ def pipe(name: str) -> Callable[[Path], None]:
         (raw(b"\xff\xfe{}"), "it is not valid JSON"),
         (raw(b"null"), "got a JSON NoneType, expected a JSON object"),
         (pipe("ptuning.json"), "ptuning.json cannot be read: it is not a regular file"),
-        (pipe("adapter_model.safetensors"), "lacks adapter_model.safetensors"),
+        (pipe("adapter_model.safetensors"), "has no adapter_model.safetensors"),
     ],
 )
 def test_a_record_that_is_no_record(

@@ -122,7 +122,7 @@ def test_no_thread_is_left_behind_by_a_stream_that_ends_in_an_error(predict: Cal
     code, out, err = predict(stdin=reading)
     assert code == 2
     assert [each["row"] for each in objects(out)] == [1, 2]
-    assert "standard input, line 3, the text in 'text': got ''" in err
+    assert "standard input, line 3, the text in 'text': got ' '" in err
     for thread in threading.enumerate():
         if thread.name == "ptuning-reader":
             thread.join(10)
@@ -173,7 +173,7 @@ def test_arriving_reads_only_so_far_ahead() -> None:
     [
         (b" \n", [], "standard input, line 6, the text in 'text': got ' '"),
         (b"\xff\n", [], "standard input, line 6: "),
-        (b"film " * 90 + b"\n", ["--too_long", "error"], "standard input, line 6: 92 tokens"),
+        (b"film " * 90 + b"\n", ["--too_long", "error"], "standard input, line 6: got 92 tokens"),
     ],
     ids=["blank", "not UTF-8", "too long"],
 )
@@ -244,7 +244,7 @@ def test_a_text_whose_beginning_says_little_is_read_further(model: PTuningModel)
     ids = Tokenise.for_model(model)([Example(row=1, text=text)])[0].input_ids
     assert ids == model.tokenizer("good film")["input_ids"]
     with pytest.raises(
-        DataError, match=r"line 1|row 1: a text of 4,194,309 characters, of which 4,194,304 make"
+        DataError, match=r"line 1|row 1: 4,194,304 of the 4,194,309 characters of the text make"
     ):
         Tokenise.for_model(model)([Example(row=1, text="good " + " " * LARGEST)])
 
@@ -255,8 +255,8 @@ def test_a_text_whose_beginning_says_little_is_read_further(model: PTuningModel)
 @pytest.mark.parametrize(
     ("redirected", "code", "said"),
     [
-        ("predict nosuch <&- >&-", 1, "standard output is closed, so the answers have no place to go"),
-        ("inspect nosuch >&-", 1, "standard output is closed, and what ptuning inspect finds"),
+        ("predict nosuch <&- >&-", 1, "standard output is closed; name a file with --output"),
+        ("inspect nosuch >&-", 1, "standard output is closed, but ptuning inspect writes"),
         ("predcit 2>&-", 2, ""),
         ("--version >&-", 0, ""),
     ],

@@ -201,18 +201,18 @@ def test_evaluate_refuses_what_it_cannot_measure(refused: Callable[..., str], ho
     write(home / "more.jsonl", [*ROWS, {"text": "so so", "label": "mixed"}])
     said = refused("evaluate", "single", "more.jsonl")
     assert said.startswith(
-        "more.jsonl, line 49: the label 'mixed' was unseen in training, expected one of 'negative'"
+        "more.jsonl, line 49: the label 'mixed' does not occur in the training rows, expected one of "
     )
     assert refused("evaluate", "int", "single.jsonl").startswith(
-        "single.jsonl, line 1: the label 'negative' was unseen"
+        "single.jsonl, line 1: the label 'negative' does not occur"
     )
     (home / "text.csv").write_text("text,label\ngood,1\n")
-    assert "'1' was unseen in training" in refused("evaluate", "int", "text.csv")
+    assert "'1' does not occur in the training rows" in refused("evaluate", "int", "text.csv")
     (home / "bare.csv").write_text("text\ngood\n")
     assert "cannot tell which column is the label" in refused("evaluate", "single", "bare.csv")
     assert "did you mean 'label'?" in refused("evaluate", "single", "single.jsonl", "--label", "lable")
     assert "expected two texts per row, as in training" in refused("evaluate", "pair", "single.jsonl")
-    assert "expected one text in a row, as in training" in refused("evaluate", "single", "pair.jsonl")
+    assert "expected one text per row, as in training" in refused("evaluate", "single", "pair.jsonl")
     write(home / "long.jsonl", [{"text": "film " * 90, "label": "positive"}])
     assert "long.jsonl, line 1: got 92 tokens" in refused(
         "evaluate", "single", "long.jsonl", "--too_long", "error"
@@ -420,7 +420,7 @@ def test_predict_refuses_in_one_line(
 
 def test_pairs_and_single_texts_are_not_mixed_up(refused: Callable[..., str]) -> None:
     assert "expected two texts per row, as in training" in refused("predict", "pair")
-    assert "expected one text in a row, as in training" in refused(
+    assert "expected one text per row, as in training" in refused(
         "predict", "single", "--input", "pair.jsonl"
     )
 
@@ -551,7 +551,7 @@ def test_inspect(ptuning: Callable[..., Ran], kind: str, tiny_folder: Path) -> N
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     assert ("pairs" if kind == "pair" else "single texts") in text
-    labels = {"number": "a number (mean ", "many": "negative, positive, ж", "int": "0, 1"}
+    labels = {"number": "one number (trained on ", "many": "negative, positive, ж", "int": "0, 1"}
     assert labels.get(kind, "negative, positive") in text
     assert "deep, shape [3, 2, 4, 32], from layer 0" in text
     assert "encoder embedding" in text
@@ -592,7 +592,7 @@ def test_labels_stand_in_tables_as_they_are(
 def test_check_data_says_what_would_be_trained_on(ptuning: Callable[..., Ran], tiny_folder: Path) -> None:
     code, out, err = ptuning("check-data", "single.jsonl", "--backbone", str(tiny_folder))
     assert (code, err) == (0, "")
-    assert "task: single_label_classification, one text a row" in out
+    assert "task: single_label_classification, one text per row" in out
     assert "'negative': 24 (50.0%)" in out
     assert "0 over the limit of 44" in out
     code, out, _ = ptuning("check-data", "single.jsonl", "--backbone", str(tiny_folder), "--json")
@@ -620,7 +620,7 @@ def test_check_data_looks_at_all_splits(ptuning: Callable[..., Ran], home: Path,
     argv = ["check-data", "single.jsonl", "--backbone", str(tiny_folder)]
     code, out, _ = ptuning(*argv, "--test", "more.jsonl")
     assert code == 2
-    assert "error: test: more.jsonl, line 1: the label 'mixed' was unseen in training" in out
+    assert "error: test: more.jsonl, line 1: the label 'mixed' does not occur in the training rows" in out
     code, out, _ = ptuning(*argv, "--validation", "single.jsonl")
     assert code == 0
     assert "100.0% of the rows have a text that is also in train" in out

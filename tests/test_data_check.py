@@ -143,8 +143,8 @@ def test_leaks_between_all_splits() -> None:
 def test_unseen_labels_are_errors_by_label() -> None:
     report = check({"train": GOOD, "test": plain(["a", "c", "d", "c"], "other")})
     assert not report.ok
-    assert found(report, "the label 'c' was unseen in training") == ("error", "test", 2, (3, 5))
-    assert found(report, "the label 'd' was unseen in training") == ("error", "test", 1, (4,))
+    assert found(report, "the label 'c' does not occur in the training rows") == ("error", "test", 2, (3, 5))
+    assert found(report, "the label 'd' does not occur in the training rows") == ("error", "test", 1, (4,))
     assert report.splits[1].baseline == Baseline(kind="majority", answer="a", score=1.0)
 
 

@@ -85,7 +85,7 @@ def test_pairs_are_seen() -> None:
 def test_names_give_the_order_and_rule_regression_out() -> None:
     task = infer_task(rows(["1.5", "z"]), names=("z", "absent", "1.5"))
     assert task.labels == ("z", "absent", "1.5")
-    assert "a.csv, line 3: the label 'q' was unseen" in str(failure(["z", "q"], names=("z", "a")))
+    assert "a.csv, line 3: the label 'q' does not occur" in str(failure(["z", "q"], names=("z", "a")))
 
 
 def test_regression_scale() -> None:
@@ -198,9 +198,13 @@ def test_many_labels_are_accepted_when_stated() -> None:
     [
         (
             "maybe",
-            ["a.csv, line 3: the label 'maybe' was unseen in training", "'1', 'no'", "correct the label"],
+            [
+                "a.csv, line 3: the label 'maybe' does not occur in the training rows",
+                "'1', 'no'",
+                "correct the label",
+            ],
         ),
-        (1, ["the label 1 was unseen", "'1' was a str in training", "as in the training data"]),
+        (1, ["the label 1 does not occur", "'1' was a str in training", "as in the training data"]),
     ],
 )
 def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
@@ -208,7 +212,7 @@ def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         encode_labels([Example(row=3, text="x", label=label, origin=ORIGIN)], task)
     assert [part for part in parts if part not in str(caught.value)] == []
-    with pytest.raises(DataError, match=r"line 3: the label .* was unseen in training"):
+    with pytest.raises(DataError, match=r"line 3: the label .* does not occur in the training rows"):
         encode_labels(rows([(), (label,)]), Task(problem_type=MULTI, labels=("1", "no")))
 
 
@@ -219,7 +223,7 @@ def test_an_unseen_label_is_named(label: Any, parts: list[str]) -> None:
             ("0", "1"),
             ["good", "bad"],
             [
-                "line 2: the label 'good' was unseen",
+                "line 2: the label 'good' does not occur",
                 "in training: '0', '1' (numbers as text)",
                 "here: 'bad', 'good' (words)",
             ],

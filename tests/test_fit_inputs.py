@@ -293,7 +293,7 @@ def test_labels_of_no_meaning_are_refused_alike(name: str, form: str) -> None:
 def test_a_label_of_the_validation_rows_alone_is_unseen_in_training() -> None:
     splits = {"train": texts(["a", "b"]), "validation": texts(["a", "c"])}
     with pytest.raises(
-        DataError, match="row 2: the label 'c' was unseen in training, expected one of 'a', 'b'"
+        DataError, match="row 2: the label 'c' does not occur in the training rows, expected one of 'a', 'b'"
     ):
         gather_all(splits, OPTIONS, task=task(0, 1), unnamed=True)
 
@@ -302,7 +302,7 @@ def test_names_that_were_found_just_now_have_no_numbers() -> None:
     """Nobody said which of them is 0, so a split of numbers beside them is a mistake."""
     splits = {"train": texts(["a", "b"]), "validation": texts([0, 1])}
     with pytest.raises(
-        DataError, match="row 1: the label 0 was unseen in training, expected one of 'a', 'b'"
+        DataError, match="row 1: the label 0 does not occur in the training rows, expected one of 'a', 'b'"
     ):
         gather_all(splits, OPTIONS, task=task(0, 1), unnamed=True)
     found = gather_all(splits, OPTIONS, task=task("a", "b"))

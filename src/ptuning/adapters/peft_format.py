@@ -86,7 +86,7 @@ _ALWAYS_SAVED = ("classifier", "score")
 
 
 def why_not_peft(adapter: Adapter) -> str | None:
-    """Why PEFT cannot represent this adapter, and which option would change that; ``None`` if it can."""
+    """Why PEFT cannot load this adapter, and which option would change that; ``None`` if it can."""
     task = adapter.task
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
         return "it has no head, and PEFT expects one; prompt.train_head true saves one"
@@ -126,12 +126,12 @@ def for_peft(adapter: Adapter) -> Adapter:
             adapter = replace(adapter, head=head, task=replace(task, mean=0.0, scale=1.0))
         elif rows:
             raise AdapterError(
-                f"PEFT cannot represent this adapter: its scores are around {task.mean:g}, and {rows[-1]} "
+                f"PEFT cannot load this adapter: its scores are around {task.mean:g}, and {rows[-1]} "
                 "has no bias that could include that",
                 remedy="train on targets minus their mean",
             )
     if (reason := why_not_peft(adapter)) is not None:
-        raise AdapterError(f"PEFT cannot represent this adapter: {reason}")
+        raise AdapterError(f"PEFT cannot load this adapter: {reason}")
     return adapter
 
 
@@ -140,7 +140,7 @@ def _why_not_input(adapter: Adapter) -> str | None:
     if placement != "start" or adapter.anchors:
         return (
             f"its virtual tokens are placed at {placement!r}, and those of PEFT's P_TUNING are always before "
-            "the entire text; prompt.placement 'start' can be represented"
+            "the entire text; train again with prompt.placement 'start'"
         )
     return None
 
@@ -151,28 +151,28 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
     if kind in NO_CACHE:
         return (
             f"PEFT's PREFIX_TUNING needs a key/value cache, and {kind} models have none; "
-            "prompt.depth 'input' with prompt.placement 'start' can be represented"
+            "train again with prompt.depth 'input' and prompt.placement 'start'"
         )
     if first:
         return (
             f"its prompt starts at layer {first}, and PEFT's PREFIX_TUNING has a prompt in every layer; "
-            "prompt.first_layer 0 can be represented"
+            "train again with prompt.first_layer 0"
         )
     if (pooling := adapter.prompt.get("pooling") or "native") != "native":
         return (
             f"its pooling is {pooling!r}, and with PEFT the head reads the backbone's own pooled token; "
-            "prompt.pooling 'native' can be represented"
+            "train again with prompt.pooling 'native'"
         )
     if adapter.units is not None:
         return (
             f"its prompt has {adapter.units.shape[2]} virtual units in the feed-forward networks, and PEFT's "
-            "PREFIX_TUNING only changes the attention; prompt.num_virtual_units 0 can be represented"
+            "PREFIX_TUNING only changes the attention; train again with prompt.num_virtual_units 0"
         )
     expected = 0 if kind in NO_POSITION_IDS else adapter.virtual_tokens
     if offset not in (None, expected):  # None: PEFT wrote it, and the backbone decides like PEFT
         return (
             f"its prompt.position_offset is {offset}, and PEFT's PREFIX_TUNING always uses {expected} for "
-            f"{adapter.virtual_tokens} virtual tokens on {kind}; that value can be represented"
+            f"{adapter.virtual_tokens} virtual tokens on {kind}; train again with that value"
         )
     return None
 

@@ -41,6 +41,10 @@ _ARGUMENT = re.compile(r"^argument ([^:/]+)(?:/[^:]+)?: ")
 _ROLE = re.compile(r"\s*\(:\w+:`[^`]*`\)|:\w+:`~?(?:\w+\.)*(\w+)`")
 _SENTENCE = re.compile(r"\.\s+(?=[A-Z(])")
 REQUIRED = "required"
+SYNONYMS = {"lr": "learning_rate", "batch": "batch_size", "model": "backbone", "metric": "select_by"}
+"""What users of other libraries may type."""
+LIKE = 0.7
+"""How similar a wrong option must be to one that exists, for it to be suggested."""
 SHORT = 8
 """A first sentence with fewer characters, such as the symbol of a size, is not a help text of its own."""
 
@@ -75,7 +79,7 @@ class Option(NamedTuple):
         )
         first, *rest = _SENTENCE.split(self.help, maxsplit=2)
         summary = (". ".join([first, *rest[:1]]) if len(first) < SHORT else first).rstrip(".")
-        if summary[1:2].islower():  # a sentence of a docstring
+        if re.match(r"[A-Z][a-z]+ ", summary) and not summary.startswith("Hub "):  # a docstring's sentence
             summary = summary[:1].lower() + summary[1:]
         return {
             "type": _text if self.is_text else _value,
@@ -129,8 +133,16 @@ class Parser(ArgumentParser):
 
 def did_you_mean(name: str, options: Sequence[str]) -> str | None:
     """The option that was probably meant by ``name`` (without dashes); its section may be missing."""
+    options = [option for option in options if option not in ("-h", "--help")]
     last = {option.lstrip("-").rpartition(".")[2]: option for option in reversed(options)}
-    close = difflib.get_close_matches(f"--{name}", options, n=1) or difflib.get_close_matches(name, last, n=1)
+    section, dot, word = name.rpartition(".")
+    name = section + dot + SYNONYMS.get(word, word)
+    if name in last:  # only the section is missing
+        return last[name]
+    if f"--{name}" in options:
+        return f"--{name}"
+    close = difflib.get_close_matches(f"--{name}", options, n=1, cutoff=LIKE)
+    close = close or difflib.get_close_matches(name, last, n=1, cutoff=LIKE)
     return last.get(close[0], close[0]) if close else None
 
 

@@ -29,18 +29,14 @@ FORMATS = ["text", "csv", "tsv", "jsonl", "parquet"]
 def parser() -> Parser:
     made = Parser(
         prog="ptuning predict",
-        usage="ADAPTER [options]",
+        usage="ADAPTER [FILE] [options]",
         description="Predict labels and probabilities for the rows of a file or of standard input. Rows are "
         "streamed, in order.",
-        epilog="example: echo 'where is my parcel?' | ptuning predict support",
+        epilog="examples: ptuning predict support new.csv; echo 'hello' | ptuning predict support",
     )
     add_model(made)
-    made.add_argument(
-        "--input",
-        type=str,
-        default="-",
-        help="file, folder or hf:NAME; - is standard input (default: -)",
-    )
+    made.add_argument("file", metavar="FILE", nargs="?", help="same as --input")
+    made.add_argument("--input", type=str, help="file, folder or hf:NAME; - is standard input (default: -)")
     made.add_argument(
         "--input_format",
         choices=FORMATS,
@@ -75,6 +71,9 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    if given.file is not None and given.input is not None:
+        raise ConfigError("FILE and --input", got="both", expected="one of them")
+    given.input = given.input or given.file or "-"
     if given.output == "-" and sys.stdout is None:
         raise OutputError("standard output is closed", remedy="name a file with --output")
     from ptuning.cli.tables import plain_console

@@ -316,7 +316,7 @@ def _check_given(names: Sequence[str], given: Mapping[str, str | None], source_n
             continue
         asked = role.split()[0]
         if name not in names:
-            close = get_close_matches(name.lower(), [known.lower() for known in names], n=1)
+            close = get_close_matches(name.lower(), [known.lower() for known in names], n=1, cutoff=0.7)
             near = next((known for known in names if close and known.lower() == close[0]), None)
             hint = (
                 f"did you mean {near!r}?" if near is not None else f"name one of these with {option(asked)}"

@@ -342,7 +342,7 @@ def unseen(
         else ""
     )
     return DataError(
-        f"{example.place}: the label {shortened(label)} was unseen in training",
+        f"{example.place}: the label {shortened(label)} does not occur in the training rows",
         expected=f"one of {listing(labels, 20)}",
         remedy=f"{remedy}{look}{also}",
     )
