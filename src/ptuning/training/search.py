@@ -215,9 +215,8 @@ class _Search:
         proposed = proposal(self.space, self.trials, self.select.metric, config.fit.seed)
         watch = _TrialCallback(self, proposed, stop)
         state: Literal["complete", "pruned", "diverged"] = "complete"
-        accelerator = new_accelerator(
-            cpu=config.device == "cpu"
-        )  # a new one per trial: it keeps references to what it prepares
+        # A new one per trial, because it keeps references to what it prepares.
+        accelerator = new_accelerator(cpu=config.device == "cpu")
         job = make_job(self.cache, config, accelerator, Earlier(found=proposed.values))
         job = replace(
             job,
