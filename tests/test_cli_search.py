@@ -123,7 +123,7 @@ def test_ctrl_c_is_one_line_and_resume_goes_on(
         (["--recipe", "auto"], "search: these options need recipe: search"),
         (["--recipe", "serach"], "recipe: got 'serach', expected 'auto' or 'search'"),
         (["--search.trails", "3"], "unknown option search.trails; did you mean --search.trials?"),
-        (["--search.first_layers", "[7]"], "prompt.first_layer is 7, but "),
+        (["--search.first_layers", "[7]"], " has 3 layers, counted from 0; got 7, expected at most 2"),
         (["--search.first_layers", "7"], "search.first_layers: got 7, expected list"),
         (
             ["--fit.prompt_rate", "1", "--fit.head_rate", "1", "--prompt.first_layer", "1"],

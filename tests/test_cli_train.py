@@ -477,7 +477,7 @@ def test_an_output_that_holds_other_things_is_left_alone(refused: Callable[..., 
     (home / "out" / "thesis.tex").write_text("years of work")
     assert "out is not empty and is not an adapter" in refused("train.jsonl")
     assert [file.name for file in (home / "out").iterdir()] == ["thesis.tex"]
-    assert "train.jsonl is a file" in refused("train.jsonl", "--output", "train.jsonl")
+    assert "train.jsonl, expected a folder" in refused("train.jsonl", "--output", "train.jsonl")
 
 
 def test_a_full_disk_leaves_the_adapter_that_was_there(
