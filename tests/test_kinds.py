@@ -35,7 +35,7 @@ from ptuning.kinds import (
 )
 from ptuning.kinds.metric import LOSS, mean_error
 from ptuning.kinds.single_label import SingleLabel
-from ptuning.model.tasks import weigh
+from ptuning.model.tasks import class_weights_of
 from ptuning.training.config import TrainConfig
 
 Floats = Any
@@ -242,7 +242,7 @@ def test_a_new_kinds_own_rules_are_kept() -> None:
         Task(problem_type="count", labels=("a", "b"))
     assert caught.value.got == ["a", "b"]
     with pytest.raises(ConfigError, match="a count regression has no classes"):
-        weigh((1.0,), Task(problem_type="count"))
+        class_weights_of((1.0,), Task(problem_type="count"))
     shown = {leaf.key: leaf.choices for leaf in leaves(TrainConfig)}
     assert shown["data.problem_type"][0] == "auto"
     assert shown["data.problem_type"][-2:] == ("count", "ordinal")

@@ -941,7 +941,10 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
         (lambda: LSTMEncoder(width=0), r"width: got 0, expected greater"),
         (lambda: LSTMEncoder(num_layers=0), r"num_layers: got 0, expected greater"),
         (lambda: LSTMEncoder(dropout=1.0), r"dropout: got 1.0, expected less than 1"),
-        (lambda: LSTMEncoder(num_layers=1, dropout=0.1), r"between LSTM layers.*must be 0"),
+        (
+            lambda: LSTMEncoder(num_layers=1, dropout=0.1),
+            r"encoder.dropout: got .*, expected 0 .*between LSTM layers",
+        ),
         (lambda: ResidualEncoder(width=0), r"width: got 0, expected greater"),
         (lambda: ResidualEncoder(dropout=-0.1), r"dropout: got -0.1, expected greater"),
         (lambda: DeepMLPEncoder(width=0), r"width: got 0, expected greater"),

@@ -285,9 +285,7 @@ def test_a_state_from_before_there_were_units_is_opened(tmp_path: Path) -> None:
 
 def test_peft_is_refused_and_told_why(tmp_path: Path) -> None:
     model = made(pooling="native")
-    with pytest.raises(
-        AdapterError, match=r"5 virtual units.*prompt\.num_virtual_units 0"
-    ):
+    with pytest.raises(AdapterError, match=r"5 virtual units.*prompt\.num_virtual_units 0"):
         model.save_pretrained(tmp_path / "no", peft=True)
     assert not (tmp_path / "no").exists()
 

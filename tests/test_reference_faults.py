@@ -383,7 +383,8 @@ def test_fault_05_a_text_that_leaves_no_room_for_the_prompt_is_refused(whose: st
     assert bool(answers(model, *fits).isfinite().all())
     if whose != PEFT:
         with pytest.raises(
-            DataError, match=rf"row 1 of the batch has {limit + 1} tokens, expected at most {limit}.*Truncate"
+            DataError,
+            match=rf"row 1 of the batch: got {limit + 1} tokens, expected at most {limit}: .*truncate",
         ):
             answers(model, *too_long)
     elif (raised := PAST_THE_LIMIT[kind]) is not None:

@@ -101,14 +101,14 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
         AdapterMismatch: names the first fact that differs.
     """
     have, want = asdict(backbone.facts(without=adapter.head)), adapter.backbone
-    origin = _origin(adapter)
+    origin = adapter.backbone["name"] or "another backbone"
     for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
         if want[fact] not in (None, have[fact]):  # an adapter from PEFT only records a few of them
             raise AdapterMismatch(
                 f"this adapter was trained on {origin}, not on {have['name']}",
                 got=f"{fact} {have[fact]}",
                 expected=f"{fact} {want[fact]}",
-                remedy=f"put it on {origin}",
+                remedy=f"put it on {_origin(adapter)}",
             )
     if None not in (have["fingerprint"], want["fingerprint"]) and have["fingerprint"] != want["fingerprint"]:
         revision = f"@{want['revision']}" if want["revision"] else ""
@@ -123,7 +123,7 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
 
 
 def _origin(adapter: adapters.Adapter) -> str:
-    """The name of the backbone that the adapter was trained on, if it is recorded."""
+    """The backbone that the adapter was trained on, by name if it is recorded."""
     return str(adapter.backbone["name"] or "the backbone that it was trained on")
 
 
