@@ -248,7 +248,7 @@ def test_an_adapter_without_its_units_is_refused() -> None:
         (none, adapter.units, str(shape)),
         (adapter.prompt, adapter.units[1:], str((LAYERS - 1, 2, U, HIDDEN))),
     ):
-        with pytest.raises(AdapterError, match=rf"the shape of units is {re.escape(got)}, expected"):
+        with pytest.raises(AdapterError, match=rf"the shape of units: got {re.escape(got)}, expected"):
             replace(adapter, prompt=prompt, units=units)
 
 
