@@ -1,8 +1,10 @@
-"""The notebook, every step, without its error: a prompt in the middle of a text, everything else frozen.
+"""Inserts a prompt in the middle of the text, with your own training loop.
 
-The notebook calls ``bert.embeddings(input_ids)`` and passes the result as ``inputs_embeds``. BERT then adds
-positions and segments, and normalises, a second time. Here the prompt is inserted between *word* embeddings,
-in the middle of each row's own tokens (padding does not count), and the rest is added once.
+A common notebook embeds the tokens twice; this does not. The notebook calls
+``bert.embeddings(input_ids)`` and passes the result as ``inputs_embeds``. BERT then adds positions and
+segments, and normalises, a second time. Here the prompt is inserted between *word* embeddings, in the
+middle of each row's own tokens (padding does not count), and the rest is added once. All backbone
+weights stay frozen.
 
 Offline on the embedded MiniLM, or on bert-base-uncased from the Hub::
 

@@ -115,5 +115,5 @@ def test_the_precision_of_the_backbone_does_not_change_what_is_drawn(tmp_path: P
 def test_a_model_that_does_not_say_how_a_part_begins_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("bert")
     monkeypatch.setattr(model, "_init_weights", lambda module: None)
-    with pytest.raises(UnsupportedBackbone, match=r"does not say how classifier\.weight begins"):
+    with pytest.raises(UnsupportedBackbone, match=r"does not initialise classifier\.weight"):
         fresh_parameters(model, {"classifier.weight": (3, 32)}, ["classifier.weight", "classifier.bias"])

@@ -158,7 +158,7 @@ def test_an_adapter_without_its_mix_is_refused() -> None:
 
 def test_peft_is_refused_and_told_why(tmp_path: Path) -> None:
     model = made()
-    with pytest.raises(AdapterError, match=r"pooling 'layers'.*prompt\.pooling 'native'"):
+    with pytest.raises(AdapterError, match=r"pooling is 'layers'.*prompt\.pooling 'native'"):
         model.save_pretrained(tmp_path / "no", peft=True)
     assert not (tmp_path / "no").exists()
     assert "pooling" not in adapters.modules_to_save(model.to_adapter())

@@ -263,7 +263,7 @@ def test_an_altered_checkpoint_is_neither_opened_nor_gone_on_from(
     whole = bytearray(file.read_bytes())
     whole[9 + int.from_bytes(whole[:8], "little")] ^= 1  # in the first tensor
     file.write_bytes(whole)
-    with pytest.raises(AdapterError, match="its sha256 is not the recorded one; go back to another"):
+    with pytest.raises(AdapterError, match="its sha256 is not the recorded one; use another"):
         PTuningModel.from_pretrained(folder, backbone=tiny("bert"))
     resumed = trainer(tmp_path / "resumed", config, max_steps=2)
     before = {name: value.clone() for name, value in resumed.model.state_dict().items()}
@@ -353,7 +353,9 @@ def test_a_mean_of_checkpoints_is_loaded_without_its_record(config: PromptConfig
     one, two = (dict(stirred(make(config), seed).state_dict()) for seed in (1, 2))
     mean = {name: (one[name] + two[name]) / 2 for name in numbers(one)}
     model = make(config)
-    with pytest.raises(AdapterError, match="If you changed the tensors on purpose, take '_extra_state' out"):
+    with pytest.raises(
+        AdapterError, match="If you changed the tensors on purpose, remove '_extra_state' from"
+    ):
         model.load_state_dict({**mean, state.KEY: one[state.KEY]})
     found = model.load_state_dict(mean)
     assert (found.missing_keys, found.unexpected_keys) == ([], [])

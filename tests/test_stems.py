@@ -278,9 +278,13 @@ def test_what_is_no_stem_is_not_taken_for_one() -> None:
     inputs = inputs_of(ROWS)
     stem = model.stem(**inputs)
     model.backbone.dropout = True
-    with pytest.raises(ConfigError, match="stem: what is below this model's first prompt cannot be kept"):
+    with pytest.raises(
+        ConfigError, match="stem: the layers below this model's first prompt cannot be cached"
+    ):
         model.stem(**inputs)
-    with pytest.raises(ConfigError, match="stem: what is below this model's first prompt cannot be kept"):
+    with pytest.raises(
+        ConfigError, match="stem: the layers below this model's first prompt cannot be cached"
+    ):
         model(**inputs, stem=stem)
 
 

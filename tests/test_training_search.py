@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ptuning import (
 )
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.model import loading
+from ptuning.model.ports import PORTS
 from ptuning.training import trials
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import SearchConfig
@@ -612,14 +612,15 @@ def test_without_the_extra_it_says_what_to_install(
         train_search(config())
 
 
-def test_a_backbone_that_takes_no_first_layer_has_none_to_search() -> None:
-    def backbone(*, layers: bool) -> Any:
-        port = SimpleNamespace(can=SimpleNamespace(layers=layers))
-        return SimpleNamespace(port=port, num_layers=12)
+def test_a_backbone_that_takes_no_first_layer_has_none_to_search(tmp_path: Path) -> None:
+    class Backbone:
+        port = PORTS["cache"]
+        num_layers = 12
 
     made = TrainConfig.checked({"data": {"train": "x"}, "recipe": "search"})
-    assert trials._layers(made, backbone(layers=False)) == ()
-    assert trials._layers(made, backbone(layers=True)) == (0, 4, 6)
+    assert trials._layers(made, Backbone()) == ()  # type: ignore[arg-type]
+    Backbone.port = PORTS["interface"]
+    assert trials._layers(made, Backbone()) == (0, 4, 6)  # type: ignore[arg-type]
 
 
 def test_the_defaults_are_a_dozen_trials() -> None:

@@ -70,7 +70,7 @@ def test_a_slip_is_one_sentence(make: Callable[[], Any], said: str) -> None:
 def test_the_parts_of_a_slip_are_attributes() -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(data=DATA, fit={"epochs": 0, "seed": -1})
-    assert caught.value.problem == "fit.epochs"
+    assert caught.value.problem == "fit.num_train_epochs"
     assert (caught.value.got, caught.value.expected) == ("0", "greater than or equal to 1")
     assert caught.value.remedy == "and 1 more wrong option"
     with pytest.raises(ConfigError) as caught:

@@ -26,6 +26,7 @@ class Architecture:
         takes_positions: Whether its forward takes ``position_ids``.
         after_padding: Whether the first position is ``pad_token_id + 1`` (RoBERTa's habit).
         segments: Whether ``token_type_ids`` mean the two texts.
+        same_length: Whether its code behind the layers needs as many tokens as went in.
     """
 
     layers: str = "layers"
@@ -36,6 +37,7 @@ class Architecture:
     takes_positions: bool = True
     after_padding: bool = False
     segments: bool = False
+    same_length: bool = False
 
 
 _BERT = Architecture(
@@ -58,7 +60,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "distilbert": Architecture(layers="transformer.layer", feed_forward=("ffn.lin1", "ffn.lin2")),
     "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo"), final=("final_norm",)),
     "deberta-v2": replace(_BERT, attention="replaced"),
-    "gpt2": replace(_DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",)),
+    "gpt2": replace(
+        _DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",), same_length=True
+    ),
     "opt": replace(
         _DECODER,
         layers="decoder.layers",

@@ -146,7 +146,13 @@ class Encoder:
 
     def _pass(self, parts: Sequence[LayerPart]) -> ForwardPass:
         backbone = self.backbone
-        return ForwardPass(backbone.num_layers, parts, backbone.port, backbone.engine)
+        return ForwardPass(
+            backbone.num_layers,
+            parts,
+            backbone.port,
+            backbone.engine,
+            same_length=backbone.architecture.same_length,
+        )
 
     def _under_way(self, forward_pass: ForwardPass, inputs: dict[str, Any]) -> Any:
         backbone = self.backbone

@@ -46,6 +46,8 @@ class ForwardPass:
         parts: What happens in them, in this order.
         port: How the layers and their attention are reached.
         engine: How to compute.
+        same_length: Whether the transformer's code behind the layers needs as many tokens as went in, also
+            where the last layer ran for one token.
 
     Attributes:
         states: ``[B, T, H]``, what the last layer returned, before any final norm; ``[B, 1, H]`` if it ran
@@ -53,9 +55,15 @@ class ForwardPass:
     """
 
     def __init__(
-        self, layers: int, parts: Sequence[LayerPart], port: AttentionPort, engine: Engine | None = None
+        self,
+        layers: int,
+        parts: Sequence[LayerPart],
+        port: AttentionPort,
+        engine: Engine | None = None,
+        *,
+        same_length: bool = False,
     ) -> None:
-        self.layers, self.parts, self.port = layers, tuple(parts), port
+        self.layers, self.parts, self.port, self.same_length = layers, tuple(parts), port, same_length
         self.engine = engine or Engine()
         self.states: Tensor | None = None
         self._calls = 0
@@ -83,8 +91,8 @@ class ForwardPass:
         out = self._run(layer, index, hidden, arguments)
         if index == self.layers - 1:
             self.states = out
-            if out.shape != hidden.shape:  # the transformer's own code behind the layers counts on T tokens
-                return self.port.output(hidden)
+            if self.same_length:
+                out = out.expand_as(hidden)
         return self.port.output(out)
 
     def _run(self, layer: Layer, index: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
