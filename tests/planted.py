@@ -87,7 +87,7 @@ def no_signals() -> None:
     """Signals do what they do by default."""
     from ptuning.training import interrupt
 
-    interrupt._may_take = lambda *given: False
+    interrupt._can_replace = lambda *given: False
 
 
 def whole_windows() -> None:

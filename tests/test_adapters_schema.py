@@ -269,7 +269,7 @@ BAD_TENSORS: list[tuple[Callable[[dict[str, Tensor]], Any], str]] = [
     (lambda t: t.update({HEAD: torch.zeros(())}), r"classifier.weight has the shape \[\], expected \[2, H\]"),
     (lambda t: t.update({HEAD: torch.zeros(3, 32)}), r"has the shape \[3, 32\], expected \[2, H\]"),
     (lambda t: t.update({HEAD: torch.zeros(0, 32)}), r"has the shape \[0, 32\], expected \[2, H\]"),
-    (lambda t: t.update({HEAD: torch.zeros(2, 31)}), r"classifier.weight has the shape \[2, 31\], but"),
+    (lambda t: t.update({HEAD: torch.zeros(2, 31)}), r"classifier.weight: got the shape \[2, 31\]"),
     (lambda t: t.update({BIAS: torch.zeros(2, 1)}), r"bias has the shape \[2, 1\], expected \[2\]"),
     (lambda t: t.update(prompt=t["prompt"][..., :0, :]), "the prompt has the shape .*, expected"),
     (lambda t: t.update(prompt=torch.zeros(())), r"the prompt has the shape \[\], expected"),

@@ -99,8 +99,8 @@ def test_ctrl_c_is_one_line_and_resume_goes_on(
         code, out, err = train()
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == (
-        "ptuning: interrupted at trial 3 of 4; those that are finished are kept; to go on, run the same "
-        "command with --resume"
+        "ptuning: interrupted at trial 3 of 4; finished trials are kept; to continue, run the same command "
+        "with --resume"
     )
     code, _, err = train()
     assert code == 2
@@ -117,13 +117,13 @@ def test_ctrl_c_is_one_line_and_resume_goes_on(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--seeds", "0,1"], "recipe: search tries rates itself"),
-        (["--prompt_rates", "0.1"], "recipe: search tries rates itself"),
+        (["--seeds", "0,1"], "recipe: search tries learning rates itself"),
+        (["--prompt_rates", "0.1"], "recipe: search tries learning rates itself"),
         (["--resume"], "nothing to resume: there is no "),
-        (["--recipe", "auto"], "search: its options go with recipe: search"),
+        (["--recipe", "auto"], "search: these options need recipe: search"),
         (["--recipe", "serach"], "recipe: got 'serach', expected 'auto' or 'search'"),
         (["--search.trails", "3"], "unknown option search.trails; did you mean --search.trials?"),
-        (["--search.first_layers", "[7]"], "prompt.first_layer: "),
+        (["--search.first_layers", "[7]"], " has 3 layers, counted from 0; got 7, expected at most 2"),
         (["--search.first_layers", "7"], "search.first_layers: got 7, expected list"),
         (
             ["--fit.prompt_rate", "1", "--fit.head_rate", "1", "--prompt.first_layer", "1"],

@@ -276,8 +276,9 @@ def test_training_saves_and_is_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr(ConsoleCallback, "on_step_end", step)
         assert main([*options, *more]) == 128 + number
-    assert "interrupted at step 2 of 8 and saved; to go on, run the same command with --resume" in " ".join(
-        capsys.readouterr().err.split()
+    assert (
+        "interrupted at step 2 of 8 and saved; to continue, run the same command with --resume"
+        in " ".join(capsys.readouterr().err.split())
     )
     assert not [path for path in Path().rglob(".*") if path.name]
     assert main([*options, *more, "--resume"]) == 0
@@ -291,7 +292,7 @@ def test_a_signal_after_the_last_step_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "average", lambda self: send(signal.SIGTERM))
         assert main(options) == 143
-    said = "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+    said = "interrupted; the last checkpoint is kept; to continue, run the same command with --resume"
     assert capsys.readouterr().err.endswith(f"ptuning: {said}\n")
     assert main([*options, "--resume"]) == 0
     with monkeypatch.context() as patch:

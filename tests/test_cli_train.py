@@ -221,7 +221,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
     assert (code, out) == (130, "")
     said = [line for line in err.splitlines() if line.startswith("ptuning: ")]
     assert said == [
-        "ptuning: interrupted at step 14 of 22 and saved; to go on, run the same command with --resume"
+        "ptuning: interrupted at step 14 of 22 and saved; to continue, run the same command with --resume"
     ]
     assert err.endswith(f"{said[0]}\n")
     assert not (home / "out").exists()
@@ -249,7 +249,7 @@ def test_resume_with_other_options_is_refused(
     ctrl_c(3)
     assert train("train.jsonl")[0] == 130
     said = refused("train.jsonl", "--resume", "--fit.head_rate", "0.5")
-    assert said.startswith("cannot resume: fit.head_learning_rate: the run started with 0.03, got 0.5; ")
+    assert said.startswith("cannot resume with another fit.head_learning_rate: got 0.5, expected 0.03, ")
 
 
 def test_resume_with_nothing_to_resume(refused: Callable[..., str]) -> None:
@@ -302,10 +302,10 @@ def test_a_refused_run_leaves_the_configuration_of_the_interrupted_one(
         (["--data.train", "train.jsonl"], "FILE and --data.train: got both"),
         (
             ["--data.validation", "train.jsonl", "--data.validation_fraction", "0.2"],
-            "data.validation_fraction: nothing is split off where there is data.validation",
+            "data.validation_fraction: with data.validation nothing is split off",
         ),
         (["--prompt.train_head", "false", "--fit.head_rate", "1"], "fit.head_learning_rate: the head"),
-        (["--backbone", "demo", "--revision", "main"], "revision: got 'main', but 'demo' has one version"),
+        (["--backbone", "demo", "--revision", "main"], "revision: got 'main', expected no revision"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )  # fmt: skip
@@ -332,11 +332,11 @@ def test_an_option_that_does_not_suit_the_data_is_one_line(
     [
         (
             ["--prompt.depth", "input", "--prompt.placement", "between"],
-            "prompt.placement: got 'between', which stands before a second text, but the rows have one text",
+            "prompt.placement: got 'between', for rows of one text, expected a value that works without",
         ),
         (
             ["--prompt.pooling", "similarity"],
-            "prompt.pooling: got 'similarity', which is that of two texts, but the rows have one text",
+            "prompt.pooling: got 'similarity', for rows of one text, expected a value that works without",
         ),
     ],
     ids=["placement", "pooling"],
@@ -446,7 +446,7 @@ def test_a_label_unseen_in_training(refused: Callable[..., str], home: Path, spl
 
 def test_a_split_with_one_text_beside_one_with_two(refused: Callable[..., str], home: Path) -> None:
     (home / "pairs.jsonl").write_bytes(lines([{**row, "text_b": "film"} for row in BOTH]))
-    assert refused("pairs.jsonl", "--data.test", "test.jsonl").startswith("data.test: one text a row, but")
+    assert refused("pairs.jsonl", "--data.test", "test.jsonl").startswith("data.test: got one text per row")
 
 
 def test_a_text_that_is_too_long_where_that_is_an_error(refused: Callable[..., str], home: Path) -> None:
@@ -477,7 +477,7 @@ def test_an_output_that_holds_other_things_is_left_alone(refused: Callable[..., 
     (home / "out" / "thesis.tex").write_text("years of work")
     assert "out is not empty and is not an adapter" in refused("train.jsonl")
     assert [file.name for file in (home / "out").iterdir()] == ["thesis.tex"]
-    assert "expected a folder to write an adapter to" in refused("train.jsonl", "--output", "train.jsonl")
+    assert "train.jsonl, expected a folder" in refused("train.jsonl", "--output", "train.jsonl")
 
 
 def test_a_full_disk_leaves_the_adapter_that_was_there(
@@ -511,7 +511,7 @@ def test_a_folder_that_may_not_be_written_to(refused: Callable[..., str], home: 
 @pytest.mark.parametrize("output", [".", "/"])
 def test_the_working_folder_cannot_be_the_output(refused: Callable[..., str], output: str) -> None:
     """It would be replaced by a rename, under the feet of everything that runs in it."""
-    assert "expected a folder of its own" in refused("train.jsonl", "--output", output)
+    assert "expected a folder for the adapter alone" in refused("train.jsonl", "--output", output)
 
 
 def test_a_place_where_no_folder_can_be_made(refused: Callable[..., str]) -> None:

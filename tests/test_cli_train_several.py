@@ -181,8 +181,8 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
     code, out, err = train("train.jsonl", "--seeds", "0,1")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == (
-        "ptuning: run 2 of 2, seed-1: interrupted at step 9 of 16 and saved; to go on, run the same command "
-        "with --resume"
+        "ptuning: run 2 of 2, seed-1: interrupted at step 9 of 16 and saved; to continue, run the same "
+        "command with --resume"
     )
     assert not (home / "out").exists()
     code, _, err = train("train.jsonl", "--seeds", "0,1")
@@ -209,10 +209,10 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
         (["--seeds", "0,,1"], "--seeds: got '0,,1', expected whole numbers"),
         (["--seeds", ""], "--seeds: got '', expected whole numbers"),
         (["--seeds=-1"], "fit.seed: got -1, expected greater than or equal to 0"),
-        (["--seeds", "1,1"], "seeds: got [1, 1], expected one value or more, each of them once"),
+        (["--seeds", "1,1"], "seeds: got [1, 1], expected one value or more, without repetition"),
         (["--prompt_rates", "0.1;0.2"], "--learning_rates: got '0.1;0.2', expected numbers separated by"),
         (["--head_rates", "0"], "fit.head_learning_rate: got 0.0, expected greater than 0"),
-        (["--seeds", ",".join(map(str, range(65)))], "65 seeds are 65 runs, expected at most 64"),
+        (["--seeds", ",".join(map(str, range(65)))], "65 seeds: got 65 runs, expected at most 64"),
         (["--seeds", "0", "--fit.seed", "1"], "--seeds and --fit.seed: got both, expected one of them"),
         (["--fit.seed=1", "--seeds", "0"], "--seeds and --fit.seed: got both"),
         (["--prompt_rates", "1", "--fit.prompt_rate", "1"], "--learning_rates and --fit.learning_rate: got"),

@@ -437,7 +437,9 @@ def test_texts_beside_tokens_must_be_what_the_task_has(
     tiny_folder: Path, tokenizer: PreTrainedTokenizerBase, train_rows: list[Row]
 ) -> None:
     tokens = pairs_made(tokenizer, paired(train_rows))
-    with pytest.raises(ConfigError, match=r"data.validation: one text a row, but the task has two"):
+    with pytest.raises(
+        ConfigError, match=r"data.validation: got one text per row, expected two, as the task"
+    ):
         fit(model_for(tiny_folder, PAIR), {"train": tokens, "validation": train_rows}, ONCE)
 
 

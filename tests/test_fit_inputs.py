@@ -95,7 +95,7 @@ def test_what_was_put_aside_and_taken_over_is_said(tiny_folder: Path) -> None:
     heard = Saying()
     fit(model_for(tiny_folder, num_labels=2), pandas.DataFrame(ROWS), ONCE, callbacks=[heard])
     assert heard.said[0] == "labels: 'negative', 'positive', as the training rows name them"
-    assert heard.said[1].startswith("4 of 40 rows put aside for validation (columns={'validation_fraction'")
+    assert heard.said[1].startswith("4 of 40 rows split off for validation (columns={'validation_fraction'")
     heard = Saying()
     fit(
         model_for(tiny_folder, num_labels=2),
@@ -103,7 +103,7 @@ def test_what_was_put_aside_and_taken_over_is_said(tiny_folder: Path) -> None:
         ONCE,
         callbacks=[heard],
     )
-    assert not any(each.startswith("labels") or "put aside" in each for each in heard.said)
+    assert not any(each.startswith("labels") or "split off" in each for each in heard.said)
 
 
 ROWS_01 = (TEXTS[:10], np.array(INDICES[:10]))

@@ -569,7 +569,7 @@ def test_a_transformer_of_another_shape_is_refused(checkpoint: Path) -> None:
 
 
 def test_a_backbone_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BackboneNotFound, match=r"nowhere.*Expected a folder with config.json"):
+    with pytest.raises(BackboneNotFound, match=r"nowhere.*expected a folder with config.json"):
         loaded(tmp_path / "nowhere")
 
 
@@ -941,12 +941,15 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
         (lambda: LSTMEncoder(width=0), r"width: got 0, expected greater"),
         (lambda: LSTMEncoder(num_layers=0), r"num_layers: got 0, expected greater"),
         (lambda: LSTMEncoder(dropout=1.0), r"dropout: got 1.0, expected less than 1"),
-        (lambda: LSTMEncoder(num_layers=1, dropout=0.1), r"between LSTM layers.*must be 0"),
+        (
+            lambda: LSTMEncoder(num_layers=1, dropout=0.1),
+            r"encoder.dropout: got .*, expected 0 .*between LSTM layers",
+        ),
         (lambda: ResidualEncoder(width=0), r"width: got 0, expected greater"),
         (lambda: ResidualEncoder(dropout=-0.1), r"dropout: got -0.1, expected greater"),
         (lambda: DeepMLPEncoder(width=0), r"width: got 0, expected greater"),
         (lambda: DeepMLPEncoder(dropout=2), r"dropout: got 2, expected less than 1"),
-        (lambda: TextInit(text="  "), r"init.text is blank"),
+        (lambda: TextInit(text="  "), r"init.text: got '  ', expected words"),
         (lambda: prompt_from_dict({"depth": "middling"}), r"depth.*'middling'.*input.*deep"),
         (lambda: prompt_from_dict({"depth": "deep", "placement": "start"}), r"placement"),
         (lambda: prompt_from_dict({"depth": "input", "first_layer": 1}), r"first_layer"),

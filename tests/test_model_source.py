@@ -107,12 +107,18 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     "padding beyond the words": (config(pad_token_id=10**6), CONFIG),
     "epsilon a text": (config(layer_norm_eps="nan"), CONFIG),
     "a decoder's switch a text": (config(tie_word_embeddings=[1]), "its (configuration|weights) |^$"),
-    "pooling a list": (file("1_Pooling/config.json", b"[1]"), r"its pooling \(1_Pooling/config.json\) is damaged"),
+    "pooling a list": (
+        file("1_Pooling/config.json", b"[1]"),
+        r"its pooling \(1_Pooling/config.json\) is damaged",
+    ),
     "pooling nested": (
         file("1_Pooling/config.json", b"[" * 100_000),
         r"its pooling \(1_Pooling/config.json\) is damaged",
     ),
-    "pooling not UTF-8": (file("1_Pooling/config.json", b"\xff"), r"its pooling \(1_Pooling/config.json\) is damaged"),
+    "pooling not UTF-8": (
+        file("1_Pooling/config.json", b"\xff"),
+        r"its pooling \(1_Pooling/config.json\) is damaged",
+    ),
     "tokenizer cut": (cut("tokenizer.json", 500), TOKENS),
     "tokenizer empty": (file("tokenizer.json", b""), TOKENS),
     "tokenizer an empty mapping": (file("tokenizer.json", b"{}"), TOKENS),

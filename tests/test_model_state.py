@@ -353,7 +353,9 @@ def test_a_mean_of_checkpoints_is_loaded_without_its_record(config: PromptConfig
     one, two = (dict(stirred(make(config), seed).state_dict()) for seed in (1, 2))
     mean = {name: (one[name] + two[name]) / 2 for name in numbers(one)}
     model = make(config)
-    with pytest.raises(AdapterError, match="If you changed the tensors on purpose, remove '_extra_state' from"):
+    with pytest.raises(
+        AdapterError, match="If you changed the tensors on purpose, remove '_extra_state' from"
+    ):
         model.load_state_dict({**mean, state.KEY: one[state.KEY]})
     found = model.load_state_dict(mean)
     assert (found.missing_keys, found.unexpected_keys) == ([], [])

@@ -285,9 +285,7 @@ def test_a_state_from_before_there_were_units_is_opened(tmp_path: Path) -> None:
 
 def test_peft_is_refused_and_told_why(tmp_path: Path) -> None:
     model = made(pooling="native")
-    with pytest.raises(
-        AdapterError, match=r"5 virtual units.*prompt\.num_virtual_units 0"
-    ):
+    with pytest.raises(AdapterError, match=r"5 virtual units.*prompt\.num_virtual_units 0"):
         model.save_pretrained(tmp_path / "no", peft=True)
     assert not (tmp_path / "no").exists()
 
@@ -435,8 +433,8 @@ def test_a_run_of_many_rows_has_them_and_the_backbones_dropout(
         told = Told()
         result = train(config, callbacks=[told])
         borne = (
-            f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 for none) "
-            f"and {queries} queries (prompt.num_queries; 0 for none)"
+            f"30 rows of 2 classes: {units} virtual units (prompt.num_virtual_units; 0 switches them off) "
+            f"and {queries} queries (prompt.num_queries; 0 switches them off)"
         )
         assert (borne in told.said) is bool(units)
         adapter = adapters.load(config.output)

@@ -278,9 +278,13 @@ def test_what_is_no_stem_is_not_taken_for_one() -> None:
     inputs = inputs_of(ROWS)
     stem = model.stem(**inputs)
     model.backbone.dropout = True
-    with pytest.raises(ConfigError, match="stem: the layers below this model's first prompt cannot be cached"):
+    with pytest.raises(
+        ConfigError, match="stem: the layers below this model's first prompt cannot be cached"
+    ):
         model.stem(**inputs)
-    with pytest.raises(ConfigError, match="stem: the layers below this model's first prompt cannot be cached"):
+    with pytest.raises(
+        ConfigError, match="stem: the layers below this model's first prompt cannot be cached"
+    ):
         model(**inputs, stem=stem)
 
 
@@ -890,7 +894,7 @@ def test_a_resumed_run_is_the_straight_run_to_the_bit(
     whole = train(straight)
     for path in files(folder):
         path.unlink()
-    with pytest.raises(Interrupted, match="and saved; to go on, run the same command with --resume"):
+    with pytest.raises(Interrupted, match="and saved; to continue, run the same command with --resume"):
         train(broken, callbacks=[Told(stop)])
     for path in files(folder):
         path.unlink()

@@ -310,25 +310,24 @@ def test_resume_refuses_another_configuration_and_other_data(
 ) -> None:
     with pytest.raises(Interrupted):
         train(config(), callbacks=[StopAfter(3)])
-    with pytest.raises(
-        ConfigError,
-        match=r"cannot resume: fit.learning_rate: the run started with 0.03, got 0.5; use the same conf",
-    ):
+    with pytest.raises(ConfigError, match=r"^cannot resume with another fit.learning_rate: ") as caught:
         train(config(fit__prompt_rate=0.5), resume=True)
+    assert (caught.value.got, caught.value.expected) == ("0.5", "0.03, as when the run started")
+    assert "use the same configuration, or start again with --restart" in str(caught.value.remedy)
     with pytest.raises(ConfigError, match="cannot resume: the data has changed"):
         train(config(data__train=str(jsonl("other.jsonl", rows(80)))), resume=True)
-    with pytest.raises(ConfigError, match="cannot resume: prompt"):
+    with pytest.raises(ConfigError, match="cannot resume with another prompt"):
         train(config(prompt__num_virtual_tokens=5), resume=True)
 
 
-OTHER_MODELS: list[tuple[dict[str, Any], str]] = [
-    ({"num_virtual_tokens": 5}, "prompt.num_virtual_tokens: the run started with 4, got 5"),
-    ({"num_virtual_units": 2}, "prompt.num_virtual_units: the run started with 0, got 2"),
-    ({"position_offset": 0}, "prompt.position_offset: the run started with 4, got 0"),
-    ({"pooling": "mean"}, "prompt.pooling: the run started with 'native', got 'mean'"),
-    ({"class_weights": (1.0, 2.0)}, r"class_weights: the run started with None, got \[1.0, 2.0\]"),
-    ({"dtype": torch.bfloat16}, "precision: the run started with 'torch.float32', got 'torch.bfloat16'"),
-    ({"rate_scales": (30.0, 10.0)}, r"rate_scales: the run started with \[1.0, 1.0\], got \[30.0, 10.0\]"),
+OTHER_MODELS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"num_virtual_tokens": 5}, "prompt.num_virtual_tokens", "4", "5"),
+    ({"num_virtual_units": 2}, "prompt.num_virtual_units", "0", "2"),
+    ({"position_offset": 0}, "prompt.position_offset", "4", "0"),
+    ({"pooling": "mean"}, "prompt.pooling", "'native'", "'mean'"),
+    ({"class_weights": (1.0, 2.0)}, "class_weights", "None", "[1.0, 2.0]"),
+    ({"dtype": torch.bfloat16}, "precision", "'torch.float32'", "'torch.bfloat16'"),
+    ({"rate_scales": (30.0, 10.0)}, "rate_scales", "[1.0, 1.0]", "[30.0, 10.0]"),
 ]
 
 
@@ -360,9 +359,10 @@ def test_fit_resumes_the_model_that_the_run_began_with_and_no_other(
 
     with pytest.raises(Interrupted):
         run("broken", callbacks=[StopAfter(3)])
-    for changed, said in OTHER_MODELS:
-        with pytest.raises(ConfigError, match=f"cannot resume: {said}"):
+    for changed, option, then, now in OTHER_MODELS:
+        with pytest.raises(ConfigError, match=f"^cannot resume with another {option}: ") as caught:
             run("broken", resume=True, **changed)
+        assert (caught.value.got, caught.value.expected) == (now, f"{then}, as when the run started")
     assert run("broken", resume=True).history == run("straight").history
 
 
@@ -394,7 +394,7 @@ def test_a_checkpoint_without_its_best_evaluations_is_refused(
         "load_file",
         lambda file: {name: value for name, value in read(file).items() if not name.startswith("kept.")},
     )
-    with pytest.raises(adapters_error(), match=r"cannot be resumed from: it is another version's.*without"):
+    with pytest.raises(adapters_error(), match=r"cannot resume from .*: another version wrote it.*without"):
         train(made, resume=True)
 
 
@@ -417,7 +417,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     monkeypatch.setattr(PTuningModel, "loss", poisoned)
     with pytest.raises(
-        TrainingDiverged, match=r"diverged at step \d+ of 36: loss nan, .* kept in .*checkpoint.*Lower"
+        TrainingDiverged, match=r"diverged at step \d+ of 36: got loss nan, .* kept in .*checkpoint.*lower"
     ):
         train(made)
     kept = tensors(made.run_folder / "checkpoint")
@@ -531,8 +531,9 @@ def test_fit_refuses_what_it_does_not_know(rows: Rows, tiny_folder: Path) -> Non
         ("max_length", 12, "the model's task"),
         ("problem_type", "regression", "the model's task"),
     ):
-        with pytest.raises(ConfigError, match=f"columns: {name} stands in {where}"):
+        with pytest.raises(ConfigError, match=r"^columns: got ") as caught:
             fit(model, {"train": rows(8)}, columns={name: value})
+        assert (caught.value.got, caught.value.expected) == (repr(name), f"it in {where}")
 
 
 def test_one_label_a_row_or_none_is_measured_by_that_label() -> None:
@@ -624,7 +625,7 @@ def test_validation_rows_without_a_correlation_select_by_the_loss(
         return PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=task)
 
     result = fit(model(), data, config, callbacks=[told])
-    note = "the validation rows leave pearson undefined, which takes scores that differ: the loss selects the"
+    note = "the validation rows leave pearson undefined (it needs scores that differ): the loss selects the"
     assert [message for message in told.said if message.startswith(note)] == [result.setting["select_by"]]
     assert result.metric == "loss"
     assert "pearson" not in result.baseline["validation"]
@@ -645,7 +646,7 @@ def test_validation_rows_of_one_class_have_no_auc_to_select_by(
     config: Callable[..., TrainConfig], rows: Rows, jsonl: Files
 ) -> None:
     one = str(jsonl("one.jsonl", [row for row in rows(24, seed=2) if row["label"] == "positive"]))
-    with pytest.raises(ConfigError, match="validation rows leave auc undefined, which takes rows of every"):
+    with pytest.raises(ConfigError, match="validation rows leave auc undefined, expected rows of every"):
         train(config(data__validation=one, data__validation_fraction=0.1, fit__select_by="auc"))
     assert not config().run_folder.exists()
 
@@ -666,14 +667,14 @@ def test_validation_rows_of_one_class_select_by_the_loss(
     }
     told = Told()
     result = train(config(**files), callbacks=[told])
-    note = "a constant answer is right for every validation row, so accuracy tells nothing of a model, and"
+    note = "a constant answer is right for every validation row, so accuracy cannot compare models (it needs"
     assert any(message.startswith(note) for message in told.said)
     assert result.metric == "loss"
     assert result.learned
     assert set(result.metrics["validation"]) == {"loss", "accuracy"}
     for name, said in (
         ("accuracy", "right for every validation row"),
-        ("f1", "leave f1 undefined, which takes"),
+        ("f1", "leave f1 undefined, expected"),
     ):
         with pytest.raises(ConfigError, match=rf"^fit.select_by: .*{said}.*or select by loss$"):
             train(config(**files, fit__select_by=name), restart=True)
@@ -687,11 +688,11 @@ def test_texts_that_are_cut_are_said(tiny_folder: Path, rows: Rows, jsonl: Files
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), num_labels=2)
         model.set_task(replace(model.task, labels=("negative", "positive")))
         fit(model, {"train": long, "validation": rows(6)}, FitConfig(epochs=1), callbacks=[told], **options)
-        return [message for message in told.said if "training rows fill" in message]
+        return [message for message in told.said if "training rows have the maximum" in message]
 
     (message,) = said()
     assert re.fullmatch(
-        r"7 of 24 training rows fill the \d+ tokens that fit, and what is longer is cut .*", message
+        r"7 of 24 training rows have the maximum of \d+ tokens; longer texts are cut .*", message
     )
     with pytest.raises(DataError, match="at most"):
         said(columns={"too_long": "error"})
@@ -849,7 +850,7 @@ def test_pairs_make_a_task_of_pairs(tiny_folder: Path) -> None:
 
     assert len(Predictor(model=model)([("good film", "bad")])) == 1
     single = [{"text": row["text_a"], "label": row["label"]} for row in pairs]
-    with pytest.raises(ConfigError, match=r"data.train: one text a row, but the task has two"):
+    with pytest.raises(ConfigError, match=r"data.train: got one text per row, expected two, as the task has"):
         fit(model, {"train": single, "validation": single}, FitConfig(epochs=1))
 
 

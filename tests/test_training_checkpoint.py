@@ -220,15 +220,15 @@ def test_what_no_run_wrote_is_refused_in_one_sentence(
     sealed(folder)
     before = torch.get_rng_state()
     if name in BY_THE_LOOP:
-        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without resume\)$") as caught:
+        with pytest.raises(AdapterError, match=r"^cannot resume from .*without resume\)$") as caught:
             run(model, tmp_path / "out", resume=True)
     else:
-        with pytest.raises(AdapterError, match=r"cannot be resumed from: .*without resume\)$") as caught:
+        with pytest.raises(AdapterError, match=r"^cannot resume from .*without resume\)$") as caught:
             load(folder, model)
         assert torch.equal(torch.get_rng_state(), before)
     said = str(caught.value)
     assert "\n" not in said
-    assert len(said.removeprefix(str(folder))) < 400
+    assert len(said.replace(str(folder), "")) < 400
 
 
 def test_what_a_run_wrote_is_taken(saved: Path, model: PTuningModel, tmp_path: Path) -> None:
@@ -241,9 +241,9 @@ def test_what_a_run_wrote_is_taken(saved: Path, model: PTuningModel, tmp_path: P
 
 def test_a_setting_that_is_not_there_is_another_versions(saved: Path, model: PTuningModel) -> None:
     optimizer = torch.optim.AdamW(list(model.task_parameters().values()))
-    with pytest.raises(AdapterError, match="does not say with what lions the run began"):
+    with pytest.raises(AdapterError, match="has no lions, so whether it has changed is unknown"):
         checkpoint.load(saved, model=model, optimizer=optimizer, setting={"lions": 1})
-    with pytest.raises(ConfigError, match=r"cannot resume: fit.seed: the run started with 0, got 1"):
+    with pytest.raises(ConfigError, match=r"cannot resume with another fit.seed: got 1, expected 0, as"):
         checkpoint.load(saved, model=model, optimizer=optimizer, setting={"fit.seed": 1, "lions": 1})
 
 

@@ -21,7 +21,7 @@ from ptuning.data.tokens import TokenRow, segments_of
 from ptuning.errors import TrainingDiverged
 from ptuning.training import head_init
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import begins_fitted, fit_head, logistic, ridge
+from ptuning.training.head_init import fit_head, logistic, ridge, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import Split
 from test_training import StopAfter
@@ -115,13 +115,13 @@ def test_logistic_is_the_least_penalised_loss_at_the_strength_that_predicts_best
     y = noisy.argmax(1)
     weight, bias = logistic(x, y, count)
     z = torch.from_numpy((x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(1).mean()))
-    fits = [descend(z, y, count, strength) for strength in head_init.LOOSENESS]
+    fits = [descend(z, y, count, strength) for strength in head_init.INVERSE_STRENGTHS]
     mine = torch.from_numpy(x @ weight.T + bias).softmax(1)
     off = [float((mine - torch.softmax(z @ w.T + b, 1)).abs().max()) for w, b in fits]
     assert min(off) < 2e-3  # it is one of them
     losses = []
     folds = StratifiedKFold(4)
-    for strength in head_init.LOOSENESS:
+    for strength in head_init.INVERSE_STRENGTHS:
         held = []
         for rest, out in folds.split(z, y):
             w, b = descend(z[rest], y[rest], count, strength)
@@ -239,11 +239,11 @@ def _inputs(row: Any) -> tuple[torch.Tensor, None, torch.Tensor]:
 
 def test_similarities_with_a_head_to_train_begin_fitted(make: Callable[..., PTuningModel]) -> None:
     several = Task(problem_type="multi_label_classification", labels=("new", "good"), pair=True)
-    assert begins_fitted(make())
-    assert begins_fitted(make(task=CLASSES))
-    assert not begins_fitted(make(pooling="mean"))
-    assert not begins_fitted(make(train_head=False))
-    assert not begins_fitted(make(task=several))
+    assert starts_fitted(make())
+    assert starts_fitted(make(task=CLASSES))
+    assert not starts_fitted(make(pooling="mean"))
+    assert not starts_fitted(make(train_head=False))
+    assert not starts_fitted(make(task=several))
 
 
 def test_classes_are_fitted_by_logistic_regression(make: Callable[..., PTuningModel]) -> None:
@@ -269,7 +269,7 @@ def test_a_head_is_fitted_to_no_more_rows_than_it_needs(
     """To some of them, always the same, whichever way the global generators stand."""
     model, rows = make(), scored(60)
     tokens, targets = _tokens(model, rows)
-    monkeypatch.setattr(head_init, "MOST_ROWS", 20)
+    monkeypatch.setattr(head_init, "MAX_ROWS", 20)
     found = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -277,7 +277,7 @@ def test_a_head_is_fitted_to_no_more_rows_than_it_needs(
         fit_head(model, Split(rows=tokens, targets=targets))
         found.append(model.head.named()["classifier.weight"].clone())
     assert torch.equal(*found)
-    monkeypatch.setattr(head_init, "MOST_ROWS", 60)
+    monkeypatch.setattr(head_init, "MAX_ROWS", 60)
     fit_head(model, Split(rows=tokens, targets=targets))
     assert not torch.equal(found[0], model.head.named()["classifier.weight"])
 
@@ -315,7 +315,7 @@ def test_a_run_of_similarities_begins_where_the_features_leave_off(
     make: Callable[..., PTuningModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = run(make())
-    monkeypatch.setattr("ptuning.training.trainer.begins_fitted", lambda model: False)
+    monkeypatch.setattr("ptuning.training.trainer.starts_fitted", lambda model: False)
     random_head = run(make())
     begun, *after = fitted.history
     assert (begun.step, begun.epoch) == (0, 0)

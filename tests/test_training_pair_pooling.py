@@ -128,8 +128,8 @@ def test_too_few_rows_of_a_class_tell_nothing(
     pooling, said = chosen(config(rows))
     assert pooling == "similarity"
     assert said == [
-        "pairs: too few rows of one class to measure how they are read: prompt.pooling similarity (layers "
-        "reads both texts together)"
+        "pairs: too few rows of one class to measure the pooling: prompt.pooling similarity "
+        "(layers reads both texts together)"
     ]
 
 

@@ -28,8 +28,8 @@ from ptuning.training.recipe import (
     CHOSEN,
     EPOCHS,
     EVALUATIONS,
-    LEAST_STEPS,
-    MOST_STEPS,
+    MAX_STEPS,
+    MIN_STEPS,
     Facts,
     Recipe,
     Settled,
@@ -72,14 +72,14 @@ def epochs(rows: int, **given: Any) -> int:
 
 def test_few_rows_get_more_epochs_and_many_fewer() -> None:
     assert epochs(FACTS.rows) == EPOCHS
-    assert epochs(32) == LEAST_STEPS / 2
+    assert epochs(32) == MIN_STEPS / 2
     assert epochs(200) == 24  # 13 steps an epoch
     assert epochs(200, batch_size=8) == 12
     assert epochs(200, accumulation=2) == 43
-    assert epochs(16 * MOST_STEPS // EPOCHS) == EPOCHS
-    assert epochs(16 * MOST_STEPS // 4) == 4
-    assert epochs(16 * MOST_STEPS * 10) == 2
-    assert epochs(16 * MOST_STEPS * 10, epochs=7) == 7
+    assert epochs(16 * MAX_STEPS // EPOCHS) == EPOCHS
+    assert epochs(16 * MAX_STEPS // 4) == 4
+    assert epochs(16 * MAX_STEPS * 10) == 2
+    assert epochs(16 * MAX_STEPS * 10, epochs=7) == 7
 
 
 def test_a_deep_prompt_has_one_rate_however_many_rows_there_are() -> None:
@@ -121,12 +121,10 @@ def test_a_run_of_many_epochs_is_not_evaluated_in_each() -> None:
     assert Recipe.of(FitConfig(epochs=2 * EVALUATIONS), few).fit.evaluate_every == 4
     assert Recipe.of(FitConfig(epochs=2), few).fit.evaluate_every == "epoch"
     # Where an epoch is long, a run looks, and saves, as often as one of the usual number of them.
-    many = replace(FACTS, rows=16 * MOST_STEPS // 2)
-    assert Recipe.of(FitConfig(), many).fit.evaluate_every == MOST_STEPS // EPOCHS + 1
-    assert Recipe.of(FitConfig(), replace(many, fitted=True)).fit.evaluate_every == MOST_STEPS // 5
-    assert (
-        Recipe.of(FitConfig(), replace(FACTS, rows=16 * MOST_STEPS // EPOCHS)).fit.evaluate_every == "epoch"
-    )
+    many = replace(FACTS, rows=16 * MAX_STEPS // 2)
+    assert Recipe.of(FitConfig(), many).fit.evaluate_every == MAX_STEPS // EPOCHS + 1
+    assert Recipe.of(FitConfig(), replace(many, fitted=True)).fit.evaluate_every == MAX_STEPS // 5
+    assert Recipe.of(FitConfig(), replace(FACTS, rows=16 * MAX_STEPS // EPOCHS)).fit.evaluate_every == "epoch"
     assert Recipe.of(FitConfig(epochs=150), few).fit.evaluate_every == 19
     assert Recipe.of(FitConfig(epochs=150, evaluate_every="epoch"), few).fit.evaluate_every == "epoch"
 
@@ -181,7 +179,7 @@ def test_what_a_search_found_fills_what_is_open_alone() -> None:
     }  # fmt: skip
 
 
-def test_whether_the_head_begins_fitted_is_a_fact(tiny_folder: Path) -> None:
+def test_whether_the_head_starts_fitted_is_a_fact(tiny_folder: Path) -> None:
     task = Task(problem_type="regression", pair=True)
     for pooling in ("similarity", "native"):
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(pooling=pooling), task=task)
@@ -265,7 +263,7 @@ def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
     model = PTuningModel.from_backbone(str(tiny_folder), InputPrompt(num_virtual_tokens=4), num_labels=2)
     numbered = [{"text": row["text"], "label": int(row["label"] == "positive")} for row in rows(24)]
     result = fit(model, {"train": numbered})
-    assert (result.history[-1].step, len(result.history)) == (LEAST_STEPS, EVALUATIONS)
+    assert (result.history[-1].step, len(result.history)) == (MIN_STEPS, EVALUATIONS)
     assert result.setting["rates"] == {"prompt": 1e-1, "head": 8.3e-3}  # an input prompt's
 
 
@@ -276,10 +274,10 @@ def test_a_resumed_run_is_held_to_what_was_chosen(config: Callable[..., TrainCon
     )  # the same, now in words
     assert again.history == first.history
     with pytest.raises(
-        ConfigError, match=r"cannot resume: fit.head_learning_rate: the run started with .*, got 0.123;"
+        ConfigError, match=r"cannot resume with another fit.head_learning_rate: got 0.123, expected"
     ):
         train(config(epochs=2, head_learning_rate=0.123), resume=True)
     with pytest.raises(
-        ConfigError, match=r"cannot resume: fit.num_train_epochs: the run started with 2, got \d+"
+        ConfigError, match=r"cannot resume with another fit.num_train_epochs: got \d+, expected 2"
     ):
         train(config(), resume=True)

@@ -230,7 +230,7 @@ def several(place: Place, output: Path) -> None:
         ("checkpoint/thesis.doc", r"checkpoint contains thesis.doc, which is not part .*move it elsewhere"),
         ("checkpoint/resume/notes", r"checkpoint contains resume/notes, which is not part"),
         ("checkpoint/README.md", r"README.md in .*checkpoint was edited by hand and would be lost; move it"),
-        ("search/thesis.doc", r"search holds thesis.doc, which no run wrote, and it would be lost; move it"),
+        ("search/thesis.doc", r"search has thesis.doc, which no run wrote, and it would be lost; move it"),
     ],
 )
 def test_a_file_of_somebodys_is_refused_before_anything_is_done(
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_replaced_but_not_what_stands_in_it(place: Place
     config = place.config(tmp_path / "run" / "out")
     (config.run_folder / "checkpoint" / "ptuning.json").write_text("{")
     (config.run_folder / "checkpoint" / "thesis.doc").write_text("years of work")
-    with pytest.raises(AdapterError, match=r"checkpoint holds thesis.doc, which no run wrote"):
+    with pytest.raises(AdapterError, match=r"checkpoint has thesis.doc, which no run wrote"):
         place.train(config)
     (config.run_folder / "checkpoint" / "thesis.doc").unlink()
     with pytest.raises(Begun):
@@ -269,7 +269,7 @@ def test_a_file_where_a_folder_of_ours_goes(name: str, place: Place, tmp_path: P
     config = place.config(tmp_path / "out")
     config.run_folder.mkdir()
     (config.run_folder / name).write_text("years of work")
-    with pytest.raises(AdapterError, match=rf"{name} is no folder, and it would be lost; move it elsewhere"):
+    with pytest.raises(AdapterError, match=rf"{name} is not a folder, and it would be lost; move it"):
         place.train(config)
     assert (config.run_folder / name).read_text() == "years of work"
 

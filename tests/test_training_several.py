@@ -472,10 +472,10 @@ def test_resume_refuses_other_choices_before_it_touches_anything(config: Made) -
         train_several(config(), seeds=[0, 1], callbacks=[StopAt(2, 2)])
     kept = (run_folder(config(), "seed-0.run") / "result.json").read_bytes()
     with pytest.raises(
-        ConfigError, match=r"cannot resume: fit.num_train_epochs: seed-0 started with 2, got 3; use the"
+        ConfigError, match=r"another fit.num_train_epochs: got 3, expected 2, as when seed-0 started; use the"
     ):
         train_several(config(fit__epochs=3), seeds=[0, 1], resume=True)
-    with pytest.raises(ConfigError, match=r"cannot resume: prompt.num_virtual_tokens: seed-0 started with 4"):
+    with pytest.raises(ConfigError, match=r"another prompt.num_virtual_tokens: got 5, expected 4, as"):
         train_several(config(prompt__num_virtual_tokens=5), seeds=[0, 1], resume=True)
     (run_folder(config(), "seed-1.run") / "config.yaml").write_text("fit: [")
     with pytest.raises(ConfigError, match=r"cannot resume: .*seed-1.run/config.yaml, line 1: while parsing"):
@@ -517,7 +517,7 @@ def test_ctrl_c_outside_the_steps_says_how_to_go_on_where_something_was_saved(co
     with pytest.raises(KeyboardInterrupt) as early:
         train_several(made, seeds=[0, 1], callbacks=[Pressed(1)])
     assert not isinstance(early.value, Interrupted)
-    message = r"run 2 of 2, seed-1: interrupted; what was saved before is kept; .* --resume"
+    message = r"run 2 of 2, seed-1: interrupted; the last checkpoint is kept; .* --resume"
     with pytest.raises(Interrupted, match=message):
         train_several(made, seeds=[0, 1], callbacks=[Pressed(2)])
     told = Told()
@@ -529,7 +529,7 @@ def test_ctrl_c_at_the_end_of_a_run_stops_the_set(config: Made) -> None:
     made = config(fit__epochs=1)
     straight = train_several(config("straight", fit__epochs=1), seeds=[0, 1])
     steps = found(straight.runs[0]).history[-1].step
-    message = r"^interrupted after run 1 of 2, seed-0; what is finished is kept; .* --resume$"
+    message = r"^interrupted after run 1 of 2, seed-0; finished runs are kept; .* --resume$"
     with pytest.raises(Interrupted, match=message):
         train_several(made, seeds=[0, 1], callbacks=[StopAt(1, steps)])
     told = Told()
@@ -547,7 +547,7 @@ def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config
                 os.kill(os.getpid(), signal.SIGINT)
 
     told = Pressed()
-    with pytest.raises(Interrupted, match=r"run 2 of 2, seed-1: interrupted; what was saved before is kept"):
+    with pytest.raises(Interrupted, match=r"run 2 of 2, seed-1: interrupted; the last checkpoint is kept"):
         train_several(config(fit__epochs=1), seeds=[0, 1], callbacks=[told])
     assert told.trained == ["seed-0 from 0"]
 
@@ -558,14 +558,14 @@ def test_ctrl_c_while_a_model_is_made_stops_the_set_before_its_first_step(config
 @pytest.mark.parametrize(
     ("lists", "said"),
     [
-        ({}, "nothing to vary: give seeds, learning_rates or head_learning_rates"),
+        ({}, "nothing to vary: got no list, expected seeds, learning_rates or head_learning_rates"),
         ({"seeds": []}, r"seeds: got \[\], expected one value or more"),
-        ({"seeds": [1, 1]}, r"seeds: got \[1, 1\], expected one value or more, each of them once"),
+        ({"seeds": [1, 1]}, r"seeds: got \[1, 1\], expected one value or more, without repetition"),
         ({"seeds": [0, -1]}, "fit.seed: got -1, expected greater than or equal to 0"),
         ({"prompt_rates": [0.1, 0.0]}, "fit.learning_rate: got 0.0, expected greater than 0"),
         (
             {"seeds": range(13), "head_rates": [0.1, 0.2, 0.3, 0.4, 0.5]},
-            "13 seeds x 5 head_learning_rates are 65 runs, expected at most 64",
+            "13 seeds x 5 head_learning_rates: got 65 runs, expected at most 64",
         ),
     ],
 )

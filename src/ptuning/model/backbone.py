@@ -1,7 +1,7 @@
-"""The frozen model, and what each architecture needs; ``architectures.py`` has a row for each.
+"""The frozen model; ``architectures.py`` has a row for each supported architecture.
 
-:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes it and lets passes reach its
-layers and attention (``ports/``). ``encoder.py`` runs it, in the same way for all architectures.
+:class:`Backbone` adopts any ``AutoModelForSequenceClassification``: it freezes the model and gives forward
+passes access to its layers and attention (``ports/``). ``encoder.py`` runs all architectures in the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAMES_ONLY = frozenset(
         "transformers_version",
     }
 )
-"""Entries of a configuration that change no hidden state."""
+"""Entries of a configuration that do not affect the hidden states."""
 
 
 class Backbone(nn.Module):
@@ -49,20 +49,20 @@ class Backbone(nn.Module):
     (:class:`~ptuning.model.encoder.Encoder`) and writes to no module, so threads can use a backbone, or one
     view of it, at the same time.
 
-    The module is adopted: its parameters are frozen in place, it stays in eval mode (dropout off) unless
-    asked, and its attention implementation is set. Its weights and its public configuration never change, the
-    head included: a task's head is a copy.
+    The module is adopted: its parameters are frozen in place, it stays in eval mode (dropout off) by default,
+    and its attention implementation is set. Its weights, head included, and its public configuration never
+    change: a task's head is a copy.
 
     Args:
         model: The model.
         name: Its Hub id or folder.
-        revision: Its commit, if it came from the Hub.
-        missing: Names of the parameters that the checkpoint lacked and that were therefore initialised at
-            random; each task trains its own.
+        revision: Its commit on the Hub.
+        missing: Names of the parameters that the checkpoint lacked, so that they are random; each task trains
+            its own.
         pooling: ``mean`` for a sentence embedding model that uses mean pooling.
 
     Raises:
-        UnsupportedBackbone: an architecture that is not in the table, or a model without such a head.
+        UnsupportedBackbone: an architecture that is not in the table, or no classification head.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Backbone(nn.Module):
                 expected="a model from AutoModelForSequenceClassification.from_pretrained(…)",
             )
         self.model = model.requires_grad_(False).eval()
-        for module in model.modules():  # the engine has its own checkpointing, which knows about prompts
+        for module in model.modules():  # the engine has its own, which supports prompts
             if "gradient_checkpointing" in vars(module):
                 vars(module)["gradient_checkpointing"] = False
         self.architecture = ARCHITECTURES[config.model_type]
@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         self._origin: tuple[Backbone, ...] = ()
 
     def _install(self) -> None:
-        """Let every layer ask the pass that reaches it, if this architecture's layers can be asked."""
+        """Give forward passes access to every layer, if the architecture supports it."""
         if self.port.can.layers:
             layers.install(
                 self.base.get_submodule(self.architecture.layers).children(),
@@ -126,13 +126,13 @@ class Backbone(nn.Module):
     def view(self) -> Backbone:
         """The same weights for another task: a module tree of its own over the same Parameters and buffers.
 
-        It starts in eval mode with dropout off, with this one's engine, and with the hooks of the adopted
-        model. It takes no memory for weights, and about 2 KiB per module.
+        It starts in eval mode with dropout off, with the same engine and the hooks of the adopted model. It
+        needs no memory for weights, and about 2 KiB per module.
         """
         origin = self._origin[0] if self._origin else self
         made = origin._viewed()
         made.engine, made.dropout = self.engine, False
-        made._origin = (origin,)  # in a tuple, so that torch does not take it for a part of this module
+        made._origin = (origin,)  # in a tuple, so that torch does not register it
         return made.eval()
 
     def twin(self) -> Backbone:
@@ -149,7 +149,7 @@ class Backbone(nn.Module):
 
     @property
     def port(self) -> AttentionPort:
-        """How deep prompts reach its attention."""
+        """How deep prompts enter its attention."""
         return PORTS[self.architecture.attention]
 
     @property
@@ -237,7 +237,7 @@ class Backbone(nn.Module):
         self.weights.revision = revision
 
     def facts(self, without: Iterable[str] = ()) -> BackboneFacts:
-        """What an adapter records; ``without`` are further parameters that the task has of its own."""
+        """What an adapter records; ``without`` names further parameters that belong to the task."""
         return BackboneFacts(
             name=self.name,
             revision=self.revision,
@@ -252,7 +252,7 @@ class Backbone(nn.Module):
         )
 
     def fingerprint(self, without: Iterable[str] = ()) -> str | None:
-        """See :meth:`Weights.fingerprint`: of the model that was adopted, whatever was done to this view."""
+        """See :meth:`Weights.fingerprint`; of the adopted model, even if this view was changed."""
         return self.weights.fingerprint(without)
 
     def digest(self) -> str:
@@ -266,7 +266,7 @@ class Backbone(nn.Module):
         tensors = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
         for name, value in sorted(tensors.items()):
             if name.startswith("pooler."):
-                continue  # above all layers, and random each time if the checkpoint lacks it
+                continue  # not below any layer, and random if the checkpoint lacks it
             found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
@@ -296,30 +296,30 @@ class Backbone(nn.Module):
         """The head, by name: the parameters outside the transformer, and those that the checkpoint lacked.
 
         Args:
-            num_labels: C, for a new task. What the checkpoint lacked then gets fresh values, and so does the
-                output layer if its width is not C, so that tasks of any width share a backbone.
+            num_labels: C, for a new task. Parameters that the checkpoint lacked then get new values, and so
+                does the output layer if its width is not C. So tasks of any width can share a backbone.
         """
         found: dict[str, Tensor] = {name: self.model.get_parameter(name) for name in self.head_names}
         if num_labels is None:
             return found
         shapes = {name: tuple(found[name].shape) for name in self.head_names if name in self.missing}
         if num_labels != self.model.config.num_labels:
-            output = self.head_names[-1].rpartition(".")[0]  # the last layer is the last name
+            output = self.head_names[-1].rpartition(".")[0]  # the last name belongs to the last layer
             for name in self.head_names:
                 if name.rpartition(".")[0] == output:
                     shapes[name] = (num_labels, *found[name].shape[1:])
         fresh = fresh_parameters(self.model, shapes, self.head_names) if shapes else {}
-        # In the backbone's precision, as if it had been loaded with it.
+        # In the backbone's dtype, as if they had been loaded with it.
         return {**found, **{name: value.to(self.dtype) for name, value in fresh.items()}}
 
     # ------------------------------------------------------------------------------------- use
 
     @property
     def engine(self) -> Engine:
-        """How it computes, for the task that this view belongs to.
+        """The engine options of the task that this view belongs to.
 
         Raises:
-            UnsupportedBackbone: on assignment, if the architecture cannot do it.
+            UnsupportedBackbone: on assignment, if the architecture does not support an option.
         """
         return self._engine
 
@@ -336,11 +336,11 @@ class Backbone(nn.Module):
         self._engine = engine
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        """What ``to``, ``half`` and similar methods do, except that two things are not rounded.
+        """Called by ``to``, ``half`` and similar methods; two things are not rounded.
 
-        The fingerprint is taken before the weights are rounded. And buffers that no checkpoint has, such as
-        the frequencies of rotary positions, stay exact, as they do when transformers loads a model in half
-        precision: the angles are these frequencies times the position.
+        The fingerprint is computed before the weights are rounded. Buffers that are not in checkpoints, such
+        as the frequencies of rotary positions, stay exact, as they do when transformers loads a model in half
+        precision, because the angles are these frequencies times the position.
         """
         if fn(torch.zeros(1, dtype=self.dtype, device=self.device)).dtype != self.dtype:
             self.fingerprint()
@@ -362,10 +362,10 @@ class Backbone(nn.Module):
         return found
 
     def segments(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """``[B, T]``: which text each token belongs to, as far as it can be inferred without the tokenizer.
+        """``[B, T]``: the text that each token belongs to, inferred without the tokenizer.
 
         An encoder's row starts with one special token, a decoder's with ``bos_token_id`` if the tokenizer
-        sets it; ``token_type_ids``, if there are any, mark the second text.
+        adds it. ``token_type_ids``, if present, mark the second text.
         """
         real = attention_mask.bool()
         second = (
@@ -381,7 +381,7 @@ class Backbone(nn.Module):
         """Whether rows of ``length`` tokens, prompt included, can share a prompt that was computed once
         (:meth:`~ptuning.model.encoder.Encoder.leading`).
 
-        They cannot if layers with a sliding window would no longer see it.
+        They cannot if a sliding window would exclude it.
         """
         if not (self.engine.shared_prompt and self.architecture.causal):
             return False
@@ -392,8 +392,8 @@ class Backbone(nn.Module):
         return self.port.can.record and (window is None or length <= int(window))
 
     def has_stem(self, head: Iterable[str]) -> bool:
-        """Whether the layers below the first prompt compute the same for every task: the task's head has none
-        of their weights, and dropout is off.
+        """Whether the output of the layers below the first prompt is the same for every task: dropout is off,
+        and ``head`` has none of their parameters.
         """
         inside = f"{self.model.base_model_prefix}."
         own = any(name.startswith(inside) and ".pooler." not in name for name in head)
@@ -401,7 +401,7 @@ class Backbone(nn.Module):
 
     @property
     def attends_once(self) -> bool:
-        """Whether each layer has one attention; ALBERT's with ``inner_group_num`` above 1 have more."""
+        """Whether each layer has one attention; ALBERT with ``inner_group_num`` above 1 has more."""
         return int(getattr(self.config, "inner_group_num", 1)) == 1
 
     @property
@@ -418,7 +418,7 @@ class Backbone(nn.Module):
 
 
 def _writes_to_itself(module: nn.Module) -> bool:
-    """Whether a module keeps state of the last text: rotary positions that depend on its length do."""
+    """Whether a module stores state in a forward pass, as dynamic rotary positions do."""
     kinds = getattr(module, "rope_type", "")
     kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any("dynamic" in str(kind) or kind == "longrope" for kind in kinds)

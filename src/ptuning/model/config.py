@@ -26,11 +26,6 @@ Some = Annotated[Int, Field(ge=1, le=65_536)]
 GiB = Annotated[Float, Field(ge=0, le=1_048_576)]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 # ------------------------------------------------------------------------------- prompt encoders
 
 
@@ -75,10 +70,12 @@ class LSTMEncoder:
     dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_layers > 1 or self.dropout == 0,
-            "encoder.dropout acts between LSTM layers, so with encoder.num_layers 1 it must be 0",
-        )
+        if self.num_layers == 1 and self.dropout != 0:
+            raise ConfigError(
+                "encoder.dropout",
+                got=self.dropout,
+                expected="0 with encoder.num_layers 1, because it acts between LSTM layers",
+            )
 
 
 @checked
@@ -149,7 +146,10 @@ class TextInit:
     kind: Literal["text"] = "text"
 
     def __post_init__(self) -> None:
-        _require(bool(self.text.strip()), "init.text is blank; give the words to initialise the prompt with")
+        if not self.text.strip():
+            raise ConfigError(
+                "init.text", got=repr(self.text), expected="words to initialise the prompt with"
+            )
 
 
 InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminator="kind")]

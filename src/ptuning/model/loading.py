@@ -1,6 +1,7 @@
-"""Loading a backbone by Hub id or folder, or adopting a module; its tokenizer; checking it for an adapter.
+"""Loads a backbone by Hub id or folder, or adopts a module; loads its tokenizer; checks it for an adapter.
 
-A checkpoint may lack a head or a pooler, which each task then trains; anything else that it lacks is refused.
+A checkpoint may lack a head or a pooler, which each task then trains. If anything else is missing, it is
+refused.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ptuning.model.embedded import canonical, resolve
 from ptuning.model.source import check_config, check_folder, pooling, reading, unsupported
 
 _PICKLE_ONLY = (
-    "; if its weights are only there as a pickle (pytorch_model.bin) and you trust whoever made it, add "
-    "--allow-pickle (in Python: allow_pickle=True), because an adapter chose this backbone"
+    "if its weights are only available as a pickle (pytorch_model.bin) and you trust its author, add "
+    "--allow-pickle (in Python: allow_pickle=True), because an adapter chose this backbone; "
 )
 
 
@@ -50,11 +51,11 @@ def load_backbone(
     """The backbone, loaded or adopted, in ``dtype``; and its tokenizer, if the backbone was given by name.
 
     Args:
-        allow_pickle: As :func:`load` takes it.
+        allow_pickle: See :func:`load`.
     """
     if isinstance(backbone, str):
         name = canonical(backbone)
-        held = load(
+        loaded = load(
             name,
             num_labels=num_labels,
             problem_type=problem_type,
@@ -64,16 +65,16 @@ def load_backbone(
         )
         tokenizer = tokenizer or load_tokenizer(name, revision, token)
     else:
-        held = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
+        loaded = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
     if dtype is not None:
-        held.to(dtype)
-    return held, tokenizer
+        loaded.to(dtype)
+    return loaded, tokenizer
 
 
 def load_tokenizer(
     name: str, revision: str | None = None, token: str | bool | None = None
 ) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer, with a padding token if it came without one.
+    """The backbone's tokenizer, with a padding token even if it has none itself.
 
     Raises:
         BackboneNotFound: it cannot be loaded.
@@ -89,7 +90,7 @@ def load_tokenizer(
             trust_remote_code=False,
         )
         if found.pad_token_id is None:
-            found.pad_token = found.eos_token  # never used: the attention mask marks the padding
+            found.pad_token = found.eos_token  # any token will do, because the attention mask marks padding
     return found
 
 
@@ -97,61 +98,70 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
     """Refuse a backbone that is not the one the adapter was trained on.
 
     Raises:
-        AdapterMismatch: naming the first fact that differs.
+        AdapterMismatch: names the first fact that differs.
     """
     have, want = asdict(backbone.facts(without=adapter.head)), adapter.backbone
-    origin = _origin(adapter)
+    origin = adapter.backbone["name"] or "another backbone"
     for fact in ("model_type", "num_layers", "hidden_size", "embedding_size", "key_value_size", "vocab_size"):
-        if want[fact] not in (None, have[fact]):  # an adapter that PEFT wrote knows few of them
+        if want[fact] not in (None, have[fact]):  # an adapter from PEFT only records a few of them
             raise AdapterMismatch(
-                f"this adapter was trained on {origin} ({fact} {want[fact]}), "
-                f"but {have['name']} has {fact} {have[fact]}; put it on {origin}"
+                f"this adapter was trained on {origin}, not on {have['name']}",
+                got=f"{fact} {have[fact]}",
+                expected=f"{fact} {want[fact]}",
+                remedy=f"put it on {_origin(adapter)}",
             )
     if None not in (have["fingerprint"], want["fingerprint"]) and have["fingerprint"] != want["fingerprint"]:
+        revision = f"@{want['revision']}" if want["revision"] else ""
         raise AdapterMismatch(
-            f"this adapter was trained on {origin}"
-            f"{'@' + want['revision'] if want['revision'] else ''}; {have['name']} has the same shape but "
-            "other weights (fingerprints differ), so its answers would mean nothing; use the original one"
+            f"this adapter was trained on {origin}{revision}; {have['name']} has the same shape but other "
+            "weights (fingerprints differ), so its predictions would be meaningless",
+            got=f"the fingerprint {have['fingerprint'][:12]}…",
+            expected=f"{want['fingerprint'][:12]}…",
+            remedy="use the original backbone",
         )
     _check_head(backbone, adapter)
 
 
 def _origin(adapter: adapters.Adapter) -> str:
-    """What the adapter was trained on, as far as it is recorded."""
+    """The backbone that the adapter was trained on, by name if it is recorded."""
     return str(adapter.backbone["name"] or "the backbone that it was trained on")
 
 
 def _check_head(backbone: Backbone, adapter: adapters.Adapter) -> None:
-    """Refuse a head that is not this backbone's, and a backbone with random parts that the adapter lacks."""
-    own = dict(backbone.model.named_parameters())
+    """Refuse a head that does not fit, and a backbone with random parts that the adapter lacks."""
+    parameters = dict(backbone.model.named_parameters())
     for name, value in sorted(adapter.head.items()):
         if name == adapters.MIX:
-            continue  # ours; the record has seen to its shape
-        if name not in own:
+            continue  # ptuning's own parameter; its shape was checked with the record
+        if name not in parameters:
             raise AdapterMismatch(
-                f"the adapter's head has {name}, and {backbone.name} has no such parameter; put it on "
-                f"{_origin(adapter)}, loaded the way it was for training"
+                f"the adapter's head has {name}, and {backbone.name} has no such parameter",
+                remedy=f"put it on {_origin(adapter)}, loaded in the same way as for training",
             )
-        if own[name] is backbone.embedding.weight:
-            if torch.equal(own[name].detach().float().cpu(), value):
-                continue  # PEFT saves them on request, changed or not
+        if parameters[name] is backbone.embedding.weight:
+            if torch.equal(parameters[name].detach().float().cpu(), value):
+                continue  # PEFT saves them if asked, even unchanged
             raise AdapterMismatch(
-                f"the adapter brings word embeddings of its own ({name}, {list(value.shape)}), and ptuning "
-                "leaves those of the backbone as they are; train it again with the backbone's vocabulary"
+                f"the adapter has word embeddings of its own ({name}, {list(value.shape)}), and ptuning does "
+                "not change those of the backbone",
+                remedy="train it again with the backbone's vocabulary",
             )
-        # Only the number of labels may differ: it is the task's.
+        # Only the number of labels may differ, because it belongs to the task.
         rows = (backbone.model.config.num_labels, adapter.task.num_labels)
-        if own[name].shape != value.shape and (
-            own[name].shape[1:] != value.shape[1:] or (len(own[name]), len(value)) != rows
+        shape = parameters[name].shape
+        if shape != value.shape and (
+            shape[1:] != value.shape[1:] or (len(parameters[name]), len(value)) != rows
         ):
             raise AdapterMismatch(
-                f"the adapter's {name} has the shape {list(value.shape)}, but {backbone.name}'s has "
-                f"{list(own[name].shape)}; put it on {_origin(adapter)}"
+                f"the adapter's {name}",
+                got=f"the shape {list(value.shape)}",
+                expected=f"{list(shape)}, as in {backbone.name}",
+                remedy=f"put it on {_origin(adapter)}",
             )
     if lost := sorted(backbone.missing - set(adapter.head)):
         raise AdapterMismatch(
-            f"the adapter lacks {lost[0]}, which {backbone.name}'s checkpoint lacks as well, so it would be "
-            "made at random; hand over the module that it was trained with (backbone=…), or train it again"
+            f"the adapter has no {lost[0]}, nor has {backbone.name}'s checkpoint, so it would be random",
+            remedy="pass the module that it was trained with (backbone=…), or train it again",
         )
 
 
@@ -168,15 +178,15 @@ def load(
 
     Args:
         name: A Hub id, a folder, or ``demo`` for the embedded MiniLM.
-        num_labels: C; the checkpoint's own if ``None``.
-        problem_type: The kind of task; what the backbone's configuration says if ``None``.
+        num_labels: C; the checkpoint's if ``None``.
+        problem_type: The kind of task; from the backbone's configuration if ``None``.
         revision: A branch, tag or commit of the Hub.
-        token: The Hub's access token; that of `hf auth login` if left out.
+        token: The Hub's access token; the one of ``hf auth login`` if left out.
         allow_pickle: Read ``pytorch_model.bin`` if there are no safetensors, with torch's restricted
-            unpickler; for a backbone that the user named, not one that somebody's adapter names.
+            unpickler. Only for a backbone that the user named, not for one that an adapter names.
 
     Raises:
-        BackboneNotFound: no such folder or model, or a damaged one; says which part.
+        BackboneNotFound: no such folder or model, or a damaged one; names the part.
         UnsupportedBackbone: an architecture that is not in the table, or a checkpoint that lacks
             parts of the transformer.
     """
@@ -184,9 +194,9 @@ def load(
     hub: dict[str, Any] = {
         "revision": revision,
         "token": token,
-        "local_files_only": adapters.hub_out_of_reach(),  # retries would only take time
+        "local_files_only": adapters.hub_out_of_reach(),  # do not retry without a connection
     }
-    # Random values for what the checkpoint lacks are drawn again for each task; see fresh.py.
+    # Missing parameters get new random values for each task; see fresh.py.
     with _quiet(), drawing(), torch.random.fork_rng(devices=()):
         with reading(name, source, "configuration"):
             check_folder(name, source)
@@ -198,8 +208,8 @@ def load(
                 config.problem_type = kind_named(problem_type).transformers_name
             if config.model_type not in ARCHITECTURES:
                 raise unsupported(name, config.model_type)
-            config.chunk_size_feed_forward = 0  # it saves memory, but refuses texts of most lengths
-            config._attn_implementation = None  # the file may name code on the Hub; ours is used
+            config.chunk_size_feed_forward = 0  # it would refuse most text lengths
+            config._attn_implementation = None  # the file may name code on the Hub
         try:
             with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):
                 model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -213,7 +223,9 @@ def load(
                 )
         except BackboneNotFound:
             with reading(name, source, "configuration"), torch.device("meta"):
-                AutoModelForSequenceClassification.from_config(config)  # is the configuration to blame?
+                AutoModelForSequenceClassification.from_config(
+                    config
+                )  # find out whether the configuration is the cause
             raise
     missing = frozenset(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     inside = f"{model.base_model_prefix}."

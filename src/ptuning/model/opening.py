@@ -1,4 +1,4 @@
-"""Opening a task: untrained on a backbone, or trained from a folder, the Hub or an adapter."""
+"""Creates a task: untrained on a backbone, or trained from a folder, the Hub or an adapter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ptuning.task import Task
 
 
 class OpeningMixin(TaskModule):
-    """The ways to make a :class:`~ptuning.model.ptuning.PTuningModel`."""
+    """The ways to create a :class:`~ptuning.model.ptuning.PTuningModel`."""
 
     @classmethod
     def from_backbone(
@@ -60,7 +60,7 @@ class OpeningMixin(TaskModule):
                 backbone's configuration decides. Label names come from its ``id2label`` if that has as
                 many; otherwise labels are numbers until ``fit`` finds names in the rows.
             problem_type: As in transformers; inferred from ``num_labels`` if left out.
-            task: All about the task, labels included, in place of these two.
+            task: The complete task, labels included; replaces these two.
             tokenizer: By default the backbone's own, loaded when needed.
             revision: A branch, tag or commit on the Hub.
             token: The Hub's access token; by default the one you logged in with.
@@ -77,18 +77,18 @@ class OpeningMixin(TaskModule):
                 expected=f"{task.num_labels} and {task.problem_type}, as in task",
                 remedy="leave them out",
             )
-        asked = task or (None if num_labels is None else plain_task(num_labels, problem_type))
-        held, tokenizer = load_backbone(
+        requested = task or (None if num_labels is None else plain_task(num_labels, problem_type))
+        loaded, tokenizer = load_backbone(
             backbone,
-            width_of(problem_type) if asked is None else asked.num_labels,
-            problem_type if asked is None else asked.problem_type,
+            width_of(problem_type) if requested is None else requested.num_labels,
+            problem_type if requested is None else requested.problem_type,
             tokenizer,
             revision,
             dtype,
             token,
         )
-        task = task or new_task(held.model.config, num_labels, problem_type)
-        model = cls(held, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
+        task = task or new_task(loaded.model.config, num_labels, problem_type)
+        model = cls(loaded, config or DeepPrompt(), task, tokenizer=tokenizer, class_weights=class_weights)
         model.backbone.engine = engine or model.backbone.engine
         return model
 
@@ -109,7 +109,7 @@ class OpeningMixin(TaskModule):
         """A trained task from its folder, in eval mode.
 
         Args:
-            folder_or_hub_id: What :meth:`save_pretrained` wrote, here or on the Hub; an adapter that PEFT
+            folder_or_hub_id: A folder of :meth:`save_pretrained`, local or on the Hub; an adapter that PEFT
                 wrote (``P_TUNING``, ``PROMPT_TUNING``, ``PREFIX_TUNING`` for sequence classification); or
                 a folder that ``transformers.Trainer`` saved this model in, prompt encoder included.
             backbone: The backbone's name or module; by default the one that the adapter names.
@@ -118,15 +118,15 @@ class OpeningMixin(TaskModule):
             token: The Hub's access token, for the adapter and the backbone that it names; by default the one
                 you logged in with.
             dtype: The dtype of the frozen weights.
-            task: What the logits mean, if the adapter does not record it (PEFT's have no labels); with the
-                same number of labels.
+            task: What the logits mean, if the adapter does not record it (PEFT's have no labels). It must
+                have the same number of labels.
             allow_pickle: If there are no safetensors, read PEFT's old ``adapter_model.bin``, and the
                 ``pytorch_model.bin`` of a backbone that the adapter names, with torch's restricted unpickler.
-                A backbone that you name here is read either way.
+                A backbone that you name here is always read.
             engine: How the backbone computes, for this task.
 
         Raises:
-            AdapterError: no adapter there, or one altered or cut short.
+            AdapterError: no adapter there, or one that was altered or cut short.
             AdapterMismatch: the backbone is not the one that the task was trained on.
         """
         folder = adapters.locate(folder_or_hub_id, revision=revision, token=token, allow_pickle=allow_pickle)
@@ -160,15 +160,15 @@ class OpeningMixin(TaskModule):
             return model
         adapter = adapters.load(folder, allow_pickle=allow_pickle)
         ours = adapters.is_adapter(folder)
-        kind = adapter.task.problem_type if ours else None  # PEFT records none; the backbone may
-        held, tokenizer = _held(
+        kind = adapter.task.problem_type if ours else None  # PEFT records no kind; the backbone may
+        loaded, tokenizer = _backbone_of(
             backbone, adapter.backbone, adapter.task.num_labels, kind, tokenizer, token, dtype, allow_pickle
         )
-        check_backbone(held, adapter)
-        own = held.model.config
-        if task is None and not ours and own.num_labels == adapter.task.num_labels:
-            task = task_of(own)
-        return cls.from_adapter(adapter, held, task=task, tokenizer=tokenizer)
+        check_backbone(loaded, adapter)
+        backbone_config = loaded.model.config
+        if task is None and not ours and backbone_config.num_labels == adapter.task.num_labels:
+            task = task_of(backbone_config)
+        return cls.from_adapter(adapter, loaded, task=task, tokenizer=tokenizer)
 
     @classmethod
     def from_adapter(
@@ -182,7 +182,7 @@ class OpeningMixin(TaskModule):
         """A trained task from plain data, on a backbone that :func:`check_backbone` has accepted."""
         config = prompt_from_dict(adapter.prompt)
         # The encoder is not needed to use the prompt, and initial values are overwritten below.
-        plain: PromptConfig = (
+        without_encoder: PromptConfig = (
             replace(config, encoder=EmbeddingEncoder())
             if isinstance(config, DeepPrompt)
             else replace(config, encoder=EmbeddingEncoder(), init=InputPrompt().init)
@@ -192,13 +192,18 @@ class OpeningMixin(TaskModule):
         head = {name: value for name, value in adapter.head.items() if name not in words}
         with _as_recorded(backbone):
             model = cls(
-                backbone, plain, adapter.task, tokenizer=tokenizer, anchors=adapter.anchors, head=head
+                backbone,
+                without_encoder,
+                adapter.task,
+                tokenizer=tokenizer,
+                anchors=adapter.anchors,
+                head=head,
             )
         if task is not None:
             model.set_task(task)
-        _take(cast(Embedding, model.prompt_encoder), adapter.prompt_tensor, "prompt")
+        _copy_into(cast(Embedding, model.prompt_encoder), adapter.prompt_tensor, "prompt")
         if model.units is not None and adapter.units is not None:
-            _take(model.units, adapter.units, "virtual units")
+            _copy_into(model.units, adapter.units, "virtual units")
         model.provenance = config
         model.loaded = adapter
         return model
@@ -215,23 +220,27 @@ class OpeningMixin(TaskModule):
         dtype: torch.dtype | None,
         allow_pickle: bool,
     ) -> Self:
-        """A task from a bare state dict and the record in it."""
+        """A task from a state dict and the record in it."""
         task = Task.from_dict(record["task"])
-        held, tokenizer = _held(
+        loaded, tokenizer = _backbone_of(
             *(backbone, record["backbone"], task.num_labels, task.problem_type),
             *(tokenizer, token, dtype, allow_pickle),
         )
-        own = dict(held.model.named_parameters())
+        parameters = dict(loaded.model.named_parameters())
         config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
         provenance = config
         if isinstance(config, InputPrompt):  # initial values are overwritten below
             config = replace(config, init=InputPrompt().init)
         # The head's names are in the record; its values, like the prompt's, in the state dict.
-        values = {name: own[name] for name in record["head"] if name in own and name not in held.head_names}
+        values = {
+            name: parameters[name]
+            for name in record["head"]
+            if name in parameters and name not in loaded.head_names
+        }
         prompt_scale, head_scale = record["rate_scales"]
-        with _as_recorded(held):
+        with _as_recorded(loaded):
             model = cls(
-                held,
+                loaded,
                 config,
                 task,
                 tokenizer=tokenizer,
@@ -246,7 +255,7 @@ class OpeningMixin(TaskModule):
         return model
 
 
-def _held(
+def _backbone_of(
     backbone: str | PreTrainedModel | Backbone | None,
     facts: Mapping[str, Any],
     num_labels: int,
@@ -258,7 +267,7 @@ def _held(
 ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
     """The given backbone, or the one that the adapter names.
 
-    For the latter pickled weights need ``allow_pickle``, because the adapter's author chose it.
+    For the latter, pickled weights need ``allow_pickle``, because the adapter's author chose that backbone.
     """
     if backbone is not None:
         return load_backbone(backbone, num_labels, problem_type, tokenizer, None, dtype, token)
@@ -272,7 +281,7 @@ def _held(
     )
 
 
-def _take(table: Embedding, value: Tensor, name: str) -> None:
+def _copy_into(table: Embedding, value: Tensor, name: str) -> None:
     """Copy ``value`` into the table."""
     if table.weight.shape != value.shape:
         raise AdapterError(
@@ -287,10 +296,10 @@ def _take(table: Embedding, value: Tensor, name: str) -> None:
 
 @contextmanager
 def _as_recorded(backbone: Backbone) -> Iterator[None]:
-    """Turn errors about choices and shapes into errors about the adapter that they come from."""
+    """Turn errors about options and shapes into errors about the adapter that has them."""
     try:
         yield
-    except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, of a shape
+    except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, for a wrong shape
         if out_of_memory(error):
             raise
         raise AdapterError(

@@ -1,13 +1,13 @@
-"""Prompt encoders: what makes the prompt while it is trained, and what it starts from.
+"""Prompt encoders: they compute the prompt during training. Also the initial values of prompts.
 
 References: prompt tuning arXiv:2104.08691 (``embedding``), P-tuning arXiv:2103.10385 (``mlp``,
 ``lstm``), residual prompt tuning arXiv:2305.03937 (``residual``), prefix tuning arXiv:2101.00190
-(deep ``mlp``). Neighbours: ``placement.py`` joins an input prompt to the text, ``attention.py`` a
-deep one.
+(deep ``mlp``). See also: ``placement.py`` joins an input prompt to
+the text, ``attention.py`` a deep one.
 
 Every encoder is a module whose ``forward()`` takes nothing and returns the prompt: ``[P, E]`` at
-input depth, ``[L−s, 2, P, H_kv]`` deep. A trained prompt is kept without its encoder, as an
-``embedding``: what made it is not needed to use it.
+input depth, ``[L−s, 2, P, H_kv]`` deep. A trained prompt is stored without its encoder, as
+an ``embedding``: the encoder is not needed to use it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from ptuning.model.config import (
 )
 
 DEEP_INIT_STD = 0.2
-"""The deviation that deep keys and values start from; the measured recipe has it."""
+"""The standard deviation of the initial deep keys and values; the best of those measured."""
 
 
 class PromptEncoder(nn.Module):
-    """A module that makes a prompt out of nothing but its own parameters."""
+    """A module that computes a prompt from its own parameters, without an input."""
 
     def forward(self) -> Tensor:
         """The prompt: ``[P, E]`` at input depth, ``[L−s, 2, P, H_kv]`` deep."""
@@ -50,7 +50,7 @@ class Embedding(PromptEncoder):
     """The prompt is the parameter.
 
     Args:
-        start: ``[P, E]`` or ``[L−s, 2, P, H_kv]``, what it starts from.
+        start: ``[P, E]`` or ``[L−s, 2, P, H_kv]``, the initial value.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -64,7 +64,7 @@ class Embedding(PromptEncoder):
 class ScaledParameter(nn.Module):
     """A parameter with a learning rate of its own: ``start + scale · θ``, with θ trained.
 
-    A Trainer has one learning rate for all parameters. θ starts at zero, so weight decay pulls the value
+    transformers' Trainer has only one learning rate. θ starts at zero, so weight decay pulls the value
     towards its start. θ gets the value's own gradient, not ``scale`` times it, so clipping sees the same
     norm, and SGD, like Adam, steps ``scale`` times as far. Registered with
     :func:`torch.nn.utils.parametrize.register_parametrization`.
@@ -85,7 +85,7 @@ class ScaledParameter(nn.Module):
         return self.start + (self.scale - 1) * offset.detach() + offset
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        """An assigned value becomes the start, so that it is exact."""
+        """An assigned value becomes the start, so it is exact."""
         self.start.copy_(value.detach())
         return torch.zeros_like(value)
 
@@ -141,16 +141,16 @@ class LSTM(PromptEncoder):
         ).to(start.device)
 
     def forward(self) -> Tensor:
-        # cuDNN has no gradient of an LSTM in eval mode; torch's own kernels have.
-        wanted = torch.is_grad_enabled() and not self.training
-        with torch.backends.cudnn.flags(enabled=False) if wanted else nullcontext():
-            read: Tensor = self.lstm(self.weight[None])[0][0]
-        out: Tensor = self.layers(read)
+        # cuDNN cannot compute gradients of an LSTM in eval mode; torch's own kernels can.
+        needs_gradient = torch.is_grad_enabled() and not self.training
+        with torch.backends.cudnn.flags(enabled=False) if needs_gradient else nullcontext():
+            states: Tensor = self.lstm(self.weight[None])[0][0]
+        out: Tensor = self.layers(states)
         return out
 
 
 class Residual(PromptEncoder):
-    """``p + MLP(p)``. The up-projection is zero-initialised, so the prompt starts as what it starts from."""
+    """``p + MLP(p)``. The up-projection is zero-initialised, so the initial prompt is p."""
 
     def __init__(self, start: Tensor, config: ResidualEncoder) -> None:
         super().__init__()
@@ -224,11 +224,11 @@ def deep_encoder(
 def initial_prompt(
     config: InitConfig, tokens: int, embedding: nn.Module, vocabulary: int, text_ids: list[int] | None
 ) -> Tensor:
-    """What an input prompt starts from: ``[P, E]`` in fp32.
+    """The initial value of an input prompt: ``[P, E]`` in fp32.
 
     Args:
         tokens: P.
-        embedding: The backbone's word embedding; called, not read, because some scale what they look up.
+        embedding: The backbone's word embedding. It is called, because some scale the rows of their weight.
         vocabulary: The number of its rows.
         text_ids: The token ids of ``TextInit.text``, without special tokens.
     """
@@ -236,7 +236,7 @@ def initial_prompt(
     with torch.no_grad():
         match config:
             case RandomInit():
-                # A sample says the scale as well as the whole, and never copies a large table.
+                # A sample estimates the scale well enough, without a copy of a large table.
                 rows = embedding(torch.randperm(vocabulary, device=device)[:4096]).float()
                 drawn: Tensor = torch.randn(tokens, rows.shape[1], device=device) * rows.std() + rows.mean()
                 return drawn
@@ -245,7 +245,10 @@ def initial_prompt(
             case TextInit():
                 if not text_ids:
                     raise ConfigError(
-                        f"init.text {config.text!r} gave no tokens; pass the tokenizer, or other words"
+                        "prompt.init.text",
+                        got=f"{config.text!r}, which has no tokens",
+                        expected="words that the tokenizer knows",
+                        remedy="pass the tokenizer, or give other words",
                     )
                 ids = torch.tensor(text_ids, device=device).repeat(-(-tokens // len(text_ids)))[:tokens]
             case _:

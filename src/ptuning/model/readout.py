@@ -1,7 +1,7 @@
-"""Readouts: what of the hidden states a head reads.
+"""Readouts: they select or pool the hidden states for the head.
 
-A readout is a part of the pass (``layer_parts.py``): it sees every layer's input, and then reads the last
-layer's output, before any final norm. The backbone applies its final norm to what was read
+A readout is a part of the forward pass (``layer_parts.py``): it sees every layer's input, and then reads the
+last layer's output, before any final norm. The backbone applies its final norm to the result
 (:meth:`~ptuning.model.backbone.Backbone.finish`), and the task's head turns that into logits.
 
 Shapes: B rows, T tokens, H hidden size, L layers, s the first prompted layer, Q queries.
@@ -20,7 +20,7 @@ from ptuning.model.similarity import pair_similarity
 
 
 class Readout(LayerPart):
-    """One per pass; it may keep what it saw of the layers."""
+    """One per forward pass; it may store what it saw of the layers."""
 
     @abstractmethod
     def read(self, states: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Mean(Readout):
 
 
 class LayerMix(Readout):
-    """A weighted sum over layers of mean, maximum and what queries find among the tokens.
+    """A weighted sum over layers: of the mean, the maximum and the attention-pooled tokens of each query.
 
     It covers the input of layer s, its output and that of each layer above; see
     :func:`~ptuning.model.pooling.weighted_pool`.

@@ -29,9 +29,9 @@ class SavingMixin(TaskModule):
         """The task as plain data: what :meth:`save_pretrained` writes.
 
         Args:
-            values: Other values for all :meth:`task_parameters`, such as those of an earlier step.
-            metrics: As :meth:`save_pretrained` takes them.
-            extra: As :meth:`save_pretrained` takes it.
+            values: Other values of all :meth:`task_parameters`, such as those of an earlier step.
+            metrics: See :meth:`save_pretrained`.
+            extra: See :meth:`save_pretrained`.
         """
         task = self.twin(backbone=False) if values is None else self.with_values(values)
         with torch.no_grad():
@@ -75,8 +75,8 @@ class SavingMixin(TaskModule):
                 into the head, and what PEFT does not support is refused.
 
         Raises:
-            OutputError: it could not be written; what was there before is unchanged.
-            AdapterError: with ``peft``: what PEFT does not support, why, and the option to change.
+            OutputError: it could not be written; the previous contents are unchanged.
+            AdapterError: with ``peft``, something that PEFT does not support; names the option to change.
         """
         adapter = self.to_adapter(metrics=metrics, extra=extra)
         return adapters.save(adapters.for_peft(adapter) if peft else adapter, Path(folder))
@@ -133,7 +133,7 @@ class SavingMixin(TaskModule):
 def _same(
     adapter: adapters.Adapter, prompt: Tensor, units: Tensor | None, head: Mapping[str, Tensor]
 ) -> bool:
-    """Whether these are the adapter's own values."""
+    """Whether these values are the same as the adapter's."""
     pairs = [(adapter.prompt_tensor, prompt)]
     pairs += [(adapter.head[name], value) for name, value in head.items() if name in adapter.head]
     if units is not None and adapter.units is not None:

@@ -1,8 +1,8 @@
-"""Reading a backbone's folder or repository: any damage becomes one sentence that says which part.
+"""Checks a backbone's folder or repository, and turns any damage into one error that names the damaged part.
 
 transformers reads configuration, weights and tokenizer, and raises all kinds of errors: a ``KeyError`` for an
-unknown activation, the safetensors library's own error, a bare ``Exception``. :func:`reading` is the one
-place that turns them into an error of ours.
+unknown activation, the safetensors library's own error, a plain ``Exception``. :func:`reading` is the only
+place that turns them into errors of ptuning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FILES: Mapping[Part, str] = {
 _POOLING = "1_Pooling/config.json"
 """sentence-transformers' file about pooling."""
 
-_MOST: Mapping[str, int] = {
+_MAXIMA: Mapping[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1_000),
     **dict.fromkeys(("hidden_size", "n_embd", "dim", "embedding_size", "word_embed_proj_dim"), 1_000_000),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "hidden_dim", "n_inner"), 10_000_000),
@@ -41,8 +41,8 @@ _MOST: Mapping[str, int] = {
     "vocab_size": 100_000_000,
     "num_labels": 1_000_000,
 }
-"""Far above any real model. transformers would build for hours, or use all memory, and then fail."""
-_LARGEST = 2**36
+"""Bounds far above any real model. Beyond them, transformers would use all memory, or build for hours."""
+_MAX_TABLE = 2**36
 """The maximum number of parameters of an embedding table: 256 GiB."""
 
 
@@ -51,9 +51,9 @@ def reading(name: str, source: str, part: Part, *, hint: str = "") -> Iterator[N
     """Turn any error in the ``with`` block into one that says which part of the backbone could not be read.
 
     Args:
-        name: The backbone, as the user calls it.
-        source: What is loaded: a folder, or a Hub id.
-        hint: A further remedy, as the end of a sentence.
+        name: The backbone's name, as the user gave it.
+        source: The folder or Hub id that is loaded.
+        hint: A further remedy.
 
     Raises:
         BackboneNotFound: in place of every error except ours, out of memory and an interrupt.
@@ -64,7 +64,7 @@ def reading(name: str, source: str, part: Part, *, hint: str = "") -> Iterator[N
         raise
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a panic of the tokenizers library is not an Exception
+    except BaseException as error:  # a panic in the tokenizers library is a BaseException
         if out_of_memory(error):
             raise
         raise _unreadable(name, source, part, error, hint) from error
@@ -75,23 +75,25 @@ def _unreadable(
 ) -> BackboneNotFound | UnsupportedBackbone:
     local = _is_there(source)
     reason, shown = first_line(error)[:300], shortened(name)
-    if not local and isinstance(error, OSError | ValueError):  # most often not found
+    problem = f"backbone {shown} could not be loaded"
+    if not local and isinstance(error, OSError | ValueError):  # usually it does not exist
         return BackboneNotFound(
-            f"backbone {shown} could not be loaded: {reason}{hint}. Expected a folder with config.json "
-            "and model.safetensors, a Hub id such as 'roberta-base' (with a connection, or already in the "
-            "cache), or 'demo' for the embedded MiniLM. If an adapter names it, say where it is here with "
-            "--backbone (in Python: backbone=…)"
+            f"{problem}: {reason}",
+            expected="a folder with config.json and model.safetensors, a Hub id such as 'roberta-base' "
+            "(with a connection, or already in the cache), or 'demo' for the embedded MiniLM",
+            remedy=f"{hint}if an adapter names it, say where it is with --backbone (in Python: backbone=…)",
         )
     kind = type(error).__name__
     if isinstance(error, ImportError):
         return BackboneNotFound(
-            f"backbone {shown} could not be loaded: its {part} needs a package that is not installed "
-            f"({reason}); install it, or name another backbone"
+            f"{problem}: its {part} needs a package that is not installed ({reason})",
+            remedy="install it, or name another backbone",
         )
     where = "copy the folder again" if local else "delete it from the Hub's cache and download it again"
     return BackboneNotFound(
-        f"backbone {shown} could not be loaded: its {part} ({_FILES[part]}) is damaged, or of a kind that "
-        f"transformers does not know ({kind}: {reason}){hint}; {where}, or name another backbone"
+        f"{problem}: its {part} ({_FILES[part]}) is damaged, or of a kind that transformers does not know "
+        f"({kind}: {reason})",
+        remedy=f"{hint}{where}, or name another backbone",
     )
 
 
@@ -104,15 +106,15 @@ def _is_there(source: str) -> bool:
 
 
 def check_folder(name: str, source: str) -> None:
-    """Refuse a folder with a pipe or a device in place of a file: reading it might never end.
+    """Refuse a folder with a pipe or a device in place of a file, because reading it might never end.
 
     Raises:
-        BackboneNotFound: says which file.
+        BackboneNotFound: names the file.
     """
     try:
         children = [*Path(source).iterdir(), Path(source) / _POOLING] if Path(source).is_dir() else []
     except (OSError, ValueError):
-        return  # transformers will say what is wrong with it
+        return  # transformers will report the error
     for child in children:
         if is_special(child):
             raise BackboneNotFound(
@@ -122,30 +124,32 @@ def check_folder(name: str, source: str) -> None:
 
 
 def check_config(name: str, source: str, **options: Any) -> None:
-    """Read the configuration as plain JSON, and refuse what transformers should not try to build.
+    """Read the configuration as plain JSON, and refuse models that transformers should not try to build.
 
     Args:
         options: As transformers' ``from_pretrained`` takes them: ``revision``, ``token``, …
 
     Raises:
         UnsupportedBackbone: an architecture that is not in the table.
-        Exception: no such model, not JSON, absurd sizes; :func:`reading` translates it.
+        Exception: no such model, not JSON, absurd sizes; :func:`reading` turns it into an error of ptuning.
     """
     if (file := Path(source) / "config.json").is_file():
-        parse_json(read_regular(file, MAX_JSON_BYTES))  # before transformers, which reads any size and depth
+        parse_json(
+            read_regular(file, MAX_JSON_BYTES)
+        )  # before transformers, which has no limits on size and depth
     values, _ = PreTrainedConfig.get_config_dict(source, **options)
     if not isinstance(values, dict):
         raise TypeError(f"it is a {type(values).__name__}, expected a JSON object")
     kind = values.get("model_type")
     if isinstance(kind, str) and kind not in ARCHITECTURES:
         raise unsupported(name, kind)
-    for field, most in _MOST.items():
+    for field, maximum in _MAXIMA.items():
         value = values.get(field)
-        if isinstance(value, int) and value > most:
-            raise ValueError(f"{field} is {str(value)[:30]}, expected at most {most}")
+        if isinstance(value, int) and value > maximum:
+            raise ValueError(f"{field} is {str(value)[:30]}, expected at most {maximum}")
     width = max((_int(values.get(field)) for field in ("hidden_size", "n_embd", "dim")), default=0)
     for field in ("vocab_size", "max_position_embeddings", "n_positions"):
-        if _int(values.get(field)) * width > _LARGEST:
+        if _int(values.get(field)) * width > _MAX_TABLE:
             raise ValueError(
                 f"{field} is {values[field]}, which makes a table of {values[field]} × {width} parameters"
             )
@@ -154,8 +158,9 @@ def check_config(name: str, source: str, **options: Any) -> None:
 def unsupported(name: str, kind: Any) -> UnsupportedBackbone:
     """The error for a ``model_type`` that is not in the table."""
     return UnsupportedBackbone(
-        f"{name}: {str(kind)[:100]!r} is not supported; expected one of {', '.join(ARCHITECTURES)} "
-        "(docs/backbones.md)"
+        f"{name}: this architecture is not supported",
+        got=repr(str(kind)[:100]),
+        expected=f"one of {', '.join(ARCHITECTURES)} (docs/backbones.md)",
     )
 
 
@@ -166,7 +171,7 @@ def _int(value: Any) -> int:
 def pooling(
     name: str, source: str, revision: str | None, token: str | bool | None, *, cached_only: bool
 ) -> Literal["native", "mean"]:
-    """A sentence embedding model's own pooling, if that is the mean; ``native`` for all other models.
+    """``mean`` for a sentence embedding model with mean pooling; ``native`` for all other models.
 
     Raises:
         BackboneNotFound: its file cannot be read.

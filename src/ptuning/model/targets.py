@@ -1,9 +1,9 @@
 """The labels of a batch, checked against the task, and their loss.
 
-Type and shape are always checked: that costs nothing. Values are checked where that is free, on the CPU. On
-an accelerator a check would make the program wait for the device at every step, and a class index out of
-range would end the process's use of it; there wrong values are replaced and the loss becomes NaN, after which
-:func:`refuse` says what they were.
+Type and shape are always checked, because that is cheap. Values are checked before the loss on the CPU only.
+On an accelerator, the check would synchronise with the device at every step, and without it a class index out
+of range would make the device unusable for the process. So there, wrong values are replaced and the loss
+becomes NaN; :func:`refuse` then reports the values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def as_targets(labels: object, logits: Tensor, task: Task) -> Tensor:
     """``labels`` as the loss takes them: ``[B]`` class indices, ``[B]`` or ``[B, C]`` floats.
 
     Args:
-        labels: As the model was given them.
+        labels: As they were passed to the model.
         logits: ``[B, C]``.
         task: What the labels mean.
 
@@ -38,10 +38,10 @@ def as_targets(labels: object, logits: Tensor, task: Task) -> Tensor:
 
 
 def refuse(targets: Tensor, task: Task) -> None:
-    """Say which value is wrong, if one is.
+    """Report the first wrong value, if there is one.
 
     Raises:
-        DataError: it is out of range, or not finite.
+        DataError: a value is out of range, or not finite.
     """
     bad = ~task.kind.valid(targets, task)
     if not bool(bad.any()):
@@ -53,10 +53,10 @@ def refuse(targets: Tensor, task: Task) -> None:
 
 
 def loss_of(logits: Tensor, labels: object, task: Task, weights: Tensor | None) -> Tensor:
-    """As :meth:`~ptuning.model.ptuning.PTuningModel.loss` says.
+    """The implementation of :meth:`~ptuning.model.ptuning.PTuningModel.loss`.
 
     Args:
-        weights: What :func:`ptuning.model.tasks.class_weights_of` gives.
+        weights: From :func:`ptuning.model.tasks.class_weights_of`.
     """
     kind, targets = task.kind, as_targets(labels, logits, task)
     if targets.device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The parts of a task, made for one backbone: prompt encoder, virtual units, head."""
+"""Creates the parts of a task for a backbone: prompt encoder, virtual units, head."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def make_head(
     """The task's head: a copy of the backbone's with ``num_labels`` outputs.
 
     Args:
-        given: Values that replace the backbone's, by name, or further parameters for the task to have of its
-            own.
+        given: Values that replace the backbone's, by name, or further parameters that the task gets.
     """
     head = Head(
         {
@@ -44,7 +43,7 @@ def make_head(
 def make_deep(backbone: Backbone, config: DeepPrompt) -> tuple[PromptEncoder, Embedding | None]:
     """The encoder of a deep prompt, and its virtual units if it has any.
 
-    Both are drawn on the CPU, so they do not depend on the device.
+    The random values are generated on the CPU, so they do not depend on the device.
     """
     layers = backbone.num_layers - config.first_layer
     shape = (layers, 2, config.num_virtual_tokens, backbone.key_value_size)
@@ -77,7 +76,7 @@ def anchors_of(
         given: The ids, if they are known already.
 
     Raises:
-        ConfigError: more or fewer than the template has.
+        ConfigError: their number differs from the template's.
     """
     pieces: list[Insertion] = [piece for piece in config.insertions if piece.anchor]
     if given is None:
@@ -92,7 +91,7 @@ def anchors_of(
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str) -> list[int]:
-    """The tokens of ``text`` without special ones; ``option`` names it in an error."""
+    """The ids of ``text`` without special tokens; ``option`` is for the error message."""
     if tokenizer is None:
         raise ConfigError(
             option,

@@ -16,7 +16,7 @@ from ptuning.task import Task
 
 
 def task_of(config: Any) -> Task:
-    """The task as a backbone's configuration says it: number and names of labels, kind."""
+    """The task in a backbone's configuration: number and names of labels, kind."""
     count = int(config.num_labels)
     kind = kind_of_config(config.problem_type, count)
     numbers = kind.numbered_labels(
@@ -29,26 +29,26 @@ def task_of(config: Any) -> Task:
 
 
 def label_names(config: Any) -> tuple[str, ...]:
-    """The names of the labels in a backbone's ``config.id2label``; none where they are only numbered."""
+    """The names of the labels in a backbone's ``config.id2label``; empty if they are only numbered."""
     count = int(config.num_labels)
     names = tuple(str(config.id2label.get(i)) for i in range(count))
-    plain = names == tuple(f"LABEL_{i}" for i in range(count))
-    return () if plain or len(set(names)) < count else names
+    numbered = names == tuple(f"LABEL_{i}" for i in range(count))
+    return () if numbered or len(set(names)) < count else names
 
 
 def is_numbered(task: Task) -> bool:
-    """Whether the task's labels have no names: they are 0 to C-1."""
-    numbers = all(type(label) is int for label in task.labels)  # True is 1 as well, and has a name
+    """Whether the task's labels are the numbers 0 to C-1, without names."""
+    numbers = all(type(label) is int for label in task.labels)  # not isinstance, because True == 1
     return numbers and task.labels == tuple(range(task.num_labels))
 
 
 def new_task(config: Any, num_labels: int | None, problem_type: str | None) -> Task:
-    """The task of a model on a backbone: what the user says, and for the rest what its configuration says.
+    """The task of a model on a backbone. What the user leaves out is taken from the configuration.
 
-    Its labels have the names in the configuration, if it has as many.
+    The labels have the names in the configuration, if the number of labels is the same.
 
     Raises:
-        ConfigError: as :func:`plain_task`.
+        ConfigError: as :func:`plain_task` raises it.
     """
     if num_labels is None and problem_type is None:
         return task_of(config)
@@ -60,7 +60,7 @@ def new_task(config: Any, num_labels: int | None, problem_type: str | None) -> T
 
 
 def width_of(problem_type: str | None) -> int | None:
-    """The number of logits of every task of a kind; ``None`` if its tasks differ.
+    """The number of logits that all tasks of a kind have; ``None`` if it varies.
 
     Raises:
         ConfigError: a kind that does not exist.
@@ -69,11 +69,11 @@ def width_of(problem_type: str | None) -> int | None:
 
 
 MAX_LABELS = 1_000_000
-"""Each has a name, and a row of the head."""
+"""Each label has a name and a row of the head, so more would need too much memory."""
 
 
 def plain_task(num_labels: int, problem_type: str | None) -> Task:
-    """A task whose labels are numbers; without ``problem_type``, 1 means regression.
+    """A task with numbered labels; without ``problem_type``, 1 means regression.
 
     Raises:
         ConfigError: a kind that does not exist, or that cannot have so many logits.
@@ -92,8 +92,8 @@ def known_as(config: Any, task: Task) -> Any:
     """A copy of a backbone's configuration with the task's labels and kind."""
     named = copy.deepcopy(config)
     named.problem_type = task.kind.transformers_name
-    plain = not task.labels or is_numbered(task)
-    labels = [f"LABEL_{i}" for i in range(task.num_labels)] if plain else [str(x) for x in task.labels]
+    unnamed = not task.labels or is_numbered(task)
+    labels = [f"LABEL_{i}" for i in range(task.num_labels)] if unnamed else [str(x) for x in task.labels]
     named.id2label = dict(enumerate(labels))
     named.label2id = {label: i for i, label in named.id2label.items()}
     return named
@@ -103,7 +103,7 @@ def class_weights_of(weights: Sequence[float] | None, task: Task) -> Tensor | No
     """The loss weight per class, ``[C]`` in fp32, from a user's numbers.
 
     Raises:
-        ConfigError: not one number above 0 for each class.
+        ConfigError: anything except one number above 0 per class.
     """
     if weights is None:
         return None
@@ -118,4 +118,4 @@ def class_weights_of(weights: Sequence[float] | None, task: Task) -> Tensor | No
 
 def no_classes(option: str, task: Task) -> ConfigError:
     """The error for class weights of a task without classes."""
-    return ConfigError(f"{option}: a {task.kind.title} has no classes; leave it out")
+    return ConfigError(f"{option}: a {task.kind.title} has no classes", remedy="leave it out")

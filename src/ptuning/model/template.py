@@ -110,7 +110,11 @@ def _parse(template: str) -> list[Insertion]:
     coming = [*texts, "end"]  # the landmark that the next piece is inserted before
     for literal, slot in zip(parts[0::2], [*slots, ""], strict=True):
         if "{" in literal or "}" in literal:
-            raise ConfigError(f"template {template!r}: unmatched brace near {literal.strip()!r}")
+            raise ConfigError(
+                f"template {template!r}",
+                got=f"an unmatched brace near {literal.strip()!r}",
+                expected="slots such as {prompt:4} and {text_a}",
+            )
         if literal.strip():
             found.append(Insertion(before=Landmark(coming[0]), anchor=literal.strip()))
         if slot in ("text_a", "text_b"):
@@ -118,7 +122,12 @@ def _parse(template: str) -> list[Insertion]:
         elif slot:
             found.append(Insertion(before=Landmark(coming[0]), tokens=_count(slot, template)))
     if not any(piece.tokens for piece in found):
-        raise ConfigError(f"template {template!r} has no {{prompt:N}}, so nothing would be trained")
+        raise ConfigError(
+            f"template {template!r}",
+            got="no {prompt:N}",
+            expected="at least one",
+            remedy="without it nothing is trained",
+        )
     return found
 
 

@@ -1,6 +1,6 @@
-"""Callbacks: what may watch, stop, save or log a run while it trains.
+"""Callbacks: they can watch, stop, save or log a run while it trains.
 
-The console, checkpoint writing and early stopping are callbacks themselves, in the same list as a user's.
+The console, checkpoint writing and early stopping are callbacks, too, in the same list as a user's.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class RunState:
-    """What a callback sees of a run, and what it may ask of it.
+    """The state of a run that a callback can read, and flags that it can set.
 
     Attributes:
         model: The model that is trained.
-        plan: What was decided before the first step; ``plan.fit`` has every option.
+        plan: The decisions before the first step; ``plan.fit`` has every option.
         total_steps: Optimizer steps of the run.
-        loss: Of the last step; ``None`` before the first.
+        loss: The loss of the last step; ``None`` before the first.
         learning_rates: By parameter group, ``prompt`` and ``head``.
-        folder: Where the run's files are; ``None`` if nothing is written.
+        folder: The folder of the run's files; ``None`` if nothing is written.
         is_main_process: Whether this process writes files. Callbacks run in every process.
-        result: What the run found; only in ``on_train_end``.
-        log_history: What :meth:`log` was given, with step and epoch.
-        should_stop: Set it to end the run after this step. It is evaluated once more, and the best
+        result: The result of the run; only in ``on_train_end``.
+        log_history: The values passed to :meth:`log`, with step and epoch.
+        should_stop: Set it to end the run after this step. The model is evaluated once more, and the best
             checkpoints are kept, as at the end of any run.
-        should_save: Set it to write a checkpoint now. Without an output folder there is none to write.
+        should_save: Set it to write a checkpoint now. It has no effect without an output folder.
         should_evaluate: Set it to evaluate now.
     """
 
@@ -77,7 +77,7 @@ class RunState:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Of the last evaluation; empty before the first."""
+        """The metrics of the last evaluation; empty before the first."""
         return self._position.history[-1].metrics if self._position.history else {}
 
     @property
@@ -87,7 +87,7 @@ class RunState:
 
     @property
     def metric(self) -> str:
-        """The metric that decides which evaluation is the best."""
+        """The metric that selects the best evaluation."""
         return self.plan.select.metric
 
     @property
@@ -114,8 +114,8 @@ class RunState:
 class Callback:
     """Override what you need; every method does nothing by default.
 
-    What a callback raises ends the run and reaches the caller unchanged. The last checkpoint stays, and the
-    run can be resumed from it. Callbacks run in every process of a distributed run.
+    An exception in a callback ends the run and reaches the caller unchanged. The last checkpoint is kept, and
+    the run can be resumed from it. Callbacks run in every process of a distributed run.
     """
 
     def on_train_begin(self, state: RunState) -> None:
@@ -125,7 +125,7 @@ class Callback:
         """After an optimizer step."""
 
     def on_evaluate(self, state: RunState) -> None:
-        """After an evaluation on the validation rows; ``state.metrics`` has what was measured."""
+        """After an evaluation on the validation rows; ``state.metrics`` has its metrics."""
 
     def on_epoch_end(self, state: RunState) -> None:
         """After an epoch's last step, before the evaluation that may follow it."""
@@ -134,7 +134,7 @@ class Callback:
         """After a checkpoint was written."""
 
     def on_train_end(self, state: RunState) -> None:
-        """At the end of a run that was not interrupted: ``state.result`` is there, the adapter is saved."""
+        """At the end of a run without an interruption: ``state.result`` is set, the adapter is saved."""
 
     def on_log(self, state: RunState, values: Mapping[str, float]) -> None:
         """A callback called ``state.log(values)``."""
@@ -143,15 +143,15 @@ class Callback:
         """The run ends with an exception, an interruption included."""
 
     def on_message(self, message: str) -> None:
-        """Something that the user should know, in a sentence."""
+        """A message for the user, in one sentence."""
 
     def on_progress(self, what: str, done: int, total: int) -> None:
-        """Before the first step: ``done`` of ``total``, of the texts whose frozen layers are computed
-        (``what`` is ``stem``) or of the rows that the head is fitted to (``head``).
+        """Before the first step: ``done`` of ``total`` texts have passed the frozen layers below the prompt
+        (``what`` is ``stem``), or ``done`` of ``total`` rows are ready for fitting the head (``head``).
         """
 
     def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
-        """In :func:`ptuning.train_several`: run ``number`` of ``count`` is next, or was finished before."""
+        """In :func:`ptuning.train_several`: run ``number`` of ``count`` starts, or was finished before."""
 
     def on_trial_begin(self, number: int, count: int, steps: int) -> None:
         """In :func:`ptuning.train_search`: a trial of ``steps`` optimizer steps starts."""
@@ -164,7 +164,7 @@ class Callback:
 
 
 class CallbackList(Callback):
-    """Several callbacks as one: each is called in order."""
+    """Several callbacks as one; they are called in order."""
 
     def __init__(self, callbacks: Iterable[Callback]) -> None:
         self.callbacks = tuple(callbacks)
@@ -232,7 +232,7 @@ class EarlyStopping(Callback):
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
-    def on_train_begin(self, state: RunState) -> None:  # resumed between its last evaluation and its end
+    def on_train_begin(self, state: RunState) -> None:  # the run may be resumed after its last evaluation
         self.on_evaluate(state)
 
     def on_evaluate(self, state: RunState) -> None:
@@ -244,7 +244,7 @@ class CheckpointWriter(Callback):
     """Writes a checkpoint after each evaluation, and whenever a callback asks for one.
 
     Args:
-        write: Writes it.
+        write: The function that writes it.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
@@ -258,10 +258,10 @@ class CheckpointWriter(Callback):
 
 
 def checked_callbacks(callbacks: Iterable[Callback] | None) -> CallbackList:
-    """A user's ``callbacks=``.
+    """A user's ``callbacks=`` as a list.
 
     Raises:
-        ConfigError: something else than instances of :class:`Callback`.
+        ConfigError: something is not an instance of :class:`Callback`.
     """
     given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
     for each in given:

@@ -1,6 +1,6 @@
-"""Checkpoints that can be gone on from, to the bit: safetensors and JSON, never pickle.
+"""Checkpoints: a run resumed from one gives the same result to the bit. Safetensors and JSON, never pickle.
 
-A checkpoint is the adapter folder of the best task so far, usable as it is, plus ``resume/``:
+A checkpoint is the adapter folder of the best evaluation so far, ready to use, plus ``resume/``:
 
 ``resume/state.json``
     position in the data, evaluations so far, the configuration and a digest of the data;
@@ -39,20 +39,20 @@ Kept = dict[int, dict[str, Tensor]]
 
 @dataclass(kw_only=True)
 class Position:
-    """How far a run is. The one mutable thing of the loop besides the model and the optimizer.
+    """How far a run is: the only mutable state of the loop besides the model and the optimizer.
 
     Attributes:
         epoch: Epochs done.
-        batch: Batches done in the epoch after those.
+        batch: Batches done in the current epoch.
         step: Optimizer steps done.
-        loss_sum: Of the training rows since the last evaluation.
-        loss_rows: How many those were.
-        stale: Evaluations since the best.
+        loss_sum: Sum of the training rows' losses since the last evaluation.
+        loss_rows: The number of those rows.
+        stale: Evaluations since the best one.
         seconds: Wall time so far.
-        train_seconds: Of it, in training steps.
+        train_seconds: The part of it that was spent in training steps.
         rows: Training rows seen so far.
         history: Every evaluation so far.
-        best: The index of the best of them.
+        best: The index of the best evaluation.
     """
 
     epoch: int = 0
@@ -68,7 +68,7 @@ class Position:
     best: int | None = None
 
     def took(self, loss: float, rows: int, *, batches: int, seconds: float) -> None:
-        """Count an optimizer step over so many batches and rows, with this mean loss."""
+        """Count an optimizer step over ``batches`` and ``rows``, with the mean loss ``loss``."""
         self.batch += batches
         self.step += 1
         self.loss_sum += loss * rows
@@ -77,14 +77,14 @@ class Position:
         self.train_seconds += seconds
 
     def possible(self, batches: Sequence[int], steps: int) -> bool:
-        """Whether a run of so many batches in each epoch, and of so many steps, can be there."""
+        """Whether a run with ``batches`` per epoch and ``steps`` in all can have this position."""
         if self.epoch == len(batches):
             return self.batch == 0 and self.step == steps and self.best is not None
         return self.epoch < len(batches) and self.batch < batches[self.epoch] and self.step < steps
 
 
 def data_digest(*splits: Sequence[TokenRow]) -> str:
-    """What tells one data set from another: a run goes on only on the rows that it began with."""
+    """A digest of the rows: a run can only be resumed on the rows that it started with."""
     digest = hashlib.sha256()
     for rows in splits:
         digest.update(str(len(rows)).encode())
@@ -102,11 +102,11 @@ def save(
     kept: Mapping[int, Mapping[str, Tensor]],
     setting: Mapping[str, Any],
 ) -> None:
-    """Write the checkpoint, whole or not at all.
+    """Write the checkpoint, completely or not at all.
 
     Args:
         kept: The task's parameters at the best evaluations, ``position.best`` among them.
-        setting: What has to be the same for the run to go on.
+        setting: What must be the same when the run is resumed.
     """
     parameters = model.task_parameters()
     now = {name: value.detach().clone() for name, value in parameters.items()}
@@ -134,11 +134,11 @@ def save(
 def load(
     folder: Path, *, model: PTuningModel, optimizer: torch.optim.Optimizer, setting: Mapping[str, Any]
 ) -> tuple[Position, Kept]:
-    """Put model, optimizer and generators back where the run was; return its position and its best tasks.
+    """Restore model, optimizer and random generators; return the run's position and its best parameters.
 
     Raises:
-        AdapterError: no checkpoint there, one altered or cut short, or one that no run of this version wrote.
-        ConfigError: the configuration or the data are not those the run began with.
+        AdapterError: no checkpoint there, one that was altered or cut short, or one of another version.
+        ConfigError: the configuration or the data have changed since the run started.
     """
     listed = adapters.verify(folder)
     try:
@@ -149,17 +149,17 @@ def load(
         tensors = load_file(folder / TENSORS)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise cannot_resume(folder, error) from error
-    began_with = as_now(state.setting)
-    refuse_changes(began_with, setting)
-    own = setting.get("optimizer") is not None  # a user's, with a state that only it knows
+    started_with = as_now(state.setting)
+    refuse_changes(started_with, setting)
+    custom = setting.get("optimizer") is not None  # a user's optimizer, whose state has any form
     try:
-        if missing := sorted(setting.keys() - began_with.keys()):
-            raise ValueError(f"{STATE} does not say with what {missing[0]} the run began")
-        looks = _looks(state.position, tensors)
+        if missing := sorted(setting.keys() - started_with.keys()):
+            raise ValueError(f"{STATE} has no {missing[0]}, so whether it has changed is unknown")
+        kept_at = _kept_evaluations(state.position, tensors)
         parameters = model.task_parameters()
-        if own:
+        if custom:
             optimizer_state.check(optimizer, parameters, tensors, state.optimizer)
-        _check_tensors(parameters, tensors, looks, state.position.step, own_optimizer=own)
+        _check_tensors(parameters, tensors, kept_at, state.position.step, custom_optimizer=custom)
         _set_generators(tensors)
     except (ValueError, RuntimeError) as error:
         raise cannot_resume(folder, error) from error
@@ -167,34 +167,42 @@ def load(
     optimizer_state.restore(optimizer, parameters, tensors, state.optimizer)
     history = [Evaluation(**dict(each)) for each in state.position.history]
     position = Position(**{**dict(state.position), "history": history})
-    kept = {look: _under(f"kept.{look}.", tensors) for look in looks}
+    kept = {index: _under(f"kept.{index}.", tensors) for index in kept_at}
     return position, {
-        look: {name: value.to(model.device) for name, value in values.items()}
-        for look, values in kept.items()
+        index: {name: value.to(model.device) for name, value in values.items()}
+        for index, values in kept.items()
     }
 
 
-def refuse_changes(began_with: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
-    """Refuse to go on with another setting than a run began with.
+def refuse_changes(started_with: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
+    """Refuse to resume with another setting than the run started with.
 
     Raises:
-        ConfigError: the first difference.
+        ConfigError: names the first difference.
     """
-    for key, then in began_with.items():
+    for key, then in started_with.items():
         if key in setting and (now := json.loads(json.dumps(setting[key]))) != then:
-            what = (
-                f"{key}: the run started with {then!r}, got {now!r}"
-                if key != "data"
-                else "the data has changed"
-            )
-            raise ConfigError(f"cannot resume: {what}; use the same configuration, or {START_AGAIN}")
+            raise changed(key, then, now, "the run")
+
+
+def changed(key: str, then: Any, now: Any, what: str) -> ConfigError:
+    """The error for a setting that has changed since ``what`` (a run, a search) started."""
+    remedy = f"use the same configuration, or {START_AGAIN}"
+    if key == "data":
+        return ConfigError("cannot resume: the data has changed", remedy=remedy)
+    return ConfigError(
+        f"cannot resume with another {key}",
+        got=repr(now),
+        expected=f"{then!r}, as when {what} started",
+        remedy=remedy,
+    )
 
 
 def as_now(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting with options by today's names, and those that the version before did not have."""
-    before = {"loss": None, "optimizer": None, "lr_scheduler": None, "fit.greater_is_better": None}
-    old = {f"fit.{name}": f"fit.{now}" for name, now in OLD_NAMES.items()}
-    return {**before, **{old.get(name, name): value for name, value in setting.items()}}
+    """A stored setting with the options' current names, and with options that were added later."""
+    added = {"loss": None, "optimizer": None, "lr_scheduler": None, "fit.greater_is_better": None}
+    current = {f"fit.{old}": f"fit.{new}" for old, new in OLD_NAMES.items()}
+    return {**added, **{current.get(name, name): value for name, value in setting.items()}}
 
 
 def restore(model: PTuningModel, values: Mapping[str, Tensor]) -> None:
@@ -210,15 +218,15 @@ def snapshot(model: PTuningModel) -> dict[str, Tensor]:
 
 
 def mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Of several copies of the task's parameters."""
+    """The mean of several copies of the task's parameters."""
     return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
 
-# ------------------------------------------------------------------------- what stands in resume/
+# ----------------------------------------------------------------------- the files in resume/
 
 
 class _Record(BaseModel):
-    """What JSON has to hold, and nothing else."""
+    """JSON with exactly these fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -267,55 +275,58 @@ class _State(_Record):
         return state
 
 
-def _looks(position: _Position, tensors: Mapping[str, Tensor]) -> list[int]:
-    """The evaluations whose parameters are kept."""
+def _kept_evaluations(position: _Position, tensors: Mapping[str, Tensor]) -> list[int]:
+    """The indices of the evaluations for which parameters are kept."""
     names = {name.split(".")[1] for name in tensors if name.startswith("kept.")}
     possible = {str(index) for index in range(len(position.history))}
     if strange := sorted(names - possible):
-        raise ValueError(f"{TENSORS} has parameters of an evaluation {strange[0]!r}, which there was not")
-    looks = sorted(map(int, names))
-    if position.best is not None and position.best not in looks:
-        raise ValueError("it is another version's, and holds no best evaluations")
-    return looks
+        raise ValueError(
+            f"{TENSORS} has parameters of an evaluation {strange[0]!r} that is not in the history"
+        )
+    kept = sorted(map(int, names))
+    if position.best is not None and position.best not in kept:
+        raise ValueError("another version wrote it, and it has no parameters of the best evaluations")
+    return kept
 
 
 def _check_tensors(
     parameters: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
-    looks: Sequence[int],
+    kept: Sequence[int],
     step: int,
     *,
-    own_optimizer: bool = False,
+    custom_optimizer: bool = False,
 ) -> None:
-    """Compare every tensor of the checkpoint with what :func:`save` writes of these parameters at a step.
+    """Check that the checkpoint has the tensors that :func:`save` writes for these parameters at ``step``.
 
     Args:
-        own_optimizer: A user's, so that its tensors have been checked already.
+        kept: The indices of the evaluations for which parameters are kept.
+        custom_optimizer: Whether the optimizer is a user's; its tensors have been checked already.
     """
-    if own_optimizer:
+    if custom_optimizer:
         tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
     wanted = {f"now.{name}": like for name, like in parameters.items()}
-    wanted |= {f"kept.{look}.{name}": like for look in looks for name, like in parameters.items()}
-    for name, like in parameters.items():  # one that has not been stepped yet has no moments
+    wanted |= {f"kept.{index}.{name}": like for index in kept for name, like in parameters.items()}
+    for name, like in parameters.items():  # moments exist only after the first step
         if _under(f"optimizer.{name}/", tensors):
             moments = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
             wanted |= {f"optimizer.{name}/{key}": value for key, value in moments.items()}
     generators = {name for name in tensors if name in ("rng.cpu", "rng.cuda")}
     if different := sorted((wanted.keys() | {"rng.cpu"}) ^ (tensors.keys() - (generators - {"rng.cpu"}))):
-        what = "lacks" if different[0] not in tensors else "has, of another task,"
+        what = "lacks" if different[0] not in tensors else "has a tensor of another task:"
         raise ValueError(f"{TENSORS} {what} {different[0]}")
     for name, like in wanted.items():
         found = tensors[name]
         if (found.shape, found.dtype) != (like.shape, like.dtype):
             raise ValueError(
-                f"{name} is {_kind(found)}, expected {_kind(like)}: it is another version's, or was altered"
+                f"{name} is {_kind(found)}, expected {_kind(like)}: it was altered, or is another version's"
             )
         if not bool(found.isfinite().all()) or (
             name.endswith(("/exp_avg_sq", "/step")) and (found < 0).any()
         ):
-            raise ValueError(f"{name} has values that no healthy run has: NaN, infinite or negative")
-    if step and not own_optimizer and not any(name.startswith("optimizer.") for name in tensors):
-        raise ValueError(f"{TENSORS} has no moments of the optimizer, expected those of {step} steps")
+            raise ValueError(f"{name} has values that no run can have: NaN, infinite or negative")
+    if step and not custom_optimizer and not any(name.startswith("optimizer.") for name in tensors):
+        raise ValueError(f"{TENSORS} has no optimizer moments, expected those of {step} steps")
     for name in generators:
         if tensors[name].dtype != torch.uint8 or tensors[name].dim() != 1:
             raise ValueError(f"{name} is {_kind(tensors[name])}, expected the state of a random generator")
@@ -326,19 +337,21 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _set_generators(tensors: Mapping[str, Tensor]) -> None:
-    """Raises ``RuntimeError`` or ``ValueError`` of a state that this version of torch cannot take."""
+    """Raises ``RuntimeError`` or ``ValueError`` for a state that this version of torch cannot load."""
     cpu, before = tensors["rng.cpu"], torch.get_rng_state()
     if cpu.shape != before.shape:
-        raise ValueError(f"rng.cpu has {len(cpu)} bytes, expected {len(before)}; another torch wrote it")
+        raise ValueError(
+            f"rng.cpu has {len(cpu)} bytes, expected {len(before)}; another version of torch wrote it"
+        )
     torch.set_rng_state(cpu)
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
 
 
 def cannot_resume(folder: Path, error: Exception | str) -> AdapterError:
-    """The error that says why, and what to do."""
+    """The error for a checkpoint that cannot be used; says why and what to do."""
     why = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
-    return AdapterError(f"{folder} cannot be resumed from: {why}; {START_AGAIN}")
+    return AdapterError(f"cannot resume from {folder}: {why}", remedy=START_AGAIN)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The loss weight per class, as the configuration asks."""
+"""The class weights of the loss, from the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ptuning.training.config import FitConfig
 
 
 def class_weights(config: FitConfig, targets: np.ndarray[Any, Any], task: Task) -> tuple[float, ...] | None:
-    """The loss weight per class, ``[C]``, as the configuration asks.
+    """The loss weight per class, ``[C]``, that the configuration asks for.
 
     Raises:
         ConfigError: ``balanced`` for a task without classes.

@@ -1,7 +1,7 @@
-"""What a user writes to train: one file, or dotted options at the command line.
+"""The training configuration: one file, or dotted options at the command line.
 
-The classes are the configuration's only home: the command line, ``--print_config``, the docs' table
-and the checks all read them. Importing this module imports no torch.
+These classes are the only definition of the options: the command line, ``--print_config``, the table in the
+docs and the checks all read them. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ptuning.paths import local_path
 from ptuning.validation import Checked, Float, Int, OneOf, current_names, validated
 
 _FRACTION = 0.1
-"""Of the training rows, split off for validation."""
+"""The default share of the training rows that is split off for validation."""
 OLD_NAMES: Mapping[str, str] = {
     "epochs": "num_train_epochs",
     "accumulation": "gradient_accumulation_steps",
@@ -31,26 +31,26 @@ OLD_NAMES: Mapping[str, str] = {
     "warmup": "warmup_ratio",
     "schedule": "lr_scheduler_type",
 }
-"""Options of ``fit`` by their earlier names."""
+"""Earlier names of options of ``fit``, and the current ones."""
 
-# Bounds that no sane run meets: what is beyond them is a slip, and would end in an error far from here.
+# Bounds that no sensible run reaches: a value beyond them is a mistake, and is reported here.
 Epochs = Annotated[Int, Field(ge=1, le=100_000)]
 Steps = Annotated[Int, Field(ge=1, le=1_000_000_000)]
 Rate = Annotated[Float, Field(gt=0, le=1e30)]
-"""What fp32 can multiply; a learning rate that is far too high diverges, with an error that says so."""
+"""The bound is what fp32 can multiply. Below it, a learning rate that is too high diverges with an error."""
 Seed = Annotated[Int, Field(ge=0, lt=2**32)]
-"""What numpy's generators take."""
+"""The seeds that numpy accepts."""
 
 
 def _as_text(value: Any) -> Any:
-    """A number where text is expected, as YAML reads ``-1``, as text; a list's items too."""
+    """Turn a number into text, because YAML reads ``-1`` as a number; also inside a list."""
     if isinstance(value, list | tuple):
         return tuple(map(_as_text, value))
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_text)]
-"""One, several with commas between, or a list."""
+"""One name, several separated by commas, or a list."""
 
 
 class DataConfig(Checked):
@@ -116,11 +116,11 @@ class DataConfig(Checked):
 
 
 class FitConfig(Checked):
-    """How prompt and head are trained. What is left out is the recipe's choice: ``training/recipe.py``.
+    """How prompt and head are trained. The recipe (``training/recipe.py``) chooses what is left out.
 
-    Options are called as in transformers' ``TrainingArguments`` where they mean the same (``warmup_ratio`` as
-    before transformers 5, whose ``warmup_steps`` takes the same share). The names of :data:`OLD_NAMES` are
-    still taken.
+    Options have the names of transformers' ``TrainingArguments`` if they mean the same. (``warmup_ratio`` is
+    the name before transformers 5, where ``warmup_steps`` takes the same share.) The names in
+    :data:`OLD_NAMES` are still accepted.
     """
 
     OLD_NAMES: ClassVar[Mapping[str, str]] = OLD_NAMES
@@ -187,7 +187,7 @@ class FitConfig(Checked):
 
 
 class SearchConfig(Checked):
-    """What ``recipe: search`` may spend, and what it tries."""
+    """The budget of ``recipe: search``, and what it tries."""
 
     trials: Int = Field(
         12,
@@ -254,36 +254,54 @@ class TrainConfig(Checked):
 
     @model_validator(mode="after")
     def _search_fits(self) -> TrainConfig:
-        """Refuse options of the search that would change nothing."""
+        """Refuse options of the search that would have no effect."""
         layers = self.search.first_layers
         if self.recipe == "auto" and self.search != SearchConfig():
-            raise ConfigError("search: its options go with recipe: search, got recipe: auto")
+            raise ConfigError(
+                "search: these options need recipe: search",
+                got="recipe: auto",
+                remedy="set recipe: search, or leave them out",
+            )
         if layers is not None and self.prompt.depth == "input":
-            raise ConfigError("search.first_layers: an input-depth prompt has no first layer; leave it out")
+            raise ConfigError(
+                "search.first_layers: an input prompt has no first layer", remedy="leave it out"
+            )
         if layers is not None and self.prompt.depth == "deep" and self.prompt.first_layer > 0:
-            raise ConfigError("search.first_layers and prompt.first_layer: got both, expected one of them")
+            raise ConfigError(
+                "search.first_layers and prompt.first_layer",
+                got="both",
+                expected="one of them",
+                remedy="leave one out",
+            )
         if layers is not None and len(set(layers)) != len(layers):
-            raise ConfigError(f"search.first_layers: got {list(layers)}, expected each layer once")
+            raise ConfigError("search.first_layers", got=list(layers), expected="each layer once")
         return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> TrainConfig:
-        """Refuse options that would change nothing because of another."""
+        """Refuse options that would have no effect because of another option."""
         if self.data.validation is not None and self.data.validation_fraction != _FRACTION:
             raise ConfigError(
-                "data.validation_fraction: nothing is split off where there is data.validation; leave out one"
+                "data.validation_fraction: with data.validation nothing is split off",
+                remedy="leave one of them out",
             )
         if not self.prompt.train_head and self.fit.head_learning_rate is not None:
             raise ConfigError(
-                "fit.head_learning_rate: the head is not trained (prompt.train_head: false); leave one out"
+                "fit.head_learning_rate: the head is not trained (prompt.train_head: false)",
+                remedy="leave one of them out",
             )
         if self.backbone == "demo" and self.revision is not None:
-            raise ConfigError(f"revision: got {self.revision!r}, but 'demo' has one version; leave it out")
+            raise ConfigError(
+                "revision",
+                got=repr(self.revision),
+                expected="no revision for 'demo', which has only one",
+                remedy="leave it out",
+            )
         return self
 
     @property
     def run_folder(self) -> Path:
-        """Where checkpoints, log and result of the run are."""
+        """The folder with the run's configuration, checkpoint and result."""
         return run_folder(self.output)
 
     @classmethod
@@ -291,7 +309,7 @@ class TrainConfig(Checked):
         """``values`` as a configuration.
 
         Raises:
-            ConfigError: one line that names the first key that is unknown, missing or of the wrong type.
+            ConfigError: names the first key that is unknown, missing or of the wrong type, in one line.
         """
         config: TrainConfig = validated(cls, values)
         return config
@@ -304,10 +322,13 @@ def dump(config: BaseModel) -> str:
 
 
 def run_folder(output: str | Path) -> Path:
-    """Where the files of the run that makes ``output`` are: next to it."""
+    """The folder next to ``output`` with the files of its run."""
     path = local_path(output, "output").resolve()
     if not path.name or path == Path.cwd():
         raise ConfigError(
-            f"output: got {str(output)!r}, expected a folder of its own, which is replaced as a whole"
+            "output",
+            got=repr(str(output)),
+            expected="a folder for the adapter alone, because it is replaced",
+            remedy="name a new folder",
         )
     return path.with_name(path.name + ".run")

@@ -1,4 +1,4 @@
-"""What a run prints: a bar with loss, learning rate and time left, and a line per evaluation."""
+"""What a run prints: a progress bar with loss, learning rate and time left, and a line per evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ptuning.training.trials import Trial
 
 
 class ConsoleCallback(Callback):
-    """A progress bar on a terminal; on anything else a line per evaluation alone."""
+    """Prints a line per evaluation, and on a terminal shows a progress bar."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -27,7 +27,7 @@ class ConsoleCallback(Callback):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[details]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -52,8 +52,8 @@ class ConsoleCallback(Callback):
         loss = state.loss or 0.0
         self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         rate = next(iter(state.learning_rates.values()))
-        told = f"loss {self._loss:.3f}  learning rate {rate:.1e}  {state.examples_per_second:.0f} rows/s"
-        self._progress.update(self._task, completed=state.step, told=told)
+        details = f"loss {self._loss:.3f}  learning rate {rate:.1e}  {state.examples_per_second:.0f} rows/s"
+        self._progress.update(self._task, completed=state.step, details=details)
 
     def on_evaluate(self, state: RunState) -> None:
         found, value = state.history[-1], state.metrics.get(state.metric)
@@ -77,17 +77,20 @@ class ConsoleCallback(Callback):
         self._print(message)
 
     def on_progress(self, what: str, done: int, total: int) -> None:
-        unit, over = {
-            "stem": ("texts", f"the layers below the first prompt are done for all {total:,} texts, once"),
-            "head": ("rows", f"the head is fitted to {total:,} rows; epoch 0 is before the first step"),
+        unit, finished = {
+            "stem": ("texts", f"the layers below the first prompt have run once for all {total:,} texts"),
+            "head": (
+                "rows",
+                f"the head is fitted to {total:,} rows; epoch 0 is before the first step",
+            ),
         }[what]
         if self._ahead is None:
-            self._ahead = self._progress.add_task(what, total=total, told=unit)
+            self._ahead = self._progress.add_task(what, total=total, details=unit)
         self._progress.update(self._ahead, completed=done)
         if done >= total:
             self._progress.remove_task(self._ahead)
             self._ahead = None
-            self._print(over)
+            self._print(finished)
 
     # --------------------------------------------------------------------- several runs, a search
 
@@ -121,7 +124,7 @@ class ConsoleCallback(Callback):
 
     def _bar(self, name: str, steps: int, done: int) -> None:
         self._loss = self._ahead = None
-        for past in self._progress.task_ids:  # of the run before this one
+        for past in self._progress.task_ids:  # of the previous run
             self._progress.remove_task(past)
         self._progress.start()
-        self._task = self._progress.add_task(name, total=steps, completed=done, told="")
+        self._task = self._progress.add_task(name, total=steps, completed=done, details="")

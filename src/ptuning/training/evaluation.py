@@ -1,4 +1,4 @@
-"""Metrics of a split, of a model and of the constant answer that it has to beat."""
+"""Metrics of a model on a split, and those of the constant answer that it has to beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from ptuning.data.stems import Stems
-from ptuning.errors import TrainingDiverged
 from ptuning.inference.evaluate import logits_of
 from ptuning.inference.evaluate import not_finite as out_of_bounds
 from ptuning.model.ptuning import PTuningModel
@@ -32,27 +31,27 @@ def evaluate(
     """The split's metrics, ``loss`` included (in a regression, of standardised targets).
 
     Args:
-        stems: Where the stem's outputs for its rows are, if they are kept.
-        rates: Learning rates of prompt and head, for the message of a run that diverged.
+        stems: The cached outputs of the stem for these rows, if there are any.
+        rates: Learning rates of prompt and head, for the error message if the run diverged.
         extensions: A user's own loss and metrics.
 
     Raises:
-        TrainingDiverged: logits that are not finite, so that metrics are undefined.
+        TrainingDiverged: logits that are not finite.
     """
     logits = logits_of(model, split.rows, stems=stems)
     if (seen := out_of_bounds(logits)) is not None:
-        raise TrainingDiverged(not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates))
+        raise not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates)
     targets = model.task.kind.as_labels(split.targets)
     if extensions.loss is None:
         loss = float(model.loss(logits.to(model.device), targets.to(model.device)))
     else:
         with torch.no_grad():
             loss = float(extensions.loss_of(logits.to(model.device), targets.to(model.device), model.task))
-    own = extensions.measure(logits.numpy(), split.targets, model.task)
+    custom = extensions.measure(logits.numpy(), split.targets, model.task)
     return {
         "loss": loss,
         **measure(logits.double().numpy(), split.targets, model.task),
-        **{name: value for name, value in own.items() if math.isfinite(value)},
+        **{name: value for name, value in custom.items() if math.isfinite(value)},
     }
 
 
@@ -63,28 +62,28 @@ def baseline_metrics(
     weights: Sequence[float] | None,
     extensions: Extensions = NO_EXTENSIONS,
 ) -> Metrics:
-    """What the constant answer scores on ``targets``, with the user's own loss and metrics."""
+    """The metrics of the constant answer on ``targets``, with the user's own loss and metrics."""
     found = baseline.measure(targets, task, weights)
     if extensions.loss is not None:
         found = {**found, "loss": _constant_loss(extensions, _constant_logits(baseline, task), targets, task)}
-    own = own_metrics(baseline, targets, task, extensions)
-    return {**found, **{name: value for name, value in own.items() if np.isfinite(value)}}
+    custom = own_metrics(baseline, targets, task, extensions)
+    return {**found, **{name: value for name, value in custom.items() if np.isfinite(value)}}
 
 
 def own_metrics(baseline: Baseline, targets: Floats, task: Task, extensions: Extensions) -> Metrics:
-    """A user's metrics of the constant answer; NaN where they are undefined for it."""
+    """The user's metrics of the constant answer; NaN if undefined."""
     constant = np.tile(np.array(baseline.logits, dtype=np.float32), (len(targets), 1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a constant answer, which is no error here
+        warnings.simplefilter("ignore")  # about constant predictions, which are intended here
         return extensions.measure(constant, targets, task)
 
 
 def constant_losses(
     targets: Floats, task: Task, weights: Sequence[float] | None, extensions: Extensions = NO_EXTENSIONS
 ) -> tuple[float, float]:
-    """The loss over the training targets of the best constant answer, and that of an untrained head.
+    """The training losses of the best constant answer and of an untrained head.
 
-    Of a user's own loss the best is not known: the share of each label is taken for it.
+    For a user's own loss the best constant answer is not known; the shares of the labels stand in for it.
     """
     if extensions.loss is None:
         return task.kind.reference_losses(targets, task, weights)
@@ -97,7 +96,7 @@ def constant_losses(
 
 
 def _constant_logits(baseline: Baseline, task: Task) -> Floats:
-    """``[C]``: the constant answer that is as sure of each label as the label is frequent."""
+    """``[C]``: the constant answer that gives each label its share of the rows as probability."""
     if not baseline.shares:
         return np.array(baseline.logits)
     return task.kind.logits_of_shares(np.array(baseline.shares))

@@ -1,4 +1,4 @@
-"""What a user may put into the training loop: callbacks, a metric, a loss, an optimizer, a schedule."""
+"""The parts of the training loop that a user can supply: callbacks, metrics, loss, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MakeScheduler = Callable[[torch.optim.Optimizer, int], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Extensions:
-    """A user's own parts of a run.
+    """The parts of a run that a user supplied.
 
     Attributes:
-        callbacks: Called in order, before the project's own console.
+        callbacks: Called in order, before ptuning's console.
         compute_metrics: Further metrics, from a :class:`transformers.EvalPrediction` with ``predictions``
             (logits ``[N, C]``) and ``label_ids`` (``[N]``, or ``[N, C]`` for several labels per row).
         loss: In place of the task's: from logits ``[B, C]`` and labels to the mean over the batch's rows.
@@ -46,7 +46,7 @@ class Extensions:
     def checked(
         cls, callbacks: Iterable[Callback] | None, **functions: Callable[..., Any] | None
     ) -> Extensions:
-        """What a user gave.
+        """The parts that a user passed, checked.
 
         Raises:
             ConfigError: something that cannot be called, or is not a callback.
@@ -58,13 +58,13 @@ class Extensions:
         return cls(callbacks=checked_callbacks(callbacks), **made)
 
     def check(self, fit: FitConfig, class_weights: Any) -> None:
-        """Refuse options that a user's own parts would leave without effect.
+        """Refuse options that have no effect because of a user's parts.
 
         Raises:
-            ConfigError: the first of them.
+            ConfigError: names the first one.
         """
         if self.loss is not None and class_weights is not None:
-            raise ConfigError("class_weights: a loss of your own has none", remedy="leave one of them out")
+            raise ConfigError("class_weights: a loss of your own does not use them", remedy="leave one out")
         if self.lr_scheduler is not None:
             default = FitConfig()
             for name in ("warmup_ratio", "lr_scheduler_type"):
@@ -96,7 +96,7 @@ class Extensions:
         return values
 
     def loss_of(self, logits: Tensor, labels: Tensor, task: Task) -> Tensor:
-        """The user's loss of a batch, given class indices, or labels of another kind in the logits' type.
+        """The user's loss for a batch; labels are class indices, or floats in the dtype of the logits.
 
         Raises:
             ConfigError: it gave something else than one number.

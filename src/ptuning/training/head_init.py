@@ -1,8 +1,8 @@
-"""How a head is initialised where random values would be wrong: fitted to the features of the frozen model.
+"""Fits the head to the features of the frozen model before training, where a random start would be harmful.
 
-A head that reads how similar two texts are has most of its task solved before the first step, and a random
-one makes the prompt undo that: the first gradients go into the mean and scale of the similarity. Fitting
-the last layer first keeps what the backbone knows (arXiv:2202.10054).
+The similarity of two texts often solves most of a task before the first step. With a random head, the first
+gradients would make the prompt distort the mean and scale of the similarity. Fitting the last layer first
+keeps what the backbone knows (arXiv:2202.10054).
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from ptuning.task import Task
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
 
-MOST_ROWS = 20_000
+MAX_ROWS = 20_000
 """Maximum rows that the head is fitted to; more add nothing for so few parameters."""
 STRENGTHS = np.logspace(-4, 4, 25)
-"""Of the ridge, in shares of what a feature's variance adds up to over the rows."""
-LOOSENESS = np.logspace(-2, 2, 9)
-"""scikit-learn's C, for features of variance 1 all together."""
+"""Strengths of the ridge penalty, relative to the mean squared singular value of the features."""
+INVERSE_STRENGTHS = np.logspace(-2, 2, 9)
+"""Values of scikit-learn's C, for features with a total variance of 1."""
 FOLDS = 4
-FEWEST_OF_A_CLASS = 20
-"""Rows that tell something of a class."""
+MIN_PER_CLASS = 20
+"""Minimum rows per class for an estimate."""
 
 Floats = NDArray[np.float64]
 Layer = tuple[Floats, Floats]
 """Weights ``[C, H]`` and biases ``[C]``."""
 
 
-def begins_fitted(model: PTuningModel) -> bool:
-    """Whether the head of ``model`` is to be fitted before anything is trained."""
+def starts_fitted(model: PTuningModel) -> bool:
+    """Whether the head of ``model`` is fitted before training."""
     config, task = model.prompt_config, model.task
-    compares = isinstance(config, DeepPrompt) and config.pooling == "similarity"
-    fits = task.kind.head_fit is not None
-    return compares and config.train_head and fits and len(model.head.names) > 0
+    reads_similarity = isinstance(config, DeepPrompt) and config.pooling == "similarity"
+    can_fit = task.kind.head_fit is not None
+    return reads_similarity and config.train_head and can_fit and len(model.head.names) > 0
 
 
 def fit_head(
@@ -56,16 +56,16 @@ def fit_head(
     on_rows: Callable[[int, int], None] = lambda done, total: None,
     extensions: Extensions = NO_EXTENSIONS,
 ) -> float:
-    """Fit the head's last layer to the rows as the untrained prompt leaves them; returns their loss then.
+    """Fit the head's last layer to the features of the untrained model; returns the loss after the fit.
 
-    Numbers are fitted by ridge regression, classes by logistic regression (:data:`HEAD_FITS`). Features that
-    are not finite leave the head as it is, with a loss of NaN: the training loop says what to do.
+    Regressions use ridge regression, classes logistic regression (:data:`HEAD_FITS`). If features are not
+    finite, the head is unchanged and the loss is NaN; the training loop then reports it.
 
     Args:
-        on_rows: Called with how many rows of how many are done; what it raises leaves the head as it is.
-        extensions: A user's own loss is what is returned; the fit itself is the same.
+        on_rows: Called with the number of rows done and in all. If it raises, the head is unchanged.
+        extensions: With a user's own loss, that is returned; the fit does not use it.
     """
-    assert model.task.kind.head_fit is not None  # begins_fitted
+    assert model.task.kind.head_fit is not None  # as starts_fitted checks
     fit, output = HEAD_FITS[model.task.kind.head_fit], _output(model)
     split = _some(split)
     features = _features(model, split, on_rows)
@@ -89,21 +89,22 @@ def fit_head(
 
 
 def _some(split: Split) -> Split:
-    """No more than :data:`MOST_ROWS` of the rows, always the same ones."""
-    if len(split.rows) <= MOST_ROWS:
+    """At most :data:`MAX_ROWS` of the rows, always the same sample."""
+    if len(split.rows) <= MAX_ROWS:
         return split
-    places = np.random.default_rng(0).choice(len(split.rows), MOST_ROWS, replace=False)
-    return replace(split, rows=[split.rows[i] for i in places], targets=split.targets[places])
+    chosen = np.random.default_rng(0).choice(len(split.rows), MAX_ROWS, replace=False)
+    return replace(split, rows=[split.rows[i] for i in chosen], targets=split.targets[chosen])
 
 
 def explained(model: PTuningModel, split: Split) -> float | None:
-    """Share of a constant answer's loss that a head fitted to the untrained model takes away, by
-    cross-validation: 0 where it takes nothing away, ``None`` where that cannot be told.
+    """The share of a constant answer's loss that a fitted head removes on the untrained model, at least 0.
+
+    By cross-validation; ``None`` if it cannot be estimated.
     """
     if model.task.kind.head_fit is None:
         return None
     fit, targets = HEAD_FITS[model.task.kind.head_fit], split.targets
-    if not fit.can_tell(targets):
+    if not fit.can_estimate(targets):
         return None
     features = _features(model, split, lambda done, total: None)
     centred = features - features.mean(0)
@@ -119,8 +120,8 @@ def _output(model: PTuningModel) -> str:
 
 
 def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], None]) -> NDArray[np.float64]:
-    """``[N, H]``: what the head's last layer reads of each row."""
-    model = model.twin().eval()  # so that another thread's batches do not come by the hook
+    """``[N, H]``: the input of the head's last layer for each row."""
+    model = model.twin().eval()  # a copy, so that the hook does not see another thread's batches
     output = model.backbone.model.get_submodule(_output(model))
     seen: list[Tensor] = []
     done = 0
@@ -135,14 +136,14 @@ def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], N
         logits_of(model, split.rows, on_batch=on_batch)
     finally:
         hook.remove()
-    places = [row for batch in sorted_batches(split.lengths, None, BATCH_TOKENS) for row in batch]
-    found = torch.empty(len(places), seen[0].shape[-1])
-    found[places] = torch.cat(seen)
+    order = [row for batch in sorted_batches(split.lengths, None, BATCH_TOKENS) for row in batch]
+    found = torch.empty(len(order), seen[0].shape[-1])
+    found[order] = torch.cat(seen)
     return found.numpy().astype(np.float64)
 
 
 def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:
-    """One output; the strength is the best of :data:`STRENGTHS` by generalised cross-validation
+    """A layer with one output; the best of :data:`STRENGTHS` by generalised cross-validation
     (Golub, Heath and Wahba, 1979).
     """
     centre, mean = features.mean(0), targets.mean()
@@ -150,15 +151,15 @@ def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:
     rotated = u.T @ (targets - mean)
     squares = sizes**2
     outside = ((targets - mean) ** 2).sum() - (rotated**2).sum()
-    best, fewest = np.zeros_like(sizes), np.inf
+    best, lowest = np.zeros_like(sizes), np.inf
     if not squares.any():  # every row has the same features
         return centre[None] * 0, np.array([mean])
     for strength in STRENGTHS * squares.mean():
         kept = squares / (squares + strength)
         rest = outside + (((1 - kept) * rotated) ** 2).sum()
         error = rest / (len(targets) - 1 - kept.sum()) ** 2 if len(targets) - 1 > kept.sum() else np.inf
-        if error < fewest:
-            best, fewest = sizes / (squares + strength), error
+        if error < lowest:
+            best, lowest = sizes / (squares + strength), error
     weight = basis.T @ (best * rotated)
     return weight[None], np.array([mean - centre @ weight])
 
@@ -169,11 +170,13 @@ def logistic(
     num_labels: int,
     weights: Sequence[float] | None = None,
 ) -> Layer:
-    """An output a class, whose rows have these ``weights``; the strength is the best of :data:`LOOSENESS` by
-    cross-validation.
+    """A layer with one output per class; the best of :data:`INVERSE_STRENGTHS` by cross-validation.
 
-    With fewer than two rows of a class there is nothing to choose it by, and every answer is as likely as its
-    class is frequent. Classes without a row get outputs of 0, the average of the others'.
+    If a class has fewer than two rows, cross-validation is not possible, and the layer predicts the shares of
+    the classes. Classes without rows get outputs of 0, the average of the others.
+
+    Args:
+        weights: Weight per class.
     """
     weight, bias = np.zeros((num_labels, features.shape[1])), np.zeros(num_labels)
     seen, counts = np.unique(classes, return_counts=True)
@@ -183,13 +186,15 @@ def logistic(
         return weight, np.log(np.maximum(np.bincount(classes, minlength=num_labels), 0.5) / len(classes))
     scaled, folds = (features - centre) / size, min(FOLDS, int(counts.min()))
     each_weight = None if weights is None else {label: weights[label] for label in seen}
-    tried = [LogisticRegression(C=each, max_iter=1000, class_weight=each_weight) for each in LOOSENESS]
+    tried = [
+        LogisticRegression(C=each, max_iter=1000, class_weight=each_weight) for each in INVERSE_STRENGTHS
+    ]
     found = max(
         tried,
         key=lambda each: cross_val_score(each, scaled, classes, cv=folds, scoring="neg_log_loss").mean(),
     ).fit(scaled, classes)
     slopes, levels = found.coef_ / size, found.intercept_
-    if len(seen) == 2:  # scikit-learn gives the second class's alone
+    if len(seen) == 2:  # scikit-learn only has the second class's
         slopes, levels = np.concatenate((-slopes, slopes)) / 2, np.concatenate((-levels, levels)) / 2
     weight[seen], bias[seen] = slopes, levels - slopes @ centre
     return weight, bias
@@ -199,23 +204,23 @@ def logistic(
 
 
 class HeadFit(Protocol):
-    """A linear model of frozen features that the head's last layer can be set to."""
+    """A linear model of the frozen features, from which the head's last layer is initialised."""
 
     def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
         """The last layer fitted to ``features`` ``[N, H]``.
 
         Args:
-            weights: Of the classes.
+            weights: Weight per class.
         """
 
     def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
-        """The model's loss for what its head gives, ``raw`` ``[N, C]``."""
+        """The model's loss for ``raw`` ``[N, C]``, the outputs of its head."""
 
-    def can_tell(self, targets: Floats) -> bool:
-        """Whether :meth:`explained` is defined for such targets."""
+    def can_estimate(self, targets: Floats) -> bool:
+        """Whether :meth:`explained` is defined for these targets."""
 
     def explained(self, features: Floats, targets: Floats) -> float:
-        """By cross-validation, the share of a constant answer's loss that a fit removes; may be negative.
+        """The share of a constant answer's loss that a fit removes, by cross-validation; may be negative.
 
         Args:
             features: ``[N, H]``, centred, with a total variance of 1.
@@ -223,7 +228,7 @@ class HeadFit(Protocol):
 
 
 class RidgeFit:
-    """Standardised numbers, by ridge regression."""
+    """Ridge regression, for standardised numbers."""
 
     def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
         return ridge(features, (targets - task.mean) / task.scale)
@@ -232,11 +237,11 @@ class RidgeFit:
         logits = model.task.kind.logits(raw, model.task)
         return float(model.loss(logits, model.task.kind.as_labels(targets)))
 
-    def can_tell(self, targets: Floats) -> bool:
+    def can_estimate(self, targets: Floats) -> bool:
         return bool(targets.std() > 0)
 
     def explained(self, features: Floats, targets: Floats) -> float:
-        # With a total variance of 1 over N rows, so that a strength is a share of that, as above.
+        # The features' total variance is 1, so these are the relative strengths of STRENGTHS.
         strengths = STRENGTHS * len(targets) / features.shape[1]
         folds = KFold(FOLDS, shuffle=True, random_state=0)  # rows may be sorted
         scores = cross_val_score(RidgeCV(alphas=strengths), features, targets, cv=folds, scoring="r2")
@@ -244,7 +249,7 @@ class RidgeFit:
 
 
 class LogisticFit:
-    """Classes, by logistic regression."""
+    """Logistic regression, for classes."""
 
     def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
         return logistic(features, targets.astype(int), task.num_labels, weights)
@@ -253,18 +258,18 @@ class LogisticFit:
         labels = model.task.kind.as_labels(targets)
         return float(model.loss(raw.float().to(model.device), labels.to(model.device)))
 
-    def can_tell(self, targets: Floats) -> bool:
+    def can_estimate(self, targets: Floats) -> bool:
         counts = np.unique(targets, return_counts=True)[1]
-        return len(counts) > 1 and int(counts.min()) >= FEWEST_OF_A_CLASS
+        return len(counts) > 1 and int(counts.min()) >= MIN_PER_CLASS
 
     def explained(self, features: Floats, targets: Floats) -> float:
         classes = targets.astype(int)
-        mixed = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
         best = max(
             cross_val_score(
-                LogisticRegression(C=each, max_iter=1000), features, classes, cv=mixed, scoring="neg_log_loss"
+                LogisticRegression(C=each, max_iter=1000), features, classes, cv=folds, scoring="neg_log_loss"
             ).mean()
-            for each in LOOSENESS
+            for each in INVERSE_STRENGTHS
         )
         shares = np.unique(classes, return_counts=True)[1] / len(classes)
         constant = -float((shares * np.log(shares)).sum())
@@ -272,4 +277,4 @@ class LogisticFit:
 
 
 HEAD_FITS: Mapping[str, HeadFit] = {"ridge": RidgeFit(), "logistic": LogisticFit()}
-"""By :attr:`ptuning.kinds.Kind.head_fit`."""
+"""The fits, by the name in :attr:`ptuning.kinds.Kind.head_fit`."""

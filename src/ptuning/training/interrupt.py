@@ -1,7 +1,7 @@
-"""Signals: Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning) all ask to end.
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, SIGHUP (a closed terminal) and SIGUSR1 (Slurm's warning).
 
-In a training that is a request, which the loop reads between steps and obeys when it has saved
-(:func:`stop_requests`). Anywhere else in a command it raises :class:`KeyboardInterrupt` at once
+During training, a signal sets a request. The loop checks it between steps, saves a checkpoint and stops
+(:func:`stop_requests`). Elsewhere in a command, a signal raises :class:`KeyboardInterrupt` immediately
 (:func:`interruptible`).
 """
 
@@ -20,23 +20,23 @@ from typing import Any
 SIGNALS: tuple[int, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-"""Windows has the first two."""
+"""Windows only has the first two."""
 GRACE = 1.0
-"""Seconds in which further signals ask for nothing new, so that they do not cut short the cleaning up."""
+"""Seconds in which further signals are ignored, so that they do not interrupt the clean-up."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and has saved where it was; the message says how to go on."""
+    """Training was stopped by a signal and saved; the message says how to continue."""
 
 
 @dataclass
 class StopRequest:
-    """Set by a signal; read between steps.
+    """Set by a signal; checked between steps.
 
     Attributes:
-        signal: The first that came.
-        raised: Whether :class:`KeyboardInterrupt` was raised for it, or for a later one. It may reach its
-            catcher as another exception, if it came while a library was in a callback.
+        signal: The first signal.
+        raised: Whether :class:`KeyboardInterrupt` was raised for it, or for a later one. A library may turn
+            it into another exception.
     """
 
     signal: int | None = None
@@ -48,20 +48,20 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """Of a program that ends because of it."""
+        """The exit code of a program that ends because of the signal."""
         return 128 + (signal.SIGINT if self.signal is None else self.signal)
 
 
 class _Handler:
-    """What a block of this module does on a signal; it tells the blocks around it."""
+    """The signal handler of one ``with`` block; it also sets the request of the enclosing blocks."""
 
     def __init__(self, outer: _Handler | None, *, at_once: bool) -> None:
         self.request = StopRequest()
         self.outer, self.at_once = outer, at_once
         self.over = False
-        self.last = -GRACE  # when something was done about a signal
+        self.last = -GRACE  # the time of the last signal that was not ignored
         self.terminals = [stream for stream in (1, 2) if os.isatty(stream)] if at_once else []
-        if outer is not None and outer.request.raised:  # and whoever was to catch it swallowed it
+        if outer is not None and outer.request.raised:  # it was raised, but something swallowed the exception
             self.request.signal = outer.request.signal
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -75,6 +75,7 @@ class _Handler:
             raise KeyboardInterrupt
 
     def note(self, number: int, *, raised: bool) -> None:
+        """Set the request of this block and of all enclosing blocks."""
         block: _Handler | None = self
         while block is not None:
             block.request.signal = block.request.signal or number
@@ -84,12 +85,12 @@ class _Handler:
             block = block.outer
 
     def leave_terminal(self) -> None:
-        """Write nowhere, if the terminal is gone: an error there would keep a run from saving."""
+        """Discard further output if the terminal is closed: an error while printing would prevent saving."""
         for stream in self.terminals:
             if not os.isatty(stream):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream)
-                os.close(nowhere)
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream)
+                os.close(null)
 
 
 _innermost: _Handler | None = None
@@ -97,14 +98,14 @@ _innermost: _Handler | None = None
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Inside the ``with`` block the first of :data:`SIGNALS` sets the request, a second Ctrl-C raises.
+    """In the ``with`` block, the first of :data:`SIGNALS` sets the request; a second Ctrl-C raises.
 
-    Inside another block of this module they set the other's request as well, so that whoever runs several
-    things one after another sees a request that came too late for one of them.
+    Blocks can be nested: a signal then sets the request of the outer block, too. So code that runs several
+    things in turn sees a signal that came too late for one of them.
 
-    Only Python's main thread may handle signals; in another one the request is never made and signals do what
-    they did. So do those that were ignored (``nohup``), and SIGHUP and SIGUSR1 where the program has its own
-    handler for them. The handlers that were there are put back at the end.
+    Python only handles signals in the main thread; in another thread the request is never set, and signals
+    keep their effect. Signals that were ignored (``nohup``) stay ignored, and a program's own handlers for
+    SIGHUP and SIGUSR1 stay. At the end of the block the previous handlers are restored.
     """
     with _handling(at_once=False) as request:
         yield request
@@ -112,9 +113,9 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def interruptible() -> Iterator[StopRequest]:
-    """Inside the ``with`` block, a command's, each of :data:`SIGNALS` raises :class:`KeyboardInterrupt`.
+    """In the ``with`` block of a command, each of :data:`SIGNALS` raises :class:`KeyboardInterrupt`.
 
-    Which signals are let alone, :func:`stop_requests` says, whose blocks may stand in this one.
+    Blocks of :func:`stop_requests` can be nested in it; the same signals are left alone.
     """
     with _handling(at_once=True) as request:
         yield request
@@ -129,19 +130,20 @@ def _handling(*, at_once: bool) -> Iterator[StopRequest]:
     outer, handler = _innermost, _Handler(_innermost, at_once=at_once)
     _innermost = handler
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    mine = [number for number, former in before.items() if _may_take(number, former)]
+    handled = [number for number, former in before.items() if _can_replace(number, former)]
     try:
-        for number in mine:
+        for number in handled:
             signal.signal(number, handler)
         yield handler.request
     finally:
-        handler.over = True  # one that comes now is only noted
+        handler.over = True  # from here on a signal is only recorded
         _innermost = outer
-        for number in mine:
+        for number in handled:
             signal.signal(number, before[number])
 
 
-def _may_take(number: int, former: Any) -> bool:
+def _can_replace(number: int, former: Any) -> bool:
+    """Whether to replace a signal's former handler."""
     if isinstance(former, _Handler) or number == signal.SIGINT:
         return former is not None
     if number == signal.SIGTERM:
@@ -150,11 +152,11 @@ def _may_take(number: int, former: Any) -> bool:
 
 
 def exit_on_signals() -> None:
-    """From here on, while the interpreter shuts down, a signal ends the process at once, without a word."""
+    """From now on, while the interpreter shuts down, a signal ends the process immediately and silently."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         os._exit(128 + number)
 
     for number in SIGNALS:
-        if _may_take(number, signal.getsignal(number)):
+        if _can_replace(number, signal.getsignal(number)):
             signal.signal(number, leave)

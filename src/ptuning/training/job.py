@@ -1,4 +1,4 @@
-"""What a run works on: a model at its first values, and the rows to train it on."""
+"""The input of a run: an untrained model, and the rows to train it on."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ptuning.training.run_cache import RunCache
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a run works on.
+    """The input of a run.
 
     Attributes:
-        model: At its first values.
-        prompt: What it was made from.
+        model: Untrained, or trained before by the user.
+        prompt: The settled configuration of its prompt.
         examples: The rows of every split, read and checked.
         config: How to train.
-        too_long: What is done with long texts.
+        too_long: How long texts are treated.
         output: The adapter's folder, if one is written.
         found: What a search chose, by name.
     """
@@ -52,10 +52,10 @@ def make_job(
     earlier: Earlier | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Job:
-    """A model at its first values, and the examples to train it on.
+    """An untrained model, and the examples to train it on.
 
     Args:
-        say: Called with what the rows decided, in a sentence each.
+        say: Called with each choice that was made from the rows, in a sentence.
     """
     earlier = earlier or Earlier()
     examples, task = cache.examples(config.data, seed=config.fit.seed)
@@ -76,7 +76,7 @@ def make_job(
         kind = task.kind.summary(task)
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
     with Draws(device).drawing():
-        set_seed(config.fit.seed)  # the prompt's and the head's first values
+        set_seed(config.fit.seed)  # initialises prompt and head
         model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
     return Job(
         model=model,
@@ -89,9 +89,9 @@ def make_job(
 
 
 def precision(choice: str, device: torch.device) -> torch.dtype | None:
-    """What to hold frozen weights in: bf16 where the device multiplies it fast, told by capability.
+    """The dtype of the frozen weights: with ``auto``, bf16 if the device computes it fast.
 
-    On CPUs that is AMX or AVX512-BF16, whose bf16 products run at a multiple of fp32's speed.
+    CPUs do with AMX or AVX512-BF16, where bf16 products are several times as fast as fp32.
     """
     if choice != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]

@@ -38,14 +38,15 @@ def standard_error(metric: str, value: float, rows: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What no model would reach: always the training set's majority class, label set, or mean.
+    """The constant answer that a model must beat: the training set's majority class, label set, or mean.
 
     Attributes:
-        rule: What it always answers, in words.
+        rule: The constant answer, in words.
         logits: ``[C]``, the constant answer.
-        shares: ``[C]``, the share of the training rows that have each label: no constant answer has a lower
-            loss over them, where being sure of the most frequent label would have a huge one. None in a
-            regression, whose mean is both answers, nor in an adapter of an older version.
+        shares: ``[C]``, the share of the training rows with each label. As probabilities they have the lowest
+            loss of all constant answers; full confidence in the most frequent label would have a huge loss.
+            Empty for a regression, where the mean is the best constant answer by any measure, and in
+            adapters of older versions.
     """
 
     rule: str
@@ -54,7 +55,7 @@ class Baseline:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Baseline:
-        """The inverse of ``dataclasses.asdict``, as an adapter's JSON holds it."""
+        """The inverse of ``dataclasses.asdict``, from an adapter's JSON."""
         return cls(
             rule=str(values["rule"]),
             logits=tuple(map(float, values["logits"])),
@@ -63,28 +64,28 @@ class Baseline:
 
     @classmethod
     def of(cls, targets: Floats, task: Task) -> Baseline:
-        """The baseline that the training targets give."""
+        """The baseline for these training targets."""
         return cls(**task.kind.constant_answer(targets, task)._asdict())
 
     def measure(self, targets: Floats, task: Task, weights: Sequence[float] | None = None) -> Metrics:
-        """The metrics of the constant answer, with its loss as the model's is; a correlation with it is 0.
+        """The metrics of the constant answer, with the same loss as the model's; a correlation counts as 0.
 
-        What these rows leave undefined is left out.
+        Metrics that are undefined for these rows are left out.
 
         Args:
-            weights: Of the classes, as the loss has them.
+            weights: Weight per class, as in the loss.
         """
         return task.kind.measure_constant(self.logits, self.shares, targets, task, weights)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which of two evaluations is the better one.
+    """Decides which of two evaluations is better.
 
     Attributes:
-        metric: What they are compared by.
+        metric: The metric that is compared.
         note: Why that is not the main metric of the kind of task, in a sentence.
-        greater_is_better: Whether more of it is better; by its name if left out.
+        greater_is_better: Whether a larger value is better; inferred from the name if left out.
     """
 
     metric: str
@@ -101,15 +102,15 @@ class Selection:
         greater_is_better: bool | None = None,
         own: Collection[str] = (),
     ) -> Selection:
-        """The metric that a configuration asks for; by default the loss, where the rows leave no other.
+        """The metric that a configuration asks for. With ``auto``, the loss if the main metric is undefined.
 
         Args:
-            floor: What a constant answer scores on the rows that select, where they are known.
-            greater_is_better: Whether more of the metric is better; by its name if left out.
+            floor: The metrics of a constant answer on the validation rows, if they are known.
+            greater_is_better: Whether a larger value is better; inferred from the name if left out.
             own: The names of a user's metrics.
 
         Raises:
-            ConfigError: a metric that this kind of task does not have, or that the rows leave undefined.
+            ConfigError: a metric that this kind of task does not have, or that is undefined for the rows.
         """
         kind = task.kind
         metric = kind.main_metric if select_by == "auto" else select_by
@@ -134,14 +135,20 @@ class Selection:
         if floor is None or (metric in floor and not never_wrong):
             return cls(metric=metric)
         why = (
-            f"a constant answer is right for every validation row, so {metric} tells nothing of a model, and "
-            "no other metric much: they should have rows of every label"
+            f"a constant answer is right for every validation row, so {metric} cannot compare models"
             if never_wrong
-            else f"the validation rows leave {metric} undefined, which takes {kind.varied_rows}"
+            else f"the validation rows leave {metric} undefined"
         )
+        needed = "rows of every label" if never_wrong else kind.varied_rows
         if select_by != "auto":
-            raise ConfigError(f"fit.select_by: {why}; give others in data.validation, or select by loss")
-        return cls(metric="loss", note=f"{why}: the loss selects the best checkpoint instead")
+            raise ConfigError(
+                f"fit.select_by: {why}",
+                expected=needed,
+                remedy="give others in data.validation, or select by loss",
+            )
+        return cls(
+            metric="loss", note=f"{why} (it needs {needed}): the loss selects the best checkpoint instead"
+        )
 
     @property
     def sign(self) -> int:
@@ -149,7 +156,7 @@ class Selection:
         return 1 if (not metric_named(self.metric).lower_is_better if greater is None else greater) else -1
 
     def key(self, found: Mapping[str, float]) -> tuple[float, float]:
-        """Larger is better; of equals, the lower loss. An undefined metric is the worst."""
+        """The sort key: larger is better. With a tie, the lower loss wins. Undefined is the worst."""
         value = found.get(self.metric)
         return (-np.inf if value is None else self.sign * value, -found.get("loss", np.inf))
 

@@ -25,10 +25,10 @@ def tensors_of(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict
 
 
 def values_of(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Any]:
-    """What else is in a user's optimizer: numbers per parameter, and what its groups hold.
+    """The other state of a user's optimizer: numbers per parameter, and the options of its groups.
 
     Raises:
-        ConfigError: a state that no checkpoint can hold.
+        ConfigError: a state that cannot be written to a checkpoint.
     """
     state = {
         f"{name}/{key}": _plain(value, key)
@@ -49,10 +49,10 @@ def check(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
 ) -> None:
-    """Whether the state is one of a user's optimizer over these parameters.
+    """Check that a stored state belongs to a user's optimizer over these parameters.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not.
     """
     state, groups = values.get("state"), values.get("groups")
     if not isinstance(state, dict) or not isinstance(groups, list):
@@ -60,7 +60,7 @@ def check(
     keys = [name.removeprefix(_PREFIX) for name in tensors if name.startswith(_PREFIX)]
     for key in (*keys, *state):
         if key.rpartition("/")[0] not in parameters:
-            raise ValueError(f"it has the optimizer's state of {key}, which is not trained")
+            raise ValueError(f"it has optimizer state for {key}, which is not trained")
     if len(groups) != len(optimizer.param_groups) or not all(isinstance(group, dict) for group in groups):
         raise ValueError(f"it has {len(groups)} parameter groups, expected {len(optimizer.param_groups)}")
 
@@ -71,7 +71,7 @@ def restore(
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Any],
 ) -> None:
-    """Put the state back, as :func:`tensors_of` and :func:`values_of` gave it."""
+    """Restore a state that :func:`tensors_of` and :func:`values_of` returned."""
     for name, parameter in parameters.items():
         found: dict[str, Any] = {
             key.rpartition("/")[2]: value.to(parameter.device) if value.dim() else value

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate schedule: the project's own, or a user's."""
+"""The optimizer and its learning rate schedule: ptuning's, or a user's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS = ("prompt", "head")
 
 
 def parameter_groups(model: PTuningModel, fit: Settled) -> list[dict[str, Any]]:
-    """What an optimizer is made from: the trained parameters by learning rate, named as in :data:`GROUPS`.
+    """The trained parameters in groups with a learning rate each, named as in :data:`GROUPS`.
 
     Raises:
         ConfigError: nothing is trained.
@@ -32,15 +32,18 @@ def parameter_groups(model: PTuningModel, fit: Settled) -> list[dict[str, Any]]:
         if group
     ]
     if not groups:
-        raise ConfigError("nothing to train: every parameter of the model is frozen")
+        raise ConfigError(
+            "nothing to train: every parameter of the model is frozen",
+            remedy="unfreeze the prompt or the head (requires_grad)",
+        )
     return groups
 
 
 def make_optimizer(model: PTuningModel, fit: Settled, own: MakeOptimizer | None) -> torch.optim.Optimizer:
-    """AdamW, or what a user's function makes of the parameter groups.
+    """AdamW, or what a user's function creates from the parameter groups.
 
     Raises:
-        ConfigError: it made something else, or took other parameters into it.
+        ConfigError: the function returned something else, or added other parameters.
     """
     groups = parameter_groups(model, fit)
     if own is None:
@@ -51,8 +54,8 @@ def make_optimizer(model: PTuningModel, fit: Settled, own: MakeOptimizer | None)
     trained = {id(value) for value in model.task_parameters().values()}
     if any(id(value) not in trained for group in made.param_groups for value in group["params"]):
         raise ConfigError(
-            "optimizer: it holds parameters that the task does not train",
-            remedy="make it from the parameter groups that it is given",
+            "optimizer: it has parameters that the task does not train",
+            remedy="create it from the parameter groups that are passed to the function",
         )
     return made
 
@@ -62,11 +65,11 @@ def make_scheduler(
 ) -> Any:
     """The learning rate schedule of a run of ``steps``, at ``step``.
 
-    The project's own is a function of the step. A user's is stepped to it from the start, so a resumed run
-    has the learning rates of the straight run.
+    ptuning's schedule is a function of the step. A user's scheduler is stepped from 0 to ``step``, so a
+    resumed run has the same learning rates as one without an interruption.
 
     Raises:
-        ConfigError: a user's function made no scheduler.
+        ConfigError: a user's function did not return a scheduler.
     """
     if own is not None:
         made = own(optimizer, steps)
@@ -75,7 +78,7 @@ def make_scheduler(
                 "lr_scheduler", got=type(made).__name__, expected="a torch.optim.lr_scheduler.LRScheduler"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a schedule that is stepped before its optimizer
+            warnings.simplefilter("ignore")  # torch warns if a scheduler is stepped before its optimizer
             for _ in range(step):
                 made.step()
         return made
@@ -93,7 +96,7 @@ def make_scheduler(
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> Mapping[str, float]:
-    """By parameter group, what the next step takes."""
+    """The learning rates of the next step, by parameter group."""
     return {
         str(group.get("name", f"group {number}")): float(group["lr"])
         for number, group in enumerate(optimizer.param_groups)

@@ -1,8 +1,8 @@
-"""How a pair of texts is read, if the prompt leaves it open: measured before anything is trained.
+"""Chooses the pooling of pairs from the training rows, if the prompt leaves it open.
 
-``settle_prompt`` knows the backbone and the kind of label. Whether a label of two classes says how alike
-two texts are, or something else of them, the rows alone can tell: a head is fitted to what the frozen
-model gives of some of them, once by the texts' similarity and once by both texts read together.
+``settle_prompt`` decides by backbone and kind of label. But whether two classes mean that two texts are
+similar, or something else, only the rows show. So before training, a head is fitted to the frozen model's
+features of some rows: once to the similarity of the two texts, and once to both texts read together.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.settling import settle_prompt
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
-from ptuning.training.head_init import FEWEST_OF_A_CLASS, explained
+from ptuning.training.head_init import MIN_PER_CLASS, explained
 from ptuning.training.run_cache import RunCache
 
-PROBED = 1000
-"""Rows that are looked at; more would tell little more."""
-FEWEST = 500
-"""Rows that it takes to tell anything; with fewer what the kind of label suggests stays."""
-NOTHING = 0.01
-"""A share that is as good as none. What neither way explains yet, texts that see each other may come to."""
+SAMPLE = 1000
+"""Rows that are used; more would change little."""
+MIN_ROWS = 500
+"""With fewer rows nothing is measured, and the kind of label decides."""
+NEGLIGIBLE = 0.01
+"""A share of explained loss that counts as zero. If neither way explains more, texts are read together."""
 
 
 class Measured(NamedTuple):
-    """What the rows say; ``message`` is for the user, the first time it is measured."""
+    """The measured pooling; ``message`` is for the user, only the first time it is measured."""
 
     pooling: Pooling | None = None
     message: str | None = None
@@ -50,40 +50,40 @@ def measured_pooling(
     task: Task,
     rows: Sequence[Example],
 ) -> Measured:
-    """The pooling of ``prompt`` as the training rows say, if it is open and the backbone has a choice.
+    """The best pooling of ``prompt`` for the training rows, if it is left open and there is a choice.
 
     Args:
         rows: The training rows.
     """
-    if prompt.pooling is not None or len(rows) < FEWEST:
+    if prompt.pooling is not None or len(rows) < MIN_ROWS:
         return Measured()
     if settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling != "similarity":
         return Measured()
-    # Not of the first layer: it may be what a search tries, and the untrained prompt is nothing to go by.
+    # The first layer has no effect on the choice: a search may vary it, and the prompt is untrained.
     prompt = replace(prompt, first_layer=0)
     key = (id(backbone), config.data, config.fit.seed, prompt)
-    if key in cache.readings:
-        return Measured(pooling=cache.readings[key])
-    some = _some(rows, task)
+    if key in cache.poolings:
+        return Measured(pooling=cache.poolings[key])
+    sample = _sample(rows, task)
 
     def share(pooling: Pooling) -> float | None:
-        # No offset takes places off the text; what is too long is the run's to refuse.
+        # Without an offset, all positions are for the text. Texts that are too long are refused later.
         trial = replace(prompt, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0)
         with Draws(backbone.device).drawing():
             set_seed(config.fit.seed)
             model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
-        return explained(model, cache.split(model, some, "truncate"))
+        return explained(model, cache.split(model, sample, "truncate"))
 
     apart, together = share("similarity"), share("layers")
     if apart is None or together is None:
-        cache.readings[key] = None
+        cache.poolings[key] = None
         return Measured(
-            message="pairs: too few rows of one class to measure how they are read: prompt.pooling "
-            "similarity (layers reads both texts together)"
+            message="pairs: too few rows of one class to measure the pooling: prompt.pooling similarity "
+            "(layers reads both texts together)"
         )
-    found: list[Pooling] = ["similarity" if apart > max(together, NOTHING) else "layers"]
-    broadcast_object_list(found)  # the first process's: all have to build the same model
-    cache.readings[key] = found[0]
+    found: list[Pooling] = ["similarity" if apart > max(together, NEGLIGIBLE) else "layers"]
+    broadcast_object_list(found)  # from the main process: all must build the same model
+    cache.poolings[key] = found[0]
     return Measured(
         pooling=found[0],
         message=f"pairs: before training, the two texts' similarity explains {apart:.1%} of the labels, and "
@@ -91,20 +91,21 @@ def measured_pooling(
     )
 
 
-def _some(rows: Sequence[Example], task: Task) -> list[Example]:
-    """At most :data:`PROBED` of the rows, always the same ones; by chance, as rows may stand in turns.
+def _sample(rows: Sequence[Example], task: Task) -> list[Example]:
+    """A random sample of :data:`SAMPLE` rows, always the same one.
 
-    Of a class of which chance would leave too few to tell anything, as many as make half of them.
+    If it would have too few rows of a class, that class gets up to half of the sample.
     """
-    if len(rows) <= PROBED:
+    if len(rows) <= SAMPLE:
         return list(rows)
     draw = np.random.default_rng(0)
-    chosen = draw.choice(len(rows), PROBED, replace=False)
+    chosen = draw.choice(len(rows), SAMPLE, replace=False)
     if task.labels:
         labels = np.asarray(encode_labels(rows, task))
         rare = np.bincount(labels[chosen], minlength=task.num_labels).argmin()
-        if (labels[chosen] == rare).sum() < FEWEST_OF_A_CLASS:
-            mine, others = np.flatnonzero(labels == rare), np.flatnonzero(labels != rare)
-            mine = draw.permutation(mine)[: PROBED // 2]
-            chosen = np.concatenate((mine, draw.choice(others, PROBED - len(mine), replace=False)))
+        if (labels[chosen] == rare).sum() < MIN_PER_CLASS:
+            of_class, others = np.flatnonzero(labels == rare), np.flatnonzero(labels != rare)
+            of_class = draw.permutation(of_class)[: SAMPLE // 2]
+            rest = draw.choice(others, SAMPLE - len(of_class), replace=False)
+            chosen = np.concatenate((of_class, rest))
     return [rows[i] for i in chosen]

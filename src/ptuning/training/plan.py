@@ -1,8 +1,9 @@
-"""The plan of a run: every decision that is made before the first step, once, and who made it.
+"""The plan of a run: every decision before the first step, and who made it.
 
-The prompt is decided first, because the model is made from it; the rest when the rows are tokenised for that
-model. What a user gives is never changed. What is left open is decided by, in this order: a search, the
-checkpoint of a run that is resumed, a measurement on the training rows, the recipe, the backbone.
+The prompt is decided first, because the model is created from it. The rest is decided when the rows are
+tokenised for that model. Options that the user gives are never changed. Options that are left open are
+decided by, in this order: a search, the checkpoint of a run that is resumed, a measurement on the training
+rows, the recipe, the backbone.
 """
 
 from __future__ import annotations
@@ -31,40 +32,40 @@ if TYPE_CHECKING:
     from ptuning.training.prepare import TrainingData
 
 Source = Literal["search", "checkpoint", "rows", "recipe", "backbone"]
-"""Who decided an option that the user left open."""
+"""What decided an option that the user left open."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Earlier:
-    """What was decided before this run.
+    """Earlier decisions that this run takes over.
 
     Attributes:
-        found: What a search chose, by name.
-        begun: The prompt in the checkpoint of the run that is resumed.
+        found: The values that a search chose, by name.
+        resumed: The prompt in the checkpoint of the run that is resumed.
     """
 
     found: Mapping[str, Any] | None = None
-    begun: DeepPrompt | None = None
+    resumed: DeepPrompt | None = None
 
     @classmethod
     def read(cls, folder: Path | None, found: Mapping[str, Any] | None = None) -> Earlier:
-        """With the prompt of the checkpoint in ``folder``, if there is one.
+        """Read the prompt of the checkpoint in ``folder``, if there is one.
 
-        Without a checkpoint there is nothing to resume; that is said when it is loaded.
+        If the checkpoint is missing, that is reported later, when it is loaded.
         """
         if folder is None or not adapters.is_adapter(folder):
             return cls(found=found)
-        begun = prompt_from_dict(adapters.details(folder)["prompt"])
-        return cls(found=found, begun=begun if isinstance(begun, DeepPrompt) else None)
+        prompt = prompt_from_dict(adapters.details(folder)["prompt"])
+        return cls(found=found, resumed=prompt if isinstance(prompt, DeepPrompt) else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettledPrompt:
-    """A prompt with nothing left open.
+    """A prompt configuration without open options.
 
     Attributes:
-        config: Every option of a deep prompt has a value.
-        chosen_by: Who chose an option that the user left open, by name.
+        config: The configuration; every option of a deep prompt has a value.
+        chosen_by: What chose each option that the user left open, by name.
     """
 
     config: PromptConfig
@@ -76,10 +77,10 @@ class SettledPrompt:
 
     @property
     def recipe_says(self) -> list[str]:
-        """What the recipe added for these rows, and how to go without it."""
+        """What the recipe added for these rows, and how to switch it off."""
         what = {"num_virtual_units": "virtual units", "num_queries": "queries"}
         return [
-            f"{count} {words} (prompt.{name}; 0 for none)"
+            f"{count} {words} (prompt.{name}; 0 switches them off)"
             for name, words in what.items()
             if self.chosen_by.get(name) == "recipe" and (count := getattr(self.config, name))
         ]
@@ -94,13 +95,13 @@ def plan_prompt(
     earlier: Earlier | None = None,
     measure: Callable[[DeepPrompt], Pooling | None] = lambda prompt: None,
 ) -> SettledPrompt:
-    """``given`` with everything decided that it leaves open.
+    """``given`` with all open options decided.
 
     Args:
         rows: The number of training rows.
-        earlier: What a search or the run that is resumed decided.
-        measure: Asked for the pooling of a prompt that leaves it open; ``None`` if the training rows do not
-            tell.
+        earlier: What a search or the resumed run decided.
+        measure: Measures the best pooling on the training rows, if the prompt leaves it open; it returns
+            ``None`` if that is not possible.
     """
     if not isinstance(given, DeepPrompt):
         return SettledPrompt(config=given)
@@ -109,16 +110,16 @@ def plan_prompt(
 
     def choose(source: Source, **values: Any) -> None:
         nonlocal prompt
-        left = {name: value for name, value in values.items() if getattr(prompt, name) is None}
-        prompt = replace(prompt, **left)
-        chosen_by.update(dict.fromkeys(left, source))
+        chosen = {name: value for name, value in values.items() if getattr(prompt, name) is None}
+        prompt = replace(prompt, **chosen)
+        chosen_by.update(dict.fromkeys(chosen, source))
 
     if earlier.found and "first_layer" in earlier.found:
         prompt = replace(prompt, first_layer=earlier.found["first_layer"])
         chosen_by["first_layer"] = "search"
-    if (begun := earlier.begun) is not None:
-        same = ("pooling", "num_virtual_units", "num_queries")
-        choose("checkpoint", **{name: getattr(begun, name) for name in same})
+    if (resumed := earlier.resumed) is not None:
+        names = ("pooling", "num_virtual_units", "num_queries")
+        choose("checkpoint", **{name: getattr(resumed, name) for name in names})
     if prompt.pooling is None and (pooling := measure(prompt)) is not None:
         choose("rows", pooling=pooling)
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
@@ -130,18 +131,18 @@ def plan_prompt(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run does.
+    """All decisions for a run.
 
     Attributes:
-        prompt: Of the model.
-        recipe: Every option of ``fit``, and who chose what was left open.
-        select: Which of two evaluations is the better one.
-        class_weights: Of the loss.
+        prompt: The settled prompt of the model.
+        recipe: Every option of ``fit``, and which of them the recipe chose.
+        select: Decides which of two evaluations is better.
+        class_weights: The class weights of the loss.
         baseline: The constant answer that a model has to beat.
-        floor: By split, what it scores.
+        floor: The metrics of the constant answer, by split.
         effective_rows: The number of validation rows that the metric depends on.
         reference: What a diagnosis compares the run with.
-        setting: What has to be the same for a run to be resumed, by name.
+        setting: What must be the same when the run is resumed, by name.
     """
 
     prompt: SettledPrompt
@@ -169,15 +170,15 @@ def plan_run(
     found: Mapping[str, Any] | None = None,
     extensions: Extensions = NO_EXTENSIONS,
 ) -> Plan:
-    """Decide everything else, for a model that was made from ``prompt``. Sets the model's class weights.
+    """Decide everything else, for a model that was created from ``prompt``; sets its class weights.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
     """
-    task, train, held = model.task, data.train, data.validation
+    task, train, validation = model.task, data.train, data.validation
     facts = Facts.of(model, train.rows)
     recipe = Recipe.of(config, facts, found)
-    if config.class_weights is not None:  # otherwise the model keeps those it was made with
+    if config.class_weights is not None:  # otherwise the model keeps its own
         model.set_class_weights(class_weights(config, train.targets, task))
     weights = None if model.class_weights is None else model.class_weights.tolist()
     extensions.check(config, weights)
@@ -191,7 +192,7 @@ def plan_run(
         task,
         floor["validation"],
         greater_is_better=config.greater_is_better,
-        own=own_metrics(baseline, held.targets, task, extensions),
+        own=own_metrics(baseline, validation.targets, task, extensions),
     )
     return Plan(
         prompt=prompt,
@@ -200,7 +201,7 @@ def plan_run(
         class_weights=weights,
         baseline=baseline,
         floor=floor,
-        effective_rows=effective_rows(select.metric, held.targets, task),
+        effective_rows=effective_rows(select.metric, validation.targets, task),
         reference=Reference.of(
             config,
             facts,
@@ -208,19 +209,19 @@ def plan_run(
             weighted=weights is not None,
         ),
         setting={
-            **_made_of(model),  # first: what the recipe chose may have followed from it
+            **_model_setting(model),  # first, because the recipe's choices depend on it
             **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
             "loss": name_of(extensions.loss),
             "optimizer": name_of(extensions.optimizer),
             "lr_scheduler": name_of(extensions.lr_scheduler),
-            "data": checkpoint.data_digest(train.rows, held.rows),
-            "class_weights": weights,  # last: they may have followed from the data
+            "data": checkpoint.data_digest(train.rows, validation.rows),
+            "class_weights": weights,  # last, because they may depend on the data
         },
     )
 
 
-def _made_of(model: PTuningModel) -> dict[str, Any]:
-    """What a run's model has to have in common with that of its checkpoint, whoever made it."""
+def _model_setting(model: PTuningModel) -> dict[str, Any]:
+    """What must be the same for the model in a checkpoint and the model that resumes from it."""
     return {
         **{f"prompt.{name}": value for name, value in prompt_to_dict(model.prompt_config).items()},
         "backbone": model.backbone.fingerprint(),

@@ -1,4 +1,4 @@
-"""The picture of a search: what each trial reached, against what it tried."""
+"""The plot of a search: the metric of each trial against the values that it tried."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ if TYPE_CHECKING:
 
 _MARKERS = "osD^vP*X"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
-"""Okabe and Ito's, which people who are colour-blind can tell apart."""
+"""The palette of Okabe and Ito, suitable for colour-blind readers."""
 
 
 def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float) -> bytes:
-    """A PNG of the validation metric of ``trials`` against the prompt's rate, a mark for each first layer.
+    """A PNG of the validation metric of ``trials`` against the learning rate, with a marker per first layer.
 
-    Where that rate was not searched, against the head's, or else against the first layer. Trials that were
-    pruned are hollow, those that diverged or have no such metric are on the lower edge, ``kept`` has a ring.
-    The band is what may be chance, from the first trial on (:func:`~ptuning.training.trials.chance`).
+    The x-axis is the prompt's learning rate; if that was not searched, the head's, or else the first layer.
+    Pruned trials are hollow. Trials that diverged or have no such metric are on the lower edge. ``kept``
+    has a ring. The grey band is the lead over the first trial that may be chance
+    (:func:`~ptuning.training.trials.chance`).
     """
-    from matplotlib.figure import Figure  # no pyplot: neither its window nor its state
+    from matplotlib.figure import Figure  # not pyplot, which has global state
 
     name = next(
         each for each in ("learning_rate", "head_learning_rate", "first_layer") if each in kept.values
     )
     figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    reached = kept.value(metric)
+    best = kept.value(metric)
     shown = [(trial, value) for trial in trials if (value := trial.value(metric)) is not None]
     floor = min((value for _, value in shown), default=0.0)
     layers = sorted({trial.values.get("first_layer") for trial in trials}, key=lambda each: each or 0)
     for place, layer in enumerate(layers):
         marker, colour = _MARKERS[place % len(_MARKERS)], _COLOURS[place % len(_COLOURS)]
-        size = max(170 - 70 * place, 25)  # those of one rate and one value are seen behind one another
-        mine = [(trial, value) for trial, value in shown if trial.values.get("first_layer") == layer]
+        size = max(170 - 70 * place, 25)  # different sizes, so that markers at the same place stay visible
+        of_layer = [(trial, value) for trial, value in shown if trial.values.get("first_layer") == layer]
         for state, face in (("complete", colour), ("pruned", "none")):
-            points = [(trial.values[name], value) for trial, value in mine if trial.state == state]
+            points = [(trial.values[name], value) for trial, value in of_layer if trial.state == state]
             axes.scatter(
                 [x for x, _ in points],
                 [y for _, y in points],
@@ -53,13 +54,13 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float) -> byte
             )
         if layer is not None:
             axes.scatter([], [], s=size, marker=marker, color=colour, label=f"first layer {layer}")
-    own, error = trials[0].value(metric), chance(trials, metric, rows)
-    if own is not None and error is not None:
-        end = own + Selection(metric=metric).sign * error
-        axes.axhspan(own, end, color="0.92", zorder=0, label="may be chance")
-    gone = [trial.values[name] for trial in trials if trial.state == "diverged"]
-    if gone:
-        axes.scatter(gone, [floor] * len(gone), s=60, marker="x", color="0.35", label="diverged")
+    first, error = trials[0].value(metric), chance(trials, metric, rows)
+    if first is not None and error is not None:
+        end = first + Selection(metric=metric).sign * error
+        axes.axhspan(first, end, color="0.92", zorder=0, label="may be chance")
+    diverged = [trial.values[name] for trial in trials if trial.state == "diverged"]
+    if diverged:
+        axes.scatter(diverged, [floor] * len(diverged), s=60, marker="x", color="0.35", label="diverged")
     without = [
         each.values[name] for each in trials if each.state != "diverged" and each.value(metric) is None
     ]
@@ -69,7 +70,7 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float) -> byte
         axes.scatter([], [], s=60, facecolors="none", edgecolors="0.35", linewidths=1.6, label="pruned")
     axes.scatter(
         [kept.values[name]],
-        [floor if reached is None else reached],
+        [floor if best is None else best],
         s=380,
         facecolors="none",
         edgecolors="black",
@@ -78,9 +79,9 @@ def plot(trials: Sequence[Trial], kept: Trial, metric: str, rows: float) -> byte
         zorder=3 + len(layers),
     )
     _label(axes, trials, kept, metric, name)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format="png")
-    return picture.getvalue()
+    png = io.BytesIO()
+    figure.savefig(png, dpi=130, format="png")
+    return png.getvalue()
 
 
 def _label(axes: Axes, trials: Sequence[Trial], kept: Trial, metric: str, name: str) -> None:
@@ -98,5 +99,5 @@ def _label(axes: Axes, trials: Sequence[Trial], kept: Trial, metric: str, name: 
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, which="both")
-    # Beside the marks, which may lie anywhere.
+    # Outside the axes, because markers may be anywhere inside.
     axes.legend(fontsize=8, markerscale=0.6, labelspacing=0.8, loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,4 +1,4 @@
-"""From a user's files to tokenised splits: reading, the validation split, labels, token ids."""
+"""From a user's files to tokenised splits: reading, splitting off validation rows, labels, token ids."""
 
 from __future__ import annotations
 
@@ -31,15 +31,18 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import DataConfig
 
+ONE_TEXT = "one text per row"
+NAME_BOTH = "name the columns with --data.text and --data.text_b (text= and text_b= of DataConfig)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
     """The rows of each split; ``test`` may be empty.
 
     Attributes:
-        sources: What each split was read from, without local folders; one that was split off is not there.
-        notes: What the user should know of how they were read, a sentence each.
-        left_out: By source, how many bad rows were left out.
+        sources: What each split was read from, without local folders; a split-off split has no entry.
+        notes: What the user should know about how the rows were read, one sentence each.
+        left_out: The number of bad rows that were left out, by split.
     """
 
     train: Sequence[Example]
@@ -50,7 +53,7 @@ class Examples:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """What an adapter keeps of them: where each split's rows came from, and how many they were."""
+        """What an adapter records: the source and the number of rows of each split."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             name: {"source": self.sources.get(name, adapters.SPLIT_OFF), "rows": len(rows)}
@@ -62,11 +65,11 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """The rows of every source, checked, before any are put aside for validation.
+    """The rows of every source, checked, before validation rows are split off.
 
     Attributes:
-        train: The training rows, those included that are yet to be split off.
-        validation: ``None`` where they are to be split off.
+        train: The training rows, including those that will be split off.
+        validation: ``None`` if the validation rows will be split off.
         test: May be empty.
         sources, notes, left_out: As in :class:`Examples`.
         task: What the labels mean.
@@ -81,13 +84,13 @@ class Gathered:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def examples(self, *, fraction: float, seed: int) -> Examples:
-        """The splits; ``seed`` decides which rows are split off, where there is no validation source."""
-        rows, held = self.train, self.validation
-        if held is None:
-            rows, held = split_off(rows, self.task, fraction=fraction, seed=seed)
+        """The splits. Without a validation source, ``seed`` decides which rows are split off."""
+        rows, validation = self.train, self.validation
+        if validation is None:
+            rows, validation = split_off(rows, self.task, fraction=fraction, seed=seed)
         return Examples(
             train=rows,
-            validation=held,
+            validation=validation,
             test=self.test,
             sources=self.sources,
             notes=self.notes,
@@ -100,8 +103,8 @@ class Split:
     """A split, tokenised.
 
     Attributes:
-        rows: What the model takes.
-        targets: ``[N]`` class indices or values in their own unit, or ``[N, C]``.
+        rows: Token ids, as the model takes them.
+        targets: ``[N]``, class indices or values in the data's unit; or ``[N, C]``.
     """
 
     rows: list[TokenRow]
@@ -126,12 +129,12 @@ class TrainingData:
 
     @property
     def evaluated(self) -> dict[str, Split]:
-        """The splits that a run's result has metrics of, by name."""
+        """The splits that are evaluated at the end of a run, by name."""
         return {"validation": self.validation} | ({"test": self.test} if self.test else {})
 
 
 def read(config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
-    """The examples that a configuration names, and the task that the training rows describe."""
+    """The examples that a configuration names, and the task that is inferred from the training rows."""
     found = read_all(config)
     return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
@@ -139,31 +142,31 @@ def read(config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
 def gather(
     data: Any, config: DataConfig, *, seed: int, task: Task | None = None, unnamed: bool = False
 ) -> tuple[Examples, Task]:
-    """As :func:`read`, for data in any form; see :func:`gather_all`."""
+    """Like :func:`read`, for data in any form; see :func:`gather_all`."""
     found = gather_all(data, config, task=task, unnamed=unnamed)
     return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
 
 def read_all(config: DataConfig) -> Gathered:
-    """The rows that a configuration names, and the task that the training rows describe."""
+    """The rows that a configuration names, and the task that is inferred from the training rows."""
     sources = {"train": config.train, "validation": config.validation, "test": config.test}
     return gather_all({name: source for name, source in sources.items() if source is not None}, config)
 
 
 def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnamed: bool = False) -> Gathered:
-    """As :func:`read_all`, for data in any form.
+    """Like :func:`read_all`, for data in any form.
 
     Args:
         data: A mapping of splits, or the training split alone (:func:`~ptuning.data.memory.named_splits`),
             each in any form that :mod:`ptuning.data.memory` names.
-        task: Where the model has one already; inferred from the training rows otherwise. With it, rows
+        task: The model's task, if it has one; otherwise inferred from the training rows. With a task, rows
             in memory may also be tokenised: see :mod:`ptuning.data.tokenised`.
-        unnamed: Whether nobody chose the task's labels, so that those of the training rows may replace them.
+        unnamed: Whether nobody chose the task's labels, so that the names in the training rows replace them.
     """
     sources = {name: in_memory(source, f"data.{name}") for name, source in named_splits(data).items()}
     loaded: dict[str, Loaded | TokenisedRows] = {}
     kind = config.problem_type if task is None else task.problem_type
-    known = None if unnamed else task  # what the labels mean, as soon as the training rows are read
+    known = None if unnamed else task  # what the labels mean; inferred from the training rows
     for name in sorted(sources, key=lambda name: name != "train"):
         split: Loaded | TokenisedRows
         if task is not None and is_tokenised(sources[name]):
@@ -190,24 +193,18 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
     train = loaded["train"]
     if isinstance(train, Loaded) and train.columns.pair != task.pair:
         if task.pair:
-            raise ConfigError(
-                "data.train: one text a row, but the task has two; name the columns with --data.text "
-                "and --data.text_b (text= and text_b= of DataConfig)"
-            )
-        task = replace(task, pair=True)  # a task that was made from its number of labels could not know
-    pair, whose = (
+            raise ConfigError("data.train", got=ONE_TEXT, expected="two, as the task has", remedy=NAME_BOTH)
+        task = replace(task, pair=True)  # the model's task was made without seeing the rows
+    pair, source = (
         (train.columns.pair, "the training rows have")
         if isinstance(train, Loaded)
         else (task.pair, "the task has")
     )
     for name, split in loaded.items():
-        encode_labels(examples[name], task)  # a label unseen in training is refused before anything else
+        encode_labels(examples[name], task)  # refuses labels that are not in the training rows
         if isinstance(split, Loaded) and split.columns.pair != pair:
-            got, expected = ("one text", "two") if pair else ("two texts", "one")
-            raise ConfigError(
-                f"data.{name}: {got} a row, but {whose} {expected}; name the columns with "
-                "--data.text and --data.text_b (text= and text_b= of DataConfig)"
-            )
+            got, expected = (ONE_TEXT, "two") if pair else ("two texts per row", "one")
+            raise ConfigError(f"data.{name}", got=got, expected=f"{expected}, as {source}", remedy=NAME_BOTH)
     texts = {name: split for name, split in loaded.items() if isinstance(split, Loaded)}
     return Gathered(
         train=examples["train"],
@@ -223,8 +220,8 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
 
 
 def _notes(split: Loaded, task: Task, *, training: bool) -> list[str]:
-    """What to tell the user of how a split was read, and of what is odd in the training rows."""
-    said: list[str] = list(split.notes)
+    """What the user should know about how a split was read, and about oddities in the training rows."""
+    notes: list[str] = list(split.notes)
     if training:
         column = split.columns.label
         oddities: list[str] = list(label_oddities(split.examples, task, column))
@@ -233,12 +230,12 @@ def _notes(split: Loaded, task: Task, *, training: bool) -> list[str]:
             oddities.append(found.contradiction if task.labels else found.difference)
         if found.again:
             oddities.append(found.repetition)
-        said += [f"{split.origin.name}: {message}" for message in oddities]
-    return said
+        notes += [f"{split.origin.name}: {message}" for message in oddities]
+    return notes
 
 
 def public_name(source: str) -> str:
-    """A source's name as others may read it: a data set's whole, a file's without the folders above it."""
+    """A source's name for a published record: a data set's full name, a file's name without its folders."""
     name = source.removeprefix("hf:")
     if name != source and not name.startswith((".", "/", "~")) and "\\" not in name:
         return source
@@ -249,10 +246,10 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
     """``examples`` as ``model`` takes them.
 
     Raises:
-        ConfigError: single texts for a prompt that needs two a row.
+        ConfigError: single texts for a prompt that needs two texts per row.
     """
     labels = encode_labels(examples, model.task)
-    tokens = [example for example in examples if isinstance(example, TokenisedExample)]  # all, or none
+    tokens = [example for example in examples if isinstance(example, TokenisedExample)]  # all or none
     if examples and not tokens and examples[0].text_b is None:
         _refuse_single_texts(model)
     rows = (
@@ -264,9 +261,9 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
 
 
 def full_rows(model: PTuningModel, examples: Sequence[Example], split: Split) -> tuple[int, int] | None:
-    """How many rows of a split take all the tokens that fit, so that what is longer was cut, and how many do.
+    """How many rows have the maximum number of tokens, so that they were probably cut; and that maximum.
 
-    None where nothing was cut by this project, or no limit is known.
+    ``None`` if ptuning did not tokenise the rows, or there is no maximum.
     """
     if model.tokenizer is None or any(isinstance(example, TokenisedExample) for example in examples[:1]):
         return None
@@ -277,13 +274,16 @@ def full_rows(model: PTuningModel, examples: Sequence[Example], split: Split) ->
 def _refuse_single_texts(model: PTuningModel) -> None:
     prompt = model.prompt_config
     if isinstance(prompt, DeepPrompt):
-        needed = prompt.pooling == "similarity"
-        got = "prompt.pooling: got 'similarity', which is that of two texts"
+        needs_two = prompt.pooling == "similarity"
+        option, got = "prompt.pooling", "'similarity', for rows of one text"
     else:
-        needed = 1 in model.wanted_texts
-        got = f"prompt.placement: got {prompt.placement!r}, which stands before a second text"
-    if needed:
+        needs_two = 1 in model.wanted_texts
+        option, got = "prompt.placement", f"{prompt.placement!r}, for rows of one text"
+    if needs_two:
         raise ConfigError(
-            f"{got}, but the rows have one text each; choose another, or name the column of the second text "
-            "with --data.text_b (text_b= of DataConfig)"
+            option,
+            got=got,
+            expected="a value that works without a second text",
+            remedy="choose another, or name the column of the second text with --data.text_b (text_b= of "
+            "DataConfig)",
         )

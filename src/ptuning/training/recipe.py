@@ -1,7 +1,7 @@
-"""``recipe: auto``: what a user left out of ``fit``, chosen from facts of data, backbone and prompt.
+"""``recipe: auto``: chooses the options of ``fit`` that are left out, from the data, backbone and prompt.
 
 :func:`choice` is the only place that sets values. An option that the recipe may choose is optional in
-:class:`~ptuning.training.config.FitConfig`, required in :class:`Settled`, and gets its value there.
+:class:`~ptuning.training.config.FitConfig` and required in :class:`Settled`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Settled(FitConfig):
 
 
 CHOSEN = tuple(Settled.__annotations__)
-"""The options of ``fit`` that a recipe chooses where the user does not."""
+"""The options of ``fit`` that the recipe chooses if the user leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a recipe decides by.
+    """What a recipe's choices depend on.
 
     Attributes:
-        rows: Training rows.
-        tokens: Of all of them, without the prompt.
-        depth: Where the prompt enters.
-        encoder: What makes the prompt while training.
+        rows: The number of training rows.
+        tokens: Their tokens in all, without the prompt.
+        depth: Where the prompt is.
+        encoder: The kind of prompt encoder.
         virtual_tokens: P.
         first_layer: The first layer with a prompt; 0 at input depth.
         virtual_units: U.
@@ -64,7 +64,7 @@ class Facts:
     @classmethod
     def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
         """The facts of training ``model`` on ``rows``."""
-        from ptuning.training.head_init import begins_fitted  # takes its time
+        from ptuning.training.head_init import starts_fitted  # imports scikit-learn, which is slow
 
         prompt = model.prompt_config
         return cls(
@@ -75,12 +75,12 @@ class Facts:
             virtual_tokens=prompt.virtual_tokens,
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
-            fitted=begins_fitted(model),
+            fitted=starts_fitted(model),
             scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 
     def steps(self, fit: FitConfig, epochs: int) -> int:
-        """Optimizer steps of so many epochs; with ``fit.batch_tokens`` about so many."""
+        """Optimizer steps in ``epochs``; an estimate with ``fit.batch_tokens``."""
         batches = math.ceil(self.rows / fit.batch_size)
         if fit.batch_tokens is not None:
             batches = max(batches, math.ceil(self.tokens / fit.batch_tokens))
@@ -89,82 +89,86 @@ class Facts:
 
 EPOCHS = 8
 """Epochs of an ordinary run; the learning rates fall to 0 over them."""
-LEAST_STEPS = 300
+MIN_STEPS = 300
 """Minimum optimizer steps: with fewer, small data sets are not learned at all."""
-MOST_STEPS = 12_500
+MAX_STEPS = 12_500
 """Maximum optimizer steps: large data sets need fewer epochs, but at least 2."""
-FASTEST = 3.0
-"""Maximum factor on the prompt's learning rate in a run of fewer than :data:`LEAST_STEPS`, if asked for."""
-HEAD_WAY = 2.5
-"""The head's learning rate times the run's steps: as far in a short run as in a long one, which overfits."""
+MAX_SPEEDUP = 3.0
+"""Maximum factor on the prompt's learning rate if the user asks for fewer than :data:`MIN_STEPS`."""
+HEAD_RATE_TIMES_STEPS = 2.5
+"""The head's learning rate times the number of steps. It is constant, so that a long run does not overfit."""
 FITTED_EPOCHS = 5
-"""Epochs if the head starts fitted: there is less left to learn."""
+"""Epochs if the head starts fitted: less is left to learn."""
 FITTED_HEAD = 2e-4
 """A fitted head's learning rate: it only has to follow the prompt."""
 UNITS = 20
-"""Virtual units, if there are enough rows for them."""
+"""Virtual units, with enough rows."""
 QUERIES = 2
-"""Queries, likewise."""
+"""Queries, with enough rows."""
 MANY_ROWS = 5000
-"""Enough rows for both, whatever the task."""
+"""Enough rows for both, for every kind of task."""
 EVALUATIONS = 16
-"""Evaluations of a run with more epochs than this: one costs about as much as such a short epoch."""
+"""Maximum number of evaluations: with so many epochs, an epoch is about as cheap as an evaluation."""
 
 
 def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     """The recipe's value for every option of :data:`CHOSEN`; ``fit`` is what the user gave.
 
-    docs/recipes.md says how they were found. An input prompt without an encoder has further to go than a deep
-    one; one with an encoder moves with each of its weights. If the head starts fitted, half of the task is
-    done, and few rows justify only small changes to what the backbone knows.
+    docs/recipes.md describes how the values were found. An input prompt without an encoder needs a higher
+    learning rate than a deep prompt; with an encoder, a lower one, because all weights of the encoder change
+    it. If the head starts fitted, less is left to learn, and with few rows the prompt should change little.
     """
     steps = facts.steps(fit, 1)
-    least, usual = (LEAST_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (LEAST_STEPS, EPOCHS)
+    minimum, usual = (MIN_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (MIN_STEPS, EPOCHS)
     epochs = fit.num_train_epochs or max(
-        math.ceil(least / steps), min(usual, max(2, round(MOST_STEPS / steps)))
+        math.ceil(minimum / steps), min(usual, max(2, round(MAX_STEPS / steps)))
     )
     if facts.fitted:
-        prompt = _short(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
+        prompt = _rounded(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
     elif facts.depth == "deep":
-        hurry = min(FASTEST, max(1.0, LEAST_STEPS / (epochs * steps)))
-        prompt = _short(hurry * 2e-2)
+        speedup = min(MAX_SPEEDUP, max(1.0, MIN_STEPS / (epochs * steps)))
+        prompt = _rounded(speedup * 2e-2)
     else:
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
-    often: int | str = "epoch"
+    every: int | str = "epoch"
     if epochs > EVALUATIONS:
-        often = math.ceil(epochs * steps / EVALUATIONS)
-    elif epochs < usual and steps * usual > MOST_STEPS:  # so many rows that there are few epochs
-        often = math.ceil(epochs * steps / usual)
-    head = FITTED_HEAD if facts.fitted else _short(min(1e-2, max(1e-3, HEAD_WAY / (epochs * steps))))
+        every = math.ceil(epochs * steps / EVALUATIONS)
+    elif epochs < usual and steps * usual > MAX_STEPS:  # many rows, so few epochs
+        every = math.ceil(epochs * steps / usual)
+    head = (
+        FITTED_HEAD
+        if facts.fitted
+        else _rounded(min(1e-2, max(1e-3, HEAD_RATE_TIMES_STEPS / (epochs * steps))))
+    )
     return {
         "num_train_epochs": epochs,
         "learning_rate": prompt,
         "head_learning_rate": head,
-        "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem is without
-        "evaluate_every": often,
+        "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem has no dropout
+        "evaluate_every": every,
     }
 
 
 def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
-    """How many virtual units and queries suit a task and its rows, if the head reads all layers.
+    """The number of virtual units and queries for a task and its rows, if the head reads all layers.
 
-    Both need :data:`MANY_ROWS` rows. With fewer, they only help to learn the rows by heart, except where a
-    label says more than one of two classes does: then single texts get :data:`UNITS`. Few pairs gained
-    nothing, nor did few rows with several labels each.
+    Both need :data:`MANY_ROWS` rows; with fewer, the model only memorises the rows. The exception is a
+    fine-grained label (a score, or more than two classes) of single texts, which gets :data:`UNITS`. With few
+    pairs, or few rows with several labels per row, they gained nothing.
     """
     if rows >= MANY_ROWS:
         return UNITS, QUERIES
     return (UNITS if task.kind.is_fine_grained(task) and not task.pair else 0), 0
 
 
-def _short(rate: float) -> float:
-    """Rounded to two digits, as people write it."""
+def _rounded(rate: float) -> float:
+    """A learning rate rounded to two digits."""
     return float(f"{rate:.2g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a run is trained, and which options the user did not choose.
+    """All options of a run, and which of them the user did not choose.
 
     Attributes:
         name: ``auto`` or ``search``.
@@ -178,24 +182,24 @@ class Recipe:
 
     @classmethod
     def of(cls, given: FitConfig, facts: Facts, found: Mapping[str, Any] | None = None) -> Recipe:
-        """What ``given`` leaves out is what a search has ``found``, and otherwise :func:`choice`'s."""
-        left = [name for name in CHOSEN if getattr(given, name) is None]
-        numbers = choice(facts, given) | dict(found or {})
-        fit = Settled(**{**given.model_dump(), **{name: numbers[name] for name in left}})
-        beside = {name: value for name, value in (found or {}).items() if name not in CHOSEN}
-        chose = beside | {name: numbers[name] for name in left}
+        """``given`` with missing options from ``found``, a search's values, or from :func:`choice`."""
+        missing = [name for name in CHOSEN if getattr(given, name) is None]
+        values = choice(facts, given) | dict(found or {})
+        fit = Settled(**{**given.model_dump(), **{name: values[name] for name in missing}})
+        others = {name: value for name, value in (found or {}).items() if name not in CHOSEN}
+        chose = others | {name: values[name] for name in missing}
         return cls(fit=fit, name="auto" if found is None else "search", chose=chose)
 
     def record(self) -> dict[str, Any]:
-        """What results and adapters record of it, next to the options."""
+        """What results and adapters record about the recipe, in addition to the options."""
         return {"name": self.name, "chose": dict(self.chose)}
 
     def __str__(self) -> str:
         fit = self.fit
-        whose = f"recipe: {self.name}" if self.chose else "as given"
+        source = f"recipe: {self.name}" if self.chose else "as given"
         epochs = f"{fit.num_train_epochs} epoch{'s' if fit.num_train_epochs > 1 else ''}"
         return (
-            f"{whose}: {epochs}, batch size {fit.batch_size}, learning rates {fit.learning_rate:g} "
+            f"{source}: {epochs}, batch size {fit.batch_size}, learning rates {fit.learning_rate:g} "
             f"(prompt) and {fit.head_learning_rate:g} (head)"
             + (", the backbone's dropout on" if fit.backbone_dropout else "")
         )

@@ -1,4 +1,4 @@
-"""What a run found, or several of them, as plain data."""
+"""The results of one run, and of several runs, as plain data."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ptuning.kinds import metric_named
 Kind = Literal["not learned", "diverged", "overfitting", "saturated"]
 
 IN_ORDER = "ry, in this order: "
-"""What precedes a diagnosis's list of things to try, the most promising first."""
+"""The end of the words before the list of things to try, if the most promising comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What was seen in a run, and what to try.
+    """What went wrong in a run or could be better, and what to try.
 
     Attributes:
         kind: ``not learned``: no better than a constant answer. ``diverged``: the training loss rose and
             stayed up. ``overfitting``: the validation metric got worse while the training loss fell.
-            ``saturated``: most of the run changed nothing.
-        paragraph: In words and figures, in one line, with the options to try.
+            ``saturated``: most of the run brought no improvement.
+        paragraph: The observation, in figures, and the options to try; one line.
     """
 
     kind: Kind
@@ -32,12 +32,12 @@ class Diagnosis:
 
     @property
     def serious(self) -> bool:
-        """Whether something failed; otherwise it is a note on a run that may well be used."""
+        """Whether the run failed; otherwise this is a note, and the adapter can be used."""
         return self.kind in ("not learned", "diverged")
 
     @property
     def first(self) -> str | None:
-        """What to try first, if there is an order: options, or what else has to be done."""
+        """What to try first, if the advice has an order."""
         _, found, tries = self.paragraph.partition(IN_ORDER)
         return tries.split("; ")[0].removesuffix(".") if found else None
 
@@ -51,7 +51,7 @@ class Evaluation:
         step: Optimizer steps done.
         train_loss: Mean loss of the training rows since the last evaluation; at step 0, of the rows that the
             head was fitted to.
-        metrics: Of the validation rows, ``loss`` included.
+        metrics: On the validation rows, ``loss`` included.
     """
 
     epoch: float
@@ -62,23 +62,23 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run found.
+    """The result of a run.
 
     Attributes:
-        metric: The metric that picked the best checkpoint.
-        best: The evaluation it was picked at.
-        averaged: The evaluations whose parameters' mean was kept, in order; one, if that is the best alone.
+        metric: The metric that selected the best checkpoint.
+        best: The best evaluation.
+        averaged: The adapter has the mean of these evaluations' parameters; only one if nothing was averaged.
         history: Every evaluation, in order.
-        metrics: By split (``validation``, and ``test`` if there is one), of what was kept.
-        baseline: By split, what a constant answer scores.
+        metrics: The adapter's metrics, by split (``validation``, and ``test`` if there is one).
+        baseline: The metrics of a constant answer, by split.
         baseline_rule: That answer, in words.
         trained: How many parameters were trained.
         total: How many parameters the model has.
-        seconds: Wall time of the run; a resumed run's parts are added.
+        seconds: Wall time of the run, including the time before it was resumed.
         examples_per_second: Training rows per second, without the time for evaluation.
         stopped_early: Whether patience ran out, or a callback stopped the run.
         adapter: Where the adapter was saved, if it was.
-        setting: What the run worked with: rows per split, learning rates, the recipe's choices.
+        setting: Rows per split, learning rates, the recipe's choices and more.
         diagnosis: What went wrong or could go better, and what to try; ``None`` for a run that went well.
         greater_is_better: Whether a larger ``metric`` is better.
     """
@@ -106,7 +106,7 @@ class TrainResult:
 
     @property
     def kept(self) -> str:
-        """Which checkpoint the adapter is, in words."""
+        """Which checkpoint was kept, in words."""
         if len(self.averaged) < 2:
             return f"the checkpoint of epoch {self.best.epoch:g}"
         *others, last = (f"{each.epoch:.3g}" for each in self.averaged)
@@ -119,16 +119,16 @@ class TrainResult:
 
     @property
     def beats_baseline(self) -> bool:
-        """Whether what was kept is better than the constant answer, on the validation rows."""
-        mine = self.metrics["validation"].get(self.metric)
+        """Whether the adapter is better than the constant answer, on the validation rows."""
+        reached = self.metrics["validation"].get(self.metric)
         floor = self.baseline["validation"].get(self.metric)
-        if mine is None or floor is None:
-            return mine is not None
-        return mine > floor if self.greater_is_better else mine < floor
+        if reached is None or floor is None:
+            return reached is not None
+        return reached > floor if self.greater_is_better else reached < floor
 
     @property
     def learned(self) -> bool:
-        """Whether the diagnosis does not say ``NOT LEARNED``: what a model card goes by."""
+        """False if the diagnosis is ``NOT LEARNED``; the model card reports it."""
         return self.diagnosis is None or self.diagnosis.kind != "not learned"
 
     @property
@@ -137,7 +137,7 @@ class TrainResult:
         return None if self.diagnosis is None else self.diagnosis.paragraph
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """As JSON data."""
         return {
             **asdict(self),
             "adapter": None if self.adapter is None else str(self.adapter),
@@ -146,12 +146,12 @@ class TrainResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainResult:
-        """The inverse of :meth:`to_dict`, by way of JSON."""
-        own = {name: value for name, value in values.items() if name != "beats_baseline"}
+        """The inverse of :meth:`to_dict`, from JSON."""
+        fields = {name: value for name, value in values.items() if name != "beats_baseline"}
         diagnosis = values.get("diagnosis")
         return cls(
             **{
-                **own,
+                **fields,
                 "best": Evaluation(**values["best"]),
                 "history": tuple(Evaluation(**each) for each in values["history"]),
                 "averaged": tuple(Evaluation(**each) for each in values.get("averaged", ())),
@@ -167,9 +167,9 @@ class OneRun:
 
     Attributes:
         name: Such as ``seed-1_learning_rate-0.03``; the run is in ``OUTPUT.run/NAME`` and ``NAME.run``.
-        values: What is its own, by option of ``fit``.
-        result: What it found; ``None`` if it diverged.
-        diverged: How it ended, if its loss or logits ceased to be finite.
+        values: The values that it varies, by option of ``fit``.
+        result: Its result; ``None`` if it diverged.
+        diverged: The error message, if it diverged.
     """
 
     name: str
@@ -196,13 +196,13 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True)
 class OverSeeds:
-    """Runs that differ by their seed alone.
+    """Runs that only differ in their seed.
 
     Attributes:
-        values: What they have in common of that which varies, by option of ``fit``.
+        values: The other varied values, which they have in common, by option of ``fit``.
         runs: Their names.
-        metrics: By split and metric, the mean and the sample standard deviation; of the metrics that every
-            one of them has.
+        metrics: Mean and sample standard deviation by split and metric, for the metrics that all of the runs
+            have.
     """
 
     values: Mapping[str, int | float]
@@ -222,14 +222,14 @@ class OverSeeds:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralResult:
-    """What several runs on one backbone found.
+    """The results of several runs on one backbone.
 
     Attributes:
-        metric: The metric that picked each run's checkpoint, and the best run, on the validation rows; the
-            loss, if some seed's validation rows left the others' metric undefined.
+        metric: The validation metric that selected each run's checkpoint, and the best run; the loss, if a
+            metric is undefined for some seed's validation rows.
         runs: In the order in which they ran.
-        best: The best of them; of equals, the first.
-        adapter: Where its adapter was saved.
+        best: The best run; with a tie, the first.
+        adapter: The folder of its adapter.
     """
 
     metric: str
@@ -239,7 +239,7 @@ class SeveralResult:
 
     @property
     def over_seeds(self) -> tuple[OverSeeds, ...]:
-        """Means and deviations, wherever two runs or more differ by their seed alone."""
+        """Means and standard deviations of all groups of runs that only differ in their seed."""
         groups: dict[tuple[tuple[str, int | float], ...], list[OneRun]] = {}
         for run in self.runs:
             if run.result is not None and "seed" in run.values:
@@ -248,7 +248,7 @@ class SeveralResult:
         return tuple(_over_seeds(dict(common), found) for common, found in groups.items() if len(found) > 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """As JSON data."""
         return {
             "metric": self.metric,
             "best": self.best.name,

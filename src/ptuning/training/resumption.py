@@ -1,4 +1,4 @@
-"""Continuing a run: what must be the same, and what a run that ends early says and leaves."""
+"""Resuming a run: what must be the same, and what a run that ends early records and reports."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from accelerate import Accelerator
 
 from ptuning.config_file import read_config
 from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.training.checkpoint import changed
 from ptuning.training.config import TrainConfig
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.run_files import CONFIG, RESULT, START_AGAIN, write
 
 _DECIDES = ("data", "backbone", "revision", "prompt", "recipe", "fit", "search", "precision")
-"""The parts of a configuration that decide what a run finds."""
+"""The parts of a configuration that the result depends on."""
 
 
 @contextmanager
-def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """A run, or a search, that diverges in here is over and says so, and another may take its place."""
+def recording_divergence(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Record that a run, or a search, in this block diverged, so that it counts as finished."""
     try:
         yield
     except TrainingDiverged as error:
@@ -31,8 +32,8 @@ def over_if_diverged(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 @contextmanager
-def saying_how_to_go_on(saved: Callable[[], bool]) -> Iterator[None]:
-    """Where Ctrl-C comes between the steps' end and the run's, and there is something to go on from."""
+def saying_how_to_resume(saved: Callable[[], bool]) -> Iterator[None]:
+    """On Ctrl-C after the last step but before the end of the run: say how to resume, if possible."""
     try:
         yield
     except Interrupted:
@@ -41,24 +42,21 @@ def saying_how_to_go_on(saved: Callable[[], bool]) -> Iterator[None]:
         if not saved():
             raise
         raise Interrupted(
-            "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+            "interrupted; the last checkpoint is kept; to continue, run the same command with --resume"
         ) from None
 
 
 def check_same(config: TrainConfig, what: str) -> None:
-    """Refuse to go on from a run, ``what``, with other choices than it was begun with."""
+    """Refuse to resume ``what`` (a run, a search) with another configuration than it was started with."""
     file = config.run_folder / CONFIG
     try:
-        begun = TrainConfig.checked(read_config(file, "the run's"))
+        started = TrainConfig.checked(read_config(file, "the run's"))
     except ConfigError as error:
-        raise ConfigError(f"cannot resume: {error}; {START_AGAIN}") from None
-    then, now = (_leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (begun, config))
+        raise ConfigError(f"cannot resume: {error}", remedy=START_AGAIN) from None
+    then, now = (_leaves(each.model_dump(mode="json", include={*_DECIDES})) for each in (started, config))
     for key in (*then, *(key for key in now if key not in then)):
         if then.get(key) != now.get(key):
-            raise ConfigError(
-                f"cannot resume: {key}: {what} started with {then.get(key)!r}, got {now.get(key)!r}; "
-                f"use the same configuration, or {START_AGAIN}"
-            )
+            raise changed(key, then.get(key), now.get(key), what)
 
 
 def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, full_rows, gather
 from ptuning.training.records import TrainResult
-from ptuning.training.resumption import over_if_diverged, saying_how_to_go_on
+from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
 from ptuning.training.trainer import Trainer
@@ -56,35 +56,35 @@ def fit(
     lr_scheduler: MakeScheduler | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainResult:
-    """Train ``model`` in place; it ends with the mean of the best evaluations' parameters.
+    """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
     Args:
-        model: From ``PTuningModel.from_backbone``; its task says what the labels mean, and where nobody named
-            its labels it takes over the names in the training rows (:mod:`ptuning.data.task_labels`). Of a
+        model: From ``PTuningModel.from_backbone``. Its task says what the labels mean; if its labels have no
+            names, it takes them from the training rows (:mod:`ptuning.data.task_labels`). For a
             ``PeftModel`` the active adapter is trained, at ``config``'s learning rates times its own scales.
-        data: A mapping of splits (a ``DatasetDict`` is one): ``train``, and if wanted ``validation``
-            (otherwise split off from ``train``) and ``test``; or the training split alone. Each is a file,
+        data: A mapping of splits (such as a ``DatasetDict``): ``train``, and optionally ``validation``
+            (otherwise split off from ``train``) and ``test``; or only the training split. Each is a file,
             an ``hf:`` name, a frame or table, a ``datasets.Dataset``, ``(texts, labels)``, or a list of
-            mappings or tuples (:mod:`ptuning.data.memory`). Rows with ``input_ids`` are taken as they are;
-            texts beside them are not read again.
+            mappings or tuples (:mod:`ptuning.data.memory`). Rows with ``input_ids`` are used as they are,
+            and their texts are ignored.
         config: How to train.
-        columns: Options of :class:`~ptuning.training.config.DataConfig` other than the files and what the
-            model's task says, such as ``{"text": "review", "label": "stars"}``.
+        columns: Options of :class:`~ptuning.training.config.DataConfig`, except the files and what is in
+            the model's task, such as ``{"text": "review", "label": "stars"}``.
         output: The adapter folder to write; ``None`` keeps the result in memory only.
-        resume: Continue from the checkpoint beside ``output``.
+        resume: Continue from the checkpoint next to ``output``.
         callbacks: Instances of :class:`~ptuning.Callback`, called in order.
         compute_metrics: Further metrics, as transformers' Trainer takes them: from an ``EvalPrediction``
             with ``predictions`` (logits ``[N, C]``) and ``label_ids`` to a dictionary of numbers.
         loss: In place of the task's: from logits ``[B, C]`` and labels to the mean over the batch's rows.
-        optimizer: In place of AdamW: makes a ``torch.optim.Optimizer`` from parameter groups, each with its
+        optimizer: In place of AdamW: creates a ``torch.optim.Optimizer`` from parameter groups, each with
             ``params``, ``lr``, ``weight_decay`` and ``name``.
-        lr_scheduler: In place of ``lr_scheduler_type``: makes a scheduler from the optimizer and the number
+        lr_scheduler: In place of ``lr_scheduler_type``: creates a scheduler from the optimizer and the number
             of steps.
-        accelerator: Yours, if you have one.
+        accelerator: Your ``Accelerator``, if you have one.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
-        DataError: data of no such form, or rows and labels that this model cannot take.
+        DataError: data in another form, or rows and labels that this model cannot take.
         TrainingDiverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the run is saved where it was.
     """
@@ -95,7 +95,9 @@ def fit(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
     if resume and output is None:
-        raise ConfigError("resume needs an output folder: the checkpoint is beside it")
+        raise ConfigError(
+            "resume", got="no output folder", expected="one, because the checkpoint is next to it"
+        )
     options = _columns(columns)
     target = None if output is None else run_files.prepared(output)
     say = extensions.callbacks.on_message
@@ -103,9 +105,9 @@ def fit(
     if task.labels != model.task.labels:
         say(f"labels: {listing(task.labels)}, as the training rows name them")
     if "validation" not in examples.sources:
-        held, rows = len(examples.validation), len(examples.train)
+        validation, rows = len(examples.validation), len(examples.train)
         say(
-            f"{held:,} of {rows + held:,} rows put aside for validation "
+            f"{validation:,} of {rows + validation:,} rows split off for validation "
             "(columns={'validation_fraction': …}, or pass {'train': …, 'validation': …})"
         )
     model.set_task(task)
@@ -126,22 +128,22 @@ def _columns(columns: Mapping[str, Any] | None) -> DataConfig:
     """``columns`` of :func:`fit` as data options.
 
     Raises:
-        ConfigError: one that is unknown, or that something else says.
+        ConfigError: an unknown option, or one that belongs somewhere else.
     """
     for name in columns or {}:
         if name in ("train", "validation", "test", "problem_type", "max_length"):
-            where = (
-                "data" if name in ("train", "validation", "test") else "the model's task, where it is made"
+            where = "data" if name in ("train", "validation", "test") else "the model's task"
+            raise ConfigError(
+                "columns", got=repr(name), expected=f"it in {where}", remedy="leave it out here"
             )
-            raise ConfigError(f"columns: {name} stands in {where}; leave it out here")
-    made: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
-    return made
+    options: DataConfig = validated(DataConfig, {"train": "given", **(columns or {})}, "columns")
+    return options
 
 
 def _unnamed(model: PTuningModel) -> bool:
-    """Whether nobody chose the model's labels: they are numbers from 0, or the backbone's own names."""
-    own = model.loaded is None and model.task.labels == label_names(model.backbone.model.config)
-    return own or is_numbered(model.task)
+    """Whether nobody chose the model's labels: they are numbers from 0, or names from the backbone."""
+    from_backbone = model.loaded is None and model.task.labels == label_names(model.backbone.model.config)
+    return from_backbone or is_numbered(model.task)
 
 
 def train(
@@ -155,10 +157,10 @@ def train(
     optimizer: MakeOptimizer | None = None,
     lr_scheduler: MakeScheduler | None = None,
 ) -> TrainResult:
-    """Train a prompt as ``config`` says and write the adapter to ``config.output``.
+    """Train a prompt with ``config`` and write the adapter to ``config.output``.
 
     The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``) are next to it in
-    ``OUTPUT.run``. The test set, if there is one, is evaluated once, when everything is decided.
+    ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
 
     Args:
         resume: Continue from the run's checkpoint.
@@ -170,12 +172,14 @@ def train(
         lr_scheduler: As :func:`fit` takes it.
 
     Raises:
-        ConfigError: ``recipe: search``, which is :func:`~ptuning.training.search.train_search`'s.
+        ConfigError: ``recipe: search``, which needs :func:`~ptuning.training.search.train_search`.
         TrainingDiverged: a loss or gradient that is not finite; the last good checkpoint is kept.
         Interrupted: Ctrl-C; the run is saved where it was.
     """
     if config.recipe == "search":
-        raise ConfigError("recipe: got 'search', expected 'auto'; a search is run by ptuning.train_search")
+        raise ConfigError(
+            "recipe", got="'search'", expected="'auto'", remedy="use ptuning.train_search for a search"
+        )
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
@@ -189,41 +193,43 @@ def train_on(
     resume: bool,
     restart: bool,
     extensions: Extensions = NO_EXTENSIONS,
-    began: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
     found: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """:func:`train`, with what other runs have read, loaded and tokenised.
+    """:func:`train` with a cache that is shared with other runs.
 
     Args:
-        began: Called before the first step, when nothing can be refused any more.
-        found: What a search chose, by name.
+        on_start: Called before the first step, after all checks.
+        found: The values that a search chose, by name.
     """
     folder = config.run_folder
-    output = run_files.prepared(config.output)  # before an hour of training, not after
+    output = run_files.prepared(config.output)  # checked now, not after an hour of training
     if not (resume or restart):
         refuse_unfinished(folder)
     accelerator, say = new_accelerator(cpu=config.device == "cpu"), extensions.callbacks.on_message
     earlier = Earlier.read(folder / CHECKPOINT if resume else None, found)
     job = replace(make_job(cache, config, accelerator, earlier, say), output=output)
-    begun = resume
+    started = resume
 
-    def beginning() -> None:
-        nonlocal begun
-        began()
-        begun = True
+    def before_first_step() -> None:
+        nonlocal started
+        on_start()
+        started = True
         if accelerator.is_main_process and resume:
-            run_files.remove(folder / RESULT)  # of this run, at the point it had reached
+            run_files.remove(folder / RESULT)  # the run is not finished any more
         elif accelerator.is_main_process:
             run_files.clear(folder, search=found is None)
-        if not resume:  # a resumed run's configuration is there, and has to be the same
+        if not resume:  # the configuration of a resumed run is there already
             write(folder / CONFIG, dump(config), accelerator)
         cache.say_notes(config.data, say)
 
     with (
-        over_if_diverged(folder, accelerator),
-        saying_how_to_go_on(lambda: begun and run_files.has_checkpoint(folder)),
+        recording_divergence(folder, accelerator),
+        saying_how_to_resume(lambda: started and run_files.has_checkpoint(folder)),
     ):
-        result = run(job, accelerator, resume=resume, extensions=extensions, cache=cache, began=beginning)
+        result = run(
+            job, accelerator, resume=resume, extensions=extensions, cache=cache, on_start=before_first_step
+        )
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
 
@@ -235,12 +241,12 @@ def run(
     resume: bool = False,
     extensions: Extensions = NO_EXTENSIONS,
     cache: RunCache | None = None,
-    began: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> TrainResult:
-    """Plan a run, train, keep the best and save it.
+    """Plan a run, train, average the best checkpoints and save the adapter.
 
     Args:
-        began: Called before the first step.
+        on_start: Called before the first step.
     """
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
     with draws.drawing():
@@ -259,10 +265,10 @@ def run(
     )
     if resume:
         trainer.resume()
-    began()
+    on_start()
     if not resume:
-        trainer.forget()
-    _say(job, plan, data, trainer.callbacks.on_message)
+        trainer.remove_checkpoint()
+    _report_plan(job, plan, data, trainer.callbacks.on_message)
     try:
         stopped_early = trainer.train(cache)
         result = _result(trainer, job, stopped_early=stopped_early)
@@ -276,21 +282,21 @@ def run(
     return result
 
 
-def _say(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
-    """What the plan is, and what of it may surprise."""
+def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
+    """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
     full = full_rows(job.model, job.examples.train, data.train) if job.too_long == "truncate" else None
     if full and full[0]:
         say(
-            f"{full[0]:,} of {len(data.train.rows):,} training rows fill the {full[1]} tokens that fit, and "
-            "what is longer is cut (data.too_long: error refuses it)"
+            f"{full[0]:,} of {len(data.train.rows):,} training rows have the maximum of {full[1]} tokens; "
+            "longer texts are cut (data.too_long: error refuses them)"
         )
     if plan.select.note is not None:
         say(plan.select.note)
 
 
 def _result(trainer: Trainer, job: Job, *, stopped_early: bool) -> TrainResult:
-    """What a run found, once the best of it is averaged."""
+    """Average the best checkpoints, and evaluate the result."""
     averaged = trainer.average()
     model, position, plan = job.model, trainer.position, trainer.plan
     splits = trainer.data.evaluated
@@ -334,7 +340,7 @@ def _result(trainer: Trainer, job: Job, *, stopped_early: bool) -> TrainResult:
 
 
 def _save(job: Job, plan: Plan, result: TrainResult) -> None:
-    """Write the adapter, with what it was trained on and what it reached."""
+    """Write the adapter, with its training data, options and metrics."""
     assert job.output is not None
     job.model.save_pretrained(
         job.output,

@@ -1,8 +1,7 @@
-"""What the runs of one process have in common: each thing is made once, for the first run that needs it.
+"""What several runs in one process share: backbone and tokenizer, the rows of the data files, the token ids.
 
-The backbone with its tokenizer, the rows of the data files, and the token ids of each text. A run finds them
-here whether others share them or not, so a single run is the case of one, and a run among several cannot
-differ from it: nothing here depends on a seed or a rate.
+Each is created once, for the first run that needs it. A single run uses the same cache, so a run among
+several gives the same result: nothing here depends on the seed or the learning rates.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, re
 
 
 class _Tokens(NamedTuple):
-    """A row as the model takes it; ``example`` is held so that its ``id`` stays its own."""
+    """A row as the model takes it. Keeping ``example`` alive keeps its ``id`` unique."""
 
     example: Example
     row: TokenRow
@@ -38,15 +37,15 @@ class _Tokens(NamedTuple):
 
 
 class RunCache:
-    """What runs share. It holds on to everything that it was asked for, so it should not outlive them."""
+    """What runs share. Entries are never removed, so a cache should not outlive its runs."""
 
     def __init__(self) -> None:
         self._backbones: dict[Hashable, tuple[Backbone, PreTrainedTokenizerBase | None]] = {}
         self._gathered: dict[DataConfig, Gathered] = {}
-        self._told: set[DataConfig] = set()
+        self._reported: set[DataConfig] = set()
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
-        self.readings: dict[Hashable, Pooling | None] = {}  # :mod:`ptuning.training.pair_pooling`'s
+        self.poolings: dict[Hashable, Pooling | None] = {}  # measured by ptuning.training.pair_pooling
 
     def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
         """:func:`~ptuning.training.prepare.read`, with every file read once."""
@@ -56,9 +55,9 @@ class RunCache:
         return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
     def say_notes(self, config: DataConfig, say: Callable[[str], None]) -> None:
-        """Say once what was found in the files; when nothing is refused any more, so errors stand alone."""
-        if config in self._gathered and config not in self._told:
-            self._told.add(config)
+        """Report the notes about the data files once; called after all checks, so errors come alone."""
+        if config in self._gathered and config not in self._reported:
+            self._reported.add(config)
             for note in self._gathered[config].notes:
                 say(note)
 
@@ -71,17 +70,16 @@ class RunCache:
             backbone, tokenizer = load_backbone(
                 config.backbone, task.num_labels, task.problem_type, None, config.revision, dtype
             )
-            # Before the first task is made, so that the first finds it where the others do.
+            # Moved before the first task is created, so that all tasks see it on the same device.
             self._backbones[key] = backbone.to(device), tokenizer
         return self._backbones[key]
 
     def split(self, model: PTuningModel, examples: Sequence[Example], too_long: TooLong) -> Split:
         """:func:`~ptuning.training.prepare.tokenised`, with every text tokenised once.
 
-        Runs may deal the same rows out differently, as each seed splits off its own validation rows; so the
-        token ids are kept by row, not by split.
+        Token ids are cached per row, not per split, because each seed splits off other validation rows.
         """
-        known = self._tokens.setdefault(_reading(model, too_long), {})
+        known = self._tokens.setdefault(_tokens_key(model, too_long), {})
         if new := [example for example in examples if id(example) not in known]:
             made = tokenised(model, new, too_long)
             known |= {
@@ -95,7 +93,7 @@ class RunCache:
         )
 
     def data(self, model: PTuningModel, examples: Examples, too_long: TooLong) -> TrainingData:
-        """Every split of ``examples``, as :meth:`split` gives it."""
+        """All splits of ``examples``, tokenised."""
         return TrainingData(
             train=self.split(model, examples.train, too_long),
             validation=self.split(model, examples.validation, too_long),
@@ -107,19 +105,19 @@ class RunCache:
     ) -> Stems | None:
         """:func:`~ptuning.data.stems.stems_of` for the rows of these splits together.
 
-        Together, because then it does not matter which of them a seed has put aside for validation.
+        Together, so that it does not matter which rows a seed has split off for validation.
         """
         rows = [row for split in splits for row in split.rows]
         return stems_of(model, rows, on_rows=on_rows, known=self._stems)
 
 
-def _reading(model: PTuningModel, too_long: TooLong) -> Hashable:
-    """All that decides how ``model`` reads a text and its label."""
-    places: tuple[Any, ...] = (model.max_text_tokens, model.inserted_tokens, model.needs_segments)
-    return (id(model.backbone.weights), id(model.tokenizer), *places, model.task, too_long)
+def _tokens_key(model: PTuningModel, too_long: TooLong) -> Hashable:
+    """Everything that the token ids and the label of a text depend on."""
+    layout: tuple[Any, ...] = (model.max_text_tokens, model.inserted_tokens, model.needs_segments)
+    return (id(model.backbone.weights), id(model.tokenizer), *layout, model.task, too_long)
 
 
 def new_accelerator(*, cpu: bool = False) -> Accelerator:
-    """A new one; threads make theirs one at a time."""
+    """A new ``Accelerator``; created by one thread at a time."""
     with ACCELERATE:
         return Accelerator(cpu=cpu)

@@ -1,8 +1,8 @@
-"""The files of a run, in ``OUTPUT.run``: written whole, and removed in an order that a kill may cut short.
+"""The files of a run, in ``OUTPUT.run``: how they are written, checked and removed.
 
-Wherever a run is killed, ``--resume`` goes on from it or the plain command begins: the file that says that a
-run is over (``result.json``) is removed after what it speaks of (``checkpoint/``, ``search/``). Nothing is
-removed but what a run writes.
+Each file is written completely or not at all, and a run may be killed at any point: afterwards either
+``--resume`` continues it or the plain command starts a new run. For that, ``result.json``, which marks a run
+as finished, is removed last, after ``checkpoint/`` and ``search/``. Only files that a run writes are removed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
-"""What a run leaves that is over, and an unfinished one lacks. Of one that diverged it says that alone."""
+"""Marks a run as finished: it has the result, or for a run that diverged only that."""
 CHECKPOINT = "checkpoint"
-"""The folder to go on from."""
+"""The folder that a run is resumed from."""
 STATE, TENSORS = "resume/state.json", "resume/state.safetensors"
-"""In the checkpoint, besides the adapter's own files."""
+"""In the checkpoint, in addition to the adapter's files."""
 SEARCH = "search"
-"""The folder of a search's own files."""
+"""The folder of a search's files."""
 PLOT = "search.png"
 START_AGAIN = "start again with --restart (restart=True of train; fit: without resume)"
-"""What to do where a run cannot be resumed."""
+"""The remedy where a run cannot be resumed."""
 
 
 def prepared(output: str | os.PathLike[str]) -> Path:
-    """Where a run may write, once what a killed one was about there is finished.
+    """Check that a run may write to ``output``, and complete what a killed run left half done there.
 
     Returns:
         The adapter's folder, an absolute path.
 
     Raises:
-        ConfigError, AdapterError: something that is no run's would be lost, or nothing can be written there.
+        ConfigError, AdapterError: files that no run wrote would be lost, or nothing can be written there.
     """
     folder = run_folder(os.fspath(output))
     target = adapters.check_destination(folder.with_name(folder.name.removesuffix(".run")))
@@ -54,37 +54,38 @@ def prepared(output: str | os.PathLike[str]) -> Path:
     checkpoint = _real(folder / CHECKPOINT)
     atomic.recover(checkpoint, adapters.is_whole)
     if adapters.is_adapter(checkpoint):
-        adapters.check_destination(checkpoint)  # which asks for the model card, too
+        adapters.check_destination(checkpoint)  # it checks the model card, too
     else:
         _refuse_foreign(checkpoint, _files(checkpoint) - {*adapters.OWN_FILES, STATE, TENSORS})
     return target
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether a run, or a search, was begun in ``folder`` and not finished."""
-    begun = has_checkpoint(folder) or (folder / SEARCH / RESULT).exists()
-    return begun and not (folder / RESULT).exists()
+    """Whether a run, or a search, was started in ``folder`` and not finished."""
+    started = has_checkpoint(folder) or (folder / SEARCH / RESULT).exists()
+    return started and not (folder / RESULT).exists()
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run left something to go on from; a folder that an older version half removed is nothing."""
+    """Whether there is a checkpoint; a folder that an older version removed in part is not one."""
     return (folder / CHECKPOINT / adapters.RECORD).exists()
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Refuse to throw away what is :func:`unfinished`."""
+    """Refuse to overwrite an :func:`unfinished` run."""
     if unfinished(folder):
         raise ConfigError(
-            f"{folder} has an unfinished run; continue it with --resume, or start again with --restart "
-            "(in Python: resume=True, restart=True)"
+            f"{folder} has an unfinished run",
+            remedy="continue it with --resume, or start again with --restart (in Python: resume=True, "
+            "restart=True)",
         )
 
 
 def clear(folder: Path, *, search: bool = True) -> None:
-    """Take away what a run before this one left to go on from, and after that what says that it is over.
+    """Remove the files of the previous run: the checkpoint first, the result last.
 
     Args:
-        search: Its search, too.
+        search: Whether to remove the files of a search, too.
 
     Raises:
         OutputError: something could not be removed.
@@ -96,7 +97,7 @@ def clear(folder: Path, *, search: bool = True) -> None:
 
 
 def remove(file: Path) -> None:
-    """Delete one of a run's own files, if it is there.
+    """Delete a file of a run, if it exists.
 
     Raises:
         OutputError: it could not be deleted.
@@ -104,13 +105,15 @@ def remove(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except NotADirectoryError:
-        pass  # what is wrong with the folder is said when it is written
+        pass  # writing to this folder will raise the error
     except OSError as error:
-        raise OutputError(f"{file} could not be deleted: {error.strerror}; delete it yourself") from error
+        raise OutputError(
+            f"{file} could not be deleted: {error.strerror}", remedy="delete it yourself"
+        ) from error
 
 
 def write(file: Path, content: str | bytes, accelerator: Accelerator) -> None:
-    """Write one of a run's own files, whole or not at all, in the main process alone.
+    """Write a file of a run, completely or not at all; only the main process writes.
 
     Raises:
         OutputError: disk full, no permission.
@@ -128,7 +131,7 @@ def _real(path: Path) -> Path:
 
 
 def _files(folder: Path) -> set[str]:
-    """The files below ``folder``, by their relative names; of a file in its place, that."""
+    """The relative names of the files below ``folder``; ``.`` if it is a file itself."""
     if folder.is_dir():
         found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
         return {path.relative_to(folder).as_posix() for path in found if not atomic.is_leftover(path.name)}
@@ -137,5 +140,5 @@ def _files(folder: Path) -> set[str]:
 
 def _refuse_foreign(folder: Path, strange: Iterable[str]) -> None:
     for name in sorted(strange):
-        what = f"{folder} is no folder" if name == "." else f"{folder} holds {name}, which no run wrote"
-        raise AdapterError(f"{what}, and it would be lost; move it elsewhere, or choose another output")
+        what = f"{folder} is not a folder" if name == "." else f"{folder} has {name}, which no run wrote"
+        raise AdapterError(f"{what}, and it would be lost", remedy="move it, or choose another output")

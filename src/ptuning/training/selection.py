@@ -1,4 +1,4 @@
-"""The best evaluations' parameters: which are kept while a run trains, and what the adapter is made of."""
+"""Keeps the parameters of the best evaluations during training, and averages them at the end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class BestCheckpoints:
     """The parameters of the best evaluations so far.
 
     Args:
-        select: Which evaluation is the better one.
-        limit: How many are kept.
+        select: Decides which evaluation is better.
+        limit: How many evaluations are kept.
         effective_rows: The number of validation rows that the metric depends on.
     """
 
@@ -24,8 +24,8 @@ class BestCheckpoints:
         self.kept: checkpoint.Kept = {}
 
     def offer(self, index: int, history: Sequence[Evaluation], model: PTuningModel) -> None:
-        """Keep the parameters of evaluation ``index`` for as long as it is one of the best."""
-        ranked = sorted(  # of equals the earlier one is the better one, as it is for position.best
+        """Keep the parameters of evaluation ``index`` while it is one of the best."""
+        ranked = sorted(  # with a tie, the earlier one wins, as for position.best
             [*self.kept, index],
             key=lambda each: (self.select.key(history[each].metrics), -each),
             reverse=True,
@@ -42,11 +42,11 @@ class BestCheckpoints:
         best: int,
         evaluate: Callable[[], Metrics],
     ) -> list[int]:
-        """Leave the model with the mean of the best evaluations' parameters; returns which those are.
+        """Set the model to the mean of the best evaluations' parameters; returns the indices of those.
 
-        The best of several evaluations is so by luck as well, and a mean has less of that (model soups,
-        arXiv:2203.05482). Only what the validation rows cannot tell from the best is averaged. If they can
-        tell the mean from the best, it is dropped, and the best alone is kept.
+        The best of several evaluations is partly luck, and a mean depends less on luck (model soups,
+        arXiv:2203.05482). Only evaluations within a standard error of the best are averaged. If the mean
+        itself is further behind, only the best evaluation is kept.
         """
         chosen = [
             index
@@ -63,7 +63,7 @@ class BestCheckpoints:
         return chosen
 
     def _as_good(self, found: Metrics, best: Metrics) -> bool:
-        """Whether that is less than a standard error behind the best evaluation."""
+        """Whether ``found`` is at most a standard error behind ``best``."""
         metric = self.select.metric
         if metric not in found or metric not in best:
             return False

@@ -1,7 +1,7 @@
-"""``train_several(config, seeds=…)``: seeds and rates one after another on one backbone in memory.
+"""``train_several(config, seeds=…)``: several seeds and learning rates, run in turn on one backbone.
 
-Each of them is a run like any other, in a folder of its own, and finds what a run alone would find, to the
-bit: what they share (:mod:`ptuning.training.run_cache`) depends on no seed and no rate.
+Each run has a folder of its own, and its result is the same to the bit as that of a separate run: what the
+runs share (:mod:`ptuning.training.run_cache`) does not depend on the seed or the learning rates.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
 from ptuning.validation import validated
 
-MOST = 64
-"""Runs of one set; more are a search, and should be planned as one."""
+MAX_RUNS = 64
+"""Maximum number of runs in a set; for more, ``recipe: search`` is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Planned:
-    """One run of the set: its name, what is its own, its whole configuration."""
+    """One run of the set: its name, the values that it varies, its complete configuration."""
 
     name: str
     values: Mapping[str, int | float]
@@ -44,7 +44,7 @@ class _Planned:
         return self.config.run_folder / CHECKPOINT
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return run_files.has_checkpoint(self.config.run_folder)
 
     @property
@@ -68,20 +68,20 @@ def train_several(
     prompt_rates: Sequence[float] | None = None,
     head_rates: Sequence[float] | None = None,
 ) -> SeveralResult:
-    """Train every combination of the given seeds and rates on one backbone, and keep the best.
+    """Train every combination of the given seeds and learning rates on one backbone, and keep the best.
 
     A run ``seed-1`` writes its adapter to ``OUTPUT.run/seed-1``, its own files to ``OUTPUT.run/seed-1.run``.
-    The adapter of the best run by the validation metric (of equals, the first) is also written to
-    ``config.output``, and ``OUTPUT.run/result.json`` has all of them. The test rows select nothing.
+    The adapter of the run with the best validation metric (with a tie, the first) is also written to
+    ``config.output``, and ``OUTPUT.run/result.json`` lists all runs. The test rows do not affect the choice.
 
-    A run that diverges is reported as that, and the others go on.
+    If a run diverges, this is recorded, and the next run starts.
 
     Args:
-        config: What the runs have in common; its own seed and rates give way to those that are listed.
-        seeds: Of everything that is drawn, the validation rows included where they are split off.
+        config: What the runs have in common. A list below replaces the value in it.
+        seeds: Random seeds; they also decide which rows are split off for validation.
         learning_rates: Peak learning rates of the prompt.
         head_learning_rates: Peak learning rates of the head.
-        resume: Keep what is finished, continue from the checkpoint of what is not, and train the rest.
+        resume: Keep the finished runs, continue the unfinished one from its checkpoint, and train the rest.
         restart: Start again although a set is unfinished; without it, that is refused.
         callbacks: As :func:`~ptuning.fit` takes them, for every run.
         compute_metrics: As :func:`~ptuning.fit` takes it.
@@ -92,13 +92,15 @@ def train_several(
         head_rates: The earlier name of ``head_learning_rates``.
 
     Raises:
-        ConfigError: ``recipe: search``, no list, an empty one, a value twice, or more than :data:`MOST` runs.
-        TrainingDiverged: all of them diverged.
-        Interrupted: Ctrl-C; the run that was on is saved where it was.
+        ConfigError: ``recipe: search``, no list, an empty list, a repeated value, or more than
+            :data:`MAX_RUNS` runs.
+        TrainingDiverged: all runs diverged.
+        Interrupted: Ctrl-C; the current run is saved where it was.
     """
     if config.recipe == "search":
         raise ConfigError(
-            "recipe: search tries rates itself, for one seed; leave the lists of seeds and rates out"
+            "recipe: search tries learning rates itself, with one seed",
+            remedy="leave the lists of seeds and learning rates out",
         )
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
@@ -116,15 +118,15 @@ def train_several(
         _refuse_unfinished(plan, folder, resume=resume)
     kept = _kept(plan) if resume else {}
     accelerator = new_accelerator(cpu=config.device == "cpu")
-    accelerator.wait_for_everyone()  # all processes have read what the first one now changes
+    accelerator.wait_for_everyone()  # the main process changes files that the others have read
 
-    def beginning() -> None:
+    def before_first_step() -> None:
         if accelerator.is_main_process:
             _clear(folder, () if resume else plan)
 
     with stop_requests() as stop:
-        runs = _run_all(plan, kept, beginning, stop, resume=resume, extensions=extensions)
-    if all(run.result is None for run in runs):  # the set is over, and one of other rates may take its place
+        runs = _run_all(plan, kept, before_first_step, stop, resume=resume, extensions=extensions)
+    if all(run.result is None for run in runs):  # finished, so that a set with other values can be started
         table = {"best": None, "runs": [run.to_dict() for run in runs]}
         write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
     metric = _metric(runs)
@@ -143,60 +145,73 @@ def _either(
     name: str, values: Sequence[float] | None, old: str, earlier: Sequence[float] | None
 ) -> Sequence[float] | None:
     if values is not None and earlier is not None:
-        raise ConfigError(f"{name} and {old}: got both, expected one of them; {old} is the earlier name")
+        raise ConfigError(
+            f"{name} and {old}",
+            got="both",
+            expected="one of them",
+            remedy=f"{old} is the earlier name of {name}",
+        )
     return earlier if values is None else values
 
 
 def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]) -> list[_Planned]:
-    """The runs in the order in which they are trained: every combination, the last list's values fastest."""
+    """Every combination, in training order; the values of the last list change fastest."""
     given = {name: tuple(values) for name, values in lists.items() if values is not None}
     if not given:
         raise ConfigError(
-            "nothing to vary: give seeds, learning_rates or head_learning_rates, or train a single run"
+            "nothing to vary",
+            got="no list",
+            expected="seeds, learning_rates or head_learning_rates",
+            remedy="give one, or train a single run with ptuning.train",
         )
     for name, values in given.items():
         if not values or len(set(values)) != len(values):
-            raise ConfigError(f"{name}s: got {list(values)}, expected one value or more, each of them once")
+            raise ConfigError(f"{name}s", got=list(values), expected="one value or more, without repetition")
     if "head_learning_rate" in given and not config.prompt.train_head:
         raise ConfigError(
-            "head_learning_rates: the head is frozen (prompt.train_head), so its rate changes nothing"
+            "head_learning_rates: the head is frozen (prompt.train_head), so they would have no effect",
+            remedy="leave them out",
         )
     chosen = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
-    if len(chosen) > MOST:
+    if len(chosen) > MAX_RUNS:
         sizes = " x ".join(f"{len(values)} {name}s" for name, values in given.items())
-        raise ConfigError(f"{sizes} are {len(chosen)} runs, expected at most {MOST}; try fewer values")
+        raise ConfigError(
+            sizes, got=f"{len(chosen)} runs", expected=f"at most {MAX_RUNS}", remedy="give fewer values"
+        )
     return [_planned(config, values) for values in chosen]
 
 
 def _planned(config: TrainConfig, values: Mapping[str, int | float]) -> _Planned:
     fit: FitConfig = validated(FitConfig, {**config.fit.model_dump(), **values}, "fit")
-    own = {name: getattr(fit, name) for name in values}
-    name = "_".join(f"{option}-{repr(value).removesuffix('.0')}" for option, value in own.items())
+    varied = {name: getattr(fit, name) for name in values}
+    name = "_".join(f"{option}-{repr(value).removesuffix('.0')}" for option, value in varied.items())
     output = str(config.run_folder / name)
-    return _Planned(name=name, values=own, config=config.model_copy(update={"fit": fit, "output": output}))
+    return _Planned(name=name, values=varied, config=config.model_copy(update={"fit": fit, "output": output}))
 
 
-# ------------------------------------------------------------------------------- what stands there
+# ------------------------------------------------------------------------- the files that are there
 
 
 def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) -> None:
-    """Refuse to throw away a single run, or without ``resume`` a set of runs, that was not finished."""
+    """Refuse to overwrite an unfinished single run, or, without ``resume``, an unfinished set of runs."""
     if unfinished(folder):
         raise ConfigError(
-            f"{folder} has an unfinished single run; continue it with --resume and without lists of seeds or "
-            "learning rates, or start again with --restart (in Python: restart=True)"
+            f"{folder} has an unfinished single run",
+            remedy="continue it with --resume and without lists of seeds or learning rates, or start again "
+            "with --restart (in Python: restart=True)",
         )
     listed = _listed(folder / RESULT)
-    left = [each.name for each in plan if each.begun and each.name not in listed]
+    left = [each.name for each in plan if each.started and each.name not in listed]
     if left and not resume:
         raise ConfigError(
-            f"{folder} has an unfinished set of runs ({left[0]} is one of them); continue it with --resume, "
-            "or start again with --restart (in Python: resume=True, restart=True)"
+            f"{folder} has an unfinished set of runs ({left[0]} is one of them)",
+            remedy="continue it with --resume, or start again with --restart (in Python: resume=True, "
+            "restart=True)",
         )
 
 
 def _listed(file: Path) -> frozenset[str]:
-    """The names of the runs in a finished set's table; none, if it is not there or is a single run's."""
+    """The names of the runs in a finished set's table; empty if there is no table, or only a single run."""
     try:
         return frozenset(run["name"] for run in json.loads(file.read_text(encoding="utf-8"))["runs"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -204,29 +219,29 @@ def _listed(file: Path) -> frozenset[str]:
 
 
 def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
-    """What the finished runs found, by name.
+    """The results of the finished runs, by name.
 
     Raises:
-        ConfigError: there is nothing to go on from, or a run that was made with another configuration.
+        ConfigError: there is nothing to resume, or a run that was started with another configuration.
     """
-    begun = [each for each in plan if each.begun]
-    if not begun:
+    started = [each for each in plan if each.started]
+    if not started:
         raise ConfigError(
-            f"nothing to resume: there is no {plan[0].checkpoint}, nor one of another run of the set; leave "
-            "--resume out to begin"
+            f"nothing to resume: there is no {plan[0].checkpoint}, nor one of another run of the set",
+            remedy="leave --resume out to start",
         )
-    for each in begun:
+    for each in started:
         check_same(each.config, each.name)
     return {
         each.name: found
-        for each in begun
+        for each in started
         if each.result.exists() and adapters.is_adapter(each.config.output)
         if (found := _found(each.result)) is not None
     }
 
 
 def _found(file: Path) -> TrainResult | None:
-    """What a run found; ``None`` of one to go on with: it diverged, or what it found cannot be read."""
+    """The result of a run; ``None`` if it has to be trained: it diverged, or its result cannot be read."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         return None if "diverged" in values else TrainResult.from_dict(values)
@@ -235,10 +250,10 @@ def _found(file: Path) -> TrainResult | None:
 
 
 def _clear(folder: Path, stale: Iterable[_Planned]) -> None:
-    """Take away what runs of these names left to go on from, and after that the table of the set before."""
+    """Remove the files of earlier runs with these names, and then the table of the previous set."""
     for each in stale:
         run_files.clear(each.config.run_folder)
-    if _listed(folder / RESULT):  # a single run's result stays until the table of this set takes its place
+    if _listed(folder / RESULT):  # a single run's result stays until this set's table replaces it
         run_files.remove(folder / RESULT)
 
 
@@ -248,59 +263,65 @@ def _clear(folder: Path, stale: Iterable[_Planned]) -> None:
 def _run_all(
     plan: Sequence[_Planned],
     kept: Mapping[str, TrainResult],
-    beginning: Callable[[], None],
+    before_first_step: Callable[[], None],
     stop: StopRequest,
     *,
     resume: bool,
     extensions: Extensions,
 ) -> list[OneRun]:
-    """Train what is not kept; ``beginning`` is called once, before the first step of all."""
+    """Train the runs that are not in ``kept``; ``before_first_step`` is called once, before any of them."""
     cache, runs = RunCache(), list[OneRun]()
-    begun = False
+    started = False
 
-    def began() -> None:
-        nonlocal begun
-        if stop.made:  # while the model was made
+    def on_start() -> None:
+        nonlocal started
+        if stop.made:  # while the model was created
             raise KeyboardInterrupt
-        if not begun:
-            begun = True
-            beginning()
+        if not started:
+            started = True
+            before_first_step()
 
     for number, each in enumerate(plan, 1):
         extensions.callbacks.on_run_begin(each.name, number, len(plan), each.name in kept)
         found, diverged = kept.get(each.name), None
         if found is None:
-            go_on = resume and each.begun
+            continues = resume and each.started
             try:
                 found = train_on(
-                    cache, each.config, resume=go_on, restart=True, extensions=extensions, began=began
+                    cache,
+                    each.config,
+                    resume=continues,
+                    restart=True,
+                    extensions=extensions,
+                    on_start=on_start,
                 )
             except TrainingDiverged as error:
                 diverged = str(error)
             except KeyboardInterrupt as error:
-                if not (begun or kept) or not any(other.begun for other in plan):
+                if not (started or kept) or not any(other.started for other in plan):
                     raise
                 how = str(error) or (
-                    "interrupted; what was saved before is kept; to go on, run the same command with --resume"
+                    "interrupted; the last checkpoint is kept; to continue, run the same command with "
+                    "--resume"
                 )
                 raise Interrupted(f"run {number} of {len(plan)}, {each.name}: {how}") from None
         runs.append(OneRun(name=each.name, values=each.values, result=found, diverged=diverged))
-        if stop.made and number < len(plan):  # too late for that run
+        if stop.made and number < len(plan):  # the signal came after that run's last step
             raise Interrupted(
-                f"interrupted after run {number} of {len(plan)}, {each.name}; what is finished is kept; to "
-                "go on, run the same command with --resume"
+                f"interrupted after run {number} of {len(plan)}, {each.name}; finished runs are kept; to "
+                "continue, run the same command with --resume"
             )
     return runs
 
 
 def _metric(runs: Sequence[OneRun]) -> str:
-    """What all runs were selected by; the loss, if that was all that some seed's validation rows left."""
+    """The metric that selected all runs; the loss, if they differ (some rows leave a metric undefined)."""
     found = {run.result.metric for run in runs if run.result is not None}
     return found.pop() if len(found) == 1 else "loss"
 
 
 def _best(runs: Sequence[OneRun], metric: str) -> OneRun:
-    """The best by this validation metric; of equals, the first."""
+    """The run with the best validation metric; with a tie, the first."""
     best: tuple[float, OneRun] | None = None
     for run in runs:
         if run.result is not None:
@@ -311,5 +332,7 @@ def _best(runs: Sequence[OneRun], metric: str) -> OneRun:
                 best = (value, run)
     if best is None:
         first = runs[0]
-        raise TrainingDiverged(f"all {len(runs)} runs diverged; the first, {first.name}: {first.diverged}")
+        raise TrainingDiverged(
+            f"all {len(runs)} runs diverged", remedy=f"the first, {first.name}: {first.diverged}"
+        )
     return best[1]

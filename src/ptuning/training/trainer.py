@@ -1,8 +1,8 @@
-"""The training loop: runs a plan on Accelerate, batches of similar length through a prompted model.
+"""The training loop: runs a plan on Accelerate, with batches of similar length.
 
-Everything that changes while it runs is in the model, the optimizer and one :class:`Position`. A checkpoint
-has all three, and the batches are a function of seed and epoch alone, so a resumed run is the straight run to
-the bit on the same machine.
+The state of a run is the model, the optimizer and one :class:`Position`. A checkpoint has all three, and the
+batches only depend on seed and epoch. So on the same machine, a resumed run gives the same result to the bit
+as one without an interruption.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ptuning.training.checkpoint import Position
 from ptuning.training.diagnosis import not_finite
 from ptuning.training.evaluation import evaluate
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
-from ptuning.training.head_init import begins_fitted, fit_head
+from ptuning.training.head_init import fit_head, starts_fitted
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Metrics
 from ptuning.training.optimizers import learning_rates, make_optimizer, make_scheduler
@@ -44,14 +44,14 @@ from ptuning.training.selection import BestCheckpoints
 
 
 class Trainer:
-    """One run: what it works on, and the position it has reached.
+    """The training of one run, and the position that it has reached.
 
     Args:
-        model: Made as the plan says, on the accelerator's device.
+        model: Created from the plan's prompt, on the accelerator's device.
         data: Tokenised for the model.
-        folder: Of the checkpoint; ``None`` to write none.
+        folder: The checkpoint's folder; ``None`` to write no checkpoint.
         draws: The run's random numbers.
-        extensions: A user's own parts.
+        extensions: The user's own parts.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Trainer:
         self.batches = [self._count(epoch) for epoch in range(self.config.num_train_epochs)]
         self.steps = sum(math.ceil(count / self.config.gradient_accumulation_steps) for count in self.batches)
         self.rates = self.config.learning_rate, self.config.head_learning_rate
-        made = make_optimizer(model, self.config, extensions.optimizer)
-        self.wrapped, self.optimizer = accelerator.prepare(model, made)
+        optimizer = make_optimizer(model, self.config, extensions.optimizer)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self._inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         self.parameters = list(model.task_parameters().values())
         self.state = RunState(
@@ -104,8 +104,10 @@ class Trainer:
         """Continue from the checkpoint."""
         assert self.folder is not None
         if not self.folder.exists():
-            raise ConfigError(f"nothing to resume: there is no {self.folder}; leave --resume out to begin")
-        with self.draws.drawing():  # their state is in the checkpoint
+            raise ConfigError(
+                f"nothing to resume: there is no {self.folder}", remedy="leave --resume out to start"
+            )
+        with self.draws.drawing():  # loading sets the random state
             position, self.best.kept = checkpoint.load(
                 self.folder, model=self.model, optimizer=self._inner, setting=self.plan.setting
             )
@@ -114,72 +116,72 @@ class Trainer:
             raise checkpoint.cannot_resume(self.folder, "this run has no such step")
         self.started = time.perf_counter() - self.position.seconds
 
-    def forget(self) -> None:
-        """Remove the checkpoint of the run before this one."""
+    def remove_checkpoint(self) -> None:
+        """Remove the checkpoint of the previous run."""
         if self.folder is not None and self.accelerator.is_main_process:
             remove_folder(self.folder)
 
     def train(self, cache: RunCache) -> bool:
-        """Train to the last step, or until a callback stops the run; returns whether one did before the end.
+        """Train to the last step, or until a callback stops the run; returns whether one did.
 
-        The model is left with the parameters of the last step.
+        At the end the model has the parameters of the last step.
         """
-        with stop_requests() as stop, self._as_trained():
+        with stop_requests() as stop, self._training_state():
             self.callbacks.on_train_begin(self.state)
-            self._keep_stems(cache, stop)
-            if begins_fitted(self.model) and not self.position.history:
+            self._cache_stems(cache, stop)
+            if starts_fitted(self.model) and not self.position.history:
                 self._fit_head(stop)
             return self._until_done(stop)
 
     def average(self) -> list[int]:
-        """Leave the model with the mean of the best evaluations' parameters; returns which those are."""
+        """Set the model to the mean of the best evaluations' parameters; returns the indices of those."""
         assert self.position.best is not None  # the last step of a run is always followed by an evaluation
         return self.best.restore(self.model, self.position.history, self.position.best, self._measure)
 
     @contextmanager
-    def _as_trained(self) -> Iterator[None]:
-        """In the ``with`` block the model is in the state that training needs."""
+    def _training_state(self) -> Iterator[None]:
+        """In the ``with`` block the model has the settings that training needs."""
         model, dropout = self.model, self.model.backbone.dropout
         model.backbone.dropout = self.config.backbone_dropout
-        model.check_loss = False  # the loop looks at it with the gradient, in all processes alike
+        model.check_loss = False  # the loop checks loss and gradient together, in all processes
         try:
             yield
         finally:
             model.check_loss, model.backbone.dropout = True, dropout
 
-    def _keep_stems(self, cache: RunCache, stop: StopRequest) -> None:
-        """Run the frozen layers below the first prompt once per text, if there are any."""
+    def _cache_stems(self, cache: RunCache, stop: StopRequest) -> None:
+        """Run the layers below the first prompt once per text and cache their output, if there are any."""
         engine = self.model.backbone.engine
         if self.model.stem_layer == 0 or not engine.reuse_stem:
             return
-        began = time.perf_counter()
-        # Where they are kept on disk the other processes wait, and find them there.
+        start = time.perf_counter()
+        # With a cache on disk, the main process fills it while the others wait.
         on_disk = cache_root() is not None and engine.stem_disk > 0
         interrupted: Interrupted | None = None
         with self.accelerator.main_process_first() if on_disk else nullcontext():
             try:
                 splits = self.data.train, self.data.validation
                 self.stems = cache.stems(self.model, splits, self._progress("stem", stop))
-            except Interrupted as request:  # the others are waiting at the end of this block
+            except Interrupted as request:  # raised below, because the other processes wait for this block
                 interrupted = request
         if interrupted is not None:
             raise interrupted
         if self.stems is None:
             self.callbacks.on_message(
-                "the outputs of the layers below the first prompt take more than engine.stem_memory "
-                f"({engine.stem_memory:g} GiB) and engine.stem_disk ({engine.stem_disk:g} GiB), or than the "
-                "disk has room for: these layers run in every epoch"
+                "the outputs of the layers below the first prompt need more than engine.stem_memory "
+                f"({engine.stem_memory:g} GiB) and engine.stem_disk ({engine.stem_disk:g} GiB), or more than "
+                "the free disk space, so these layers run in every epoch"
             )
-        self.position.train_seconds += time.perf_counter() - began
+        self.position.train_seconds += time.perf_counter() - start
 
     def _fit_head(self, stop: StopRequest) -> None:
-        """Fit the head, and evaluate: on few rows nothing may be better later."""
-        began = time.perf_counter()
+        """Fit the head, and evaluate: with few rows this may be the best evaluation of the run."""
+        start = time.perf_counter()
         loss = fit_head(self.model, self.data.train, self._progress("head", stop), self.extensions)
-        if self.accelerator.num_processes > 1:  # each has fitted it, and may round as no other does
+        if self.accelerator.num_processes > 1:  # each process has fitted it, with its own rounding
             head = self.model.head
             head.copy_({name: broadcast(value.detach().clone()) for name, value in head.named().items()})
-        self.position.train_seconds += time.perf_counter() - began
+        self.position.train_seconds += time.perf_counter() - start
         if math.isfinite(loss):
             self.position.loss_sum, self.position.loss_rows = loss, 1
             self._evaluate()
@@ -194,21 +196,21 @@ class Trainer:
         return on_rows
 
     def _until_done(self, stop: StopRequest) -> bool:
-        own = self.extensions.lr_scheduler
+        custom = self.extensions.lr_scheduler
         position, state = self.position, self.state
-        scheduler = make_scheduler(self._inner, self.config, own, step=position.step, steps=self.steps)
+        scheduler = make_scheduler(self._inner, self.config, custom, step=position.step, steps=self.steps)
         self.model.train()
-        while position.epoch < self.config.num_train_epochs and not self._stops():
+        while position.epoch < self.config.num_train_epochs and not self._should_stop():
             for group in self._groups():
-                began = time.perf_counter()
+                start = time.perf_counter()
                 with self.draws.drawing():
                     loss, rows = self._step(group)
                 scheduler.step()
-                position.took(loss, rows, batches=len(group), seconds=time.perf_counter() - began)
+                position.took(loss, rows, batches=len(group), seconds=time.perf_counter() - start)
                 state.loss, state.learning_rates = loss, learning_rates(self._inner)
                 self.callbacks.on_step_end(state)
                 self._after_step()
-                if self._stops():
+                if self._should_stop():
                     break
                 if stop.made and position.step < self.steps:
                     self._interrupt()
@@ -218,7 +220,7 @@ class Trainer:
         return position.step < self.steps
 
     def _after_step(self) -> None:
-        """What may follow a step: an epoch's end, an evaluation, a checkpoint."""
+        """Whatever is due after a step: the end of an epoch, an evaluation, a checkpoint."""
         position, state = self.position, self.state
         epoch_ended = position.batch >= self.batches[position.epoch]
         if epoch_ended:
@@ -228,15 +230,15 @@ class Trainer:
             self._evaluate()
         self._save_if_asked()
 
-    def _stops(self) -> bool:
+    def _should_stop(self) -> bool:
         return self._asked("should_stop", reset=False)
 
     def _asked(self, flag: str, *, reset: bool = True) -> bool:
-        """Whether a callback asked for it; with a user's callbacks, in any of the processes."""
+        """Whether a callback set the flag; with a user's callbacks, in any of the processes."""
         asked = bool(getattr(self.state, flag))
         if self.accelerator.num_processes > 1 and self.extensions.callbacks.callbacks:
-            said = torch.tensor(float(asked), device=self.accelerator.device)
-            asked = bool(self.accelerator.reduce(said) > 0)
+            count = torch.tensor(float(asked), device=self.accelerator.device)
+            asked = bool(self.accelerator.reduce(count) > 0)
         if reset or asked:
             setattr(self.state, flag, asked and not reset)
         return asked
@@ -250,7 +252,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------- steps
 
     def _groups(self) -> Iterator[list[list[int]]]:
-        """What is left of this epoch: for each optimizer step its batches of row numbers."""
+        """The rest of this epoch: for each optimizer step, its batches of row numbers."""
         position, size = self.position, self.config.gradient_accumulation_steps
         batches = self._batches(position.epoch)[position.batch :]
         for at in range(0, len(batches), size):
@@ -260,20 +262,20 @@ class Trainer:
         """An epoch's batches of row numbers."""
         config = self.config
         lengths, tokens = self.data.train.lengths, config.batch_tokens
-        if tokens is not None:  # what an input prompt adds to each row counts
+        if tokens is not None:  # including the tokens that an input prompt adds
             lengths = [length + self.model.inserted_tokens for length in lengths]
         return shuffled_batches(
             lengths, config.batch_size, seed=config.seed, epoch=epoch, batch_tokens=tokens
         )
 
     def _count(self, epoch: int) -> int:
-        """How many batches an epoch has; with a budget of tokens it depends on how the rows fall."""
+        """The number of batches in an epoch; with ``batch_tokens`` it depends on the shuffling."""
         if self.config.batch_tokens is None:
             return math.ceil(len(self.data.train.rows) / self.config.batch_size)
         return len(self._batches(epoch))
 
     def _step(self, group: list[list[int]]) -> tuple[float, int]:
-        """One optimizer step over a group of batches; the mean loss and the rows it was taken over."""
+        """One optimizer step over a group of batches; returns the mean loss and the number of rows."""
         rows = sum(map(len, group))
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(group):
@@ -284,20 +286,21 @@ class Trainer:
         loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             self.optimizer.zero_grad()
-            raise TrainingDiverged(self._diverged(loss, size))
+            raise self._diverged(loss, size)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss, rows
 
     def _backward(self, batch: list[int], rows: int) -> Tensor:
-        """Add one batch's gradient of the group's mean loss; returns its share of that mean."""
+        """Add a batch's gradient; returns the batch's part of the group's mean loss."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        mine = batch[rank::world] or batch[:1]  # a process without rows still takes part in the exchange
-        inputs = batch_of([self.data.train.rows[i] for i in mine], pad_id(self.model), self.stems)
+        # A process without rows must still take part in the synchronisation.
+        local = batch[rank::world] or batch[:1]
+        inputs = batch_of([self.data.train.rows[i] for i in local], pad_id(self.model), self.stems)
         inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
         share = len(batch[rank::world]) / rows
         loss = self._loss(inputs) * share
-        self.accelerator.backward(loss * world)  # processes' gradients are averaged, not added
+        self.accelerator.backward(loss * world)  # Accelerate averages over processes, and a sum is needed
         found: Tensor = loss.detach()
         if world > 1:
             found = self.accelerator.reduce(found)
@@ -332,7 +335,7 @@ class Trainer:
         )
         position.loss_sum, position.loss_rows = 0.0, 0
         best = None if position.best is None else position.history[position.best]
-        # Patience counts by the metric alone: a saturated one is not kept waiting by a loss that still falls.
+        # Patience only uses the metric: if it is saturated, a loss that still falls does not prolong the run.
         if best is None or select.beats(metrics, best.metrics):
             position.stale = 0
         else:
@@ -369,15 +372,19 @@ class Trainer:
         at = f"step {self.position.step} of {self.steps}"
         if self.folder is None:
             raise Interrupted(f"interrupted at {at}; nothing was saved, because no output folder was given")
-        raise Interrupted(f"interrupted at {at} and saved; to go on, run the same command with --resume")
+        raise Interrupted(f"interrupted at {at} and saved; to continue, run the same command with --resume")
 
-    def _diverged(self, loss: float, norm: float) -> str:
+    def _diverged(self, loss: float, norm: float) -> TrainingDiverged:
         kept = (
-            "nothing was evaluated before, so no checkpoint was written"
+            "there was no evaluation yet, so no checkpoint was written"
             if self.position.best is None
-            else f"the best checkpoint so far is kept in {self.folder} until another run begins"
+            else f"the best checkpoint so far is kept in {self.folder} until another run starts"
             if self.folder is not None
             else "the model keeps the parameters from before this step"
         )
-        at = f"training diverged at step {self.position.step + 1} of {self.steps}"
-        return not_finite(f"{at}: loss {loss}, gradient norm {norm}", kept=kept, rates=self.rates)
+        return not_finite(
+            f"training diverged at step {self.position.step + 1} of {self.steps}",
+            got=f"loss {loss}, gradient norm {norm}",
+            kept=kept,
+            rates=self.rates,
+        )

@@ -1,7 +1,7 @@
-"""What a search tries: its trials, the room that they are drawn from, and Optuna, which draws and stops them.
+"""The trials of a search: the search space, and Optuna, which samples and prunes them.
 
-The trials that were made are all there is to remember: :func:`proposal` is a function of them, so a search
-that is gone on with draws what the straight one would have drawn.
+A search has no state except its finished trials: :func:`proposal` is a function of them, so a resumed search
+proposes the same as one without an interruption.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ptuning.errors import ConfigError
 from ptuning.model.settling import settle_prompt
 from ptuning.training.config import OLD_NAMES, TrainConfig
 from ptuning.training.metrics import Selection, standard_error
-from ptuning.training.recipe import LEAST_STEPS, Facts, Recipe
+from ptuning.training.recipe import MIN_STEPS, Facts, Recipe
 from ptuning.training.records import Evaluation
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 Values = Mapping[str, int | float]
 """What a trial tries, by name: ``first_layer``, ``learning_rate``, ``head_learning_rate``."""
 
-FURTHEST = 5.0
-"""Rates are tried from a fifth of the auto recipe's choice to five times as much."""
+RANGE = 5.0
+"""Learning rates are tried from a fifth to five times of the auto recipe's choice."""
 UNPRUNED = 3
-"""Trials that run to their end before others are measured against them."""
-FIRST_RUNG = 0.25
-"""The share of a trial before it is measured against others: low rates fall behind at first."""
+"""Trials that must be complete before any trial is pruned."""
+PRUNE_AFTER = 0.25
+"""The share of its steps before a trial can be pruned: low learning rates are behind at first."""
 RANDOM = 6
-"""Trials, the auto recipe's included, before Optuna draws by what they found rather than at random."""
+"""Trials, including the auto recipe's, before Optuna's sampling is guided by their results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Trial:
 
     Attributes:
         number: From 1.
-        values: What it tried.
+        values: The values that it tried.
         state: ``pruned`` if it was stopped because others were better at the same point.
         history: Its evaluations.
         seconds: Wall time.
@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def epochs(self) -> float:
-        """How far it came, by its last evaluation."""
+        """The epoch of its last evaluation."""
         return self.history[-1].epoch if self.history else 0.0
 
     def best(self, select: Selection) -> Evaluation | None:
@@ -69,7 +69,7 @@ class Trial:
         return max(self.history, key=lambda each: select.key(each.metrics), default=None)
 
     def value(self, metric: str) -> float | None:
-        """The best it reached on the validation rows."""
+        """The metric at its best evaluation."""
         best = self.best(Selection(metric=metric))
         return None if best is None else best.metrics.get(metric)
 
@@ -85,7 +85,7 @@ class Trial:
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
-    """The best that ran to its end: by the metric, then by the loss, of equals the first."""
+    """The best complete trial: by the metric, then by the loss; with a tie, the first."""
     select = Selection(metric=metric)
     keys = [
         (select.key(best.metrics), trial)
@@ -96,7 +96,7 @@ def best_of(trials: Sequence[Trial], metric: str) -> Trial | None:
 
 
 def chance(trials: Sequence[Trial], metric: str, rows: float) -> float | None:
-    """How far ahead of the first the best trial may be by chance; nothing to say if either has no value."""
+    """The lead over the first trial that may be chance; ``None`` if either trial has no value."""
     best = best_of(trials, metric)
     reached = None if best is None else best.value(metric)
     if reached is None or trials[0].state != "complete" or trials[0].value(metric) is None:
@@ -105,38 +105,38 @@ def chance(trials: Sequence[Trial], metric: str, rows: float) -> float | None:
 
 
 def winner(trials: Sequence[Trial], metric: str, rows: float) -> tuple[Trial, str] | None:
-    """The trial to keep, and why; none if none ran to its end.
+    """The trial to keep, and why; ``None`` if no trial is complete.
 
-    The best of a dozen is mostly the luckiest. So the first, which has the auto recipe's choices, is kept
+    The best of a dozen is usually the luckiest. So the first, which has the auto recipe's choices, is kept
     unless the best is ahead of it by more than a standard error of the metric (Breiman et al., Classification
     and Regression Trees, 1984, section 3.4.3).
 
     Args:
-        rows: How many validation rows the metric hangs on
+        rows: The number of validation rows that the metric depends on
             (:func:`~ptuning.training.metrics.effective_rows`).
     """
     best = best_of(trials, metric)
     if best is None:
         return None
     first, why = trials[0], f"trial {best.number} is the best"
-    reached, own, error = best.value(metric), first.value(metric), chance(trials, metric, rows)
-    if best is first or error is None or reached is None or own is None or abs(reached - own) > error:
+    reached, default, error = best.value(metric), first.value(metric), chance(trials, metric, rows)
+    if best is first or error is None or reached is None or default is None or abs(reached - default) > error:
         return best, why
     return first, (
-        f"{why}, but {metric} {reached:.4f} for {own:.4f} may be chance (the validation rows' standard error "
-        f"is {error:.2g}); trial {first.number} is kept"
+        f"{why}, but {metric} {reached:.4f} instead of {default:.4f} may be chance (the validation rows' "
+        f"standard error is {error:.2g}); trial {first.number} is kept"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched.
+    """The search space.
 
     Attributes:
         auto: The auto recipe's choice, by name.
-        layers: What ``first_layer`` may be, the auto recipe's first; none if it is not searched.
-        rates: The lowest and highest of each rate that is searched.
-        epochs: Of a trial.
+        layers: The values of ``first_layer``, the auto recipe's first; empty if it is not searched.
+        rates: The range of each learning rate that is searched.
+        epochs: Epochs per trial.
     """
 
     auto: Values
@@ -146,10 +146,10 @@ class Space:
 
     @classmethod
     def of(cls, config: TrainConfig, facts: Facts, backbone: Backbone) -> Space:
-        """What ``config`` leaves to search.
+        """The space of what ``config`` leaves open.
 
         Raises:
-            ConfigError: nothing.
+            ConfigError: there is nothing left to search.
         """
         recipe = Recipe.of(config.fit, facts)
         names = ["learning_rate"] + (["head_learning_rate"] if config.prompt.train_head else [])
@@ -157,13 +157,13 @@ class Space:
         layers = _layers(config, backbone)
         if not rates and len(layers) < 2:
             raise ConfigError(
-                "recipe: search: learning rates and first layer are given, so nothing is left to search; "
-                "leave out fit.learning_rate or fit.head_learning_rate, or use recipe: auto"
+                "recipe: search: learning rates and first layer are given, so nothing is left to search",
+                remedy="leave out fit.learning_rate or fit.head_learning_rate, or use recipe: auto",
             )
         return cls(
             auto=({"first_layer": layers[0]} if layers else {}) | rates,
             layers=layers,
-            rates={name: (_short(rate / FURTHEST), _short(rate * FURTHEST)) for name, rate in rates.items()},
+            rates={name: (_rounded(rate / RANGE), _rounded(rate * RANGE)) for name, rate in rates.items()},
             epochs=config.search.epochs or _epochs(config, facts, recipe.fit.num_train_epochs),
         )
 
@@ -174,7 +174,7 @@ class Space:
 
     @property
     def beginning(self) -> list[Values]:
-        """What is tried before anything is drawn: the auto recipe's choice, from each first layer."""
+        """The trials before Optuna samples: the auto recipe's choice with each first layer."""
         return [{**self.auto, "first_layer": layer} for layer in self.layers] or [self.auto]
 
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -186,22 +186,22 @@ class Space:
         return ({"first_layer": CategoricalDistribution(self.layers)} if self.layers else {}) | found
 
 
-def _epochs(config: TrainConfig, facts: Facts, whole: int) -> int:
-    """A third of the whole run's, but no fewer than get a prompt off the ground at its rates."""
-    enough = math.ceil(LEAST_STEPS / facts.steps(config.fit, 1))
-    return min(whole, max(math.ceil(whole / 3), enough))
+def _epochs(config: TrainConfig, facts: Facts, full: int) -> int:
+    """A third of the full run's epochs, but enough that a prompt can learn something."""
+    enough = math.ceil(MIN_STEPS / facts.steps(config.fit, 1))
+    return min(full, max(math.ceil(full / 3), enough))
 
 
 def _layers(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
-    """Where a deep prompt may begin: at the bottom, or a third or half of the way up."""
+    """The first layers to try: 0, and a third and half of the layers."""
     prompt, given = config.prompt, config.search.first_layers
     if prompt.depth == "input" or (given is None and prompt.first_layer > 0):
         return ()
     if given is not None:
         for layer in given:
-            settle_prompt(replace(prompt, first_layer=layer), backbone)  # refuses one that it does not have
+            settle_prompt(replace(prompt, first_layer=layer), backbone)  # checks that the layer exists
         return tuple(sorted(given))
-    if not backbone.port.can.layers:  # it takes a prompt in every layer or in none
+    if not backbone.port.can.layers:  # it only supports a prompt in all layers
         return ()
     depth = backbone.num_layers
     layers = tuple(sorted({0, depth // 3, depth // 2}))
@@ -212,40 +212,42 @@ def _layers(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
 
 
 def require_optuna() -> None:
-    """Refuse to begin without what the ``search`` extra brings.
+    """Check that the packages of the ``search`` extra are installed.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: one is missing.
     """
     for name in ("optuna", "matplotlib"):
         if find_spec(name) is None:
             raise ConfigError(
-                f"recipe: search needs {name}, which is not installed; "
-                "install it with: pip install 'ptuning[search]'"
+                f"recipe: search needs {name}, which is not installed",
+                remedy="install it with: pip install 'ptuning[search]'",
             )
 
 
 class Proposal:
-    """A trial that is yet to be made: what to try, and whether to go on with it."""
+    """The next trial: what to try, and whether to stop it early."""
 
     def __init__(self, values: Values, trial: optuna.Trial) -> None:
         self.values = values
         self._trial = trial
 
-    def hopeless(self, reached: Sequence[float], share: float) -> bool:
-        """Whether the others' median was better at this point, which is a ``share`` of the trial.
+    def should_prune(self, reached: Sequence[float], share: float) -> bool:
+        """Whether the other trials' median was better at this point.
 
-        ``reached`` are the evaluations so far.
+        Args:
+            reached: The metric at the evaluations so far.
+            share: The share of the trial that is done.
         """
         with _quiet():
             self._trial.report(reached[-1], len(reached))
-            return share >= FIRST_RUNG and self._trial.should_prune()
+            return share >= PRUNE_AFTER and self._trial.should_prune()
 
 
 def proposal(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> Proposal:
-    """What to try after ``trials``: the auto recipe's rates from each first layer, then what Optuna draws.
+    """What to try after ``trials``: the auto recipe's learning rates with each first layer, then Optuna's.
 
-    The draw depends on ``seed``, on the trials and on how many they are, and on nothing else.
+    The proposal depends on ``seed`` and ``trials`` only.
     """
     given = space.beginning[len(trials) : len(trials) + 1]
     with _quiet():
@@ -253,19 +255,19 @@ def proposal(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> P
         for values in given:
             study.enqueue_trial(dict(values))
         asked = study.ask(space.distributions())
-    drawn = {name: _short(value) if name in space.rates else value for name, value in asked.params.items()}
+    drawn = {name: _rounded(value) if name in space.rates else value for name, value in asked.params.items()}
     return Proposal(given[0] if given else drawn, asked)
 
 
 def _study(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> optuna.Study:
-    """Optuna's study of ``trials``; one that diverged was pruned with nothing to its credit."""
+    """Optuna's study of ``trials``; one that diverged is added as pruned, without values."""
     import optuna
     from optuna.trial import TrialState
 
-    own = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+    sampler_seed = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
     study = optuna.create_study(
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=own, n_startup_trials=RANDOM),
+        sampler=optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=RANDOM),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED),
     )
     select = Selection(metric=metric)
@@ -284,14 +286,14 @@ def _study(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> opt
     return study
 
 
-def _short(rate: float) -> float:
-    """A rate in three digits, which say as much and can be read."""
+def _rounded(rate: float) -> float:
+    """A learning rate rounded to three digits, for readable output."""
     return float(f"{rate:.3g}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna's log and its warnings of what is experimental in it are not for our user."""
+    """Hide Optuna's log and its warnings about experimental features from the user."""
     import optuna
 
     before = optuna.logging.get_verbosity()
