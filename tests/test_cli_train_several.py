@@ -217,7 +217,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes_to_the_bit(
         (["--fit.seed=1", "--seeds", "0"], "--seeds and --fit.seed: got both"),
         (["--prompt_rates", "1", "--fit.prompt_rate", "1"], "--learning_rates and --fit.learning_rate: got"),
         (["--head_rates", "1", "--fit.head_rate", "1"], "--head_learning_rates and --fit.head_learning_ra"),
-        (["--seed", "0,1"], "unknown option seed; did you mean --seeds?"),
+        (["--seed", "0,1"], "unknown option seed; did you mean --fit.seed?"),
         (["--seeds", "0,1", "--resume"], "nothing to resume: there is no "),
         (["--seeds"], "--seeds: expected one argument"),
     ],

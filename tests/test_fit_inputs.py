@@ -380,3 +380,9 @@ def test_a_backbone_of_several_labels_says_so() -> None:
 def test_names_that_are_not_distinct_are_numbers() -> None:
     backbone = named_backbone(id2label={0: "same", 1: "same"})
     assert PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4)).task.labels == (0, 1)
+
+
+def test_a_model_by_name_is_not_a_model() -> None:
+    with pytest.raises(ConfigError, match="fit: the model: got a str, expected a PTuningModel") as refused:
+        fit("demo", [{"text": "a", "label": 0}])  # type: ignore[arg-type]
+    assert "from_backbone" in str(refused.value.remedy)

@@ -21,6 +21,7 @@ def parser() -> Parser:
         usage="FILE [options]",
         description="Check a data set before training: rows, labels, text lengths, duplicates, and leaks "
         "between splits. The exit code is 2 if it cannot be used for training.",
+        epilog="example: ptuning check-data reviews.csv --label stars --test new.csv",
     )
     made.add_argument(
         "file", type=str, help="training rows: CSV, TSV, JSON, Parquet or Excel file, a folder, or hf:NAME"

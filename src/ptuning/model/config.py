@@ -170,7 +170,7 @@ class InputPrompt:
         encoder: The network that makes the prompt while training.
         init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
             ``mlp`` and ``lstm`` encoders transform them.
-        train_head: Train the head too; ``False`` freezes it.
+        train_head: Train the head too; otherwise it stays frozen.
     """
 
     depth: Literal["input"] = "input"
@@ -218,11 +218,11 @@ class DeepPrompt:
         num_virtual_units: U, the number of trained hidden units added to the feed-forward network of every
             prompted layer (a parallel adapter, arXiv:2110.04366). If left out: none in Python;
             ``ptuning train`` chooses from the data (docs/recipes.md). PEFT can load none.
-        num_queries: Q, the number of learned attention queries per layer that ``layers`` pools the tokens
-            with as well (self-attentive embeddings, arXiv:1703.03130). If left out: none in Python;
-            ``ptuning train`` adds some for thousands of rows.
+        num_queries: Q, the number of learned attention queries per layer, a further way to pool the tokens
+            with ``layers`` (self-attentive embeddings, arXiv:1703.03130). If left out: none in Python;
+            ``ptuning train`` adds some for 5,000 rows or more.
         encoder: The network that makes the prompt while training.
-        train_head: Train the head too; ``False`` freezes it.
+        train_head: Train the head too; otherwise it stays frozen.
     """
 
     depth: Literal["deep"] = "deep"
@@ -260,7 +260,7 @@ class Engine:
         pooled_layer: Run the last layer only for the token that the head reads.
         shared_prompt: Compute a decoder's input prompt in front of the text once per batch, not per row.
         reuse_stem: Run the layers below ``first_layer`` once per text, not once per epoch.
-        stem_memory: GiB of their outputs to keep in memory; more than that is mapped from disk.
+        stem_memory: GiB of their outputs to keep in memory. The rest is mapped from disk.
         stem_disk: GiB of their outputs to keep on disk for later runs and other tasks; 0 for none.
         checkpoint_activations: Activation checkpointing: store each layer's input only, and recompute the
             rest in the backward pass. Less memory, a third more work.

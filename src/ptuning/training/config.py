@@ -75,7 +75,8 @@ class DataConfig(Checked):
     )
     no_label: Names = Field(
         None,
-        description="labels that mean no label, such as -1, separated by commas; their rows are left out",
+        description="label values that mean 'unlabelled', such as -1, separated by commas, whose rows are "
+        "left out",
     )
     bad_rows: BadRows = Field(
         "error",
@@ -87,21 +88,26 @@ class DataConfig(Checked):
         "contradict each other",
     )
     separator: str | None = Field(
-        None, description="between the cells of CSV and TSV, such as ';' or 'tab'; detected"
+        None, description="character between the cells of CSV and TSV, such as ';' or 'tab'; detected"
     )
-    encoding: str | None = Field(None, description="of a text file, such as 'cp1252'; detected")
+    encoding: str | None = Field(None, description="encoding of text files, such as 'cp1252'; detected")
     header: Literal["auto", "first", "none"] = Field(
         "auto",
         description="whether the first row of CSV, TSV and Excel names the columns; else they are 1, 2, 3 …",
     )
     quoting: Literal["auto", "csv", "none"] = Field(
-        "auto", description="double quotes of CSV and TSV: CSV's quoting, or characters of the text"
+        "auto",
+        description="whether double quotes in CSV and TSV enclose cells ('csv') or are ordinary "
+        "characters ('none')",
     )
     problem_type: Annotated[str, OneOf(lambda: ("auto", *KINDS))] = Field(
         "auto", description="kind of task; 'auto' infers it from the labels"
     )
     validation_fraction: Float = Field(
-        _FRACTION, gt=0, lt=1, description="share split off, stratified and seeded"
+        _FRACTION,
+        gt=0,
+        lt=1,
+        description="share of the training rows split off for validation, stratified and seeded",
     )
     max_length: Annotated[Int, Field(ge=4, le=10_000_000)] | None = Field(
         None, description="maximum input length in tokens, prompt included; the backbone's limit"
@@ -141,7 +147,7 @@ class FitConfig(Checked):
     head_learning_rate: Rate | None = Field(
         None, description="AdamW's peak learning rate for the head; the recipe's choice"
     )
-    weight_decay: Float = Field(0.0, ge=0, le=1e30, description="AdamW's, on everything that is trained")
+    weight_decay: Float = Field(0.0, ge=0, le=1e30, description="weight decay of AdamW, for prompt and head")
     warmup_ratio: Float = Field(
         0.06, ge=0, lt=1, description="share of the steps in which the learning rates rise"
     )
@@ -173,10 +179,10 @@ class FitConfig(Checked):
         3,
         ge=1,
         le=1000,
-        description="the adapter is the mean of up to this many of the best checkpoints",
+        description="average the parameters of up to this many of the best checkpoints",
     )
     patience: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
-        None, description="stop after this many evaluations without a better one"
+        None, description="stop early after this many evaluations without improvement"
     )
     seed: Seed = Field(0, description="random seed of the data split, initialisation, shuffling and dropout")
 
@@ -222,7 +228,11 @@ class TrainConfig(Checked):
     )
     backbone: str = Field("demo", description="Hub id or folder of a model; 'demo' is the embedded MiniLM")
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
-    prompt: PromptConfig = Field(default_factory=DeepPrompt, description="what is trained")
+    prompt: PromptConfig = Field(
+        default_factory=DeepPrompt,
+        description="where the virtual tokens are: 'deep', keys and values in every layer (P-tuning v2), or "
+        "'input', embeddings before the first layer (P-tuning)",
+    )
     recipe: Literal["auto", "search"] = Field(
         "auto",
         description="how the options of fit that are left out are chosen: from facts of data and backbone, "
@@ -233,11 +243,11 @@ class TrainConfig(Checked):
     engine: Engine = Field(default_factory=Engine, description="how it is computed")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="of the frozen weights; 'auto' is bf16 where the device computes it fast; prompt and "
-        "head are fp32",
+        description="data type of the frozen weights; 'auto' is bf16 where the device computes it fast; "
+        "prompt and head are always fp32",
     )
     device: Literal["auto", "cpu"] = Field(
-        "auto", description="'auto' takes an accelerator where there is one"
+        "auto", description="'auto' uses a GPU or another accelerator if there is one"
     )
 
     @model_validator(mode="before")

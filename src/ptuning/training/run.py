@@ -90,6 +90,13 @@ def fit(
     """
     if isinstance(model, PeftModel):
         model = model.active
+    if not isinstance(model, PTuningModel):
+        raise ConfigError(
+            "fit: the model",
+            got=f"a {type(model).__name__}",
+            expected="a PTuningModel",
+            remedy="make one with PTuningModel.from_backbone, or use ptuning train",
+        )
     config = config or FitConfig()
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
