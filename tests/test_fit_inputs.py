@@ -383,6 +383,6 @@ def test_names_that_are_not_distinct_are_numbers() -> None:
 
 
 def test_a_model_by_name_is_not_a_model() -> None:
-    with pytest.raises(ConfigError, match="fit: the model: got a str, expected a PTuningModel") as refused:
+    with pytest.raises(ConfigError, match="model: got a str, expected a PTuningModel") as refused:
         fit("demo", [{"text": "a", "label": 0}])  # type: ignore[arg-type]
     assert "from_backbone" in str(refused.value.remedy)

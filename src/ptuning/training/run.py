@@ -92,7 +92,7 @@ def fit(
         model = model.active
     if not isinstance(model, PTuningModel):
         raise ConfigError(
-            "fit: the model",
+            "model",
             got=f"a {type(model).__name__}",
             expected="a PTuningModel",
             remedy="make one with PTuningModel.from_backbone, or use ptuning train",
