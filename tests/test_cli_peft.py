@@ -271,7 +271,7 @@ def test_inspect_says_that_pefts_folder_does_not_fit(
     shutil.copytree(tiny_folder, tmp_path / "short")
     tiny("bert", num_labels=2, vocab_size=48, pad_token_id=0, num_hidden_layers=2).save_pretrained("short")
     said = refused("inspect", "prefix_tuning", "--json", "--backbone", "short")
-    assert "(num_layers 3), but short has num_layers 2" in said
+    assert "not on short: got num_layers 2, expected num_layers 3" in said
     assert "num_layers 2" in refused("import-peft", "prefix_tuning", "out", "--backbone", "short")
 
 

@@ -32,7 +32,7 @@ def test_the_demo_learns_and_says_what_to_type_next(
     assert main(["demo", "--epochs", "8"]) == 0
     printed = capsys.readouterr().out
     for words in (
-        "regression of embeddings",
+        "regression on embeddings",
         "head only",
         "full fine-tuning",
         "ptuning, deep prompt",

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from ptuning.model.attention import attention
 from torch import Tensor
 
 from ptuning.adapters import MIX
 from ptuning.errors import ConfigError, DataError, UnsupportedBackbone
 from ptuning.model import ARCHITECTURES, Backbone, DeepPrompt, InputPrompt, PTuningModel
 from ptuning.model.config import Engine
+from ptuning.model.ports.interface import attention
 from ptuning.task import Task
 from reference import SlowReference
 from tiny import CASES, DISTINCT, FAMILIES, HEADS, HIDDEN, LAYERS, SPECIFICS, ragged, tiny, tiny_case
