@@ -477,7 +477,7 @@ def test_prompts_that_nobody_reads_are_refused_not_ignored(case: str) -> None:
 def test_an_architecture_whose_attention_does_more_is_refused_not_half_obeyed() -> None:
     """gpt-oss hands its attention sinks over as an argument."""
     states = torch.randn(1, HEADS, 3, HIDDEN // HEADS)
-    with pytest.raises(UnsupportedBackbone, match="Linear asks its attention for s_aux"):
+    with pytest.raises(UnsupportedBackbone, match="Linear passes s_aux to its attention"):
         attention(torch.nn.Linear(1, 1), states, states, states, None, s_aux=torch.zeros(HEADS))
 
 
