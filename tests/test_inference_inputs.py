@@ -150,6 +150,6 @@ def test_a_loaded_model_is_in_eval_mode_and_says_its_type(model: PTuningModel, t
     model.save_pretrained(tmp_path / "adapter")
     loaded = PTuningModel.from_pretrained(tmp_path / "adapter", dtype=torch.bfloat16)
     assert not loaded.training
-    assert not any(module.training for module in loaded.modules())
+    assert not any(module.training for module in (*loaded.modules(), *loaded.backbone.modules()))
     assert loaded.dtype == torch.bfloat16
     assert model.dtype == torch.float32

@@ -831,7 +831,7 @@ def test_the_line_that_everyone_knows(capsys: pytest.CaptureFixture[str]) -> Non
         large = AutoModelForSequenceClassification.from_config(config)
     prompt = InputPrompt(placement="start", encoder=MLPEncoder(width=128), num_virtual_tokens=20)
     model = PTuningModel.from_backbone(large, prompt)
-    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert {p.device.type for p in (*model.parameters(), *model.backbone.parameters())} == {"meta"}
     model.print_trainable_parameters()
     assert capsys.readouterr().out == (
         "trainable params: 1351938 || all params: 355662082 || trainable%: 0.38011867680626127\n"

@@ -200,7 +200,11 @@ def test_a_pass_writes_to_no_module(case: str) -> None:
     def tree() -> dict[str, tuple[int, ...]]:
         return {
             f"{name}.{kind}.{key}": (id(value), getattr(value, "_version", 0))
-            for name, module in (*model.named_modules(), *other.named_modules())
+            for name, module in (
+                *model.backbone.named_modules(),
+                *other.backbone.named_modules(),
+                *model.named_modules(),
+            )
             for kind in ("_parameters", "_buffers", "_modules")
             for key, value in getattr(module, kind).items()
         }
@@ -430,7 +434,8 @@ def test_a_model_left_in_training_mode_is_asked_by_threads(config: Any) -> None:
     alone = logits_of(model, rows, batch_size=1)
     model.backbone.dropout = True
     model.train()
-    modes = {name: module.training for name, module in model.named_modules()}
+    modes = [module.training for part in (model, model.backbone) for module in part.modules()]
+    assert all(modes)
     second_began, first_ended = threading.Event(), threading.Event()
     found: dict[str, Tensor] = {}
 
@@ -452,7 +457,7 @@ def test_a_model_left_in_training_mode_is_asked_by_threads(config: Any) -> None:
     thread.join(WAIT)
     assert torch.equal(found["first"], alone)
     assert torch.equal(found["second"], alone)
-    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert [module.training for part in (model, model.backbone) for module in part.modules()] == modes
 
 
 def test_a_head_is_fitted_while_another_task_predicts() -> None:
