@@ -27,7 +27,7 @@ format: $(READY)  ## write what lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; goes on where it was)
+quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; resumes where it stopped)
 	PYTHONPATH=benchmarks $(BIN)/python -m quality
 
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.
@@ -50,7 +50,7 @@ mutations: $(READY)  ## faults planted in copies of the source one at a time: do
 guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
 	$(BIN)/python benchmarks/guide.py
 
-bench: $(READY)  ## speed and memory beside PEFT and full fine-tuning (needs PTUNING_DATA; one to one and a half hours on two cores)
+bench: $(READY)  ## speed and memory compared with PEFT and full fine-tuning (needs PTUNING_DATA; one to one and a half hours on two cores)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/memory.py

@@ -1,8 +1,8 @@
 """Readouts: they select or pool the hidden states for the head.
 
 A readout is a part of the forward pass (``layer_parts.py``): it sees every layer's input, and then reads the
-last layer's output, before any final norm. The backbone applies its final norm to the result
-(:meth:`~ptuning.model.backbone.Backbone.finish`), and the task's head turns that into logits.
+last layer's output, before any final norm. The encoder applies its final norm to the result
+(:meth:`~ptuning.model.encoder.Encoder.finish`), and the task's head turns that into logits.
 
 Shapes: B rows, T tokens, H hidden size, L layers, s the first prompted layer, Q queries.
 """
