@@ -1,0 +1,1 @@
+"""The server: many tasks on one frozen backbone, over HTTP (``ptuning serve``)."""
