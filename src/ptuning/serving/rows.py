@@ -46,7 +46,7 @@ class Timing:
     inference: float = 0.0
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Refusal(Exception):
     """A request, or one of its rows, that gets no answer.
 
