@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -28,9 +29,11 @@ from ptuning.serving.protocols import (
 )
 from ptuning.serving.protocols.exchange import About, Exchange, bug, error_response, own_shape
 from ptuning.serving.rows import Refusal
-from ptuning.serving.service import Service
 from ptuning.serving.tracing import Tracing
 from ptuning.serving.uploads import Uploads
+
+if TYPE_CHECKING:
+    from ptuning.serving.service import Service
 
 DESCRIPTION = """\
 Text classification and regression by many tasks on one frozen backbone. Clients of the Hugging Face inference

@@ -13,12 +13,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from ptuning import adapters
 from ptuning.adapters.atomic import remove_folder, replace_folder, writing_errors
 from ptuning.errors import AdapterError, ConfigError, OutputError
-from ptuning.serving.tasks import ServedTask, TaskRegistry
+
+if TYPE_CHECKING:
+    from ptuning.serving.tasks import ServedTask, TaskRegistry
 
 _T = TypeVar("_T")
 

@@ -8,7 +8,7 @@ import math
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
@@ -24,9 +24,11 @@ from ptuning.serving.access import CLIENT_GONE, record_of
 from ptuning.serving.keys import Caller, Keys
 from ptuning.serving.limits import HttpSettings
 from ptuning.serving.rows import Refusal, Row, RowAnswer
-from ptuning.serving.service import Service
-from ptuning.serving.tasks import ServedTask
 from ptuning.visible import visible
+
+if TYPE_CHECKING:
+    from ptuning.serving.service import Service
+    from ptuning.serving.tasks import ServedTask
 
 logger = logging.getLogger("ptuning.serving")
 

@@ -38,7 +38,8 @@ class TextClassification(Lenient):
     )
     parameters: Parameters | None = Field(
         None,
-        description='an object with "top_k" (a number above 0) and "function_to_apply" (softmax, sigmoid, none)',
+        description='an object with "top_k" (a number above 0) and "function_to_apply" (softmax, '
+        "sigmoid or none)",
     )
 
 

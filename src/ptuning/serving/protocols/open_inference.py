@@ -2,8 +2,8 @@
 
 A task takes the tensors ``text`` and, for pairs, ``text_pair`` (``BYTES``, ``[N]``). It answers with
 ``label`` (``BYTES``, ``[N]``) and ``probabilities`` (``FP32``, ``[N, C]``), or with ``value`` (``FP64``,
-``[N]``) if it has no labels. A multi-label task's ``label`` is a JSON list of the labels above 0.5. Tensors may be binary (the
-extension ``binary_tensor_data``).
+``[N]``) if it has no labels. A multi-label task's ``label`` is a JSON list of the labels above 0.5. Tensors
+may be binary (the extension ``binary_tensor_data``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -32,7 +32,9 @@ from ptuning.serving.protocols.exchange import (
 )
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import answer_of, names_of
-from ptuning.serving.tasks import ServedTask
+
+if TYPE_CHECKING:
+    from ptuning.serving.tasks import ServedTask
 
 HEADER = "inference-header-content-length"
 """How many bytes of the body are JSON; the rest are binary tensors."""

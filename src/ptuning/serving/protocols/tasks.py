@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -32,9 +32,11 @@ from ptuning.serving.protocols.exchange import (
 )
 from ptuning.serving.protocols.rows import Error
 from ptuning.serving.rows import Refusal
-from ptuning.serving.tasks import ServedTask
 from ptuning.serving.uploads import Uploads
 from ptuning.task import Label
+
+if TYPE_CHECKING:
+    from ptuning.serving.tasks import ServedTask
 
 _T = TypeVar("_T")
 
