@@ -121,7 +121,7 @@ def write(answers: Answers, *, raw: bool, batch: bool) -> list[Any]:
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(shape, "text-embeddings-inference")
+    made = router_of(exchange, shape, "text-embeddings-inference")
     errors: dict[int | str, dict[str, Any]] = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 
     @made.post(

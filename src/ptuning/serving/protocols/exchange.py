@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ptuning.serving")
 
-ALWAYS = frozenset({"/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
-"""Paths that are answered while the server stops, too."""
+HEALTH = frozenset({"/health", "/ready", "/v2/health/live", "/v2/health/ready"})
+"""Paths that are answered without a key, and while the server stops."""
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -115,6 +115,16 @@ class Exchange:
             raise Refusal(status=503, kind="stopping", message="the server is stopping", retry_after=5)
         if not self.service.ready:
             raise Refusal(status=503, kind="not_ready", message="the server is not ready yet", retry_after=1)
+
+    def admit(self, request: Request) -> None:
+        """Refuse a request before anything of it is read.
+
+        Raises:
+            Refusal: 401, or 503 for one that came after the server stopped to accept requests.
+        """
+        if record_of(request.scope).late:
+            raise Refusal(status=503, kind="stopping", message="the server is stopping", retry_after=5)
+        self.caller(request)
 
     def caller(self, request: Request) -> Caller:
         """Who sent the request.
@@ -368,16 +378,19 @@ def invalid(errors: Sequence[Any], model: Any) -> Refusal:
     return Refusal(status=422, kind="invalid", message=message)
 
 
-def shaped(shape: Shape) -> type[APIRoute]:
-    """A class of routes that write their errors in this shape."""
+def router_of(exchange: Exchange, shape: Shape, tag: str) -> APIRouter:
+    """A router whose errors have this shape, and whose routes know the caller before they read a body."""
 
     class ShapedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
             model = None if self.body_field is None else self.body_field.field_info.annotation
+            is_open = self.path in HEALTH
 
             async def handler(request: Request) -> Response:
                 async def answer() -> Response:
+                    if not is_open:
+                        exchange.admit(request)
                     if model is None:
                         return await handle(request)
                     strict = _Request(request.scope, request.receive)
@@ -388,7 +401,7 @@ def shaped(shape: Shape) -> type[APIRoute]:
 
             return handler
 
-    return ShapedRoute
+    return APIRouter(route_class=ShapedRoute, tags=[tag])
 
 
 async def answered(
@@ -397,8 +410,6 @@ async def answered(
     """The response of ``answer``, or the error that it raises in a protocol's shape."""
     record = record_of(request.scope)
     try:
-        if record.late and request.url.path not in ALWAYS:
-            raise Refusal(status=503, kind="stopping", message="the server is stopping", retry_after=5)
         return await answer()
     except Refusal as error:
         refusal = error
@@ -425,7 +436,3 @@ def bug(error: Exception, request_id: str) -> Refusal:
         message=f"the server failed, which is not your fault; the log has more about request {request_id}",
     )
 
-
-def router_of(shape: Shape, tag: str) -> APIRouter:
-    """A router whose errors have this shape."""
-    return APIRouter(route_class=shaped(shape), tags=[tag])

@@ -48,7 +48,7 @@ class Info(BaseModel):
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(own_shape, "health")
+    made = router_of(exchange, own_shape, "health")
 
     @made.get("/health", summary="Whether the server runs", response_model=Status)
     async def health() -> Response:

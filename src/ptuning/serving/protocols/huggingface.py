@@ -79,7 +79,7 @@ def write(answers: Answers, parameters: Parameters) -> list[list[dict[str, Any]]
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(shape, "Hugging Face")
+    made = router_of(exchange, shape, "Hugging Face")
 
     @made.post(
         "/tasks/{task}",

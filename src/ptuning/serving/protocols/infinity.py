@@ -116,7 +116,7 @@ def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(shape, "infinity")
+    made = router_of(exchange, shape, "infinity")
 
     @made.post("/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:

@@ -283,9 +283,9 @@ def metadata(task: ServedTask) -> ModelMetadata:
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(shape, "Open Inference Protocol")
+    made = router_of(exchange, shape, "Open Inference Protocol")
 
-    @made.get("/v2", summary="The server", response_model=ServerMetadata)
+    @made.get("/v2", summary="The server", response_model=ServerMetadata, responses=ERRORS)
     async def server(request: Request) -> Response:
         return JSONResponse(ServerMetadata().model_dump())
 

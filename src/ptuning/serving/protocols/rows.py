@@ -150,7 +150,7 @@ def _as_row(row: TaskRow) -> Row:
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(own_shape, "ptuning")
+    made = router_of(exchange, own_shape, "ptuning")
 
     @made.post(
         "/v1/rows",

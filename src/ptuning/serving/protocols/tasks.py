@@ -103,7 +103,7 @@ def details(task: ServedTask) -> dict[str, Any]:
 
 def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
     """The routes."""
-    made = router_of(own_shape, "tasks")
+    made = router_of(exchange, own_shape, "tasks")
 
     @made.get("/tasks", summary="All tasks", response_model=Tasks, responses=ERRORS)
     async def tasks(request: Request) -> Response:

@@ -83,7 +83,7 @@ def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
 
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
-    made = router_of(shape, "vLLM")
+    made = router_of(exchange, shape, "vLLM")
 
     @made.post("/v1/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
