@@ -56,7 +56,7 @@ class Registry:
         known = [each for each in self.served if visible(each)]
         near = get_close_matches(name, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise Refusal(status=404, kind="unknown_task", message=f"no task {name!r}{hint}")
+        raise Refusal(status=404, kind="unknown_task", message=f"no task {name[:128]!r}{hint}")
 
     def all(self) -> list[Served]:
         return [self.served[name] for name in sorted(self.served)]

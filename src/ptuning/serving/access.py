@@ -92,12 +92,13 @@ class Running:
     """The requests that are not answered yet.
 
     Attributes:
+        count: How many there are.
         closed: Whether further requests are late: they are not counted, and most of them are refused.
     """
 
     def __init__(self) -> None:
         self.closed = False
-        self._count = 0
+        self.count = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -108,13 +109,13 @@ class Running:
         if record.late:
             yield
             return
-        self._count += 1
+        self.count += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._count -= 1
-            if not self._count:
+            self.count -= 1
+            if not self.count:
                 self._idle.set()
 
     async def idle(self) -> None:

@@ -19,8 +19,6 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 STREAMED = "application/x-ndjson"
 """The content type of a body without a limit of its length: it is read line by line."""
-LINGER_SECONDS = 1.0
-"""How long the rest of a body is read and discarded after it was refused, so that the client sees why."""
 
 _Count = Annotated[Int, Field(ge=1)]
 _Seconds = Annotated[Float, Field(gt=0)]
@@ -40,6 +38,8 @@ class HttpSettings:
         header_seconds: Seconds in which the headers of a request must have arrived.
         body_seconds: Seconds in which its body must have arrived; of a streamed body, the next part.
         send_seconds: Seconds in which a client must take the next part of an answer.
+        linger_seconds: Seconds in which the rest of a body that is too large is read and discarded, so that the
+            client sees why it was refused.
         keep_alive_seconds: Seconds after which an idle connection is closed.
         drain_delay: Seconds between the signal to stop and the end of accepting requests. The server is not
             ready in that time, so that a load balancer can notice.
@@ -54,6 +54,7 @@ class HttpSettings:
     header_seconds: _Seconds = 10.0
     body_seconds: _Seconds = 30.0
     send_seconds: _Seconds = 60.0
+    linger_seconds: _Seconds = 1.0
     keep_alive_seconds: _Seconds = 75.0
     drain_delay: Annotated[Float, Field(ge=0)] = 0.0
     log_texts: bool = False
@@ -85,7 +86,7 @@ class Limits:
             if message["type"] == "http.response.start" and body.refused:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if last and body.refused:
+            if last and body.too_large:
                 await self._send(send, {**message, "more_body": True})
                 await body.discard()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -106,11 +107,12 @@ class _Body:
     ) -> None:
         headers = dict(scope["headers"])
         self.inner, self.limit, self.seconds = receive, limit, settings.body_seconds
+        self.linger = settings.linger_seconds
         self.streamed = headers.get(b"content-type", b"").partition(b";")[0].strip() == STREAMED.encode()
         length = headers.get(b"content-length", b"")
         self.announced = int(length) if length.isdigit() else 0
         self.read, self.ends = 0, asyncio.get_running_loop().time() + self.seconds
-        self.complete = self.refused = False
+        self.complete = self.refused = self.too_large = False
 
     async def receive(self) -> Message:
         if self.complete:  # waits for the client to go away
@@ -138,7 +140,7 @@ class _Body:
     async def discard(self) -> None:
         """Read on for a moment: a connection that is closed with unread data loses the answer."""
         try:
-            async with asyncio.timeout(LINGER_SECONDS):
+            async with asyncio.timeout(self.linger):
                 left = 4 * self.limit
                 while left > 0:
                     message = await self.inner()
@@ -149,7 +151,7 @@ class _Body:
             pass
 
     def _too_large(self) -> Refusal:
-        self.refused = True
+        self.refused = self.too_large = True
         got = f"{max(self.announced, self.read):,} bytes"
         return Refusal(
             status=413,
