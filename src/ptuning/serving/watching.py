@@ -44,11 +44,13 @@ class _Seen:
     Attributes:
         stamp: Of the record, or of all files if it was refused.
         failed: Whether it was refused.
+        digest: Of the version that was last loaded from it, if any.
         gone_since: When it was first missing.
     """
 
     stamp: Stamp
     failed: bool = False
+    digest: str | None = None
     gone_since: float | None = None
 
 
@@ -98,12 +100,17 @@ class FolderWatch:
         new = [name for name, stamp in present.items() if self._changed(name, stamp)]
         every = {name: self._stamp(name, every=True) or () for name in new}  # before they are read
         with ThreadPoolExecutor(self.threads, "ptuning-load") as pool:
-            good = dict(zip(new, pool.map(self._load, new), strict=True))
-        for name in new:
-            self._seen[name] = _Seen(stamp=present[name] if good[name] else every[name], failed=not good[name])
+            digests = dict(zip(new, pool.map(self._load, new), strict=True))
+        for name, digest in digests.items():
+            before = self._seen.get(name)
+            self._seen[name] = (
+                _Seen(stamp=present[name], digest=digest)
+                if digest is not None
+                else _Seen(stamp=every[name], failed=True, digest=before.digest if before else None)
+            )
         return Changes(
-            loaded=tuple(name for name in new if good[name]),
-            refused=tuple(name for name in new if not good[name]),
+            loaded=tuple(name for name in new if digests[name] is not None),
+            refused=tuple(name for name in new if digests[name] is None),
             removed=tuple(name for name in list(self._seen) if name not in present and self._is_gone(name)),
         )
 
@@ -140,19 +147,23 @@ class FolderWatch:
         seen.gone_since = None
         return seen.stamp != (self._stamp(name, every=True) if seen.failed else stamp)
 
-    def _load(self, name: str) -> bool:
+    def _load(self, name: str) -> str | None:
+        """Load an adapter: its digest, or ``None`` if it was refused."""
         folder = self.folder / name
         try:
-            if name in self.tasks and self.tasks.get(name).digest == adapters.details(folder)[SELF][:DIGITS]:
+            digest: str = adapters.details(folder)[SELF][:DIGITS]
+            if name in self.tasks and self.tasks.get(name).digest == digest:
                 self.tasks.failures.pop(name, None)
-                return True  # this version is served already
-            self.tasks.load(name, folder)
+                return digest  # this version is served already
+        except (AdapterError, Refusal):
+            pass  # loading it says why
+        try:
+            return self.tasks.load(name, folder).digest
         except AdapterError:
-            return False  # the registry has logged it
+            return None  # the registry has logged it
         except Exception:
             _LOG.exception("the adapter %s could not be loaded", folder)
-            return False
-        return True
+            return None
 
     def _is_gone(self, name: str) -> bool:
         """Remove the task of a folder that has been missing for long enough."""
@@ -164,7 +175,7 @@ class FolderWatch:
             return False
         del self._seen[name]
         try:
-            if name in self.tasks and self.tasks.get(name).source != str(self.folder / name):
+            if name in self.tasks and self.tasks.get(name).digest != seen.digest:
                 return False  # another adapter has taken its name
             self.tasks.remove(name)
         except Refusal:
