@@ -118,7 +118,9 @@ class FolderWatch:
         """The names of sub-folders that a task may have; ``None`` if the folder cannot be read."""
         try:
             with os.scandir(self.folder) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir() and not is_leftover(entry.name))
+                names = sorted(
+                    entry.name for entry in entries if entry.is_dir() and not is_leftover(entry.name)
+                )
         except OSError as error:  # tasks are kept: it may be a network file system that is away
             if not self._unreadable:
                 _LOG.warning("the folder %s cannot be read: %s", self.folder, error.strerror or error)
