@@ -89,11 +89,13 @@ def open_service(
     tasks = TaskRegistry(
         table, tokenizer, metrics=Metrics(settings.metrics_tasks), threads=settings.load_threads
     )
-    watch = folder and FolderWatch(
-        folder=folder,
-        tasks=tasks,
-        poll_seconds=settings.poll_seconds,
-        grace_seconds=settings.grace_seconds,
-        threads=settings.load_threads,
-    )
+    watch = None
+    if folder is not None:
+        watch = FolderWatch(
+            folder=folder,
+            tasks=tasks,
+            poll_seconds=settings.poll_seconds,
+            grace_seconds=settings.grace_seconds,
+            threads=settings.load_threads,
+        )
     return Service(tasks, settings=settings, watch=watch)

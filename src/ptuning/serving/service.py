@@ -139,7 +139,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._engine.start()
         if self._watch is not None:
-            await self._watch.look()
+            await self._watch.rescan()
             self._watching = asyncio.create_task(self._watch.run())
         if self.settings.warm_up:
             await self._warm_up()

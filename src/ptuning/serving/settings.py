@@ -41,7 +41,7 @@ class Settings:
             memory, and how fast it is.
         stall_seconds: The server is not ready if a pass takes longer than this.
         drain_seconds: Seconds in which admitted requests are finished when the server stops.
-        poll_seconds: Seconds between two looks at a watched folder.
+        poll_seconds: Seconds between two scans of a watched folder.
         grace_seconds: Seconds for which the folder of a task may be missing before the task is removed,
             because it can be missing for a moment while it is replaced.
         metrics_tasks: Maximum tasks with metrics of their own; the others are counted together, as ``other``.

@@ -1,7 +1,7 @@
-"""A folder of adapters that is looked at every few seconds: each sub-folder with a record is a task.
+"""A folder of adapters that is scanned every few seconds: each sub-folder with a record is a task.
 
-A look is one ``stat`` per adapter, which works on any file system. An adapter that is damaged or half copied is
-refused, the previous version of its task stays, and it is read again when one of its files changes.
+A scan is one ``stat`` per adapter, which works on any file system. An adapter that is damaged or half copied
+is refused, the previous version of its task stays, and it is read again when one of its files changes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What one look at the folder changed: names of tasks."""
+    """What one scan changed: names of tasks."""
 
     loaded: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class FolderWatch:
     Args:
         folder: The folder.
         tasks: The registry.
-        poll_seconds: Seconds between two looks.
+        poll_seconds: Seconds between two scans.
         grace_seconds: Seconds for which a sub-folder may be missing before its task is removed.
         threads: Threads that load adapters.
         clock: Seconds, never going back.
@@ -77,17 +77,17 @@ class FolderWatch:
     _unreadable: bool = False
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Scan again and again, until cancelled."""
         while True:
             await asyncio.sleep(self.poll_seconds)
-            await self.look()
+            await self.rescan()
 
-    async def look(self) -> Changes:
-        """As :meth:`scan`, in a thread. An error is logged, and the next look may be better."""
+    async def rescan(self) -> Changes:
+        """As :meth:`scan`, in a thread. An error is logged, and the next scan may succeed."""
         try:
             return await asyncio.to_thread(self.scan)
         except Exception:
-            _LOG.exception("the folder %s could not be looked at", self.folder)
+            _LOG.exception("the folder %s could not be scanned", self.folder)
             return Changes()
 
     def scan(self) -> Changes:
@@ -118,16 +118,15 @@ class FolderWatch:
         """The names of sub-folders that a task may have; ``None`` if the folder cannot be read."""
         try:
             with os.scandir(self.folder) as entries:
-                names = sorted(
-                    entry.name for entry in entries if entry.is_dir() and not is_leftover(entry.name)
-                )
+                folders = (entry.name for entry in entries if entry.is_dir())
+                names = sorted(name for name in folders if NAME.fullmatch(name) and not is_leftover(name))
         except OSError as error:  # tasks are kept: it may be a network file system that is away
             if not self._unreadable:
                 _LOG.warning("the folder %s cannot be read: %s", self.folder, error.strerror or error)
             self._unreadable = True
             return None
         self._unreadable = False
-        return [name for name in names if NAME.fullmatch(name)]
+        return names
 
     def _stamp(self, name: str, *, every: bool = False) -> Stamp | None:
         """The stamp of the record, or of every file; ``None`` if there is no record."""
