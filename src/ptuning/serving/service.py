@@ -327,6 +327,10 @@ class Service:
             assert each.job.place not in request.outcomes, "a row is answered once"
             request.outcomes[each.job.place] = each
             request.missing -= 1
+            if isinstance(each.outcome, Refusal) and each.outcome.kind in (gone().kind, too_late().kind):
+                if not request.finished.done():
+                    request.finished.set_exception(each.outcome)  # the entire request's
+                continue
             request.started = each.started if request.started is None else min(request.started, each.started)
             if not request.missing and not request.finished.done():
                 request.finished.set_result(None)
