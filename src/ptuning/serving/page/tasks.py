@@ -69,11 +69,13 @@ class About:
     card: Markup
 
 
-def task_list(tasks: Sequence[ServedTask], query: str, ticked: Sequence[str] = (), start: int = 0) -> TaskList:
+def task_list(
+    tasks: Sequence[ServedTask], query: str, *, current: str = "", ticked: Sequence[str] = (), start: int = 0
+) -> TaskList:
     """The tasks whose name or labels contain all words of ``query``, those found by name first.
 
     Args:
-        ticked: Tasks that stay in the list whatever the query, so that no choice is lost.
+        current, ticked: Tasks that are in the list whatever the query, so that no choice is lost.
         start: How many tasks were shown before.
     """
     words = query.casefold().split()
@@ -86,7 +88,7 @@ def task_list(tasks: Sequence[ServedTask], query: str, ticked: Sequence[str] = (
     part = found[start:end]
     if start == 0:
         here = {each.name for each in part}
-        part = [each for each in tasks if each.name in chosen - here] + part
+        part = [each for each in tasks if each.name in ({*chosen, current} - here)] + part
     items = [task_item(each, ticked=each.name in chosen) for each in part]
     return TaskList(items=items, found=len(found), more=end if end < len(found) else None)
 
@@ -150,7 +152,9 @@ def figures(metrics: Mapping[str, Any], task: Task) -> Figures:
             )
             for name in names
         ],
-        rule=visible(str(metrics.get("baseline_rule") or task.kind.baseline_rule)) if _BASELINE in found else "",
+        rule=visible(str(metrics.get("baseline_rule") or task.kind.baseline_rule))
+        if _BASELINE in found
+        else "",
     )
 
 

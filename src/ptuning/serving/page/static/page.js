@@ -51,15 +51,21 @@ document.addEventListener("click", (event) => {
   if (button) copy(button);
 });
 
-// The task that was chosen, in the list.
+// Another task was chosen: mark it in the list, and ask it what was asked before.
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id !== "work") return;
+  const form = document.getElementById("ask-one");
+  if (form?.checkValidity()) form.requestSubmit();
   const task = new URLSearchParams(location.search).get("task");
   for (const link of document.querySelectorAll(".side a[href]")) {
     const own = new URL(link.href).searchParams.get("task");
     if (own === task && !link.classList.contains("more")) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+});
+document.addEventListener("DOMContentLoaded", () => {
+  const link = document.querySelector("#tasks [aria-current]");
+  if (link) link.closest("#tasks").scrollTop = link.offsetTop - link.closest("#tasks").offsetTop - 60;
 });
 
 document.addEventListener("keydown", (event) => {
