@@ -101,7 +101,7 @@ class Metrics:
         self._requests.labels(label, route, str(code)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def row(self, task: str, *, tokens: int = 0, truncated: bool = False, refused: str = "") -> None:
+    def row(self, task: str, *, truncated: bool = False, refused: str = "") -> None:
         """Count one row.
 
         Args:
