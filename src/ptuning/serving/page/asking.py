@@ -49,6 +49,7 @@ class Result:
 
 
 def refused(problem: Trouble, status: int) -> Result:
+    """A refusal in place of an answer."""
     return Result(
         template="_trouble.html",
         values={"trouble": problem},
@@ -114,10 +115,8 @@ class Question:
         pair = bool(self.asked.text_pair.strip())
         able = [task for task in tasks if pair or not task.task.pair]
         if not able:
-            message = (
-                "These tasks compare two texts: type the second one, too." if tasks else "There are no tasks."
-            )
-            raise Refusal(status=422, kind="no_task", message=message)
+            reason = "These tasks compare two texts: type the second one, too."
+            raise Refusal(status=422, kind="no_task", message=reason if tasks else "There are no tasks.")
         rows = [self._row(task, self.asked.text, self.asked.text_pair) for task in able]
         found = await self._answer(rows)
         answers = await asyncio.to_thread(

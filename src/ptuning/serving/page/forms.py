@@ -42,6 +42,7 @@ class Asked:
 
 
 def asked(form: FormData) -> Asked:
+    """The fields of a form; those that are missing or of the wrong type have their defaults."""
     file = form.get("file")
     return Asked(
         task=text_of(form, "task"),

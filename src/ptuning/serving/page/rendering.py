@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -39,7 +40,7 @@ HTMX = {
 class Templates:
     """Renders templates, outside the event loop."""
 
-    def __init__(self, static: dict[str, StaticFile]) -> None:
+    def __init__(self, static: Mapping[str, StaticFile]) -> None:
         self._environment = Environment(
             loader=PackageLoader("ptuning.serving.page"),
             autoescape=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import string
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from ptuning.serving.tasks import ServedTask
 
 if TYPE_CHECKING:
     from ptuning.serving.keys import Caller, Keys
+    from ptuning.serving.limits import HttpSettings
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -35,15 +37,16 @@ MAX_FIELDS = 20_000
 """Fields of a form: one per task that is ticked."""
 
 
-def make_page(service: Service, keys: Keys) -> APIRouter:
+def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter:
     """The router of the page.
 
     Args:
         service: Answers rows.
         keys: The keys that the server accepts. If it requires one, the page asks for it and shows only the
             tasks of that key.
+        settings: Says whether texts that are too long are cut, unless the user says otherwise.
     """
-    page = _Page(service, Sessions(keys=keys))
+    page = _Page(service, Sessions(keys=keys), settings)
     router = APIRouter(include_in_schema=False)
 
     def add(method: str, path: str, handler: Handler) -> None:
@@ -56,8 +59,8 @@ def make_page(service: Service, keys: Keys) -> APIRouter:
             except Refusal as refusal:
                 return await page.refusal(request, refusal)
             except HTTPException as error:  # a form that cannot be parsed
-                refusal = Refusal(status=error.status_code, kind="http", message=str(error.detail))
-                return await page.refusal(request, refusal)
+                unread = Refusal(status=error.status_code, kind="http", message=str(error.detail))
+                return await page.refusal(request, unread)
 
         router.add_api_route(path, safe, methods=[method], response_class=Response)
 
@@ -77,8 +80,8 @@ def make_page(service: Service, keys: Keys) -> APIRouter:
 class _Page:
     """The handlers, and what they share."""
 
-    def __init__(self, service: Service, sessions: Sessions) -> None:
-        self._service, self._sessions = service, sessions
+    def __init__(self, service: Service, sessions: Sessions, settings: HttpSettings) -> None:
+        self._service, self._sessions, self._settings = service, sessions, settings
         self._static = static_files()
         self._templates = Templates(self._static)
 
@@ -207,7 +210,7 @@ class _Page:
                 task = self._service.tasks.get(name or "", caller.may)
             except Refusal as refusal:
                 view, result = "none", refused(trouble(refusal), refusal.status)
-        given = given or Asked()
+        given = given or Asked(truncate=self._settings.truncate)
         values: dict[str, Any] = {
             "view": view,
             "task": task,
@@ -244,6 +247,5 @@ class _Page:
 
 def _file_name(name: str) -> str:
     """A name for a download: what is not a plain character becomes ``_``."""
-    return "".join(
-        each if each.isascii() and (each.isalnum() or each in "._- ") else "_" for each in name[:128]
-    )
+    plain = string.ascii_letters + string.digits + "._- "
+    return "".join(each if each in plain else "_" for each in name[:128])

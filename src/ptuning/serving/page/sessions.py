@@ -1,9 +1,9 @@
 """Who uses the page, if the server asks for keys.
 
 The browser gets a random session id in a cookie that scripts cannot read and other sites cannot send
-(``HttpOnly``, ``SameSite=Strict``). The key itself stays in the memory of this process and is checked again at
-every request, so a key that is withdrawn ends its sessions, and a cookie that leaks is worth a few hours, not a
-key. The price: after a restart, and on another replica, the page asks for the key again.
+(``HttpOnly``, ``SameSite=Strict``). The key itself stays in the memory of this process and is checked again
+at every request, so a key that is withdrawn ends its sessions, and a cookie that leaks is worth a few hours,
+not a key. The price: after a restart, and on another replica, the page asks for the key again.
 """
 
 from __future__ import annotations

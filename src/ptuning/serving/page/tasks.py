@@ -99,6 +99,7 @@ def _has(task: ServedTask, words: Sequence[str]) -> bool:
 
 
 def task_item(task: ServedTask, ticked: bool = False) -> TaskItem:
+    """A task as the list shows it."""
     return TaskItem(name=task.name, summary=summary(task.task), pair=task.task.pair, ticked=ticked)
 
 

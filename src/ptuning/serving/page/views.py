@@ -20,9 +20,11 @@ SHOWN_BARS = 8
 """Bars that are shown at once; the other labels are one click away."""
 
 _TITLES = {
+    400: "This form cannot be read",
     401: "This key is not accepted",
     403: "This is not allowed",
     404: "This task is not here",
+    408: "This took too long to arrive",
     413: "This is too much at once",
     422: "This cannot be answered",
     429: "The server is busy",
@@ -124,6 +126,7 @@ def prediction(row: int, answer: RowAnswer, kept: dict[str, object] | None = Non
 
 
 def answer_view(answer: RowAnswer) -> AnswerView:
+    """One answer as the templates show it."""
     task = answer.task
     found = prediction(1, answer)
     chosen = found.label if isinstance(found.label, tuple) else (found.label,)
@@ -155,12 +158,14 @@ def answer_view(answer: RowAnswer) -> AnswerView:
 
 
 def trouble(refusal: Refusal, name: str = "") -> Trouble:
+    """A refusal in plain words; ``name`` is the task's, in a list of many."""
     after = None if refusal.retry_after is None else max(1, math.ceil(refusal.retry_after))
     title = _TITLES.get(refusal.status, "This did not work")
     return Trouble(title=title, message=visible(refusal.message), name=name, retry_after=after)
 
 
 def answer_or_trouble(name: str, found: RowAnswer | Refusal) -> AnswerView | Trouble:
+    """What became of one row."""
     return trouble(found, name) if isinstance(found, Refusal) else answer_view(found)
 
 
