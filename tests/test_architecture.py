@@ -36,7 +36,7 @@ LAYERS = (
     ("ptuning.model",),
     ("ptuning.data", "ptuning.peft"),
     ("ptuning.inference",),
-    ("ptuning.training",),
+    ("ptuning.training", "ptuning.serving"),
     ("ptuning.cli", "ptuning.__main__"),
 )
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
@@ -59,6 +59,7 @@ PUBLIC = [
     "InputPrompt",
     "LSTMEncoder",
     "MLPEncoder",
+    "MultiPredictor",
     "PTuningError",
     "PTuningModel",
     "Prediction",
@@ -69,6 +70,7 @@ PUBLIC = [
     "SearchResult",
     "SeveralResult",
     "Task",
+    "TaskTable",
     "TextInit",
     "TrainConfig",
     "TrainResult",

@@ -8,7 +8,7 @@ from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
     from ptuning.errors import PTuningError
-    from ptuning.inference import Prediction, Predictor, pipeline
+    from ptuning.inference import MultiPredictor, Prediction, Predictor, pipeline
     from ptuning.model import (
         DeepMLPEncoder,
         DeepPrompt,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PTuningModel,
         RandomInit,
         ResidualEncoder,
+        TaskTable,
         TextInit,
         VocabularyInit,
     )
@@ -52,6 +53,7 @@ _MODEL = [
     "PTuningModel",
     "RandomInit",
     "ResidualEncoder",
+    "TaskTable",
     "TextInit",
     "VocabularyInit",
 ]
@@ -73,7 +75,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     dict.fromkeys(_MODEL, "ptuning.model")
     | dict.fromkeys(_TRAINING, "ptuning.training")
-    | dict.fromkeys(("Prediction", "Predictor", "pipeline"), "ptuning.inference")
+    | dict.fromkeys(("MultiPredictor", "Prediction", "Predictor", "pipeline"), "ptuning.inference")
     | {"PTuningError": "ptuning.errors", "Task": "ptuning.task"},
 )
 
@@ -88,6 +90,7 @@ __all__ = [
     "InputPrompt",
     "LSTMEncoder",
     "MLPEncoder",
+    "MultiPredictor",
     "PTuningError",
     "PTuningModel",
     "Prediction",
@@ -98,6 +101,7 @@ __all__ = [
     "SearchResult",
     "SeveralResult",
     "Task",
+    "TaskTable",
     "TextInit",
     "TrainConfig",
     "TrainResult",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptuning.data.examples import Example
 from ptuning.errors import ConfigError, DataError
+from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.threads import TOKENIZER
 
@@ -41,6 +42,19 @@ class TokenRow:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+class TextLimits(Protocol):
+    """What a task says about its texts; see :class:`~ptuning.model.ptuning.PTuningModel`."""
+
+    @property
+    def max_text_tokens(self) -> int | None: ...
+    @property
+    def inserted_tokens(self) -> int: ...
+    @property
+    def needs_segments(self) -> bool: ...
+    @property
+    def wanted_texts(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +96,37 @@ class Tokenise:
         tokenizer = tokenizer or model.tokenizer
         if tokenizer is None:
             raise ConfigError("the model has no tokenizer", remedy="pass tokenizer=… when you create it")
-        if model.needs_segments and not tokenizer.is_fast:
+        return cls.for_task(model, tokenizer, model.backbone, too_long)
+
+    @classmethod
+    def for_task(
+        cls,
+        task: TextLimits,
+        tokenizer: PreTrainedTokenizerBase,
+        backbone: Backbone,
+        too_long: TooLong = "truncate",
+    ) -> Tokenise:
+        """The tokenisation for a task, such as a :class:`~ptuning.model.packed.PackedTask`.
+
+        Raises:
+            ConfigError: a slow tokenizer where a fast one is needed.
+        """
+        if task.needs_segments and not tokenizer.is_fast:
             raise ConfigError(
                 f"{type(tokenizer).__name__} is a slow tokenizer",
                 expected="a fast one, because this prompt has to know where each text starts and ends",
                 remedy="set prompt.placement to start, middle or end, or for a deep prompt prompt.pooling to "
                 "mean, layers or native",
             )
-        limit = model.max_text_tokens
+        limit = task.max_text_tokens
         if limit is None and tokenizer.model_max_length < 1_000_000:  # larger values mean "unknown"
-            limit = tokenizer.model_max_length - model.inserted_tokens
+            limit = tokenizer.model_max_length - task.inserted_tokens
         return cls(
             tokenizer=tokenizer,
             limit=limit,
-            segments=model.backbone.uses_segments,
-            places=model.needs_segments,
-            wanted=model.wanted_texts,
+            segments=backbone.uses_segments,
+            places=task.needs_segments,
+            wanted=task.wanted_texts,
             too_long=too_long,
         )
 
@@ -235,8 +264,8 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
     }
     if rows[0].token_type_ids is not None:
         batch["token_type_ids"] = padded([row.token_type_ids or [] for row in rows], 0)
-    if rows[0].segment_ids is not None:
-        batch["segment_ids"] = padded([row.segment_ids or [] for row in rows], -1)
+    if any(row.segment_ids is not None for row in rows):  # only some tasks of a mixed batch need them
+        batch["segment_ids"] = padded([row.segment_ids or [-1] * len(row) for row in rows], -1)
     if rows[0].label is not None:
         batch["labels"] = torch.tensor([row.label for row in rows])
     return batch

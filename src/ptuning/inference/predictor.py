@@ -17,7 +17,7 @@ from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
-from ptuning.task import Label
+from ptuning.task import Label, Task
 
 CHARACTERS = 1 << 20
 """Maximum characters of a window: with longer texts it has fewer rows, so that memory is bounded."""
@@ -118,7 +118,7 @@ class Predictor:
                 expected="a string or a list of strings (of pairs of strings, for a pair task), or a table "
                 "with a column of texts",
             )
-        return [_example(number, text) for number, text in enumerate(texts, start=1)]
+        return [example_of(number, text) for number, text in enumerate(texts, start=1)]
 
     def stream(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
         """Predictions in the order of ``examples``, with up to ``window`` of them in memory.
@@ -187,11 +187,7 @@ class Predictor:
 
     def _check(self, examples: Sequence[Example]) -> None:
         for example in examples:
-            if (example.text_b is not None) != self.model.task.pair:
-                got, wanted = "one text", "two texts"
-                if not self.model.task.pair:
-                    got, wanted = wanted, got
-                raise ConfigError(example.place, got=got, expected=f"{wanted}, as in training")
+            refuse_wrong_number(example, self.model.task)
 
     def _prediction(self, example: Example, logits: torch.Tensor) -> Prediction:
         task, row, kept = self.model.task, example.row, example.kept
@@ -199,12 +195,29 @@ class Predictor:
         return Prediction(row=row, label=label, probabilities=probabilities, kept=kept)
 
 
+def refuse_wrong_number(example: Example, task: Task) -> None:
+    """Refuse a pair for a task with single texts, and the other way round.
+
+    Raises:
+        ConfigError: names the row.
+    """
+    if (example.text_b is not None) == task.pair:
+        return
+    got, wanted = ("one text", "two texts") if task.pair else ("two texts", "one text")
+    raise ConfigError(example.place, got=got, expected=f"{wanted}, as in training")
+
+
 def _is_pair(given: Any) -> bool:
     return isinstance(given, tuple) and len(given) == 2 and all(isinstance(text, str) for text in given)
 
 
-def _example(number: int, given: Any) -> Example:
-    """A text or a pair of texts as an example."""
+def example_of(number: int, given: Any) -> Example:
+    """A text or a pair of texts as an example.
+
+    Raises:
+        ConfigError: neither.
+        DataError: a blank text.
+    """
     match given.tolist() if hasattr(given, "tolist") else given:
         case str() as text:
             found = Example(row=number, text=text)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         VocabularyInit,
     )
     from ptuning.model.facts import BackboneFacts
+    from ptuning.model.packed import PackedTask
     from ptuning.model.ptuning import PTuningModel
+    from ptuning.model.table import TaskTable
 
 _CONFIG = [
     "DeepMLPEncoder",
@@ -47,6 +49,8 @@ _HOMES = (
         "Backbone": "ptuning.model.backbone",
         "BackboneFacts": "ptuning.model.facts",
         "PTuningModel": "ptuning.model.ptuning",
+        "PackedTask": "ptuning.model.packed",
+        "TaskTable": "ptuning.model.table",
     }
 )
 __getattr__, __dir__ = lazy(__name__, _HOMES)
@@ -64,9 +68,11 @@ __all__ = [
     "LSTMEncoder",
     "MLPEncoder",
     "PTuningModel",
+    "PackedTask",
     "PromptConfig",
     "RandomInit",
     "ResidualEncoder",
+    "TaskTable",
     "TextInit",
     "VocabularyInit",
 ]

@@ -135,6 +135,10 @@ class Backbone(nn.Module):
         made._origin = (origin,)  # in a tuple, so that torch does not register it
         return made.eval()
 
+    def same_weights(self, other: Backbone) -> bool:
+        """Whether both are views of one adopted model."""
+        return (self._origin or (self,))[0] is (other._origin or (other,))[0]
+
     def twin(self) -> Backbone:
         """A copy of this view, hooks, engine and dropout included."""
         return self._viewed()

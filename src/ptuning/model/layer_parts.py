@@ -24,7 +24,10 @@ class LayerPass:
     Attributes:
         keys: ``[B, h_kv, P, d]``, the layer's prompt; ``None`` without one.
         values: As ``keys``.
-        units: ``[2, U, H]``, the layer's virtual units, scaled; ``None`` without any.
+        prompt_mask: ``[B, P]``, False at the virtual tokens that a row does not have; ``None`` if every row
+            has all of them.
+        units: ``[2, U, H]``, the layer's virtual units, scaled, or one set per row, ``[2, B, U, H]``;
+            ``None`` without any.
         plain: Compute attention as matmul, softmax, matmul rather than with the fused kernel.
         text: Keys and values ``[B, h_kv, T, d]`` to attend to in place of those of the layer's own tokens. A
             layer that runs for one token sees the whole text through them.
@@ -35,6 +38,7 @@ class LayerPass:
 
     keys: Tensor | None = None
     values: Tensor | None = None
+    prompt_mask: Tensor | None = None
     units: Tensor | None = None
     plain: bool = False
     text: tuple[Tensor, Tensor] | None = None
@@ -97,9 +101,14 @@ class Prompt(LayerPart):
         keys, values = self._prompts[index - self.first_layer].to(dtype).expand(2, batch, -1, -1, -1)
         return keys, values
 
+    def mask(self, index: int) -> Tensor | None:
+        """``[B, P]``: which of layer ``index``'s virtual tokens each row has; ``None`` for all of them."""
+        return None
+
     def give(self, index: int, given: LayerPass, batch: int, dtype: torch.dtype) -> None:
         if (found := self.keys_values(index, batch, dtype)) is not None:
             given.keys, given.values = found
+            given.prompt_mask = self.mask(index)
 
     def prompted_layers(self, layers: int) -> range:
         return range(self.first_layer, layers)

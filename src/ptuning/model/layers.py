@@ -101,7 +101,7 @@ class ForwardPass:
         given = LayerPass(plain=prefers_plain(hidden.device, dtype) if way == "auto" else way == "plain")
         for part in self.parts:
             part.give(index, given, hidden.shape[0], dtype)
-        arguments = self.port.layer_arguments(arguments, given, dtype, self._memo)
+        arguments = self.port.layer_arguments(arguments, given, hidden, dtype, self._memo)
         is_last = index == self.layers - 1
         known = None
         if is_last and (self._keys_values_only or self._place is not None):

@@ -32,10 +32,10 @@ def attention_pool(states: Tensor, real: Tensor, queries: Tensor) -> Tensor:
     Args:
         states: ``[B, T, H]``.
         real: ``[B, T]``, 1 at real tokens.
-        queries: ``[Q, H]``.
+        queries: ``[Q, H]``, or one set per row, ``[B, Q, H]``.
     """
     states = states.float()
-    scores = states @ queries.T / math.sqrt(states.shape[-1])
+    scores = states @ queries.mT / math.sqrt(states.shape[-1])
     none = torch.finfo(scores.dtype).min  # not −∞: a row without tokens would become NaN
     shares = scores.masked_fill(~real.bool()[..., None], none).softmax(1) * real[..., None]
     return shares.transpose(1, 2) @ states
@@ -48,13 +48,13 @@ def weighted_pool(states: Tensor, real: Tensor, mix: Tensor) -> Tensor:
         states: ``[B, T, H]``, a layer's output.
         real: ``[B, T]``, 1 at real tokens.
         mix: ``[2+2Q, H]``: weights of the mean, of the maximum, of what each query finds; then the queries.
+            Or one per row, ``[B, 2+2Q, H]``.
     """
-    asked = len(mix) // 2 - 1
-    weights, queries = mix[: 2 + asked], mix[2 + asked :]
-    read = (
-        mean_of_tokens(states, real).float() * weights[0] + max_of_tokens(states, real).float() * weights[1]
-    )
-    return read + (attention_pool(states, real, queries) * weights[2:]).sum(1) if asked else read
+    asked = mix.shape[-2] // 2 - 1
+    weights, queries = mix[..., : 2 + asked, :], mix[..., 2 + asked :, :]
+    mean, highest = mean_of_tokens(states, real).float(), max_of_tokens(states, real).float()
+    read = mean * weights[..., 0, :] + highest * weights[..., 1, :]
+    return read + (attention_pool(states, real, queries) * weights[..., 2:, :]).sum(1) if asked else read
 
 
 def initial_mix(layers: int, queries: int, width: int) -> Tensor:

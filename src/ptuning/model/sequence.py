@@ -90,12 +90,12 @@ def text_layout(backbone: Backbone, attention_mask: Tensor) -> Layout:
     return layout(attention_mask, (), (), None, pad_left=backbone.architecture.causal)
 
 
-def text_rows(backbone: Backbone, batch: Batch, places: Layout, offset: int = 0) -> Rows:
+def text_rows(backbone: Backbone, batch: Batch, places: Layout, offset: int | Tensor = 0) -> Rows:
     """The text alone.
 
     Args:
         places: Of :func:`text_layout`.
-        offset: Added to the text's positions.
+        offset: Added to the text's positions; one number, or one per row, ``[B, 1]``.
     """
     types = batch.token_type_ids if backbone.uses_segments else None
     return Rows(

@@ -60,7 +60,11 @@ class FeedForward:
 
     @contextmanager
     def using(self, units: Tensor | None) -> Iterator[None]:
-        """In the ``with`` block the network has these units too: ``[2, U, H]``, :func:`scaled_units`."""
+        """In the ``with`` block the network has these units too.
+
+        Args:
+            units: ``[2, U, H]``, or one set per row, ``[2, B, U, H]``; :func:`scaled_units`.
+        """
         self._now.units, self._now.entering, self._now.read = units, None, False
         try:
             yield
@@ -90,8 +94,10 @@ class FeedForward:
             return output
         self._now.read = True
         keys, values = units.to(entering.dtype)
-        added: Tensor = nn.functional.gelu(entering @ keys.T) @ values
-        return output + added.to(output.dtype)
+        if keys.dim() == 3:  # OPT's layers have all tokens of all rows as one list
+            entering = entering.reshape(len(keys), -1, entering.shape[-1])
+        added: Tensor = nn.functional.gelu(entering @ keys.mT) @ values
+        return output + added.view_as(output).to(output.dtype)
 
 
 def reads_units(hook: Any) -> bool:

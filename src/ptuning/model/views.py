@@ -92,6 +92,21 @@ def with_child(module: _Module, name: str, child: nn.Module) -> _Module:
     return made
 
 
+def with_modules(module: _Module, modules: Mapping[str, nn.Module]) -> _Module:
+    """``module`` for one forward pass, with other modules in place of those of these names (``a.b``)."""
+    below: dict[str, dict[str, nn.Module]] = {}
+    made = module
+    for name, replacement in modules.items():
+        child, dot, rest = name.partition(".")
+        if dot:
+            below.setdefault(child, {})[rest] = replacement
+        else:
+            made = with_child(made, child, replacement)
+    for name, inner in below.items():
+        made = with_child(made, name, with_modules(module.get_submodule(name), inner))
+    return made
+
+
 def placed(module: _Module, values: Mapping[str, Tensor], private: Iterable[str] = ()) -> _Module:
     """``module`` for one forward pass, with ``values`` in place of its parameters of those names.
 

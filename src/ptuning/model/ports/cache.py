@@ -31,6 +31,7 @@ class CachePort(AttentionPort):
                 assert keys_values is not None  # there is one in every layer; settle refuses another first
                 cache.update(*keys_values, layer)
             inputs["past_key_values"] = cache
-            open_to_all = mask.new_ones(len(mask), prompt.num_virtual_tokens)
-            inputs["attention_mask"] = torch.cat((open_to_all, mask), dim=1)
+            own = prompt.mask(0)
+            visible = mask.new_ones(len(mask), prompt.num_virtual_tokens) if own is None else own.to(mask)
+            inputs["attention_mask"] = torch.cat((visible, mask), dim=1)
         return nullcontext()

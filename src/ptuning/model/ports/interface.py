@@ -66,22 +66,26 @@ class InterfacePort(AttentionPort):
         return arguments.pop(ARGUMENT, None)
 
     def layer_arguments(
-        self, arguments: dict[str, Any], given: LayerPass, dtype: torch.dtype, memo: Memo
+        self, arguments: dict[str, Any], given: LayerPass, hidden: Tensor, dtype: torch.dtype, memo: Memo
     ) -> dict[str, Any]:
-        """With a mask that lets every query see the prompt, made once per pass for each mask.
+        """With a mask that lets every query see its row's prompt, made once per pass for each mask.
 
         A backbone has one mask, or two where some of its layers use a sliding window.
         """
         arguments = {**arguments, ARGUMENT: given}
-        mask = arguments.get("attention_mask")
-        if mask is None:
+        mask, own = arguments.get("attention_mask"), given.prompt_mask
+        if mask is None and own is None:
             return arguments
         tokens = 0 if given.keys is None else given.keys.shape[2]
-        key = (id(mask), tokens, dtype if given.plain else None)
+        key = (id(mask), id(own), tokens, dtype if given.plain else None)
         if key not in memo:
-            wide = nn.functional.pad(mask, (tokens, 0), value=True)
-            # Keeping the mask next to it keeps its id from being reused.
-            memo[key] = (additive(wide, dtype) if given.plain else wide, mask)
+            if mask is None:  # every token sees every token
+                wide = hidden.new_ones(len(hidden), 1, 1, hidden.shape[1], dtype=torch.bool)
+            else:
+                wide = mask
+            wide = with_prompt(wide, tokens, own)
+            # Keeping the masks next to it keeps their ids from being reused.
+            memo[key] = (additive(wide, dtype) if given.plain else wide, mask, own)
         return {**arguments, "attention_mask": memo[key][0]}
 
     def keys_values(
@@ -165,6 +169,18 @@ def attention(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False
     )
     return out, None
+
+
+def with_prompt(mask: Tensor, tokens: int, own: Tensor | None) -> Tensor:
+    """``[B, 1, T, P + T]``: a boolean mask ``[B, 1, T, T]`` in which queries see the prompt in front, too.
+
+    Args:
+        tokens: P.
+        own: ``[B, P]``, the virtual tokens that each row has; ``None`` for all of them.
+    """
+    if own is None:
+        return nn.functional.pad(mask, (tokens, 0), value=True)
+    return torch.cat((own[:, None, None].expand(-1, 1, mask.shape[2], -1), mask), dim=-1)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

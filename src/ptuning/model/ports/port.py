@@ -62,9 +62,14 @@ class AttentionPort(ABC):
         return None
 
     def layer_arguments(
-        self, arguments: dict[str, Any], given: LayerPass, dtype: torch.dtype, memo: Memo
+        self, arguments: dict[str, Any], given: LayerPass, hidden: Tensor, dtype: torch.dtype, memo: Memo
     ) -> dict[str, Any]:
-        """A layer's ``arguments`` with ``given`` in them, for a computation in ``dtype``."""
+        """A layer's ``arguments`` with ``given`` in them.
+
+        Args:
+            hidden: ``[B, T, H]``, its input.
+            dtype: What it computes in.
+        """
         return arguments
 
     def running(self, given: LayerPass) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from ptuning.model.layer_parts import LayerPart, LayerPass
+from ptuning.model.ports.interface import with_prompt
 from ptuning.model.ports.port import AttentionPort, Capabilities
 
 _pass: ContextVar[object] = ContextVar("ptuning_forward_pass", default=None)
@@ -87,8 +88,8 @@ class PromptedSelfAttention(DisentangledSelfAttention):
             scores = scores + bias(query, key, relative_pos, self.pos_dropout(rel_embeddings), terms)
         scores = torch.cat((query @ prompt_key.transpose(1, 2) / scale, scores), dim=2)
         scores = scores.unflatten(0, (-1, heads))
-        open_to_all = nn.functional.pad(attention_mask.bool(), (prompt_key.shape[1], 0), value=True)
-        scores = scores.masked_fill(~open_to_all, torch.finfo(scores.dtype).min)
+        visible = with_prompt(attention_mask.bool(), prompt_key.shape[1], given.prompt_mask)
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
         weights = self.dropout(scores.softmax(-1))
         mixed = weights.flatten(0, 1) @ torch.cat((prompt_value, value), dim=1)
         merged = mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)

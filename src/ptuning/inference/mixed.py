@@ -1,0 +1,213 @@
+"""Predictions for rows of many tasks, each row for its own, in shared batches."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.data import Example
+from ptuning.data.places import shortened
+from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
+from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
+from ptuning.inference.evaluate import BATCH_TOKENS
+from ptuning.inference.predictor import CHARACTERS, Prediction, example_of, refuse_wrong_number
+from ptuning.model import mixed
+from ptuning.model.backbone import Backbone
+from ptuning.model.packed import PackedTask
+from ptuning.model.sequence import Batch
+from ptuning.model.table import TaskTable
+
+
+def mixed_logits(
+    backbone: Backbone, rows: Sequence[TokenRow], tasks: Sequence[PackedTask], *, pad_id: int = 0
+) -> list[Tensor]:
+    """Each row's logits, ``[C]`` of its task in fp32 on the CPU: one batch, one pass per different key.
+
+    Args:
+        backbone: The tasks' backbone.
+        rows: Of :class:`~ptuning.data.tokens.Tokenise`, each made for its task.
+        tasks: The task of each row.
+        pad_id: Any token; padding is masked.
+    """
+    inputs = {name: value.to(backbone.device) for name, value in collate(rows, pad_id).items()}
+    inputs.pop("labels", None)
+    with torch.inference_mode():
+        found = mixed.mixed_logits(backbone, Batch(**inputs), tasks)
+        if backbone.device.type == "cpu":
+            return found
+        together = torch.cat(found).cpu()  # one transfer
+    return list(together.split([len(each) for each in found]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiPredictor:
+    """Makes predictions for rows of different tasks on one backbone.
+
+    In fp32 each is the one that its task's :class:`~ptuning.inference.predictor.Predictor` makes, to 1e-5. In
+    half precision the rows of a batch move each other's logits by its rounding, as they do in a batch of one
+    task.
+
+    Args:
+        table: The tasks.
+        tokenizer: The backbone's.
+        batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
+        batch_tokens: Maximum tokens per batch, padding included.
+        window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
+        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+    """
+
+    table: TaskTable = field(kw_only=False)
+    tokenizer: PreTrainedTokenizerBase = field(kw_only=False)
+    batch_size: int | None = None
+    batch_tokens: int = BATCH_TOKENS
+    window: int = 1024
+    too_long: TooLong = "truncate"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batch_tokens", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, got=value, expected="at least 1")
+
+    @overload
+    def predict(
+        self, rows: Sequence[Any], tasks: Sequence[str], *, errors: Literal["raise"] = "raise"
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, rows: Sequence[Any], tasks: Sequence[str], *, errors: Literal["return"]
+    ) -> list[Prediction | PTuningError]: ...
+
+    def predict(
+        self, rows: Sequence[Any], tasks: Sequence[str], *, errors: Literal["raise", "return"] = "raise"
+    ) -> Sequence[Prediction | PTuningError]:
+        """Predictions in the order of ``rows``.
+
+        Args:
+            rows: Texts, or pairs of texts, as the task of each row needs them.
+            tasks: The name of each row's task.
+            errors: ``return`` to have a row's error in place of its prediction; the other rows are answered.
+
+        Raises:
+            ConfigError: not one task for each row.
+            PTuningError: the first row's error: an unknown task, a blank text, a pair for a single-text task,
+                logits that are not finite.
+        """
+        if isinstance(rows, str) or len(rows) != len(tasks):
+            raise ConfigError(
+                "tasks", got=f"{len(tasks)} names", expected=f"one for each of {len(rows)} rows"
+            )
+        found: list[Prediction | PTuningError] = []
+        numbered = zip(range(1, len(rows) + 1), rows, tasks, strict=True)
+        for answer in self.stream(_examples(numbered)):
+            if errors == "raise" and isinstance(answer, PTuningError):
+                raise answer
+            found.append(answer)
+        return found
+
+    def stream(
+        self, rows: Iterable[tuple[Example | PTuningError, str]]
+    ) -> Iterator[Prediction | PTuningError]:
+        """Predictions, or the errors of single rows, in the order of ``rows``, ``window`` rows at a time.
+
+        Args:
+            rows: Each with its task's name; an error in place of a row is passed on.
+        """
+        part: list[tuple[Example | PTuningError, str]] = []
+        characters = 0
+        for example, task in rows:
+            part.append((example, task))
+            if isinstance(example, Example):
+                characters += len(example.text) + len(example.text_b or "")
+            if len(part) == self.window or characters >= CHARACTERS:
+                yield from self._window(part)
+                part, characters = [], 0
+        yield from self._window(part)
+
+    def _window(
+        self, part: Sequence[tuple[Example | PTuningError, str]]
+    ) -> Iterator[Prediction | PTuningError]:
+        found: list[Prediction | PTuningError | None] = [None] * len(part)
+        ready: list[_Ready] = []
+        tokenised: dict[str, Tokenise] = {}
+        for place, (example, name) in enumerate(part):
+            try:
+                if isinstance(example, PTuningError):
+                    raise example
+                ready.append(self._tokenised(place, example, name, tokenised))
+            except PTuningError as error:
+                found[place] = error
+        for answered in self._answered(ready):
+            found[answered.place] = answered.prediction()
+        yield from filter(None, found)  # each has one by now
+
+    def _tokenised(self, place: int, example: Example, name: str, known: dict[str, Tokenise]) -> _Ready:
+        if name not in self.table:
+            raise ConfigError(
+                f"{example.place}: the task",
+                got=repr(name),
+                expected=f"one of {shortened(', '.join(self.table.names))}",
+            )
+        task = self.table[name]
+        refuse_wrong_number(example, task.task)
+        if name not in known:
+            known[name] = Tokenise.for_task(task, self.tokenizer, self.table.backbone, self.too_long)
+        (row,) = known[name]([example])
+        return _Ready(place=place, example=example, task=task, row=row)
+
+    def _answered(self, ready: Sequence[_Ready]) -> Iterator[_Ready]:
+        pad_id = int(self.tokenizer.pad_token_id or 0)
+        by_key: dict[Hashable, list[_Ready]] = {}
+        for each in ready:
+            by_key.setdefault(each.task.key, []).append(each)
+        for group in by_key.values():
+            lengths = [len(each.row) + each.task.inserted_tokens for each in group]
+            for batch in sorted_batches(lengths, self.batch_size, self.batch_tokens):
+                rows = [group[i] for i in batch]
+                logits = mixed_logits(
+                    self.table.backbone,
+                    [each.row for each in rows],
+                    [each.task for each in rows],
+                    pad_id=pad_id,
+                )
+                for each, its in zip(rows, logits, strict=True):
+                    each.logits = its
+                    yield each
+
+
+@dataclass(kw_only=True)
+class _Ready:
+    """A row that can be answered."""
+
+    place: int
+    example: Example
+    task: PackedTask
+    row: TokenRow
+    logits: Tensor | None = None
+
+    def prediction(self) -> Prediction | PTuningError:
+        assert self.logits is not None  # it was answered
+        if not bool(self.logits.isfinite().all()):
+            return TrainingDiverged(
+                f"{self.example.place}: the logits of the task {self.task.name!r} are not finite",
+                remedy="train its adapter again with a lower learning rate, or try precision fp32",
+            )
+        task = self.task.task
+        label, probabilities = task.kind.answer(self.logits, task)
+        return Prediction(
+            row=self.example.row, label=label, probabilities=probabilities, kept=self.example.kept
+        )
+
+
+def _examples(rows: Iterable[tuple[int, Any, str]]) -> Iterator[tuple[Example | PTuningError, str]]:
+    for number, given, task in rows:
+        try:
+            yield example_of(number, given), task
+        except UserError as error:
+            yield error, task

@@ -1,0 +1,171 @@
+"""A task as plain tensors, ready to be gathered with those of other tasks for one forward pass.
+
+Shapes: L layers, s the first prompted layer, P virtual tokens, U virtual units, Q queries, H hidden size,
+E embedding size, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ptuning import adapters
+from ptuning.model.backbone import Backbone
+from ptuning.model.config import DeepPrompt, PromptConfig
+from ptuning.model.ptuning import PTuningModel
+from ptuning.model.sequence import Joined
+from ptuning.model.units import scaled_units
+from ptuning.task import Task
+
+HEAD_LAYERS = (nn.Linear, nn.LayerNorm)
+"""The layers of a head that rows of different tasks can go through together (``row_heads.py``)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedTask:
+    """A trained task's tensors on its backbone's device. They are never written to.
+
+    Prompt and units have the backbone's dtype, as its layers use them; head and mix are fp32.
+
+    Attributes:
+        name: In the table.
+        digest: Of the adapter; empty if unknown.
+        task: What the logits mean.
+        config: The prompt's configuration, settled.
+        key: Rows of tasks with the same key share a forward pass.
+        prompts: ``[L−s, 2, P, H_kv]``; ``None`` at input depth.
+        units: ``[L−s, 2, U, H]``, scaled, or ``None``.
+        mix: ``[L−s+1, 2+2Q, H]``, with pooling ``layers``.
+        embeddings: ``[P, E]`` at input depth.
+        front: With a decoder's prompt in front of the text, the tokens before it; ``prompts`` are then keys
+            and values of these tokens and the prompt.
+        head: By the backbone's names.
+        anchors: Token ids of a template's literal words.
+        max_text_tokens: As the model's; ``None`` for no limit.
+        inserted_tokens: As the model's.
+        needs_segments: As the model's.
+        wanted_texts: As the model's.
+        alone: The model, if its rows cannot share a pass with those of other tasks.
+    """
+
+    name: str
+    digest: str
+    task: Task
+    config: PromptConfig
+    key: Hashable
+    prompts: Tensor | None
+    units: Tensor | None
+    mix: Tensor | None
+    embeddings: Tensor | None
+    front: tuple[int, ...]
+    head: Mapping[str, Tensor]
+    anchors: tuple[tuple[int, ...], ...]
+    max_text_tokens: int | None
+    inserted_tokens: int
+    needs_segments: bool
+    wanted_texts: tuple[int, ...]
+    alone: PTuningModel | None = None
+
+    @property
+    def first_layer(self) -> int:
+        """S."""
+        return self.config.first_layer if isinstance(self.config, DeepPrompt) else 0
+
+    @property
+    def pooling(self) -> str:
+        """What the head reads."""
+        return self.config.pooling or "native" if isinstance(self.config, DeepPrompt) else "native"
+
+    @property
+    def position_offset(self) -> int:
+        """How far the prompt moves the text's positions."""
+        if isinstance(self.config, DeepPrompt):
+            return self.config.position_offset or 0
+        return 0 if self.prompts is None else self.prompts.shape[-2]
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        return sum(value.nbytes for _, value in self.tensors())
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its tensors, each with a name of its own."""
+        for name in ("prompts", "units", "mix", "embeddings"):
+            if (value := getattr(self, name)) is not None:
+                yield name, value
+        for name, value in self.head.items():
+            yield f"head.{name}", value
+
+    def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> PackedTask:
+        """The same task with other tensors under the names of :meth:`tensors`."""
+        own = {name: tensors.get(name) for name in ("prompts", "units", "mix", "embeddings")}
+        head = {key.removeprefix("head."): value for key, value in tensors.items() if key.startswith("head.")}
+        return replace(self, **own, head=head)  # type: ignore[arg-type]
+
+
+def pack(model: PTuningModel, name: str = "", digest: str = "") -> PackedTask:
+    """``model``'s task as tensors. They do not follow later changes of the model.
+
+    Args:
+        name, digest: For the result.
+    """
+    model = model.for_inference()
+    backbone, config = model.backbone, model.prompt_config
+    head = {key: value.detach().clone() for key, value in model.head.named().items()}
+    mix = head.pop(adapters.MIX, None)
+    prompts = units = embeddings = None
+    front: tuple[int, ...] = ()
+    key: Hashable = "deep"
+    with torch.no_grad():
+        if isinstance(config, DeepPrompt):
+            prompts = model.prompt_encoder().to(backbone.dtype, copy=True)
+            if model.units is not None:
+                units = scaled_units(model.units()).to(backbone.dtype)
+        else:
+            prepared = model.prepared()
+            embeddings = prepared.prompt.to(backbone.dtype, copy=True)
+            key = input_key(config, model.anchors)
+            if prepared.leading is not None:
+                prompts, front, key = prepared.leading, prepared.tokens, "deep"
+    shares = all(_has_row_layer(backbone, parameter) for parameter in head)
+    return PackedTask(
+        name=name,
+        digest=digest,
+        task=model.task,
+        config=config,
+        key=key if shares else ("alone", object()),
+        prompts=prompts,
+        units=units,
+        mix=mix,
+        embeddings=embeddings,
+        front=front,
+        head=head,
+        anchors=model.anchors,
+        max_text_tokens=model.max_text_tokens,
+        inserted_tokens=model.inserted_tokens,
+        needs_segments=model.needs_segments,
+        wanted_texts=model.wanted_texts,
+        alone=None if shares else model.twin(backbone=False),
+    )
+
+
+def joined(backbone: Backbone, task: PackedTask) -> Joined:
+    """How an input prompt and its texts become one sequence."""
+    assert not isinstance(task.config, DeepPrompt)
+    return Joined(backbone=backbone, config=task.config, anchors=task.anchors)
+
+
+def input_key(config: PromptConfig, anchors: tuple[tuple[int, ...], ...]) -> Hashable:
+    """The key of tasks whose prompts are among the text's embeddings: the same places, the same words."""
+    assert not isinstance(config, DeepPrompt)
+    return ("input", tuple(config.insertions), anchors)
+
+
+def _has_row_layer(backbone: Backbone, parameter: str) -> bool:
+    """Whether rows of different tasks can have this parameter each: a head's, of a layer that is known."""
+    if parameter not in backbone.head_names:
+        return False
+    return type(backbone.model.get_submodule(parameter.rpartition(".")[0])) in HEAD_LAYERS

@@ -1,0 +1,216 @@
+"""The tasks of one backbone, in memory: added, replaced and removed while passes run.
+
+A :class:`~ptuning.model.packed.PackedTask` never changes, and a pass has its own references to those that it
+uses. So a task that is replaced or removed meanwhile stays, whole and in its old version, until the passes
+that began with it are over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ptuning.errors import AdapterMismatch, ConfigError
+from ptuning.model.backbone import Backbone
+from ptuning.model.packed import PackedTask, pack
+from ptuning.model.ptuning import PTuningModel
+
+
+class TaskTable:
+    """Tasks by name, on one backbone. Any number of threads may use it.
+
+    Args:
+        backbone: Their backbone.
+        memory_limit: Bytes of tensors on the backbone's device. Beyond it, the tasks that were used least
+            recently are moved to host memory, or to temporary files if the device is the CPU, until they are
+            used again. At least one task stays. ``None`` for no limit.
+    """
+
+    def __init__(self, backbone: Backbone, *, memory_limit: int | None = None) -> None:
+        if memory_limit is not None and memory_limit < 1:
+            raise ConfigError("memory_limit", got=memory_limit, expected="at least 1 byte, or None")
+        self.backbone = backbone.view()
+        self.memory_limit = memory_limit
+        self._slots: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
+        self._nbytes = 0
+        self._lock = threading.Lock()
+        self._store: _Store | None = None
+
+    def put(self, name: str, model: PTuningModel, digest: str = "") -> PackedTask:
+        """Add a task, or replace the one of that name. It does not follow later changes of ``model``.
+
+        Args:
+            digest: Of the adapter, to tell versions apart.
+
+        Raises:
+            AdapterMismatch: the task stands on another backbone.
+        """
+        if not model.backbone.same_weights(self.backbone):
+            raise AdapterMismatch(
+                f"the task {name!r} stands on another backbone than the table",
+                got=model.backbone.name,
+                expected=f"{self.backbone.name}, the same module",
+                remedy="load the adapter with backbone=table.backbone",
+            )
+        packed = pack(model, name, digest)
+        with self._lock:
+            self._drop(name)
+            self._slots[name] = _Slot(packed, packed.nbytes)
+            self._nbytes += packed.nbytes
+            self._make_room(name)
+        return packed
+
+    def remove(self, name: str) -> None:
+        """Remove a task.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        with self._lock:
+            if name not in self._slots:
+                raise KeyError(name)
+            self._drop(name)
+
+    def __getitem__(self, name: str) -> PackedTask:
+        with self._lock:
+            slot = self._slots[name]
+            self._slots.move_to_end(name)
+            if slot.stored is None or slot.resident:
+                return slot.task
+            tensors = slot.stored.load(self.backbone.device)
+            slot.task, slot.resident = slot.task.with_tensors(tensors), True
+            self._nbytes += slot.nbytes
+            self._make_room(name)
+            return slot.task
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._slots
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In alphabetical order."""
+        with self._lock:
+            return tuple(sorted(self._slots))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors on the device."""
+        return self._nbytes
+
+    def _drop(self, name: str) -> None:
+        if (slot := self._slots.pop(name, None)) is None:
+            return
+        if slot.resident:
+            self._nbytes -= slot.nbytes
+        if slot.stored is not None:
+            slot.stored.discard()
+
+    def _make_room(self, name: str) -> None:
+        """Move tasks out, least recently used first, until the limit is kept; not the one of that name."""
+        if self.memory_limit is None:
+            return
+        for other, slot in list(self._slots.items()):
+            if self._nbytes <= self.memory_limit:
+                return
+            if other == name or not slot.resident or slot.task.alone is not None:
+                continue
+            if slot.stored is None:
+                self._store = self._store or _store_for(self.backbone.device)
+                slot.stored = self._store.keep(dict(slot.task.tensors()))
+            slot.task, slot.resident = slot.task.with_tensors({}), False
+            self._nbytes -= slot.nbytes
+
+
+@dataclass
+class _Slot:
+    """A task's place in the table.
+
+    Attributes:
+        task: With its tensors if it is resident.
+        nbytes: Of its tensors.
+        resident: Whether they are on the device.
+        stored: Where they are kept otherwise.
+    """
+
+    task: PackedTask
+    nbytes: int
+    resident: bool = True
+    stored: _Stored | None = None
+
+
+class _Stored(Protocol):
+    """The tensors of one task, outside the device."""
+
+    def load(self, device: torch.device) -> Mapping[str, Tensor]: ...
+
+    def discard(self) -> None: ...
+
+
+class _Store(Protocol):
+    """Where tasks are moved to."""
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> _Stored: ...
+
+
+def _store_for(device: torch.device) -> _Store:
+    return _Files() if device.type == "cpu" else _HostMemory()
+
+
+class _Files:
+    """Temporary files, deleted with the table."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="ptuning-table-")
+        self._count = 0
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> _Stored:
+        self._count += 1
+        file = Path(self._folder.name, f"{self._count}.safetensors")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+        return _File(file)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+
+    def load(self, device: torch.device) -> Mapping[str, Tensor]:
+        return load_file(self.path, device=str(device))
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class _HostMemory:
+    """Pinned host memory, from which a copy to the device takes microseconds."""
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> _Stored:
+        pinned = torch.cuda.is_available()
+        host = {name: value.cpu() for name, value in tensors.items()}
+        return _Host({name: value.pin_memory() if pinned else value for name, value in host.items()})
+
+
+@dataclass(frozen=True)
+class _Host:
+    tensors: Mapping[str, Tensor]
+
+    def load(self, device: torch.device) -> Mapping[str, Tensor]:
+        return {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()}
+
+    def discard(self) -> None:
+        """The memory is freed with the object."""
