@@ -105,8 +105,7 @@ class FakeService:
     asked: list[tuple[list[Row], str]] = field(default_factory=list)
     seconds: float = 0.0
     settings: Settings = field(default_factory=Settings)
-    ready: bool = True
-    draining: bool = False
+    logits: Callable[[Task, str], tuple[float, ...]] = field(default=lambda *given: fake_logits(*given))
 
     async def answer(
         self,
@@ -140,7 +139,7 @@ class FakeService:
             name=row.task,
             digest=task.digest,
             task=task.task,
-            logits=fake_logits(task.task, row.text + (row.text_pair or "")),
+            logits=self.logits(task.task, row.text + (row.text_pair or "")),
             tokens=120 if long else len(row.text.split()) + 2,
             truncated=long,
         )
@@ -185,8 +184,8 @@ class FakeKeys:
         return found
 
 
-def page_app(service: FakeService, keys: FakeKeys | None = None, root_path: str = "") -> FastAPI:
-    app = FastAPI(root_path=root_path)
+def page_app(service: FakeService, keys: FakeKeys | None = None) -> FastAPI:
+    app = FastAPI()
     app.include_router(make_page(service, keys or FakeKeys(), SimpleNamespace(truncate=True)))  # type: ignore[arg-type]
     return app
 
