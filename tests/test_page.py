@@ -42,7 +42,7 @@ from ptuning.serving.page.cards import card_html
 from ptuning.serving.page.curl import LONGEST, rows_curl, task_curl
 from ptuning.serving.page.router import MAX_QUERY
 from ptuning.serving.page.sessions import COOKIE, Sessions
-from ptuning.serving.page.tables import detected
+from ptuning.serving.page.tables import detected, read_rows
 from ptuning.serving.page.tasks import PAGE, task_list
 from ptuning.serving.page.views import Bar, answer_view, number
 from ptuning.serving.rows import Refusal, Row, RowAnswer
@@ -315,6 +315,7 @@ def test_the_download_is_what_predict_writes(
         ("good\tbad\nso\tso\n", True, "tsv"),
         ("sentence1,sentence2\na,b\n", True, "csv"),
         ("a,b\nc,d\n", True, "csv"),
+        ("\ufefftext;id", False, "text"),
         ('{"text": "a"}\n', False, "jsonl"),
         ('[{"text": "a"}]', False, "jsonl"),
         ("[sic] they said\n", False, "text"),
@@ -338,6 +339,28 @@ def test_files_of_each_format_are_read(name: str, content: str, ask: Ask, servic
     found = ask("rows", task="paraphrase", files={"file": (name, content.encode(), "")})
     assert found.status_code == 200, text_of(found)
     assert service.asked[0][0] == [Row(task="paraphrase", text="first", text_pair="second")]
+
+
+@pytest.mark.parametrize(
+    ("content", "pairs"),
+    [
+        ("a cat\ta dog\na film\tfilms\n", [("a cat", "a dog"), ("a film", "films")]),
+        ("a,b\nc,d\n", [("a", "b"), ("c", "d")]),
+        ("question1\tquestion2\na cat\ta dog\n", [("a cat", "a dog")]),
+    ],
+)
+def test_two_columns_of_a_spreadsheet_are_pairs(content: str, pairs: list[tuple[str, str]]) -> None:
+    found = read_rows(content.encode(), pair=True, limit=9)
+    assert [(each.text, each.text_b) for each in found.examples] == pairs
+
+
+def test_the_first_row_can_be_data_or_names(ask: Ask, service: FakeService) -> None:
+    content = "left,right\na,b\n"
+    for header in ("first", "none", "rubbish"):
+        ask("rows", task="paraphrase", rows=content, header=header, format="csv", column="1", column_pair="2")
+    assert [len(rows) for rows, _ in service.asked] == [2, 2]
+    ask("rows", task="paraphrase", rows=content, header="first", column="left", column_pair="right")
+    assert service.asked[-1][0] == [Row(task="paraphrase", text="a", text_pair="b")]
 
 
 def test_columns_can_be_named(ask: Ask, service: FakeService) -> None:

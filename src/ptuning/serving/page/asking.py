@@ -158,6 +158,7 @@ class Question:
             pair=task.task.pair,
             text=self.asked.column,
             text_b=self.asked.column_pair,
+            header=self.asked.header,
             limit=self.service.settings.max_rows,
         )
         rows = [self._row(task, each.text, each.text_b or "") for each in read.examples]
@@ -181,7 +182,7 @@ class Question:
             "table": [(example, answer_or_trouble(task.name, answer)) for example, answer in shown],
             "totals": totals(found),
             "rows": len(found),
-            "notes": [str(note) for note in read.notes],
+            "notes": read.notes,
             "form": NAMES[read.form],
             "csv": answers_csv(task.task, read.examples, found, keep=self.asked.keep),
             "file_name": f"{task.name}.csv",

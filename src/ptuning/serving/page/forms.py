@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from starlette.datastructures import FormData, UploadFile
 
 from ptuning.data import Format
-from ptuning.serving.page.tables import NAMES
+from ptuning.data.reading import Header
+from ptuning.serving.page.tables import HEADERS, NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Asked:
         file: A file with rows.
         form: The format of the rows; ``None`` to detect it.
         column, column_pair: The columns of the texts; empty to detect them.
+        header: Whether the first row has the names of the columns.
         keep: Whether the download has the columns of the rows.
     """
 
@@ -38,6 +40,7 @@ class Asked:
     form: Format | None = None
     column: str = ""
     column_pair: str = ""
+    header: Header = "auto"
     keep: bool = True
 
 
@@ -56,6 +59,7 @@ def asked(form: FormData) -> Asked:
         form=next((known for known in NAMES if known == form.get("format")), None),
         column=text_of(form, "column").strip(),
         column_pair=text_of(form, "column_pair").strip(),
+        header=next((known for known in HEADERS if known == form.get("header")), "auto"),
         keep=text_of(form, "keep") == "yes",
     )
 

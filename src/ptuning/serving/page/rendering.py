@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse
 
 from ptuning.serving.page.asking import Result
 from ptuning.serving.page.files import StaticFile
+from ptuning.serving.page.tables import HEADERS as FIRST_ROWS
 from ptuning.serving.page.tables import NAMES
 from ptuning.serving.page.views import SHOWN_BARS
 
@@ -53,6 +54,7 @@ class Templates:
             versions={name: file.version for name, file in static.items()},
             shown_bars=SHOWN_BARS,
             formats=NAMES,
+            first_rows=FIRST_ROWS,
         )
 
     async def response(
