@@ -77,14 +77,13 @@ class Machine(RuleBasedStateMachine):
         """A request is admitted entirely or not at all, and refused only over the limit."""
         rows = [row(length, task, caller, key, self.clock.now + seconds) for length in lengths]
         over = sum(each.length for each in self.waiting) > self.queue.limit
-        try:
-            self.queue.admit(rows)
-        except Overloaded as error:
-            assert over
-            assert error.retry_after >= 1
-            assert error.retry_after == int(error.retry_after)
+        if over:
+            with pytest.raises(Overloaded) as refused:
+                self.queue.admit(rows)
+            assert refused.value.retry_after >= 1
+            assert refused.value.retry_after == int(refused.value.retry_after)
         else:
-            assert not over
+            self.queue.admit(rows)
             self.waiting += rows
             self.admitted += len(rows)
 

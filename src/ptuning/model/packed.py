@@ -130,7 +130,7 @@ def pack(model: PTuningModel, name: str = "", digest: str = "") -> PackedTask:
             key = input_key(config, model.anchors)
             if prepared.leading is not None:
                 prompts, front, key = prepared.leading, prepared.tokens, "deep"
-    shares = all(_has_row_layer(backbone, parameter) for parameter in head)
+    shares = not model.is_plain and all(_has_row_layer(backbone, parameter) for parameter in head)
     return PackedTask(
         name=name,
         digest=digest,

@@ -7,12 +7,14 @@ that began with it are over.
 
 from __future__ import annotations
 
+import shutil
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Protocol
 
 import torch
@@ -175,12 +177,13 @@ class _Files:
     """Temporary files, deleted with the table."""
 
     def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="ptuning-table-")
+        self._folder = Path(mkdtemp(prefix="ptuning-table-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
 
     def keep(self, tensors: Mapping[str, Tensor]) -> _Stored:
         self._count += 1
-        file = Path(self._folder.name, f"{self._count}.safetensors")
+        file = self._folder / f"{self._count}.safetensors"
         save_file({name: value.contiguous() for name, value in tensors.items()}, file)
         return _File(file)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -236,7 +235,7 @@ def _checked(logits: list[float]) -> tuple[float, ...] | Refusal:
     return Refusal(
         status=500,
         kind="not_finite",
-        message="the model's answer to this row is not a finite number; the task may be damaged: train it again",
+        message="the logits of this row are not finite; the task may be damaged: train it again",
     )
 
 
@@ -260,7 +259,10 @@ def _no_memory() -> Refusal:
 def gone() -> Refusal:
     """The refusal of requests while nothing can be answered."""
     return Refusal(
-        status=503, kind="unavailable", message="the server cannot answer now; try again later", retry_after=1.0
+        status=503,
+        kind="unavailable",
+        message="the server cannot answer now; try again later",
+        retry_after=1.0,
     )
 
 

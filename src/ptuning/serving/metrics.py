@@ -77,7 +77,9 @@ class Metrics:
         self._batch_tasks = histogram("batch_tasks", "Different tasks per batch", _COUNTS)
         self._batch_tokens = histogram("batch_tokens", "Tokens per batch, padding included", _TOKENS)
         self._fill = histogram("batch_fill_ratio", "Share of the token budget that a batch uses", _SHARES)
-        Gauge("ptuning_start_time_seconds", "When the server was started", registry=registry).set_to_current_time()
+        Gauge(
+            "ptuning_start_time_seconds", "When the server was started", registry=registry
+        ).set_to_current_time()
         Info("ptuning_build", "The version of ptuning", registry=registry).info({"version": __version__})
 
     def watch(self, state: State) -> None:
@@ -165,7 +167,11 @@ class _Gauges:
         single: list[tuple[str, str, Callable[[], float]]] = [
             ("ready", "Whether requests are accepted", lambda: state.ready),
             ("engine_up", "Whether batches are run", lambda: state.engine_up),
-            ("engine_heartbeat_age_seconds", "Seconds since the engine last moved", lambda: state.heartbeat_age),
+            (
+                "engine_heartbeat_age_seconds",
+                "Seconds since the engine last moved",
+                lambda: state.heartbeat_age,
+            ),
             ("queue_rows", "Rows in the queue", lambda: rows),
             ("queue_tokens", "Tokens in the queue, virtual ones included", lambda: tokens),
             ("table_bytes", "Bytes of the tasks on the device", lambda: state.table_bytes),

@@ -2,12 +2,12 @@
 
 A batch is made when the device is free, from what is there; nothing waits for more rows to arrive.
 
-1. The first row comes from the caller that has been served the fewest tokens, from that caller's task with the
-   fewest, and is the oldest there. Tokens are counted since the queue was last empty, and a caller or task
-   that comes later starts level with those that wait. So a task that sends thousands of rows takes its share
-   and no more (start-time fair queueing, which is deficit round robin with a quantum of one row).
-2. Rows of the same key that are about as long are added until the budget is used, rows of least served callers
-   and tasks first among equals.
+1. The first row comes from the caller that has been served the fewest tokens, from that caller's task with
+   the fewest, and is the oldest there. Tokens are counted since the queue was last empty, and a caller or
+   task that comes later starts level with those that wait. So a task that sends thousands of rows takes its
+   share and no more (start-time fair queueing, which is deficit round robin with a quantum of one row).
+2. Rows of the same key that are about as long are added until the budget is used, rows of the least served
+   callers and tasks first among equals.
 3. Taking rows by length passes over older rows of the same task. A row that was passed over twice goes first:
    no row of its task that was not goes before it.
 
@@ -30,7 +30,7 @@ P = TypeVar("P")
 Name = TypeVar("Name", bound=Hashable)
 
 PATIENCE = 2
-"""How many times a row may be passed over."""
+"""Maximum times that younger rows may go before a row."""
 WINDOW = 4
 """A batch is chosen from so many times its maximum number of rows, in fair order."""
 SMALL = 1024
@@ -342,8 +342,8 @@ class Scheduler(Generic[P]):
         youngest: dict[int, int] = {}
         for row in batch:
             if row.passed < PATIENCE:  # overdue rows go before their turn by right
-                line = id(self._line(row))
-                youngest[line] = max(youngest.get(line, -1), row.number)
+                line = self._line(row)
+                youngest[id(line)] = max(youngest.get(id(line), -1), row.number)
         for row in window:
             line = self._line(row)
             if row.number not in taken and row.number < youngest.get(id(line), -1):

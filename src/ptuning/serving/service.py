@@ -139,9 +139,24 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._engine.start()
         if self._watch is not None:
-            await self._watch.look()
+            await self._watch.rescan()
             self._watching = asyncio.create_task(self._watch.run())
+        if self.settings.warm_up:
+            await self._warm_up()
         self._started = True
+
+    async def _warm_up(self) -> None:
+        """Run a full batch of the first task: what fails on this device fails now, and its rate is known."""
+        served = self.tasks.all()
+        if not served:
+            return
+        words = "a " * (self.settings.batch_tokens // self.settings.batch_rows)
+        row = Row(task=served[0].name, text=words, text_pair=words if served[0].task.pair else None)
+        jobs = await self._tokenising([row] * self.settings.batch_rows, self.tasks.packed, truncate=True)
+        good = [job for job in jobs if isinstance(job, Job)]
+        request = _Request(missing=len(good), finished=asyncio.get_running_loop().create_future())
+        if good:
+            await self._run(request, good, caller="", deadline=float("inf"))
 
     async def drain(self, seconds: float) -> None:
         """Accept no more requests and finish those that were accepted.
@@ -352,5 +367,5 @@ def _overloaded(error: Overloaded) -> Refusal:
 def _run_on(tasks: TaskRegistry) -> Run:
     from ptuning.inference.mixed import mixed_logits
 
-    backbone = tasks.table.backbone
-    return lambda rows, packed: mixed_logits(backbone, rows, packed)
+    backbone, pad_id = tasks.table.backbone, int(tasks.tokenizer.pad_token_id or 0)
+    return lambda rows, packed: mixed_logits(backbone, rows, packed, pad_id=pad_id)

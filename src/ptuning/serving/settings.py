@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ptuning.errors import ConfigError
 from ptuning.validation import Float, Int, checked
 
 _Count = Annotated[Int, Field(ge=1)]
@@ -36,9 +37,11 @@ class Settings:
         timeout: Seconds after which a request is answered with 504.
         tokenise_threads: Threads that turn texts into token ids. Each has its own copy of the tokenizer.
         load_threads: Threads that load adapters.
+        warm_up: Whether one full batch is run before the server is ready. It shows that the device has enough
+            memory, and how fast it is.
         stall_seconds: The server is not ready if a pass takes longer than this.
         drain_seconds: Seconds in which admitted requests are finished when the server stops.
-        poll_seconds: Seconds between two looks at a watched folder.
+        poll_seconds: Seconds between two scans of a watched folder.
         grace_seconds: Seconds for which the folder of a task may be missing before the task is removed,
             because it can be missing for a moment while it is replaced.
         metrics_tasks: Maximum tasks with metrics of their own; the others are counted together, as ``other``.
@@ -52,12 +55,21 @@ class Settings:
     queue_rows: _Count = 16_384
     max_rows: _Count = 1024
     max_text_characters: _Count = 200_000
-    max_body_bytes: _Count = 8 << 20
+    max_body_bytes: _Count = 2 << 20
     timeout: _Seconds = 30.0
     tokenise_threads: _Count = 2
     load_threads: _Count = 2
+    warm_up: bool = True
     stall_seconds: _Seconds = 60.0
     drain_seconds: _Seconds = 25.0
     poll_seconds: _Seconds = 2.0
     grace_seconds: _Seconds = 10.0
     metrics_tasks: _Count = 200
+
+    def __post_init__(self) -> None:
+        if self.max_rows > self.queue_rows:
+            raise ConfigError(
+                "max_rows",
+                got=self.max_rows,
+                expected=f"at most queue_rows, {self.queue_rows}, because a request is admitted entirely",
+            )

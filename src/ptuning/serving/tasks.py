@@ -247,13 +247,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], adapters.Adapter, str]:
     for _ in range(_ATTEMPTS):
         record = adapters.details(folder)
         try:
-            adapters.verify(folder)
+            files = {name: checked(folder, name, record["files"]) for name in record["files"]}
             adapter = adapters.load(folder)
-            card = checked(folder, CARD, record["files"]).decode("utf-8", "replace")
         except AdapterError:
             if adapters.is_adapter(folder) and adapters.details(folder)[SELF] != record[SELF]:
                 continue  # it was replaced meanwhile
             raise
         if adapters.details(folder)[SELF] == record[SELF]:
-            return record, adapter, card
+            return record, adapter, files.get(CARD, b"").decode("utf-8", "replace")
     raise AdapterError(f"{folder} was replaced {_ATTEMPTS} times while it was read", remedy="try again")

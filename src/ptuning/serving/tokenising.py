@@ -99,7 +99,9 @@ class Tokenising:
     def _problem(self, row: Row, packed: PackedTask) -> Refusal | None:
         """What is wrong with a row's texts before they are tokenised."""
         if (row.text_pair is not None) != packed.task.pair:
-            got, wanted = ("one text", "a pair of texts") if packed.task.pair else ("a pair of texts", "one text")
+            got, wanted = "one text", "a pair of texts"
+            if not packed.task.pair:
+                got, wanted = wanted, got
             return _wrong("pair_mismatch", f"the task {packed.name} takes {wanted}, and got {got}")
         for text in (row.text, row.text_pair):
             if text is None:
@@ -114,10 +116,12 @@ class Tokenising:
             if not text.strip():
                 return _wrong("empty_text", "the text is empty; leave the row out")
             if _SURROGATE.search(text):
-                return _wrong("invalid_text", "the text has half of a surrogate pair, which is not a character")
+                return _wrong("invalid_text", "the text has a lone surrogate, which is not a character")
         return None
 
-    def _tokenised(self, examples: Sequence[Example], packed: PackedTask, truncate: bool) -> list[Job | Refusal]:
+    def _tokenised(
+        self, examples: Sequence[Example], packed: PackedTask, truncate: bool
+    ) -> list[Job | Refusal]:
         if not examples:
             return []
         try:

@@ -1,7 +1,7 @@
-"""A folder of adapters that is looked at every few seconds: each sub-folder with a record is a task.
+"""A folder of adapters that is scanned every few seconds: each sub-folder with a record is a task.
 
-A look is one ``stat`` per adapter, which works on any file system. An adapter that is damaged or half copied is
-refused, the previous version of its task stays, and it is read again when one of its files changes.
+A scan is one ``stat`` per adapter, which works on any file system. An adapter that is damaged or half copied
+is refused, the previous version of its task stays, and it is read again when one of its files changes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What one look at the folder changed: names of tasks."""
+    """What one scan changed: names of tasks."""
 
     loaded: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -44,11 +44,13 @@ class _Seen:
     Attributes:
         stamp: Of the record, or of all files if it was refused.
         failed: Whether it was refused.
+        digest: Of the version that was last loaded from it, if any.
         gone_since: When it was first missing.
     """
 
     stamp: Stamp
     failed: bool = False
+    digest: str | None = None
     gone_since: float | None = None
 
 
@@ -59,7 +61,7 @@ class FolderWatch:
     Args:
         folder: The folder.
         tasks: The registry.
-        poll_seconds: Seconds between two looks.
+        poll_seconds: Seconds between two scans.
         grace_seconds: Seconds for which a sub-folder may be missing before its task is removed.
         threads: Threads that load adapters.
         clock: Seconds, never going back.
@@ -75,17 +77,17 @@ class FolderWatch:
     _unreadable: bool = False
 
     async def run(self) -> None:
-        """Look again and again, until cancelled."""
+        """Scan again and again, until cancelled."""
         while True:
             await asyncio.sleep(self.poll_seconds)
-            await self.look()
+            await self.rescan()
 
-    async def look(self) -> Changes:
-        """As :meth:`scan`, in a thread. An error is logged, and the next look may be better."""
+    async def rescan(self) -> Changes:
+        """As :meth:`scan`, in a thread. An error is logged, and the next scan may succeed."""
         try:
             return await asyncio.to_thread(self.scan)
         except Exception:
-            _LOG.exception("the folder %s could not be looked at", self.folder)
+            _LOG.exception("the folder %s could not be scanned", self.folder)
             return Changes()
 
     def scan(self) -> Changes:
@@ -98,12 +100,17 @@ class FolderWatch:
         new = [name for name, stamp in present.items() if self._changed(name, stamp)]
         every = {name: self._stamp(name, every=True) or () for name in new}  # before they are read
         with ThreadPoolExecutor(self.threads, "ptuning-load") as pool:
-            good = dict(zip(new, pool.map(self._load, new), strict=True))
-        for name in new:
-            self._seen[name] = _Seen(stamp=present[name] if good[name] else every[name], failed=not good[name])
+            digests = dict(zip(new, pool.map(self._load, new), strict=True))
+        for name, digest in digests.items():
+            before = self._seen.get(name)
+            self._seen[name] = (
+                _Seen(stamp=present[name], digest=digest)
+                if digest is not None
+                else _Seen(stamp=every[name], failed=True, digest=before.digest if before else None)
+            )
         return Changes(
-            loaded=tuple(name for name in new if good[name]),
-            refused=tuple(name for name in new if not good[name]),
+            loaded=tuple(name for name in new if digests[name] is not None),
+            refused=tuple(name for name in new if digests[name] is None),
             removed=tuple(name for name in list(self._seen) if name not in present and self._is_gone(name)),
         )
 
@@ -111,14 +118,15 @@ class FolderWatch:
         """The names of sub-folders that a task may have; ``None`` if the folder cannot be read."""
         try:
             with os.scandir(self.folder) as entries:
-                names = sorted(entry.name for entry in entries if entry.is_dir() and not is_leftover(entry.name))
+                folders = (entry.name for entry in entries if entry.is_dir())
+                names = sorted(name for name in folders if NAME.fullmatch(name) and not is_leftover(name))
         except OSError as error:  # tasks are kept: it may be a network file system that is away
             if not self._unreadable:
                 _LOG.warning("the folder %s cannot be read: %s", self.folder, error.strerror or error)
             self._unreadable = True
             return None
         self._unreadable = False
-        return [name for name in names if NAME.fullmatch(name)]
+        return names
 
     def _stamp(self, name: str, *, every: bool = False) -> Stamp | None:
         """The stamp of the record, or of every file; ``None`` if there is no record."""
@@ -140,19 +148,23 @@ class FolderWatch:
         seen.gone_since = None
         return seen.stamp != (self._stamp(name, every=True) if seen.failed else stamp)
 
-    def _load(self, name: str) -> bool:
+    def _load(self, name: str) -> str | None:
+        """Load an adapter: its digest, or ``None`` if it was refused."""
         folder = self.folder / name
         try:
-            if name in self.tasks and self.tasks.get(name).digest == adapters.details(folder)[SELF][:DIGITS]:
+            digest: str = adapters.details(folder)[SELF][:DIGITS]
+            if name in self.tasks and self.tasks.get(name).digest == digest:
                 self.tasks.failures.pop(name, None)
-                return True  # this version is served already
-            self.tasks.load(name, folder)
+                return digest  # this version is served already
+        except (AdapterError, Refusal):
+            pass  # loading it says why
+        try:
+            return self.tasks.load(name, folder).digest
         except AdapterError:
-            return False  # the registry has logged it
+            return None  # the registry has logged it
         except Exception:
             _LOG.exception("the adapter %s could not be loaded", folder)
-            return False
-        return True
+            return None
 
     def _is_gone(self, name: str) -> bool:
         """Remove the task of a folder that has been missing for long enough."""
@@ -164,7 +176,7 @@ class FolderWatch:
             return False
         del self._seen[name]
         try:
-            if name in self.tasks and self.tasks.get(name).source != str(self.folder / name):
+            if name in self.tasks and self.tasks.get(name).digest != seen.digest:
                 return False  # another adapter has taken its name
             self.tasks.remove(name)
         except Refusal:
