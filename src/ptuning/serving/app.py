@@ -17,6 +17,7 @@ from ptuning import __version__
 from ptuning.serving.access import Access, Running, record_of
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings, Limits
+from ptuning.serving.page import make_page
 from ptuning.serving.protocols import (
     embeddings_inference,
     health,
@@ -98,6 +99,7 @@ def make_app(
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))
+    app.include_router(make_page(service, keys, settings))
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(Exception, _unexpected)
 
