@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import socket
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from ptuning.serving.page.views import Bar, answer_view, number
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.serving.settings import Settings
 from ptuning.task import Task
+from serving_fake import serving, wait_for
 
 SINGLE = "single_label_classification"
 FOLDER = Path(__file__).parent.parent / "src" / "ptuning" / "serving" / "page"
@@ -462,6 +464,34 @@ def test_the_page_shows_the_line_for_its_own_address(ask: Ask) -> None:
     assert "$PTUNING_KEY" not in words
 
 
+def test_the_curl_lines_get_the_same_answers(ask: Ask, client: TestClient) -> None:
+    def sent(page: str) -> Any:
+        (line,) = re.findall(r'<pre id="curl"[^>]*><code>(.*?)</code>', page, re.DOTALL)
+        words = words_of(html.unescape(line))
+        assert words[1].startswith("http://testserver/")
+        found = client.post(words[1], content=words[-1], headers=dict([words[3].split(": ")]))
+        assert found.status_code == 200, found.text
+        return found.json()
+
+    one = ask("one", task="sentiment", text=NASTY)
+    ((best, *_),) = sent(one.text)
+    assert text_of(one).startswith(
+        f"Answer {best['label']} {Bar(label='', share=best['score'], chosen=True).percent}"
+    )
+    ((number,),) = sent(ask("one", task="stars", text="a").text)
+    assert number["score"] == pytest.approx(
+        fake_logits(Task(problem_type="regression", mean=3.2, scale=1.1), "a")[0]
+    )
+    for page in (
+        ask("one", task="paraphrase", text="a", text_pair="b", truncate="no"),
+        ask("all", text="a", text_pair="b"),
+        ask("rows", task="sentiment", rows="a\nb\nc"),
+    ):
+        answers = sent(page.text)["rows"]
+        assert answers
+        assert all("error" not in each for each in answers)
+
+
 # ------------------------------------------------------------------------------------------- refusals
 
 
@@ -501,6 +531,33 @@ def test_a_form_that_cannot_be_parsed(client: TestClient) -> None:
     found = client.post("/page/one", content=b"rubbish", headers=headers)
     assert found.status_code == 400
     assert "This form cannot be read" in text_of(found)
+
+
+def test_a_body_that_is_too_large_is_refused_in_words(ask: Ask, service: FakeService) -> None:
+    found = ask("rows", task="sentiment", rows="x" * service.settings.max_body_bytes)
+    assert found.status_code == 413
+    assert "This is too much at once" in text_of(found)
+    assert not service.asked
+
+
+def test_a_browser_that_leaves_takes_its_rows_along(service: FakeService) -> None:
+    service.seconds = 60.0
+    with serving(service) as running, socket.create_connection(("127.0.0.1", running.port)) as browser:
+        body = b"task=sentiment&text=a"
+        head = "POST /page/one HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        browser.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_for(lambda: bool(service.asked))
+        browser.close()
+        wait_for(lambda: service.cancelled == 1)
+
+
+def test_the_log_says_what_the_page_was_asked(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ptuning.access"):
+        found = ask("one", task="sentiment", text="so good")
+    (line,) = (json.loads(record.message) for record in caplog.records)
+    assert (line["route"], line["task"], line["rows"], line["tokens"]) == ("/page/one", "sentiment", 1, 4)
+    assert "good" not in caplog.text
+    assert found.headers["server-timing"].startswith("tokenise;dur=0.4")
 
 
 # --------------------------------------------------------------------------------- the list, the task
