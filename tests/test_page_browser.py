@@ -127,6 +127,7 @@ def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: Fa
     page.locator("#all-answers").get_by_role("link", name="stars").click()
     page.locator(".mark circle").wait_for()
     assert page.locator(".headline").inner_text() == headline(service, "stars", TEXT)
+    assert page.evaluate("document.activeElement.id") == "work"  # the link is gone
     page.get_by_role("link", name="emotions").click()
     page.locator(".bars li").nth(4).wait_for()
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
@@ -190,6 +191,10 @@ def test_drop_a_file(url: str, opened: Open, service: FakeService) -> None:
     page.get_by_role("heading", name="2 rows").wait_for()
     assert [row.text for row in service.asked[0][0]] == ["so good", "<b>bad</b>"]
     assert "<b>bad</b>" in page.locator(".table").inner_text()
+    assert page.locator("#answers-title").inner_text() == "2 rows of new.csv"
+    page.locator("#rows").fill("other")  # replaces the file
+    ask(page)
+    page.get_by_role("heading", name="1 row", exact=True).wait_for()
 
 
 def test_the_curl_line_is_copied(url: str, opened: Open) -> None:

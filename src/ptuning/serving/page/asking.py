@@ -24,6 +24,7 @@ from ptuning.serving.page.views import (
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.service import Service
 from ptuning.serving.tasks import ServedTask
+from ptuning.visible import visible
 
 SHOWN_ROWS = 200
 """Rows of a table that the page shows; the file has all."""
@@ -182,6 +183,7 @@ class Question:
             "rows": len(found),
             "notes": read.notes,
             "form": NAMES[read.form],
+            "source": "" if self.asked.file is None else visible(self.asked.file.filename or ""),
             "csv": answers_csv(task.task, read.examples, found, keep=self.asked.keep),
             "file_name": f"{task.name}.csv",
         }
