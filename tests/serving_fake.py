@@ -67,9 +67,7 @@ class Registry:
         assert (folder / "ptuning.json").is_file()
         before = self.served.get(name)
         version = 1 if before is None else int(before.digest.rpartition("-")[2]) + 1
-        found = Served(
-            name=name, digest=f"{name}-{version}", task=SENTIMENT, source=source or str(folder)
-        )
+        found = Served(name=name, digest=f"{name}-{version}", task=SENTIMENT, source=source or str(folder))
         self.served[name] = found
         return found
 

@@ -89,7 +89,9 @@ def test_malformed_json(client: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("body", [None, 1, "fine", [], [{}], {}, {"inputs": None}, {"rows": 3, "input": {}, "model": 1}])
+@pytest.mark.parametrize(
+    "body", [None, 1, "fine", [], [{}], {}, {"inputs": None}, {"rows": 3, "input": {}, "model": 1}]
+)
 def test_wrong_types(client: TestClient, path: str, body: object) -> None:
     answer = client.post(path, content=json.dumps(body), headers=JSON)
     assert answer.status_code == 422
@@ -224,7 +226,13 @@ def test_a_bug_is_no_traceback(
 
 # --------------------------------------------------------------------------------------- any JSON
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+)
 NAMES = st.sampled_from(
     ["inputs", "input", "model", "rows", "text", "text_pair", "task", "tasks", "parameters", "top_k", "id",
      "function_to_apply", "truncate", "raw_scores", "outputs", "name", "shape", "datatype", "data", "timeout",
@@ -237,7 +245,9 @@ ANY = st.recursive(
 
 
 @examples(max_examples=150, deadline=None)
-@given(path=st.sampled_from([*POSTS, "/tasks/similar", "/tasks/topics/predict"]), body=ANY, valid=st.booleans())
+@given(
+    path=st.sampled_from([*POSTS, "/tasks/similar", "/tasks/topics/predict"]), body=ANY, valid=st.booleans()
+)
 def test_no_json_is_an_error_of_the_server(client: TestClient, path: str, body: Any, valid: bool) -> None:
     if valid and isinstance(body, dict):  # most of a request that would be answered
         body = {**POSTS.get(path, {"inputs": {"text": "a", "text_pair": "b"}}), **body}
@@ -405,7 +415,9 @@ def test_logs_are_json_without_texts(running: Running, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "ptuning.access"), connect(running) as connection:
         body = b'{"inputs": "confidential"}'
         connection.sendall(
-            HEAD + b"x-request-id: my-id.7\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            HEAD
+            + b"x-request-id: my-id.7\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            + body
         )
         found = everything(connection)
     assert b"x-request-id: my-id.7" in found

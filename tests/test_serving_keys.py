@@ -68,7 +68,9 @@ def test_a_missing_file_is_refused(file: Path) -> None:
         Keys(file=file)
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic abc", "ptk_x", "Bearer wrong", "Bearer \udcff"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic abc", "ptk_x", "Bearer wrong", "Bearer \udcff"]
+)
 def test_who_has_no_key_is_refused(file: Path, header: str | None) -> None:
     make_key(file, "team")
     with pytest.raises(Refusal) as caught:
@@ -135,7 +137,9 @@ def client(file: Path, key: str) -> Iterator[TestClient]:
 
 def test_a_key_sees_its_own_tasks_alone(client: TestClient, key: str) -> None:
     assert client.post("/tasks/sentiment", json={"inputs": "fine"}, headers=bearer(key)).status_code == 200
-    assert [each["task"] for each in client.get("/tasks", headers=bearer(key)).json()["tasks"]] == ["sentiment"]
+    assert [each["task"] for each in client.get("/tasks", headers=bearer(key)).json()["tasks"]] == [
+        "sentiment"
+    ]
     assert [each["id"] for each in client.get("/models", headers=bearer(key)).json()["data"]] == ["sentiment"]
     rows = client.post("/v1/rows", json={"text": "fine", "tasks": "*"}, headers=bearer(key)).json()["rows"]
     assert [each["task"] for each in rows] == ["sentiment"]
@@ -154,7 +158,9 @@ def test_a_key_sees_its_own_tasks_alone(client: TestClient, key: str) -> None:
         ("POST", "/v2/models/{}/infer", {"inputs": []}),
     ],
 )
-def test_the_tasks_of_others_are_unknown(client: TestClient, key: str, method: str, path: str, body: object) -> None:
+def test_the_tasks_of_others_are_unknown(
+    client: TestClient, key: str, method: str, path: str, body: object
+) -> None:
     """The same answer as for a task that nobody has, but for the name."""
     answers = []
     for task in ("topics", "topicz"):

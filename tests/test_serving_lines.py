@@ -49,7 +49,9 @@ def ask(client: TestClient, body: Any, **options: Any) -> list[Any]:
 
 
 @examples(max_examples=100, deadline=None)
-@given(st.lists(st.binary(max_size=30).map(lambda data: data.replace(b"\n", b" "))), st.lists(st.integers(1, 40)))
+@given(
+    st.lists(st.binary(max_size=30).map(lambda data: data.replace(b"\n", b" "))), st.lists(st.integers(1, 40))
+)
 def test_lines_are_the_same_however_they_arrive(lines: list[bytes], sizes: list[int]) -> None:
     body, splitter, found = b"\n".join(lines), LineSplitter(20), []
     for size in sizes:

@@ -198,9 +198,7 @@ def test_infinity(client: TestClient) -> None:
 def test_infinity_error(client: TestClient, service: FakeService) -> None:
     service.refusal = Refusal(status=429, kind="overloaded", message="busy", retry_after=1)
     refused = client.post("/classify", json={"model": "sentiment", "input": ["fine"]})
-    assert refused.json() == {
-        "error": {"message": "busy", "type": "overloaded", "param": None, "code": 429}
-    }
+    assert refused.json() == {"error": {"message": "busy", "type": "overloaded", "param": None, "code": 429}}
 
 
 def test_vllm(client: TestClient) -> None:

@@ -38,8 +38,8 @@ class HttpSettings:
         header_seconds: Seconds in which the headers of a request must have arrived.
         body_seconds: Seconds in which its body must have arrived; of a streamed body, the next part.
         send_seconds: Seconds in which a client must take the next part of an answer.
-        linger_seconds: Seconds in which the rest of a body that is too large is read and discarded, so that the
-            client sees why it was refused.
+        linger_seconds: Seconds in which the rest of a body that is too large is read and discarded, so that
+            the client sees why it was refused.
         keep_alive_seconds: Seconds after which an idle connection is closed.
         drain_delay: Seconds between the signal to stop and the end of accepting requests. The server is not
             ready in that time, so that a load balancer can notice.

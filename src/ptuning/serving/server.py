@@ -7,10 +7,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -56,9 +55,12 @@ class Server(uvicorn.Server):
     Args:
         app: From :func:`ptuning.serving.app.make_app`.
         settings: The limits of connections.
+        on_start: Called when the server accepts requests.
     """
 
-    def __init__(self, app: FastAPI, settings: HttpSettings) -> None:
+    def __init__(
+        self, app: FastAPI, settings: HttpSettings, on_start: Callable[[], None] = lambda: None
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=limited_protocol(settings),
@@ -71,7 +73,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=2,
         )
         super().__init__(config)
-        self.settings = settings
+        self.settings, self.on_start = settings, on_start
         self.exchange: Exchange = app.state.exchange
         self.running: Running = app.state.running
         self._stop: asyncio.Task[None] | None = None
@@ -80,6 +82,10 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.on_start()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:  # uvicorn's would raise them again
@@ -116,12 +122,3 @@ class Server(uvicorn.Server):
             async with asyncio.timeout(1):
                 await self.running.idle()
         self.should_exit = True
-
-
-def run(app: FastAPI, settings: HttpSettings, listening: socket.socket, started: Any = None) -> None:
-    """Serve until a signal.
-
-    Args:
-        listening: From :func:`listen`.
-    """
-    Server(app, settings).run(sockets=[listening])

@@ -435,4 +435,3 @@ def bug(error: Exception, request_id: str) -> Refusal:
         kind="internal",
         message=f"the server failed, which is not your fault; the log has more about request {request_id}",
     )
-
