@@ -99,7 +99,7 @@ def make_app(
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))
-    app.include_router(make_page(service, keys, settings))
+    app.include_router(make_page(service, keys, settings), include_in_schema=False)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(Exception, _unexpected)
 
