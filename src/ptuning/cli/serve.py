@@ -282,9 +282,7 @@ def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, M
             service.tasks.load(name, place, source)
         except AdapterError as error:
             problem = f"the adapter {source}: {error.problem}"
-            raise type(error)(
-                problem, got=error.got, expected=error.expected, remedy=error.remedy
-            ) from error
+            raise type(error)(problem, got=error.got, expected=error.expected, remedy=error.remedy) from error
     about = {
         "backbone": given.backbone or backbone.name,
         "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
