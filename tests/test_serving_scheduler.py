@@ -11,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler, Waiting
+from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler
 from ptuning.serving.settings import Settings
+from ptuning.serving.turns import Waiting
 
 
 class Clock:
@@ -311,4 +312,5 @@ def test_cancelled_rows_do_not_pile_up() -> None:
         scheduler.remove(rows)
         scheduler.take()
     assert len(scheduler._deadlines) < 3_000
-    assert scheduler._callers == {}
+    assert scheduler._callers.members == {}
+    assert len(scheduler._callers._heap) < 100
