@@ -180,16 +180,16 @@ def test_one_row_does_not_wait_behind_ten_thousand() -> None:
 
 
 def test_each_waiting_task_gets_the_same_share() -> None:
-    """The flood has no more than a third of the tokens while two others wait, whatever the lengths."""
+    """Whatever their lengths and numbers: at any time they differ by the tokens of a batch or two."""
     scheduler = queue(batch_rows=8)
     scheduler.admit([row(task="flood", length=10) for _ in range(2_000)])
     scheduler.admit([row(task="long", length=60) for _ in range(200)])
     scheduler.admit([row(task="short", length=5) for _ in range(2_000)])
     served: Counter[str] = Counter()
-    for _ in range(60):
+    for _ in range(150):
         for each in scheduler.take()[0]:
             served[each.task] += each.length
-    assert min(served.values()) > 0.8 * max(served.values()), served
+        assert max(served.values()) - min(served[task] for task in ("flood", "long", "short")) <= 2 * 8 * 60
 
 
 def test_callers_share_before_tasks() -> None:
