@@ -55,7 +55,7 @@ class Settings:
     queue_rows: _Count = 16_384
     max_rows: _Count = 1024
     max_text_characters: _Count = 200_000
-    max_body_bytes: _Count = 8 << 20
+    max_body_bytes: _Count = 2 << 20
     timeout: _Seconds = 30.0
     tokenise_threads: _Count = 2
     load_threads: _Count = 2
