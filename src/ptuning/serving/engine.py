@@ -21,7 +21,8 @@ from ptuning.errors import out_of_memory
 from ptuning.model import PackedTask
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
-from ptuning.serving.scheduler import Scheduler, Waiting
+from ptuning.serving.scheduler import Scheduler
+from ptuning.serving.turns import Waiting
 
 _LOG = logging.getLogger(__name__)
 

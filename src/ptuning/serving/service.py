@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from ptuning.serving.engine import Done, Engine, Job, Run, gone, too_late
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
-from ptuning.serving.scheduler import Overloaded, Scheduler, Waiting
+from ptuning.serving.scheduler import Overloaded, Scheduler
 from ptuning.serving.settings import Settings
 from ptuning.serving.tasks import TaskRegistry
 from ptuning.serving.tokenising import Tokenising
+from ptuning.serving.turns import Waiting
 from ptuning.serving.watching import FolderWatch
 
 _LOG = logging.getLogger(__name__)
