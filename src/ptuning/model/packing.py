@@ -27,6 +27,8 @@ from ptuning.model.views import Bound
 _KINDS: Mapping[type[nn.Module], bool] = {nn.Linear: False, Conv1D: True}
 """The modules that are packed, subclasses excluded, and whether they keep their weight transposed."""
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_CHECKS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+"""What products can be computed in, and torch's question whether the processor can."""
 _SAMPLES = 8
 """Rows and columns of a weight that are compared in every call."""
 
@@ -38,15 +40,14 @@ def is_supported(dtype: torch.dtype) -> bool:
     fp32 is left out: its products are not faster with packed weights (docs/performance.md). The operators are
     internal to torch, so they are tried before they are used.
     """
-    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    if dtype not in checks or not torch.backends.mkldnn.is_available():
+    if dtype not in _CHECKS or not torch.backends.mkldnn.is_available():
         return False
     cpu = torch.autocast("cpu", enabled=False)
     with torch.inference_mode(False), torch.no_grad(), cpu:
         weight = torch.linspace(-1, 1, 24, device="cpu").view(6, 4).to(dtype)
         x, bias = weight[:3], weight.flatten()[:6]
         try:
-            if not getattr(torch.ops.mkldnn, checks[dtype])():
+            if not getattr(torch.ops.mkldnn, _CHECKS[dtype])():
                 return False
             found = _multiply(x, _pack(weight), bias)
         except (AttributeError, RuntimeError, TypeError):
@@ -215,23 +216,24 @@ class PackedLinear(Bound):
         if parameters is not self.weight.parameters:
             return None  # the module of one task, or of one pass
         weight, bias = parameters.get("weight"), parameters.get("bias")
-        plain = type(weight) is nn.Parameter and type(x) in (Tensor, nn.Parameter)
-        if weight is None or not (plain and x.is_cpu and weight.is_cpu and x.layout is torch.strided):
+        if type(weight) is not nn.Parameter or type(x) not in (Tensor, nn.Parameter):
             return None
-        if weight.requires_grad or weight.is_inference() or (bias is not None and bias.requires_grad):
-            return None
-        if x.dim() == 0 or x.numel() == 0 or x.shape[-1] != weight.shape[0 if self.transposed else 1]:
-            return None
-        dtype = weight.dtype
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-            if x.dtype not in _BITS or weight.dtype not in _BITS:
-                return None
-        elif x.dtype != dtype or (bias is not None and bias.dtype != dtype):
+            alike = x.dtype in _BITS and weight.dtype in _BITS
+        else:
+            dtype = weight.dtype
+            alike = x.dtype == dtype and (bias is None or bias.dtype == dtype)
+        if dtype not in _CHECKS or not alike or not (x.is_cpu and weight.is_cpu):
             return None
-        if not is_supported(dtype) or not torch.backends.mkldnn.enabled or _is_observed():
+        if weight.requires_grad or (bias is not None and bias.requires_grad) or weight.is_inference():
             return None
-        return dtype
+        if x.layout is not torch.strided or x.numel() == 0 or x.dim() == 0:
+            return None
+        if x.shape[-1] != weight.shape[0 if self.transposed else 1]:
+            return None
+        able = torch.backends.mkldnn.enabled and not _is_observed() and is_supported(dtype)
+        return dtype if able else None
 
     def _packed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         parameters = self.weight.parameters
@@ -278,9 +280,12 @@ def _is_observed() -> bool:
     """Whether someone follows torch's operations, who would not know the packed product: a trace, a transform
     of ``torch.func``, forward-mode derivatives, or a mode that counts or fakes operations.
     """
-    return (
-        torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
+    try:
+        return (
+            torch._C._get_tracing_state() is not None
+            or torch._C._are_functorch_transforms_active()
+            or torch.autograd.forward_ad._current_level >= 0
+            or torch._C._len_torch_dispatch_stack() > 0
+        )
+    except AttributeError:  # another torch, which cannot be asked like this
+        return True
