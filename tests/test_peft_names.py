@@ -344,6 +344,36 @@ def test_each_row_its_own_adapter() -> None:
     assert made.active_adapter == "plain"
 
 
+def test_rows_of_different_adapters_share_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model("mlp").eval()
+    made.add_adapter("deep", config("prefix"))
+    made.add_adapter("longer", config("prefix", num_virtual_tokens=7))
+    for name in ("deep", "longer"):
+        made.set_adapter(name)
+    passes = []
+    base = type(made.base_model.base_model)
+    forward = base.forward
+    monkeypatch.setattr(base, "forward", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    mixed = logits(made, adapter_names=["deep", "longer", "deep"])
+    assert len(passes) == 1
+    labelled = made.eval()
+    with torch.no_grad():
+        out = labelled(
+            input_ids=IDS, attention_mask=MASK, labels=LABELS, adapter_names=["deep", "longer", "deep"]
+        )
+    torch.testing.assert_close(out.logits, mixed)
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(mixed, LABELS))
+
+
+def test_the_plain_backbone_counts_its_own_logits(tmp_path: Path) -> None:
+    made = model("mlp")
+    PTuningModel.from_backbone(tiny("bert"), num_labels=2).save_pretrained(tmp_path / "two")
+    made.load_adapter(tmp_path / "two", "two")
+    made.set_adapter("two")
+    with pytest.raises(ConfigError, match=r"got adapters with \[2, 3\] logits per row"):
+        logits(made, adapter_names=["two", "__base__", "two"])
+
+
 def test_the_loss_of_a_mixed_batch_is_the_mean_over_its_rows() -> None:
     made = model("mlp").eval()
     made.add_adapter("deep", config("prefix"))

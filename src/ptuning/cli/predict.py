@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ptuning.cli.options import Parser
 from ptuning.cli.shared import add_data, add_model, data_of, load_model, print_notes
 from ptuning.cli.streams import is_live, live_input
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
-from ptuning.visible import cell, json_text
-
-if TYPE_CHECKING:
-    from ptuning.inference.predictor import Prediction
-    from ptuning.task import Task
 
 FORMATS = ["text", "csv", "tsv", "jsonl", "parquet"]
 
@@ -81,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.data import stream_examples
     from ptuning.inference.predictor import Predictor
     from ptuning.inference.read_ahead import read_ahead
+    from ptuning.inference.writing import writer
 
     for option, maximum in {
         "batch_size": 1_000_000,
@@ -108,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         printed, done = len(found.notes), 0
         rows = read_ahead(found.examples) if is_live(source) else found.examples
         with Throughput(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
-            write = _writer(stream, given.format, model.task)
+            write = writer(stream, given.format, model.task)
             for prediction in predictor.stream(rate.waiting_for(rows)):
                 write(prediction)
                 rate.one_more()
@@ -116,58 +110,6 @@ def main(argv: Sequence[str]) -> None:
     print_notes(found.notes[printed:])
     if (left_out := found.left_out.note(found.origin, done)) is not None:
         print_notes([left_out])
-
-
-def _writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:
-    """A function that writes one prediction; the columns of a CSV are determined by the first one."""
-    if form == "jsonl":
-        return lambda found: print(
-            json_text(_with_kept({"row": found.row, **found.to_dict()}, found.kept)),
-            file=stream,
-            flush=stream.isatty(),
-        )
-    table = csv.writer(stream, lineterminator="\n")
-    names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
-    has_header = False
-
-    def write(found: Prediction) -> None:
-        nonlocal has_header
-        label = "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
-        own = [found.row, label, *(f"{chance:.6f}" for _, chance in found.probabilities)]
-        cells = _with_kept(dict(zip(["row", *names], own, strict=True)), found.kept)
-        if not has_header:
-            table.writerow(map(cell, cells))
-        has_header = True
-        table.writerow(
-            json_text(value) if isinstance(value, list | dict) else cell(value) for value in cells.values()
-        )
-
-    return write
-
-
-def _with_kept(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A prediction with the kept columns; a column with the name of one of its parts becomes
-    ``input.label``.
-    """
-    for name, value in (kept or {}).items():
-        free = name
-        while free in own:
-            free = f"input.{free}"
-        own[free] = _plain(value)
-    return own
-
-
-def _plain(value: Any) -> Any:
-    """A value that JSON can represent; other values, such as dates, as strings."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value)
 
 
 @contextmanager

@@ -134,61 +134,69 @@ class MultiPredictor:
         self, part: Sequence[tuple[Example | PTuningError, str]]
     ) -> Iterator[Prediction | PTuningError]:
         found: list[Prediction | PTuningError | None] = [None] * len(part)
-        ready: list[_Ready] = []
-        tokenised: dict[str, Tokenise] = {}
+        alike: dict[tuple[Tokenise, bool], list[_Ready]] = {}  # rows that are tokenised in the same way
         for place, (example, name) in enumerate(part):
             try:
                 if isinstance(example, PTuningError):
                     raise example
-                ready.append(self._tokenised(place, example, name, tokenised))
+                task = self._task(example, name)
+                key = Tokenise.for_task(task, self.tokenizer, self.table.backbone, self.too_long)
+                ready = _Ready(place=place, example=example, task=task)
+                alike.setdefault((key, task.task.pair), []).append(ready)
             except PTuningError as error:
                 found[place] = error
-        for answered in self._answered(ready):
+        rows: list[_Ready] = []
+        for (tokenise, _), group in alike.items():
+            try:
+                for ready, row in zip(group, tokenise([each.example for each in group]), strict=True):
+                    ready.row = row
+            except UserError:  # one of them cannot be tokenised: find out which
+                for ready in group:
+                    try:
+                        (ready.row,) = tokenise([ready.example])
+                    except UserError as error:
+                        found[ready.place] = error
+            rows += (ready for ready in group if ready.row is not None)
+        for answered in self._answered(rows):
             found[answered.place] = answered.prediction()
         yield from filter(None, found)  # each has one by now
 
-    def _tokenised(self, place: int, example: Example, name: str, known: dict[str, Tokenise]) -> _Ready:
-        if name not in self.table:
+    def _task(self, example: Example, name: str) -> PackedTask:
+        try:
+            task = self.table[name]
+        except KeyError:
             raise ConfigError(
                 f"{example.place}: the task",
                 got=repr(name),
                 expected=f"one of {shortened(', '.join(self.table.names))}",
-            )
-        task = self.table[name]
+            ) from None
         refuse_wrong_number(example, task.task)
-        if name not in known:
-            known[name] = Tokenise.for_task(task, self.tokenizer, self.table.backbone, self.too_long)
-        (row,) = known[name]([example])
-        return _Ready(place=place, example=example, task=task, row=row)
+        return task
 
     def _answered(self, ready: Sequence[_Ready]) -> Iterator[_Ready]:
         pad_id = int(self.tokenizer.pad_token_id or 0)
-        by_key: dict[Hashable, list[_Ready]] = {}
+        by_key: dict[Hashable, list[tuple[_Ready, TokenRow]]] = {}
         for each in ready:
-            by_key.setdefault(each.task.key, []).append(each)
+            assert each.row is not None
+            by_key.setdefault(each.task.key, []).append((each, each.row))
         for group in by_key.values():
-            lengths = [len(each.row) + each.task.inserted_tokens for each in group]
+            lengths = [len(row) + each.task.inserted_tokens for each, row in group]
             for batch in sorted_batches(lengths, self.batch_size, self.batch_tokens):
-                rows = [group[i] for i in batch]
-                logits = mixed_logits(
-                    self.table.backbone,
-                    [each.row for each in rows],
-                    [each.task for each in rows],
-                    pad_id=pad_id,
-                )
-                for each, its in zip(rows, logits, strict=True):
-                    each.logits = its
-                    yield each
+                rows, tasks = [group[i][1] for i in batch], [group[i][0].task for i in batch]
+                found = mixed_logits(self.table.backbone, rows, tasks, pad_id=pad_id)
+                for i, logits in zip(batch, found, strict=True):
+                    group[i][0].logits = logits
+                    yield group[i][0]
 
 
 @dataclass(kw_only=True)
 class _Ready:
-    """A row that can be answered."""
+    """A row on its way to an answer."""
 
     place: int
     example: Example
     task: PackedTask
-    row: TokenRow
+    row: TokenRow | None = None
     logits: Tensor | None = None
 
     def prediction(self) -> Prediction | PTuningError:

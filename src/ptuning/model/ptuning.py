@@ -97,7 +97,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
             token_type_ids=token_type_ids,
             segment_ids=segment_ids,
         )
-        if self._plain or self._key in _DISABLED.get():
+        if self.is_plain:
             places = text_layout(self.backbone, attention_mask)
             logits = Encoder(self.backbone).logits(text_rows(self.backbone, batch, places)).float()
         else:
@@ -115,6 +115,11 @@ class PTuningModel(OpeningMixin, SavingMixin):
         made = self.twin(backbone=False)
         made._plain = True
         return made
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the backbone without the prompt: :meth:`plain`, or in a :meth:`disabled` block."""
+        return self._plain or self._key in _DISABLED.get()
 
     @contextmanager
     def disabled(self) -> Iterator[Self]:
