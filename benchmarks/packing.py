@@ -149,7 +149,7 @@ def whole(precision: str, data: str, count: int, rounds: int) -> dict[str, Any]:
     for name, given in (("training", deep), ("training, upper half", upper)):
         sides = {engine: training(model, rows["train"]) for engine, model in given.items()}
         found[name] = compared(sides, rounds, len(rows["train"]))
-    memory = {name: model.backbone.packed.nbytes / 2**20 for name, model in deep.items()}
+    memory = {name: model.backbone.packed_weights.nbytes / 2**20 for name, model in deep.items()}
     tokens = statistics.fmean(map(len, rows["test"]))
     return {"mean_tokens": round(tokens, 1), "packed_mebibytes": memory, **found}
 
@@ -208,9 +208,8 @@ def main() -> None:
     for precision in dtypes:
         for name, data in DATA.items():
             found["runs"][f"{precision}, {name}"] = run = whole(precision, data, given.rows, given.rounds)
-            print(
-                precision, name, {key: value["ratio"] for key, value in run.items() if "ratio" in str(value)}
-            )
+            for what in (key for key, value in run.items() if isinstance(value, dict) and "ratio" in value):
+                print(f"{precision}, {name}, {what}: {run[what]['ratio']}, CPU {run[what]['cpu_ratio']}")
             write(file, found)
     found["product_milliseconds"] = {name: products(dtype, given.rounds) for name, dtype in dtypes.items()}
     write(file, found)

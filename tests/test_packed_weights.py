@@ -17,9 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from ptuning.data import stems
-from ptuning.model import Backbone, DeepPrompt, InputPrompt, PromptConfig, PTuningModel, packing
+from ptuning.data.tokens import TokenRow
+from ptuning.inference.mixed import mixed_logits
+from ptuning.model import Backbone, DeepPrompt, InputPrompt, PromptConfig, PTuningModel, packed_weights
 from ptuning.model.config import Engine
-from ptuning.model.packing import PackedLinear, PackedWeights
+from ptuning.model.packed import pack
+from ptuning.model.packed_weights import PackedLinear, PackedWeights
 from ptuning.task import Task
 from tiny import CASES, FAMILIES, ragged, tiny_case
 
@@ -39,27 +42,33 @@ Learned = tuple[Tensor, dict[str, Tensor]]
 @pytest.fixture(autouse=True)
 def able() -> Iterator[bool]:
     """Whether this processor multiplies by packed weights; asked again in every test."""
-    packing.is_supported.cache_clear()
-    yield packing.is_supported(torch.bfloat16)
-    packing.is_supported.cache_clear()
+    packed_weights.is_supported.cache_clear()
+    yield packed_weights.is_supported(torch.bfloat16)
+    packed_weights.is_supported.cache_clear()
 
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of the inputs that were multiplied by a packed weight."""
     seen: list[torch.Size] = []
-    multiply = packing._multiply
+    multiply = packed_weights._multiply
 
     def watched(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
         seen.append(x.shape)
         return multiply(x, packed, bias)
 
-    monkeypatch.setattr(packing, "_multiply", watched)
+    monkeypatch.setattr(packed_weights, "_multiply", watched)
     return seen
 
 
 def backbone_of(case: str, dtype: torch.dtype = torch.bfloat16) -> Backbone:
     return Backbone(tiny_case(case).to(dtype))
+
+
+def view_of(backbone: Backbone, engine: Engine) -> Backbone:
+    made = backbone.view()
+    made.engine = engine
+    return made
 
 
 def task_on(backbone: Backbone, config: PromptConfig = DEEP, seed: int = 1, **given: Any) -> PTuningModel:
@@ -162,7 +171,7 @@ def test_in_fp32_nothing_is_packed(case: str, products: list[torch.Size]) -> Non
     expected, got = learned(model, OFF), learned(model, ON)
     assert torch.equal(got[0], expected[0])
     assert all(torch.equal(got[1][name], value) for name, value in expected[1].items())
-    assert (products, model.backbone.packed.nbytes, model.backbone.packs) == ([], 0, False)
+    assert (products, model.backbone.packed_weights.nbytes, model.backbone.packs) == ([], 0, False)
 
 
 @pytest.mark.parametrize("case", ["bert", "gpt2", "llama"])
@@ -206,6 +215,24 @@ def test_training_works_after_the_first_call_was_in_inference_mode() -> None:
         first = model(*ragged(LENGTHS)).logits
     assert_same(learned(model, ON), expected)
     torch.testing.assert_close(logits_of(model), first.clone(), rtol=0, atol=0)
+
+
+def test_rows_of_unlike_tasks_in_one_pass(products: list[torch.Size], able: bool) -> None:
+    held = backbone_of("bert")
+    inputs = [PTuningModel.from_backbone(held, config, task=THREE).eval() for config in (DEEP, INPUT)]
+    tasks = [pack(model, str(number)) for number, model in enumerate(inputs)]
+    rows = [
+        TokenRow(
+            input_ids=[0, *range(3, length), 2], token_type_ids=None, segment_ids=[-1, *[0] * (length - 2)]
+        )
+        for length in (6, 9, 4)
+    ]
+    owners = [tasks[0], tasks[1], tasks[0]]
+    expected = mixed_logits(view_of(held, OFF), rows, owners)
+    assert products == []
+    got = mixed_logits(view_of(held, ON), rows, owners)
+    assert (len(products) > 0) == able
+    assert_close(torch.stack(got), torch.stack(expected))
 
 
 # --------------------------------------------------------------------------------- shapes and products
@@ -399,12 +426,17 @@ def test_tasks_share_the_copies_and_not_the_choice(products: list[torch.Size], a
     one, two, off = task_on(held), task_on(held, INPUT, 2), task_on(held, seed=3)
     off.backbone.engine = OFF
     assert logits_of(off) is not None
-    assert (products, held.packed.nbytes) == ([], 0)
+    assert (products, held.packed_weights.nbytes) == ([], 0)
     first = logits_of(one)
-    size = held.packed.nbytes
-    assert size == held.packed.needed * able
+    size = held.packed_weights.nbytes
+    assert size == held.packed_weights.needed * able
     logits_of(two)
-    assert held.packed.nbytes == one.backbone.packed.nbytes == two.backbone.packed.nbytes == size
+    assert (
+        held.packed_weights.nbytes
+        == one.backbone.packed_weights.nbytes
+        == two.backbone.packed_weights.nbytes
+        == size
+    )
     assert torch.equal(logits_of(one), first), "another task changed an answer"
     products.clear()
     logits_of(off)
@@ -431,15 +463,15 @@ def test_a_move_drops_the_copies_of_all_views(able: bool) -> None:
     held = backbone_of("bert")
     one, two = task_on(held), task_on(held, INPUT, 2)
     before = logits_of(one)
-    assert (held.packed.nbytes > 0) == able
+    assert (held.packed_weights.nbytes > 0) == able
     two.to(torch.float32)
-    assert held.packed.nbytes == 0
+    assert held.packed_weights.nbytes == 0
     assert torch.equal(logits_of(one), logits_of(one, OFF))
-    assert held.packed.nbytes == 0
+    assert held.packed_weights.nbytes == 0
     one.to(torch.bfloat16)
     assert torch.equal(logits_of(one, ON), before)
     held.half()
-    assert held.packed.nbytes == 0
+    assert held.packed_weights.nbytes == 0
     assert_close(logits_of(one), before)
 
 
@@ -464,8 +496,8 @@ def test_a_copy_has_its_own_weights_and_packs_them_itself(how: str, what: str) -
     given: Any = held if what == "backbone" else task
     made = deepcopy(given) if how == "deepcopy" else pickle.loads(pickle.dumps(given))
     copied = task_on(made) if what == "backbone" else made
-    assert copied.backbone.packed is not held.packed
-    assert copied.backbone.packed.nbytes == 0
+    assert copied.backbone.packed_weights is not held.packed_weights
+    assert copied.backbone.packed_weights.nbytes == 0
     assert torch.equal(logits_of(copied), before)
     with torch.no_grad():
         for value in copied.backbone.base.encoder.parameters():
@@ -511,23 +543,27 @@ def test_the_memory_is_what_the_docs_say(able: bool) -> None:
     """2 bytes per parameter of the layers' linear layers; as much again once there are gradients."""
     held = backbone_of("bert")
     inside = [module for module in held.base.encoder.modules() if isinstance(module, nn.Linear)]
-    assert held.packed.needed == sum(2 * module.weight.numel() for module in inside)
+    assert held.packed_weights.needed == sum(2 * module.weight.numel() for module in inside)
     task = task_on(held)
     logits_of(task)
-    assert held.packed.nbytes == held.packed.needed * able
+    assert held.packed_weights.nbytes == held.packed_weights.needed * able
     learned(task, ON)
-    assert held.packed.needed * able < held.packed.nbytes + able <= 2 * held.packed.needed + able
+    assert (
+        held.packed_weights.needed * able
+        < held.packed_weights.nbytes + able
+        <= 2 * held.packed_weights.needed + able
+    )
 
 
 @pytest.mark.parametrize(("share", "ways"), [(0.0, 0), (0.99, 0), (1.0, 1), (1.99, 1), (2.0, 2), (9.0, 2)])
 def test_the_limit_is_kept(share: float, ways: int, able: bool) -> None:
     held = backbone_of("bert")
-    limit = share * held.packed.needed / 2**30
+    limit = share * held.packed_weights.needed / 2**30
     task = task_on(held)
     assert_same(learned(task, Engine(packed_memory=limit)), learned(task, OFF))
-    assert held.packed.nbytes <= limit * 2**30
-    assert held.packed.ways(limit) == ways
-    assert (held.packed.nbytes > 0) == (able and ways > 0)
+    assert held.packed_weights.nbytes <= limit * 2**30
+    assert held.packed_weights.ways(limit) == ways
+    assert (held.packed_weights.nbytes > 0) == (able and ways > 0)
 
 
 def test_a_backbone_without_linear_layers_has_nothing_to_pack() -> None:
@@ -554,7 +590,7 @@ def test_threads_that_make_the_copies_at_the_same_time_answer_alike() -> None:
         thread.join()
     assert all(torch.equal(each, expected[number]) for number in got for each in got[number])
     assert len(got) == len(tasks)
-    assert held.packed.nbytes <= held.packed.needed
+    assert held.packed_weights.nbytes <= held.packed_weights.needed
 
 
 # ------------------------------------------------------------------ where there is nothing to pack with
@@ -589,19 +625,19 @@ def test_without_torchs_operators_the_layers_own_products_are_used(
 ) -> None:
     model = task_on(backbone_of("bert"))
     expected = learned(model, OFF)
-    packing.is_supported.cache_clear()
+    packed_weights.is_supported.cache_clear()
     monkeypatch.setattr(torch.ops, "mkldnn", operators)
     got = learned(model, ON)
     assert torch.equal(got[0], expected[0])
     assert all(torch.equal(got[1][name], value) for name, value in expected[1].items())
-    assert (model.backbone.packed.nbytes, model.backbone.packs) == (0, False)
+    assert (model.backbone.packed_weights.nbytes, model.backbone.packs) == (0, False)
 
 
 def test_without_onednn_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    packing.is_supported.cache_clear()
+    packed_weights.is_supported.cache_clear()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not packing.is_supported(torch.bfloat16)
-    assert not packing.is_supported(torch.float16)
+    assert not packed_weights.is_supported(torch.bfloat16)
+    assert not packed_weights.is_supported(torch.float16)
 
 
 def test_whoever_turns_onednn_off_gets_none_of_it(products: list[torch.Size]) -> None:

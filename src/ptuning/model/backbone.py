@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ptuning.errors import UnsupportedBackbone
-from ptuning.model import layers, packing, views
+from ptuning.model import layers, packed_weights, views
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.config import Engine
 from ptuning.model.embedded import canonical
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
             if "gradient_checkpointing" in vars(module):
                 vars(module)["gradient_checkpointing"] = False
         self.architecture = ARCHITECTURES[config.model_type]
-        self.packed = packing.PackedWeights(self._layers)
+        self.packed_weights = packed_weights.PackedWeights(self._layers)
         self.port.install(model)
         self._install()
         self.engine = Engine()
@@ -343,17 +343,17 @@ class Backbone(nn.Module):
                         remedy=f"leave engine.{name} out",
                     )
         self._engine = engine
-        self.packed.install(self._layers, self._packed_ways)
+        self.packed_weights.install(self._layers, self._packed_ways)
 
     @property
     def _packed_ways(self) -> int:
         compiled = self.engine.compile and self.port.can.compile  # torch.compile gets the layers' own code
-        return 0 if compiled else self.packed.ways(self.engine.packed_memory)
+        return 0 if compiled else self.packed_weights.ways(self.engine.packed_memory)
 
     @property
     def packs(self) -> bool:
-        """Whether the layers multiply by packed weights (:mod:`~ptuning.model.packing`)."""
-        return self._packed_ways > 0 and self.device.type == "cpu" and packing.is_supported(self.dtype)
+        """Whether the layers multiply by packed weights (:mod:`~ptuning.model.packed_weights`)."""
+        return self._packed_ways > 0 and self.device.type == "cpu" and packed_weights.is_supported(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """Called by ``to``, ``half`` and similar methods; two things are not rounded.
@@ -370,7 +370,7 @@ class Backbone(nn.Module):
             for name, value in module.named_buffers(recurse=False)
             if name in module._non_persistent_buffers_set
         ]
-        self.packed.clear()
+        self.packed_weights.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module, name, value in made:
             if (now := module.get_buffer(name)).dtype != value.dtype:
