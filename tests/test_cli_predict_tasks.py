@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from mixed import unlike
-from ptuning import Predictor, PTuningModel
+from ptuning import Predictor, PTuningModel, TaskTable
 from ptuning.cli import main
-from ptuning.inference import adapter_folder
 from ptuning.model.loading import load_backbone
 
 Ran = tuple[int, str, str]
@@ -180,14 +179,13 @@ def test_only_the_adapters_that_rows_name_are_loaded(
     predict: Callable[..., Ran], home: Path, saved: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
+    real = TaskTable.put
 
-    class Counting(PTuningModel):
-        @classmethod
-        def from_pretrained(cls, folder: Any, **options: Any) -> Any:
-            loaded.append(folder.name)
-            return PTuningModel.from_pretrained(folder, **options)
+    def counting(table: TaskTable, name: str, *given: Any) -> Any:
+        loaded.append(name)
+        return real(table, name, *given)
 
-    monkeypatch.setattr(adapter_folder, "PTuningModel", Counting)
+    monkeypatch.setattr(TaskTable, "put", counting)
     (home / "adapters" / "damaged").mkdir()
     rows = [row for row in rows if row["task"] in ("task-1", "task-4")]
     assert predict(write(home / "rows.jsonl", rows))[0] == 0

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from mixed import unlike
-from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable
+from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable, adapters
 from ptuning.data import Example
 from ptuning.errors import AdapterMismatch, ConfigError, DataError, PTuningError, TrainingDiverged
 from ptuning.model import Backbone
 from ptuning.model.loading import load_backbone
+from tiny import tiny
 
 TEXTS = ["the film is great", "slow food", "the bill was wrong and the app is awful", "red blue", "good"]
+LIMITS = ("max_text_tokens", "inserted_tokens", "needs_segments", "wanted_texts", "position_offset")
 PAIR = ("the parcel is late", "the parcel was very slow")
 
 
@@ -200,6 +202,33 @@ def test_least_recently_used_leaves_first(served: Any) -> None:
     assert table["a"] is first
     assert table["b"] is not second  # it is back, from its file
     assert table.nbytes == 2 * size
+
+
+def test_an_adapter_goes_into_the_table_without_a_model(served: Any, tmp_path: Path) -> None:
+    backbone, tokenizer, models = served
+    table, by_model = TaskTable(backbone, tokenizer), TaskTable(backbone)
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        table.put(name, adapters.load(tmp_path / name), digest="d")
+        opened = PTuningModel.from_pretrained(tmp_path / name, backbone=backbone, tokenizer=tokenizer)
+        by_model.put(name, opened)
+    for name in table:
+        one, other = table[name], by_model[name]
+        assert one.digest == "d"
+        assert one.key == other.key
+        assert one.config == other.config
+        values, expected = dict(one.tensors()), dict(other.tensors())
+        assert values.keys() == expected.keys()
+        assert [which for which in values if not torch.equal(values[which], expected[which])] == []
+        for limit in LIMITS:
+            assert getattr(one, limit) == getattr(models[name], limit), limit
+
+
+def test_an_adapter_of_another_backbone_is_refused(served: Any, tmp_path: Path) -> None:
+    backbone, _, _ = served
+    PTuningModel.from_backbone(tiny("bert", hidden_size=16), num_labels=2).save_pretrained(tmp_path / "a")
+    with pytest.raises(AdapterMismatch, match="hidden_size"):
+        TaskTable(backbone).put("t", adapters.load(tmp_path / "a"))
 
 
 def test_another_backbone_is_refused(served: Any, tiny_folder: Path) -> None:

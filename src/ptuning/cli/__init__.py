@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a prompt and save it as an adapter",
     "evaluate": "compute the metrics of an adapter on labelled rows",
     "predict": "predict the labels of rows from a file or standard input",
+    "serve": "answer HTTP requests for many adapters on one backbone",
     "inspect": "show the task, prompt, backbone and metrics of an adapter",
     "push": "upload an adapter to the Hugging Face Hub, with a model card",
     "import-peft": "convert a prompt trained with PEFT to a ptuning adapter",

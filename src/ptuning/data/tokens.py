@@ -7,7 +7,8 @@ Truncation shortens the longest text first and never the prompt: the limit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -67,6 +68,8 @@ class Tokenise:
         places: Whether the prompt's placement needs to know where each text starts.
         wanted: The texts (0 for the first, 1 for the second) that must have at least one token in every row.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        lock: Held while the tokenizer is called. A tokenizer that no other thread uses needs none:
+            ``contextlib.nullcontext()``.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -75,6 +78,7 @@ class Tokenise:
     places: bool = False
     wanted: tuple[int, ...] = ()
     too_long: TooLong = "truncate"
+    lock: AbstractContextManager[Any] = field(default=TOKENIZER, compare=False, repr=False)
 
     @classmethod
     def for_model(
@@ -166,7 +170,7 @@ class Tokenise:
         for text in texts:
             for start in range(0, len(text), LONG):
                 piece = text[start : start + LONG]
-                with TOKENIZER:
+                with self.lock:
                     count += len(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
         return count
 
@@ -180,7 +184,7 @@ class Tokenise:
         size, wanted = max(LONG, 64 * self.limit), self.limit + 64
         while len(text) > size:
             part = text[-size:] if self.tokenizer.truncation_side == "left" else text[:size]
-            with TOKENIZER:
+            with self.lock:
                 ids = self.tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
             if len(ids) >= wanted:
                 return part
@@ -205,7 +209,7 @@ class Tokenise:
                 text if text is None or len(text) <= LONG else self._beginning(example, text)
                 for text, example in zip(seconds, examples, strict=True)
             ]
-        with TOKENIZER:
+        with self.lock:
             return self.tokenizer(
                 firsts,
                 seconds if seconds[0] is not None else None,

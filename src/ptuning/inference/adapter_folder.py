@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptuning import adapters
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.table import TaskTable
@@ -76,30 +77,41 @@ class AdapterFolder:
             return
         if name not in self._known:
             raise KeyError(name)
-        table = self._opened and self._opened[0]
         try:
-            model = PTuningModel.from_pretrained(
-                self.path / name,
-                backbone=table.backbone if table else self._backbone,
-                tokenizer=self._opened[1] if self._opened else None,
-                dtype=None if table else self._dtype,
-                allow_pickle=self._allow_pickle,
-            )
+            if self._opened is None:
+                self._open(name)
+            else:
+                self._add(name, *self._opened)
         except AdapterMismatch as error:
-            others = f"; the first adapter that was loaded is {self._first!r}" if table else ""
+            others = f"; the first adapter that was loaded is {self._first!r}" if self._first else ""
             raise AdapterMismatch(
                 f"the adapter {name!r} in {self.path}: {error.problem}",
                 got=error.got,
                 expected=error.expected,
                 remedy=f"all adapters of one call must be on one backbone{others}",
             ) from error
-        if self._device is not None:
-            model = model.to(self._device)
-        if self._opened is None:
-            assert model.tokenizer is not None  # the backbone was given by name
-            self._opened = TaskTable(model.backbone, memory_limit=self._memory_limit), model.tokenizer
-            self._first = name
-        self._opened[0].put(name, model)
+
+    def _open(self, name: str) -> None:
+        """Load the first task, and the backbone."""
+        model = PTuningModel.from_pretrained(
+            self.path / name, backbone=self._backbone, dtype=self._dtype, allow_pickle=self._allow_pickle
+        )
+        model = model.to(self._device or "cpu")
+        tokenizer = model.tokenizer
+        assert tokenizer is not None  # the backbone was given by name
+        table = TaskTable(model.backbone, tokenizer, memory_limit=self._memory_limit)
+        table.put(name, model)
+        self._opened, self._first = (table, tokenizer), name
+
+    def _add(self, name: str, table: TaskTable, tokenizer: PreTrainedTokenizerBase) -> None:
+        folder = self.path / name
+        if (folder / adapters.RECORD).is_file():
+            table.put(name, adapters.load(folder))
+            return
+        model = PTuningModel.from_pretrained(
+            folder, backbone=table.backbone, tokenizer=tokenizer, allow_pickle=self._allow_pickle
+        )
+        table.put(name, model.to(table.backbone.device))
 
 
 def _adapters_in(folder: Path) -> tuple[str, ...]:

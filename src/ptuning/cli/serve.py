@@ -1,0 +1,332 @@
+"""``ptuning serve``: answers HTTP requests for many adapters on one backbone."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptuning.cli.options import Parser
+from ptuning.cli.shared import add_pickle
+from ptuning.errors import ConfigError
+from ptuning.paths import local_path
+
+if TYPE_CHECKING:
+    from ptuning.serving.keys import Keys
+    from ptuning.serving.service import Service
+
+ADMIN_KEY = "PTUNING_ADMIN_KEY"
+"""The environment variable with the admin key."""
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def parser() -> Parser:
+    made = Parser(
+        prog="ptuning serve",
+        usage="ADAPTER… | --folder DIR [options]",
+        description="Answer HTTP requests for many adapters on one backbone. Rows of different tasks share "
+        "batches. Existing clients of Hugging Face, text-embeddings-inference, infinity, vLLM and the Open "
+        "Inference Protocol work unchanged; see docs/serving.md.",
+        epilog="examples: ptuning serve support spam; ptuning serve --folder adapters --keys keys.toml; "
+        "ptuning serve --keys keys.toml --make_key search-team",
+    )
+    made.add_argument(
+        "adapters",
+        metavar="ADAPTER",
+        nargs="*",
+        help="adapter folder or Hub id; the task has its last name, or NAME in NAME=ADAPTER",
+    )
+    made.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="folder whose sub-folders are adapters; adapters that are added, replaced or removed there are "
+        "noticed",
+    )
+    model = made.add_argument_group("model options")
+    model.add_argument("--backbone", help="Hub id or folder (default: as recorded in the adapters)")
+    model.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="precision of the backbone; auto is bf16 if the device supports it well (default: auto)",
+    )
+    model.add_argument(
+        "--device",
+        choices=["auto", "cpu"],
+        default="auto",
+        help="auto is an accelerator if there is one (default: auto)",
+    )
+    model.add_argument("--threads", type=int, help="CPU threads of the backbone (default: all cores)")
+    model.add_argument(
+        "--memory_limit",
+        metavar="SIZE",
+        help="memory of the tasks on the device, such as 512M or 4G; further tasks are paged (default: "
+        "no limit)",
+    )
+    add_pickle(made)
+
+    network = made.add_argument_group("network options")
+    network.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
+    network.add_argument("--port", type=int, default=8000, help="port; 0 for a free one (default: 8000)")
+    network.add_argument(
+        "--root_path", default="", metavar="PATH", help="path under which a proxy shows the server"
+    )
+    network.add_argument(
+        "--max_connections", type=int, default=1024, help="maximum open connections (default: 1024)"
+    )
+
+    keys = made.add_argument_group("key options")
+    keys.add_argument("--keys", metavar="FILE", help="TOML file of API keys; every request then needs one")
+    keys.add_argument(
+        "--admin_key_file",
+        metavar="FILE",
+        help=f"file with the key for adding and deleting tasks (default: the variable {ADMIN_KEY})",
+    )
+    keys.add_argument(
+        "--no_auth", action="store_true", help="allow other addresses than the loopback one without --keys"
+    )
+    keys.add_argument(
+        "--make_key", metavar="NAME", help="add a key to the file of --keys, print it once, and exit"
+    )
+    keys.add_argument(
+        "--key_tasks", metavar="NAMES", help="tasks of the new key, such as 'spam,support-*' (default: all)"
+    )
+    keys.add_argument("--key_admin", action="store_true", help="the new key may add and delete tasks")
+
+    limits = made.add_argument_group("limit options")
+    for name, kind, default, text in _LIMITS:
+        limits.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default:,})")
+    limits.add_argument(
+        "--too_long",
+        choices=["truncate", "error"],
+        default="truncate",
+        help="what happens to a text that is too long, unless the request says it (default: truncate)",
+    )
+
+    logs = made.add_argument_group("log options")
+    logs.add_argument("--no_request_log", action="store_true", help="do not log every request")
+    logs.add_argument("--log_texts", action="store_true", help="log the texts of requests, too")
+    return made
+
+
+_LIMITS: tuple[tuple[str, type, Any, str], ...] = (
+    ("batch_tokens", int, 4096, "maximum tokens per batch, padding and virtual tokens included"),
+    ("batch_rows", int, 64, "maximum rows per batch"),
+    ("max_rows", int, 1024, "maximum rows per request"),
+    ("max_body_bytes", int, 2 << 20, "maximum bytes of a request's body"),
+    ("max_upload_bytes", int, 256 << 20, "maximum bytes of an uploaded adapter"),
+    ("max_queue_seconds", float, 2.0, "a request that would wait longer is refused with 429"),
+    ("timeout", float, 30.0, "seconds after which a request is answered with 504"),
+    ("drain_seconds", float, 25.0, "seconds in which requests are finished when the server stops"),
+    ("drain_delay", float, 0.0, "seconds between the signal to stop and refusing new requests"),
+)
+"""Name, type, default and meaning of the limits."""
+
+
+def main(argv: Sequence[str]) -> None:
+    given = parser().parse_args(list(argv))
+    if given.make_key is not None:
+        _make_key(given)
+        return
+    if not given.adapters and given.folder is None:
+        raise ConfigError(
+            "adapters", got="none", expected="at least one", remedy="name them, or a folder with --folder"
+        )
+    _import_server()
+    from ptuning.serving.app import make_app
+    from ptuning.serving.limits import HttpSettings
+    from ptuning.serving.logs import log_to_stderr
+    from ptuning.serving.protocols.exchange import About
+    from ptuning.serving.server import Server, listen
+    from ptuning.serving.settings import Settings
+    from ptuning.serving.tracing import tracing_from_environment
+
+    keys = _keys(given)
+    settings = Settings(
+        batch_tokens=given.batch_tokens,
+        batch_rows=given.batch_rows,
+        max_rows=given.max_rows,
+        max_body_bytes=given.max_body_bytes,
+        queue_seconds=given.max_queue_seconds,
+        timeout=given.timeout,
+        drain_seconds=given.drain_seconds,
+    )
+    http = HttpSettings(
+        truncate=given.too_long == "truncate",
+        max_upload_bytes=given.max_upload_bytes,
+        max_connections=given.max_connections,
+        drain_delay=given.drain_delay,
+        log_texts=given.log_texts,
+    )
+    tracing = tracing_from_environment()
+    listening = listen(given.host, given.port)
+    with listening:
+        log_to_stderr(requests=not given.no_request_log)
+        folder = None if given.folder is None else _folder(given.folder)
+        service, about = _service(given, settings, folder)
+        app = make_app(
+            service,
+            keys,
+            http,
+            about=About(**about),
+            folder=folder,
+            tracing=tracing,
+            root_path=given.root_path.rstrip("/"),
+        )
+        host, port = listening.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+        def started() -> None:
+            tasks = len(service.tasks)
+            print(
+                f"ptuning: serving {tasks:,} task{'s' * (tasks != 1)} at {url}", file=sys.stderr, flush=True
+            )
+
+        Server(app, http, started).run(sockets=[listening])
+
+
+def _import_server() -> None:
+    try:
+        import fastapi
+        import prometheus_client
+        import uvicorn
+    except ImportError as error:
+        raise ConfigError(
+            f"ptuning serve needs the package {error.name}",
+            remedy="install the server's packages with: pip install 'ptuning[serve]'",
+        ) from error
+    del fastapi, prometheus_client, uvicorn
+
+
+# -------------------------------------------------------------------------------------------- keys
+
+
+def _make_key(given: Any) -> None:
+    from ptuning.serving.keys import make_key
+
+    if given.keys is None:
+        raise ConfigError("--make_key", got="no file", expected="--keys FILE as well")
+    names = ["*"] if given.key_tasks is None else [name.strip() for name in given.key_tasks.split(",")]
+    tasks = tuple(name for name in names if name)
+    print(make_key(local_path(given.keys, "--keys"), given.make_key, tasks=tasks, admin=given.key_admin))
+
+
+def _keys(given: Any) -> Keys:
+    from ptuning.serving.keys import Keys
+
+    admin = os.environ.get(ADMIN_KEY) or None
+    if given.admin_key_file is not None:
+        try:
+            text = local_path(given.admin_key_file, "--admin_key_file").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text"
+            raise ConfigError("--admin_key_file", got=f"{given.admin_key_file}: {why}") from error
+        admin = text.strip()
+    keys = Keys(file=None if given.keys is None else local_path(given.keys, "--keys"), admin_key=admin)
+    if not keys.required and not given.no_auth and not _is_loopback(given.host):
+        raise ConfigError(
+            f"--host {given.host}",
+            got="no --keys",
+            expected="API keys, because other machines can reach this address",
+            remedy="make one with --keys FILE --make_key NAME, or allow everybody with --no_auth",
+        )
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------- tasks
+
+
+def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, Mapping[str, str]]:
+    """The service with the adapters of the command line, and what it runs, in words."""
+    import torch
+    from accelerate import Accelerator
+
+    from ptuning.serving.opening import open_backbone, open_service
+    from ptuning.training.job import precision
+
+    if given.threads is not None:
+        if not 1 <= given.threads <= 1024:
+            raise ConfigError("--threads", got=given.threads, expected="from 1 to 1024")
+        torch.set_num_threads(given.threads)
+    device = Accelerator(cpu=given.device == "cpu").device
+    dtype = precision(given.precision, device)
+    named = _adapters(given.adapters, given.allow_pickle)
+    found = [place for place, _ in named.values()] + ([] if folder is None else _inside(folder))
+    backbone, tokenizer = open_backbone(
+        given.backbone, found, device=device, dtype=dtype, allow_pickle=given.allow_pickle
+    )
+    service = open_service(
+        backbone,
+        tokenizer,
+        folder=folder,
+        settings=settings,
+        memory_limit=None if given.memory_limit is None else _bytes(given.memory_limit),
+    )
+    for name, (place, source) in named.items():
+        service.tasks.load(name, place, source)
+    about = {
+        "backbone": given.backbone or backbone.name,
+        "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
+        "device": str(device),
+    }
+    return service, about
+
+
+def _adapters(given: Sequence[str], allow_pickle: bool) -> dict[str, tuple[Path, str]]:
+    """The adapters of the command line by the name of their task: the folder, and how it was given."""
+    from ptuning import adapters
+    from ptuning.serving.tasks import check_name
+
+    found: dict[str, tuple[Path, str]] = {}
+    for each in given:
+        name, equals, source = each.partition("=")
+        if not equals:
+            name, source = os.path.basename(os.path.abspath(each)), each
+        check_name(name)
+        if name in found:
+            raise ConfigError(
+                f"the task {name!r}",
+                got=f"{found[name][1]} and {source}",
+                expected="one adapter for each name",
+                remedy="name one of them: NAME=ADAPTER",
+            )
+        found[name] = (adapters.locate(source, allow_pickle=allow_pickle), source)
+    return found
+
+
+def _folder(given: str) -> Path:
+    folder = local_path(given, "--folder").absolute()
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise ConfigError(
+            "--folder", got=f"{given}: {error.strerror}", expected="a folder of adapters"
+        ) from error
+    return folder
+
+
+def _inside(folder: Path) -> list[Path]:
+    from ptuning import adapters
+
+    return [each for each in sorted(folder.iterdir()) if adapters.is_adapter(each)]
+
+
+def _bytes(text: str) -> int:
+    """The bytes of a size such as ``512M``."""
+    found = re.fullmatch(r"(\d{1,12})\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if found is None or not int(found[1]):
+        raise ConfigError("--memory_limit", got=text, expected="a size such as 512M or 4G")
+    return int(found[1]) * _UNITS[found[2].upper()]

@@ -1,0 +1,127 @@
+"""The HTTP application: every protocol on one service."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ptuning import __version__
+from ptuning.serving.access import Access, Running, record_of
+from ptuning.serving.keys import Keys
+from ptuning.serving.limits import HttpSettings, Limits
+from ptuning.serving.page import make_page
+from ptuning.serving.protocols import (
+    embeddings_inference,
+    health,
+    huggingface,
+    infinity,
+    open_inference,
+    rows,
+    tasks,
+    vllm,
+)
+from ptuning.serving.protocols.exchange import About, Exchange, bug, error_response, own_shape
+from ptuning.serving.rows import Refusal
+from ptuning.serving.tracing import Tracing
+from ptuning.serving.uploads import Uploads
+
+if TYPE_CHECKING:
+    from ptuning.serving.service import Service
+
+DESCRIPTION = """\
+Text classification and regression by many tasks on one frozen backbone. Clients of the Hugging Face inference
+API, text-embeddings-inference, infinity, vLLM and the Open Inference Protocol work unchanged.
+"""
+
+
+def make_app(
+    service: Service,
+    keys: Keys,
+    settings: HttpSettings | None = None,
+    *,
+    about: About | None = None,
+    folder: Path | None = None,
+    tracing: Tracing | None = None,
+    root_path: str = "",
+) -> FastAPI:
+    """The application. Its lifespan starts and closes the service.
+
+    Args:
+        service: Answers rows.
+        keys: Who may ask.
+        settings: The limits.
+        about: What the server runs.
+        folder: Where uploaded adapters are written; by default a temporary folder, which is deleted when the
+            server stops.
+        tracing: Makes spans.
+        root_path: The path under which a proxy shows the server.
+
+    Returns:
+        The application; ``app.state`` has ``exchange`` and ``running`` (:class:`Running`).
+    """
+    settings, tracing = settings or HttpSettings(), tracing or Tracing()
+    exchange, running = Exchange(service, keys, settings, about or About()), Running()
+    temporary = None
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="ptuning-serve-")
+        folder = Path(temporary.name)
+    uploads = Uploads(service.tasks, folder, settings.max_upload_bytes)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+            tracing.close()
+            if temporary is not None:
+                temporary.cleanup()
+
+    app = FastAPI(
+        title="ptuning",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        root_path=root_path,
+        lifespan=lifespan,
+    )
+    app.state.exchange, app.state.running = exchange, running
+    for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
+        app.include_router(protocol.router(exchange))
+    app.include_router(tasks.router(exchange, uploads))
+    app.include_router(make_page(service, keys, settings), include_in_schema=False)
+    app.add_exception_handler(HTTPException, _not_routed)
+    app.add_exception_handler(Exception, _unexpected)
+
+    def max_bytes(method: str) -> int:
+        return settings.max_upload_bytes if method == "PUT" else service.settings.max_body_bytes
+
+    app.add_middleware(Limits, max_bytes=max_bytes, settings=settings)
+    app.add_middleware(Access, running=running, metrics=service.metrics, tracing=tracing, settings=settings)
+    return app
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    refusal = Refusal(status=error.status_code, kind="http", message=str(error.detail))
+    if error.status_code == 404:
+        refusal = Refusal(status=404, kind="unknown_path", message="there is nothing here; see /openapi.json")
+    record_of(request.scope).refusal = refusal.kind
+    found = error_response(refusal, own_shape)
+    found.headers.update(error.headers or {})
+    return found
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return error_response(bug(error, record_of(request.scope).id), own_shape)

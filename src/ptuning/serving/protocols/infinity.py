@@ -1,0 +1,132 @@
+"""infinity: ``POST /classify``; the task is ``model``. And ``GET /models``, in OpenAI's list shape."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ptuning.serving.protocols.exchange import Answers, Exchange, Lenient, TextPair, router_of
+from ptuning.serving.rows import Refusal
+from ptuning.serving.scores import best_first, scores_of
+
+Input = str | TextPair
+
+
+class Classify(Lenient):
+    """Texts for one task."""
+
+    model: str = Field(description="the name of a task")
+    input: Input | list[Input] = Field(
+        description='a text, a {"text", "text_pair"} object, or a list of these'
+    )
+    raw_scores: bool = Field(False, description="true or false")
+
+
+class Score(BaseModel):
+    """A label and its score."""
+
+    score: float
+    label: str
+
+
+class Usage(BaseModel):
+    """Tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Classified(BaseModel):
+    """The answer: one list per text, best first."""
+
+    object: Literal["classify"] = "classify"
+    data: list[list[Score]]
+    model: str
+    usage: Usage
+    id: str
+    created: int
+
+
+class Problem(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str | None
+    param: str | None
+    code: int
+
+
+class Error(BaseModel):
+    """An error, as OpenAI's clients read it."""
+
+    error: Problem
+
+
+class Model(BaseModel):
+    """One task."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ptuning"
+
+
+class Models(BaseModel):
+    """All tasks."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Error}, "5XX": {"model": Error}}
+
+
+def shape(refusal: Refusal) -> Mapping[str, Any]:
+    """The shape of OpenAI's errors; vLLM's, too."""
+    problem = Problem(message=refusal.message, type=refusal.kind, param=None, code=refusal.status)
+    return {"error": problem.model_dump()}
+
+
+def read(given: Input | list[Input]) -> Sequence[TextPair]:
+    """The texts of a request."""
+    texts = given if isinstance(given, list) else [given]
+    return [TextPair(text=each) if isinstance(each, str) else each for each in texts]
+
+
+def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
+    """The body of the answer."""
+    data = [best_first(scores_of(row, "none" if raw else None)) for row in answers.rows]
+    return {
+        "object": "classify",
+        "data": [[{"score": value, "label": name} for name, value in row] for row in data],
+        "model": answers.task.name,
+        "usage": {"prompt_tokens": answers.tokens, "total_tokens": answers.tokens},
+        "id": f"infinity-{uuid.uuid4()}",
+        "created": int(time.time()),
+    }
+
+
+def router(exchange: Exchange) -> APIRouter:
+    """The routes."""
+    made = router_of(exchange, shape, "infinity")
+
+    @made.post("/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
+    async def classify(body: Classify, request: Request) -> Response:
+        answers = await exchange.answer(request, body.model, read(body.input))
+        return JSONResponse(write(answers, raw=body.raw_scores))
+
+    @made.get("/models", summary="The tasks", response_model=Models, responses=ERRORS)
+    @made.get("/v1/models", summary="The tasks", response_model=Models, responses=ERRORS)
+    async def models(request: Request) -> Response:
+        found = [Model(id=task.name, created=int(task.loaded_at)) for task in exchange.tasks(request)]
+        return JSONResponse(Models(data=found).model_dump())
+
+    return made

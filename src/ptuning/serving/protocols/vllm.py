@@ -1,0 +1,93 @@
+"""vLLM and SGLang: ``POST /v1/classify``; the task is ``model``. Probabilities are in the labels' order."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ptuning.serving.protocols.exchange import Answers, Exchange, Lenient, TextPair, router_of
+from ptuning.serving.protocols.infinity import ERRORS, read, shape
+from ptuning.serving.scores import scores_of
+
+Input = str | TextPair
+
+
+class Classify(Lenient):
+    """Texts for one task."""
+
+    model: str = Field(description="the name of a task")
+    input: Input | list[Input] = Field(
+        description='a text, a {"text", "text_pair"} object, or a list of these'
+    )
+    use_activation: bool | None = Field(None, description="false for logits; true or null for probabilities")
+
+
+class Classification(BaseModel):
+    """The answer to one text."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Usage(BaseModel):
+    """Tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: Literal[0] = 0
+    prompt_tokens_details: None = None
+
+
+class Classified(BaseModel):
+    """The answer."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
+    usage: Usage
+
+
+def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
+    """The body of the answer; ``label`` is that of the highest score."""
+    data = []
+    for index, row in enumerate(answers.rows):
+        scores = scores_of(row, "none" if raw else None)
+        label = max(scores, key=lambda each: each[1])[0]
+        values = [value for _, value in scores]
+        data.append({"index": index, "label": label, "probs": values, "num_classes": len(values)})
+    return {
+        "id": f"classify-{uuid.uuid4().hex}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": answers.task.name,
+        "data": data,
+        "usage": {
+            "prompt_tokens": answers.tokens,
+            "total_tokens": answers.tokens,
+            "completion_tokens": 0,
+            "prompt_tokens_details": None,
+        },
+    }
+
+
+def router(exchange: Exchange) -> APIRouter:
+    """The routes."""
+    made = router_of(exchange, shape, "vLLM")
+
+    @made.post("/v1/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
+    async def classify(body: Classify, request: Request) -> Response:
+        answers = await exchange.answer(request, body.model, read(body.input))
+        return JSONResponse(write(answers, raw=body.use_activation is False))
+
+    return made

@@ -1,0 +1,371 @@
+"""The server without HTTP: rows in, answers and refusals out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ptuning.serving.engine import Done, Engine, Job, Run, gone, too_late
+from ptuning.serving.metrics import Metrics
+from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
+from ptuning.serving.scheduler import Overloaded, Scheduler, Waiting
+from ptuning.serving.settings import Settings
+from ptuning.serving.tasks import TaskRegistry
+from ptuning.serving.tokenising import Tokenising
+from ptuning.serving.watching import FolderWatch
+
+_LOG = logging.getLogger(__name__)
+
+
+def _everything(name: str) -> bool:
+    return True
+
+
+@dataclass(eq=False, kw_only=True)
+class _Request:
+    """The rows of a request in the engine.
+
+    Attributes:
+        outcomes: The end of each row that was admitted, by its place.
+        missing: Rows without one.
+        finished: Set when there is none.
+        started: When its first batch was started.
+        closed: Whether nobody waits for it.
+    """
+
+    missing: int
+    finished: asyncio.Future[None]
+    outcomes: dict[int, Done] = field(default_factory=dict)
+    started: float | None = None
+    closed: bool = False
+
+
+class Service:
+    """Answers rows for the tasks of a registry. One per process; its methods belong to one event loop.
+
+    Args:
+        tasks: The tasks.
+        run: One forward pass: rows and their tasks to the logits of each row. By default
+            :func:`ptuning.inference.mixed.mixed_logits` on the table's backbone.
+        settings: The limits.
+        metrics: Where everything is counted; those of the registry if ``None``.
+        watch: The folder that the tasks are in, if it is to be watched.
+
+    Attributes:
+        tasks: As given.
+        settings: As given.
+        metrics: As given.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskRegistry,
+        *,
+        run: Run | None = None,
+        settings: Settings | None = None,
+        metrics: Metrics | None = None,
+        watch: FolderWatch | None = None,
+    ) -> None:
+        self.tasks, self.settings = tasks, settings or Settings()
+        self.metrics = metrics or tasks.metrics
+        self._watch = watch
+        self._watching: asyncio.Task[None] | None = None
+        scheduler: Scheduler[Job] = Scheduler(self.settings)
+        self._clock = scheduler.clock
+        self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
+        self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = self._draining = False
+        self._preparing = 0  # rows that are being tokenised
+        self._open: set[_Request] = set()
+        self._idle = asyncio.Event()
+        self._requests = 0
+        self.metrics.watch(self)
+
+    # ------------------------------------------------------------------------------------------- state
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted and answered."""
+        return self._started and not self._draining and self.engine_up
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop."""
+        return self._draining
+
+    @property
+    def engine_up(self) -> bool:
+        """Whether batches are run, and the current one has not taken too long."""
+        return self._engine.alive and self._engine.heartbeat_age < self.settings.stall_seconds
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``ready``, ``draining`` or ``failed``."""
+        if self._draining:
+            return "draining"
+        if not self._started:
+            return "starting"
+        return "ready" if self.engine_up else "failed"
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the engine's thread last showed that it is alive."""
+        return self._engine.heartbeat_age
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Rows and tokens in the queue."""
+        return self._engine.queued
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tasks on the device."""
+        return self.tasks.table.nbytes
+
+    @property
+    def task_states(self) -> Counter[str]:
+        """Tasks by state."""
+        return self.tasks.states
+
+    # -------------------------------------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Load the tasks of the watched folder, and start the threads."""
+        self._loop = asyncio.get_running_loop()
+        self._engine.start()
+        if self._watch is not None:
+            await self._watch.rescan()
+            self._watching = asyncio.create_task(self._watch.run())
+        if self.settings.warm_up:
+            await self._warm_up()
+        self._started = True
+
+    async def _warm_up(self) -> None:
+        """Run a full batch of the first task: what fails on this device fails now, and its rate is known."""
+        served = self.tasks.all()
+        if not served:
+            return
+        words = "a " * (self.settings.batch_tokens // self.settings.batch_rows)
+        row = Row(task=served[0].name, text=words, text_pair=words if served[0].task.pair else None)
+        jobs = await self._tokenising([row] * self.settings.batch_rows, self.tasks.packed, truncate=True)
+        good = [job for job in jobs if isinstance(job, Job)]
+        request = _Request(missing=len(good), finished=asyncio.get_running_loop().create_future())
+        if good:
+            await self._run(request, good, caller="", deadline=float("inf"))
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more requests and finish those that were accepted.
+
+        Args:
+            seconds: After so long, the rest get 503.
+        """
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._requests:
+                    self._idle.clear()
+                    await self._idle.wait()
+        self._abandon()
+        await asyncio.sleep(0)  # the abandoned answer
+
+    async def close(self) -> None:
+        """Stop all threads. What is still open gets 503."""
+        self._draining = True
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        self._abandon()
+        for stop in (self._engine.stop, self._tokenising.close, self.tasks.close):
+            await asyncio.to_thread(stop)
+
+    def _abandon(self) -> None:
+        for request in list(self._open):
+            if not request.finished.done():
+                request.finished.set_exception(gone())
+
+    # ---------------------------------------------------------------------------------------- requests
+
+    async def answer(
+        self,
+        rows: Sequence[Row],
+        *,
+        truncate: bool = True,
+        timeout: float | None = None,
+        caller: str = "",
+        visible: Callable[[str], bool] = _everything,
+    ) -> tuple[list[RowAnswer | Refusal], Timing]:
+        """The answers to rows of any tasks, in their order. They share batches with other requests.
+
+        If the awaiting task is cancelled, its rows leave the queue.
+
+        Args:
+            truncate: Whether a text that is too long is cut; otherwise its row is refused.
+            timeout: Seconds; the setting's if ``None``, and at most that.
+            caller: Whose rows these are, such as the name of an API key. Callers get equal shares.
+            visible: Whether the caller may use a task; others are unknown to it.
+
+        Returns:
+            One answer per row, or the refusal of that row: unknown task, empty or too long, a pair for a
+            task of single texts and the other way round, logits that are not finite. And how long it took.
+
+        Raises:
+            Refusal: for the entire request: 413 too many rows, 429 overloaded, 503 not ready or draining,
+                504 timeout.
+        """
+        try:
+            self._check(len(rows))
+            seconds = min(timeout or self.settings.timeout, self.settings.timeout)
+            self._requests += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._answered(rows, truncate, caller, visible, self._clock() + seconds)
+            except TimeoutError:
+                raise too_late(seconds) from None
+            finally:
+                self._requests -= 1
+                if not self._requests:
+                    self._idle.set()
+        except Refusal as refusal:
+            self.metrics.rejected(refusal.kind)
+            raise
+
+    def _check(self, rows: int) -> None:
+        """Refuse a request before any work is done for it."""
+        if not self.ready:
+            raise gone()
+        if rows > self.settings.max_rows:
+            raise Refusal(
+                status=413,
+                kind="too_many_rows",
+                message=f"the request has {rows:,} rows, and the server takes at most "
+                f"{self.settings.max_rows:,}; send several requests",
+            )
+        try:
+            self._engine.check(self._preparing + rows)
+        except Overloaded as error:
+            raise _overloaded(error) from None
+
+    async def _answered(
+        self,
+        rows: Sequence[Row],
+        truncate: bool,
+        caller: str,
+        visible: Callable[[str], bool],
+        deadline: float,
+    ) -> tuple[list[RowAnswer | Refusal], Timing]:
+        begun = self._clock()
+        self._preparing += len(rows)
+        try:
+            jobs = await self._tokenising(
+                rows, lambda name: self.tasks.packed(name, visible), truncate=truncate
+            )
+        finally:
+            self._preparing -= len(rows)
+        admitted = self._clock()
+        request = _Request(
+            missing=sum(isinstance(job, Job) for job in jobs),
+            finished=asyncio.get_running_loop().create_future(),
+        )
+        if request.missing:
+            await self._run(request, [job for job in jobs if isinstance(job, Job)], caller, deadline)
+        ended = self._clock()
+        started = request.started or ended
+        timing = Timing(tokenise=admitted - begun, queue=started - admitted, inference=ended - started)
+        self.metrics.stages(tokenise=timing.tokenise, queue=timing.queue, inference=timing.inference)
+        answers = [
+            job if isinstance(job, Refusal) else _answer(request.outcomes[place])
+            for place, job in enumerate(jobs)
+        ]
+        self._count(rows, jobs, answers)
+        return answers, timing
+
+    async def _run(self, request: _Request, jobs: Sequence[Job], caller: str, deadline: float) -> None:
+        """Put the jobs into the queue and wait until all are done."""
+        waiting = []
+        for job in jobs:
+            job.request = request
+            waiting.append(
+                Waiting(
+                    payload=job,
+                    key=job.packed.key,
+                    caller=caller,
+                    task=job.packed.name,
+                    length=job.length,
+                    deadline=deadline,
+                )
+            )
+        try:
+            self._engine.submit(waiting)
+        except Overloaded as error:
+            raise _overloaded(error) from None
+        self._open.add(request)
+        try:
+            await request.finished
+        finally:
+            request.closed = True
+            self._open.discard(request)
+            if request.missing:
+                self._engine.remove(waiting)
+
+    def _deliver(self, done: Sequence[Done]) -> None:
+        """Called by the engine's thread."""
+        if done and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+                self._loop.call_soon_threadsafe(self._settle, done)
+
+    def _settle(self, done: Sequence[Done]) -> None:
+        for each in done:
+            request: _Request = each.job.request
+            if request.closed:
+                continue
+            assert each.job.place not in request.outcomes, "a row is answered once"
+            request.outcomes[each.job.place] = each
+            request.missing -= 1
+            request.started = each.started if request.started is None else min(request.started, each.started)
+            if not request.missing and not request.finished.done():
+                request.finished.set_result(None)
+
+    def _count(
+        self, rows: Sequence[Row], jobs: Sequence[Job | Refusal], answers: Sequence[RowAnswer | Refusal]
+    ) -> None:
+        for row, job, answer in zip(rows, jobs, answers, strict=True):
+            refused = answer.kind if isinstance(answer, Refusal) else ""
+            known = isinstance(job, Job) or row.task in self.tasks
+            truncated = isinstance(answer, RowAnswer) and answer.truncated
+            self.metrics.row(row.task if known else "", truncated=truncated, refused=refused)
+
+
+def _answer(done: Done) -> RowAnswer | Refusal:
+    if isinstance(done.outcome, Refusal):
+        return done.outcome
+    packed = done.job.packed
+    return RowAnswer(
+        name=packed.name,
+        digest=packed.digest,
+        task=packed.task,
+        logits=done.outcome,
+        tokens=len(done.job.row),
+        truncated=done.job.truncated,
+    )
+
+
+def _overloaded(error: Overloaded) -> Refusal:
+    return Refusal(
+        status=429,
+        kind="overloaded",
+        message=f"the server is overloaded; try again in {error.retry_after:.0f} s",
+        retry_after=error.retry_after,
+    )
+
+
+def _run_on(tasks: TaskRegistry) -> Run:
+    from ptuning.inference.mixed import mixed_logits
+
+    backbone, pad_id = tasks.table.backbone, int(tasks.tokenizer.pad_token_id or 0)
+    return lambda rows, packed: mixed_logits(backbone, rows, packed, pad_id=pad_id)

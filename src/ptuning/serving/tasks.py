@@ -1,0 +1,255 @@
+"""The tasks that the server answers for: they are added, replaced and removed while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ptuning import adapters
+from ptuning.adapters.folder import CARD, checked
+from ptuning.adapters.seal import SELF
+from ptuning.data.tokens import Tokenise
+from ptuning.errors import AdapterError, ConfigError
+from ptuning.model import PackedTask, TaskTable
+from ptuning.serving.metrics import Metrics
+from ptuning.serving.rows import Refusal
+from ptuning.task import Task
+from ptuning.visible import visible as shown
+
+_LOG = logging.getLogger(__name__)
+
+NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}", re.ASCII)
+"""What a task may be called."""
+DIGITS = 12
+"""Of a digest, as answers name it."""
+_SUGGESTIONS = 3
+_ATTEMPTS = 5
+"""How often an adapter is read again because it was replaced meanwhile."""
+
+
+def _everyone(name: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedTask:
+    """One version of a task.
+
+    Attributes:
+        name: The name under which it is served.
+        digest: The first 12 hexadecimal digits of the adapter's seal; it identifies the version.
+        task: Kind, labels, scale.
+        max_tokens: Maximum tokens of a text next to the prompt; ``None`` for no limit.
+        loaded_at: Seconds since the epoch.
+        source: The folder or the Hub id that it was loaded from.
+        card: The model card, in Markdown.
+        metrics: Metrics by split, and those of the baseline.
+        details: The adapter's record.
+    """
+
+    name: str
+    digest: str
+    task: Task
+    max_tokens: int | None
+    loaded_at: float
+    source: str
+    card: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TaskRegistry:
+    """The tasks by name. Names are looked up in a dictionary and never used as a path.
+
+    Args:
+        table: Where the tasks' tensors are.
+        tokenizer: The backbone's.
+        metrics: Where loads are counted.
+        threads: Threads that load adapters.
+
+    Attributes:
+        failures: Why the newest adapter of a name was refused; an older version may still be served.
+    """
+
+    def __init__(
+        self,
+        table: TaskTable,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        metrics: Metrics | None = None,
+        threads: int = 2,
+    ) -> None:
+        self.table, self.tokenizer = table, tokenizer
+        self.metrics = metrics or Metrics()
+        self.failures: dict[str, str] = {}
+        self._served: dict[str, ServedTask] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, "ptuning-load")
+
+    # ----------------------------------------------------------------------------------------- reading
+
+    def get(self, name: str, visible: Callable[[str], bool] = _everyone) -> ServedTask:
+        """The current version of a task.
+
+        Args:
+            visible: Whether the caller may use a task; others are unknown to it, and not suggested.
+
+        Raises:
+            Refusal: 404 ``unknown_task``.
+        """
+        served = self._served.get(name)
+        if served is None or not visible(name):
+            raise self._unknown(name, visible)
+        return served
+
+    def packed(self, name: str, visible: Callable[[str], bool] = _everyone) -> PackedTask:
+        """The current version's tensors, ready for a pass; may have to read them from disk.
+
+        Raises:
+            Refusal: 404 ``unknown_task``.
+        """
+        if name in self._served and visible(name):
+            try:
+                return self.table[name]
+            except KeyError:
+                pass  # removed since
+        raise self._unknown(name, visible)
+
+    def all(self) -> list[ServedTask]:
+        """All tasks, by name."""
+        served = dict(self._served)
+        return [served[name] for name in sorted(served)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._served
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many tasks are served, and how many adapters were refused."""
+        return Counter(ready=len(self._served), failed=len(self.failures))
+
+    def _unknown(self, name: str, visible: Callable[[str], bool]) -> Refusal:
+        known = [each for each in list(self._served) if visible(each)]
+        near = get_close_matches(name, known, _SUGGESTIONS) if NAME.fullmatch(name) else []
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return Refusal(status=404, kind="unknown_task", message=f"no task {shown(name[:128])!r}{hint}")
+
+    # ---------------------------------------------------------------------------------------- changing
+
+    async def put(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
+        """Load an adapter and serve it as ``name``, in place of the previous version if there is one.
+
+        Args:
+            source: Where it is from, if not from ``folder``, such as a Hub id.
+
+        Raises:
+            ConfigError: a name that is not allowed.
+            AdapterError: a damaged adapter, or one for another backbone. The previous version stays.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.load, name, folder, source)
+
+    def load(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
+        """As :meth:`put`, in the calling thread. Several threads may load at the same time."""
+        check_name(name)
+        try:
+            served = self._loaded(name, folder, source or str(folder))
+        except Exception as error:
+            self.failures[name] = str(error)
+            self.metrics.loaded("refused")
+            _LOG.warning("the adapter for the task %s was refused: %s", name, error)
+            raise
+        self.failures.pop(name, None)
+        self.metrics.loaded("loaded")
+        _LOG.info("the task %s is served in version %s", name, served.digest)
+        return served
+
+    def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:
+        record, adapter, card = _read(folder)
+        digest = record[SELF][:DIGITS]
+        with self._lock:  # the table and the dictionary change together
+            packed = self.table.put(name, adapter, digest)
+            served = self._served[name] = ServedTask(
+                name=name,
+                digest=digest,
+                task=packed.task,
+                max_tokens=Tokenise.for_task(packed, self.tokenizer, self.table.backbone, "truncate").limit,
+                loaded_at=time.time(),
+                source=source,
+                card=card,
+                metrics=record["metrics"],
+                details=record,
+            )
+        return served
+
+    async def delete(self, name: str) -> None:
+        """Remove a task. Rows that were admitted before are answered.
+
+        Raises:
+            Refusal: 404 ``unknown_task``.
+        """
+        self.remove(name)
+
+    def remove(self, name: str) -> None:
+        """As :meth:`delete`, from any thread."""
+        with self._lock:
+            failed = self.failures.pop(name, None)
+            if self._served.pop(name, None) is not None:
+                self.table.remove(name)
+            elif failed is None:
+                raise self._unknown(name, _everyone)
+        self.metrics.loaded("removed")
+        _LOG.info("the task %s was removed", name)
+
+    def close(self) -> None:
+        """End the threads that load."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that a task may not have.
+
+    Raises:
+        ConfigError: it has other characters, is too long, or starts with a dot.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            "the name of the task",
+            got=repr(name[:200]),
+            expected="at most 128 letters, digits, dots, dashes and underscores, the first not a dot",
+            remedy="choose another name",
+        )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], adapters.Adapter, str]:
+    """Record, adapter and model card of one version of a folder, all files checked against their digests.
+
+    Raises:
+        AdapterError: it is damaged, or is replaced all the time.
+    """
+    for _ in range(_ATTEMPTS):
+        record = adapters.details(folder)
+        try:
+            files = {name: checked(folder, name, record["files"]) for name in record["files"]}
+            adapter = adapters.load(folder)
+        except AdapterError:
+            if adapters.is_adapter(folder) and adapters.details(folder)[SELF] != record[SELF]:
+                continue  # it was replaced meanwhile
+            raise
+        if adapters.details(folder)[SELF] == record[SELF]:
+            return record, adapter, files.get(CARD, b"").decode("utf-8", "replace")
+    raise AdapterError(f"{folder} was replaced {_ATTEMPTS} times while it was read", remedy="try again")

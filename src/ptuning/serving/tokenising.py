@@ -1,0 +1,169 @@
+"""Texts to token ids in a few threads, each with its own copy of the tokenizer: they need no lock.
+
+What is wrong with a row is found here, and is that row's refusal alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.data import Example
+from ptuning.data.tokens import Tokenise, TokenRow
+from ptuning.errors import UserError
+from ptuning.model import PackedTask
+from ptuning.model.backbone import Backbone
+from ptuning.serving.engine import Job
+from ptuning.serving.rows import Refusal, Row
+from ptuning.serving.settings import Settings
+
+PIECE = 64
+"""Rows that one thread takes at a time, so that the threads share large requests."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+Find = Callable[[str], PackedTask]
+"""The current version of a task by name; raises a :class:`Refusal` if there is none."""
+
+
+class Tokenising:
+    """The threads.
+
+    Args:
+        tokenizer: The backbone's; it is copied.
+        backbone: Says whether there are token types.
+        settings: The limits.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, backbone: Backbone, settings: Settings) -> None:
+        self._backbone, self._settings = backbone, settings
+        self._own = threading.local()
+        copies = [copy.deepcopy(tokenizer) for _ in range(settings.tokenise_threads)]
+
+        def begin() -> None:
+            self._own.tokenizer = copies.pop()
+
+        self._pool = ThreadPoolExecutor(settings.tokenise_threads, "ptuning-tokenise", initializer=begin)
+
+    async def __call__(self, rows: Sequence[Row], find: Find, *, truncate: bool) -> list[Job | Refusal]:
+        """A job, or the refusal, of each row, in order.
+
+        Args:
+            find: Called in one of the threads.
+            truncate: Whether a text that is too long is cut; otherwise its row is refused.
+        """
+        loop = asyncio.get_running_loop()
+        pieces = [
+            loop.run_in_executor(self._pool, self._jobs, start, rows[start : start + PIECE], find, truncate)
+            for start in range(0, len(rows), PIECE)
+        ]
+        return [job for piece in await asyncio.gather(*pieces) for job in piece]
+
+    def close(self) -> None:
+        """End the threads; rows that have not been started are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    # ------------------------------------------------------------------------------ in one of the threads
+
+    def _jobs(self, start: int, rows: Sequence[Row], find: Find, truncate: bool) -> list[Job | Refusal]:
+        found: list[Job | Refusal | None] = [None] * len(rows)
+        groups: dict[str, list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault(row.task, []).append(place)
+        for name, places in groups.items():
+            try:
+                packed = find(name)
+            except Refusal as refusal:
+                for place in places:
+                    found[place] = refusal
+                continue
+            good = []
+            for place in places:
+                found[place] = self._problem(rows[place], packed)
+                if found[place] is None:
+                    good.append(place)
+            examples = [_example(start + place, rows[place]) for place in good]
+            for place, job in zip(good, self._tokenised(examples, packed, truncate), strict=True):
+                if isinstance(job, Job):
+                    job.place = start + place
+                found[place] = job
+        return [each for each in found if each is not None]
+
+    def _problem(self, row: Row, packed: PackedTask) -> Refusal | None:
+        """What is wrong with a row's texts before they are tokenised."""
+        if (row.text_pair is not None) != packed.task.pair:
+            got, wanted = "one text", "a pair of texts"
+            if not packed.task.pair:
+                got, wanted = wanted, got
+            return _wrong("pair_mismatch", f"the task {packed.name} takes {wanted}, and got {got}")
+        for text in (row.text, row.text_pair):
+            if text is None:
+                continue
+            if len(text) > self._settings.max_text_characters:
+                return Refusal(
+                    status=413,
+                    kind="text_too_long",
+                    message=f"the text has {len(text):,} characters, and the server takes at most "
+                    f"{self._settings.max_text_characters:,}; shorten it",
+                )
+            if not text.strip():
+                return _wrong("empty_text", "the text is empty; leave the row out")
+            if _SURROGATE.search(text):
+                return _wrong("invalid_text", "the text has a lone surrogate, which is not a character")
+        return None
+
+    def _tokenised(
+        self, examples: Sequence[Example], packed: PackedTask, truncate: bool
+    ) -> list[Job | Refusal]:
+        if not examples:
+            return []
+        try:
+            tokenise = replace(
+                Tokenise.for_task(packed, self._own.tokenizer, self._backbone, "truncate"), lock=nullcontext()
+            )
+            rows = tokenise(examples)
+        except UserError as error:
+            if len(examples) == 1:
+                return [_wrong("invalid_text", str(error))]
+            return [job for each in examples for job in self._tokenised([each], packed, truncate)]
+        full = [place for place, row in enumerate(rows) if len(row) == tokenise.limit]
+        lengths = dict(zip(full, tokenise.lengths([examples[place] for place in full]), strict=True))
+        return [
+            self._job(row, packed, lengths.get(place, len(row)), truncate) for place, row in enumerate(rows)
+        ]
+
+    def _job(self, row: TokenRow, packed: PackedTask, length: int, truncate: bool) -> Job | Refusal:
+        """
+        Args:
+            length: Of the row if it was not cut.
+        """
+        job = Job(row=row, packed=packed, truncated=length > len(row))
+        if job.truncated and not truncate:
+            return _wrong(
+                "too_many_tokens",
+                f"the text has {length:,} tokens, and the task {packed.name} takes at most {len(row):,}; "
+                "shorten it, or allow that it is cut",
+            )
+        if job.length > self._settings.batch_tokens:
+            return Refusal(
+                status=413,
+                kind="too_many_tokens",
+                message=f"the text has {job.length:,} tokens with the prompt, and the server runs at most "
+                f"{self._settings.batch_tokens:,} at once; shorten it",
+            )
+        return job
+
+
+def _example(number: int, row: Row) -> Example:
+    return Example(row=number + 1, text=row.text, text_b=row.text_pair)
+
+
+def _wrong(kind: str, message: str) -> Refusal:
+    return Refusal(status=422, kind=kind, message=message)

@@ -1,0 +1,414 @@
+"""Every protocol: what is asked, what is answered, and errors in its own shape."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from ptuning.serving.app import make_app
+from ptuning.serving.keys import Keys
+from ptuning.serving.rows import Refusal, Row
+from ptuning.serving.scores import sigmoid, softmax
+from serving_fake import SAME, SENTIMENT, SIMILAR, TOPICS, FakeService, logits_of
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def client(service: FakeService) -> Iterator[TestClient]:
+    with TestClient(make_app(service, Keys()), raise_server_exceptions=False) as made:
+        yield made
+
+
+def row(task: str, text: str, text_pair: str | None = None) -> Row:
+    return Row(task=task, text=text, text_pair=text_pair)
+
+
+def sentiment(text: str) -> dict[str, float]:
+    """The probabilities that the fake gives."""
+    logits = logits_of(row("sentiment", text), SENTIMENT)
+    return dict(zip(("negative", "positive"), softmax(logits), strict=True))
+
+
+def labelled(scores: list[dict[str, Any]]) -> dict[str, float]:
+    return {each["label"]: each["score"] for each in scores}
+
+
+# ---------------------------------------------------------------------------------- Hugging Face
+
+
+def test_hugging_face_one_text_is_nested_and_best_first(client: TestClient) -> None:
+    answer = client.post("/tasks/sentiment", json={"inputs": "fine"})
+    assert answer.status_code == 200
+    [scores] = answer.json()
+    assert labelled(scores) == pytest.approx(sentiment("fine"))
+    assert [each["score"] for each in scores] == sorted((each["score"] for each in scores), reverse=True)
+    assert answer.headers["x-task-digest"] == "sentiment-1"
+    assert answer.headers["server-timing"] == "tokenise;dur=1.0, queue;dur=2.0, inference;dur=3.0"
+
+
+def test_hugging_face_a_list_is_a_list_of_lists(client: TestClient) -> None:
+    answer = client.post("/tasks/sentiment", json={"inputs": ["fine", "a film", {"text": "odd"}]})
+    assert [labelled(each) for each in answer.json()] == [
+        pytest.approx(sentiment(text)) for text in ("fine", "a film", "odd")
+    ]
+
+
+def test_hugging_face_pairs(client: TestClient) -> None:
+    answer = client.post("/tasks/same", json={"inputs": {"text": "a", "text_pair": "b c"}})
+    logits = logits_of(row("same", "a", "b c"), SAME)
+    assert labelled(answer.json()[0]) == pytest.approx(dict(zip(("0", "1"), softmax(logits), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [("softmax", softmax), ("sigmoid", lambda logits: [*map(sigmoid, logits)]), ("none", list)],
+)
+def test_hugging_face_function_and_top_k(client: TestClient, function: str, expected: Any) -> None:
+    parameters = {"function_to_apply": function, "top_k": 2}
+    answer = client.post("/tasks/topics", json={"inputs": "fine", "parameters": parameters})
+    logits = logits_of(row("topics", "fine"), TOPICS)
+    all_scores = dict(zip(TOPICS.labels, expected(logits), strict=True))
+    best = sorted(all_scores.values(), reverse=True)[:2]
+    found = answer.json()[0]
+    assert [each["score"] for each in found] == pytest.approx(best)
+    assert all(all_scores[each["label"]] == pytest.approx(each["score"]) for each in found)
+
+
+def test_hugging_face_multi_label_is_a_sigmoid_of_each(client: TestClient) -> None:
+    logits = logits_of(row("topics", "fine"), TOPICS)
+    found = labelled(client.post("/tasks/topics", json={"inputs": "fine"}).json()[0])
+    assert found == pytest.approx(dict(zip(TOPICS.labels, map(sigmoid, logits), strict=True)))
+
+
+def test_hugging_face_regression_is_a_number(client: TestClient) -> None:
+    body = {"inputs": {"text": "a", "text_pair": "b"}}
+    [[score]] = client.post("/tasks/similar", json=body).json()
+    assert score == {"label": "score", "score": logits_of(row("similar", "a", "b"), SIMILAR)[0]}
+    body["parameters"] = {"function_to_apply": "sigmoid"}
+    refused = client.post("/tasks/similar", json=body)
+    assert refused.status_code == 422
+    assert "has no labels" in refused.json()["error"]
+
+
+def test_hugging_face_errors(client: TestClient) -> None:
+    refused = client.post("/tasks/sentimet", json={"inputs": "fine"})
+    assert refused.status_code == 404
+    assert refused.json() == {
+        "error": "no task 'sentimet'; did you mean sentiment?",
+        "error_type": "unknown_task",
+    }
+
+
+# ------------------------------------------------------------------- text-embeddings-inference
+
+TEI = [
+    ({"inputs": "fine"}, ["fine"], False),
+    ({"inputs": ["fine"]}, ["fine"], False),
+    ({"inputs": [["fine"], ["a film"]]}, ["fine", "a film"], True),
+    ({"inputs": [["fine"]], "truncate": True, "raw_scores": False}, ["fine"], True),
+]
+
+
+@pytest.mark.parametrize(("body", "texts", "batch"), TEI)
+def test_tei_inputs(client: TestClient, body: Any, texts: list[str], batch: bool) -> None:
+    found = client.post("/tasks/sentiment/predict", json=body).json()
+    rows = found if batch else [found]
+    assert [labelled(each) for each in rows] == [pytest.approx(sentiment(text)) for text in texts]
+    assert all(each["score"] for each in rows[0])
+    assert [*rows[0][0]] == ["score", "label"]
+
+
+def test_tei_two_texts_are_one_pair(client: TestClient, service: FakeService) -> None:
+    found = client.post("/tasks/similar/predict", json={"inputs": ["a", "b"]}).json()
+    assert found == [{"score": logits_of(row("similar", "a", "b"), SIMILAR)[0], "label": "score"}]
+    assert service.asked == [row("similar", "a", "b")]
+    batch = client.post("/tasks/same/predict", json={"inputs": [["a", "b"], ["c", "d"]]}).json()
+    assert len(batch) == 2
+    assert service.asked[1:] == [row("same", "a", "b"), row("same", "c", "d")]
+
+
+def test_tei_raw_scores_are_logits(client: TestClient) -> None:
+    found = client.post("/tasks/topics/predict", json={"inputs": "fine", "raw_scores": True}).json()
+    logits = logits_of(row("topics", "fine"), TOPICS)
+    assert labelled(found) == dict(zip(TOPICS.labels, logits, strict=True))
+
+
+def test_tei_truncate(client: TestClient) -> None:
+    long = "word " * 100
+    assert client.post("/tasks/sentiment/predict", json={"inputs": long}).status_code == 200
+    refused = client.post("/tasks/sentiment/predict", json={"inputs": long, "truncate": False})
+    assert refused.status_code == 422
+    assert refused.json() == {"error": "the text has 100 tokens", "error_type": "validation"}
+
+
+def test_tei_info_and_health(client: TestClient, service: FakeService) -> None:
+    info = client.get("/tasks/sentiment/info").json()
+    assert info["model_id"] == "sentiment"
+    assert info["model_sha"] == "sentiment-1"
+    assert info["model_type"] == {
+        "classifier": {
+            "id2label": {"0": "negative", "1": "positive"},
+            "label2id": {"negative": 0, "positive": 1},
+        }
+    }
+    assert info["max_input_length"] == 62
+    assert info["max_client_batch_size"] == service.settings.max_rows
+    assert info["max_batch_tokens"] == service.settings.batch_tokens
+    assert client.get("/tasks/sentiment/health").status_code == 200
+    service.ready = False
+    unready = client.get("/tasks/sentiment/health")
+    assert unready.status_code == 503
+    assert unready.json()["error_type"] == "unhealthy"
+
+
+def test_tei_overloaded(client: TestClient, service: FakeService) -> None:
+    service.refusal = Refusal(status=429, kind="overloaded", message="busy", retry_after=2.2)
+    refused = client.post("/tasks/sentiment/predict", json={"inputs": "fine"})
+    assert refused.status_code == 429
+    assert refused.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+    assert refused.headers["retry-after"] == "3"
+
+
+# ------------------------------------------------------------------------- infinity, vLLM, OpenAI
+
+
+def test_infinity(client: TestClient) -> None:
+    body = {"model": "sentiment", "input": ["fine", "a film"], "raw_scores": False}
+    found = client.post("/classify", json=body).json()
+    assert [*found] == ["object", "data", "model", "usage", "id", "created"]
+    assert found["object"] == "classify"
+    assert found["model"] == "sentiment"
+    assert found["usage"] == {"prompt_tokens": 3 + 4, "total_tokens": 7}
+    assert found["id"].startswith("infinity-")
+    assert [labelled(each) for each in found["data"]] == [
+        pytest.approx(sentiment("fine")),
+        pytest.approx(sentiment("a film")),
+    ]
+
+
+def test_infinity_error(client: TestClient, service: FakeService) -> None:
+    service.refusal = Refusal(status=429, kind="overloaded", message="busy", retry_after=1)
+    refused = client.post("/classify", json={"model": "sentiment", "input": ["fine"]})
+    assert refused.json() == {"error": {"message": "busy", "type": "overloaded", "param": None, "code": 429}}
+
+
+def test_vllm(client: TestClient) -> None:
+    found = client.post("/v1/classify", json={"model": "sentiment", "input": "fine", "priority": 3}).json()
+    chances = sentiment("fine")
+    assert found["object"] == "list"
+    assert found["id"].startswith("classify-")
+    [data] = found["data"]
+    assert data["index"] == 0
+    assert data["num_classes"] == 2
+    assert data["label"] == max(chances, key=lambda name: chances[name])
+    assert data["probs"] == pytest.approx([chances["negative"], chances["positive"]])
+    assert found["usage"] == {
+        "prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0, "prompt_tokens_details": None,
+    }  # fmt: skip
+
+
+def test_vllm_logits(client: TestClient) -> None:
+    body = {"model": "topics", "input": ["fine", "odd"], "use_activation": False}
+    found = client.post("/v1/classify", json=body).json()["data"]
+    assert found[1]["probs"] == list(logits_of(row("topics", "odd"), TOPICS))
+    assert found[1]["index"] == 1
+
+
+@pytest.mark.parametrize("path", ["/models", "/v1/models"])
+def test_models(client: TestClient, path: str) -> None:
+    found = client.get(path).json()
+    assert found["object"] == "list"
+    assert [each["id"] for each in found["data"]] == ["same", "sentiment", "similar", "topics"]
+    assert found["data"][0] == {
+        "id": "same", "object": "model", "created": 1790000000, "owned_by": "ptuning",
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------ Open Inference Protocol
+
+
+def test_open_inference(client: TestClient) -> None:
+    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["fine", "a film"]}
+    found = client.post("/v2/models/sentiment/infer", json={"id": "42", "inputs": [tensor]}).json()
+    label, probabilities = found.pop("outputs")
+    assert found == {"model_name": "sentiment", "model_version": "sentiment-1", "id": "42"}
+    chances = [sentiment("fine"), sentiment("a film")]
+    assert label["data"] == [max(each, key=lambda name: each[name]) for each in chances]  # noqa: B023
+    assert probabilities["shape"] == [2, 2]
+    assert probabilities["datatype"] == "FP32"
+    assert probabilities["data"] == pytest.approx([value for each in chances for value in each.values()])
+
+
+def test_open_inference_outputs_by_kind(client: TestClient) -> None:
+    def infer(task: str, *tensors: tuple[str, list[str]], **more: Any) -> Any:
+        inputs = [
+            {"name": name, "shape": [len(data)], "datatype": "BYTES", "data": data} for name, data in tensors
+        ]
+        return client.post(f"/v2/models/{task}/infer", json={"inputs": inputs, **more})
+
+    [value] = infer("similar", ("text", ["a"]), ("text_pair", ["b"])).json()["outputs"]
+    assert value == {
+        "name": "value", "shape": [1], "datatype": "FP64",
+        "data": [logits_of(row("similar", "a", "b"), SIMILAR)[0]],
+    }  # fmt: skip
+    [label] = infer("topics", ("text", ["fine"]), outputs=[{"name": "label"}]).json()["outputs"]
+    logits = logits_of(row("topics", "fine"), TOPICS)
+    assert json.loads(label["data"][0]) == [
+        name for name, logit in zip(TOPICS.labels, logits, strict=True) if logit > 0
+    ]
+    refused = infer("topics", ("text", ["fine"]), outputs=[{"name": "embedding"}])
+    assert refused.status_code == 422
+    assert refused.json() == {"error": "outputs: got 'embedding', expected some of label, probabilities"}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [],
+        [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a"]}],
+        [{"name": "text", "shape": [1], "datatype": "FP32", "data": [1.0]}],
+        [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [1]}],
+        [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+        [{"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 9}}],
+        [{"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": -1}}],
+        [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}] * 2,
+        [
+            {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]},
+            {"name": "text_pair", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]},
+        ],
+    ],
+)
+def test_open_inference_refuses(client: TestClient, inputs: Any) -> None:
+    refused = client.post("/v2/models/sentiment/infer", json={"inputs": inputs})
+    assert refused.status_code == 422
+    assert list(refused.json()) == ["error"]
+
+
+def test_open_inference_metadata(client: TestClient, service: FakeService) -> None:
+    assert client.get("/v2").json()["name"] == "ptuning"
+    found = client.get("/v2/models/same").json()
+    assert found["versions"] == ["same-1"]
+    assert [each["name"] for each in found["inputs"]] == ["text", "text_pair"]
+    assert found["outputs"][1]["shape"] == [-1, 2]
+    assert found["outputs"][1]["parameters"] == {"labels": ["0", "1"]}
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/same/ready"):
+        assert client.get(path).status_code == 200
+    assert client.get("/v2/models/other/ready").json() == {"error": "no task 'other'"}
+    service.ready = False
+    assert client.get("/v2/health/live").status_code == 200
+    assert client.get("/v2/health/ready").status_code == 503
+
+
+# ------------------------------------------------------------------------------------- our own
+
+
+def test_rows_of_any_tasks_in_order_with_their_own_errors(client: TestClient) -> None:
+    rows = [
+        {"task": "sentiment", "text": "fine", "id": 7},
+        {"task": "nothing", "text": "fine"},
+        {"task": "similar", "text": "a", "text_pair": "b"},
+        {"task": "sentiment", "text": "a", "text_pair": "b"},
+        {"task": "topics", "text": "fine"},
+        {"task": "sentiment", "text": " "},
+    ]
+    answer = client.post("/v1/rows", json={"rows": rows})
+    assert answer.status_code == 200
+    found = answer.json()["rows"]
+    assert found[0]["id"] == 7
+    assert found[0]["digest"] == "sentiment-1"
+    assert found[0]["probabilities"] == pytest.approx(sentiment("fine"))
+    assert found[0]["tokens"] == 3
+    assert found[0]["truncated"] is False
+    assert found[1]["error"] == {"code": 404, "type": "unknown_task", "message": "no task 'nothing'"}
+    assert found[2]["value"] == logits_of(row("similar", "a", "b"), SIMILAR)[0]
+    assert found[3]["error"]["type"] == "wrong_texts"
+    assert isinstance(found[4]["label"], list)
+    assert found[5]["error"]["type"] == "empty_text"
+    assert [each["task"] for each in found] == [each["task"] for each in rows]
+    assert "x-task-digest" not in answer.headers  # of several
+
+
+def test_rows_labels_are_those_of_the_training_data(client: TestClient) -> None:
+    [found] = client.post(
+        "/v1/rows", json={"rows": [{"task": "same", "text": "a", "text_pair": "b"}]}
+    ).json()["rows"]
+    assert found["label"] in (0, 1)
+    assert isinstance(found["label"], int)
+
+
+def test_one_text_for_every_task_of_its_form(client: TestClient) -> None:
+    found = client.post("/v1/rows", json={"text": "fine", "tasks": "*"}).json()["rows"]
+    assert [each["task"] for each in found] == ["sentiment", "topics"]
+    found = client.post("/v1/rows", json={"text": "a", "text_pair": "b", "tasks": "*"}).json()["rows"]
+    assert [each["task"] for each in found] == ["same", "similar"]
+    found = client.post("/v1/rows", json={"text": "fine", "tasks": ["topics", "nothing"]}).json()["rows"]
+    assert ["error" in each for each in found] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({}, 422, '"rows"'),
+        ({"rows": []}, 400, "empty list"),
+        ({"rows": [{"task": "sentiment"}]}, 422, "rows: not valid"),
+        ({"rows": [{"task": "sentiment", "text": "a", "txet": "b"}]}, 422, "unknown field"),
+        ({"row": []}, 422, "row: unknown field"),
+        ({"text": "a"}, 422, "tasks"),
+        ({"text": "a", "tasks": "sentiment"}, 422, 'tasks: not valid, expected a list of tasks, or "*"'),
+        ({"text": "a", "tasks": []}, 400, "empty list"),
+        ({"rows": [{"task": "sentiment", "text": "a"}], "text": "b"}, 422, "either"),
+        ({"rows": [{"task": "sentiment", "text": "a"}], "timeout": -1}, 422, "timeout"),
+        ([], 422, "expected an object"),
+        ("fine", 422, "expected an object"),
+    ],
+)
+def test_rows_refused(client: TestClient, body: Any, status: int, words: str) -> None:
+    refused = client.post("/v1/rows", json=body)
+    assert refused.status_code == status
+    assert words in refused.json()["error"]["message"]
+
+
+def test_tasks_and_details(client: TestClient) -> None:
+    found = client.get("/tasks").json()["tasks"]
+    assert found[1] == {
+        "task": "sentiment", "digest": "sentiment-1", "kind": "single_label_classification",
+        "labels": ["negative", "positive"], "pair": False,
+    }  # fmt: skip
+    one = client.get("/tasks/sentiment").json()
+    assert one["max_tokens"] == 62
+    assert one["card"] == "# A card"
+    assert one["metrics"] == {"test": {"accuracy": 0.9}}
+    assert "/adapters" not in json.dumps(one)
+
+
+def test_health_ready_metrics_info(client: TestClient, service: FakeService) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    client.post("/tasks/sentiment", json={"inputs": "fine"})
+    metrics = client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    line = 'ptuning_requests_total{code="200",route="/tasks/{task}",task="sentiment"} 1.0'
+    assert line in metrics.text.splitlines()
+    info = client.get("/v1/info").json()
+    assert info["tasks"] == 4
+    assert info["limits"]["max_rows"] == service.settings.max_rows
+    service.ready = False
+    assert client.get("/ready").status_code == 503
+    assert client.get("/ready").headers["retry-after"] == "1"
+    assert client.get("/health").status_code == 200
+
+
+def test_scores_are_finite_for_any_logits() -> None:
+    assert softmax((1000.0, -1000.0)) == [1.0, 0.0]
+    assert sigmoid(-1000) == 0.0
+    assert sigmoid(1000) == 1.0
+    assert math.fsum(softmax((3.0, 1.0, -2.0))) == pytest.approx(1)

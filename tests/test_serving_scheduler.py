@@ -1,0 +1,314 @@
+"""The queue: every row once, within the budget, in fair shares, refused only over the limit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler, Waiting
+from ptuning.serving.settings import Settings
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(
+    length: int = 10,
+    task: str = "a",
+    caller: str = "",
+    key: Hashable = "deep",
+    deadline: float = float("inf"),
+) -> Waiting[Any]:
+    return Waiting(payload=None, key=key, caller=caller, task=task, length=length, deadline=deadline)
+
+
+def queue(clock: Clock | None = None, **limits: Any) -> Scheduler[Any]:
+    return Scheduler(Settings(**{"queue_batches": 10**6, "queue_rows": 10**6, **limits}), clock or Clock())
+
+
+def batches(scheduler: Scheduler[Any]) -> list[list[Waiting[Any]]]:
+    """All batches until the queue is empty."""
+    found = []
+    while batch := scheduler.take()[0]:
+        found.append(batch)
+    return found
+
+
+class Machine(RuleBasedStateMachine):
+    """Anything may happen in any order. The model is a list of the rows that should be in the queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.waiting: list[Waiting[Any]] = []
+        self.left: Counter[int] = Counter()
+        self.admitted = 0
+        self.passed: Counter[int] = Counter()
+        self.since: dict[tuple[str, str], int] = {}
+
+    @initialize(tokens=st.sampled_from([64, 256]), rows=st.integers(1, 6))
+    def make(self, tokens: int, rows: int) -> None:
+        self.settings = Settings(
+            batch_tokens=tokens, batch_rows=rows, queue_rows=1024, queue_batches=2, queue_seconds=1.0
+        )
+        self.queue: Scheduler[Any] = Scheduler(self.settings, self.clock)
+
+    @rule(
+        caller=st.sampled_from(["x", "y"]),
+        task=st.sampled_from("abc"),
+        key=st.sampled_from(["deep", "input"]),
+        lengths=st.lists(st.integers(1, 64), min_size=1, max_size=12),
+        seconds=st.sampled_from([1.0, 5.0, 1e6]),
+    )
+    def arrive(self, caller: str, task: str, key: str, lengths: list[int], seconds: float) -> None:
+        """A request is admitted entirely or not at all, and refused only over the limit."""
+        rows = [row(length, task, caller, key, self.clock.now + seconds) for length in lengths]
+        over = sum(each.length for each in self.waiting) > self.queue.limit
+        if over:
+            with pytest.raises(Overloaded) as refused:
+                self.queue.admit(rows)
+            assert refused.value.retry_after >= 1
+            assert refused.value.retry_after == int(refused.value.retry_after)
+        else:
+            self.queue.admit(rows)
+            self.waiting += rows
+            self.admitted += len(rows)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.waiting)
+    def cancel(self, data: st.DataObject) -> None:
+        gone = data.draw(st.lists(st.sampled_from(self.waiting), unique_by=id))
+        assert self.queue.remove(gone) == gone
+        assert self.queue.remove(gone) == []
+        self.leave(gone)
+
+    @rule(seconds=st.sampled_from([0.1, 2.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def timer(self) -> None:
+        late = [each for each in self.waiting if each.deadline <= self.clock.now]
+        assert set(self.queue.expire()) == set(late)
+        self.leave(late)
+
+    @rule(seconds=st.sampled_from([0.01, 1.0]), memory=st.booleans())
+    def device_free(self, seconds: float, memory: bool) -> None:
+        late = {each for each in self.waiting if each.deadline <= self.clock.now}
+        batch, expired = self.queue.take()
+        assert set(expired) == late
+        self.leave(expired)
+        assert bool(batch) == bool(self.waiting), "a free device takes what is there"
+        if not batch:
+            return
+        before = self.waiting
+        self.leave(batch)
+        assert len({each.key for each in batch}) == 1
+        assert len(batch) <= self.settings.batch_rows
+        places = len(batch) * max(each.length for each in batch)
+        assert places <= self.queue.budget or len(batch) == 1
+        self.check_passed(before, batch)
+        self.clock.now += seconds
+        self.queue.ran(sum(each.length for each in batch), seconds)
+        if memory:
+            self.queue.lower_budget(places)
+
+    def check_passed(self, before: Sequence[Waiting[Any]], batch: Sequence[Waiting[Any]]) -> None:
+        """No row is passed over more often than allowed, by rows of its task that were not."""
+        fresh = [each for each in batch if self.passed[each.number] < PATIENCE]
+        for old in before:
+            same = [
+                each
+                for each in fresh
+                if (each.caller, each.task, each.key) == (old.caller, old.task, old.key)
+                and each.number > old.number
+            ]
+            if old not in batch and same:
+                self.passed[old.number] += 1
+                assert self.passed[old.number] <= PATIENCE
+
+    def leave(self, rows: Sequence[Waiting[Any]]) -> None:
+        """Each row leaves once: with a batch, too late, or cancelled."""
+        for each in rows:
+            self.left[each.number] += 1
+            assert self.left[each.number] == 1
+        gone = {id(each) for each in rows}
+        self.waiting = [each for each in self.waiting if id(each) not in gone]
+
+    @invariant()
+    def counts(self) -> None:
+        if hasattr(self, "queue"):
+            assert self.queue.rows == len(self.waiting)
+            assert self.queue.tokens == sum(each.length for each in self.waiting)
+            assert len(self.left) + len(self.waiting) == self.admitted
+
+    def teardown(self) -> None:
+        if hasattr(self, "queue"):
+            left = [each for batch in batches(self.queue) for each in batch]
+            late = [each for each in self.waiting if each.deadline <= self.clock.now]
+            assert {*left, *late} == set(self.waiting)
+            self.leave([*left, *late])
+            assert set(self.left.values()) <= {1}
+            assert len(self.left) == self.admitted
+
+
+TestScheduler = Machine.TestCase
+TestScheduler.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_one_row_does_not_wait_behind_ten_thousand() -> None:
+    scheduler = queue()
+    scheduler.admit([row(task="flood", length=10 + i % 50) for i in range(10_000)])
+    for _ in range(3):
+        scheduler.take()
+    scheduler.admit([one := row(task="one", length=200)])
+    assert one in scheduler.take()[0]
+
+
+def test_each_waiting_task_gets_the_same_share() -> None:
+    """The flood has no more than a third of the tokens while two others wait, whatever the lengths."""
+    scheduler = queue(batch_rows=8)
+    scheduler.admit([row(task="flood", length=10) for _ in range(2_000)])
+    scheduler.admit([row(task="long", length=60) for _ in range(200)])
+    scheduler.admit([row(task="short", length=5) for _ in range(2_000)])
+    served: Counter[str] = Counter()
+    for _ in range(60):
+        for each in scheduler.take()[0]:
+            served[each.task] += each.length
+    assert min(served.values()) > 0.8 * max(served.values()), served
+
+
+def test_callers_share_before_tasks() -> None:
+    """Ten tasks of one caller have no more than the one task of another."""
+    scheduler = queue(batch_rows=8)
+    scheduler.admit([row(task=f"t{i % 10}", caller="many") for i in range(1_000)])
+    scheduler.admit([row(task="t0", caller="one") for _ in range(1_000)])
+    served: Counter[str] = Counter()
+    for _ in range(50):
+        for each in scheduler.take()[0]:
+            served[each.caller] += each.length
+    assert 0.8 < served["one"] / served["many"] < 1.25
+
+
+def test_a_task_that_was_away_gets_no_credit() -> None:
+    scheduler = queue(batch_rows=1)
+    scheduler.admit([row(task="steady") for _ in range(300)])
+    for _ in range(100):
+        scheduler.take()
+    scheduler.admit([row(task="late") for _ in range(100)])
+    served = Counter(scheduler.take()[0][0].task for _ in range(40))
+    assert served["steady"] >= 19
+
+
+def test_a_task_that_sends_again_at_once_pays_for_its_last_batch() -> None:
+    """Its line in the queue is empty between its requests, and it is not served first each time."""
+    scheduler = queue(batch_rows=4)
+    scheduler.admit([row(task="steady", length=100) for _ in range(100)])
+    served: Counter[str] = Counter()
+    for _ in range(40):
+        scheduler.admit([row(task="bursts", length=10) for _ in range(4)])
+        for each in scheduler.take()[0]:
+            served[each.task] += each.length
+    assert 0.45 < served["steady"] / sum(served.values()) < 0.55
+
+
+def test_rows_of_one_batch_are_about_as_long() -> None:
+    scheduler = queue()
+    scheduler.admit([row(length=16 if i % 2 else 200) for i in range(400)])
+    found = batches(scheduler)
+    places = sum(len(batch) * max(each.length for each in batch) for batch in found)
+    assert places < 1.1 * 200 * (16 + 200)
+    assert sum(map(len, found)) == 400
+
+
+def test_a_mixture_of_lengths_is_little_padding() -> None:
+    scheduler = queue()
+    lengths = [8 + (i * i * 31) % 120 for i in range(4_000)]
+    scheduler.admit([row(length=length) for length in lengths])
+    found = batches(scheduler)
+    places = sum(len(batch) * max(each.length for each in batch) for batch in found)
+    assert places < 1.25 * sum(lengths)
+    assert len(found) < 2 * 4_000 / 64
+
+
+def test_a_few_rows_of_any_length_share_a_batch() -> None:
+    scheduler = queue()
+    scheduler.admit([row(length=length) for length in (5, 60, 9, 100)])
+    assert len(scheduler.take()[0]) == 4
+
+
+def test_keys_take_turns() -> None:
+    scheduler = queue(batch_rows=4)
+    scheduler.admit([row(task=key, key=key) for key in "abc" for _ in range(8)])
+    assert [batch[0].key for batch in batches(scheduler)] == ["a", "b", "c"] * 2
+
+
+def test_the_limit_is_the_measured_rate_times_the_seconds() -> None:
+    scheduler = queue(queue_batches=1, batch_tokens=100, queue_seconds=2.0)
+    assert scheduler.limit == 100
+    scheduler.ran(100, 0.1)
+    assert scheduler.rate == 1000
+    assert scheduler.limit == 2000
+    scheduler.admit([row(100) for _ in range(21)])
+    with pytest.raises(Overloaded) as refused:
+        scheduler.admit([row(1)])
+    assert refused.value.retry_after == 3  # 2,100 tokens at 1,000 per second
+
+
+def test_a_small_batch_does_not_lower_the_rate() -> None:
+    scheduler = queue(batch_tokens=100)
+    scheduler.ran(100, 0.1)
+    scheduler.ran(1, 0.1)
+    assert scheduler.rate == 1000
+    scheduler.ran(100, 0.2)
+    assert scheduler.rate == pytest.approx(900)
+
+
+def test_a_large_request_is_admitted_like_a_small_one() -> None:
+    """One rule: what is in the queue already decides, not how much is added."""
+    scheduler = queue(queue_batches=1, batch_tokens=100)
+    scheduler.admit([row(100) for _ in range(50)])
+    for more in ([row(1)], [row(100)] * 50):
+        with pytest.raises(Overloaded):
+            scheduler.admit(more)
+    assert scheduler.rows == 50
+
+
+def test_rows_have_a_bound_too() -> None:
+    scheduler = queue(queue_rows=10, max_rows=10)
+    scheduler.admit([row() for _ in range(8)])
+    with pytest.raises(Overloaded):
+        scheduler.admit([row() for _ in range(3)])
+    scheduler.admit([row() for _ in range(2)])
+
+
+def test_the_budget_comes_back_after_a_while() -> None:
+    scheduler = queue(batch_tokens=100)
+    scheduler.lower_budget(60)
+    assert scheduler.budget == 30
+    for _ in range(1000):
+        scheduler.ran(30, 0.1)
+    assert scheduler.budget == 100
+
+
+def test_cancelled_rows_do_not_pile_up() -> None:
+    scheduler = queue()
+    for _ in range(50):
+        scheduler.admit(rows := [row(deadline=1e9) for _ in range(200)])
+        scheduler.remove(rows)
+        scheduler.take()
+    assert len(scheduler._deadlines) < 3_000
+    assert scheduler._callers == {}
