@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from mixed import unlike
 from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable, adapters
+from ptuning.data import Example
 from ptuning.errors import AdapterMismatch, ConfigError, DataError, PTuningError, TrainingDiverged
 from ptuning.model import Backbone
 from ptuning.model.loading import load_backbone
@@ -104,6 +107,28 @@ def test_a_task_that_went_wrong_spoils_no_other(served: Any) -> None:
     for each, expected in zip(found[::2], clean, strict=True):
         assert isinstance(each, Prediction)
         assert_same(each, expected)
+
+
+def test_a_stream_answers_before_it_waits_and_before_it_fails(table: TaskTable, served: Any) -> None:
+    _, tokenizer, models = served
+    single = next(name for name, model in models.items() if not model.task.pair)
+    taken = []
+
+    def rows() -> Iterator[tuple[Example, str] | None]:
+        for number, row in enumerate((1, 2, None, 3, 4, None, None, 5)):
+            taken.append(number)
+            yield None if row is None else (Example(row=row, text=TEXTS[row % 5]), single)
+        raise DataError("the file ends here")
+
+    answers = MultiPredictor(table, tokenizer, window=4).stream(rows())
+    seen = []
+    for answer in islice(answers, 5):
+        assert isinstance(answer, Prediction)
+        assert answer.task == single
+        seen.append((answer.row, len(taken)))
+    assert seen == [(1, 3), (2, 3), (3, 6), (4, 6), (5, 8)]
+    with pytest.raises(DataError, match="the file ends here"):
+        next(answers)
 
 
 def test_number_of_tasks_and_options_are_checked(table: TaskTable, served: Any) -> None:

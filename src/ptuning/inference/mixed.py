@@ -15,7 +15,8 @@ from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
 from ptuning.inference.evaluate import BATCH_TOKENS
-from ptuning.inference.predictor import CHARACTERS, Prediction, example_of, refuse_wrong_number
+from ptuning.inference.predictor import Prediction, example_of, refuse_wrong_number
+from ptuning.inference.windows import windows
 from ptuning.model import mixed
 from ptuning.model.backbone import Backbone
 from ptuning.model.packed import PackedTask
@@ -112,23 +113,17 @@ class MultiPredictor:
         return found
 
     def stream(
-        self, rows: Iterable[tuple[Example | PTuningError, str]]
+        self, rows: Iterable[tuple[Example | PTuningError, str] | None]
     ) -> Iterator[Prediction | PTuningError]:
         """Predictions, or the errors of single rows, in the order of ``rows``, ``window`` rows at a time.
 
         Args:
-            rows: Each with its task's name; an error in place of a row is passed on.
+            rows: Each with its task's name; an error in place of a row is passed on. ``None`` among them
+                means that the next one may be slow: the earlier ones are answered right away. An error that
+                is raised while reading them is raised here, after the answers for the rows before it.
         """
-        part: list[tuple[Example | PTuningError, str]] = []
-        characters = 0
-        for example, task in rows:
-            part.append((example, task))
-            if isinstance(example, Example):
-                characters += len(example.text) + len(example.text_b or "")
-            if len(part) == self.window or characters >= CHARACTERS:
-                yield from self._window(part)
-                part, characters = [], 0
-        yield from self._window(part)
+        for part in windows(rows, self.window, _characters):
+            yield from self._window(part)
 
     def _window(
         self, part: Sequence[tuple[Example | PTuningError, str]]
@@ -209,8 +204,16 @@ class _Ready:
         task = self.task.task
         label, probabilities = task.kind.answer(self.logits, task)
         return Prediction(
-            row=self.example.row, label=label, probabilities=probabilities, kept=self.example.kept
+            row=self.example.row,
+            label=label,
+            probabilities=probabilities,
+            kept=self.example.kept,
+            task=self.task.name,
         )
+
+
+def _characters(row: tuple[Example | PTuningError, str]) -> int:
+    return row[0].characters if isinstance(row[0], Example) else 0
 
 
 def _examples(rows: Iterable[tuple[int, Any, str]]) -> Iterator[tuple[Example | PTuningError, str]]:
