@@ -114,7 +114,7 @@ class Uploads:
     def _staging(self, target: Path) -> Iterator[Path]:
         """A folder next to the place of the adapter, so that moving it there needs no space."""
         with writing_errors(target):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(0o700, parents=True, exist_ok=True)
             staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=self.folder))
         try:
             yield staged
