@@ -16,6 +16,7 @@ from mixed import unlike
 from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable, adapters
 from ptuning.data import Example
 from ptuning.errors import AdapterMismatch, ConfigError, DataError, PTuningError, TrainingDiverged
+from ptuning.inference import mixed as module
 from ptuning.model import Backbone
 from ptuning.model.loading import load_backbone
 from tiny import tiny
@@ -190,6 +191,31 @@ def test_tasks_beyond_the_memory_limit_are_paged(served: Any, share: float) -> N
     for name in models:
         table.remove(name)
     assert table.nbytes == 0
+
+
+def test_rows_of_a_window_hold_no_more_tasks_than_the_limit(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task is loaded once per part, and the answers are still in order."""
+    backbone, tokenizer, models = served
+    singles = [model for model in models.values() if not model.task.pair]
+    size = TaskTable(backbone).put("x", singles[0]).nbytes
+    table = TaskTable(backbone, memory_limit=2 * size)
+    for name in "abcde":
+        table.put(name, singles[0])
+    together = []
+    real = module.mixed_logits
+
+    def counting(backbone: Any, rows: Any, tasks: Any, **options: Any) -> Any:
+        together.append({task.name: task for task in tasks})
+        assert len(set(map(id, tasks))) == len(together[-1])
+        return real(backbone, rows, tasks, **options)
+
+    monkeypatch.setattr(module, "mixed_logits", counting)
+    names = list("aabbaccdeedcbaa")
+    found = MultiPredictor(table, tokenizer).predict([TEXTS[i % 5] for i in range(len(names))], names)
+    assert [each.task for each in found] == names
+    assert [sorted(each) for each in together] == [["a", "b"], ["c", "d"], ["d", "e"], ["b", "c"], ["a"]]
 
 
 def test_least_recently_used_leaves_first(served: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -58,7 +59,8 @@ class MultiPredictor:
         tokenizer: The backbone's.
         batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
         batch_tokens: Maximum tokens per batch, padding included.
-        window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
+        window: Maximum rows in memory at once, fewer if they are long; they are sorted by length. Rows are
+            also answered in parts if all of their tasks together exceed the table's memory limit.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
     """
 
@@ -129,17 +131,36 @@ class MultiPredictor:
         self, part: Sequence[tuple[Example | PTuningError, str]]
     ) -> Iterator[Prediction | PTuningError]:
         found: list[Prediction | PTuningError | None] = [None] * len(part)
-        alike: dict[tuple[Tokenise, bool], list[_Ready]] = {}  # rows that are tokenised in the same way
+        tasks: dict[str, PackedTask] = {}  # one version of each, however often it is moved out meanwhile
+        nbytes = 0  # of these tasks
+        ready: list[_Ready] = []
         for place, (example, name) in enumerate(part):
             try:
                 if isinstance(example, PTuningError):
                     raise example
-                task = self._task(example, name)
-                key = Tokenise.for_task(task, self.tokenizer, self.table.backbone, self.too_long)
-                ready = _Ready(place=place, example=example, task=task)
-                alike.setdefault((key, task.task.pair), []).append(ready)
+                if name not in tasks:
+                    task = self._task(example, name)
+                    if tasks and nbytes + task.nbytes > (self.table.memory_limit or math.inf):
+                        self._answer(ready, found)
+                        tasks, ready, nbytes = {}, [], 0
+                    tasks[name] = task
+                    nbytes += task.nbytes
+                refuse_wrong_number(example, tasks[name].task)
+                ready.append(_Ready(place=place, example=example, task=tasks[name]))
             except PTuningError as error:
                 found[place] = error
+        self._answer(ready, found)
+        yield from filter(None, found)  # each has one by now
+
+    def _answer(self, given: Sequence[_Ready], found: list[Prediction | PTuningError | None]) -> None:
+        """Put the answers of rows into their places."""
+        alike: dict[tuple[Tokenise, bool], list[_Ready]] = {}  # rows that are tokenised in the same way
+        for ready in given:
+            try:
+                key = Tokenise.for_task(ready.task, self.tokenizer, self.table.backbone, self.too_long)
+                alike.setdefault((key, ready.task.task.pair), []).append(ready)
+            except PTuningError as error:
+                found[ready.place] = error
         rows: list[_Ready] = []
         for (tokenise, _), group in alike.items():
             try:
@@ -154,19 +175,16 @@ class MultiPredictor:
             rows += (ready for ready in group if ready.row is not None)
         for answered in self._answered(rows):
             found[answered.place] = answered.prediction()
-        yield from filter(None, found)  # each has one by now
 
     def _task(self, example: Example, name: str) -> PackedTask:
         try:
-            task = self.table[name]
+            return self.table[name]
         except KeyError:
             raise ConfigError(
                 f"{example.place}: the task",
                 got=repr(name),
                 expected=f"one of {shortened(', '.join(self.table.names))}",
             ) from None
-        refuse_wrong_number(example, task.task)
-        return task
 
     def _answered(self, ready: Sequence[_Ready]) -> Iterator[_Ready]:
         pad_id = int(self.tokenizer.pad_token_id or 0)
