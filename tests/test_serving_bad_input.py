@@ -394,6 +394,18 @@ def test_hundred_megabytes_are_refused_at_once(running: Running) -> None:
         everything(connection)
 
 
+def test_a_client_that_does_not_take_its_answer(running: Running) -> None:
+    """Small answers stay in the server's buffers; the connection ends nevertheless."""
+    body = json.dumps({"inputs": ["fine"] * 50}).encode()
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    with connect(running) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            while True:
+                connection.sendall(request)
+    wait_for(lambda: not running.server.server_state.connections)
+
+
 def test_a_client_that_goes_away_takes_its_rows_along(running: Running) -> None:
     service: FakeService = running.service
     before, count = service.cancelled, len(service.asked)

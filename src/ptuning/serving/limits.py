@@ -62,7 +62,7 @@ class HttpSettings:
 
 
 class Limits:
-    """Bounds the bytes and seconds of a body, and the seconds of an answer; an ASGI middleware.
+    """Bounds the bytes and seconds of a body; an ASGI middleware.
 
     A body that says that it is too long is refused before it is read, and the connection is closed. Inside
     the application, :class:`Refusal` is raised where the body is read: 413 for too many bytes, 408 for too
@@ -88,16 +88,12 @@ class Limits:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if last and body.too_large:
-                await self._send(send, {**message, "more_body": True})
+                await send({**message, "more_body": True})
                 await body.discard()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
-            await self._send(send, message)
+            await send(message)
 
         await self.app(scope, body.receive, bounded)
-
-    async def _send(self, send: Send, message: Message) -> None:
-        async with asyncio.timeout(self.settings.send_seconds):
-            await send(message)
 
 
 class _Body:
