@@ -65,7 +65,11 @@ def serve(
             assert program.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()
             time.sleep(0.02)
-        url = next(line.split(" at ")[1] for line in log.read_text().splitlines() if line.startswith("ptuning: serving"))
+        url = next(
+            line.split(" at ")[1]
+            for line in log.read_text().splitlines()
+            if line.startswith("ptuning: serving")
+        )
         yield Served(program, url.strip(), log)
     finally:
         program.send_signal(signal.SIGKILL)
@@ -168,7 +172,9 @@ def test_sigterm_under_load_loses_no_request(programs: Programs, folder: Path, t
         stop = threading.Event()
 
         def load() -> None:
-            rows = [{"task": "sentiment", "text": f"{text} {number}"} for number in range(8) for text in TEXTS]
+            rows = [
+                {"task": "sentiment", "text": f"{text} {number}"} for number in range(8) for text in TEXTS
+            ]
             while not stop.is_set():
                 try:
                     status, found = served.ask("POST", "/v1/rows", {"rows": rows})
@@ -291,7 +297,9 @@ def test_a_key_is_made_and_printed_once(capsys: pytest.CaptureFixture[str], tmp_
     assert (caller.name, caller.tasks, caller.admin) == ("team", ("a", "b-*"), False)
 
 
-@pytest.mark.parametrize(("text", "size"), [("1024", 1024), ("2K", 2048), ("3 MiB", 3 << 20), ("4gb", 4 << 30)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("1024", 1024), ("2K", 2048), ("3 MiB", 3 << 20), ("4gb", 4 << 30)]
+)
 def test_sizes(text: str, size: int) -> None:
     assert _bytes(text) == size
 
