@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 
 from mixed import unlike
 from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable, adapters
+from ptuning.data import Example
 from ptuning.errors import AdapterMismatch, ConfigError, DataError, PTuningError, TrainingDiverged
+from ptuning.inference import mixed as module
 from ptuning.model import Backbone
 from ptuning.model.loading import load_backbone
 from tiny import tiny
@@ -106,6 +110,28 @@ def test_a_task_that_went_wrong_spoils_no_other(served: Any) -> None:
         assert_same(each, expected)
 
 
+def test_a_stream_answers_before_it_waits_and_before_it_fails(table: TaskTable, served: Any) -> None:
+    _, tokenizer, models = served
+    single = next(name for name, model in models.items() if not model.task.pair)
+    taken = []
+
+    def rows() -> Iterator[tuple[Example, str] | None]:
+        for number, row in enumerate((1, 2, None, 3, 4, None, None, 5)):
+            taken.append(number)
+            yield None if row is None else (Example(row=row, text=TEXTS[row % 5]), single)
+        raise DataError("the file ends here")
+
+    answers = MultiPredictor(table, tokenizer, window=4).stream(rows())
+    seen = []
+    for answer in islice(answers, 5):
+        assert isinstance(answer, Prediction)
+        assert answer.task == single
+        seen.append((answer.row, len(taken)))
+    assert seen == [(1, 3), (2, 3), (3, 6), (4, 6), (5, 8)]
+    with pytest.raises(DataError, match="the file ends here"):
+        next(answers)
+
+
 def test_number_of_tasks_and_options_are_checked(table: TaskTable, served: Any) -> None:
     _, tokenizer, _ = served
     with pytest.raises(ConfigError, match="one for each of 2 rows"):
@@ -165,6 +191,31 @@ def test_tasks_beyond_the_memory_limit_are_paged(served: Any, share: float) -> N
     for name in models:
         table.remove(name)
     assert table.nbytes == 0
+
+
+def test_rows_of_a_window_hold_no_more_tasks_than_the_limit(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task is loaded once per part, and the answers are still in order."""
+    backbone, tokenizer, models = served
+    singles = [model for model in models.values() if not model.task.pair]
+    size = TaskTable(backbone).put("x", singles[0]).nbytes
+    table = TaskTable(backbone, memory_limit=2 * size)
+    for name in "abcde":
+        table.put(name, singles[0])
+    together = []
+    real = module.mixed_logits
+
+    def counting(backbone: Any, rows: Any, tasks: Any, **options: Any) -> Any:
+        together.append({task.name: task for task in tasks})
+        assert len(set(map(id, tasks))) == len(together[-1])
+        return real(backbone, rows, tasks, **options)
+
+    monkeypatch.setattr(module, "mixed_logits", counting)
+    names = list("aabbaccdeedcbaa")
+    found = MultiPredictor(table, tokenizer).predict([TEXTS[i % 5] for i in range(len(names))], names)
+    assert [each.task for each in found] == names
+    assert [sorted(each) for each in together] == [["a", "b"], ["c", "d"], ["d", "e"], ["b", "c"], ["a"]]
 
 
 def test_least_recently_used_leaves_first(served: Any) -> None:
