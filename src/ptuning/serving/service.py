@@ -80,7 +80,7 @@ class Service:
         self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
         self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started = self._draining = False
+        self._started = self._draining = self._ended = False
         self._preparing = 0  # rows that are being tokenised
         self._open: set[_Request] = set()
         self._idle = asyncio.Event()
@@ -186,6 +186,7 @@ class Service:
             await asyncio.to_thread(stop)
 
     def _abandon(self) -> None:
+        self._ended = True
         for request in list(self._open):
             if not request.finished.done():
                 request.finished.set_exception(gone())
@@ -301,6 +302,8 @@ class Service:
                     deadline=deadline,
                 )
             )
+        if self._ended:
+            raise gone()
         try:
             self._engine.submit(waiting)
         except Overloaded as error:
@@ -311,6 +314,8 @@ class Service:
         finally:
             request.closed = True
             self._open.discard(request)
+            if not request.finished.cancelled() and request.finished.done():
+                request.finished.exception()  # or asyncio reports it if a timeout came first
             if request.missing:
                 self._engine.remove(waiting)
 
@@ -339,11 +344,14 @@ class Service:
     def _count(
         self, rows: Sequence[Row], jobs: Sequence[Job | Refusal], answers: Sequence[RowAnswer | Refusal]
     ) -> None:
+        counts: Counter[tuple[str, bool, str]] = Counter()
         for row, job, answer in zip(rows, jobs, answers, strict=True):
             refused = answer.kind if isinstance(answer, Refusal) else ""
             known = isinstance(job, Job) or row.task in self.tasks
             truncated = isinstance(answer, RowAnswer) and answer.truncated
-            self.metrics.row(row.task if known else "", truncated=truncated, refused=refused)
+            counts[row.task if known else "", truncated, refused] += 1
+        for (task, truncated, refused), count in counts.items():
+            self.metrics.rows(task, count, truncated=truncated, refused=refused)
 
 
 def _answer(done: Done) -> RowAnswer | Refusal:
