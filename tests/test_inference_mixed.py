@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,61 @@ def test_least_recently_used_leaves_first(served: Any) -> None:
     assert table["a"] is first
     assert table["b"] is not second  # it is back, from its file
     assert table.nbytes == 2 * size
+
+
+def test_tasks_come_and_go_while_others_predict(served: Any) -> None:
+    backbone, tokenizer, models = served
+    one, other, steady = (model for model in list(models.values())[:3])
+    table = TaskTable(backbone, memory_limit=1)  # every use pages, too
+    texts = TEXTS[:2]
+    expected = {}
+    for digest, model in (("one", one), ("other", other)):
+        table.put("t", model, digest)
+        expected[digest] = MultiPredictor(table, tokenizer).predict(texts, ["t", "t"])
+    table.put("steady", steady)
+    (still,) = MultiPredictor(table, tokenizer).predict(TEXTS[2:3], ["steady"])
+    stop, errors = threading.Event(), []
+
+    def change() -> None:
+        for turn in range(60):
+            table.put("t", (one, other)[turn % 2], ("one", "other")[turn % 2])
+            if turn % 7 == 0:
+                table.remove("t")
+        stop.set()
+
+    def ask() -> None:
+        predictor = MultiPredictor(table, tokenizer)
+        try:
+            while not stop.is_set():
+                first, second, third = predictor.predict(
+                    [*texts, TEXTS[2]], ["t", "t", "steady"], errors="return"
+                )
+                assert isinstance(third, Prediction)
+                assert_same(third, replace(still, row=3))
+                for place, answer in enumerate((first, second)):
+                    if isinstance(answer, ConfigError):
+                        continue  # it was removed at that moment
+                    assert isinstance(answer, Prediction)
+                    assert any(_is_same(answer, each[place]) for each in expected.values())
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    change()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def _is_same(found: Prediction, expected: Prediction) -> bool:
+    try:
+        assert_same(found, expected)
+    except AssertionError:
+        return False
+    return True
 
 
 def test_an_adapter_goes_into_the_table_without_a_model(served: Any, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from page_server import HOSTILE, FakeCaller, FakeKeys, FakeService, fake_logits, page_app, running, served
+from page_fake import HOSTILE, FakeService, fake_logits, served
+from ptuning.serving.keys import Keys, make_key
 from ptuning.serving.page.views import answer_view
 from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.task import Task
+from serving_fake import serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -44,8 +46,8 @@ def service() -> FakeService:
 
 @pytest.fixture
 def url(service: FakeService) -> Iterator[str]:
-    with running(page_app(service)) as address:
-        yield address
+    with serving(service) as running:
+        yield running.url
 
 
 Open = Callable[..., Any]
@@ -125,6 +127,7 @@ def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: Fa
     page.locator("#all-answers").get_by_role("link", name="stars").click()
     page.locator(".mark circle").wait_for()
     assert page.locator(".headline").inner_text() == headline(service, "stars", TEXT)
+    assert page.evaluate("document.activeElement.id") == "work"  # the link is gone
     page.get_by_role("link", name="emotions").click()
     page.locator(".bars li").nth(4).wait_for()
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
@@ -188,6 +191,10 @@ def test_drop_a_file(url: str, opened: Open, service: FakeService) -> None:
     page.get_by_role("heading", name="2 rows").wait_for()
     assert [row.text for row in service.asked[0][0]] == ["so good", "<b>bad</b>"]
     assert "<b>bad</b>" in page.locator(".table").inner_text()
+    assert page.locator("#answers-title").inner_text() == "2 rows of new.csv"
+    page.locator("#rows").fill("other")  # replaces the file
+    ask(page)
+    page.get_by_role("heading", name="1 row", exact=True).wait_for()
 
 
 def test_the_curl_line_is_copied(url: str, opened: Open) -> None:
@@ -421,14 +428,14 @@ def test_without_scripts(url: str, opened: Open, service: FakeService) -> None:
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
 
 
-def test_a_key_opens_its_tasks(opened: Open, service: FakeService) -> None:
-    keys = FakeKeys({"secret": FakeCaller(name="team", only=frozenset({"stars"}))})
-    with running(page_app(service, keys)) as url:
-        page = opened(url, expect=("401",))
+def test_a_key_opens_its_tasks(opened: Open, service: FakeService, tmp_path: Path) -> None:
+    secret = make_key(tmp_path / "keys.toml", "team", tasks=("stars",))
+    with serving(service, Keys(file=tmp_path / "keys.toml")) as running:
+        page = opened(running.url, expect=("401",))
         page.get_by_label("Key").fill("wrong")
         page.keyboard.press("Enter")
         page.get_by_role("alert").wait_for()
-        page.get_by_label("Key").fill("secret")
+        page.get_by_label("Key").fill(secret)
         page.keyboard.press("Enter")
         page.get_by_role("link", name="stars").wait_for()
         assert page.locator("#tasks li").count() == 1
@@ -438,7 +445,7 @@ def test_a_key_opens_its_tasks(opened: Open, service: FakeService) -> None:
         )
         (cookie,) = page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["expires"]) == (True, "Strict", -1)
-        assert "secret" not in cookie["value"]
+        assert secret not in cookie["value"]
         page.get_by_label("Text", exact=True).fill("a")
         ask(page)
         page.locator("#all-answers").wait_for()

@@ -54,6 +54,7 @@ document.addEventListener("click", (event) => {
 // Another task was chosen: mark it in the list, and ask it what was asked before.
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id !== "work") return;
+  if (document.activeElement === document.body) event.target.focus({ preventScroll: true });
   const form = document.getElementById("ask-one");
   if (form?.checkValidity()) form.requestSubmit();
   const task = new URLSearchParams(location.search).get("task");
@@ -87,8 +88,10 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// A table's rows with all the words.
 document.addEventListener("input", (event) => {
+  // Rows that are pasted replace a file that was chosen before.
+  if (event.target.id === "rows") event.target.form.elements.file.value = "";
+  // A table's rows with all the words.
   const table = event.target.dataset.filter && document.querySelector(event.target.dataset.filter);
   if (!table) return;
   const words = event.target.value.toLowerCase().split(/\s+/);
