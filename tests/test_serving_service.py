@@ -649,7 +649,7 @@ def test_metrics_are_as_things_are(tasks: TaskRegistry) -> None:
 def test_labels_have_a_bound() -> None:
     metrics = Metrics(max_tasks=3)
     for number in range(1000):
-        metrics.row(f"t{number}")
+        metrics.rows(f"t{number}", 1)
         metrics.request(task=f"t{number}", route="/tasks/{task}", code=200, seconds=0.1)
     rows = [sample for family in metrics.registry.collect() for sample in family.samples]
     assert {sample.labels["task"] for sample in rows if "task" in sample.labels} == {

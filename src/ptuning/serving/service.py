@@ -311,6 +311,8 @@ class Service:
         finally:
             request.closed = True
             self._open.discard(request)
+            if not request.finished.cancelled() and request.finished.done():
+                request.finished.exception()  # or asyncio reports it if a timeout came first
             if request.missing:
                 self._engine.remove(waiting)
 
@@ -339,11 +341,14 @@ class Service:
     def _count(
         self, rows: Sequence[Row], jobs: Sequence[Job | Refusal], answers: Sequence[RowAnswer | Refusal]
     ) -> None:
+        counts: Counter[tuple[str, bool, str]] = Counter()
         for row, job, answer in zip(rows, jobs, answers, strict=True):
             refused = answer.kind if isinstance(answer, Refusal) else ""
             known = isinstance(job, Job) or row.task in self.tasks
             truncated = isinstance(answer, RowAnswer) and answer.truncated
-            self.metrics.row(row.task if known else "", truncated=truncated, refused=refused)
+            counts[row.task if known else "", truncated, refused] += 1
+        for (task, truncated, refused), count in counts.items():
+            self.metrics.rows(task, count, truncated=truncated, refused=refused)
 
 
 def _answer(done: Done) -> RowAnswer | Refusal:
