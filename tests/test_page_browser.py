@@ -66,7 +66,7 @@ def opened(browser: Any) -> Iterator[Open]:
             viewport=options.pop("viewport", {"width": 1200, "height": 900}), **options
         )
         contexts.append(context)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(30_000)
         context.route(
             "**/*", lambda route: (asked.add(urlsplit(route.request.url).hostname), route.continue_())
         )
@@ -99,7 +99,9 @@ def headline(service: FakeService, name: str, text: str) -> str:
 
 def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeService) -> None:
     page = opened(url)
-    page.get_by_role("searchbox", name="Search tasks").fill("senti")
+    search = page.get_by_role("searchbox", name="Search tasks")
+    search.fill("senti")
+    page.locator("#tasks .found", has_text="1 task").wait_for()
     page.get_by_role("navigation", name="Tasks").get_by_role("link", name="sentiment").click()
     page.get_by_role("heading", name="sentiment", level=1).wait_for()
     assert page.title() == "sentiment · ptuning"
@@ -116,6 +118,11 @@ def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeSe
     assert [100 * width / track for width in widths] == pytest.approx(shares, abs=0.3)
     said = page.get_by_role("status")
     assert said.text_content().startswith(f"sentiment: {headline(service, 'sentiment', TEXT)} ")
+    search.fill("star")  # what was chosen stays in the list
+    page.locator("#tasks .found", has_text="1 task").wait_for()
+    page.get_by_role("link", name="stars").wait_for()
+    assert page.locator("#tasks .name").all_inner_texts() == ["sentiment", "stars"]
+    assert page.locator("#tasks [aria-current]").inner_text().startswith("sentiment")
     page.go_back()
     page.get_by_role("heading", name="What do all tasks say?").wait_for()
 
