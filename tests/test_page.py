@@ -128,6 +128,11 @@ def test_a_pair_task_gets_both_texts_and_others_only_the_first(ask: Ask, service
     ]
 
 
+def test_half_a_pair_is_not_sent(ask: Ask, service: FakeService) -> None:
+    assert "type both" in text_of(ask("one", task="paraphrase", text="a", text_pair=" "))
+    assert not service.asked
+
+
 def test_all_tasks_answer_one_text_in_one_request(ask: Ask, service: FakeService) -> None:
     found = ask("all", text="so good")
     ((rows, _),) = service.asked

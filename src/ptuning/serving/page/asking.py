@@ -84,6 +84,8 @@ class Question:
             Refusal: there is none.
         """
         task = self.service.tasks.get(self.asked.task, self.caller.may)
+        if task.task.pair and not self.asked.text_pair.strip():
+            raise Refusal(status=422, kind="no_pair", message="This task compares two texts: type both.")
         row = self._row(task, self.asked.text, self.asked.text_pair)
         (found,) = await self._answer([row])
         if isinstance(found, Refusal):
