@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,11 +71,8 @@ def make_app(
     """
     settings, tracing = settings or HttpSettings(), tracing or Tracing()
     exchange, running = Exchange(service, keys, settings, about or About()), Running()
-    temporary = None
-    if folder is None:
-        temporary = tempfile.TemporaryDirectory(prefix="ptuning-serve-")
-        folder = Path(temporary.name)
-    uploads = Uploads(service.tasks, folder, settings.max_upload_bytes)
+    own = Path(tempfile.gettempdir(), f"ptuning-serve-{secrets.token_hex(8)}")
+    uploads = Uploads(service.tasks, folder or own, settings.max_upload_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -83,8 +82,7 @@ def make_app(
         finally:
             await service.close()
             tracing.close()
-            if temporary is not None:
-                temporary.cleanup()
+            shutil.rmtree(own, ignore_errors=True)
 
     app = FastAPI(
         title="ptuning",
