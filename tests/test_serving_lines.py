@@ -196,6 +196,16 @@ def test_a_client_that_stops_sending_is_told(running: Running) -> None:
         assert b'"label"' in found
 
 
+def test_a_client_that_sends_and_never_reads_is_disconnected(running: Running) -> None:
+    with connect(running) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        block = chunk(b"\n".join([line()] * 1000) + b"\n")
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):  # not a timeout
+            while True:
+                connection.sendall(block)
+    wait_for(lambda: running.server.running.count == 0)
+
+
 def test_a_client_that_leaves_cancels_its_rows(running: Running) -> None:
     service = hold(running)
     connection = connect(running)
