@@ -487,6 +487,15 @@ def test_a_move_of_the_adopted_model_itself_is_seen() -> None:
     assert_close(logits_of(task), logits_of(task, OFF))
 
 
+def test_a_layer_on_another_device_computes_there(products: list[torch.Size]) -> None:
+    layer = linear()
+    layer(torch.randn(4, 32).bfloat16())
+    products.clear()
+    layer.to("meta")
+    out = layer(torch.randn(4, 32, device="meta").bfloat16())
+    assert (out.shape, out.device.type, products) == ((4, 48), "meta", [])
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @pytest.mark.parametrize("what", ["backbone", "task"])
 def test_a_copy_has_its_own_weights_and_packs_them_itself(how: str, what: str) -> None:
