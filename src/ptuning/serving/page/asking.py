@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptuning.serving.keys import Caller
-from ptuning.serving.page.curl import rows_curl, task_curl
+from ptuning.serving.page.curl import rows_curl, task_curl, tasks_curl
 from ptuning.serving.page.forms import Asked
 from ptuning.serving.page.tables import NAMES, RowsRead, answers_csv, read_rows
 from ptuning.serving.page.views import (
@@ -136,7 +136,13 @@ class Question:
                 "tokens": sum(each.tokens for each in good),
                 "cut": sum(each.truncated for each in good),
                 "stages": self._stages(),
-                "curl": rows_curl(self.base, rows, truncate=self.asked.truncate, key=self.key),
+                "curl": tasks_curl(
+                    self.base,
+                    rows,
+                    every=not chosen and not pair,
+                    truncate=self.asked.truncate,
+                    key=self.key,
+                ),
             },
         )
 
