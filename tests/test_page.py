@@ -8,77 +8,39 @@ import io
 import json
 import re
 import shlex
+import socket
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
 from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.testclient import TestClient
 
-from page_server import (
-    CARD,
-    HOSTILE,
-    FakeCaller,
-    FakeKeys,
-    FakeService,
-    fake_logits,
-    page_app,
-    served,
-)
+from page_fake import PART, FakeService, Parsed, fake_logits, served, text_of
 from ptuning import PTuningModel, adapters
 from ptuning.cli import main
 from ptuning.data import Example
 from ptuning.data.tokens import Tokenise
 from ptuning.inference.evaluate import logits_of, prepared
-from ptuning.serving.page.cards import card_html
+from ptuning.serving.app import make_app
+from ptuning.serving.keys import Keys
 from ptuning.serving.page.curl import LONGEST, rows_curl, task_curl
 from ptuning.serving.page.router import MAX_QUERY
-from ptuning.serving.page.sessions import COOKIE, Sessions
 from ptuning.serving.page.tables import detected, read_rows
 from ptuning.serving.page.tasks import PAGE, task_list
 from ptuning.serving.page.views import Bar, answer_view, number
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.serving.settings import Settings
 from ptuning.task import Task
+from serving_fake import serving, wait_for
 
 SINGLE = "single_label_classification"
-PART = {"HX-Request": "true"}
 FOLDER = Path(__file__).parent.parent / "src" / "ptuning" / "serving" / "page"
-
-
-class Parsed(HTMLParser):
-    """The tags with their attributes, and the text outside of scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
-def text_of(response: Any) -> str:
-    return Parsed(response.text).text
 
 
 @pytest.fixture
@@ -88,7 +50,7 @@ def service() -> FakeService:
 
 @pytest.fixture
 def client(service: FakeService) -> Iterator[TestClient]:
-    with TestClient(page_app(service), follow_redirects=False) as made:
+    with TestClient(make_app(service, Keys()), follow_redirects=False) as made:
         yield made
 
 
@@ -502,6 +464,34 @@ def test_the_page_shows_the_line_for_its_own_address(ask: Ask) -> None:
     assert "$PTUNING_KEY" not in words
 
 
+def test_the_curl_lines_get_the_same_answers(ask: Ask, client: TestClient) -> None:
+    def sent(page: str) -> Any:
+        (line,) = re.findall(r'<pre id="curl"[^>]*><code>(.*?)</code>', page, re.DOTALL)
+        words = words_of(html.unescape(line))
+        assert words[1].startswith("http://testserver/")
+        found = client.post(words[1], content=words[-1], headers=dict([words[3].split(": ")]))
+        assert found.status_code == 200, found.text
+        return found.json()
+
+    one = ask("one", task="sentiment", text=NASTY)
+    ((best, *_),) = sent(one.text)
+    assert text_of(one).startswith(
+        f"Answer {best['label']} {Bar(label='', share=best['score'], chosen=True).percent}"
+    )
+    ((number,),) = sent(ask("one", task="stars", text="a").text)
+    assert number["score"] == pytest.approx(
+        fake_logits(Task(problem_type="regression", mean=3.2, scale=1.1), "a")[0]
+    )
+    for page in (
+        ask("one", task="paraphrase", text="a", text_pair="b", truncate="no"),
+        ask("all", text="a", text_pair="b"),
+        ask("rows", task="sentiment", rows="a\nb\nc"),
+    ):
+        answers = sent(page.text)["rows"]
+        assert answers
+        assert all("error" not in each for each in answers)
+
+
 # ------------------------------------------------------------------------------------------- refusals
 
 
@@ -543,111 +533,31 @@ def test_a_form_that_cannot_be_parsed(client: TestClient) -> None:
     assert "This form cannot be read" in text_of(found)
 
 
-# ------------------------------------------------------------------------------- escaping and policies
+def test_a_body_that_is_too_large_is_refused_in_words(ask: Ask, service: FakeService) -> None:
+    found = ask("rows", task="sentiment", rows="x" * service.settings.max_body_bytes)
+    assert found.status_code == 413
+    assert "This is too much at once" in text_of(found)
+    assert not service.asked
 
 
-def pages(client: TestClient) -> Iterator[Any]:
-    """Every page and part, with hostile input."""
-    for view in ("one", "rows", "about"):
-        for name in ("sentiment", "hostile", "stars", "paraphrase"):
-            yield client.get("/", params={"task": name, "view": view})
-    yield client.get("/", params={"task": HOSTILE})
-    yield client.get("/", params={"q": HOSTILE})
-    yield client.get("/page/tasks", params={"q": HOSTILE, "task": HOSTILE, "only": HOSTILE})
-    text = f"</textarea>{HOSTILE}"
-    fields = {
-        "text": text,
-        "text_pair": text,
-        "rows": text,
-        "column": HOSTILE,
-        "only": HOSTILE,
-        "keep": "yes",
-    }
-    for headers in ({}, PART):
-        for name in ("sentiment", "hostile", "emotions", "stars", "paraphrase", HOSTILE):
-            for view in ("one", "all", "rows"):
-                given = {**fields, "task": name, "column": ""} | ({} if view != "all" else {"only": name})
-                yield client.post(f"/page/{view}", data=given, headers=headers)
-        yield client.post("/page/rows", data={**fields, "task": "hostile"}, headers=headers)
-        yield client.post("/page/key", data={"key": HOSTILE}, headers=headers)
+def test_a_browser_that_leaves_takes_its_rows_along(service: FakeService) -> None:
+    service.seconds = 60.0
+    with serving(service) as running, socket.create_connection(("127.0.0.1", running.port)) as browser:
+        body = b"task=sentiment&text=a"
+        head = "POST /page/one HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        browser.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_for(lambda: bool(service.asked))
+        browser.close()
+        wait_for(lambda: service.cancelled == 1)
 
 
-def test_nothing_that_users_or_adapters_write_becomes_markup(client: TestClient) -> None:
-    count = 0
-    for found in pages(client):
-        if found.status_code == 303:
-            continue
-        count += 1
-        parsed = Parsed(found.text)
-        for tag, attrs in parsed.tags:
-            assert tag not in ("img", "iframe", "object", "embed", "base", "style"), found.url
-            assert not [name for name in attrs if name.startswith("on") or name == "style"], (found.url, tag)
-            assert not str(attrs.get("href", "")).startswith(("javascript:", "data:"))
-        for attrs in parsed.all("script"):
-            assert str(attrs["src"]).startswith("/page/static/")
-    assert count > 50
-
-
-def test_a_label_is_text_whatever_it_says(ask: Ask) -> None:
-    found = ask("one", task="hostile", text="a")
-    assert HOSTILE not in found.text
-    words = text_of(found)
-    assert HOSTILE in words
-    assert "\\u202eevil" in words  # and not what it makes of the text behind it
-
-
-def test_every_response_has_the_strict_policy(client: TestClient) -> None:
-    for found in pages(client):
-        if found.status_code == 303:
-            continue
-        policy = found.headers["content-security-policy"]
-        assert "default-src 'none'" in policy
-        assert "unsafe" not in policy
-        assert "http" not in policy.replace("https:", "")
-        assert found.headers["cache-control"] == "no-store"
-        assert found.headers["x-content-type-options"] == "nosniff"
-
-
-def test_nothing_is_loaded_from_another_host(client: TestClient) -> None:
-    for found in pages(client):
-        for tag, attrs in Parsed(found.text).tags:
-            for name in ("src", "href", "action", "hx-get", "hx-post", "formaction"):
-                value = attrs.get(name)
-                if value is None or (tag == "a" and "rel" in attrs):  # a link in a card
-                    continue
-                assert value.startswith(("/", "#")), (tag, name, value)
-                assert not value.startswith("//")
-
-
-def test_a_card_cannot_act() -> None:
-    made = str(card_html(CARD))
-    assert "license: unknown" not in made
-    parsed = Parsed(made)
-    assert {tag for tag, _ in parsed.tags} <= {
-        *("h3", "h4", "p", "table", "thead", "tbody", "tr", "th", "td", "pre", "code", "ul", "li", "a")
-    }
-    assert '<img src=x onerror=alert("card")>' in parsed.text
-    assert parsed.all("a") == [
-        {"href": "http://elsewhere.example/pixel.png", "rel": "noopener noreferrer nofollow"},
-        {"href": "https://example.org/", "rel": "noopener noreferrer nofollow"},
-    ]
-    assert 'class="align-right"' in made
-    assert 'print("<b>")' in parsed.text
-
-
-@pytest.mark.parametrize(
-    "card", ["> " * 5000 + "x", "[" * 5000, "*a " * 5000, "\x00", "---\n" * 100, "|" * 9999]
-)
-def test_any_card_is_rendered(card: str) -> None:
-    assert "<script" not in card_html(card)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.text(alphabet=st.sampled_from("<>&\"'[]()!`*_#-|: \nabjs="), max_size=200))
-def test_no_card_makes_a_tag_of_its_own(card: str) -> None:
-    for tag, attrs in Parsed(str(card_html(card))).tags:
-        assert tag not in ("script", "img", "style", "iframe", "svg", "form", "input")
-        assert set(attrs) <= {"href", "rel", "title", "class", "start"}
+def test_the_log_says_what_the_page_was_asked(ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ptuning.access"):
+        found = ask("one", task="sentiment", text="so good")
+    (line,) = (json.loads(record.message) for record in caplog.records)
+    assert (line["route"], line["task"], line["rows"], line["tokens"]) == ("/page/one", "sentiment", 1, 4)
+    assert "good" not in caplog.text
+    assert found.headers["server-timing"].startswith("tokenise;dur=0.4")
 
 
 # --------------------------------------------------------------------------------- the list, the task
@@ -754,7 +664,7 @@ def test_parts_and_pages(client: TestClient) -> None:
 
 
 def test_all_addresses_are_below_the_path_of_a_proxy(service: FakeService) -> None:
-    with TestClient(page_app(service), root_path="/tuning") as client:
+    with TestClient(make_app(service, Keys()), root_path="/tuning") as client:
         found = client.get("/tuning/?task=sentiment")
         addresses = [
             value
@@ -799,150 +709,6 @@ def test_the_wheel_has_every_file_of_the_page() -> None:
     shipped = {file for pattern in patterns for file in source.glob(pattern)}
     needed = {file for name in ("static", "templates") for file in (FOLDER / name).iterdir()}
     assert needed - shipped == set()
-
-
-# --------------------------------------------------------------------------------------------------- keys
-
-
-@pytest.fixture
-def keyed(service: FakeService) -> Iterator[tuple[TestClient, FakeKeys]]:
-    keys = FakeKeys(
-        {
-            "good": FakeCaller(name="team", only=frozenset({"stars", "emotions"})),
-            "all": FakeCaller(name="ops"),
-        }
-    )
-    with TestClient(page_app(service, keys), follow_redirects=False) as client:
-        yield client, keys
-
-
-def sign_in(client: TestClient, key: str) -> Any:
-    return client.post("/page/key", data={"key": f" {key} "})
-
-
-def test_without_a_key_there_is_a_form_and_nothing_else(keyed: tuple[TestClient, FakeKeys]) -> None:
-    client, _ = keyed
-    found = client.get("/")
-    assert 'type="password"' in found.text
-    assert "stars" not in found.text
-    for path in ("/page/one", "/page/all", "/page/rows", "/page/download"):
-        assert client.post(path, data={"task": "stars", "text": "a"}, headers=PART).status_code == 401
-    assert client.get("/page/tasks", headers=PART).status_code == 401
-
-
-def test_a_wrong_key_is_refused_in_place(keyed: tuple[TestClient, FakeKeys]) -> None:
-    found = sign_in(keyed[0], "bad")
-    assert found.status_code == 401
-    assert "set-cookie" not in found.headers
-    assert "This key is not accepted" in found.text
-
-
-def test_the_cookie_is_a_session_and_not_the_key(keyed: tuple[TestClient, FakeKeys]) -> None:
-    client, _ = keyed
-    found = sign_in(client, "good")
-    assert (found.status_code, found.headers["location"]) == (303, "/")
-    cookie = found.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
-    assert "good" not in cookie
-    assert "expires" not in cookie.lower()
-    assert "max-age" not in cookie.lower()
-    assert "Secure" not in cookie  # over http on loopback
-    assert "good" not in client.get("/").text.replace("so good", "")
-
-
-def test_over_https_the_cookie_is_secure(service: FakeService) -> None:
-    app = page_app(service, FakeKeys({"k": FakeCaller(name="a")}))
-    with TestClient(app, base_url="https://testserver", follow_redirects=False) as client:
-        assert "Secure" in sign_in(client, "k").headers["set-cookie"]
-
-
-def test_a_key_sees_its_own_tasks(keyed: tuple[TestClient, FakeKeys], service: FakeService) -> None:
-    client, _ = keyed
-    service.tasks.failures = {"broken": "why"}
-    sign_in(client, "good")
-    words = text_of(client.get("/"))
-    assert "All tasks 2" in words
-    assert "Key team" in words
-    assert "sentiment" not in words
-    assert "broken" not in words
-    client.post("/page/all", data={"text": "a"}, headers=PART)
-    ((rows, caller),) = service.asked
-    assert caller == "team"
-    assert [row.task for row in rows] == ["emotions", "stars"]
-    other = client.post("/page/one", data={"task": "sentiment", "text": "a"}, headers=PART)
-    missing = client.post("/page/one", data={"task": "nowhere", "text": "a"}, headers=PART)
-    assert other.status_code == missing.status_code == 404
-    assert client.get("/?task=sentiment&view=about").status_code == 404
-    assert "$PTUNING_KEY" in text_of(
-        client.post("/page/one", data={"task": "stars", "text": "a"}, headers=PART)
-    )
-
-
-def test_a_session_ends(keyed: tuple[TestClient, FakeKeys]) -> None:
-    client, keys = keyed
-    sign_in(client, "all")
-    cookie = client.cookies[COOKIE]
-    assert client.post("/page/forget").status_code == 303
-    client.cookies.set(COOKIE, cookie)  # the browser's copy is worth nothing now
-    assert 'type="password"' in client.get("/").text
-    client.cookies.clear()
-    sign_in(client, "all")
-    assert "All tasks 6" in text_of(client.get("/"))
-    del keys.known["all"]  # the key is withdrawn
-    assert 'type="password"' in client.get("/").text
-
-
-def request(cookie: str = "") -> Request:
-    headers = [(b"cookie", f"{COOKIE}={cookie}".encode())]
-    return Request({"type": "http", "method": "GET", "path": "/", "headers": headers, "server": ("h", 80)})
-
-
-def started(sessions: Sessions) -> str:
-    response = Response()
-    sessions.start("k", request(), response)
-    return response.headers["set-cookie"].partition(";")[0].partition("=")[2]
-
-
-def test_sessions_end_after_their_time_and_are_bounded() -> None:
-    now = 0.0
-    keys: Any = FakeKeys({"k": FakeCaller(name="a")})
-    sessions = Sessions(keys=keys, lifetime=10.0, capacity=2, clock=lambda: now)
-    first = started(sessions)
-    assert sessions.caller(request(first)).name == "a"
-    now = 10.0
-    with pytest.raises(Refusal):
-        sessions.caller(request(first))
-    second, third, fourth = (started(sessions) for _ in range(3))
-    assert len({second, third, fourth}) == 3
-    with pytest.raises(Refusal):
-        sessions.caller(request(second))
-    assert sessions.caller(request(third)).name == sessions.caller(request(fourth)).name == "a"
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({"sec-fetch-site": "same-origin"}, 200),
-        ({"sec-fetch-site": "none"}, 200),
-        ({"sec-fetch-site": "cross-site"}, 403),
-        ({"sec-fetch-site": "same-site"}, 403),
-        ({"origin": "http://testserver"}, 200),
-        ({"origin": "http://evil.example"}, 403),
-        ({"origin": "null"}, 403),
-        ({}, 200),
-    ],
-)
-def test_forms_of_other_sites_are_refused(
-    headers: dict[str, str], status: int, client: TestClient, service: FakeService
-) -> None:
-    found = client.post("/page/one", data={"task": "sentiment", "text": "a"}, headers=headers)
-    assert found.status_code == status
-    assert bool(service.asked) is (status == 200)
-
-
-def test_the_page_is_not_in_the_api_description(service: FakeService) -> None:
-    assert page_app(service).openapi()["paths"] == {}
 
 
 # ------------------------------------------------------------------------------------------------ helpers

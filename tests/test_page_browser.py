@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from page_server import HOSTILE, FakeCaller, FakeKeys, FakeService, fake_logits, page_app, running, served
+from page_fake import HOSTILE, FakeService, fake_logits, served
+from ptuning.serving.keys import Keys, make_key
 from ptuning.serving.page.views import answer_view
 from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.task import Task
+from serving_fake import serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -44,8 +46,8 @@ def service() -> FakeService:
 
 @pytest.fixture
 def url(service: FakeService) -> Iterator[str]:
-    with running(page_app(service)) as address:
-        yield address
+    with serving(service) as running:
+        yield running.url
 
 
 Open = Callable[..., Any]
@@ -64,7 +66,7 @@ def opened(browser: Any) -> Iterator[Open]:
             viewport=options.pop("viewport", {"width": 1200, "height": 900}), **options
         )
         contexts.append(context)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(30_000)
         context.route(
             "**/*", lambda route: (asked.add(urlsplit(route.request.url).hostname), route.continue_())
         )
@@ -97,7 +99,9 @@ def headline(service: FakeService, name: str, text: str) -> str:
 
 def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeService) -> None:
     page = opened(url)
-    page.get_by_role("searchbox", name="Search tasks").fill("senti")
+    search = page.get_by_role("searchbox", name="Search tasks")
+    search.fill("senti")
+    page.locator("#tasks .found", has_text="1 task").wait_for()
     page.get_by_role("navigation", name="Tasks").get_by_role("link", name="sentiment").click()
     page.get_by_role("heading", name="sentiment", level=1).wait_for()
     assert page.title() == "sentiment · ptuning"
@@ -114,6 +118,11 @@ def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeSe
     assert [100 * width / track for width in widths] == pytest.approx(shares, abs=0.3)
     said = page.get_by_role("status")
     assert said.text_content().startswith(f"sentiment: {headline(service, 'sentiment', TEXT)} ")
+    search.fill("star")  # what was chosen stays in the list
+    page.locator("#tasks .found", has_text="1 task").wait_for()
+    page.get_by_role("link", name="stars").wait_for()
+    assert page.locator("#tasks .name").all_inner_texts() == ["sentiment", "stars"]
+    assert page.locator("#tasks [aria-current]").inner_text().startswith("sentiment")
     page.go_back()
     page.get_by_role("heading", name="What do all tasks say?").wait_for()
 
@@ -125,6 +134,7 @@ def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: Fa
     page.locator("#all-answers").get_by_role("link", name="stars").click()
     page.locator(".mark circle").wait_for()
     assert page.locator(".headline").inner_text() == headline(service, "stars", TEXT)
+    assert page.evaluate("document.activeElement.id") == "work"  # the link is gone
     page.get_by_role("link", name="emotions").click()
     page.locator(".bars li").nth(4).wait_for()
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
@@ -188,6 +198,10 @@ def test_drop_a_file(url: str, opened: Open, service: FakeService) -> None:
     page.get_by_role("heading", name="2 rows").wait_for()
     assert [row.text for row in service.asked[0][0]] == ["so good", "<b>bad</b>"]
     assert "<b>bad</b>" in page.locator(".table").inner_text()
+    assert page.locator("#answers-title").inner_text() == "2 rows of new.csv"
+    page.locator("#rows").fill("other")  # replaces the file
+    ask(page)
+    page.get_by_role("heading", name="1 row", exact=True).wait_for()
 
 
 def test_the_curl_line_is_copied(url: str, opened: Open) -> None:
@@ -421,14 +435,14 @@ def test_without_scripts(url: str, opened: Open, service: FakeService) -> None:
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
 
 
-def test_a_key_opens_its_tasks(opened: Open, service: FakeService) -> None:
-    keys = FakeKeys({"secret": FakeCaller(name="team", only=frozenset({"stars"}))})
-    with running(page_app(service, keys)) as url:
-        page = opened(url, expect=("401",))
+def test_a_key_opens_its_tasks(opened: Open, service: FakeService, tmp_path: Path) -> None:
+    secret = make_key(tmp_path / "keys.toml", "team", tasks=("stars",))
+    with serving(service, Keys(file=tmp_path / "keys.toml")) as running:
+        page = opened(running.url, expect=("401",))
         page.get_by_label("Key").fill("wrong")
         page.keyboard.press("Enter")
         page.get_by_role("alert").wait_for()
-        page.get_by_label("Key").fill("secret")
+        page.get_by_label("Key").fill(secret)
         page.keyboard.press("Enter")
         page.get_by_role("link", name="stars").wait_for()
         assert page.locator("#tasks li").count() == 1
@@ -438,7 +452,7 @@ def test_a_key_opens_its_tasks(opened: Open, service: FakeService) -> None:
         )
         (cookie,) = page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["expires"]) == (True, "Strict", -1)
-        assert "secret" not in cookie["value"]
+        assert secret not in cookie["value"]
         page.get_by_label("Text", exact=True).fill("a")
         ask(page)
         page.locator("#all-answers").wait_for()

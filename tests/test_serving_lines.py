@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -76,8 +77,8 @@ def test_a_line_without_an_end_takes_no_memory() -> None:
 
 def test_every_line_has_its_own_answer_or_error(client: TestClient) -> None:
     lines = [
-        line("fine", id="a"), b"{", line(task="nothing"), b"", b'{"task": "sentiment"}', line("x" * 1000), b"NaN",
-        line("a", "similar", text_pair="b"), b"\xff", line(" "), line("last"),
+        line("fine", id="a"), b"{", line(task="nothing"), b"", b'{"task": "sentiment"}', line("x" * 1000),
+        b"NaN", line("a", "similar", text_pair="b"), b"\xff", line(" "), line("last"),
     ]  # fmt: skip
     found = ask(client, b"\n".join(lines))
     kinds = [each.get("error", {}).get("type", "answer") for each in found]
@@ -176,7 +177,7 @@ def test_the_body_is_read_no_further_than_the_answers_come(running: Running) -> 
     with connect(running) as connection:
         connection.settimeout(0.5)
         block, sent = chunk(b"\n".join([line()] * 1000) + b"\n"), 0
-        with pytest.raises(TimeoutError):
+        with suppress(TimeoutError):
             for _ in range(1000):
                 sent += connection.send(block)
         assert sent < 30 << 20
@@ -193,6 +194,16 @@ def test_a_client_that_stops_sending_is_told(running: Running) -> None:
         connection.sendall(chunk(line() + b"\n"))
         found = read_until(connection, b"body_timeout")
         assert b'"label"' in found
+
+
+def test_a_client_that_sends_and_never_reads_is_disconnected(running: Running) -> None:
+    with connect(running) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        block = chunk(b"\n".join([line()] * 1000) + b"\n")
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):  # not a timeout
+            while True:
+                connection.sendall(block)
+    wait_for(lambda: running.server.running.count == 0)
 
 
 def test_a_client_that_leaves_cancels_its_rows(running: Running) -> None:

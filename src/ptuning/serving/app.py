@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,26 +67,27 @@ def make_app(
         root_path: The path under which a proxy shows the server.
 
     Returns:
-        The application; ``app.state`` has ``exchange`` and ``running`` (:class:`Running`).
+        The application; ``app.state`` has ``exchange``, ``running`` (:class:`Running`), and ``failure``, the
+        error that prevented the start.
     """
     settings, tracing = settings or HttpSettings(), tracing or Tracing()
     exchange, running = Exchange(service, keys, settings, about or About()), Running()
-    temporary = None
-    if folder is None:
-        temporary = tempfile.TemporaryDirectory(prefix="ptuning-serve-")
-        folder = Path(temporary.name)
-    uploads = Uploads(service.tasks, folder, settings.max_upload_bytes)
+    own = Path(tempfile.gettempdir(), f"ptuning-serve-{secrets.token_hex(8)}")
+    uploads = Uploads(service.tasks, folder or own, settings.max_upload_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        try:
+            await service.start()
+        except Exception as error:
+            app.state.failure = error
+            raise
         try:
             yield
         finally:
             await service.close()
             tracing.close()
-            if temporary is not None:
-                temporary.cleanup()
+            shutil.rmtree(own, ignore_errors=True)
 
     app = FastAPI(
         title="ptuning",
@@ -95,7 +98,7 @@ def make_app(
         root_path=root_path,
         lifespan=lifespan,
     )
-    app.state.exchange, app.state.running = exchange, running
+    app.state.exchange, app.state.running, app.state.failure = exchange, running, None
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))

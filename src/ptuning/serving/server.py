@@ -29,6 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is in use, or is not one of this machine.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError("--port", got=port, expected="from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
@@ -84,7 +86,12 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            if (failure := self.config.app.state.failure) is not None:  # type: ignore[union-attr]
+                raise failure from None
+            raise
         self.on_start()
 
     @contextmanager

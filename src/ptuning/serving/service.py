@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from ptuning.serving.engine import Done, Engine, Job, Run, gone, too_late
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
-from ptuning.serving.scheduler import Overloaded, Scheduler, Waiting
+from ptuning.serving.scheduler import Overloaded, Scheduler
 from ptuning.serving.settings import Settings
 from ptuning.serving.tasks import TaskRegistry
 from ptuning.serving.tokenising import Tokenising
+from ptuning.serving.turns import Waiting
 from ptuning.serving.watching import FolderWatch
 
 _LOG = logging.getLogger(__name__)
@@ -310,6 +311,8 @@ class Service:
         finally:
             request.closed = True
             self._open.discard(request)
+            if not request.finished.cancelled() and request.finished.done():
+                request.finished.exception()  # or asyncio reports it if a timeout came first
             if request.missing:
                 self._engine.remove(waiting)
 
@@ -327,6 +330,10 @@ class Service:
             assert each.job.place not in request.outcomes, "a row is answered once"
             request.outcomes[each.job.place] = each
             request.missing -= 1
+            if isinstance(each.outcome, Refusal) and each.outcome.kind in (gone().kind, too_late().kind):
+                if not request.finished.done():
+                    request.finished.set_exception(each.outcome)  # the entire request's
+                continue
             request.started = each.started if request.started is None else min(request.started, each.started)
             if not request.missing and not request.finished.done():
                 request.finished.set_result(None)
@@ -334,11 +341,14 @@ class Service:
     def _count(
         self, rows: Sequence[Row], jobs: Sequence[Job | Refusal], answers: Sequence[RowAnswer | Refusal]
     ) -> None:
+        counts: Counter[tuple[str, bool, str]] = Counter()
         for row, job, answer in zip(rows, jobs, answers, strict=True):
             refused = answer.kind if isinstance(answer, Refusal) else ""
             known = isinstance(job, Job) or row.task in self.tasks
             truncated = isinstance(answer, RowAnswer) and answer.truncated
-            self.metrics.row(row.task if known else "", truncated=truncated, refused=refused)
+            counts[row.task if known else "", truncated, refused] += 1
+        for (task, truncated, refused), count in counts.items():
+            self.metrics.rows(task, count, truncated=truncated, refused=refused)
 
 
 def _answer(done: Done) -> RowAnswer | Refusal:

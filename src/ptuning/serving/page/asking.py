@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ptuning.serving.keys import Caller
 from ptuning.serving.page.curl import rows_curl, task_curl
 from ptuning.serving.page.forms import Asked
 from ptuning.serving.page.tables import NAMES, RowsRead, answers_csv, read_rows
@@ -23,9 +24,7 @@ from ptuning.serving.page.views import (
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.service import Service
 from ptuning.serving.tasks import ServedTask
-
-if TYPE_CHECKING:
-    from ptuning.serving.keys import Caller
+from ptuning.visible import visible
 
 SHOWN_ROWS = 200
 """Rows of a table that the page shows; the file has all."""
@@ -184,6 +183,7 @@ class Question:
             "rows": len(found),
             "notes": read.notes,
             "form": NAMES[read.form],
+            "source": "" if self.asked.file is None else visible(self.asked.file.filename or ""),
             "csv": answers_csv(task.task, read.examples, found, keep=self.asked.keep),
             "file_name": f"{task.name}.csv",
         }

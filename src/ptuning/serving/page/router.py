@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import string
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from ptuning.errors import UserError
+from ptuning.serving.access import CLIENT_GONE, record_of
+from ptuning.serving.keys import Caller, Keys
+from ptuning.serving.limits import HttpSettings
 from ptuning.serving.page.asking import Question, Result, refused
 from ptuning.serving.page.files import static_files
 from ptuning.serving.page.forms import Asked, asked, text_of
@@ -21,13 +25,10 @@ from ptuning.serving.page.rendering import HEADERS, Templates, is_part, root_of
 from ptuning.serving.page.sessions import Sessions, check_origin
 from ptuning.serving.page.tasks import about, summary, task_item, task_list
 from ptuning.serving.page.views import Trouble, trouble
-from ptuning.serving.rows import Refusal
+from ptuning.serving.protocols.exchange import while_connected
+from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.serving.service import Service
 from ptuning.serving.tasks import ServedTask
-
-if TYPE_CHECKING:
-    from ptuning.serving.keys import Caller, Keys
-    from ptuning.serving.limits import HttpSettings
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -58,6 +59,8 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
                 return await handler(request)
             except Refusal as refusal:
                 return await page.refusal(request, refusal)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
             except HTTPException as error:  # a form that cannot be parsed
                 unread = Refusal(status=error.status_code, kind="http", message=str(error.detail))
                 return await page.refusal(request, unread)
@@ -101,7 +104,7 @@ class _Page:
         """A part of the list of tasks."""
         params, caller = request.query_params, self._sessions.caller(request)
         start = params.get("start", "0")
-        query, current = params.get("q", "")[:MAX_QUERY], params.get("task", "")
+        query, current = params.get("q", "")[:MAX_QUERY], _task_of(request.headers.get("hx-current-url", ""))
         found = await asyncio.to_thread(
             task_list,
             self._visible(caller),
@@ -135,9 +138,10 @@ class _Page:
         return await self._answered(request, "rows", lambda caller, question: question.rows())
 
     async def _answered(
-        self, request: Request, view: str, ask: Callable[[Caller, Question], Awaitable[Result]]
+        self, request: Request, view: str, ask: Callable[[Caller, Question], Coroutine[Any, Any, Result]]
     ) -> Response:
-        caller = self._sessions.caller(request)
+        caller, record = self._sessions.caller(request), record_of(request.scope)
+        record.caller = caller.name
         async with self._form(request) as form:
             given = asked(form)
             question = Question(
@@ -148,11 +152,16 @@ class _Page:
                 key=self._sessions.keys.required,
             )
             try:
-                result = await ask(caller, question)
+                result = await while_connected(request, ask(caller, question))
             except Refusal as refusal:
-                result = refused(trouble(refusal), refusal.status)
+                record.refusal, result = refusal.kind, refused(trouble(refusal), refusal.status)
             except UserError as error:
                 result = refused(Trouble(title="These rows cannot be read", message=str(error)), 422)
+        record.task = "" if view == "all" or not question.answered else given.task
+        for rows, found, timing in question.answered:
+            record.add(rows, timing, [each for each in found if isinstance(each, RowAnswer)])
+            if self._settings.log_texts:
+                record.texts += [(row.text, row.text_pair) for row in rows]
         if is_part(request):
             return await self._templates.response(request, "_result.html", {}, result)
         return await self._work(request, caller, view, given.task, given=given, result=result)
@@ -243,6 +252,11 @@ class _Page:
         return request.form(
             max_files=1, max_fields=MAX_FIELDS, max_part_size=self._service.settings.max_body_bytes
         )
+
+
+def _task_of(address: str) -> str:
+    """The task of the page with this address."""
+    return parse_qs(address.partition("?")[2]).get("task", [""])[0]
 
 
 def _file_name(name: str) -> str:

@@ -13,16 +13,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ptuning.serving.keys import Caller, Keys
 from ptuning.serving.rows import Refusal
-
-if TYPE_CHECKING:
-    from ptuning.serving.keys import Caller, Keys
 
 COOKIE = "ptuning_session"
 LIFETIME = 12 * 3600.0

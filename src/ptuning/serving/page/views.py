@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ptuning.inference.predictor import Prediction
 from ptuning.kinds import LabelForm
 from ptuning.serving.rows import Refusal, RowAnswer, Timing
+from ptuning.serving.scores import answer_of
 from ptuning.task import Label, Task
 from ptuning.visible import visible
 
@@ -121,7 +120,7 @@ class Trouble:
 
 def prediction(row: int, answer: RowAnswer, kept: dict[str, object] | None = None) -> Prediction:
     """The answer as :class:`~ptuning.Predictor` would give it."""
-    label, probabilities = answer.task.kind.answer(torch.tensor(answer.logits), answer.task)
+    label, probabilities = answer_of(answer)
     return Prediction(row=row, label=label, probabilities=probabilities, kept=kept)
 
 

@@ -114,7 +114,7 @@ class LineStream(Response):
                     await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 reader.cancel()
-        except* (ClientDisconnect, TimeoutError):
+        except* ClientDisconnect:
             pass  # nobody reads the answer
 
     async def _read(self, group: asyncio.TaskGroup, windows: asyncio.Queue[Any]) -> None:

@@ -127,7 +127,6 @@ def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
                 "the name of a task: expected letters, digits, '.', '_' and '-', up to 128, no '.' in front"
             )
             raise Refusal(status=422, kind="invalid", message=message)
-        record_of(request.scope).task = task
         kind = content_type(request)
         if kind in (*ARCHIVES, FORM):
             async with _received(request, kind == FORM, uploads.folder) as archive:
@@ -135,7 +134,8 @@ def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
         else:
             wanted = validated(FromHub, await json_of(request))
             found = await _changed(uploads.fetch(task, wanted.hub_id, wanted.revision))
-        record_of(request.scope).digest = found.digest
+        record = record_of(request.scope)
+        record.task, record.digest = found.name, found.digest
         return JSONResponse(details(found))
 
     @made.delete("/tasks/{task}", summary="Delete a task", status_code=204, responses=ERRORS)

@@ -51,11 +51,13 @@ document.addEventListener("click", (event) => {
   if (button) copy(button);
 });
 
-// Another task was chosen: mark it in the list, and ask it what was asked before.
+// Another task was chosen: ask it what was asked before, and mark it in the list, also if that arrives later.
 document.addEventListener("htmx:afterSettle", (event) => {
-  if (event.target.id !== "work") return;
-  const form = document.getElementById("ask-one");
-  if (form?.checkValidity()) form.requestSubmit();
+  if (event.target.id === "work") {
+    if (document.activeElement === document.body) event.target.focus({ preventScroll: true });
+    const form = document.getElementById("ask-one");
+    if (form?.checkValidity()) form.requestSubmit();
+  } else if (event.target.id !== "tasks") return;
   const task = new URLSearchParams(location.search).get("task");
   for (const link of document.querySelectorAll(".side a[href]")) {
     const own = new URL(link.href).searchParams.get("task");
@@ -87,8 +89,10 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// A table's rows with all the words.
 document.addEventListener("input", (event) => {
+  // Rows that are pasted replace a file that was chosen before.
+  if (event.target.id === "rows") event.target.form.elements.file.value = "";
+  // A table's rows with all the words.
   const table = event.target.dataset.filter && document.querySelector(event.target.dataset.filter);
   if (!table) return;
   const words = event.target.value.toLowerCase().split(/\s+/);

@@ -1,21 +1,16 @@
-"""A server of the page alone: tasks and answers are made up, and uvicorn listens on a free loopback port."""
+"""Tasks and answers that are made up, for tests of the page."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from types import SimpleNamespace
+from html.parser import HTMLParser
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI
-
-from ptuning.serving.page import make_page
+from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.settings import Settings
 from ptuning.serving.tasks import ServedTask
@@ -105,7 +100,17 @@ class FakeService:
     asked: list[tuple[list[Row], str]] = field(default_factory=list)
     seconds: float = 0.0
     settings: Settings = field(default_factory=Settings)
+    metrics: Metrics = field(default_factory=Metrics)
+    cancelled: int = 0
+    ready: bool = True
+    draining: bool = False
     logits: Callable[[Task, str], tuple[float, ...]] = field(default=lambda *given: fake_logits(*given))
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
     async def answer(
         self,
@@ -117,7 +122,11 @@ class FakeService:
         visible: Callable[[str], bool] = lambda name: True,
     ) -> tuple[list[RowAnswer | Refusal], Timing]:
         self.asked.append((list(rows), caller))
-        await asyncio.sleep(self.seconds)
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if self.refuse is not None:
             raise self.refuse
         found = [self._answer(row, truncate, visible) for row in rows]
@@ -152,55 +161,32 @@ def fake_logits(task: Task, text: str) -> tuple[float, ...]:
     return tuple(seed / 32 - 4 for seed in seeds)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FakeCaller:
-    name: str = ""
-    only: frozenset[str] | None = None
+PART = {"HX-Request": "true"}
+"""The header with which htmx asks for a part of the page."""
 
-    def may(self, task: str) -> bool:
-        return self.only is None or task in self.only
+
+class Parsed(HTMLParser):
+    """The tags with their attributes, and the text outside of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
 
     @property
-    def may_all(self) -> bool:
-        return self.only is None
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
 
 
-@dataclass
-class FakeKeys:
-    """No key is needed, or one of ``known``."""
-
-    known: dict[str, FakeCaller] = field(default_factory=dict)
-
-    @property
-    def required(self) -> bool:
-        return bool(self.known)
-
-    def caller(self, authorization: str | None) -> FakeCaller:
-        if not self.known:
-            return FakeCaller()
-        found = self.known.get((authorization or "").removeprefix("Bearer "))
-        if found is None:
-            raise Refusal(status=401, kind="unauthorized", message="this API key is not valid")
-        return found
-
-
-def page_app(service: FakeService, keys: FakeKeys | None = None) -> FastAPI:
-    app = FastAPI()
-    app.include_router(make_page(service, keys or FakeKeys(), SimpleNamespace(truncate=True)))  # type: ignore[arg-type]
-    return app
-
-
-@contextmanager
-def running(app: Any) -> Iterator[str]:
-    """The address of a server that runs ``app`` in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.01)
-            assert thread.is_alive()
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+def text_of(response: Any) -> str:
+    return Parsed(response.text).text
