@@ -6,10 +6,13 @@ import random
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ptuning import Task
 from ptuning.errors import UnsupportedBackbone
 from ptuning.model import Backbone, DeepPrompt, InputPrompt, PTuningModel
+from ptuning.model.sequence import Batch
+from tiny import ragged
 
 KINDS: tuple[Task, ...] = (
     Task(problem_type="single_label_classification", labels=("no", "yes")),
@@ -56,3 +59,33 @@ def shaken(model: PTuningModel) -> PTuningModel:
         for value in model.task_parameters().values():
             value.add_(torch.randn_like(value) * 0.3)
     return model.eval()
+
+
+def batch_of(lengths: list[int], seed: int = 0) -> Batch:
+    """Rows of two texts, of these lengths."""
+    ids, mask = ragged(lengths, seed=seed)
+    segments = torch.full_like(ids, -1)
+    for row, length in enumerate(lengths):
+        segments[row, 1 : 1 + (length - 1) // 2] = 0
+        segments[row, 1 + (length - 1) // 2 : length] = 1
+        segments[row, length - 1] = -1 if length > 3 else segments[row, length - 1]
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask,
+        token_type_ids=(segments == 1).long(),
+        segment_ids=segments,
+    )
+
+
+def alone(model: PTuningModel, batch: Batch, row: int) -> Tensor:
+    """The row's logits from its own task, without other rows and without padding."""
+    length = int(batch.attention_mask[row].sum())
+    inputs = {name: value[row : row + 1, :length] for name, value in vars(batch).items() if value is not None}
+    with torch.inference_mode():
+        found: Tensor = model(**inputs).logits[0]
+    return found
+
+
+def assert_close(found: Tensor, expected: Tensor, what: str = "") -> None:
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale, msg=lambda text: f"{what}: {text}")

@@ -40,7 +40,7 @@ def adapters(backbone: Path, folder: Path) -> Path:
 
 
 def offline(folder: Path, texts: Any) -> list[dict[str, Any]]:
-    """What ``Predictor`` says, as :meth:`ptuning.inference.predictor.Prediction.to_dict`, without rounding."""
+    """What ``Predictor`` says: labels, and probabilities that are not rounded."""
     model = PTuningModel.from_pretrained(str(folder), dtype=torch.float32)
     return [
         {"label": each.label, "probabilities": {str(name): value for name, value in each.probabilities}}

@@ -171,6 +171,7 @@ NEEDS: dict[str, str] = {
     "import-peft": "the following arguments are required: adapter, output",
     "export-peft": "the following arguments are required: adapter, output",
     "check-data": "the following arguments are required: file",
+    "serve": "adapters: got none, expected at least one; name them, or a folder with --folder",
 }
 """What a command says that is given nothing; those that are not here need nothing."""
 

@@ -22,6 +22,7 @@ from ptuning.cli import main
 from ptuning.data import Example, stream_examples
 from ptuning.errors import DataError
 from ptuning.inference import predictor as module
+from ptuning.inference import windows
 from ptuning.inference.read_ahead import ROWS, read_ahead
 
 Ran = tuple[int, str, str]
@@ -198,7 +199,7 @@ def test_a_window_is_bounded_by_its_characters_too(
         return real(model, rows, **options)
 
     monkeypatch.setattr(module, "logits_of", counting)
-    monkeypatch.setattr(module, "CHARACTERS", 100)
+    monkeypatch.setattr(windows, "CHARACTERS", 100)
     rows = [Example(row=i, text="good " * (30 if i == 5 else 2)) for i in range(1, 25)]
     assert [each.row for each in Predictor(model=model).stream(rows)] == list(range(1, 25))
     assert sizes == [5, 10, 9]

@@ -283,3 +283,32 @@ def test_names_that_decide_are_not_looked_behind() -> None:
 
     assert next(stream_examples(rows()).examples).text == "x 0"
     assert taken == [0]
+
+
+def test_rows_of_many_tasks_have_one_text_or_two() -> None:
+    rows = [
+        {"task": "a", "text": "one"},
+        {"text": "one", "text_b": "two", "task": "b"},
+        {"text": "one", "text_b": None, "task": "a"},
+        {"text": "one", "text_b": " ", "task": "a"},
+    ]
+    found = stream_examples(rows, task_column="task")
+    assert [(each.task, each.text, each.text_b) for each in found.examples] == [
+        ("a", "one", None),
+        ("b", "one", "two"),
+        ("a", "one", None),
+        ("a", "one", None),
+    ]
+    kept = stream_examples(rows[:1], task_column="task", keep=["task"]).examples
+    assert [each.kept for each in kept] == [{"task": "a"}]
+
+
+def test_a_task_column_is_not_a_text() -> None:
+    """Neither by its name nor by its values."""
+    found = stream_examples([{"text": "my task", "message": "good"}], task_column="text")
+    assert [(each.task, each.text) for each in found.examples] == [("my task", "good")]
+    words = "a name that looks like the text of a row"
+    found = stream_examples([{"a": words, "b": "this is the text of the row"}], task_column="a")
+    assert found.columns.text == "b"
+    with pytest.raises(DataError, match="no column 'tsk' for task_column, expected one of 'a', 'text'"):
+        stream_examples([{"a": "a", "text": "good"}], task_column="tsk")

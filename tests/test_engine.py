@@ -798,7 +798,7 @@ def test_a_prompt_that_was_trained_on_is_not_answered_with_from_before() -> None
 # ------------------------------------------------------------------------------------------- limits
 
 
-@pytest.mark.parametrize("name", ["stem_memory", "stem_disk"])
+@pytest.mark.parametrize("name", ["stem_memory", "stem_disk", "packed_memory"])
 def test_there_is_no_negative_room(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: got -1, expected greater than or equal to 0"):
         Engine(**{name: -1})

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,16 @@ import pytest
 import torch
 
 from mixed import unlike
-from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable
+from ptuning import MultiPredictor, Prediction, Predictor, PTuningModel, TaskTable, adapters
+from ptuning.data import Example
 from ptuning.errors import AdapterMismatch, ConfigError, DataError, PTuningError, TrainingDiverged
+from ptuning.inference import mixed as module
 from ptuning.model import Backbone
 from ptuning.model.loading import load_backbone
+from tiny import tiny
 
 TEXTS = ["the film is great", "slow food", "the bill was wrong and the app is awful", "red blue", "good"]
+LIMITS = ("max_text_tokens", "inserted_tokens", "needs_segments", "wanted_texts", "position_offset")
 PAIR = ("the parcel is late", "the parcel was very slow")
 
 
@@ -102,6 +110,28 @@ def test_a_task_that_went_wrong_spoils_no_other(served: Any) -> None:
         assert_same(each, expected)
 
 
+def test_a_stream_answers_before_it_waits_and_before_it_fails(table: TaskTable, served: Any) -> None:
+    _, tokenizer, models = served
+    single = next(name for name, model in models.items() if not model.task.pair)
+    taken = []
+
+    def rows() -> Iterator[tuple[Example, str] | None]:
+        for number, row in enumerate((1, 2, None, 3, 4, None, None, 5)):
+            taken.append(number)
+            yield None if row is None else (Example(row=row, text=TEXTS[row % 5]), single)
+        raise DataError("the file ends here")
+
+    answers = MultiPredictor(table, tokenizer, window=4).stream(rows())
+    seen = []
+    for answer in islice(answers, 5):
+        assert isinstance(answer, Prediction)
+        assert answer.task == single
+        seen.append((answer.row, len(taken)))
+    assert seen == [(1, 3), (2, 3), (3, 6), (4, 6), (5, 8)]
+    with pytest.raises(DataError, match="the file ends here"):
+        next(answers)
+
+
 def test_number_of_tasks_and_options_are_checked(table: TaskTable, served: Any) -> None:
     _, tokenizer, _ = served
     with pytest.raises(ConfigError, match="one for each of 2 rows"):
@@ -163,6 +193,31 @@ def test_tasks_beyond_the_memory_limit_are_paged(served: Any, share: float) -> N
     assert table.nbytes == 0
 
 
+def test_rows_of_a_window_hold_no_more_tasks_than_the_limit(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task is loaded once per part, and the answers are still in order."""
+    backbone, tokenizer, models = served
+    singles = [model for model in models.values() if not model.task.pair]
+    size = TaskTable(backbone).put("x", singles[0]).nbytes
+    table = TaskTable(backbone, memory_limit=2 * size)
+    for name in "abcde":
+        table.put(name, singles[0])
+    together = []
+    real = module.mixed_logits
+
+    def counting(backbone: Any, rows: Any, tasks: Any, **options: Any) -> Any:
+        together.append({task.name: task for task in tasks})
+        assert len(set(map(id, tasks))) == len(together[-1])
+        return real(backbone, rows, tasks, **options)
+
+    monkeypatch.setattr(module, "mixed_logits", counting)
+    names = list("aabbaccdeedcbaa")
+    found = MultiPredictor(table, tokenizer).predict([TEXTS[i % 5] for i in range(len(names))], names)
+    assert [each.task for each in found] == names
+    assert [sorted(each) for each in together] == [["a", "b"], ["c", "d"], ["d", "e"], ["b", "c"], ["a"]]
+
+
 def test_least_recently_used_leaves_first(served: Any) -> None:
     backbone, _, models = served
     model = models["task-0"]
@@ -175,6 +230,88 @@ def test_least_recently_used_leaves_first(served: Any) -> None:
     assert table["a"] is first
     assert table["b"] is not second  # it is back, from its file
     assert table.nbytes == 2 * size
+
+
+def test_tasks_come_and_go_while_others_predict(served: Any) -> None:
+    backbone, tokenizer, models = served
+    one, other, steady = (model for model in list(models.values())[:3])
+    table = TaskTable(backbone, memory_limit=1)  # every use pages, too
+    texts = TEXTS[:2]
+    expected = {}
+    for digest, model in (("one", one), ("other", other)):
+        table.put("t", model, digest)
+        expected[digest] = MultiPredictor(table, tokenizer).predict(texts, ["t", "t"])
+    table.put("steady", steady)
+    (still,) = MultiPredictor(table, tokenizer).predict(TEXTS[2:3], ["steady"])
+    stop, errors = threading.Event(), []
+
+    def change() -> None:
+        for turn in range(60):
+            table.put("t", (one, other)[turn % 2], ("one", "other")[turn % 2])
+            if turn % 7 == 0:
+                table.remove("t")
+        stop.set()
+
+    def ask() -> None:
+        predictor = MultiPredictor(table, tokenizer)
+        try:
+            while not stop.is_set():
+                first, second, third = predictor.predict(
+                    [*texts, TEXTS[2]], ["t", "t", "steady"], errors="return"
+                )
+                assert isinstance(third, Prediction)
+                assert_same(third, replace(still, row=3))
+                for place, answer in enumerate((first, second)):
+                    if isinstance(answer, ConfigError):
+                        continue  # it was removed at that moment
+                    assert isinstance(answer, Prediction)
+                    assert any(_is_same(answer, each[place]) for each in expected.values())
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    change()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def _is_same(found: Prediction, expected: Prediction) -> bool:
+    try:
+        assert_same(found, expected)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_an_adapter_goes_into_the_table_without_a_model(served: Any, tmp_path: Path) -> None:
+    backbone, tokenizer, models = served
+    table, by_model = TaskTable(backbone, tokenizer), TaskTable(backbone)
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        table.put(name, adapters.load(tmp_path / name), digest="d")
+        opened = PTuningModel.from_pretrained(tmp_path / name, backbone=backbone, tokenizer=tokenizer)
+        by_model.put(name, opened)
+    for name in table:
+        one, other = table[name], by_model[name]
+        assert one.digest == "d"
+        assert one.key == other.key
+        assert one.config == other.config
+        values, expected = dict(one.tensors()), dict(other.tensors())
+        assert values.keys() == expected.keys()
+        assert [which for which in values if not torch.equal(values[which], expected[which])] == []
+        for limit in LIMITS:
+            assert getattr(one, limit) == getattr(models[name], limit), limit
+
+
+def test_an_adapter_of_another_backbone_is_refused(served: Any, tmp_path: Path) -> None:
+    backbone, _, _ = served
+    PTuningModel.from_backbone(tiny("bert", hidden_size=16), num_labels=2).save_pretrained(tmp_path / "a")
+    with pytest.raises(AdapterMismatch, match="hidden_size"):
+        TaskTable(backbone).put("t", adapters.load(tmp_path / "a"))
 
 
 def test_another_backbone_is_refused(served: Any, tiny_folder: Path) -> None:

@@ -117,7 +117,7 @@ def test_triton_infer(triton: InferenceServerClient, binary: bool) -> None:
         found.as_numpy("probabilities"), [list(each.values()) for each in expected], rtol=1e-6
     )
     labels = [each.decode() if isinstance(each, bytes) else each for each in found.as_numpy("label")]
-    assert labels == [max(each, key=lambda name: each[name]) for each in expected]  # noqa: B023
+    assert labels == [max(each, key=lambda name: each[name]) for each in expected]
     assert found.get_response()["id"] == "7"
 
 

@@ -17,8 +17,9 @@ from ptuning.data.tokens import TokenRow
 from ptuning.serving.engine import Done, Engine, Job
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
-from ptuning.serving.scheduler import Overloaded, Scheduler, Waiting
+from ptuning.serving.scheduler import Overloaded, Scheduler
 from ptuning.serving.settings import Settings
+from ptuning.serving.turns import Waiting
 
 Run = Callable[[Sequence[TokenRow], Sequence[Any]], list[Tensor]]
 PACKED: Any = SimpleNamespace(name="a", key="deep", inserted_tokens=0)

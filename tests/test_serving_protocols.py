@@ -242,7 +242,7 @@ def test_open_inference(client: TestClient) -> None:
     label, probabilities = found.pop("outputs")
     assert found == {"model_name": "sentiment", "model_version": "sentiment-1", "id": "42"}
     chances = [sentiment("fine"), sentiment("a film")]
-    assert label["data"] == [max(each, key=lambda name: each[name]) for each in chances]  # noqa: B023
+    assert label["data"] == [max(each, key=lambda name: each[name]) for each in chances]
     assert probabilities["shape"] == [2, 2]
     assert probabilities["datatype"] == "FP32"
     assert probabilities["data"] == pytest.approx([value for each in chances for value in each.values()])

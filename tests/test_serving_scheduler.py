@@ -11,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler, Waiting
+from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler
 from ptuning.serving.settings import Settings
+from ptuning.serving.turns import Waiting
 
 
 class Clock:
@@ -179,16 +180,16 @@ def test_one_row_does_not_wait_behind_ten_thousand() -> None:
 
 
 def test_each_waiting_task_gets_the_same_share() -> None:
-    """The flood has no more than a third of the tokens while two others wait, whatever the lengths."""
+    """Whatever their lengths and numbers: at any time they differ by the tokens of a batch or two."""
     scheduler = queue(batch_rows=8)
     scheduler.admit([row(task="flood", length=10) for _ in range(2_000)])
     scheduler.admit([row(task="long", length=60) for _ in range(200)])
     scheduler.admit([row(task="short", length=5) for _ in range(2_000)])
     served: Counter[str] = Counter()
-    for _ in range(60):
+    for _ in range(150):
         for each in scheduler.take()[0]:
             served[each.task] += each.length
-    assert min(served.values()) > 0.8 * max(served.values()), served
+        assert max(served.values()) - min(served[task] for task in ("flood", "long", "short")) <= 2 * 8 * 60
 
 
 def test_callers_share_before_tasks() -> None:
@@ -311,4 +312,5 @@ def test_cancelled_rows_do_not_pile_up() -> None:
         scheduler.remove(rows)
         scheduler.take()
     assert len(scheduler._deadlines) < 3_000
-    assert scheduler._callers == {}
+    assert scheduler._callers.members == {}
+    assert len(scheduler._callers._heap) < 100

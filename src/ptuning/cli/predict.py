@@ -5,16 +5,24 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
+from ptuning.cli.predict_tasks import TaskAnswers, add_adapters, check_adapters
 from ptuning.cli.shared import add_data, add_model, data_of, load_model, print_notes
 from ptuning.cli.streams import is_live, live_input
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
+
+if TYPE_CHECKING:
+    from ptuning.data import Example
+    from ptuning.data.bad_rows import LeftOut
+    from ptuning.inference.predictor import Prediction
+    from ptuning.task import Task
+    from ptuning.training.config import DataConfig
 
 FORMATS = ["text", "csv", "tsv", "jsonl", "parquet"]
 
@@ -22,18 +30,20 @@ FORMATS = ["text", "csv", "tsv", "jsonl", "parquet"]
 def parser() -> Parser:
     made = Parser(
         prog="ptuning predict",
-        usage="ADAPTER [FILE] [options]",
-        description="Predict labels and probabilities for the rows of a file or of standard input. Rows are "
-        "streamed, in order.",
-        epilog="examples: ptuning predict support new.csv; echo 'hello' | ptuning predict support",
+        usage="ADAPTER [FILE] [options]\n       ptuning predict --adapters FOLDER [FILE] [options]",
+        description="Predict labels and probabilities for the rows of a file or of standard input, with one "
+        "adapter, or with the adapter that each row names. Rows are streamed, in order.",
+        epilog="examples: ptuning predict support new.csv; echo 'hello' | ptuning predict support; "
+        "ptuning predict --adapters trained rows.csv",
     )
-    add_model(made)
+    add_model(made, optional=True)
     made.add_argument("file", metavar="FILE", nargs="?", help="same as --input")
     made.add_argument("--input", type=str, help="file, folder or hf:NAME; - is standard input (default: -)")
     made.add_argument(
         "--input_format",
         choices=FORMATS,
-        help="format of the input (default: by file name; text, one text per line, for standard input)",
+        help="format of the input (default: by file name; for standard input text, one text per line, or "
+        "jsonl with --adapters)",
     )
     made.add_argument(
         "--output", type=str, default="-", help="file to write; - is standard output (default: -)"
@@ -58,12 +68,17 @@ def parser() -> Parser:
     made.add_argument(
         "--window", type=int, default=1024, help="maximum rows in memory at once (default: 1024)"
     )
+    add_adapters(made)
     add_data(made, label=False, more=["too_long"])
     return made
 
 
 def main(argv: Sequence[str]) -> None:
-    given = parser().parse_args(list(argv))
+    made = parser()
+    given = made.parse_args(list(argv))
+    if given.adapters is not None and given.adapter is not None:  # the only argument is FILE
+        given.adapter, given.file = given.file, given.adapter
+    check_adapters(given, made)
     if given.file is not None and given.input is not None:
         raise ConfigError("FILE and --input", got="both", expected="one of them")
     given.input = given.input or given.file or "-"
@@ -72,7 +87,6 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.cli.tables import plain_console
     from ptuning.cli.throughput import Throughput
     from ptuning.data import stream_examples
-    from ptuning.inference.predictor import Predictor
     from ptuning.inference.read_ahead import read_ahead
     from ptuning.inference.writing import writer
 
@@ -85,31 +99,46 @@ def main(argv: Sequence[str]) -> None:
         if value is not None and not 1 <= value <= maximum:
             raise ConfigError(f"--{option}", got=value, expected=f"at least 1 and at most {maximum:,}")
     data = data_of(given, given.input)
-    model = load_model(given)
-    form: Any = given.input_format or ("text" if given.input == "-" else None)
-    predictor = Predictor(
-        model=model,
-        batch_size=given.batch_size,
-        batch_tokens=given.batch_tokens,
-        window=given.window,
-        too_long=data.too_long,
-    )
+    several = given.adapters is not None
+    answers = TaskAnswers(given, data) if several else OneAdapter(given, data)
+    form: Any = given.input_format or (("jsonl" if several else "text") if given.input == "-" else None)
     keep = [] if given.keep is None else [name.strip() for name in given.keep.split(",")]
     apart = given.output != "-" or not sys.stdout.isatty()
     with live_input(given.input) as source:
-        found = stream_examples(source, format=form, pair=model.task.pair, keep=keep, **data.reading())
+        found = stream_examples(source, format=form, keep=keep, **answers.rows, **data.reading())
         print_notes(found.notes)
         printed, done = len(found.notes), 0
         rows = read_ahead(found.examples) if is_live(source) else found.examples
         with Throughput(plain_console(stderr=True), live=apart) as rate, _open(given.output) as stream:
-            write = writer(stream, given.format, model.task)
-            for prediction in predictor.stream(rate.waiting_for(rows)):
+            write = writer(stream, given.format, answers.task)
+            for prediction in answers.stream(rate.waiting_for(rows), found.left_out):
                 write(prediction)
                 rate.one_more()
                 done += 1
     print_notes(found.notes[printed:])
     if (left_out := found.left_out.note(found.origin, done)) is not None:
         print_notes([left_out])
+
+
+class OneAdapter:
+    """Answers rows with one adapter; see :class:`~ptuning.cli.predict_tasks.TaskAnswers`."""
+
+    def __init__(self, given: Any, data: DataConfig) -> None:
+        from ptuning.inference.predictor import Predictor
+
+        model = load_model(given)
+        self.task: Task | None = model.task
+        self.rows: dict[str, Any] = {"pair": model.task.pair}
+        self._predictor = Predictor(
+            model=model,
+            batch_size=given.batch_size,
+            batch_tokens=given.batch_tokens,
+            window=given.window,
+            too_long=data.too_long,
+        )
+
+    def stream(self, examples: Iterable[Example | None], left_out: LeftOut) -> Iterator[Prediction]:
+        return self._predictor.stream(examples)
 
 
 @contextmanager

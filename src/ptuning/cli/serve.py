@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
 from ptuning.cli.shared import add_pickle
-from ptuning.errors import ConfigError
+from ptuning.errors import AdapterError, ConfigError
 from ptuning.paths import local_path
 
 if TYPE_CHECKING:
@@ -165,9 +166,10 @@ def main(argv: Sequence[str]) -> None:
     tracing = tracing_from_environment()
     listening = listen(given.host, given.port)
     with listening:
-        log_to_stderr(requests=not given.no_request_log)
         folder = None if given.folder is None else _folder(given.folder)
+        logging.getLogger("ptuning").addHandler(logging.NullHandler())  # an error is one line, not two
         service, about = _service(given, settings, folder)
+        log_to_stderr(requests=not given.no_request_log)
         app = make_app(
             service,
             keys,
@@ -276,7 +278,11 @@ def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, M
         memory_limit=None if given.memory_limit is None else _bytes(given.memory_limit),
     )
     for name, (place, source) in named.items():
-        service.tasks.load(name, place, source)
+        try:
+            service.tasks.load(name, place, source)
+        except AdapterError as error:
+            problem = f"the adapter {source}: {error.problem}"
+            raise type(error)(problem, got=error.got, expected=error.expected, remedy=error.remedy) from error
     about = {
         "backbone": given.backbone or backbone.name,
         "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
@@ -303,7 +309,9 @@ def _adapters(given: Sequence[str], allow_pickle: bool) -> dict[str, tuple[Path,
                 expected="one adapter for each name",
                 remedy="name one of them: NAME=ADAPTER",
             )
-        found[name] = (adapters.locate(source, allow_pickle=allow_pickle), source)
+        place = adapters.locate(source, allow_pickle=allow_pickle)
+        adapters.details(place)
+        found[name] = (place, source)
     return found
 
 

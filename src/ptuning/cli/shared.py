@@ -13,12 +13,18 @@ from ptuning.validation import validated
 from ptuning.visible import visible
 
 if TYPE_CHECKING:
+    import torch
+
     from ptuning.model.ptuning import PTuningModel
 
 
-def add_model(parser: Parser) -> None:
-    """Add options for the adapter and its backbone."""
-    parser.add_argument("adapter", type=str, help="adapter folder or Hub id")
+def add_model(parser: Parser, *, optional: bool = False) -> None:
+    """Add options for the adapter and its backbone.
+
+    Args:
+        optional: Whether the adapter may be left out.
+    """
+    parser.add_argument("adapter", nargs="?" if optional else None, help="adapter folder or Hub id")
     parser.add_argument("--revision", type=str, help="branch, tag or commit of the adapter on the Hub")
     parser.add_argument(
         "--backbone",
@@ -84,17 +90,24 @@ def print_notes(notes: Iterable[str]) -> None:
 
 def load_model(given: Any) -> PTuningModel:
     """Load the model named by the options of :func:`add_model` to its device."""
-    from accelerate import Accelerator
-
     from ptuning.model.ptuning import PTuningModel
-    from ptuning.training.job import precision
 
-    device = Accelerator(cpu=given.device == "cpu").device
+    device, dtype = device_of(given)
     model = PTuningModel.from_pretrained(
         given.adapter,
         backbone=given.backbone,
         revision=given.revision,
-        dtype=precision(given.precision, device),
+        dtype=dtype,
         allow_pickle=given.allow_pickle,
     )
     return model.to(device).eval()
+
+
+def device_of(given: Any) -> tuple[torch.device, torch.dtype | None]:
+    """Where the options of :func:`add_model` say to compute, and in which precision."""
+    from accelerate import Accelerator
+
+    from ptuning.training.job import precision
+
+    device = Accelerator(cpu=given.device == "cpu").device
+    return device, precision(given.precision, device)

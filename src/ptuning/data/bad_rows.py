@@ -33,6 +33,11 @@ class LeftOut:
             if len(self.first) < NAMED:
                 self.first.append(problem)
 
+    def join(self, other: LeftOut) -> None:
+        """Add those of another count of the same source."""
+        self.count += other.count
+        self.first = sorted([*self.first, *other.first], key=lambda problem: problem.row)[:NAMED]
+
     def note(self, origin: Origin, used: int) -> Note | None:
         """A note for the user, given the number of ``used`` rows; a warning if most rows are bad."""
         if not self.count:

@@ -86,6 +86,8 @@ class Columns:
         text_b: The second text of a pair.
         label: The label; ``None`` if no label is needed, or if ``labels`` is given.
         labels: Columns of 0 and 1, one per label of a multi-label task.
+        task: The name of each row's task, if rows of different tasks are mixed. Each row then has one text or
+            two, as its task needs: a second text that is missing, null or blank is none.
         seconds: Possible names of a second text, if one was looked for and the first row has none.
         notes: What was detected from the values of the first rows, one sentence each.
     """
@@ -94,6 +96,7 @@ class Columns:
     text_b: str | None = None
     label: str | None = None
     labels: tuple[str, ...] = ()
+    task: str | None = None
     seconds: tuple[str, ...] = field(default=(), compare=False, repr=False)
     notes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 

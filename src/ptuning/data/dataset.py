@@ -155,6 +155,7 @@ def stream_examples(
     format: Format | None = None,
     pair: bool | None = None,
     keep: Sequence[str] = (),
+    task_column: str | None = None,
     **options: Unpack[ReadOptions],
 ) -> Stream:
     """Open a source for prediction. Its columns are checked now, its rows when they are read.
@@ -165,10 +166,13 @@ def stream_examples(
 
     Args:
         keep: Additional columns to keep in :attr:`Example.kept`; ``"*"`` means all columns.
+        task_column: The column with the name of each row's task, if rows of different tasks are mixed. Each
+            row then has one text or two: a second text that is missing, null or blank is none.
     """
     skip = options.get("bad_rows", "error") == "skip"
     problems: list[Problem] | None = [] if skip else None
-    table, columns = _open(source, format, False, pair, None, {**options, "label": None}, problems)
+    given: ReadOptions = {**options, "label": None}
+    table, columns = _open(source, format, False, pair, None, given, problems, task_column)
     table.notes.extend(f"{table.origin.name}: {note}" for note in columns.notes)
     found = as_examples(
         table.rows, columns, table.origin, need_label=False, keep=_kept(keep, table), problems=problems
@@ -222,9 +226,10 @@ def _open(
     task: Task | None,
     options: ReadOptions,
     problems: list[Problem] | None,
+    task_column: str | None = None,
 ) -> tuple[Table, Columns]:
     label = options.get("label")
-    given = (options.get("text"), options.get("text_b"), label, *_several(label))
+    given = (options.get("text"), options.get("text_b"), task_column, label, *_several(label))
     table = open_table(
         in_memory(source, labelled=need_label),
         format=format,
@@ -240,9 +245,14 @@ def _open(
     if label is None and need_label and task is not None and _are_columns(task, table.columns):
         label = [str(each) for each in task.labels]
         notes = (f"labels: the columns {listing(label, 20)}, as in training",)
+    if task_column is not None and task_column not in table.columns:
+        raise DataError(
+            f"{name}: no column {task_column!r} for task_column",
+            expected=f"one of {listing(table.columns, 40)}",
+        )
     find = partial(
         find_columns,
-        table.columns,
+        [each for each in table.columns if each != task_column],
         options.get("text"),
         options.get("text_b"),
         label,
@@ -261,7 +271,7 @@ def _open(
             raise _with_notes(error, table) from None
     except DataError as error:
         raise _with_notes(error, table) from None
-    columns = replace(columns, notes=(*columns.notes, *notes))
+    columns = replace(columns, task=task_column, notes=(*columns.notes, *notes))
     if pair is not None and columns.pair != pair:
         both = f"both with {option('text')} and {option('text_b')}"
         raise DataError(

@@ -33,6 +33,7 @@ class Example:
         label: A string, number or boolean; a tuple of them for multi-label; ``None`` if labels are not read.
         origin: The source of the row.
         kept: Values of additional columns to keep, by name.
+        task: The name of its task, if rows of different tasks are mixed.
     """
 
     row: int
@@ -41,11 +42,17 @@ class Example:
     label: Any | None = None
     origin: Origin = _IN_MEMORY
     kept: Mapping[str, Any] | None = field(default=None, hash=False)
+    task: str | None = None
 
     @property
     def place(self) -> str:
         """The name of this row in messages: ``train.csv, line 7``."""
         return self.origin.at(self.row)
+
+    @property
+    def characters(self) -> int:
+        """The length of its texts."""
+        return len(self.text) + len(self.text_b or "")
 
 
 class _Unlabelled(Exception):
@@ -116,6 +123,8 @@ def _example(
 ) -> Example:
     if labels is not None:
         labels.refuse_unlabelled(values)
+    if columns.task is not None:
+        return _of_task(row, values, columns, columns.task, origin)
     if (second := columns.overlooked(values)) is not None:
         raise _RowError(
             "second text",
@@ -129,6 +138,19 @@ def _example(
     text_b = None if columns.text_b is None else _text(values, columns.text_b)
     label = labels.read(values) if labels is not None else None
     return Example(row=row, text=text, text_b=text_b, label=label, origin=origin)
+
+
+def _of_task(
+    row: int, values: Mapping[str, Any], columns: Columns, task_column: str, origin: Origin
+) -> Example:
+    """A row that names its task, with one text or two."""
+    task = _string(values, task_column, "task", blank="the name of a task")
+    text = _text(values, columns.text)
+    second = columns.text_b or columns.overlooked(values)
+    given = None if second is None else values.get(second)
+    missing = second is None or given is None or (isinstance(given, str) and not given.strip())
+    text_b = None if missing or second is None else _text(values, second)
+    return Example(row=row, text=text, text_b=text_b, origin=origin, task=task)
 
 
 def _value(values: Mapping[str, Any], column: str) -> Any:
@@ -145,12 +167,21 @@ def _value(values: Mapping[str, Any], column: str) -> Any:
 
 
 def _text(values: Mapping[str, Any], column: str) -> str:
+    return _string(values, column, "text", blank="at least one character that is not a space")
+
+
+def _string(values: Mapping[str, Any], column: str, what: str, *, blank: str) -> str:
+    """A cell's string: the text or the task.
+
+    Args:
+        blank: What a blank one should be.
+    """
     value = _value(values, column)
     if value is None:
         raise _RowError(
-            f"null text in {column!r}",
+            f"null {what} in {column!r}",
             DataError(
-                f"the text in {column!r}",
+                f"the {what} in {column!r}",
                 got="null",
                 expected="a string",
                 remedy="fill it in, or remove the row",
@@ -158,25 +189,25 @@ def _text(values: Mapping[str, Any], column: str) -> str:
         )
     if not isinstance(value, str):
         raise _RowError(
-            f"no text in {column!r}",
+            f"no {what} in {column!r}",
             DataError(
-                f"the text in {column!r}",
+                f"the {what} in {column!r}",
                 got=f"the {type(value).__name__} {shortened(value)}",
                 expected="a string",
-                remedy="quote it in the file, or name another column as the text",
+                remedy=f"quote it in the file, or name another column as the {what}",
             ),
         )
     if not value.strip():
         raise _RowError(
-            f"blank text in {column!r}",
+            f"blank {what} in {column!r}",
             DataError(
-                f"the text in {column!r}",
+                f"the {what} in {column!r}",
                 got=shortened(value),
-                expected="at least one character that is not a space",
+                expected=blank,
                 remedy="fill it in, or remove the row",
             ),
         )
-    _refuse_broken(value, "text", column)
+    _refuse_broken(value, what, column)
     return value
 
 

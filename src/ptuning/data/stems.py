@@ -144,6 +144,7 @@ def _digest(model: PTuningModel, layer: int, order: Sequence[bytes]) -> str:
         "device": backbone.device.type,
         "attention": backbone.engine.attention,
         "compile": backbone.engine.compile,
+        "packed": backbone.packs,
         "batch_tokens": BATCH_TOKENS,
         "format": _FORMAT,
         "products": torch.get_float32_matmul_precision(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -15,7 +16,8 @@ from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
 from ptuning.inference.evaluate import BATCH_TOKENS
-from ptuning.inference.predictor import CHARACTERS, Prediction, example_of, refuse_wrong_number
+from ptuning.inference.predictor import Prediction, example_of, refuse_wrong_number
+from ptuning.inference.windows import windows
 from ptuning.model import mixed
 from ptuning.model.backbone import Backbone
 from ptuning.model.packed import PackedTask
@@ -57,7 +59,8 @@ class MultiPredictor:
         tokenizer: The backbone's.
         batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
         batch_tokens: Maximum tokens per batch, padding included.
-        window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
+        window: Maximum rows in memory at once, fewer if they are long; they are sorted by length. Rows are
+            also answered in parts if all of their tasks together exceed the table's memory limit.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
     """
 
@@ -112,39 +115,52 @@ class MultiPredictor:
         return found
 
     def stream(
-        self, rows: Iterable[tuple[Example | PTuningError, str]]
+        self, rows: Iterable[tuple[Example | PTuningError, str] | None]
     ) -> Iterator[Prediction | PTuningError]:
         """Predictions, or the errors of single rows, in the order of ``rows``, ``window`` rows at a time.
 
         Args:
-            rows: Each with its task's name; an error in place of a row is passed on.
+            rows: Each with its task's name; an error in place of a row is passed on. ``None`` among them
+                means that the next one may be slow: the earlier ones are answered right away. An error that
+                is raised while reading them is raised here, after the answers for the rows before it.
         """
-        part: list[tuple[Example | PTuningError, str]] = []
-        characters = 0
-        for example, task in rows:
-            part.append((example, task))
-            if isinstance(example, Example):
-                characters += len(example.text) + len(example.text_b or "")
-            if len(part) == self.window or characters >= CHARACTERS:
-                yield from self._window(part)
-                part, characters = [], 0
-        yield from self._window(part)
+        for part in windows(rows, self.window, _characters):
+            yield from self._window(part)
 
     def _window(
         self, part: Sequence[tuple[Example | PTuningError, str]]
     ) -> Iterator[Prediction | PTuningError]:
         found: list[Prediction | PTuningError | None] = [None] * len(part)
-        alike: dict[tuple[Tokenise, bool], list[_Ready]] = {}  # rows that are tokenised in the same way
+        tasks: dict[str, PackedTask] = {}  # one version of each, however often it is moved out meanwhile
+        nbytes = 0  # of these tasks
+        ready: list[_Ready] = []
         for place, (example, name) in enumerate(part):
             try:
                 if isinstance(example, PTuningError):
                     raise example
-                task = self._task(example, name)
-                key = Tokenise.for_task(task, self.tokenizer, self.table.backbone, self.too_long)
-                ready = _Ready(place=place, example=example, task=task)
-                alike.setdefault((key, task.task.pair), []).append(ready)
+                if name not in tasks:
+                    task = self._task(example, name)
+                    if tasks and nbytes + task.nbytes > (self.table.memory_limit or math.inf):
+                        self._answer(ready, found)
+                        tasks, ready, nbytes = {}, [], 0
+                    tasks[name] = task
+                    nbytes += task.nbytes
+                refuse_wrong_number(example, tasks[name].task)
+                ready.append(_Ready(place=place, example=example, task=tasks[name]))
             except PTuningError as error:
                 found[place] = error
+        self._answer(ready, found)
+        yield from filter(None, found)  # each has one by now
+
+    def _answer(self, given: Sequence[_Ready], found: list[Prediction | PTuningError | None]) -> None:
+        """Put the answers of rows into their places."""
+        alike: dict[tuple[Tokenise, bool], list[_Ready]] = {}  # rows that are tokenised in the same way
+        for ready in given:
+            try:
+                key = Tokenise.for_task(ready.task, self.tokenizer, self.table.backbone, self.too_long)
+                alike.setdefault((key, ready.task.task.pair), []).append(ready)
+            except PTuningError as error:
+                found[ready.place] = error
         rows: list[_Ready] = []
         for (tokenise, _), group in alike.items():
             try:
@@ -159,19 +175,16 @@ class MultiPredictor:
             rows += (ready for ready in group if ready.row is not None)
         for answered in self._answered(rows):
             found[answered.place] = answered.prediction()
-        yield from filter(None, found)  # each has one by now
 
     def _task(self, example: Example, name: str) -> PackedTask:
         try:
-            task = self.table[name]
+            return self.table[name]
         except KeyError:
             raise ConfigError(
                 f"{example.place}: the task",
                 got=repr(name),
                 expected=f"one of {shortened(', '.join(self.table.names))}",
             ) from None
-        refuse_wrong_number(example, task.task)
-        return task
 
     def _answered(self, ready: Sequence[_Ready]) -> Iterator[_Ready]:
         pad_id = int(self.tokenizer.pad_token_id or 0)
@@ -209,8 +222,16 @@ class _Ready:
         task = self.task.task
         label, probabilities = task.kind.answer(self.logits, task)
         return Prediction(
-            row=self.example.row, label=label, probabilities=probabilities, kept=self.example.kept
+            row=self.example.row,
+            label=label,
+            probabilities=probabilities,
+            kept=self.example.kept,
+            task=self.task.name,
         )
+
+
+def _characters(row: tuple[Example | PTuningError, str]) -> int:
+    return row[0].characters if isinstance(row[0], Example) else 0
 
 
 def _examples(rows: Iterable[tuple[int, Any, str]]) -> Iterator[tuple[Example | PTuningError, str]]:

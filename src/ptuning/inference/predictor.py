@@ -15,12 +15,10 @@ from ptuning.data.tokens import Tokenise, TokenRow, TooLong
 from ptuning.errors import ConfigError, DataError, UserError
 from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
+from ptuning.inference.windows import windows
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
 from ptuning.task import Label, Task
-
-CHARACTERS = 1 << 20
-"""Maximum characters of a window: with longer texts it has fewer rows, so that memory is bounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +31,14 @@ class Prediction:
             regression, the value in the target's unit.
         probabilities: The probability of each class, in the task's order; empty for regression.
         kept: The example's :attr:`~ptuning.data.Example.kept`: additional columns of the row.
+        task: The name of the row's task, if it was predicted among rows of several tasks.
     """
 
     row: int
     label: Label | tuple[Label, ...]
     probabilities: tuple[tuple[Label, float], ...] = ()
     kept: Mapping[str, Any] | None = field(default=None, hash=False)
+    task: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """``{"label": …, "probabilities": {…}}``, ready for JSON; a regression's is ``{"value": …}``."""
@@ -133,7 +133,7 @@ class Predictor:
         """
         tokenise = Tokenise.for_model(self.model, self.too_long)
         prompt = prepared(self.model)  # once for all rows
-        for part in self._windows(examples):
+        for part in windows(examples, self.window, lambda each: each.characters):
             rows, refused = self._rows(tokenise, part)
             logits = logits_of(
                 self.model,
@@ -146,29 +146,6 @@ class Predictor:
             yield from map(self._prediction, part, logits)
             if refused is not None:
                 raise refused
-
-    def _windows(self, examples: Iterable[Example | None]) -> Iterator[list[Example]]:
-        """``examples`` in windows; if reading fails, the incomplete window comes before the error."""
-        part: list[Example] = []
-        characters = 0
-        left = iter(examples)
-        while True:
-            try:
-                example = next(left)
-            except StopIteration:
-                break
-            except Exception:
-                if part:
-                    yield part
-                raise
-            if example is not None:
-                part.append(example)
-                characters += len(example.text) + len(example.text_b or "")
-            if part and (example is None or len(part) == self.window or characters >= CHARACTERS):
-                yield part
-                part, characters = [], 0
-        if part:
-            yield part
 
     def _rows(self, tokenise: Tokenise, part: Sequence[Example]) -> tuple[list[TokenRow], UserError | None]:
         """The tokens of ``part`` up to the first invalid row, and the error for that row."""

@@ -72,7 +72,7 @@ class _Reader(threading.Thread):
             for example in self._examples:
                 with self._changed:
                     self._rows.append(example)
-                    self._characters += len(example.text) + len(example.text_b or "")
+                    self._characters += example.characters
                     if len(self._rows) == 1:
                         self._changed.notify()
                     while not self._left and (len(self._rows) >= ROWS or self._characters >= CHARACTERS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.visible import cell, json_text
@@ -14,23 +15,27 @@ if TYPE_CHECKING:
     from ptuning.task import Task
 
 
-def writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], None]:
-    """A function that writes one prediction; the columns of a CSV are determined by the first one."""
+def writer(stream: IO[str], form: str, task: Task | None) -> Callable[[Prediction], None]:
+    """A function that writes one prediction; the columns of a CSV are determined by the first one.
+
+    Args:
+        form: ``jsonl`` or ``csv``.
+        task: The task of all predictions; ``None`` if each has its own. A CSV then has the columns of
+            :func:`_of_its_task` in place of one column per class.
+    """
     if form == "jsonl":
         return lambda found: print(
-            json_text(_with_kept({"row": found.row, **found.to_dict()}, found.kept)),
+            json_text(_with_kept(_as_object(found), found.kept)),
             file=stream,
             flush=stream.isatty(),
         )
     table = csv.writer(stream, lineterminator="\n")
-    names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
+    own_cells = _of_its_task if task is None else partial(_of_one_task, task)
     has_header = False
 
     def write(found: Prediction) -> None:
         nonlocal has_header
-        label = "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
-        own = [found.row, label, *(f"{chance:.6f}" for _, chance in found.probabilities)]
-        cells = _with_kept(dict(zip(["row", *names], own, strict=True)), found.kept)
+        cells = _with_kept(own_cells(found), found.kept)
         if not has_header:
             table.writerow(map(cell, cells))
         has_header = True
@@ -39,6 +44,36 @@ def writer(stream: IO[str], form: str, task: Task) -> Callable[[Prediction], Non
         )
 
     return write
+
+
+def _as_object(found: Prediction) -> dict[str, Any]:
+    task = {} if found.task is None else {"task": found.task}
+    return {"row": found.row, **task, **found.to_dict()}
+
+
+def _of_one_task(task: Task, found: Prediction) -> dict[str, Any]:
+    """One column per class."""
+    names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
+    own = [found.row, _label(found), *(f"{chance:.6f}" for _, chance in found.probabilities)]
+    return dict(zip(["row", *names], own, strict=True))
+
+
+def _of_its_task(found: Prediction) -> dict[str, Any]:
+    """The same columns for every task: ``label`` is empty for a regression, ``value`` for all others;
+    ``probabilities`` is a JSON object.
+    """
+    given = found.to_dict()
+    return {
+        "row": found.row,
+        "task": found.task,
+        "label": _label(found) if "label" in given else "",
+        "value": given.get("value", ""),
+        "probabilities": given.get("probabilities", ""),
+    }
+
+
+def _label(found: Prediction) -> Any:
+    return "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
 
 
 def _with_kept(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str, Any]:

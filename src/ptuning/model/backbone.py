@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ptuning.errors import UnsupportedBackbone
-from ptuning.model import layers, views
+from ptuning.model import layers, packed_weights, views
 from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.config import Engine
 from ptuning.model.embedded import canonical
@@ -93,6 +93,7 @@ class Backbone(nn.Module):
             if "gradient_checkpointing" in vars(module):
                 vars(module)["gradient_checkpointing"] = False
         self.architecture = ARCHITECTURES[config.model_type]
+        self.packed_weights = packed_weights.PackedWeights(self._layers)
         self.port.install(model)
         self._install()
         self.engine = Engine()
@@ -115,11 +116,7 @@ class Backbone(nn.Module):
     def _install(self) -> None:
         """Give forward passes access to every layer, if the architecture supports it."""
         if self.port.can.layers:
-            layers.install(
-                self.base.get_submodule(self.architecture.layers).children(),
-                self.architecture.feed_forward,
-                self.port,
-            )
+            layers.install(self._layers.children(), self.architecture.feed_forward, self.port)
 
     # ------------------------------------------------------------------------------------ views
 
@@ -141,7 +138,9 @@ class Backbone(nn.Module):
 
     def twin(self) -> Backbone:
         """A copy of this view, hooks, engine and dropout included."""
-        return self._viewed()
+        made = self._viewed()
+        made.engine = self.engine
+        return made
 
     def _viewed(self) -> Backbone:
         made = views.shallow(self, new_tree=True)
@@ -164,6 +163,12 @@ class Backbone(nn.Module):
     def base(self) -> Any:
         """The transformer without its head."""
         return self.model.base_model
+
+    @property
+    def _layers(self) -> nn.Module:
+        """The transformer's layers."""
+        found: nn.Module = self.base.get_submodule(self.architecture.layers)
+        return found
 
     @property
     def embedding(self) -> nn.Module:
@@ -338,6 +343,17 @@ class Backbone(nn.Module):
                         remedy=f"leave engine.{name} out",
                     )
         self._engine = engine
+        self.packed_weights.install(self._layers, self._packed_ways)
+
+    @property
+    def _packed_ways(self) -> int:
+        compiled = self.engine.compile and self.port.can.compile  # torch.compile gets the layers' own code
+        return 0 if compiled else self.packed_weights.ways(self.engine.packed_memory)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the layers multiply by packed weights (:mod:`~ptuning.model.packed_weights`)."""
+        return self._packed_ways > 0 and self.device.type == "cpu" and packed_weights.is_supported(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         """Called by ``to``, ``half`` and similar methods; two things are not rounded.
@@ -354,6 +370,7 @@ class Backbone(nn.Module):
             for name, value in module.named_buffers(recurse=False)
             if name in module._non_persistent_buffers_set
         ]
+        self.packed_weights.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module, name, value in made:
             if (now := module.get_buffer(name)).dtype != value.dtype:

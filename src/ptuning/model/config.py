@@ -262,6 +262,9 @@ class Engine:
         reuse_stem: Run the layers below ``first_layer`` once per text, not once per epoch.
         stem_memory: GiB of their outputs to keep in memory. The rest is mapped from disk.
         stem_disk: GiB of their outputs to keep on disk for later runs and other tasks; 0 for none.
+        packed_memory: GiB for packed copies of frozen weights, shared by all tasks on a backbone. They save
+            laying the weights out in every call, on a CPU in half precision. A copy takes 2 bytes per
+            parameter of the layers, and training uses two. If they do not fit, none is made; 0 for none.
         checkpoint_activations: Activation checkpointing: store each layer's input only, and recompute the
             rest in the backward pass. Less memory, a third more work.
         compile: ``torch.compile`` the layers, for any text length; needs a C++ compiler, and a minute at the
@@ -274,6 +277,7 @@ class Engine:
     reuse_stem: bool = True
     stem_memory: GiB = 2.0
     stem_disk: GiB = 4.0
+    packed_memory: GiB = 0.5
     checkpoint_activations: bool = False
     compile: bool = False
 

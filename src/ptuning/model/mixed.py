@@ -19,7 +19,8 @@ from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
 from ptuning.model.encoder import Encoder
 from ptuning.model.layer_parts import LayerPart
-from ptuning.model.packed import PackedTask, input_key, joined
+from ptuning.model.limits import joined_of
+from ptuning.model.packed import DEEP, PackedTask, input_key
 from ptuning.model.placement import apart
 from ptuning.model.pooling import mean_of_tokens
 from ptuning.model.readout import EveryToken
@@ -123,11 +124,13 @@ def _pass(backbone: Backbone, key: Hashable, batch: Batch, tasks: Sequence[Packe
     encoder = Encoder(backbone)
     parts: Sequence[LayerPart]
     places: Mapping[str, Places]
-    if key == "deep":
+    if key == DEEP:
         rows, parts, places = _deep(backbone, batch, tasks)
     else:
         prompts = torch.stack([task.embeddings for task in tasks if task.embeddings is not None])
-        rows, parts = joined(backbone, tasks[0]).arranged(encoder, batch, Prepared(prompt=prompts))
+        joined = joined_of(backbone, tasks[0].config, tasks[0].anchors)
+        assert joined is not None  # the key says so
+        rows, parts = joined.arranged(encoder, batch, Prepared(prompt=prompts))
         everywhere = torch.arange(len(tasks), device=prompts.device)
         places = {"native": Places(answers=everywhere, rows=everywhere)}
     read = _read(encoder, rows, parts, tasks, places)

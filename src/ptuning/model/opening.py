@@ -187,8 +187,8 @@ class OpeningMixin(TaskModule):
             if isinstance(config, DeepPrompt)
             else replace(config, encoder=EmbeddingEncoder(), init=InputPrompt().init)
         )
-        parameters = backbone.model.named_parameters()
-        words = {name for name, value in parameters if value is backbone.embedding.weight}
+        table = backbone.embedding.weight
+        words = {name for name, value in backbone.model.named_parameters() if value is table}
         head = {name: value for name, value in adapter.head.items() if name not in words}
         with _as_recorded(backbone):
             model = cls(

@@ -11,14 +11,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from ptuning import adapters
 from ptuning.model.backbone import Backbone
-from ptuning.model.config import DeepPrompt, PromptConfig
+from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict
+from ptuning.model.encoder import Encoder
+from ptuning.model.limits import joined_of, text_limits
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.sequence import Joined
+from ptuning.model.settling import settle_prompt
 from ptuning.model.units import scaled_units
 from ptuning.task import Task
+
+DEEP = "deep"
+"""The key of tasks whose prompts are keys and values in the layers."""
 
 HEAD_LAYERS = (nn.Linear, nn.LayerNorm)
 """The layers of a head that rows of different tasks can go through together (``row_heads.py``)."""
@@ -113,49 +119,110 @@ def pack(model: PTuningModel, name: str = "", digest: str = "") -> PackedTask:
         name, digest: For the result.
     """
     model = model.for_inference()
-    backbone, config = model.backbone, model.prompt_config
-    head = {key: value.detach().clone() for key, value in model.head.named().items()}
-    mix = head.pop(adapters.MIX, None)
-    prompts = units = embeddings = None
-    front: tuple[int, ...] = ()
-    key: Hashable = "deep"
     with torch.no_grad():
-        if isinstance(config, DeepPrompt):
-            prompts = model.prompt_encoder().to(backbone.dtype, copy=True)
-            if model.units is not None:
-                units = scaled_units(model.units()).to(backbone.dtype)
-        else:
-            prepared = model.prepared()
-            embeddings = prepared.prompt.to(backbone.dtype, copy=True)
-            key = input_key(config, model.anchors)
-            if prepared.leading is not None:
-                prompts, front, key = prepared.leading, prepared.tokens, "deep"
-    shares = not model.is_plain and all(_has_row_layer(backbone, parameter) for parameter in head)
-    return PackedTask(
-        name=name,
-        digest=digest,
-        task=model.task,
+        parts = _Parts(
+            backbone=model.backbone,
+            config=model.prompt_config,
+            task=model.task,
+            prompt=model.prompt_encoder(),
+            units=None if model.units is None else model.units(),
+            head=model.head.named(),
+            anchors=model.anchors,
+            tokenizer=model.tokenizer,
+        )
+        if model.is_plain or not parts.can_share:
+            return parts.packed(name, digest, alone=model.twin(backbone=False))
+        return parts.packed(name, digest)
+
+
+def pack_adapter(
+    adapter: adapters.Adapter,
+    backbone: Backbone,
+    name: str = "",
+    digest: str = "",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> PackedTask:
+    """An adapter's task as tensors, on a backbone that :func:`~ptuning.model.loading.check_backbone` has
+    accepted.
+
+    Args:
+        name, digest: For the result.
+        tokenizer: The backbone's, for what is computed once of a decoder's prompt in front of the text.
+    """
+    config = prompt_from_dict(adapter.prompt)
+    if isinstance(config, DeepPrompt):
+        config = settle_prompt(config, backbone, is_pair_similarity=adapter.task.is_pair_similarity)
+    to = backbone.device
+    parts = _Parts(
+        backbone=backbone,
         config=config,
-        key=key if shares else ("alone", object()),
-        prompts=prompts,
-        units=units,
-        mix=mix,
-        embeddings=embeddings,
-        front=front,
-        head=head,
-        anchors=model.anchors,
-        max_text_tokens=model.max_text_tokens,
-        inserted_tokens=model.inserted_tokens,
-        needs_segments=model.needs_segments,
-        wanted_texts=model.wanted_texts,
-        alone=None if shares else model.twin(backbone=False),
+        task=adapter.task,
+        prompt=adapter.prompt_tensor.to(to),
+        units=None if adapter.units is None else adapter.units.to(to),
+        head={key: value.to(to) for key, value in adapter.head.items()},
+        anchors=adapter.anchors,
+        tokenizer=tokenizer,
     )
+    if not parts.can_share:
+        return pack(PTuningModel.from_adapter(adapter, backbone, tokenizer=tokenizer), name, digest)
+    with torch.no_grad():
+        return parts.packed(name, digest)
 
 
-def joined(backbone: Backbone, task: PackedTask) -> Joined:
-    """How an input prompt and its texts become one sequence."""
-    assert not isinstance(task.config, DeepPrompt)
-    return Joined(backbone=backbone, config=task.config, anchors=task.anchors)
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """A task's parameters in fp32, and what they are for."""
+
+    backbone: Backbone
+    config: PromptConfig
+    task: Task
+    prompt: Tensor
+    units: Tensor | None
+    head: Mapping[str, Tensor]
+    anchors: tuple[tuple[int, ...], ...]
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def can_share(self) -> bool:
+        """Whether its rows can go through the backbone with those of other tasks."""
+        names = (name for name in self.head if name != adapters.MIX)
+        return all(_has_row_layer(self.backbone, name) for name in names)
+
+    def packed(self, name: str, digest: str, alone: PTuningModel | None = None) -> PackedTask:
+        backbone, config, dtype = self.backbone, self.config, self.backbone.dtype
+        limits = text_limits(backbone, config, self.task, self.anchors)
+        head = {key: value.detach().clone() for key, value in self.head.items()}
+        mix = head.pop(adapters.MIX, None)
+        prompts = embeddings = None
+        front: tuple[int, ...] = ()
+        key: Hashable = DEEP
+        if (joined := joined_of(backbone, config, self.anchors)) is None:
+            prompts = self.prompt.to(dtype, copy=True)
+        else:
+            embeddings, key = self.prompt.to(dtype, copy=True), input_key(config, self.anchors)
+            prepared = joined.prepared(Encoder(backbone), self.prompt, self.tokenizer)
+            if prepared.leading is not None:
+                prompts, front, key = prepared.leading, prepared.tokens, DEEP
+        return PackedTask(
+            name=name,
+            digest=digest,
+            task=self.task,
+            config=config,
+            key=key if alone is None else ("alone", object()),
+            prompts=prompts,
+            units=None if self.units is None else scaled_units(self.units).to(dtype),
+            mix=mix,
+            embeddings=embeddings,
+            front=front,
+            head=head,
+            anchors=self.anchors,
+            max_text_tokens=limits.max_text_tokens,
+            inserted_tokens=limits.inserted_tokens,
+            needs_segments=limits.needs_segments,
+            wanted_texts=limits.wanted_texts,
+            alone=alone,
+        )
 
 
 def input_key(config: PromptConfig, anchors: tuple[tuple[int, ...], ...]) -> Hashable:

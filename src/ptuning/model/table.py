@@ -20,10 +20,13 @@ from typing import Protocol
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from ptuning import adapters
 from ptuning.errors import AdapterMismatch, ConfigError
 from ptuning.model.backbone import Backbone
-from ptuning.model.packed import PackedTask, pack
+from ptuning.model.loading import check_backbone
+from ptuning.model.packed import PackedTask, pack, pack_adapter
 from ptuning.model.ptuning import PTuningModel
 
 
@@ -32,30 +35,53 @@ class TaskTable:
 
     Args:
         backbone: Their backbone.
+        tokenizer: The backbone's, for adapters with a prompt in front of the first text.
         memory_limit: Bytes of tensors on the backbone's device. Beyond it, the tasks that were used least
             recently are moved to host memory, or to temporary files if the device is the CPU, until they are
             used again. At least one task stays. ``None`` for no limit.
     """
 
-    def __init__(self, backbone: Backbone, *, memory_limit: int | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        memory_limit: int | None = None,
+    ) -> None:
         if memory_limit is not None and memory_limit < 1:
             raise ConfigError("memory_limit", got=memory_limit, expected="at least 1 byte, or None")
         self.backbone = backbone.view()
+        self.tokenizer = tokenizer
         self.memory_limit = memory_limit
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
         self._nbytes = 0
         self._lock = threading.Lock()
         self._store: _Store | None = None
 
-    def put(self, name: str, model: PTuningModel, digest: str = "") -> PackedTask:
-        """Add a task, or replace the one of that name. It does not follow later changes of ``model``.
+    def put(self, name: str, task: PTuningModel | adapters.Adapter, digest: str = "") -> PackedTask:
+        """Add a task, or replace the one of that name. It does not follow later changes of ``task``.
 
         Args:
+            task: A model, or what :func:`ptuning.adapters.load` returned.
             digest: Of the adapter, to tell versions apart.
 
         Raises:
-            AdapterMismatch: the task stands on another backbone.
+            AdapterMismatch: the task is for another backbone.
         """
+        if isinstance(task, adapters.Adapter):
+            check_backbone(self.backbone, task)
+            packed = pack_adapter(task, self.backbone, name, digest, tokenizer=self.tokenizer)
+        else:
+            self._check_weights(name, task)
+            packed = pack(task, name, digest)
+        with self._lock:
+            self._drop(name)
+            self._slots[name] = _Slot(packed, packed.nbytes)
+            self._nbytes += packed.nbytes
+            self._make_room(name)
+        return packed
+
+    def _check_weights(self, name: str, model: PTuningModel) -> None:
         if not model.backbone.same_weights(self.backbone):
             raise AdapterMismatch(
                 f"the task {name!r} stands on another backbone than the table",
@@ -63,13 +89,6 @@ class TaskTable:
                 expected=f"{self.backbone.name}, the same module",
                 remedy="load the adapter with backbone=table.backbone",
             )
-        packed = pack(model, name, digest)
-        with self._lock:
-            self._drop(name)
-            self._slots[name] = _Slot(packed, packed.nbytes)
-            self._nbytes += packed.nbytes
-            self._make_room(name)
-        return packed
 
     def remove(self, name: str) -> None:
         """Remove a task.

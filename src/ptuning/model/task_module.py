@@ -23,6 +23,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, EmbeddingEncoder, PromptConfig, prompt_to_dict
 from ptuning.model.drawing import drawing
 from ptuning.model.head import escaped
+from ptuning.model.limits import TextLimits, joined_of, text_limits
 from ptuning.model.prompt import Embedding, PromptEncoder, scale_learning_rate
 from ptuning.model.sequence import Joined
 from ptuning.model.settling import settle_prompt
@@ -225,42 +226,36 @@ class TaskModule(nn.Module):
     @property
     def inserted_tokens(self) -> int:
         """P + A at input depth: tokens added to the text's own. 0 deep."""
-        return 0 if (joined := self._joined) is None else joined.inserted_tokens
+        return self._limits.inserted_tokens
 
     @property
     def max_text_tokens(self) -> int | None:
         """The maximum number of tokens of a text, or pair, special tokens included; ``None`` for no limit."""
-        limits = []
-        if (places := self.backbone.max_positions) is not None:
-            limits.append(places - self.position_offset)  # the offset takes up positions, not tokens
-        if self.task.max_length is not None:
-            limits.append(self.task.max_length)
-        return min(limits) - self.inserted_tokens if limits else None
+        return self._limits.max_text_tokens
 
     @property
     def position_offset(self) -> int:
         """How far a deep prompt moves the text's positions; 0 at input depth."""
-        config = self.prompt_config
-        return config.position_offset or 0 if isinstance(config, DeepPrompt) else 0
+        return self._limits.position_offset
 
     @property
     def needs_segments(self) -> bool:
         """Whether it matters where a text starts; then batches should have ``segment_ids``."""
-        if isinstance(self.prompt_config, DeepPrompt):
-            return self.prompt_config.pooling == "similarity"
-        return self._joined is not None and self._joined.needs_segments
+        return self._limits.needs_segments
 
     @property
     def wanted_texts(self) -> tuple[int, ...]:
         """The texts, 0 for the first and 1 for the second, that the prompt is put in front of."""
-        return () if (joined := self._joined) is None else joined.wanted_texts
+        return self._limits.wanted_texts
+
+    @property
+    def _limits(self) -> TextLimits:
+        return text_limits(self.backbone, self.prompt_config, self.task, self.anchors)
 
     @property
     def _joined(self) -> Joined | None:
         """How prompt and text become one sequence; ``None`` for a deep prompt."""
-        if isinstance(self.prompt_config, DeepPrompt):
-            return None
-        return Joined(backbone=self.backbone, config=self.prompt_config, anchors=self.anchors)
+        return joined_of(self.backbone, self.prompt_config, self.anchors)
 
     def _check_limit(self) -> None:
         """Refuse a prompt that leaves no room for a text."""

@@ -154,7 +154,8 @@ class Access:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *record.headers()]
+                leave = [(b"connection", b"close")] if self.running.closed else []
+                message["headers"] = [*message.get("headers", ()), *record.headers(), *leave]
             await send(message)
 
         try:

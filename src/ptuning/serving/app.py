@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +19,7 @@ from ptuning import __version__
 from ptuning.serving.access import Access, Running, record_of
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings, Limits
+from ptuning.serving.page import make_page
 from ptuning.serving.protocols import (
     embeddings_inference,
     health,
@@ -68,11 +71,8 @@ def make_app(
     """
     settings, tracing = settings or HttpSettings(), tracing or Tracing()
     exchange, running = Exchange(service, keys, settings, about or About()), Running()
-    temporary = None
-    if folder is None:
-        temporary = tempfile.TemporaryDirectory(prefix="ptuning-serve-")
-        folder = Path(temporary.name)
-    uploads = Uploads(service.tasks, folder, settings.max_upload_bytes)
+    own = Path(tempfile.gettempdir(), f"ptuning-serve-{secrets.token_hex(8)}")
+    uploads = Uploads(service.tasks, folder or own, settings.max_upload_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,8 +82,7 @@ def make_app(
         finally:
             await service.close()
             tracing.close()
-            if temporary is not None:
-                temporary.cleanup()
+            shutil.rmtree(own, ignore_errors=True)
 
     app = FastAPI(
         title="ptuning",
@@ -98,6 +97,7 @@ def make_app(
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))
+    app.include_router(make_page(service, keys, settings), include_in_schema=False)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(Exception, _unexpected)
 

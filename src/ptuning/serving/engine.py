@@ -21,7 +21,8 @@ from ptuning.errors import out_of_memory
 from ptuning.model import PackedTask
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
-from ptuning.serving.scheduler import Scheduler, Waiting
+from ptuning.serving.scheduler import Scheduler
+from ptuning.serving.turns import Waiting
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ Run = Callable[[Sequence[TokenRow], Sequence[PackedTask]], Sequence[Tensor]]
 
 HEARTBEAT = 1.0
 """Seconds after which an idle engine shows that it is alive."""
+
+STOP = 30.0
+"""Seconds that a batch may take when the server stops."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -102,13 +106,17 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread after the current batch; what is in the queue gets 503."""
+    def stop(self, seconds: float = STOP) -> None:
+        """End the thread after the current batch; what is in the queue gets 503.
+
+        Args:
+            seconds: How long to wait for the current batch. After that the thread is left to itself.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(seconds)
 
     @property
     def alive(self) -> bool:

@@ -85,7 +85,7 @@ def open_service(
         memory_limit: Bytes of tasks on the device; see :class:`~ptuning.model.TaskTable`.
     """
     settings = settings or Settings()
-    table = TaskTable(backbone, memory_limit=memory_limit)
+    table = TaskTable(backbone, tokenizer, memory_limit=memory_limit)
     tasks = TaskRegistry(
         table, tokenizer, metrics=Metrics(settings.metrics_tasks), threads=settings.load_threads
     )

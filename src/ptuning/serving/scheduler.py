@@ -19,20 +19,21 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
 from itertools import islice
 from typing import Generic, TypeVar
 
 from ptuning.serving.settings import Settings
+from ptuning.serving.turns import Line, Turns, Waiting
 
 P = TypeVar("P")
-Name = TypeVar("Name", bound=Hashable)
 
 PATIENCE = 2
 """Maximum times that younger rows may go before a row."""
-WINDOW = 4
-"""A batch is chosen from so many times its maximum number of rows, in fair order."""
+WINDOW = 192
+"""A batch is chosen from so many rows, in fair order, in addition to its maximum number of rows."""
 SMALL = 1024
 """A batch with fewer tokens takes rows of any length: it costs about the same with more padding."""
 SMOOTHING = 0.2
@@ -53,97 +54,12 @@ class Overloaded(Exception):
         self.retry_after = retry_after
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
-class Waiting(Generic[P]):
-    """A row in the queue.
-
-    Attributes:
-        payload: What the owner of the queue needs to run and answer it.
-        key: Rows of one batch have the same.
-        caller: Whose row it is.
-        task: Its task's name.
-        length: Its tokens, virtual tokens included.
-        deadline: The time after which it is not run.
-        number: Its place in the order of admission.
-        passed: How many times younger rows of its task went first.
-    """
-
-    payload: P
-    key: Hashable
-    caller: str
-    task: str
-    length: int
-    deadline: float = float("inf")
-    number: int = -1
-    passed: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class _Shares(Generic[Name]):
-    """Tokens that each of several parties was served.
-
-    ``floor`` is the least served of those that wait: newcomers start there, so that having been away gives
-    neither a debt nor a credit.
-    """
-
-    served: dict[Name, float] = field(default_factory=dict)
-    floor: float = 0.0
-
-    def enter(self, name: Name) -> None:
-        self.served[name] = max(self.served.get(name, 0.0), self.floor)
-
-    def advance(self, waiting: Iterable[Name]) -> None:
-        """Raise the floor, and forget parties that are not waiting and have nothing to make up for."""
-        present = set(waiting)
-        if present:
-            self.floor = max(self.floor, min(self.served[name] for name in present))
-        for name in [each for each, tokens in self.served.items() if tokens <= self.floor]:
-            if name not in present:
-                del self.served[name]
-
-
-@dataclass(eq=False, slots=True)
-class _Line(Generic[P]):
-    """The rows of one task with one key, of one caller, oldest first; ``overdue`` are those that go first."""
-
-    key: Hashable
-    rows: dict[int, Waiting[P]] = field(default_factory=dict)
-    overdue: dict[int, Waiting[P]] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[Waiting[P]]:
-        yield from sorted(self.overdue.values(), key=lambda row: row.number)
-        yield from (row for row in self.rows.values() if row.number not in self.overdue)
-
-    def first(self) -> Waiting[P]:
-        return next(iter(self))
-
-
 _LineName = tuple[str, Hashable]
 
 
-@dataclass(eq=False, slots=True)
-class _Caller(Generic[P]):
-    """The lines of one caller."""
-
-    lines: dict[_LineName, _Line[P]] = field(default_factory=dict)
-    shares: _Shares[_LineName] = field(default_factory=_Shares)
-
-    def order(self, key: Hashable | None) -> Iterator[Waiting[P]]:
-        """Its rows in fair order, as if each was served when it comes."""
-        heap = []
-        for name, line in self.lines.items():
-            if key is None or line.key == key:
-                rest = iter(line)
-                row = next(rest)
-                heap.append((self.shares.served[name], row.number, row, rest))
-        heapq.heapify(heap)
-        while heap:
-            served, _, row, rest = heap[0]
-            yield row
-            if (following := next(rest, None)) is None:
-                heapq.heappop(heap)
-            else:
-                heapq.heapreplace(heap, (served + row.length, following.number, following, rest))
+def is_overdue(row: Waiting[P]) -> bool:
+    """Whether a row was passed over as often as it may be."""
+    return row.passed >= PATIENCE
 
 
 class Scheduler(Generic[P]):
@@ -165,8 +81,7 @@ class Scheduler(Generic[P]):
         self.rows = self.tokens = 0
         self.budget = settings.batch_tokens
         self.rate: float | None = None
-        self._callers: dict[str, _Caller[P]] = {}
-        self._shares: _Shares[str] = _Shares()
+        self._callers: Turns[str, Turns[_LineName, Line[P]]] = Turns()
         self._deadlines: list[tuple[float, int, Waiting[P]]] = []
         self._numbers = 0
         self._since_lowered = 0
@@ -207,54 +122,63 @@ class Scheduler(Generic[P]):
             heapq.heappush(self._deadlines, (row.deadline, row.number, row))
 
     def _enter(self, row: Waiting[P]) -> None:
-        caller = self._callers.get(row.caller)
-        if caller is None:
-            caller = self._callers[row.caller] = _Caller()
-        if not caller.lines:
-            self._shares.enter(row.caller)
+        lines = self._callers.members.get(row.caller)
+        if lines is None:
+            lines = Turns()
+            self._callers.enter(row.caller, lines)
         name = (row.task, row.key)
-        if name not in caller.lines:
-            caller.lines[name] = _Line(row.key)
-            caller.shares.enter(name)
-        caller.lines[name].rows[row.number] = row
+        line = lines.members.get(name)
+        if line is None:
+            line = Line(row.key)
+            lines.enter(name, line)
+        line.rows[row.number], row.line = row, line
+        if len(line.rows) == 1:
+            self._refresh([row])
         self.rows += 1
         self.tokens += row.length
 
+    def _refresh(self, rows: Iterable[Waiting[P]]) -> None:
+        """Bring the turns up to date after changes of the lines of these rows."""
+        names = {(row.caller, row.task, row.key) for row in rows}
+        for caller, task, key in names:
+            if (lines := self._callers.members.get(caller)) is not None:
+                lines.refresh((task, key))
+        for caller in {name[0] for name in names}:
+            self._callers.refresh(caller)
+
     def remove(self, rows: Iterable[Waiting[P]]) -> list[Waiting[P]]:
         """Take rows out of the queue, and return those that were in it."""
-        return [row for row in rows if self._leave(row)]
+        gone = [row for row in rows if self._leave(row)]
+        self._refresh(gone)
+        return gone
 
     def _leave(self, row: Waiting[P]) -> bool:
-        caller, name = self._callers.get(row.caller), (row.task, row.key)
-        line = caller.lines.get(name) if caller else None
-        if caller is None or line is None or line.rows.pop(row.number, None) is None:
+        line, row.line = row.line, None
+        if line is None:
             return False
+        del line.rows[row.number]
         line.overdue.pop(row.number, None)
-        if not line.rows:
-            del caller.lines[name]
         self.rows -= 1
         self.tokens -= row.length
         return True
 
     def expire(self) -> list[Waiting[P]]:
         """Take the rows out of the queue that have reached their deadline, and return them."""
-        late, now = [], self.clock()
+        past, now = [], self.clock()
         while self._deadlines and self._deadlines[0][0] <= now:
-            row = heapq.heappop(self._deadlines)[2]
-            if self._leave(row):
-                late.append(row)
+            past.append(heapq.heappop(self._deadlines)[2])
         if len(self._deadlines) > 2 * self.rows + SMALL:  # mostly rows that have left
             self._deadlines = [(row.deadline, row.number, row) for row in self._all()]
             heapq.heapify(self._deadlines)
-        return late
+        return self.remove(past)
 
     def clear(self) -> list[Waiting[P]]:
         """Take all rows out of the queue, and return them, oldest first."""
         return self.remove(sorted(self._all(), key=lambda row: row.number))
 
     def _all(self) -> Iterator[Waiting[P]]:
-        for caller in self._callers.values():
-            for line in caller.lines.values():
+        for lines in self._callers.members.values():
+            for line in lines.members.values():
                 yield from line.rows.values()
 
     # ---------------------------------------------------------------------------------------- batches
@@ -262,94 +186,69 @@ class Scheduler(Generic[P]):
     def take(self) -> tuple[list[Waiting[P]], list[Waiting[P]]]:
         """The next batch, and the rows that have reached their deadline; both leave the queue."""
         late = self.expire()
-        self._advance()
-        first = next(self._order(), None)
-        if first is None:
+        self._callers.settle()
+        first = self._first(1)
+        if not first:
             return [], late
-        window = list(islice(self._order(first.key), WINDOW * self.settings.batch_rows))
-        batch = self._fill(first, window)
+        window = self._first(WINDOW + self.settings.batch_rows, first[0].key)
+        batch = self._fill(first[0], window)
         self._pass_over(window, batch)
         for row in batch:
-            caller = self._callers[row.caller]
-            caller.shares.served[row.task, row.key] += row.length
-            self._shares.served[row.caller] += row.length
+            lines = self._callers.members[row.caller]
+            lines.charge((row.task, row.key), row.length)
+            self._callers.charge(row.caller, row.length)
             self._leave(row)
+        for caller in {row.caller for row in batch}:
+            self._callers.members[caller].settle()
+        self._refresh(batch)
         return batch, late
 
-    def _advance(self) -> None:
-        if not self.rows:
-            self._callers.clear()
-            self._shares = _Shares()
-            return
-        for caller in self._callers.values():
-            caller.shares.advance(caller.lines)
-        self._shares.advance(name for name, caller in self._callers.items() if caller.lines)
-        for name in [each for each in self._callers if each not in self._shares.served]:
-            del self._callers[name]  # it is not waiting, and has nothing to make up for
-
-    def _order(self, key: Hashable | None = None) -> Iterator[Waiting[P]]:
-        """The rows in fair order, as if each was served when it comes; only those with ``key`` if given."""
-        heap = []
-        for name, caller in self._callers.items():
-            rest = caller.order(key)
-            if (row := next(rest, None)) is not None:
-                heap.append((self._shares.served[name], row.number, row, rest))
-        heapq.heapify(heap)
-        while heap:
-            served, _, row, rest = heap[0]
-            yield row
-            if (following := next(rest, None)) is None:
-                heapq.heappop(heap)
-            else:
-                heapq.heapreplace(heap, (served + row.length, following.number, following, rest))
+    def _first(self, count: int, key: Hashable | None = None) -> list[Waiting[P]]:
+        """So many rows in fair order; only those with ``key`` if given."""
+        with closing(self._callers.order(key)) as rows:
+            return list(islice(rows, count))
 
     def _fill(self, first: Waiting[P], window: Sequence[Waiting[P]]) -> list[Waiting[P]]:
         """A batch with ``first`` and rows of ``window`` that are about as long, within the budget."""
         batch, longest, tokens = [first], first.length, first.length
-        lines = {row.number: self._line(row) for row in (first, *window)}
         # The overdue rows of each line that are not in the batch: its other rows wait for them.
-        owed = {id(line): len(line.overdue) for line in lines.values()}
-        owed[id(lines[first.number])] -= first.passed >= PATIENCE
+        owed: Counter[Line[P] | None] = Counter()
+        owed.update({row.line: len(row.line.overdue) for row in (first, *window) if row.line})
+        owed[first.line] -= is_overdue(first)
         nearest = sorted(
             (row for row in window if row is not first),
-            key=lambda row: (row.passed < PATIENCE, abs(row.length - first.length)),
+            key=lambda row: (not is_overdue(row), abs(row.length - first.length)),
         )
         for row in nearest:
             size = len(batch)
             if size == self.settings.batch_rows:
                 break
-            line, late = lines[row.number], row.passed >= PATIENCE
             wider = max(longest, row.length)
             places = (size + 1) * wider
             padding = places - tokens - row.length
             if (
-                (not late and owed[id(line)])
+                (owed[row.line] and not is_overdue(row))
                 or places > self.budget
                 or (size * longest >= SMALL and padding > self.settings.max_padding * places)
             ):
                 continue
             batch.append(row)
             longest, tokens = wider, tokens + row.length
-            owed[id(line)] -= late
+            owed[row.line] -= is_overdue(row)
         return batch
 
-    def _line(self, row: Waiting[P]) -> _Line[P]:
-        return self._callers[row.caller].lines[row.task, row.key]
-
     def _pass_over(self, window: Sequence[Waiting[P]], batch: Sequence[Waiting[P]]) -> None:
-        """Count the rows that younger rows of their line leave behind."""
+        """Count the rows that younger rows of their line leave behind; overdue ones do so by right."""
         taken = {row.number for row in batch}
-        youngest: dict[int, int] = {}
+        youngest: dict[Line[P] | None, int] = {}
         for row in batch:
-            if row.passed < PATIENCE:  # overdue rows go before their turn by right
-                line = self._line(row)
-                youngest[id(line)] = max(youngest.get(id(line), -1), row.number)
+            if not is_overdue(row):
+                youngest[row.line] = max(youngest.get(row.line, -1), row.number)
         for row in window:
-            line = self._line(row)
-            if row.number not in taken and row.number < youngest.get(id(line), -1):
+            if row.line and row.number not in taken and row.number < youngest.get(row.line, -1):
                 row.passed += 1
-                if row.passed >= PATIENCE:
-                    line.overdue[row.number] = row
+                if is_overdue(row):
+                    row.line.overdue[row.number] = row
 
     # ------------------------------------------------------------------------------------ measurements
 

@@ -29,6 +29,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address is in use, or is not one of this machine.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError("--port", got=port, expected="from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from ptuning.serving.engine import Done, Engine, Job, Run, gone, too_late
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
-from ptuning.serving.scheduler import Overloaded, Scheduler, Waiting
+from ptuning.serving.scheduler import Overloaded, Scheduler
 from ptuning.serving.settings import Settings
 from ptuning.serving.tasks import TaskRegistry
 from ptuning.serving.tokenising import Tokenising
+from ptuning.serving.turns import Waiting
 from ptuning.serving.watching import FolderWatch
 
 _LOG = logging.getLogger(__name__)
@@ -327,6 +328,10 @@ class Service:
             assert each.job.place not in request.outcomes, "a row is answered once"
             request.outcomes[each.job.place] = each
             request.missing -= 1
+            if isinstance(each.outcome, Refusal) and each.outcome.kind in (gone().kind, too_late().kind):
+                if not request.finished.done():
+                    request.finished.set_exception(each.outcome)  # the entire request's
+                continue
             request.started = each.started if request.started is None else min(request.started, each.started)
             if not request.missing and not request.finished.done():
                 request.finished.set_result(None)

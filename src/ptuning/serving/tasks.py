@@ -22,8 +22,7 @@ from ptuning.adapters.folder import CARD, checked
 from ptuning.adapters.seal import SELF
 from ptuning.data.tokens import Tokenise
 from ptuning.errors import AdapterError, ConfigError
-from ptuning.model import PackedTask, PTuningModel, TaskTable
-from ptuning.model.loading import check_backbone
+from ptuning.model import PackedTask, TaskTable
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
 from ptuning.task import Task
@@ -182,10 +181,8 @@ class TaskRegistry:
     def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:
         record, adapter, card = _read(folder)
         digest = record[SELF][:DIGITS]
-        check_backbone(self.table.backbone, adapter)
-        model = PTuningModel.from_adapter(adapter, self.table.backbone, tokenizer=self.tokenizer)
         with self._lock:  # the table and the dictionary change together
-            packed = self.table.put(name, model, digest)
+            packed = self.table.put(name, adapter, digest)
             served = self._served[name] = ServedTask(
                 name=name,
                 digest=digest,

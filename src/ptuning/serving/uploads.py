@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -29,6 +30,9 @@ PART = 1 << 20
 STAGED = ".upload-"
 """The prefix of folders that are being written; a watched folder's tasks do not start with a dot."""
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+
+_NAMES = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""Errors that the names in an archive cause."""
 
 Member = tuple[str, int, Callable[[], IO[bytes]]]
 """One file of an archive: its name, its size, and what opens it."""
@@ -110,7 +114,7 @@ class Uploads:
     def _staging(self, target: Path) -> Iterator[Path]:
         """A folder next to the place of the adapter, so that moving it there needs no space."""
         with writing_errors(target):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(0o700, parents=True, exist_ok=True)
             staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=self.folder))
         try:
             yield staged
@@ -198,8 +202,14 @@ def _write(members: Iterator[Member], folder: Path, max_bytes: int) -> None:
         if size > left:
             raise AdapterError(f"the archive's files have more than {max_bytes:,} bytes")
         target = folder.joinpath(*path.parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with opened() as source, open(target, "xb") as stream:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made = open(target, "xb")  # noqa: SIM115
+        except OSError as error:
+            if error.errno not in _NAMES:
+                raise
+            raise AdapterError(f"the archive has {name!r}: {error.strerror}") from error
+        with opened() as source, made as stream:
             while part := source.read(PART):
                 left -= len(part)  # a zip's sizes may be wrong
                 if left < 0:

@@ -152,10 +152,11 @@ class FolderWatch:
         """Load an adapter: its digest, or ``None`` if it was refused."""
         folder = self.folder / name
         try:
-            digest: str = adapters.details(folder)[SELF][:DIGITS]
-            if name in self.tasks and self.tasks.get(name).digest == digest:
-                self.tasks.failures.pop(name, None)
-                return digest  # this version is served already
+            if name in self.tasks:
+                digest: str = adapters.details(folder)[SELF][:DIGITS]
+                if self.tasks.get(name).digest == digest:
+                    self.tasks.failures.pop(name, None)
+                    return digest  # this version is served already
         except (AdapterError, Refusal):
             pass  # loading it says why
         try:

@@ -1,0 +1,166 @@
+"""``ptuning predict --adapters``: rows of many tasks, each answered by the adapter that it names."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ptuning.cli.options import Parser
+from ptuning.cli.shared import device_of
+from ptuning.errors import ConfigError, PTuningError, UserError
+
+if TYPE_CHECKING:
+    from ptuning.data import Example
+    from ptuning.data.bad_rows import LeftOut
+    from ptuning.inference.predictor import Prediction
+    from ptuning.training.config import DataConfig
+
+TASK_COLUMN = "task"
+GIB = 1 << 30
+
+
+def add_adapters(parser: Parser) -> None:
+    """Add the options for rows of many tasks."""
+    group = parser.add_argument_group("rows of many tasks")
+    group.add_argument(
+        "--adapters",
+        metavar="FOLDER",
+        help="folder with one adapter in each sub-folder, all on one backbone; each row is answered by the "
+        "adapter in its task column, which is loaded when a row first names it",
+    )
+    group.add_argument(
+        "--task_column", help=f"column with the names of the adapters (default: {TASK_COLUMN})"
+    )
+    group.add_argument(
+        "--memory_limit",
+        type=float,
+        help="maximum GiB of adapters in memory; beyond it, those that were used least recently are moved "
+        "to temporary files (default: no limit)",
+    )
+
+
+def check_adapters(given: Any, parser: Parser) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if given.adapters is None:
+        if given.adapter is None:
+            parser.error("the following arguments are required: adapter")
+        for name in ("task_column", "memory_limit"):
+            if getattr(given, name) is not None:
+                raise ConfigError(f"--{name} is for rows of many tasks", remedy="add --adapters FOLDER")
+        return
+    if given.adapter is not None:
+        parser.error(f"unrecognized arguments: {given.adapter}")
+    if given.revision is not None:
+        raise ConfigError("--revision is for an adapter on the Hub", remedy="leave it out with --adapters")
+    limit = given.memory_limit
+    if limit is not None and not (math.isfinite(limit) and limit * GIB >= 1):
+        raise ConfigError("--memory_limit", got=limit, expected="a number of GiB above 0")
+
+
+class TaskAnswers:
+    """Answers rows with the adapters of a folder.
+
+    Args:
+        given: The command's options.
+        data: How rows are read.
+
+    Attributes:
+        task: ``None``: each row has its own.
+        rows: What ``stream_examples`` needs to know about the rows.
+    """
+
+    task = None
+
+    def __init__(self, given: Any, data: DataConfig) -> None:
+        from ptuning.inference.adapter_folder import AdapterFolder
+
+        device, dtype = device_of(given)
+        limit = given.memory_limit
+        self._folder = AdapterFolder(
+            given.adapters,
+            backbone=given.backbone,
+            dtype=dtype,
+            device=device,
+            memory_limit=None if limit is None else int(limit * GIB),
+            allow_pickle=given.allow_pickle,
+        )
+        self.rows: dict[str, Any] = {"task_column": given.task_column or TASK_COLUMN}
+        self._options = {name: getattr(given, name) for name in ("batch_size", "batch_tokens", "window")}
+        self._too_long, self._skip = data.too_long, data.bad_rows == "skip"
+
+    def stream(self, examples: Iterable[Example | None], left_out: LeftOut) -> Iterator[Prediction]:
+        """Predictions in the order of ``examples``.
+
+        Raises:
+            UserError: for the first row that cannot be answered, after the predictions for the rows before
+                it; with ``bad_rows="skip"``, such rows are added to ``left_out``.
+        """
+        from ptuning.data.bad_rows import LeftOut
+        from ptuning.inference.mixed import MultiPredictor
+
+        refused = LeftOut()  # left_out may be written to by the thread that reads
+        waiting: deque[Example] = deque()  # the rows that MultiPredictor has, in its order
+        named = self._loaded(examples, waiting, refused)
+        if (first := next(filter(None, named), None)) is not None:
+            predictor = MultiPredictor(*self._folder.opened, too_long=self._too_long, **self._options)
+            for answer in predictor.stream(chain([first], named)):
+                example = waiting.popleft()
+                if isinstance(answer, PTuningError):
+                    self._refuse(example, answer, refused)
+                else:
+                    yield answer
+        left_out.join(refused)
+
+    def _loaded(
+        self, examples: Iterable[Example | None], waiting: deque[Example], refused: LeftOut
+    ) -> Iterator[tuple[Example, str] | None]:
+        """The rows whose task is loaded by now."""
+        for example in examples:
+            if example is None:
+                yield None
+                continue
+            name = example.task or ""
+            try:
+                self._folder.load(name)
+            except KeyError:
+                self._refuse(example, self._unknown(example, name), refused)
+                continue
+            waiting.append(example)
+            yield example, name
+
+    def _unknown(self, example: Example, name: str) -> PTuningError:
+        from difflib import get_close_matches
+
+        from ptuning.data.places import listing
+        from ptuning.errors import DataError
+
+        names = self._folder.names
+        near = get_close_matches(name, names, n=1, cutoff=0.7)
+        return DataError(
+            f"{example.place}, the task",
+            got=repr(name),
+            expected=f"an adapter in {self._folder.path}: {listing(names, 8)}",
+            remedy=f"did you mean {near[0]!r}?" if near else None,
+        )
+
+    def _refuse(self, example: Example, error: PTuningError, refused: LeftOut) -> None:
+        """Raise the error of a row, or leave the row out."""
+        from ptuning.data.bad_rows import offering_skip
+        from ptuning.data.places import Problem
+        from ptuning.errors import DataError
+
+        if not isinstance(error, UserError):
+            raise error
+        of_row = DataError(error.problem, got=error.got, expected=error.expected, remedy=error.remedy)
+        if not self._skip:
+            raise offering_skip(of_row) from error
+        kind = error.problem.removeprefix(example.place).lstrip(":, ")
+        kind = " ".join(filter(None, (kind, "" if error.got is None else str(error.got))))
+        refused.add([Problem(row=example.row, kind=kind, error=of_row)])

@@ -1,0 +1,105 @@
+"""Who uses the page, if the server asks for keys.
+
+The browser gets a random session id in a cookie that scripts cannot read and other sites cannot send
+(``HttpOnly``, ``SameSite=Strict``). The key itself stays in the memory of this process and is checked again
+at every request, so a key that is withdrawn ends its sessions, and a cookie that leaks is worth a few hours,
+not a key. The price: after a restart, and on another replica, the page asks for the key again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ptuning.serving.keys import Caller, Keys
+from ptuning.serving.rows import Refusal
+
+COOKIE = "ptuning_session"
+LIFETIME = 12 * 3600.0
+CAPACITY = 10_000
+
+
+@dataclass(kw_only=True)
+class Sessions:
+    """The sessions of one process.
+
+    Args:
+        keys: The keys that the server accepts.
+        lifetime: Seconds after which the key is asked for again.
+        capacity: Maximum sessions; the oldest ends when there is one more.
+        clock: Seconds that never go back.
+    """
+
+    keys: Keys
+    lifetime: float = LIFETIME
+    capacity: int = CAPACITY
+    clock: Callable[[], float] = time.monotonic
+    _open: OrderedDict[str, tuple[str, float]] = field(default_factory=OrderedDict, init=False)
+
+    def caller(self, request: Request) -> Caller:
+        """Who sent a request of the page.
+
+        Raises:
+            Refusal: 401, the page has to ask for a key.
+        """
+        return self.keys.caller(self._authorization(request))
+
+    def _authorization(self, request: Request) -> str | None:
+        session = request.cookies.get(COOKIE, "")
+        key, end = self._open.get(session, ("", 0.0))
+        if not key:
+            return None
+        if self.clock() >= end:
+            del self._open[session]
+            return None
+        return f"Bearer {key}"
+
+    def start(self, key: str, request: Request, response: Response) -> None:
+        """Start a session.
+
+        Raises:
+            Refusal: 401, this is not a key.
+        """
+        self.keys.caller(f"Bearer {key}")
+        session = secrets.token_urlsafe(32)
+        self._open[session] = (key, self.clock() + self.lifetime)
+        while len(self._open) > self.capacity:
+            self._open.popitem(last=False)
+        response.set_cookie(
+            COOKIE,
+            session,
+            path=request.scope.get("root_path", "") + "/",
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+
+    def end(self, request: Request, response: Response) -> None:
+        """End the session of a request."""
+        self._open.pop(request.cookies.get(COOKIE, ""), None)
+        response.delete_cookie(COOKIE, path=request.scope.get("root_path", "") + "/")
+
+
+def check_origin(request: Request) -> None:
+    """Refuse a form that another site sent with the user's browser.
+
+    Browsers send ``Sec-Fetch-Site`` to https and localhost, and ``Origin`` with every form; a program such as
+    curl sends neither and has no cookie that could be abused.
+
+    Raises:
+        Refusal: 403.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        own = site in ("same-origin", "none")
+    else:
+        own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not own:
+        raise Refusal(status=403, kind="other_site", message="this form was sent by another site")

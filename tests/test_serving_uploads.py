@@ -1,0 +1,344 @@
+"""Adapters that are sent: unpacked with care, verified before they are served, and all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from hub_server import Hub
+from ptuning import DeepPrompt, PTuningModel, Task, adapters
+from ptuning.errors import AdapterError
+from ptuning.serving.app import make_app
+from ptuning.serving.keys import Keys
+from ptuning.serving.limits import HttpSettings
+from ptuning.serving.uploads import unpack
+from serving_fake import FakeService
+from tiny import tiny
+
+ADMIN = {"authorization": "Bearer sixteen-characters"}
+ZIP = {**ADMIN, "content-type": "application/zip"}
+TAR = {**ADMIN, "content-type": "application/x-tar"}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "support"
+    task = Task(problem_type="single_label_classification", labels=("a", "b"))
+    PTuningModel.from_backbone(
+        tiny("bert", num_labels=2), DeepPrompt(num_virtual_tokens=3), task=task
+    ).save_pretrained(folder)
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
+
+
+def zipped(files: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] | None = None) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            if change is not None:
+                change(info)
+            archive.writestr(info, data)
+    return made.getvalue()
+
+
+def tarred(files: dict[str, bytes], *links: tuple[str, str, bytes], mode: str = "w") -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, target, kind in links:
+            info = tarfile.TarInfo(name)
+            info.linkname, info.type = target, kind
+            archive.addfile(info)
+    return made.getvalue()
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def client(service: FakeService, folder: Path) -> Iterator[TestClient]:
+    settings = HttpSettings(max_upload_bytes=300_000)
+    keys = Keys(admin_key="sixteen-characters")
+    with TestClient(make_app(service, keys, settings, folder=folder), raise_server_exceptions=False) as made:
+        yield made
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return not folder.exists() or not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("inner", ["", "support/", "./"])
+@pytest.mark.parametrize("mode", ["zip", "w", "w:gz"])
+def test_an_archive_becomes_a_task(
+    client: TestClient, folder: Path, adapter: Path, mode: str, inner: str
+) -> None:
+    files = {f"{inner}{name}": data for name, data in files_of(adapter).items()}
+    body = zipped(files) if mode == "zip" else tarred(files, mode=mode)
+    answer = client.put("/tasks/support", content=body, headers=ZIP if mode == "zip" else TAR)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["task"] == "support"
+    assert answer.headers["x-task-digest"] == answer.json()["digest"]
+    assert files_of(folder / "support") == files_of(adapter)
+    assert [each.name for each in folder.iterdir()] == ["support"]
+    assert client.post("/tasks/support", json={"inputs": "fine"}).status_code == 200
+    assert (
+        client.put("/tasks/support", content=body, headers=ZIP if mode == "zip" else TAR).status_code == 200
+    )
+    assert client.delete("/tasks/support", headers=ADMIN).status_code == 204
+    assert nothing_is_left(folder)
+    assert client.post("/tasks/support", json={"inputs": "fine"}).status_code == 404
+
+
+def test_a_form_with_a_file(client: TestClient, folder: Path, adapter: Path) -> None:
+    body = zipped(files_of(adapter))
+    answer = client.put("/tasks/support", files={"adapter": ("support.zip", body)}, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    assert adapters.is_adapter(folder / "support")
+    form = {**ADMIN, "content-type": "multipart/form-data; boundary=x"}
+    empty = client.put("/tasks/other", content=b"--x--", headers=form)
+    assert empty.status_code in (400, 422)
+
+
+def symbolic(info: zipfile.ZipInfo) -> None:
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+
+BAD = {
+    "not an archive": b"hello",
+    "an empty body": b"",
+    "a cut zip": zipped({"ptuning.json": b"{}" * 100})[:60],
+    "an empty zip": zipped({}),
+    "no adapter": zipped({"a.txt": b"a"}),
+    "above the folder": zipped({"../escaped": b"x"}),
+    "an absolute path": zipped({"/tmp/escaped": b"x"}),
+    "a path of Windows": zipped({"..\\escaped": b"x"}),
+    "a link": zipped({"ptuning.json": b"/etc/passwd"}, symbolic),
+    "a link in a tar": tarred({}, ("ptuning.json", "/etc/passwd", tarfile.SYMTYPE)),
+    "a hard link in a tar": tarred({}, ("ptuning.json", "/etc/passwd", tarfile.LNKTYPE)),
+    "a device in a tar": tarred({}, ("ptuning.json", "", tarfile.CHRTYPE)),
+    "above the folder, in a tar": tarred({"../escaped": b"x"}),
+    "many files": zipped({f"{number}": b"" for number in range(200)}),
+    "a bomb": zipped({"adapter_model.safetensors": b"\0" * 2_000_000}),
+    "a bomb in a tar": tarred({"adapter_model.safetensors": b"\0" * 2_000_000}, mode="w:gz"),
+    "a file in place of a folder": zipped({"a": b"", "a/b": b""}),
+    "a long name": zipped({"a" * 300: b""}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_archive_is_refused(client: TestClient, folder: Path, name: str, tmp_path: Path) -> None:
+    for headers in (ZIP, TAR):
+        answer = client.put("/tasks/support", content=BAD[name], headers=headers)
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["error"]["type"] == "invalid_adapter"
+    assert nothing_is_left(folder)
+    assert not (tmp_path / "escaped").exists()
+    assert not Path("/tmp/escaped").exists()
+    assert client.get("/tasks/support").status_code == 404
+
+
+def test_a_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
+    body = bytearray(zipped({"a": b"\0" * 50_000}))
+    for place in (22, body.rindex(b"PK\x01\x02") + 24):
+        body[place : place + 4] = (10).to_bytes(4, "little")
+    (tmp_path / "archive").write_bytes(body)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(AdapterError):
+        unpack(tmp_path / "archive", tmp_path / "new", 1000)
+    assert sum(each.stat().st_size for each in (tmp_path / "new").iterdir()) <= 1000
+
+
+def test_an_altered_adapter_is_refused_and_the_old_one_stays(
+    client: TestClient, folder: Path, adapter: Path
+) -> None:
+    files = files_of(adapter)
+    assert client.put("/tasks/support", content=zipped(files), headers=ZIP).status_code == 200
+    digest = client.get("/tasks/support").json()["digest"]
+    for name in files:
+        altered = {**files, name: files[name][:-10] + b"0123456789"}
+        answer = client.put("/tasks/support", content=zipped(altered), headers=ZIP)
+        assert answer.status_code == 422, name
+    assert files_of(folder / "support") == files
+    assert client.get("/tasks/support").json()["digest"] == digest
+
+
+def test_an_adapter_for_another_backbone(
+    client: TestClient, service: FakeService, folder: Path, adapter: Path
+) -> None:
+    service.tasks.refuse = lambda place: "it was trained on another backbone"
+    answer = client.put("/tasks/support", content=zipped(files_of(adapter)), headers=ZIP)
+    assert answer.status_code == 422
+    assert "another backbone" in answer.json()["error"]["message"]
+    assert nothing_is_left(folder)
+
+
+@pytest.mark.parametrize("name", [".hidden", "a b", "x" * 129, "ä", "..", "%2e%2e", "a%5cb"])
+def test_a_bad_name(client: TestClient, folder: Path, adapter: Path, name: str) -> None:
+    answer = client.put(f"/tasks/{name}", content=zipped(files_of(adapter)), headers=ZIP)
+    assert answer.status_code in (404, 405, 422)
+    assert nothing_is_left(folder)
+
+
+def test_too_many_bytes(client: TestClient, folder: Path) -> None:
+    answer = client.put("/tasks/support", content=b"x" * 400_000, headers=ZIP)
+    assert answer.status_code == 413
+    assert nothing_is_left(folder)
+
+
+# ------------------------------------------------------------------------------------- a full disk
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_while_unpacking(
+    client: TestClient, folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptuning.serving.uploads._write", full)
+    answer = client.put("/tasks/support", content=zipped(files_of(adapter)), headers=ZIP)
+    assert answer.status_code == 507
+    assert answer.json()["error"]["type"] == "disk_full"
+    assert "No space left" in answer.json()["error"]["message"]
+    assert nothing_is_left(folder)
+    assert client.get("/tasks/support").status_code == 404
+
+
+def test_a_disk_that_is_full_while_the_body_arrives(
+    client: TestClient, folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def opened(self: Path, *args: Any, **kwargs: Any) -> Any:
+        stream = real(self, *args, **kwargs)
+        if self.name == "archive" and args and args[0] == "wb":
+
+            class Full(io.RawIOBase):
+                def write(self, data: Any) -> int:
+                    full()
+                    return 0
+
+            stream.close()
+            return Full()
+        return stream
+
+    monkeypatch.setattr(Path, "open", opened)
+    answer = client.put("/tasks/support", content=zipped(files_of(adapter)), headers=ZIP)
+    assert answer.status_code == 507
+    assert nothing_is_left(folder)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_disk_that_is_full_while_it_is_put_in_place(
+    client: TestClient, folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    body = zipped(files_of(adapter))
+    if before:
+        assert client.put("/tasks/support", content=body, headers=ZIP).status_code == 200
+    monkeypatch.setattr("ptuning.adapters.atomic._put", full)
+    answer = client.put("/tasks/support", content=body, headers=ZIP)
+    assert answer.status_code == 507
+    monkeypatch.undo()
+    assert client.get("/tasks/support").status_code == (200 if before else 404)
+    if before:
+        assert files_of(folder / "support") == files_of(adapter)
+        assert [each.name for each in folder.iterdir()] == ["support"]
+    else:
+        assert nothing_is_left(folder)
+
+
+def test_a_folder_without_permission(
+    client: TestClient, folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    monkeypatch.setattr("ptuning.serving.protocols.tasks.tempfile.TemporaryDirectory", _Place)
+    _Place.path = folder.parent / "received"
+    _Place.path.mkdir()
+    answer = client.put("/tasks/support", content=zipped(files_of(adapter)), headers=ZIP)
+    assert answer.status_code == 500
+    assert "Permission denied" in answer.json()["error"]["message"]
+
+
+class _Place:
+    """A temporary folder that needs no ``mkdtemp``."""
+
+    path: Path
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def __enter__(self) -> str:
+        return str(self.path)
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------ the Hub
+
+
+def test_an_adapter_from_the_hub(
+    client: TestClient, folder: Path, adapter: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_someone")
+    adapters.push(adapter, "someone/support", backbone="someone/bert")
+    answer = client.put("/tasks/mine", json={"hub_id": "someone/support"}, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    assert adapters.is_adapter(folder / "mine")
+    missing = client.put("/tasks/mine", json={"hub_id": "someone/nothing"}, headers=ADMIN)
+    assert missing.status_code == 422
+    assert adapters.is_adapter(folder / "mine")
+
+
+@pytest.mark.parametrize("hub_id", ["/etc", "../x", "a", "a/b/c", "./a", "~/a", "made/support", "", "C:\\a"])
+def test_no_path_comes_from_a_request(
+    client: TestClient,
+    folder: Path,
+    adapter: Path,
+    hub_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(adapter, tmp_path / "made" / "support")
+    answer = client.put("/tasks/mine", json={"hub_id": hub_id}, headers=ADMIN)
+    assert answer.status_code == 422
+    assert "OWNER/NAME" in answer.json()["error"]["message"]
+    assert nothing_is_left(folder)
+
+
+def test_without_a_folder_uploads_end_with_the_server(service: FakeService, adapter: Path) -> None:
+    keys = Keys(admin_key="sixteen-characters")
+    with TestClient(make_app(service, keys)) as client:
+        assert client.put("/tasks/support", content=zipped(files_of(adapter)), headers=ZIP).status_code == 200
+        place = Path(service.tasks.served["support"].source)
+        assert place.is_dir()
+    assert not place.exists()
+    assert not os.path.exists(place.parent)
