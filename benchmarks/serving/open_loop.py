@@ -64,9 +64,9 @@ def measure(lab: Lab) -> dict[str, Any]:
             for name, what in loads.items():
                 closed[name].append(asked(name, replace(what, seed=number))["requests_per_second"])
         capacity = {name: statistics.median(rates) for name, rates in closed.items()}
-        rates = {f"{share:.0%} of {OURS}'s capacity": share * capacity[OURS] for share in SHARES}
+        rates = {f"{share:.0%} of {OURS}'s capacity": max(1, share * capacity[OURS]) for share in SHARES}
         if capacity[THEIRS] < capacity[OURS]:
-            rates[f"60% of {THEIRS}'s capacity"] = 0.6 * capacity[THEIRS]
+            rates[f"60% of {THEIRS}'s capacity"] = max(1, 0.6 * capacity[THEIRS])
         rounds: list[dict[str, Any]] = []
         for number in range(lab.plan.open_rounds):
             results: dict[str, Any] = {}

@@ -77,7 +77,11 @@ def memory_of(pid: int) -> dict[str, float]:
 
 @contextmanager
 def started(
-    command: Sequence[str], url: str, ready_path: str, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    url: str,
+    ready_path: str,
+    environment: Mapping[str, str] | None = None,
+    starting: float = STARTING,
 ) -> Iterator[Server]:
     """A server that is ready, for as long as the context is open.
 
@@ -96,7 +100,7 @@ def started(
             )
         server = Server(process, url, ready_path, 0.0, log)
         try:
-            wait_for(url + ready_path, process, log, STARTING)
+            wait_for(url + ready_path, process, log, starting)
             yield Server(process, url, ready_path, time.perf_counter() - began, log)
         finally:
             server.stop()
@@ -180,7 +184,7 @@ def trivial() -> Iterator[Server]:
     """The server that does nothing."""
     port = free_port()
     command = [sys.executable, str(HERE / "trivial.py"), str(port)]
-    with started(command, f"http://127.0.0.1:{port}", "/") as server:
+    with started(command, f"http://127.0.0.1:{port}", "/", starting=10) as server:
         yield server
 
 

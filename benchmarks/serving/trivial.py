@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from typing import cast
 
 import uvloop
 
@@ -20,8 +21,7 @@ class Trivial(asyncio.Protocol):
     """Reads requests to their ends and answers the same to all."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport, self.received = transport, b""
+        self.transport, self.received = cast(asyncio.Transport, transport), b""
 
     def data_received(self, data: bytes) -> None:
         self.received += data
