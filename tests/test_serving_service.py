@@ -423,6 +423,30 @@ def test_draining_ends_in_time(tasks: TaskRegistry) -> None:
     asyncio.run(main())
 
 
+def test_after_draining_nothing_is_admitted(tasks: TaskRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a request that was being tokenised."""
+    entered, released, packed = threading.Event(), threading.Event(), tasks.packed
+
+    def slow(*given: Any) -> Any:
+        entered.set()
+        assert released.wait(30)
+        return packed(*given)
+
+    monkeypatch.setattr(tasks, "packed", slow)
+
+    async def main() -> None:
+        gate = Gate(tasks, open=True)
+        async with running(tasks, gate) as service:
+            asked = asyncio.create_task(service.answer([Row(task="labels", text="one")]))
+            await until(entered.is_set)
+            await service.drain(0.05)
+            released.set()
+            assert await kind_of(asked) == "unavailable"
+        assert gate.ran == 0
+
+    asyncio.run(main())
+
+
 def test_if_the_engine_dies_nobody_waits(tasks: TaskRegistry, caplog: pytest.LogCaptureFixture) -> None:
     entered = threading.Event()
 
@@ -535,6 +559,24 @@ def test_a_task_that_is_deleted_in_flight_is_answered(tasks: TaskRegistry, folde
             gate.open.set()
             for answer in (await asked)[0]:
                 assert close(answer, logits_of(folders["labels"], text))
+
+    asyncio.run(main())
+
+
+def test_tasks_beyond_the_memory_limit_answer_too(tiny_folder: Path, folders: dict[str, Path]) -> None:
+    backbone, tokenizer = opened(tiny_folder)
+    table = TaskTable(backbone, tokenizer, memory_limit=1)
+    tasks = TaskRegistry(table, tokenizer)
+    names, text = ["labels", "other", "numbers"], "the parcel is late"
+    for name in names:
+        tasks.load(name, folders[name])
+
+    async def main() -> None:
+        async with running(tasks) as service:
+            for _ in range(3):
+                answers, _timing = await service.answer([Row(task=name, text=text) for name in names])
+                for name, answer in zip(names, answers, strict=True):
+                    assert close(answer, logits_of(folders[name], text))
 
     asyncio.run(main())
 

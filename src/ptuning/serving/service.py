@@ -80,7 +80,7 @@ class Service:
         self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
         self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started = self._draining = False
+        self._started = self._draining = self._ended = False
         self._preparing = 0  # rows that are being tokenised
         self._open: set[_Request] = set()
         self._idle = asyncio.Event()
@@ -186,6 +186,7 @@ class Service:
             await asyncio.to_thread(stop)
 
     def _abandon(self) -> None:
+        self._ended = True
         for request in list(self._open):
             if not request.finished.done():
                 request.finished.set_exception(gone())
@@ -301,6 +302,8 @@ class Service:
                     deadline=deadline,
                 )
             )
+        if self._ended:
+            raise gone()
         try:
             self._engine.submit(waiting)
         except Overloaded as error:
