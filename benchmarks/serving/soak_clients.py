@@ -89,9 +89,7 @@ class Client:
         """Code, body, and the digest in the headers; what must not be is reported."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {"content-type": "application/json", **headers}
-        async with self.session.request(
-            method, self.board.url + path, data=data, headers=sent
-        ) as response:
+        async with self.session.request(method, self.board.url + path, data=data, headers=sent) as response:
             found = await response.read()
             digest = response.headers.get("x-task-digest", "")
         self.board.counts[f"{kind} {response.status}"] += 1
@@ -121,9 +119,7 @@ class Client:
     async def lines(self) -> None:
         given = [{"task": self.task(), "text": text} for text in self.some(24)]
         data = b"".join(json.dumps(row).encode() + b"\n" for row in given)
-        code, body, _ = await self.send(
-            "lines", "/v1/rows", data, **{"content-type": "application/x-ndjson"}
-        )
+        code, body, _ = await self.send("lines", "/v1/rows", data, **{"content-type": "application/x-ndjson"})
         if code == 200:
             self._row_results("lines", given, [json.loads(line) for line in body.splitlines()])
         elif code != 429:
