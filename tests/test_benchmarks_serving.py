@@ -14,8 +14,7 @@ import pytest
 
 from conftest import WORDS
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 from serving import figures, generator, in_process, over_http, peft_switching, servers
 from serving import load as loads
@@ -26,6 +25,7 @@ from serving.load import Load
 from serving.names import drawn, name_of
 from serving.plan import Plan
 
+ROOT = Path(__file__).parent.parent
 TEXTS = tuple(f"{a} {b} {c}" for a in WORDS[:4] for b in WORDS[14:20] for c in WORDS[20:22])
 SMALL = Plan(
     rounds=1, rows=32, seconds=0.5, warm=0.1, tasks=(1, 2, 4), kinds=3, processes=2, starts=1, tuned_rows=32

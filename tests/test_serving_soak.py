@@ -1,4 +1,4 @@
-"""A short soak: mixed load with reloads, deletions, bad bodies and dropped connections, each answer checked."""
+"""A short soak: mixed load, reloads, deletions, bad bodies, dropped connections; each answer is checked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,12 @@ def test_a_planted_fault_is_found(lab: Lab, oracle: Oracle, fault: dict[str, Any
 
 def test_the_slope_of_the_memory_leaves_out_the_beginning() -> None:
     samples = [
-        {"seconds": float(at), "rss_mib": 100.0 + (0.1 * at if at > 20 else 5 * at), "files": 9, "threads": 4}
+        {
+            "seconds": float(at),
+            "rss_mib": 100.0 + (0.1 * at if at >= 20 else 5 * at),
+            "files": 9,
+            "threads": 4,
+        }
         for at in range(101)
     ]
     found = grown(samples)

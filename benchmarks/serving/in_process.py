@@ -41,7 +41,8 @@ def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
     """One precision and data set."""
     pair = data == "mrpc"
     backbone, most = lab.backbone(precision), lab.plan.most
-    count = lab.plan.rows // (1 if precision == "bf16" else 2) // BATCH * BATCH
+    batches = lab.plan.rows // BATCH
+    count = BATCH * (batches if precision == "bf16" else max(1, batches // 2))
     rows = _sorted((lab.rows(data) * (1 + count // len(lab.rows(data))))[:count])
     prompt = tasks.native_prompt() if pair else tasks.default_prompt()
     task = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=pair)
