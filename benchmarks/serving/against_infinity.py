@@ -57,10 +57,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         theirs = {name: each for name, each in found.items() if name.startswith("infinity") and words in name}
         best[words] = max(theirs, key=lambda name: theirs[name]["rate"]["median"])
     references = {
-        name: best[words]
-        for words in best
-        for name in sides
-        if words in name and name not in best.values()
+        name: best[words] for words in best for name in sides if words in name and name not in best.values()
     }
     return {
         "data": "sst2",

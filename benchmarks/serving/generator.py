@@ -1,7 +1,7 @@
-"""A load generator in a process of its own: ``python -m serving.generator '{…}'``, a :class:`serving.load.Load`.
+"""A load generator in a process of its own: ``python -m serving.generator '{…}'``, with a ``load.Load``.
 
-Requests are encoded before the clock runs. In an open loop each is sent at its intended time, however late the
-answers before it are, and its latency counts from that time; so waiting in a queue is not hidden.
+Requests are encoded before the clock runs. In an open loop each is sent at its intended time, however late
+the answers before it are, and its latency counts from that time; so waiting in a queue is not hidden.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of many tasks in this process, texts in and predictions out, in batches of 32.
 
-One task is what ``Predictor`` does; the rest is ``MultiPredictor``. A pass a task is the alternative to passes
-that tasks share: the rows are grouped by task, and each group is predicted by itself.
+One task is what ``Predictor`` does; the rest is ``MultiPredictor``. A pass a task is the alternative to
+passes that tasks share: the rows are grouped by task, and each group is predicted by itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
     """One precision and data set."""
     pair = data == "mrpc"
     backbone, most = lab.backbone(precision), lab.plan.most
-    count = lab.plan.rows // (1 if precision == "bf16" else 2) // BATCH * BATCH
+    batches = lab.plan.rows // BATCH
+    count = BATCH * (batches if precision == "bf16" else max(1, batches // 2))
     rows = _sorted((lab.rows(data) * (1 + count // len(lab.rows(data))))[:count])
     prompt = tasks.native_prompt() if pair else tasks.default_prompt()
     task = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=pair)
@@ -67,7 +68,7 @@ def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
     sides[OWN] = _side(partial(_own_batches, kinds), rows)
     sides[mixed] = _side(partial(_mixed, lab, unlike, most, "uniform"), rows)
     sides[f"{mixed}, a pass a task"] = _side(partial(_grouped, lab, unlike, most), rows)
-    references |= {name: OWN for name in list(sides)[-2:]}
+    references |= dict.fromkeys(list(sides)[-2:], OWN)
 
     for side in sides.values():
         side(-1)  # a batch, to warm up
@@ -133,5 +134,3 @@ def _mib(table: TaskTable) -> float:
 
 def _bytes(backbone: Backbone) -> int:
     return sum(value.nbytes for value in backbone.model.parameters())
-
-

@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from ptuning.inference.mixed import MultiPredictor
 from ptuning import Task
+from ptuning.inference.mixed import MultiPredictor
 from serving import load, servers, tasks
 from serving.figures import Side, alternating, compared
 from serving.lab import Lab

@@ -68,7 +68,9 @@ def cell(lab: Lab, precision: str) -> dict[str, Any]:
         for kind in CONFIGS:
             model = peft_model(lab, kind, precision, adapters)
             name = f"PEFT {kind}, {words}"
-            sides[name] = _side(partial(switched, lab, model), given, rows_a_request, rows_a_request, adapters)
+            sides[name] = _side(
+                partial(switched, lab, model), given, rows_a_request, rows_a_request, adapters
+            )
             references[name] = shared
     for side in sides.values():
         side(-1)
@@ -110,9 +112,7 @@ def peft_model(lab: Lab, kind: str, precision: str, adapters: int) -> PeftModel:
     """A model with that many adapters of PEFT's."""
     folder = resolve("demo") if lab.model == "demo" else lab.model
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=DTYPES[precision])
-    config = CONFIGS[kind](
-        task_type="SEQ_CLS", num_virtual_tokens=tasks.VIRTUAL_TOKENS, inference_mode=True
-    )
+    config = CONFIGS[kind](task_type="SEQ_CLS", num_virtual_tokens=tasks.VIRTUAL_TOKENS, inference_mode=True)
     model: PeftModel = get_peft_model(base, config, adapter_name=name_of(0))
     for number in range(1, adapters):
         model.add_adapter(name_of(number), config)

@@ -3,9 +3,9 @@
     PTUNING_DATA=... PYTHONPATH=benchmarks python -m serving.soak [--minutes 60]
 
 Clients speak every protocol, send bad bodies and drop connections, while tasks are replaced in the watched
-folder and by upload, deleted, added again, and damaged. Every answer is held against an offline prediction of
-the digest that it names. The result goes to ``benchmarks/results/serving-soak.json``; the exit code is 1 if an
-answer was wrong or the server failed.
+folder and by upload, deleted, added again, and damaged. Every answer is held against an offline prediction
+of the digest that it names. The result goes to ``benchmarks/results/serving-soak.json``; the exit code is 1
+if an answer was wrong or the server failed.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Changes:
         shutil.rmtree(place)
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/zip"}
         async with session.put(
-            f"{self.board.url}/tasks/{task}", data=packed.getvalue(), headers=headers
+            f"{self.board.url}/tasks/{task}", data=io.BytesIO(packed.getvalue()), headers=headers
         ) as response:
             body = await response.text()
             if response.status != 200 or (await response.json())["digest"] != digest:
@@ -284,7 +284,7 @@ def measure(lab: Lab, soak: Soak) -> dict[str, Any]:
 
 
 def grown(samples: list[dict[str, float]]) -> dict[str, Any]:
-    """First and last of the server's memory, files and threads, and the memory's slope once it has settled."""
+    """First and last of memory, files and threads, and the slope of the memory once it has settled."""
     late = samples[int(SETTLED * len(samples)) :]
     found: dict[str, Any] = {
         name: {"first": samples[0][name], "settled": late[0][name], "last": samples[-1][name]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 from collections import Counter
@@ -89,9 +90,8 @@ class Client:
         """Code, body, and the digest in the headers; what must not be is reported."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {"content-type": "application/json", **headers}
-        async with self.session.request(
-            method, self.board.url + path, data=data, headers=sent
-        ) as response:
+        stream = None if data is None else io.BytesIO(data)
+        async with self.session.request(method, self.board.url + path, data=stream, headers=sent) as response:
             found = await response.read()
             digest = response.headers.get("x-task-digest", "")
         self.board.counts[f"{kind} {response.status}"] += 1
@@ -121,9 +121,7 @@ class Client:
     async def lines(self) -> None:
         given = [{"task": self.task(), "text": text} for text in self.some(24)]
         data = b"".join(json.dumps(row).encode() + b"\n" for row in given)
-        code, body, _ = await self.send(
-            "lines", "/v1/rows", data, **{"content-type": "application/x-ndjson"}
-        )
+        code, body, _ = await self.send("lines", "/v1/rows", data, **{"content-type": "application/x-ndjson"})
         if code == 200:
             self._row_results("lines", given, [json.loads(line) for line in body.splitlines()])
         elif code != 429:
@@ -209,7 +207,8 @@ class Client:
         body = json.dumps(given).encode()
         where = urlsplit(self.board.url)
         _, writer = await asyncio.open_connection(where.hostname, where.port)
-        head = f"POST /v1/rows HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        lines = ("POST /v1/rows HTTP/1.1", "host: x", "content-type: application/json")
+        head = "\r\n".join((*lines, f"content-length: {len(body)}", "", ""))
         part = len(body) if self.draw.random() < 0.7 else self.draw.randrange(len(body))
         writer.write(head.encode() + body[:part])
         await writer.drain()

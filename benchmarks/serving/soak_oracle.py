@@ -1,4 +1,4 @@
-"""What every version of every task answers, computed apart from the server, and the answers held against it."""
+"""What every version of every task answers, computed apart from the server and compared with its answers."""
 
 from __future__ import annotations
 

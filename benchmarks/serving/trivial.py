@@ -1,4 +1,4 @@
-"""A server that does nothing, to measure what the load generator can do: ``python -m serving.trivial PORT``."""
+"""A server that does nothing, to measure the load generator: ``python -m serving.trivial PORT``."""
 
 from __future__ import annotations
 
