@@ -318,12 +318,17 @@ def test_over_the_limit_requests_are_refused_and_the_rest_answered(tasks: TaskRe
     asyncio.run(main())
 
 
-def test_rows_that_are_being_tokenised_count(tasks: TaskRegistry) -> None:
+def test_rows_that_are_being_tokenised_count(tasks: TaskRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests beyond the limit are refused before they cost anything."""
+    calls, packed = [], tasks.packed
+    monkeypatch.setattr(tasks, "packed", lambda *given: calls.append(given) or packed(*given))
+
     async def main() -> None:
         async with running(tasks, queue_rows=20, max_rows=20) as service:
             row = Row(task="labels", text="one")
             kinds = await asyncio.gather(*(kind_of(service.answer([row] * 15)) for _ in range(4)))
             assert sorted(kinds) == ["answered", "overloaded", "overloaded", "overloaded"]
+            assert len(calls) == 1
             assert await kind_of(service.answer([row] * 15)) == "answered"
 
     asyncio.run(main())

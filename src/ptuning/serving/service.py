@@ -35,14 +35,12 @@ class _Request:
         missing: Rows without one.
         finished: Set when there is none.
         started: When its first batch was started.
-        closed: Whether nobody waits for it.
     """
 
     missing: int
     finished: asyncio.Future[None]
     outcomes: dict[int, Done] = field(default_factory=dict)
     started: float | None = None
-    closed: bool = False
 
 
 class Service:
@@ -312,7 +310,6 @@ class Service:
         try:
             await request.finished
         finally:
-            request.closed = True
             self._open.discard(request)
             if not request.finished.cancelled() and request.finished.done():
                 request.finished.exception()  # or asyncio reports it if a timeout came first
@@ -328,8 +325,6 @@ class Service:
     def _settle(self, done: Sequence[Done]) -> None:
         for each in done:
             request: _Request = each.job.request
-            if request.closed:
-                continue
             assert each.job.place not in request.outcomes, "a row is answered once"
             request.outcomes[each.job.place] = each
             request.missing -= 1
