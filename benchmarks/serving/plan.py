@@ -32,7 +32,7 @@ class Plan:
     open_seconds: float = 10.0
     open_rounds: int = 2
     tasks: tuple[int, ...] = (1, 10, 100, 1000)
-    kinds: int = 24
+    kinds: int = 12
     processes: int = 4
     starts: int = 2
     tuned_rows: int = 640
@@ -52,7 +52,7 @@ QUICK = Plan(
     open_seconds=3.0,
     open_rounds=1,
     tasks=(1, 10, 100),
-    kinds=8,
+    kinds=4,
     processes=2,
     starts=1,
     tuned_rows=64,
