@@ -130,6 +130,7 @@ def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeSe
 def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: FakeService) -> None:
     page = opened(url)
     page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_label("Second text").fill("b")
     ask(page)
     page.locator("#all-answers").get_by_role("link", name="stars").click()
     page.locator(".mark circle").wait_for()
@@ -137,8 +138,16 @@ def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: Fa
     assert page.evaluate("document.activeElement.id") == "work"  # the link is gone
     page.get_by_role("link", name="emotions").click()
     page.locator(".bars li").nth(4).wait_for()
+    assert not page.get_by_label("Second text").is_visible()
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
-    assert [row.task for rows, _ in service.asked[1:] for row in rows] == ["stars", "emotions"]
+    page.get_by_role("link", name="paraphrase").click()
+    page.get_by_role("heading", name="paraphrase").wait_for()
+    page.locator(".bars li").nth(1).wait_for()
+    assert [(row.task, row.text_pair) for rows, _ in service.asked[1:] for row in rows] == [
+        ("stars", None),
+        ("emotions", None),
+        ("paraphrase", "b"),
+    ]
 
 
 def test_all_tasks_and_ticked_ones(url: str, opened: Open, service: FakeService) -> None:
@@ -301,6 +310,7 @@ def test_every_view_fits_is_readable_and_does_not_jump(
     page.get_by_role("heading", name="3 rows").wait_for()
     look("rows")
     page.get_by_role("link", name="sentiment").click()
+    page.get_by_role("heading", name="sentiment").wait_for()
     page.get_by_role("link", name="About").click()
     page.get_by_role("heading", name="Figures").wait_for()
     look("about")
@@ -366,6 +376,7 @@ def test_hostile_labels_and_cards_do_not_run(url: str, opened: Open) -> None:
     assert HOSTILE in page.locator(".bars").inner_text()
     assert "onerror=alert(1)" in page.locator("#curl").inner_text()
     page.get_by_role("link", name="All tasks").click()
+    page.get_by_role("heading", name="What do all tasks say?").wait_for()
     ask(page)
     page.locator("#all-answers", has_text="hostile").wait_for()
     assert page.locator("main img, main script").count() == 0

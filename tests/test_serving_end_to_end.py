@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from transformers import AutoTokenizer
@@ -101,6 +104,20 @@ def test_protocols_agree_on_a_regression(served: Served, folder: Path) -> None:
         "rows": scores(served, "/v1/rows", {"rows": [{"task": "similar", **pair}]})["rows"][0]["value"],
     }
     assert found == pytest.approx(dict.fromkeys(found, right["label"]), abs=1e-5)
+
+
+def test_the_page_agrees_with_offline_prediction(served: Served, folder: Path) -> None:
+    form = urlencode({"task": "sentiment", "rows": "\n".join(TEXTS), "truncate": "yes"}).encode()
+    kind = "application/x-www-form-urlencoded"
+    status, page = served.ask("POST", "/page/rows", form, content_type=kind, hx_request="true")
+    assert status == 200, page
+    (table,) = re.findall(r'<textarea name="csv"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
+    rows = list(csv.DictReader(io.StringIO(table)))
+    expected = offline(folder / "sentiment", list(TEXTS))
+    assert [row["label"] for row in rows] == [each["label"] for each in expected]
+    for row, right in zip(rows, expected, strict=True):
+        found = {label: float(row[f"p({label})"]) for label in right["probabilities"]}
+        assert found == pytest.approx(right["probabilities"], abs=1e-5)
 
 
 def test_one_text_for_all_tasks(served: Served) -> None:

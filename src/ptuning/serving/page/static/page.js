@@ -12,7 +12,7 @@ function setTheme(name) {
   const button = document.getElementById("theme");
   if (!button) return;
   button.querySelector("span").textContent = THEMES[name];
-  button.setAttribute("aria-label", "Colours: " + (name === "auto" ? "as the system" : name));
+  button.setAttribute("aria-label", "Colours: " + name);
 }
 function storedTheme() {
   try { return localStorage.getItem("ptuning-theme"); } catch { return null; }
@@ -56,7 +56,8 @@ document.addEventListener("htmx:afterSettle", (event) => {
   if (event.target.id === "work") {
     if (document.activeElement === document.body) event.target.focus({ preventScroll: true });
     const form = document.getElementById("ask-one");
-    if (form?.checkValidity()) form.requestSubmit();
+    const texts = [...(form?.querySelectorAll(".field:not([hidden]) textarea") ?? [])];
+    if (texts.length && texts.every((text) => text.value.trim())) form.requestSubmit();
   } else if (event.target.id !== "tasks") return;
   const task = new URLSearchParams(location.search).get("task");
   for (const link of document.querySelectorAll(".side a[href]")) {
