@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from ptuning.serving.access import CLIENT_GONE, record_of
 from ptuning.serving.keys import Caller, Keys
-from ptuning.serving.limits import HttpSettings
+from ptuning.serving.limits import HttpSettings, media_type
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.visible import visible
 
@@ -320,11 +320,6 @@ class _Request(Request):
         return self._parsed
 
 
-def content_type(request: Request) -> str:
-    """The content type without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 async def json_of(request: Request, max_rows: int) -> Any:
     """The JSON data of a request's body.
 
@@ -334,7 +329,7 @@ async def json_of(request: Request, max_rows: int) -> Any:
     Raises:
         Refusal: 400, 408, 413 or 415.
     """
-    kind = content_type(request)
+    kind = media_type(request.headers)
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refusal(
             status=415,

@@ -18,12 +18,12 @@ from starlette.responses import Response
 
 from ptuning.errors import OutputError, UserError
 from ptuning.serving.access import record_of
+from ptuning.serving.limits import media_type
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
     Json,
     Strict,
-    content_type,
     json_of,
     own_shape,
     refuse_encoding,
@@ -128,7 +128,7 @@ def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
                 "the name of a task: expected letters, digits, '.', '_' and '-', up to 128, no '.' in front"
             )
             raise Refusal(status=422, kind="invalid", message=message)
-        kind = content_type(request)
+        kind = media_type(request.headers)
         if kind in (*ARCHIVES, FORM):
             async with _received(request, kind == FORM, uploads.folder) as archive:
                 found = await _changed(uploads.upload(task, archive))
