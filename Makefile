@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick quality-setfit quality-elsewhere lock clean
+.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick bench-serving bench-infinity soak quality-setfit quality-elsewhere lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -60,6 +60,18 @@ bench-quick: $(READY)  ## the same for MiniLM on MRPC in bf16 alone
 	$(BIN)/python benchmarks/training.py --models minilm
 	$(BIN)/python benchmarks/inference.py --models minilm
 
+bench-serving: $(READY)  ## many tasks served at once, compared with PEFT, infinity and a process a task (needs PTUNING_DATA and bench-infinity; twelve minutes on two cores)
+	PYTHONPATH=benchmarks $(BIN)/python -m serving
+
+# infinity 0.0.78 needs old versions of nearly everything, and says so of few.
+bench-infinity:  ## the environment of infinity, which bench-serving compares with
+	$(PYTHON) -m venv --clear .venv-infinity
+	.venv-infinity/bin/pip install --quiet torch==2.13.0
+	.venv-infinity/bin/pip install --quiet 'infinity-emb[torch,server]==0.0.78' torch==2.13.0 transformers==4.57.6 sentence-transformers==3.4.1 huggingface_hub==0.36.2 'numpy<2' 'click<8.2' 'uvicorn<0.33'
+
+soak: $(READY)  ## an hour of mixed load on the server, each answer checked (needs PTUNING_DATA)
+	PYTHONPATH=benchmarks $(BIN)/python -m serving.soak
+
 # The environment is made anew whenever what it is made of changes.
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ptuning needs Python 3.11 or newer, got " + sys.version.split()[0])'
@@ -73,4 +85,4 @@ lock: $(READY)  ## write the versions of the environment into constraints.txt
 	$(BIN)/pip freeze --all --exclude-editable | sed 's/+cpu$$//' > $(CONSTRAINTS)
 
 clean:
-	rm -rf $(VENV) .venv-setfit build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-setfit .venv-infinity build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ from ptuning.serving.limits import HttpSettings
 from ptuning.serving.protocols.lines import IN_FLIGHT, WINDOW, LineSplitter
 from ptuning.serving.rows import Refusal
 from ptuning.serving.settings import Settings
-from serving_fake import FakeService, Running, serving, wait_for
+from serving_fake import FakeService, Running, send_for_ever, serving, wait_for
 
 NDJSON = {"content-type": "application/x-ndjson"}
 
@@ -194,6 +194,15 @@ def test_a_client_that_stops_sending_is_told(running: Running) -> None:
         connection.sendall(chunk(line() + b"\n"))
         found = read_until(connection, b"body_timeout")
         assert b'"label"' in found
+
+
+def test_a_client_that_sends_and_never_reads_is_disconnected(running: Running) -> None:
+    with connect(running) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        block = chunk(b"\n".join([line()] * 1000) + b"\n")
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):  # not a timeout
+            send_for_ever(connection, block)
+    wait_for(lambda: running.server.running.count == 0)
 
 
 def test_a_client_that_leaves_cancels_its_rows(running: Running) -> None:

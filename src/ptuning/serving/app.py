@@ -67,7 +67,8 @@ def make_app(
         root_path: The path under which a proxy shows the server.
 
     Returns:
-        The application; ``app.state`` has ``exchange`` and ``running`` (:class:`Running`).
+        The application; ``app.state`` has ``exchange``, ``running`` (:class:`Running`), and ``failure``, the
+        error that prevented the start.
     """
     settings, tracing = settings or HttpSettings(), tracing or Tracing()
     exchange, running = Exchange(service, keys, settings, about or About()), Running()
@@ -76,7 +77,11 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        try:
+            await service.start()
+        except Exception as error:
+            app.state.failure = error
+            raise
         try:
             yield
         finally:
@@ -93,7 +98,7 @@ def make_app(
         root_path=root_path,
         lifespan=lifespan,
     )
-    app.state.exchange, app.state.running = exchange, running
+    app.state.exchange, app.state.running, app.state.failure = exchange, running, None
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))

@@ -1,0 +1,163 @@
+"""infinity with one fully fine-tuned classifier, beside ``ptuning serve`` with 1, 100 and 1,000 tasks.
+
+The same requests to the same route, ``POST /classify``, on the same cores; whoever is not asked holds still.
+infinity is in an environment of its own: ``make bench-infinity``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ptuning.model.embedded import resolve
+from serving import servers
+from serving.figures import Side, alternating, compared
+from serving.lab import Lab
+from serving.load import Load
+from serving.over_http import BATCH, FEW, MANY, asked
+from serving.servers import Server, alone
+from serving.tasks import SENTIMENT
+
+ENVIRONMENT = Path(__file__).parent.parent.parent / ".venv-infinity"
+PROGRAM = ENVIRONMENT / "bin" / "infinity_emb"
+MODEL = "sentiment"
+DTYPES = ("float32", "bfloat16", "int8")
+MISSING = "infinity's environment is not there: make it with make bench-infinity"
+
+
+def measure(lab: Lab) -> dict[str, Any]:
+    """Closed loops of 32 rows and of one row a request."""
+    if not PROGRAM.exists():
+        raise SystemExit(MISSING)
+    folder, classifier = fine_tuned(lab)
+    ours = {"bf16": lab.adapters(lab.plan.most), "fp32": lab.adapters(lab.plan.most)}
+    with ExitStack() as stack:
+        running: dict[str, Server] = {}
+        for precision, adapters in ours.items():
+            server = stack.enter_context(servers.ptuning(adapters, lab.model, precision=precision))
+            running[f"ptuning {precision}"] = server
+        for dtype in DTYPES:
+            with named(f"infinity {dtype}"):
+                server = stack.enter_context(servers.infinity(PROGRAM, folder, MODEL, dtype))
+            running[f"infinity {dtype}"] = server
+        sides = dict(_sides(lab, running))
+        rounds = alternating(sides, lab.plan.rounds, "infinity")
+        memory = {name: server.memory() for name, server in running.items()}
+    best = {}
+    found = compared(rounds, {})
+    for words in (f"{BATCH} rows", "1 row"):
+        theirs = {name: each for name, each in found.items() if name.startswith("infinity") and words in name}
+        best[words] = max(theirs, key=lambda name: theirs[name]["rate"]["median"])
+    references = {
+        name: best[words] for words in best for name in sides if words in name and name not in best.values()
+    }
+    return {
+        "data": "sst2",
+        "classifier": classifier,
+        "infinity": versions(),
+        "infinity_options": list(servers.INFINITY_OPTIONS),
+        "connections": {f"{BATCH} rows": FEW, "1 row": MANY},
+        "infinity_best": best,
+        "sides": compared(rounds, references),
+        "rounds": rounds,
+        "memory_mib": memory,
+    }
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Errors say what failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(f"{what}: {error}") from error
+
+
+def _sides(lab: Lab, running: dict[str, Server]) -> Iterator[tuple[str, Side]]:
+    common = Load(
+        urls=(),
+        texts=lab.texts,
+        route="classify",
+        seconds=lab.plan.seconds,
+        warm=lab.plan.warm,
+    )
+    counts = [count for count in lab.plan.tasks if count != 10]
+    for rows, connections in ((BATCH, FEW), (1, MANY)):
+        words = f"{rows} row{'s' * (rows > 1)} a request"
+        for name, server in running.items():
+            what = replace(common, urls=(server.url,), rows=rows, connections=connections)
+            asked_ = {f"{name}, {words}": replace(what, model=MODEL)}
+            if name.startswith("ptuning"):
+                asked_ = {
+                    f"{name}, {count:,} task{'s' * (count > 1)}, {words}": replace(what, tasks=count)
+                    for count in (counts if name.endswith("bf16") else counts[-1:])
+                }
+            for full, each in asked_.items():
+                yield full, _while_alone(asked(each), server, list(running.values()))
+
+
+def _while_alone(side: Side, server: Server, every: list[Server]) -> Side:
+    def quiet(number: int) -> dict[str, Any]:
+        with alone(server, every):
+            return side(number)
+
+    return quiet
+
+
+def versions() -> dict[str, str]:
+    """Of the packages in infinity's environment."""
+    names = ("infinity_emb", "torch", "transformers", "sentence-transformers", "uvicorn", "fastapi")
+    program = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+    done = subprocess.run(
+        [ENVIRONMENT / "bin" / "python", "-c", program], capture_output=True, text=True, check=True
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def fine_tuned(lab: Lab) -> tuple[Path, dict[str, Any]]:
+    """MiniLM with a linear head on its pooler, every parameter trained on SST-2, as transformers saves it.
+
+    A short training: speed does not depend on how good it is.
+    """
+    target, about = lab.scratch / "fine-tuned", lab.scratch / "fine-tuned.json"
+    source = resolve("demo") if lab.model == "demo" else lab.model
+    if about.exists():
+        loaded: dict[str, Any] = json.loads(about.read_text())
+        return target, loaded
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    labels = dict(enumerate(SENTIMENT))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source, dtype=torch.float32, id2label=labels, label2id={name: i for i, name in labels.items()}
+    )
+    rows = lab.labelled("sst2", "train")[: lab.plan.tuned_rows]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model.train()
+    for at in range(0, len(rows), BATCH):
+        texts, wanted = zip(*rows[at : at + BATCH], strict=True)
+        inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        model(**inputs, labels=torch.tensor(wanted)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    tested = lab.labelled("sst2", "test")[:256]
+    with torch.inference_mode():
+        inputs = tokenizer([text for text, _ in tested], padding=True, truncation=True, return_tensors="pt")
+        right = model(**inputs).logits.argmax(-1) == torch.tensor([label for _, label in tested])
+    found = {
+        "what": "MiniLM, every parameter trained on SST-2 for one short epoch",
+        "trained_rows": len(rows),
+        "test_accuracy": round(float(right.float().mean()), 3),
+    }
+    about.write_text(json.dumps(found))
+    return target, found
