@@ -117,7 +117,7 @@ def test_sigterm_under_load_loses_no_request(programs: Programs, folder: Path, t
     """Every request that was read gets its answer, or a refusal; then exit code 0. A connection that was not
     read from is closed.
     """
-    arguments = ("--folder", folder, "--drain_delay", 0.3)
+    arguments = ("--folder", folder, "--drain_delay", 3)
     with serve(programs, tmp_path, *arguments) as served:
         outcomes: list[Any] = []
         stop = threading.Event()

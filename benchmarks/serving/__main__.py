@@ -26,6 +26,7 @@ from transformers.utils import logging
 from measuring import machine, write
 from serving.lab import Lab, folder
 from serving.plan import QUICK, Plan
+from serving.servers import Missing
 
 PARTS = {
     "in-process": "in_process",
@@ -37,9 +38,7 @@ PARTS = {
     "startup": "start_up",
 }
 """The module of each part; it has ``measure(lab)``."""
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results" / "serving.json"
-INFINITY = HERE.parent.parent / ".venv-infinity"
+RESULTS = Path(__file__).parent.parent / "results" / "serving.json"
 PACKAGES = ("peft", "fastapi", "uvicorn", "uvloop", "httptools", "aiohttp")
 
 
@@ -65,7 +64,11 @@ def main() -> None:
         lab = Lab(plan, scratch)
         for name in names:
             began = datetime.now(UTC)
-            figures = import_module(f"serving.{PARTS[name]}").measure(lab)
+            try:
+                figures = import_module(f"serving.{PARTS[name]}").measure(lab)
+            except Missing as missing:
+                print(f"{name}: left out: {missing}", file=sys.stderr)
+                continue
             seconds = (datetime.now(UTC) - began).total_seconds()
             keep(given.results, name, {**heading(began, seconds, given.quick), "figures": figures})
             print(f"{name}: done in {seconds:.0f} s", file=sys.stderr)

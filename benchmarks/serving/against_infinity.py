@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ptuning.model.embedded import resolve
-from serving import servers
+from serving import load, servers
 from serving.figures import Side, alternating, compared
 from serving.lab import Lab
 from serving.load import Load
@@ -36,7 +36,7 @@ MISSING = "infinity's environment is not there: make it with make bench-infinity
 def measure(lab: Lab) -> dict[str, Any]:
     """Closed loops of 32 rows and of one row a request."""
     if not PROGRAM.exists():
-        raise SystemExit(MISSING)
+        raise servers.Missing(MISSING)
     folder, classifier = fine_tuned(lab)
     ours = {"bf16": lab.adapters(lab.plan.most), "fp32": lab.adapters(lab.plan.most)}
     with ExitStack() as stack:
@@ -48,8 +48,10 @@ def measure(lab: Lab) -> dict[str, Any]:
             with named(f"infinity {dtype}"):
                 server = stack.enter_context(servers.infinity(PROGRAM, folder, MODEL, dtype))
             running[f"infinity {dtype}"] = server
+        for server in running.values():
+            warm_up(lab, server)
         sides = dict(_sides(lab, running))
-        rounds = alternating(sides, lab.plan.rounds, "infinity")
+        rounds = alternating(sides, lab.plan.peer_rounds, "infinity")
         memory = {name: server.memory() for name, server in running.items()}
     best = {}
     found = compared(rounds, {})
@@ -110,6 +112,14 @@ def _while_alone(side: Side, server: Server, every: list[Server]) -> Side:
             return side(number)
 
     return quiet
+
+
+def warm_up(lab: Lab, server: Server) -> None:
+    """Batches of all sizes, before anything is measured."""
+    name = "" if server.ready_path == "/ready" else MODEL
+    for rows in (1, BATCH):
+        what = Load(urls=(server.url,), texts=lab.texts, route="classify", rows=rows, model=name)
+        load.run(replace(what, tasks=1, connections=FEW, seconds=0.5, warm=0.0))
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from serving import load, servers
-from serving.against_infinity import MISSING, MODEL, PROGRAM, fine_tuned
+from serving.against_infinity import MISSING, MODEL, PROGRAM, fine_tuned, warm_up
 from serving.figures import spread
 from serving.lab import Lab
 from serving.load import Load
@@ -28,7 +28,7 @@ DTYPE = "bfloat16"
 def measure(lab: Lab) -> dict[str, Any]:
     """Capacities, then the open loops in turn."""
     if not PROGRAM.exists():
-        raise SystemExit(MISSING)
+        raise servers.Missing(MISSING)
     folder, _ = fine_tuned(lab)
     with ExitStack() as stack:
         running = {
@@ -50,6 +50,9 @@ def measure(lab: Lab) -> dict[str, Any]:
             THEIRS: replace(common, urls=(running[THEIRS].url,), model=MODEL),
         }
 
+        for server in running.values():
+            warm_up(lab, server)
+
         def asked(name: str, what: Load) -> dict[str, Any]:
             with servers.alone(running[name], list(running.values())):
                 return load.run(what)
@@ -60,7 +63,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         for server in running.values():
             server.resume()
         closed: dict[str, list[float]] = {name: [] for name in running}
-        for number in range(lab.plan.rounds):
+        for number in range(lab.plan.peer_rounds):
             for name, what in loads.items():
                 closed[name].append(asked(name, replace(what, seed=number))["requests_per_second"])
         capacity = {name: statistics.median(rates) for name, rates in closed.items()}

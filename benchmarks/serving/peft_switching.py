@@ -42,9 +42,8 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 def cell(lab: Lab, precision: str) -> dict[str, Any]:
     """One precision."""
-    count = lab.plan.rows // BATCH * BATCH
-    rows = lab.rows("mrpc")[:count]
-    few = rows[: max(BATCH, count // 4 // BATCH * BATCH)]
+    rows = lab.rows("mrpc")[: max(1, lab.plan.rows // BATCH * 2 // 3) * BATCH]
+    few = rows[:BATCH]
     adapters = min(ADAPTERS, lab.plan.most)
     backbone = lab.backbone(precision)
     task = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=True)

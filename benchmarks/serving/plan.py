@@ -11,6 +11,7 @@ class Plan:
 
     Args:
         rounds: How often each side is measured, alternating with the others.
+        peer_rounds: The same for the comparisons over HTTP with infinity and with a process a task.
         rows: Rows that a side in this process answers in a round, in bf16; in fp32 half of them.
         seconds: How long each load over HTTP lasts in a round.
         warm: Seconds before that which are left out.
@@ -24,15 +25,16 @@ class Plan:
     """
 
     rounds: int = 5
+    peer_rounds: int = 3
     rows: int = 192
-    seconds: float = 3.0
+    seconds: float = 2.5
     warm: float = 0.5
-    open_seconds: float = 12.0
+    open_seconds: float = 10.0
     open_rounds: int = 2
     tasks: tuple[int, ...] = (1, 10, 100, 1000)
-    kinds: int = 24
+    kinds: int = 12
     processes: int = 4
-    starts: int = 3
+    starts: int = 2
     tuned_rows: int = 640
 
     @property
@@ -43,13 +45,14 @@ class Plan:
 
 QUICK = Plan(
     rounds=2,
+    peer_rounds=1,
     rows=64,
     seconds=1.0,
     warm=0.3,
     open_seconds=3.0,
     open_rounds=1,
     tasks=(1, 10, 100),
-    kinds=8,
+    kinds=4,
     processes=2,
     starts=1,
     tuned_rows=64,

@@ -36,7 +36,7 @@ def measure(lab: Lab) -> dict[str, Any]:
             together: asked(common),
             apart: asked(replace(common, urls=tuple(server.url for server in many))),
         }
-        rounds = alternating(sides, lab.plan.rounds, "processes")
+        rounds = alternating(sides, lab.plan.peer_rounds, "processes")
         memory = {together: [one.memory()], apart: [server.memory() for server in many]}
     return {
         "data": "sst2",

@@ -23,6 +23,10 @@ STARTING = 300.0
 HERE = Path(__file__).parent
 
 
+class Missing(Exception):
+    """A part needs something that is not there; the message says how to get it."""
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server.

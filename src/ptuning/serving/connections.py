@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ptuning.serving.limits import HttpSettings
 
@@ -22,6 +22,7 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
     class LimitedProtocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
         _stalled: asyncio.TimerHandle | None = None
+        _current: RequestResponseCycle | None = None
         _in_headers = True
         _header_bytes = 0
 
@@ -35,6 +36,7 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._arrived()
             self._taken()
+            self._leave()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -82,7 +84,23 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
         def _sending(self) -> None:
             """Disconnect later: closing waits until everything is sent, which a client can prevent."""
             if self._stalled is None:
-                self._stalled = self.loop.call_later(settings.send_seconds, self.transport.abort)
+                self._stalled = self.loop.call_later(settings.send_seconds, self._cut)
+
+        def _cut(self) -> None:
+            self._leave()
+            self.transport.abort()
+
+        def _leave(self) -> None:
+            """Tell every request of this connection that its client has gone; uvicorn tells the last one."""
+            for cycle in (self._current, self.cycle, *(waiting for waiting, _ in self.pipeline)):
+                if cycle is not None and not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
+            self.pipeline.clear()
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._current = cycle
+            super()._start_asgi_task(cycle, app)
 
         def _taken(self) -> None:
             if self._stalled is not None:
