@@ -16,7 +16,7 @@ from ptuning.serving.rows import Refusal, Row
 from ptuning.serving.scores import sigmoid, softmax
 from ptuning.serving.settings import Settings
 from ptuning.task import Task
-from serving_fake import SAME, SENTIMENT, SIMILAR, TOPICS, FakeService, logits_of
+from serving_fake import SAME, SENTIMENT, SIMILAR, TOPICS, FakeService, Served, logits_of
 
 
 @pytest.fixture
@@ -439,3 +439,57 @@ def test_scores_are_finite_for_any_logits() -> None:
     assert sigmoid(-1000) == 0.0
     assert sigmoid(1000) == 1.0
     assert math.fsum(softmax((3.0, 1.0, -2.0))) == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------ versions
+
+
+ASKS: dict[str, Any] = {
+    "/tasks/sentiment": {"inputs": "fine"},
+    "/tasks/sentiment/predict": {"inputs": "fine"},
+    "/classify": {"model": "sentiment", "input": "fine"},
+    "/v1/classify": {"model": "sentiment", "input": "fine"},
+    "/v2/models/sentiment/infer": {
+        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["fine"]}]
+    },
+    "/v1/rows": {"rows": [{"task": "sentiment", "text": "fine"}]},
+}
+
+
+@pytest.mark.parametrize("path", ASKS)
+def test_a_task_replaced_in_flight_answers_as_the_version_that_ran(
+    service: FakeService, client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    answer = service.answer
+
+    async def replaced(rows: Any, **options: Any) -> Any:
+        task = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
+        service.tasks.served["sentiment"] = Served(name="sentiment", digest="new", task=task)
+        return await answer(rows, **options)
+
+    monkeypatch.setattr(service, "answer", replaced)
+    found = client.post(path, json=ASKS[path])
+    assert found.status_code == 200
+    assert found.headers["x-task-digest"] == "new"
+    body = found.json()
+    if path.startswith("/v2"):
+        assert body["model_version"] == "new"
+        assert [each["shape"] for each in body["outputs"]] == [[1], [1, 3]]
+        assert len(body["outputs"][1]["data"]) == 3
+
+
+def test_a_refused_row_names_the_version_too(client: TestClient) -> None:
+    found = client.post("/tasks/sentiment", json={"inputs": " "})
+    assert (found.status_code, found.headers["x-task-digest"]) == (422, "sentiment-1")
+
+
+def test_several_tasks_have_no_digest_in_common(service: FakeService) -> None:
+    service.settings = Settings(max_rows=2)  # more tasks than rows in a request: asked in parts
+    with TestClient(make_app(service, Keys())) as client:
+        found = client.post("/v1/rows", json={"text": "fine", "tasks": "*"})
+        assert len(found.json()["rows"]) == 2
+        assert "x-task-digest" not in found.headers
+        service.tasks.served["other"] = Served(name="other", digest="other-1", task=SENTIMENT)
+        found = client.post("/v1/rows", json={"text": "fine", "tasks": "*"})
+        assert len(found.json()["rows"]) == 3
+        assert "x-task-digest" not in found.headers

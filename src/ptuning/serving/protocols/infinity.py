@@ -106,7 +106,7 @@ def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
     return {
         "object": "classify",
         "data": [[{"score": value, "label": name} for name, value in row] for row in data],
-        "model": answers.task.name,
+        "model": answers.name,
         "usage": {"prompt_tokens": answers.tokens, "total_tokens": answers.tokens},
         "id": f"infinity-{uuid.uuid4()}",
         "created": int(time.time()),

@@ -16,14 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning.serving.keys import Caller
-from ptuning.serving.limits import STREAMED
+from ptuning.serving.limits import STREAMED, media_type
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
     Few,
     Json,
     Strict,
-    content_type,
     json_of,
     own_shape,
     parsed,
@@ -162,7 +161,7 @@ def router(exchange: Exchange) -> APIRouter:
     )
     async def rows(request: Request, truncate: bool | None = None) -> Response:
         caller = exchange.caller(request)
-        if content_type(request) == STREAMED:
+        if media_type(request.headers) == STREAMED:
             exchange.refuse_unready()
             answer = _LineAnswers(exchange, request, caller, truncate)
             return LineStream(request, answer, stopping=exchange.stopping, settings=exchange.settings)

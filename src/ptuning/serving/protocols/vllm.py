@@ -69,7 +69,7 @@ def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
         "id": f"classify-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
-        "model": answers.task.name,
+        "model": answers.name,
         "data": data,
         "usage": {
             "prompt_tokens": answers.tokens,
