@@ -657,6 +657,19 @@ def tokenising(tiny_folder: Path, folders: dict[str, Path]) -> Any:
     tasks.close()
 
 
+def test_each_thread_has_its_own_tokenizer(tokenising: Any) -> None:
+    """It has state, the length that a text is cut to, and is called without a lock."""
+    tasks, threads = tokenising
+    together = threading.Barrier(3)
+
+    def own(_: int) -> int:
+        together.wait(30)
+        return id(threads._own.tokenizer)
+
+    found = {*threads._pool.map(own, range(3)), id(tasks.tokenizer)}
+    assert len(found) == 4
+
+
 def test_metrics_are_as_things_are(tasks: TaskRegistry) -> None:
     gate = Gate(tasks)
     tasks.failures["broken"] = "because"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -178,24 +179,30 @@ def test_a_damaged_adapter_is_refused(
     assert tasks.states == {"ready": 0, "failed": 1}
 
 
+@pytest.mark.parametrize("step", ["checked", "adapters.load"])
 def test_what_is_read_is_one_version(
-    tasks: TaskRegistry, two_versions: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str,
+    tasks: TaskRegistry,
+    two_versions: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The folder is replaced after its record was read."""
+    """The folder is replaced after its record was read: before its files are, or before its tensors are."""
     place = tmp_path / "place"
     shutil.copytree(two_versions[0], place)
-    load, calls = adapters.load, []
+    read: Any = attrgetter(step)(tasks_module)
+    calls = []
 
-    def slow(folder: Path) -> Any:
-        calls.append(folder)
+    def slow(*given: Any) -> Any:
+        calls.append(given)
         if len(calls) == 1:
             replace_folder(place, lambda new: copied(two_versions[1], new))
-        return load(folder)
+        return read(*given)
 
-    monkeypatch.setattr(tasks_module.adapters, "load", slow)
+    monkeypatch.setattr(f"ptuning.serving.tasks.{step}", slow)
     served = tasks.load("spam", place)
     assert served.digest == digest(two_versions[1])
-    assert len(calls) == 2
+    assert len(calls) > 1
     expected = adapters.load(two_versions[1]).prompt_tensor
     found = tasks.packed("spam").prompts
     assert found is not None

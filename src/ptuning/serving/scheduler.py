@@ -157,7 +157,6 @@ class Scheduler(Generic[P]):
         if line is None:
             return False
         del line.rows[row.number]
-        line.overdue.pop(row.number, None)
         self.rows -= 1
         self.tokens -= row.length
         return True
@@ -211,15 +210,11 @@ class Scheduler(Generic[P]):
     def _fill(self, first: Waiting[P], window: Sequence[Waiting[P]]) -> list[Waiting[P]]:
         """A batch with ``first`` and rows of ``window`` that are about as long, within the budget."""
         batch, longest, tokens = [first], first.length, first.length
+        others = [row for row in window if row is not first]
         # The overdue rows of each line that are not in the batch: its other rows wait for them.
-        owed: Counter[Line[P] | None] = Counter()
-        owed.update({row.line: len(row.line.overdue) for row in (first, *window) if row.line})
-        owed[first.line] -= is_overdue(first)
-        nearest = sorted(
-            (row for row in window if row is not first),
-            key=lambda row: (not is_overdue(row), abs(row.length - first.length)),
-        )
-        for row in nearest:
+        owed = Counter(row.line for row in others if is_overdue(row))
+        others.sort(key=lambda row: (not is_overdue(row), abs(row.length - first.length)))
+        for row in others:
             size = len(batch)
             if size == self.settings.batch_rows:
                 break
@@ -238,17 +233,18 @@ class Scheduler(Generic[P]):
         return batch
 
     def _pass_over(self, window: Sequence[Waiting[P]], batch: Sequence[Waiting[P]]) -> None:
-        """Count the rows that younger rows of their line leave behind; overdue ones do so by right."""
+        """Count the rows that younger rows of their line leave behind; overdue ones do so by right.
+
+        All rows of a line that are older than a row in the window are in the window, too.
+        """
         taken = {row.number for row in batch}
         youngest: dict[Line[P] | None, int] = {}
         for row in batch:
             if not is_overdue(row):
                 youngest[row.line] = max(youngest.get(row.line, -1), row.number)
         for row in window:
-            if row.line and row.number not in taken and row.number < youngest.get(row.line, -1):
+            if row.number not in taken and row.number < youngest.get(row.line, -1):
                 row.passed += 1
-                if is_overdue(row):
-                    row.line.overdue[row.number] = row
 
     # ------------------------------------------------------------------------------------ measurements
 

@@ -62,22 +62,18 @@ M = TypeVar("M", bound=_Member)
 
 @dataclass(eq=False, slots=True)
 class Line(Generic[P]):
-    """The rows of one task with one key, of one caller, oldest first; ``overdue`` are those that go first."""
+    """The rows of one task with one key, of one caller, by number, oldest first."""
 
     key: Hashable
     rows: dict[int, Waiting[P]] = field(default_factory=dict)
-    overdue: dict[int, Waiting[P]] = field(default_factory=dict)
 
     @property
     def first(self) -> int | None:
-        return min(self.overdue) if self.overdue else next(iter(self.rows), None)
+        return next(iter(self.rows), None)
 
     def order(self, key: Hashable | None) -> Generator[Waiting[P]]:
         if key is None or key == self.key:
-            yield from (self.overdue[number] for number in sorted(self.overdue))
-            for number, row in self.rows.items():
-                if number not in self.overdue:
-                    yield row
+            yield from self.rows.values()
 
 
 class Turns(Generic[Name, M]):
