@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.access import Access, Running, record_of
+from ptuning.serving.access import Access, Record, Running, record_of
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings, Limits
 from ptuning.serving.page import make_page
@@ -104,13 +104,19 @@ def make_app(
     app.include_router(tasks.router(exchange, uploads))
     app.include_router(make_page(service, keys, settings), include_in_schema=False)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(Exception, _unexpected)
 
     def max_bytes(method: str) -> int:
         return settings.max_upload_bytes if method == "PUT" else service.settings.max_body_bytes
 
     app.add_middleware(Limits, max_bytes=max_bytes, settings=settings)
-    app.add_middleware(Access, running=running, metrics=service.metrics, tracing=tracing, settings=settings)
+    app.add_middleware(
+        Access,
+        running=running,
+        metrics=service.metrics,
+        tracing=tracing,
+        settings=settings,
+        on_bug=_unexpected,
+    )
     return app
 
 
@@ -134,5 +140,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     return found
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return error_response(bug(error, record_of(request.scope).id), own_shape)
+def _unexpected(record: Record, error: Exception) -> Response:
+    refusal = bug(error, record.id)
+    record.refusal = refusal.kind
+    return error_response(refusal, own_shape)

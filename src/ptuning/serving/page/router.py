@@ -25,7 +25,7 @@ from ptuning.serving.page.rendering import HEADERS, Templates, is_part, root_of
 from ptuning.serving.page.sessions import Sessions, check_origin
 from ptuning.serving.page.tasks import about, summary, task_item, task_list
 from ptuning.serving.page.views import Trouble, trouble
-from ptuning.serving.protocols.exchange import while_connected
+from ptuning.serving.protocols.exchange import bug, while_connected
 from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.serving.service import Service
 from ptuning.serving.tasks import ServedTask
@@ -64,6 +64,8 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
             except HTTPException as error:  # a form that cannot be parsed
                 unread = Refusal(status=error.status_code, kind="http", message=str(error.detail))
                 return await page.refusal(request, unread)
+            except Exception as error:
+                return await page.refusal(request, bug(error, record_of(request.scope).id))
 
         router.add_api_route(path, safe, methods=[method], response_class=Response)
 
@@ -198,6 +200,7 @@ class _Page:
 
     async def refusal(self, request: Request, refusal: Refusal) -> Response:
         """For a request that was not accepted at all."""
+        record_of(request.scope).refusal = refusal.kind
         result = refused(trouble(refusal), refusal.status)
         template = "_result.html" if is_part(request) else "refused.html"
         return await self._templates.response(request, template, {}, result)
