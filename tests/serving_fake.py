@@ -84,7 +84,7 @@ class FakeService:
         self.tasks = Registry(tasks)
         self.settings = settings or Settings()
         self.metrics = Metrics()
-        self.ready = self.draining = False
+        self.ready = self.draining = self.failed = False
         self.asked: list[Row] = []
         self.callers: list[str] = []
         self.cancelled = 0

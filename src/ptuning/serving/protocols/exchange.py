@@ -143,6 +143,16 @@ class Exchange:
         self.service, self.keys, self.settings, self.about = service, keys, settings, about
         self.stopping = asyncio.Event()
 
+    def refuse_failed(self) -> None:
+        """Say that the process has to be started anew.
+
+        Raises:
+            Refusal: 503.
+        """
+        if self.service.failed:
+            message = "the thread that runs the model has ended; the server stops"
+            raise Refusal(status=503, kind="failed", message=message)
+
     def refuse_unready(self) -> None:
         """Refuse to answer before the tasks are loaded, and from the signal to stop on.
 

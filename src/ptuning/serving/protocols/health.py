@@ -50,8 +50,9 @@ def router(exchange: Exchange) -> APIRouter:
     """The routes."""
     made = router_of(exchange, own_shape, "health")
 
-    @made.get("/health", summary="Whether the server runs", response_model=Status)
+    @made.get("/health", summary="Whether the server runs", response_model=Status, responses=ERRORS)
     async def health() -> Response:
+        exchange.refuse_failed()
         return Json({"status": "ok"})
 
     @made.get(

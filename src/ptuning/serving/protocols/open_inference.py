@@ -304,8 +304,9 @@ def router(exchange: Exchange) -> APIRouter:
     async def server(request: Request) -> Response:
         return Json(ServerMetadata().model_dump())
 
-    @made.get("/v2/health/live", summary="Whether the server runs")
+    @made.get("/v2/health/live", summary="Whether the server runs", responses=ERRORS)
     async def live() -> Response:
+        exchange.refuse_failed()
         return Response()
 
     @made.get("/v2/health/ready", summary="Whether the server accepts requests", responses=ERRORS)
