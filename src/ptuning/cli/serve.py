@@ -6,14 +6,13 @@ import gc
 import ipaddress
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_pickle
+from ptuning.cli.shared import add_packed_memory, add_pickle, bytes_of, pack
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.paths import local_path
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 ADMIN_KEY = "PTUNING_ADMIN_KEY"
 """The environment variable with the admin key."""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parser() -> Parser:
@@ -65,10 +63,12 @@ def parser() -> Parser:
     model.add_argument("--threads", type=int, help="CPU threads of the backbone (default: all cores)")
     model.add_argument(
         "--memory_limit",
-        metavar="SIZE",
-        help="memory of the tasks on the device, such as 512M or 4G; further tasks are paged (default: "
-        "no limit)",
+        type=float,
+        metavar="GIB",
+        help="maximum GiB of tasks on the device; beyond it, those that were used least recently are moved "
+        "to temporary files (default: no limit)",
     )
+    add_packed_memory(made)
     add_pickle(made)
 
     network = made.add_argument_group("network options")
@@ -265,6 +265,8 @@ def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, M
         if not 1 <= given.threads <= 1024:
             raise ConfigError("--threads", got=given.threads, expected="from 1 to 1024")
         torch.set_num_threads(given.threads)
+    limit = bytes_of(given, "memory_limit")
+    bytes_of(given, "packed_memory", least=0)
     device = Accelerator(cpu=given.device == "cpu").device
     dtype = precision(given.precision, device)
     named = _adapters(given.adapters, given.allow_pickle)
@@ -272,12 +274,13 @@ def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, M
     backbone, tokenizer = open_backbone(
         given.backbone, found, device=device, dtype=dtype, allow_pickle=given.allow_pickle
     )
+    pack(backbone, given)
     service = open_service(
         backbone,
         tokenizer,
         folder=folder,
         settings=settings,
-        memory_limit=None if given.memory_limit is None else _bytes(given.memory_limit),
+        memory_limit=limit,
     )
     for name, (place, source) in named.items():
         try:
@@ -332,11 +335,3 @@ def _inside(folder: Path) -> list[Path]:
     from ptuning import adapters
 
     return [each for each in sorted(folder.iterdir()) if adapters.is_adapter(each)]
-
-
-def _bytes(text: str) -> int:
-    """The bytes of a size such as ``512M``."""
-    found = re.fullmatch(r"(\d{1,12})\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None or not int(found[1]):
-        raise ConfigError("--memory_limit", got=text, expected="a size such as 512M or 4G")
-    return int(found[1]) * _UNITS[found[2].upper()]
