@@ -85,6 +85,7 @@ class FakeService:
         self.settings = settings or Settings()
         self.metrics = Metrics()
         self.ready = self.draining = self.failed = False
+        self.queued = (3, 60)
         self.asked: list[Row] = []
         self.callers: list[str] = []
         self.cancelled = 0

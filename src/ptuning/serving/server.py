@@ -144,6 +144,7 @@ class Server(uvicorn.Server):
         """Answer what was asked, refuse the rest, and stop."""
         await asyncio.sleep(self.settings.drain_delay)
         self.running.closed = True
+        self.exchange.closing.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.exchange.service.settings.drain_seconds):
                 await self.running.idle()

@@ -25,7 +25,9 @@ from ptuning.serving.page.rendering import HEADERS, Templates, is_part, root_of
 from ptuning.serving.page.sessions import Sessions, check_origin
 from ptuning.serving.page.tasks import about, summary, task_item, task_list
 from ptuning.serving.page.views import Trouble, trouble
-from ptuning.serving.protocols.exchange import bug, while_connected
+from ptuning.serving.protocols.connected import while_connected
+from ptuning.serving.protocols.exchange import bug, refuse_late
+from ptuning.serving.protocols.health import failures_of
 from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.serving.service import Service
 from ptuning.serving.tasks import ServedTask
@@ -54,6 +56,7 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
         @wraps(handler)
         async def safe(request: Request) -> Response:
             try:
+                refuse_late(request)
                 if method == "POST":
                     check_origin(request)
                 return await handler(request)
@@ -67,7 +70,8 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
             except Exception as error:
                 return await page.refusal(request, bug(error, record_of(request.scope).id))
 
-        router.add_api_route(path, safe, methods=[method], response_class=Response)
+        methods = ["GET", "HEAD"] if path == "/" else [method]
+        router.add_api_route(path, safe, methods=methods, response_class=Response)
 
     add("GET", "/", page.home)
     add("GET", "/page/tasks", page.tasks)
@@ -243,7 +247,7 @@ class _Page:
             "query": query,
             "current": current,
             "list": await asyncio.to_thread(task_list, tasks, query, current=current, ticked=given.only),
-            "failures": dict(self._service.tasks.failures) if caller.may_all else {},
+            "failures": failures_of(self._service) if caller.may_all else {},
             "signed_in": caller.name if self._sessions.keys.required else None,
         }
         return await self._templates.response(request, "page.html", values, result)
