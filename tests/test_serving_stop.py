@@ -167,3 +167,21 @@ def test_a_server_whose_model_died_is_not_alive() -> None:
     with TestClient(make_app(service, Keys())) as client:
         for path in ("/health", "/v2/health/live"):
             assert client.get(path).status_code == 503
+
+
+def test_in_the_delay_of_a_stop_everything_is_accepted_and_then_nothing() -> None:
+    service = FakeService()
+    line = b'{"task": "sentiment", "text": "fine"}'
+    lines = {"content-type": "application/x-ndjson"}
+    form = {"task": "sentiment", "text": "fine"}
+    with TestClient(make_app(service, Keys())) as client:
+        app: Any = client.app
+        app.state.exchange.stopping.set()
+        assert client.get("/ready").status_code == 503
+        assert "label" in client.post("/v1/rows", content=line, headers=lines).json()
+        assert client.post("/page/one", data=form).status_code == 200
+        app.state.running.closed = True
+        app.state.exchange.closing.set()
+        assert client.post("/v1/rows", content=line, headers=lines).status_code == 503
+        assert client.post("/page/one", data=form).status_code == 503
+        assert client.get("/").status_code == 503
