@@ -208,6 +208,8 @@ def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
         (["{folder}/sentiment", "{folder}/sentiment"], "one adapter for each name"),
         (["a/b=c=d", "--port", "0"], "name of the task"),
         (["--make_key", "me"], "--keys FILE"),
+        (["{folder}/sentiment", "--key_tasks", "spam"], "--make_key NAME"),
+        (["{folder}/sentiment", "--key_admin"], "--make_key NAME"),
         (["--admin_key_file", "{file}", "{folder}/sentiment"], "16 or more"),
     ],
 )  # fmt: skip

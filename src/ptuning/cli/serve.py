@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import os
 import sys
@@ -89,7 +88,9 @@ def parser() -> Parser:
         help=f"file with the key for adding and deleting tasks (default: the variable {ADMIN_KEY})",
     )
     keys.add_argument(
-        "--no_auth", action="store_true", help="allow other addresses than the loopback one without --keys"
+        "--no_auth",
+        action="store_true",
+        help="allow other addresses and host names than those of the loopback without --keys",
     )
     keys.add_argument(
         "--make_key", metavar="NAME", help="add a key to the file of --keys, print it once, and exit"
@@ -134,6 +135,9 @@ def main(argv: Sequence[str]) -> None:
     if given.make_key is not None:
         _make_key(given)
         return
+    for name in ("key_tasks", "key_admin"):
+        if getattr(given, name):
+            raise ConfigError(f"--{name} is for a new key", remedy="add --make_key NAME")
     if not given.adapters and given.folder is None:
         raise ConfigError(
             "adapters", got="none", expected="at least one", remedy="name them, or a folder with --folder"
@@ -179,6 +183,7 @@ def main(argv: Sequence[str]) -> None:
             folder=folder,
             tracing=tracing,
             root_path=given.root_path.rstrip("/"),
+            loopback_only=not keys.required and not given.no_auth,
         )
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -220,6 +225,7 @@ def _make_key(given: Any) -> None:
 
 
 def _keys(given: Any) -> Keys:
+    from ptuning.serving.hosts import is_loopback
     from ptuning.serving.keys import Keys
 
     admin = os.environ.get(ADMIN_KEY) or None
@@ -231,7 +237,7 @@ def _keys(given: Any) -> Keys:
             raise ConfigError("--admin_key_file", got=f"{given.admin_key_file}: {why}") from error
         admin = text.strip()
     keys = Keys(file=None if given.keys is None else local_path(given.keys, "--keys"), admin_key=admin)
-    if not keys.required and not given.no_auth and not _is_loopback(given.host):
+    if not keys.required and not given.no_auth and not is_loopback(given.host):
         raise ConfigError(
             f"--host {given.host}",
             got="no --keys",
@@ -239,15 +245,6 @@ def _keys(given: Any) -> Keys:
             remedy="make one with --keys FILE --make_key NAME, or allow everybody with --no_auth",
         )
     return keys
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # ------------------------------------------------------------------------------------------- tasks

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from ptuning import __version__
 from ptuning.serving.access import Access, Record, Running, record_of
+from ptuning.serving.hosts import LoopbackOnly
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings, Limits
 from ptuning.serving.page import make_page
@@ -53,6 +54,7 @@ def make_app(
     folder: Path | None = None,
     tracing: Tracing | None = None,
     root_path: str = "",
+    loopback_only: bool = False,
 ) -> FastAPI:
     """The application. Its lifespan starts and closes the service.
 
@@ -65,6 +67,8 @@ def make_app(
             server stops.
         tracing: Makes spans.
         root_path: The path under which a proxy shows the server.
+        loopback_only: Whether to refuse requests for other hosts than this machine; see
+            :class:`~ptuning.serving.hosts.LoopbackOnly`.
 
     Returns:
         The application; ``app.state`` has ``exchange``, ``running`` (:class:`Running`), and ``failure``, the
@@ -109,6 +113,8 @@ def make_app(
         return settings.max_upload_bytes if method == "PUT" else service.settings.max_body_bytes
 
     app.add_middleware(Limits, max_bytes=max_bytes, settings=settings)
+    if loopback_only:
+        app.add_middleware(LoopbackOnly, answer=lambda refusal: error_response(refusal, own_shape))
     app.add_middleware(
         Access,
         running=running,
