@@ -14,7 +14,7 @@ from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.scheduler import Overloaded, Scheduler
 from ptuning.serving.settings import Settings
-from ptuning.serving.tasks import TaskRegistry
+from ptuning.serving.tasks import Lookup, TaskRegistry
 from ptuning.serving.tokenising import Tokenising
 from ptuning.serving.turns import Waiting
 from ptuning.serving.watching import FolderWatch
@@ -150,7 +150,7 @@ class Service:
             return
         words = "a " * (self.settings.batch_tokens // self.settings.batch_rows)
         row = Row(task=served[0].name, text=words, text_pair=words if served[0].task.pair else None)
-        jobs = await self._tokenising([row] * self.settings.batch_rows, self.tasks.packed, truncate=True)
+        jobs = await self._tokenising([row] * self.settings.batch_rows, Lookup(self.tasks), truncate=True)
         good = [job for job in jobs if isinstance(job, Job)]
         request = _Request(missing=len(good), finished=asyncio.get_running_loop().create_future())
         if good:
@@ -210,8 +210,9 @@ class Service:
             visible: Whether the caller may use a task; others are unknown to it.
 
         Returns:
-            One answer per row, or the refusal of that row: unknown task, empty or too long, a pair for a
-            task of single texts and the other way round, logits that are not finite. And how long it took.
+            One answer per row, or the refusal of that row: a task that is unknown or cannot be read, empty or
+            too long, a pair for a task of single texts and the other way round, logits that are not finite.
+            All rows of one task are answered by the same version. And how long it took.
 
         Raises:
             Refusal: for the entire request: 413 too many rows, 429 overloaded, 503 not ready or draining,
@@ -261,9 +262,7 @@ class Service:
         except Overloaded as error:
             raise _overloaded(error) from None
         try:
-            jobs = await self._tokenising(
-                rows, lambda name: self.tasks.packed(name, visible), truncate=truncate
-            )
+            jobs = await self._tokenising(rows, Lookup(self.tasks, visible), truncate=truncate)
         finally:
             self._engine.release(caller, counts)
         admitted = self._clock()

@@ -42,6 +42,10 @@ def _everyone(name: str) -> bool:
     return True
 
 
+def _nobody(name: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedTask:
     """One version of a task.
@@ -113,8 +117,13 @@ class TaskRegistry:
             raise self._unknown(name, visible)
         return served
 
-    def packed(self, name: str, visible: Callable[[str], bool] = _everyone) -> PackedTask:
+    def packed(
+        self, name: str, visible: Callable[[str], bool] = _everyone, *, hint: bool = True
+    ) -> PackedTask:
         """The current version's tensors, ready for a pass; may have to read them from disk.
+
+        Args:
+            hint: Whether the refusal of an unknown name may suggest another one.
 
         Raises:
             Refusal: 404 ``unknown_task``.
@@ -124,7 +133,7 @@ class TaskRegistry:
                 return self.table[name]
             except KeyError:
                 pass  # removed since
-        raise self._unknown(name, visible)
+        raise self._unknown(name, visible if hint else _nobody)
 
     def all(self) -> list[ServedTask]:
         """All tasks, by name."""
@@ -216,6 +225,41 @@ class TaskRegistry:
     def close(self) -> None:
         """End the threads that load."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Lookup:
+    """The tasks as one request sees them: each is looked up once, so one version answers all its rows.
+
+    Any thread may call it.
+
+    Args:
+        tasks: The tasks.
+        visible: As :meth:`TaskRegistry.packed`'s.
+    """
+
+    def __init__(self, tasks: TaskRegistry, visible: Callable[[str], bool] = _everyone) -> None:
+        self._tasks, self._visible = tasks, visible
+        self._found: dict[str, PackedTask | Refusal] = {}
+        self._hint = True
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> PackedTask | Refusal:
+        """The version of a task, or the refusal of its rows: ``unknown_task`` or ``task_unavailable``."""
+        with self._lock:
+            if name not in self._found:
+                self._found[name] = self._find(name)
+            return self._found[name]
+
+    def _find(self, name: str) -> PackedTask | Refusal:
+        try:
+            return self._tasks.packed(name, self._visible, hint=self._hint)
+        except Refusal as refusal:
+            self._hint = False  # one per request is enough, and a thousand take a second
+            return refusal
+        except Exception:
+            _LOG.exception("the task %s cannot be read back into memory", name)
+            message = f"the task {name} cannot be read; try again later, the server's log says why"
+            return Refusal(status=503, kind="task_unavailable", message=message, retry_after=1.0)
 
 
 def check_name(name: str) -> None:
