@@ -16,7 +16,7 @@ from conftest import WORDS
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-from serving import figures, generator, in_process, over_http, peft_switching, servers
+from serving import figures, generator, in_process, over_http, peft_switching, report, servers
 from serving import load as loads
 from serving.__main__ import PARTS, keep
 from serving.generator import Answer, Request
@@ -124,6 +124,24 @@ def test_a_part_replaces_its_own_figures_alone(tmp_path: Path) -> None:
         keep(results, name, {"figures": value})
     found = json.loads(results.read_text())["parts"]
     assert list(found.items()) == [("in-process", {"figures": 2}), ("http", {"figures": 3})]
+
+
+def test_results_become_tables() -> None:
+    spread = {"median": 2.0, "range": [1.0, 3.0]}
+    sides = {"one": {"rate": spread}, "many": {"rate": spread, "ratio": spread, "reference": "one"}}
+    switched = {"PEFT": {"rate": spread, "ptuning_times_faster": spread, "reference": "many"}}
+    late = {"offered_per_second": 5.0, "p50": spread, "p95": spread, "p99": None, "answered": 0.5}
+    parts = {
+        "in-process": {"figures": {"mrpc bf16": {"sides": sides}}},
+        "peft": {"figures": {"bf16": {"sides": switched}}},
+        "open-loop": {"figures": {"latencies": {"ptuning": late}}},
+        "startup": {"figures": {"1 adapter": {"seconds_to_ready": spread, "resident_mib": spread}}},
+    }
+    text = report.tables(parts)
+    assert "| many | 2 (1 to 3) | 2 (1 to 3) of *one* |" in text
+    assert "| PEFT | 2 (1 to 3) | ptuning is 2 (1 to 3) × faster |" in text
+    assert "| ptuning | 5 | 2 (1 to 3) | 2 (1 to 3) |  | 50.0 % |" in text
+    assert "| 1 adapter | 2 (1 to 3) | 2 (1 to 3) |" in text
 
 
 @pytest.mark.parametrize("name", PARTS)
