@@ -11,13 +11,10 @@ products, with what was not built: fp32, GELU inside the product, and queries, k
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from backbones import folder_of, tokenizer_folder
-from measuring import machine, write
+from measuring import write
 from ptuning import PTuningModel
 from ptuning.data.stems import stems_of
 from ptuning.data.tokens import TokenRow, shuffled_batches
 from ptuning.inference.evaluate import batch_of, logits_of
 from ptuning.model.loading import load_tokenizer
+from rounds import heading
 from sides import ptuning_model, side_of
 from texts import rows_of
 from worker import Quiet
@@ -197,14 +195,9 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     file = given.results / "packing-minilm.json"
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    found: dict[str, Any] = {
-        "what": "MiniLM with packed weights (on: the default) and without (off); fp32 packs nothing",
-        "command": shlex.join(["python", "benchmarks/packing.py", *sys.argv[1:]]),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "settings": {"batch_size": BATCH_SIZE, "rows": given.rows, "rounds": given.rounds},
-        "runs": {},
-    }
+    settings = {"batch_size": BATCH_SIZE, "rows": given.rows, "rounds": given.rounds}
+    what = "MiniLM with packed weights (on: the default) and without (off); fp32 packs nothing"
+    found = {**heading(what, "packing", settings), "runs": {}}
     for precision in dtypes:
         for name, data in DATA.items():
             found["runs"][f"{precision}, {name}"] = run = whole(precision, data, given.rows, given.rounds)

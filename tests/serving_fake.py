@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -198,6 +199,16 @@ def serving(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def send_for_ever(connection: socket.socket, data: bytes) -> None:
+    """Send until the other side ends the connection.
+
+    Raises:
+        OSError: it did; a ``TimeoutError`` if it does not take any more.
+    """
+    while True:
+        connection.sendall(data)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -1,14 +1,20 @@
-"""Tiny random adapters of every kind of task, and what they answer offline."""
+"""Tiny random adapters of every kind of task, what they answer offline, and the program that serves them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ptuning import DeepPrompt, Predictor, PTuningModel, Task
+from warm import Program, Programs
 
 KINDS: Mapping[str, Task] = {
     "sentiment": Task(problem_type="single_label_classification", labels=("negative", "positive")),
@@ -46,3 +52,51 @@ def offline(folder: Path, texts: Any) -> list[dict[str, Any]]:
         {"label": each.label, "probabilities": {str(name): value for name, value in each.probabilities}}
         for each in Predictor(model)(texts)
     ]
+
+
+class Served:
+    """A program that serves."""
+
+    def __init__(self, program: Program, url: str, log: Path) -> None:
+        self.program, self.url, self.log = program, url, log
+        self.host, _, port = url.removeprefix("http://").partition(":")
+        self.port = int(port)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        connection = HTTPConnection(self.host, self.port, timeout=30)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"content-type": "application/json"} | {
+            name.replace("_", "-"): value for name, value in headers.items()
+        }
+        try:
+            connection.request(method, path, data, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        finally:
+            connection.close()
+        return answer.status, json.loads(text) if text.startswith((b"{", b"[")) else text.decode()
+
+
+@contextmanager
+def serve(
+    programs: Programs, place: Path, *arguments: object, env: dict[str, str] | None = None
+) -> Iterator[Served]:
+    log = place / f"log-{time.monotonic_ns()}"
+    argv = ["-m", "ptuning", "serve", *map(str, arguments), "--port", "0", "--precision", "fp32"]
+    with log.open("wb") as stream:
+        program = programs.start(argv, stdout=stream, stderr=stream, env=env)
+    try:
+        ends = time.monotonic() + 120
+        while "ptuning: serving" not in log.read_text():
+            assert program.poll() is None, log.read_text()
+            assert time.monotonic() < ends, log.read_text()
+            time.sleep(0.02)
+        url = next(
+            line.split(" at ")[1]
+            for line in log.read_text().splitlines()
+            if line.startswith("ptuning: serving")
+        )
+        yield Served(program, url.strip(), log)
+    finally:
+        program.send_signal(signal.SIGKILL)
+        program.wait()

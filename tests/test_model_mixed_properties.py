@@ -176,7 +176,7 @@ def test_every_two_prompts_and_kinds_share_a_batch(case: str) -> None:
     for configs, three in zip(company(), kinds, strict=False):
         assert_alone(Rows(case, [Row(configs[i], three[i], 6 + i) for i in range(3)]))
     for config in range(len(MODELS)):
-        assert_alone(Rows(case, [Row(config, kind, 6 + kind % 3) for kind in range(len(KINDS))]))
+        assert_alone(Rows(case, [Row(config, kind, 6 + kind % 3) for kind in (*range(len(KINDS)), 2, 0)]))
 
 
 @pytest.mark.parametrize("case", CASES)

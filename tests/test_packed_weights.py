@@ -131,6 +131,11 @@ def replacement(module: nn.Module) -> PackedLinear:
     return found
 
 
+def slots_of(backbone: Backbone) -> list[list[Any]]:
+    """The copies that there are, layer by layer."""
+    return [list(weight._copies.values()) for weight in backbone.packed_weights._weights.values()]
+
+
 def linears(backbone: Backbone) -> list[nn.Module]:
     return [module for module in backbone.model.modules() if type(module) in (nn.Linear, Conv1D)]
 
@@ -213,6 +218,7 @@ def test_training_works_after_the_first_call_was_in_inference_mode() -> None:
     model.backbone.engine = ON
     with torch.inference_mode():
         first = model(*ragged(LENGTHS)).logits
+    assert not any(copy.packed.is_inference() for slot in slots_of(model.backbone) for copy in slot)
     assert_same(learned(model, ON), expected)
     torch.testing.assert_close(logits_of(model), first.clone(), rtol=0, atol=0)
 
@@ -377,6 +383,21 @@ def test_many_swaps_of_data_never_meet_an_old_address() -> None:
         assert_close(layer(x), own(layer, x))
 
 
+def test_another_parameter_over_the_same_memory_is_another_weight() -> None:
+    """With as many changes as the old one had, and its sample unchanged."""
+    layer = linear(32, 32)
+    x = torch.randn(4, 32).bfloat16()
+    with torch.no_grad():
+        layer.weight.add_(1)
+        layer(x)
+        version = layer.weight._version
+        layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
+        while layer.weight._version < version:
+            layer.weight[1, 1].add_(500)
+        assert layer.weight._version == version
+        assert_close(layer(x), own(layer, x))
+
+
 def test_a_weight_of_nan_is_compared_by_its_bits() -> None:
     layer = linear()
     with torch.no_grad():
@@ -404,6 +425,7 @@ def test_a_weight_that_was_replaced_before_the_backward_pass_gives_the_gradient_
     loss = layer(x).sum()
     layer.weight = nn.Parameter(torch.randn(48, 32).bfloat16(), requires_grad=False)
     assert_close(torch.autograd.grad(loss, x)[0], expected)
+    assert len(replacement(layer).weight._copies) <= 1, "the old weight's transpose was kept"
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
@@ -454,9 +476,20 @@ def test_a_tasks_own_weight_in_a_layer_is_its_own() -> None:
     assert_same(learned(task, ON), learned(task, OFF))
     assert not torch.allclose(logits_of(task), before, atol=0.05)
     assert torch.equal(logits_of(shared), before)
-    slots = {id(replacement(module).weight): replacement(module).weight for module in linears(held)[:-2]}
-    packed = {id(copy.weight) for slot in slots.values() for copy in slot._copies.values()}
+    packed = {id(copy.weight) for slot in slots_of(held) for copy in slot}
     assert packed <= {id(value) for value in held.model.parameters()}
+
+
+def test_a_tasks_own_weight_in_a_layer_is_its_own_under_autocast() -> None:
+    """In fp32 like the backbone's, frozen like the backbone's."""
+    name = "bert.encoder.layer.1.output.dense.weight"
+    held = backbone_of("bert", torch.float32)
+    own_weight = torch.randn_like(held.model.get_parameter(name)) / 4
+    task = task_on(held, replace(DEEP, train_head=False), head={name: own_weight})
+    exact = logits_of(task, OFF)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(logits_of(task, ON).float(), exact)
+        assert not torch.allclose(logits_of(task_on(held)), exact, atol=0.05)
 
 
 def test_a_move_drops_the_copies_of_all_views(able: bool) -> None:
@@ -485,6 +518,15 @@ def test_a_move_of_the_adopted_model_itself_is_seen() -> None:
         for value in held.base.encoder.parameters():
             value.data.mul_(1.5)
     assert_close(logits_of(task), logits_of(task, OFF))
+
+
+def test_a_layer_on_another_device_computes_there(products: list[torch.Size]) -> None:
+    layer = linear()
+    layer(torch.randn(4, 32).bfloat16())
+    products.clear()
+    layer.to("meta")
+    out = layer(torch.randn(4, 32, device="meta").bfloat16())
+    assert (out.shape, out.device.type, products) == ((4, 48), "meta", [])
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])

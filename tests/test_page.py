@@ -29,7 +29,7 @@ from ptuning.data.tokens import Tokenise
 from ptuning.inference.evaluate import logits_of, prepared
 from ptuning.serving.app import make_app
 from ptuning.serving.keys import Keys
-from ptuning.serving.page.curl import LONGEST, rows_curl, task_curl
+from ptuning.serving.page.curl import LONGEST, rows_curl, task_curl, tasks_curl
 from ptuning.serving.page.router import MAX_QUERY
 from ptuning.serving.page.tables import detected, read_rows
 from ptuning.serving.page.tasks import PAGE, task_list
@@ -116,7 +116,7 @@ def test_tokens_cuts_times_and_version_are_shown(ask: Ask, service: FakeService)
 def test_a_long_text_is_refused_if_the_user_wants_that(client: TestClient) -> None:
     found = client.post("/page/one", data={"task": "sentiment", "text": "LONG"}, headers=PART)
     assert found.status_code == 422
-    assert "This cannot be answered the text has 200 tokens; at most 120 fit" in text_of(found)
+    assert "This cannot be answered The text has 200 tokens; at most 120 fit" in text_of(found)
 
 
 def test_a_pair_task_gets_both_texts_and_others_only_the_first(ask: Ask, service: FakeService) -> None:
@@ -126,6 +126,11 @@ def test_a_pair_task_gets_both_texts_and_others_only_the_first(ask: Ask, service
         [Row(task="paraphrase", text="a\nb", text_pair="c")],
         [Row(task="sentiment", text="a")],
     ]
+
+
+def test_half_a_pair_is_not_sent(ask: Ask, service: FakeService) -> None:
+    assert "type both" in text_of(ask("one", task="paraphrase", text="a", text_pair=" "))
+    assert not service.asked
 
 
 def test_all_tasks_answer_one_text_in_one_request(ask: Ask, service: FakeService) -> None:
@@ -175,7 +180,7 @@ def test_one_refused_task_does_not_hide_the_others(ask: Ask, service: FakeServic
 
     service.tasks.get = get  # type: ignore[method-assign]
     words = text_of(ask("all", text="a"))
-    assert "stars it was just removed" in words
+    assert "stars It was just removed" in words
     assert "refused 1" in words
 
 
@@ -451,6 +456,12 @@ def test_any_text_survives_the_quoting(task: str, text: str) -> None:
     assert not set(words[2]) & set("[]{} '\"$&")
 
 
+def test_the_curl_line_of_all_tasks_is_short() -> None:
+    rows = [Row(task=f"task-{number}", text="a") for number in range(1000)]
+    line = tasks_curl("http://h", rows, every=True, truncate=True, key=False)
+    assert json.loads(words_of(line)[-1]) == {"text": "a", "tasks": "*"}
+
+
 def test_rows_that_do_not_fit_a_command_line_are_in_a_file(ask: Ask) -> None:
     line = rows_curl("http://h", [Row(task="a", text="x" * LONGEST)], truncate=True, key=False)
     assert line.endswith("--data-binary @rows.json")
@@ -464,7 +475,7 @@ def test_the_page_shows_the_line_for_its_own_address(ask: Ask) -> None:
     assert "$PTUNING_KEY" not in words
 
 
-def test_the_curl_lines_get_the_same_answers(ask: Ask, client: TestClient) -> None:
+def test_the_curl_lines_get_the_same_answers(ask: Ask, client: TestClient, service: FakeService) -> None:
     def sent(page: str) -> Any:
         (line,) = re.findall(r'<pre id="curl"[^>]*><code>(.*?)</code>', page, re.DOTALL)
         words = words_of(html.unescape(line))
@@ -482,14 +493,20 @@ def test_the_curl_lines_get_the_same_answers(ask: Ask, client: TestClient) -> No
     assert number["score"] == pytest.approx(
         fake_logits(Task(problem_type="regression", mean=3.2, scale=1.1), "a")[0]
     )
-    for page in (
+    pages = [
+        ask("all", text="a"),
+        ask("all", text="a", only=["stars", "sentiment"], truncate="no"),
         ask("one", task="paraphrase", text="a", text_pair="b", truncate="no"),
         ask("all", text="a", text_pair="b"),
         ask("rows", task="sentiment", rows="a\nb\nc"),
-    ):
+    ]
+    asked = [rows for rows, _ in service.asked[-len(pages) :]]
+    for page in pages:
+        service.asked.clear()
         answers = sent(page.text)["rows"]
         assert answers
         assert all("error" not in each for each in answers)
+        assert service.asked[0][0] == asked.pop(0)
 
 
 # ------------------------------------------------------------------------------------------- refusals
@@ -500,12 +517,12 @@ def test_the_curl_lines_get_the_same_answers(ask: Ask, client: TestClient) -> No
     [
         (
             Refusal(status=429, kind="overloaded", message="m", retry_after=2.2),
-            "The server is busy m Try again in 3 seconds.",
+            "The server is busy M Try again in 3 seconds.",
         ),
-        (Refusal(status=503, kind="draining", message="m"), "The server cannot answer now m"),
-        (Refusal(status=504, kind="timeout", message="m"), "This took too long m"),
-        (Refusal(status=413, kind="too_many_rows", message="m"), "This is too much at once m"),
-        (Refusal(status=418, kind="?", message="m"), "This did not work m"),
+        (Refusal(status=503, kind="draining", message="m"), "The server cannot answer now M"),
+        (Refusal(status=504, kind="timeout", message="m"), "This took too long M"),
+        (Refusal(status=413, kind="too_many_rows", message="m"), "This is too much at once M"),
+        (Refusal(status=418, kind="?", message="m"), "This did not work M"),
     ],
 )
 def test_refusals_are_shown_in_place_in_plain_words(

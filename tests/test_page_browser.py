@@ -66,7 +66,7 @@ def opened(browser: Any) -> Iterator[Open]:
             viewport=options.pop("viewport", {"width": 1200, "height": 900}), **options
         )
         contexts.append(context)
-        context.set_default_timeout(5000)
+        context.set_default_timeout(30_000)
         context.route(
             "**/*", lambda route: (asked.add(urlsplit(route.request.url).hostname), route.continue_())
         )
@@ -99,7 +99,9 @@ def headline(service: FakeService, name: str, text: str) -> str:
 
 def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeService) -> None:
     page = opened(url)
-    page.get_by_role("searchbox", name="Search tasks").fill("senti")
+    search = page.get_by_role("searchbox", name="Search tasks")
+    search.fill("senti")
+    page.locator("#tasks .found", has_text="1 task").wait_for()
     page.get_by_role("navigation", name="Tasks").get_by_role("link", name="sentiment").click()
     page.get_by_role("heading", name="sentiment", level=1).wait_for()
     assert page.title() == "sentiment · ptuning"
@@ -116,6 +118,11 @@ def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeSe
     assert [100 * width / track for width in widths] == pytest.approx(shares, abs=0.3)
     said = page.get_by_role("status")
     assert said.text_content().startswith(f"sentiment: {headline(service, 'sentiment', TEXT)} ")
+    search.fill("star")  # what was chosen stays in the list
+    page.locator("#tasks .found", has_text="1 task").wait_for()
+    page.get_by_role("link", name="stars").wait_for()
+    assert page.locator("#tasks .name").all_inner_texts() == ["sentiment", "stars"]
+    assert page.locator("#tasks [aria-current]").inner_text().startswith("sentiment")
     page.go_back()
     page.get_by_role("heading", name="What do all tasks say?").wait_for()
 
@@ -123,6 +130,7 @@ def test_choose_a_task_type_and_see_bars(url: str, opened: Open, service: FakeSe
 def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: FakeService) -> None:
     page = opened(url)
     page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_label("Second text").fill("b")
     ask(page)
     page.locator("#all-answers").get_by_role("link", name="stars").click()
     page.locator(".mark circle").wait_for()
@@ -130,8 +138,16 @@ def test_another_task_is_asked_the_same_text(url: str, opened: Open, service: Fa
     assert page.evaluate("document.activeElement.id") == "work"  # the link is gone
     page.get_by_role("link", name="emotions").click()
     page.locator(".bars li").nth(4).wait_for()
+    assert not page.get_by_label("Second text").is_visible()
     assert page.get_by_label("Text", exact=True).input_value() == TEXT
-    assert [row.task for rows, _ in service.asked[1:] for row in rows] == ["stars", "emotions"]
+    page.get_by_role("link", name="paraphrase").click()
+    page.get_by_role("heading", name="paraphrase").wait_for()
+    page.locator(".bars li").nth(1).wait_for()
+    assert [(row.task, row.text_pair) for rows, _ in service.asked[1:] for row in rows] == [
+        ("stars", None),
+        ("emotions", None),
+        ("paraphrase", "b"),
+    ]
 
 
 def test_all_tasks_and_ticked_ones(url: str, opened: Open, service: FakeService) -> None:
@@ -294,6 +310,7 @@ def test_every_view_fits_is_readable_and_does_not_jump(
     page.get_by_role("heading", name="3 rows").wait_for()
     look("rows")
     page.get_by_role("link", name="sentiment").click()
+    page.get_by_role("heading", name="sentiment").wait_for()
     page.get_by_role("link", name="About").click()
     page.get_by_role("heading", name="Figures").wait_for()
     look("about")
@@ -359,6 +376,7 @@ def test_hostile_labels_and_cards_do_not_run(url: str, opened: Open) -> None:
     assert HOSTILE in page.locator(".bars").inner_text()
     assert "onerror=alert(1)" in page.locator("#curl").inner_text()
     page.get_by_role("link", name="All tasks").click()
+    page.get_by_role("heading", name="What do all tasks say?").wait_for()
     ask(page)
     page.locator("#all-answers", has_text="hostile").wait_for()
     assert page.locator("main img, main script").count() == 0

@@ -43,7 +43,8 @@ def pages(client: TestClient) -> Iterator[Any]:
             yield client.get("/", params={"task": name, "view": view})
     yield client.get("/", params={"task": HOSTILE})
     yield client.get("/", params={"q": HOSTILE})
-    yield client.get("/page/tasks", params={"q": HOSTILE, "task": HOSTILE, "only": HOSTILE})
+    yield client.get("/page/tasks", params={"q": HOSTILE, "only": HOSTILE})
+    yield client.get("/page/tasks", headers={**PART, "HX-Current-URL": f"/?task={HOSTILE}"})
     text = f"</textarea>{HOSTILE}"
     fields = {
         "text": text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ptuning.serving.limits import HttpSettings
 from ptuning.serving.protocols.lines import IN_FLIGHT, WINDOW, LineSplitter
 from ptuning.serving.rows import Refusal
 from ptuning.serving.settings import Settings
-from serving_fake import FakeService, Running, serving, wait_for
+from serving_fake import FakeService, Running, send_for_ever, serving, wait_for
 
 NDJSON = {"content-type": "application/x-ndjson"}
 
@@ -126,7 +127,7 @@ def test_overload_waits_and_other_refusals_are_each_lines(client: TestClient, se
 
 @pytest.fixture
 def running(service: FakeService) -> Iterator[Running]:
-    with serving(service, settings=HttpSettings(body_seconds=1.0, send_seconds=1.0)) as made:
+    with serving(service, settings=HttpSettings(send_seconds=1.0)) as made:
         yield made
 
 
@@ -189,11 +190,26 @@ def test_the_body_is_read_no_further_than_the_answers_come(running: Running) -> 
     assert len(service.asked) < sent // len(line())
 
 
-def test_a_client_that_stops_sending_is_told(running: Running) -> None:
-    with connect(running) as connection:
+def test_a_client_that_stops_sending_is_told(service: FakeService) -> None:
+    with (
+        serving(service, settings=HttpSettings(body_seconds=1.0)) as running,
+        connect(running) as connection,
+    ):
         connection.sendall(chunk(line() + b"\n"))
         found = read_until(connection, b"body_timeout")
         assert b'"label"' in found
+
+
+def test_a_client_that_sends_and_never_reads_is_disconnected(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(running) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        block = chunk(b"\n".join([line()] * 1000) + b"\n")
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):  # not a timeout
+            send_for_ever(connection, block)
+    wait_for(lambda: running.server.running.count == 0)
+    assert [each.message for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 def test_a_client_that_leaves_cancels_its_rows(running: Running) -> None:

@@ -9,8 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +16,13 @@ import pytest
 
 from ptuning.cli import main
 from ptuning.cli.serve import _bytes, parser
-from serving_real import KINDS, TEXTS, adapter, adapters, offline
-from warm import Program, Programs
+from serving_real import KINDS, TEXTS, Served, adapter, adapters, offline, serve
+from warm import Programs
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return adapters(tiny_folder, tmp_path_factory.mktemp("served"))
-
-
-class Served:
-    """A program that serves."""
-
-    def __init__(self, program: Program, url: str, log: Path) -> None:
-        self.program, self.url, self.log = program, url, log
-        self.host, _, port = url.removeprefix("http://").partition(":")
-        self.port = int(port)
-
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        connection = HTTPConnection(self.host, self.port, timeout=30)
-        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"content-type": "application/json"} | {
-            name.replace("_", "-"): value for name, value in headers.items()
-        }
-        try:
-            connection.request(method, path, data, headers)
-            answer = connection.getresponse()
-            text = answer.read()
-        finally:
-            connection.close()
-        return answer.status, json.loads(text) if text.startswith((b"{", b"[")) else text.decode()
-
-
-@contextmanager
-def serve(
-    programs: Programs, place: Path, *arguments: object, env: dict[str, str] | None = None
-) -> Iterator[Served]:
-    log = place / f"log-{time.monotonic_ns()}"
-    argv = ["-m", "ptuning", "serve", *map(str, arguments), "--port", "0", "--precision", "fp32"]
-    with log.open("wb") as stream:
-        program = programs.start(argv, stdout=stream, stderr=stream, env=env)
-    try:
-        ends = time.monotonic() + 120
-        while "ptuning: serving" not in log.read_text():
-            assert program.poll() is None, log.read_text()
-            assert time.monotonic() < ends, log.read_text()
-            time.sleep(0.02)
-        url = next(
-            line.split(" at ")[1]
-            for line in log.read_text().splitlines()
-            if line.startswith("ptuning: serving")
-        )
-        yield Served(program, url.strip(), log)
-    finally:
-        program.send_signal(signal.SIGKILL)
-        program.wait()
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +117,7 @@ def test_sigterm_under_load_loses_no_request(programs: Programs, folder: Path, t
     """Every request that was read gets its answer, or a refusal; then exit code 0. A connection that was not
     read from is closed.
     """
-    arguments = ("--folder", folder, "--drain_delay", 0.3)
+    arguments = ("--folder", folder, "--drain_delay", 3)
     with serve(programs, tmp_path, *arguments) as served:
         outcomes: list[Any] = []
         stop = threading.Event()

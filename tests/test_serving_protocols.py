@@ -14,6 +14,8 @@ from ptuning.serving.app import make_app
 from ptuning.serving.keys import Keys
 from ptuning.serving.rows import Refusal, Row
 from ptuning.serving.scores import sigmoid, softmax
+from ptuning.serving.settings import Settings
+from ptuning.task import Task
 from serving_fake import SAME, SENTIMENT, SIMILAR, TOPICS, FakeService, logits_of
 
 
@@ -354,6 +356,16 @@ def test_one_text_for_every_task_of_its_form(client: TestClient) -> None:
     assert ["error" in each for each in found] == [False, True]
 
 
+def test_every_task_may_be_more_than_the_rows_of_a_request() -> None:
+    tasks = {f"task-{number:02}": SENTIMENT for number in range(25)}
+    service = FakeService(tasks, Settings(max_rows=10))
+    with TestClient(make_app(service, Keys())) as client:
+        found = client.post("/v1/rows", json={"text": "fine", "tasks": "*"}).json()["rows"]
+        assert [each["task"] for each in found] == list(tasks)
+        assert len(service.callers) == 3
+        assert client.post("/v1/rows", json={"text": "fine", "tasks": [*tasks]}).status_code == 413
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -405,6 +417,21 @@ def test_health_ready_metrics_info(client: TestClient, service: FakeService) -> 
     assert client.get("/ready").status_code == 503
     assert client.get("/ready").headers["retry-after"] == "1"
     assert client.get("/health").status_code == 200
+
+
+def test_labels_that_are_not_unicode_do_not_prevent_an_answer() -> None:
+    """A file of labels in JSON can have half of a surrogate pair."""
+    task = Task(problem_type="single_label_classification", labels=("\ud800", "größer"))
+    with TestClient(make_app(FakeService({"odd": task}), Keys())) as client:
+        found = client.post("/tasks/odd", json={"inputs": "fine"})
+        assert {each["label"] for each in found.json()[0]} == {"\ud800", "größer"}
+        assert "größer" in found.text
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["fine"]}
+        body = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+        assert client.post("/v2/models/odd/infer", json=body).status_code == 200
+        assert client.post("/v1/rows", json={"text": "fine", "tasks": "*"}).status_code == 200
+        assert client.get("/tasks/odd").status_code == 200
+        assert client.get("/tasks/odd/info").status_code == 200
 
 
 def test_scores_are_finite_for_any_logits() -> None:

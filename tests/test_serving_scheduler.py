@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler
 from ptuning.serving.settings import Settings
-from ptuning.serving.turns import Waiting
+from ptuning.serving.turns import Line, Turns, Waiting
 
 
 class Clock:
@@ -192,9 +192,10 @@ def test_each_waiting_task_gets_the_same_share() -> None:
         assert max(served.values()) - min(served[task] for task in ("flood", "long", "short")) <= 2 * 8 * 60
 
 
-def test_callers_share_before_tasks() -> None:
+@pytest.mark.parametrize("rows", [1, 8])
+def test_callers_share_before_tasks(rows: int) -> None:
     """Ten tasks of one caller have no more than the one task of another."""
-    scheduler = queue(batch_rows=8)
+    scheduler = queue(batch_rows=rows)
     scheduler.admit([row(task=f"t{i % 10}", caller="many") for i in range(1_000)])
     scheduler.admit([row(task="t0", caller="one") for _ in range(1_000)])
     served: Counter[str] = Counter()
@@ -219,8 +220,11 @@ def test_a_task_that_sends_again_at_once_pays_for_its_last_batch() -> None:
     scheduler = queue(batch_rows=4)
     scheduler.admit([row(task="steady", length=100) for _ in range(100)])
     served: Counter[str] = Counter()
-    for _ in range(40):
-        scheduler.admit([row(task="bursts", length=10) for _ in range(4)])
+    sent = 0
+    for _ in range(100):
+        if served["bursts"] == sent:
+            scheduler.admit([row(task="bursts", length=10) for _ in range(4)])
+            sent += 40
         for each in scheduler.take()[0]:
             served[each.task] += each.length
     assert 0.45 < served["steady"] / sum(served.values()) < 0.55
@@ -249,6 +253,30 @@ def test_a_few_rows_of_any_length_share_a_batch() -> None:
     scheduler = queue()
     scheduler.admit([row(length=length) for length in (5, 60, 9, 100)])
     assert len(scheduler.take()[0]) == 4
+
+
+def test_a_row_that_was_passed_over_twice_goes_before_the_rest_of_its_task() -> None:
+    """The row of 60 fits no batch with that of 30, and rows of 5 would."""
+    scheduler = queue(batch_tokens=64, batch_rows=12)
+    scheduler.admit([row(length) for length in (20, 5, 30, 60, 20, 20, *[5] * 30)])
+    found = [[each.length for each in batch] for batch in batches(scheduler)]
+    assert found[:4] == [[20] * 3, [5] * 12, [30], [60]]
+    assert [length for batch in found[4:] for length in batch] == [5] * 19
+
+
+def test_a_member_has_one_turn_whatever_happened_to_its_rows() -> None:
+    """Its first row changes, and changes back."""
+    turns: Turns[str, Line[Any]] = Turns()
+    line: Line[Any] = Line("deep")
+    turns.enter("a", line)
+    line.rows |= {number: row() for number in range(2)}
+    turns.refresh("a")
+    line.overdue[1] = line.rows[1]
+    turns.refresh("a")
+    del line.overdue[1]
+    turns.refresh("a")
+    assert len(list(turns.order())) == 2
+    assert len(list(turns.order())) == 2
 
 
 def test_keys_take_turns() -> None:

@@ -318,12 +318,17 @@ def test_over_the_limit_requests_are_refused_and_the_rest_answered(tasks: TaskRe
     asyncio.run(main())
 
 
-def test_rows_that_are_being_tokenised_count(tasks: TaskRegistry) -> None:
+def test_rows_that_are_being_tokenised_count(tasks: TaskRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests beyond the limit are refused before they cost anything."""
+    calls, packed = [], tasks.packed
+    monkeypatch.setattr(tasks, "packed", lambda *given: calls.append(given) or packed(*given))
+
     async def main() -> None:
         async with running(tasks, queue_rows=20, max_rows=20) as service:
             row = Row(task="labels", text="one")
             kinds = await asyncio.gather(*(kind_of(service.answer([row] * 15)) for _ in range(4)))
             assert sorted(kinds) == ["answered", "overloaded", "overloaded", "overloaded"]
+            assert len(calls) == 1
             assert await kind_of(service.answer([row] * 15)) == "answered"
 
     asyncio.run(main())
@@ -419,6 +424,30 @@ def test_draining_ends_in_time(tasks: TaskRegistry) -> None:
             await service.drain(0.05)
             assert [await kind_of(each) for each in asked] == ["unavailable"] * 3
             gate.open.set()
+
+    asyncio.run(main())
+
+
+def test_after_draining_nothing_is_admitted(tasks: TaskRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a request that was being tokenised."""
+    entered, released, packed = threading.Event(), threading.Event(), tasks.packed
+
+    def slow(*given: Any) -> Any:
+        entered.set()
+        assert released.wait(30)
+        return packed(*given)
+
+    monkeypatch.setattr(tasks, "packed", slow)
+
+    async def main() -> None:
+        gate = Gate(tasks, open=True)
+        async with running(tasks, gate) as service:
+            asked = asyncio.create_task(service.answer([Row(task="labels", text="one")]))
+            await until(entered.is_set)
+            await service.drain(0.05)
+            released.set()
+            assert await kind_of(asked) == "unavailable"
+        assert gate.ran == 0
 
     asyncio.run(main())
 
@@ -539,6 +568,24 @@ def test_a_task_that_is_deleted_in_flight_is_answered(tasks: TaskRegistry, folde
     asyncio.run(main())
 
 
+def test_tasks_beyond_the_memory_limit_answer_too(tiny_folder: Path, folders: dict[str, Path]) -> None:
+    backbone, tokenizer = opened(tiny_folder)
+    table = TaskTable(backbone, tokenizer, memory_limit=1)
+    tasks = TaskRegistry(table, tokenizer)
+    names, text = ["labels", "other", "numbers"], "the parcel is late"
+    for name in names:
+        tasks.load(name, folders[name])
+
+    async def main() -> None:
+        async with running(tasks) as service:
+            for _ in range(3):
+                answers, _timing = await service.answer([Row(task=name, text=text) for name in names])
+                for name, answer in zip(names, answers, strict=True):
+                    assert close(answer, logits_of(folders[name], text))
+
+    asyncio.run(main())
+
+
 def test_it_is_ready_when_the_folder_is_loaded(tiny_folder: Path, folders: dict[str, Path]) -> None:
     backbone, tokenizer = open_backbone(None, [Path("missing"), *folders.values()])
     assert backbone.name == str(tiny_folder)
@@ -649,7 +696,7 @@ def test_metrics_are_as_things_are(tasks: TaskRegistry) -> None:
 def test_labels_have_a_bound() -> None:
     metrics = Metrics(max_tasks=3)
     for number in range(1000):
-        metrics.row(f"t{number}")
+        metrics.rows(f"t{number}", 1)
         metrics.request(task=f"t{number}", route="/tasks/{task}", code=200, seconds=0.1)
     rows = [sample for family in metrics.registry.collect() for sample in family.samples]
     assert {sample.labels["task"] for sample in rows if "task" in sample.labels} == {

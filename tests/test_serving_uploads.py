@@ -205,6 +205,12 @@ def test_a_bad_name(client: TestClient, folder: Path, adapter: Path, name: str) 
     assert nothing_is_left(folder)
 
 
+def test_another_content_type(client: TestClient) -> None:
+    answer = client.put("/tasks/support", content=b"x", headers={**ADMIN, "content-type": "text/html"})
+    assert answer.status_code == 415
+    assert "application/zip" in answer.json()["error"]["message"]
+
+
 def test_too_many_bytes(client: TestClient, folder: Path) -> None:
     answer = client.put("/tasks/support", content=b"x" * 400_000, headers=ZIP)
     assert answer.status_code == 413

@@ -37,8 +37,8 @@ _SAMPLES = 8
 def is_supported(dtype: torch.dtype) -> bool:
     """Whether this torch on this processor multiplies by packed weights of ``dtype``.
 
-    fp32 is left out: its products are not faster with packed weights (docs/performance.md). The operators are
-    internal to torch, so they are tried before they are used.
+    fp32 is left out: its products do not lay the weight out (docs/performance.md). The operators are internal
+    to torch, so they are tried before they are used.
     """
     if dtype not in _CHECKS or not torch.backends.mkldnn.is_available():
         return False

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -67,7 +67,8 @@ def make_app(
         root_path: The path under which a proxy shows the server.
 
     Returns:
-        The application; ``app.state`` has ``exchange`` and ``running`` (:class:`Running`).
+        The application; ``app.state`` has ``exchange``, ``running`` (:class:`Running`), and ``failure``, the
+        error that prevented the start.
     """
     settings, tracing = settings or HttpSettings(), tracing or Tracing()
     exchange, running = Exchange(service, keys, settings, about or About()), Running()
@@ -76,7 +77,11 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        try:
+            await service.start()
+        except Exception as error:
+            app.state.failure = error
+            raise
         try:
             yield
         finally:
@@ -84,7 +89,7 @@ def make_app(
             tracing.close()
             shutil.rmtree(own, ignore_errors=True)
 
-    app = FastAPI(
+    app = _Application(
         title="ptuning",
         version=__version__,
         description=DESCRIPTION,
@@ -93,7 +98,7 @@ def make_app(
         root_path=root_path,
         lifespan=lifespan,
     )
-    app.state.exchange, app.state.running = exchange, running
+    app.state.exchange, app.state.running, app.state.failure = exchange, running, None
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))
@@ -107,6 +112,14 @@ def make_app(
     app.add_middleware(Limits, max_bytes=max_bytes, settings=settings)
     app.add_middleware(Access, running=running, metrics=service.metrics, tracing=tracing, settings=settings)
     return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        found = super().openapi()
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{}, {"key": []}]  # a server may need none
+        return found
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

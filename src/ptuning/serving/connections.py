@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ptuning.serving.limits import HttpSettings
 
@@ -14,12 +14,15 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
     """A protocol class for ``uvicorn.Config(http=…)``.
 
     uvicorn waits for ever for the rest of a request's headers, and keeps as many of them as arrive. Here a
-    connection is closed if the headers of a request are not complete in ``header_seconds``, if they are
+    connection is closed if the headers of a request are not complete in ``header_seconds`` (408), if they are
     longer than ``max_header_bytes`` (431), or if there are more connections than ``max_connections`` (503).
+    A client that does not take an answer is disconnected after ``send_seconds``.
     """
 
     class LimitedProtocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _stalled: asyncio.TimerHandle | None = None
+        _current: RequestResponseCycle | None = None
         _in_headers = True
         _header_bytes = 0
 
@@ -32,6 +35,8 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._arrived()
+            self._taken()
+            self._leave()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -60,6 +65,47 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
         def timeout_keep_alive_handler(self) -> None:
             self._arrived()
             super().timeout_keep_alive_handler()
+            self._sending()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():
+                self._sending()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._sending()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if not self.transport.is_closing():
+                self._taken()
+
+        def _sending(self) -> None:
+            """Disconnect later: closing waits until everything is sent, which a client can prevent."""
+            if self._stalled is None:
+                self._stalled = self.loop.call_later(settings.send_seconds, self._cut)
+
+        def _cut(self) -> None:
+            self._leave()
+            self.transport.abort()
+
+        def _leave(self) -> None:
+            """Tell every request of this connection that its client has gone; uvicorn tells the last one."""
+            for cycle in (self._current, self.cycle, *(waiting for waiting, _ in self.pipeline)):
+                if cycle is not None and not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
+            self.pipeline.clear()
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._current = cycle
+            super()._start_asgi_task(cycle, app)
+
+        def _taken(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _wait(self) -> None:
             if self._timer is None:
@@ -83,5 +129,6 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
                     b"content-length: %d\r\nconnection: close\r\n\r\n" % len(message) + message
                 )
             self.transport.close()
+            self._sending()
 
     return LimitedProtocol

@@ -17,8 +17,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-STREAMED = "application/x-ndjson"
-"""The content type of a body without a limit of its length: it is read line by line."""
+STREAMED, STREAMED_PATH = "application/x-ndjson", "/v1/rows"
+"""Content type and path of a body without a limit of its length: it is read line by line."""
 
 _Count = Annotated[Int, Field(ge=1)]
 _Seconds = Annotated[Float, Field(gt=0)]
@@ -36,7 +36,8 @@ class HttpSettings:
         max_header_bytes: Maximum bytes of a request's headers.
         max_connections: Maximum open connections.
         header_seconds: Seconds in which the headers of a request must have arrived.
-        body_seconds: Seconds in which its body must have arrived; of a streamed body, the next part.
+        body_seconds: Seconds in which its body must have arrived; of a streamed body or an upload, the next
+            part.
         send_seconds: Seconds in which a client must take the next part of an answer.
         linger_seconds: Seconds in which the rest of a body that is too large is read and discarded, so that
             the client sees why it was refused.
@@ -61,7 +62,7 @@ class HttpSettings:
 
 
 class Limits:
-    """Bounds the bytes and seconds of a body, and the seconds of an answer; an ASGI middleware.
+    """Bounds the bytes and seconds of a body; an ASGI middleware.
 
     A body that says that it is too long is refused before it is read, and the connection is closed. Inside
     the application, :class:`Refusal` is raised where the body is read: 413 for too many bytes, 408 for too
@@ -87,16 +88,12 @@ class Limits:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             last = message["type"] == "http.response.body" and not message.get("more_body", False)
             if last and body.too_large:
-                await self._send(send, {**message, "more_body": True})
+                await send({**message, "more_body": True})
                 await body.discard()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
-            await self._send(send, message)
+            await send(message)
 
         await self.app(scope, body.receive, bounded)
-
-    async def _send(self, send: Send, message: Message) -> None:
-        async with asyncio.timeout(self.settings.send_seconds):
-            await send(message)
 
 
 class _Body:
@@ -108,7 +105,9 @@ class _Body:
         headers = dict(scope["headers"])
         self.inner, self.limit, self.seconds = receive, limit, settings.body_seconds
         self.linger = settings.linger_seconds
-        self.streamed = headers.get(b"content-type", b"").partition(b";")[0].strip() == STREAMED.encode()
+        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        self.streamed = kind == STREAMED.encode() and scope["path"].endswith(STREAMED_PATH)
+        self.by_part = self.streamed or scope["method"] == "PUT"  # a large upload may take minutes
         length = headers.get(b"content-length", b"")
         self.announced = int(length) if length.isdigit() else 0
         self.read, self.ends = 0, asyncio.get_running_loop().time() + self.seconds
@@ -121,7 +120,7 @@ class _Body:
             raise self._too_large()
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(loop.time() + self.seconds if self.streamed else self.ends):
+            async with asyncio.timeout_at(loop.time() + self.seconds if self.by_part else self.ends):
                 message = await self.inner()
         except TimeoutError:
             self.refused = True

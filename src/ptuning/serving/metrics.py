@@ -103,17 +103,18 @@ class Metrics:
         self._requests.labels(label, route, str(code)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def row(self, task: str, *, truncated: bool = False, refused: str = "") -> None:
-        """Count one row.
+    def rows(self, task: str, count: int, *, truncated: bool = False, refused: str = "") -> None:
+        """Count rows that ended in the same way.
 
         Args:
             task: The name of a task that exists; ``""`` if it does not.
-            refused: The kind of the refusal, if it was refused.
+            truncated: Whether their texts were cut.
+            refused: The kind of the refusal, if they were refused.
         """
         label = self.task(task) if task else OTHER
-        self._rows.labels(label, refused or "answered").inc()
+        self._rows.labels(label, refused or "answered").inc(count)
         if truncated:
-            self._truncated.labels(label).inc()
+            self._truncated.labels(label).inc(count)
 
     def rejected(self, reason: str) -> None:
         """Count one request that was refused entirely, by the kind of its refusal."""

@@ -193,13 +193,13 @@ class Scheduler(Generic[P]):
         window = self._first(WINDOW + self.settings.batch_rows, first[0].key)
         batch = self._fill(first[0], window)
         self._pass_over(window, batch)
+        for caller in {row.caller for row in batch}:
+            self._callers.members[caller].settle()
         for row in batch:
             lines = self._callers.members[row.caller]
             lines.charge((row.task, row.key), row.length)
             self._callers.charge(row.caller, row.length)
             self._leave(row)
-        for caller in {row.caller for row in batch}:
-            self._callers.members[caller].settle()
         self._refresh(batch)
         return batch, late
 

@@ -86,7 +86,12 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            if (failure := self.config.app.state.failure) is not None:  # type: ignore[union-attr]
+                raise failure from None
+            raise
         self.on_start()
 
     @contextmanager

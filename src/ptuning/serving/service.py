@@ -35,14 +35,12 @@ class _Request:
         missing: Rows without one.
         finished: Set when there is none.
         started: When its first batch was started.
-        closed: Whether nobody waits for it.
     """
 
     missing: int
     finished: asyncio.Future[None]
     outcomes: dict[int, Done] = field(default_factory=dict)
     started: float | None = None
-    closed: bool = False
 
 
 class Service:
@@ -80,7 +78,7 @@ class Service:
         self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
         self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started = self._draining = False
+        self._started = self._draining = self._ended = False
         self._preparing = 0  # rows that are being tokenised
         self._open: set[_Request] = set()
         self._idle = asyncio.Event()
@@ -186,6 +184,7 @@ class Service:
             await asyncio.to_thread(stop)
 
     def _abandon(self) -> None:
+        self._ended = True
         for request in list(self._open):
             if not request.finished.done():
                 request.finished.set_exception(gone())
@@ -301,6 +300,8 @@ class Service:
                     deadline=deadline,
                 )
             )
+        if self._ended:
+            raise gone()
         try:
             self._engine.submit(waiting)
         except Overloaded as error:
@@ -309,8 +310,9 @@ class Service:
         try:
             await request.finished
         finally:
-            request.closed = True
             self._open.discard(request)
+            if not request.finished.cancelled() and request.finished.done():
+                request.finished.exception()  # or asyncio reports it if a timeout came first
             if request.missing:
                 self._engine.remove(waiting)
 
@@ -323,8 +325,6 @@ class Service:
     def _settle(self, done: Sequence[Done]) -> None:
         for each in done:
             request: _Request = each.job.request
-            if request.closed:
-                continue
             assert each.job.place not in request.outcomes, "a row is answered once"
             request.outcomes[each.job.place] = each
             request.missing -= 1
@@ -339,11 +339,14 @@ class Service:
     def _count(
         self, rows: Sequence[Row], jobs: Sequence[Job | Refusal], answers: Sequence[RowAnswer | Refusal]
     ) -> None:
+        counts: Counter[tuple[str, bool, str]] = Counter()
         for row, job, answer in zip(rows, jobs, answers, strict=True):
             refused = answer.kind if isinstance(answer, Refusal) else ""
             known = isinstance(job, Job) or row.task in self.tasks
             truncated = isinstance(answer, RowAnswer) and answer.truncated
-            self.metrics.row(row.task if known else "", truncated=truncated, refused=refused)
+            counts[row.task if known else "", truncated, refused] += 1
+        for (task, truncated, refused), count in counts.items():
+            self.metrics.rows(task, count, truncated=truncated, refused=refused)
 
 
 def _answer(done: Done) -> RowAnswer | Refusal:

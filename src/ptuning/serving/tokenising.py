@@ -74,23 +74,22 @@ class Tokenising:
 
     def _jobs(self, start: int, rows: Sequence[Row], find: Find, truncate: bool) -> list[Job | Refusal]:
         found: list[Job | Refusal | None] = [None] * len(rows)
-        groups: dict[str, list[int]] = {}
+        tasks = {name: _found(find, name) for name in {row.task for row in rows}}
+        alike: dict[tuple[Tokenise, bool], list[tuple[int, PackedTask]]] = {}  # tokenised in the same way
         for place, row in enumerate(rows):
-            groups.setdefault(row.task, []).append(place)
-        for name, places in groups.items():
-            try:
-                packed = find(name)
-            except Refusal as refusal:
-                for place in places:
-                    found[place] = refusal
-                continue
-            good = []
-            for place in places:
-                found[place] = self._problem(rows[place], packed)
-                if found[place] is None:
-                    good.append(place)
-            examples = [_example(start + place, rows[place]) for place in good]
-            for place, job in zip(good, self._tokenised(examples, packed, truncate), strict=True):
+            packed = tasks[row.task]
+            if isinstance(packed, Refusal):
+                found[place] = packed
+            elif (refusal := self._problem(row, packed)) is not None:
+                found[place] = refusal
+            else:
+                tokenise = Tokenise.for_task(packed, self._own.tokenizer, self._backbone)
+                alike.setdefault((tokenise, packed.task.pair), []).append((place, packed))
+        for (tokenise, _), group in alike.items():
+            examples = [_example(start + place, rows[place]) for place, _ in group]
+            tokens = _tokens(replace(tokenise, lock=nullcontext()), examples)
+            for (place, packed), each in zip(group, tokens, strict=True):
+                job = each if isinstance(each, Refusal) else self._job(each, packed, truncate)
                 if isinstance(job, Job):
                     job.place = start + place
                 found[place] = job
@@ -119,31 +118,8 @@ class Tokenising:
                 return _wrong("invalid_text", "the text has a lone surrogate, which is not a character")
         return None
 
-    def _tokenised(
-        self, examples: Sequence[Example], packed: PackedTask, truncate: bool
-    ) -> list[Job | Refusal]:
-        if not examples:
-            return []
-        try:
-            tokenise = replace(
-                Tokenise.for_task(packed, self._own.tokenizer, self._backbone, "truncate"), lock=nullcontext()
-            )
-            rows = tokenise(examples)
-        except UserError as error:
-            if len(examples) == 1:
-                return [_wrong("invalid_text", str(error))]
-            return [job for each in examples for job in self._tokenised([each], packed, truncate)]
-        full = [place for place, row in enumerate(rows) if len(row) == tokenise.limit]
-        lengths = dict(zip(full, tokenise.lengths([examples[place] for place in full]), strict=True))
-        return [
-            self._job(row, packed, lengths.get(place, len(row)), truncate) for place, row in enumerate(rows)
-        ]
-
-    def _job(self, row: TokenRow, packed: PackedTask, length: int, truncate: bool) -> Job | Refusal:
-        """
-        Args:
-            length: Of the row if it was not cut.
-        """
+    def _job(self, tokens: _Tokens, packed: PackedTask, truncate: bool) -> Job | Refusal:
+        row, length = tokens
         job = Job(row=row, packed=packed, truncated=length > len(row))
         if job.truncated and not truncate:
             return _wrong(
@@ -159,6 +135,29 @@ class Tokenising:
                 f"{self._settings.batch_tokens:,} at once; shorten it",
             )
         return job
+
+
+def _found(find: Find, name: str) -> PackedTask | Refusal:
+    try:
+        return find(name)
+    except Refusal as refusal:
+        return refusal
+
+
+_Tokens = tuple[TokenRow, int]
+"""A row's tokens, and how many there were before it was cut."""
+
+
+def _tokens(tokenise: Tokenise, examples: Sequence[Example]) -> list[_Tokens | Refusal]:
+    try:
+        rows = tokenise(examples)
+    except UserError as error:  # one of them cannot be tokenised
+        if len(examples) == 1:
+            return [_wrong("invalid_text", str(error))]
+        return [found for each in examples for found in _tokens(tokenise, [each])]
+    full = [place for place, row in enumerate(rows) if len(row) == tokenise.limit]
+    lengths = dict(zip(full, tokenise.lengths([examples[place] for place in full]), strict=True))
+    return [(row, lengths.get(place, len(row))) for place, row in enumerate(rows)]
 
 
 def _example(number: int, row: Row) -> Example:

@@ -126,7 +126,10 @@ class Turns(Generic[Name, M]):
             heapq.heappush(self._heap, entry)
 
     def settle(self) -> None:
-        """Raise the level at which newcomers start, and tidy up."""
+        """Raise the level at which newcomers start to that of whose turn it is, and tidy up.
+
+        Called before a batch is charged, so those that come while it runs go before those that it serves.
+        """
         if (top := self._top()) is None:
             self._served.clear()
             self._heap.clear()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptuning.serving.keys import Caller
-from ptuning.serving.page.curl import rows_curl, task_curl
+from ptuning.serving.page.curl import rows_curl, task_curl, tasks_curl
 from ptuning.serving.page.forms import Asked
 from ptuning.serving.page.tables import NAMES, RowsRead, answers_csv, read_rows
 from ptuning.serving.page.views import (
@@ -84,6 +84,8 @@ class Question:
             Refusal: there is none.
         """
         task = self.service.tasks.get(self.asked.task, self.caller.may)
+        if task.task.pair and not self.asked.text_pair.strip():
+            raise Refusal(status=422, kind="no_pair", message="This task compares two texts: type both.")
         row = self._row(task, self.asked.text, self.asked.text_pair)
         (found,) = await self._answer([row])
         if isinstance(found, Refusal):
@@ -134,7 +136,13 @@ class Question:
                 "tokens": sum(each.tokens for each in good),
                 "cut": sum(each.truncated for each in good),
                 "stages": self._stages(),
-                "curl": rows_curl(self.base, rows, truncate=self.asked.truncate, key=self.key),
+                "curl": tasks_curl(
+                    self.base,
+                    rows,
+                    every=not chosen and not pair,
+                    truncate=self.asked.truncate,
+                    key=self.key,
+                ),
             },
         )
 

@@ -7,6 +7,7 @@ import string
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
@@ -103,7 +104,7 @@ class _Page:
         """A part of the list of tasks."""
         params, caller = request.query_params, self._sessions.caller(request)
         start = params.get("start", "0")
-        query, current = params.get("q", "")[:MAX_QUERY], params.get("task", "")
+        query, current = params.get("q", "")[:MAX_QUERY], _task_of(request.headers.get("hx-current-url", ""))
         found = await asyncio.to_thread(
             task_list,
             self._visible(caller),
@@ -251,6 +252,11 @@ class _Page:
         return request.form(
             max_files=1, max_fields=MAX_FIELDS, max_part_size=self._service.settings.max_body_bytes
         )
+
+
+def _task_of(address: str) -> str:
+    """The task of the page with this address."""
+    return parse_qs(address.partition("?")[2]).get("task", [""])[0]
 
 
 def _file_name(name: str) -> str:

@@ -160,7 +160,8 @@ def trouble(refusal: Refusal, name: str = "") -> Trouble:
     """A refusal in plain words; ``name`` is the task's, in a list of many."""
     after = None if refusal.retry_after is None else max(1, math.ceil(refusal.retry_after))
     title = _TITLES.get(refusal.status, "This did not work")
-    return Trouble(title=title, message=visible(refusal.message), name=name, retry_after=after)
+    message = visible(refusal.message)
+    return Trouble(title=title, message=message[:1].upper() + message[1:], name=name, retry_after=after)
 
 
 def answer_or_trouble(name: str, found: RowAnswer | Refusal) -> AnswerView | Trouble:

@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.protocols.exchange import Answers, Exchange, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, names_of, scores_of
 
-Texts = Annotated[list[str], Field(min_length=1, max_length=2)]
+Texts = Annotated[Few[str], Field(min_length=1, max_length=2)]
 
 ERROR_TYPES = {400: "empty", 429: "overloaded", 503: "unhealthy", 500: "backend", 504: "backend"}
 """By status; every other error is ``validation``."""
@@ -29,7 +28,7 @@ ERROR_TYPES = {400: "empty", 429: "overloaded", 503: "unhealthy", 500: "backend"
 class Predict(Lenient):
     """One input, or a batch."""
 
-    inputs: str | Texts | list[Texts] = Field(
+    inputs: str | Texts | Few[Texts] = Field(
         description='a text, a pair ["a", "b"], or a batch [["a"], ["c", "d"]]'
     )
     truncate: bool | None = Field(None, description="true, false or null")
@@ -133,7 +132,7 @@ def router(exchange: Exchange) -> APIRouter:
     async def predict(task: str, body: Predict, request: Request) -> Response:
         texts, batch = read(body)
         answers = await exchange.answer(request, task, texts, truncate=body.truncate)
-        return JSONResponse(write(answers, raw=body.raw_scores, batch=batch))
+        return Json(write(answers, raw=body.raw_scores, batch=batch))
 
     @made.get("/tasks/{task}/info", summary="Limits and labels", response_model=Info, responses=errors)
     async def info(task: str, request: Request) -> Response:
@@ -157,7 +156,7 @@ def router(exchange: Exchange) -> APIRouter:
             tokenization_workers=limits.tokenise_threads,
             version=__version__,
         )
-        return JSONResponse(facts.model_dump())
+        return Json(facts.model_dump())
 
     @made.get("/tasks/{task}/health", summary="Whether the task can be asked", responses=errors)
     async def health(task: str, request: Request) -> Response:

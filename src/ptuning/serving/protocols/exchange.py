@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -41,16 +42,35 @@ Shape = Callable[[Refusal], Mapping[str, Any]]
 """Makes the body of a protocol's error."""
 
 
-class Strict(BaseModel):
+MAX_FIELDS = 100
+"""Of a JSON object. A model would report every one that it does not know, which takes seconds."""
+
+
+class _Checked(BaseModel):
+    """JSON data from a client. Lists have to be ``Few``: the first error in them is enough."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise PydanticCustomError("too_many_fields", "an object with too many fields")
+        return value
+
+
+class Strict(_Checked):
     """A request of our own protocol: an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Lenient(BaseModel):
+class Lenient(_Checked):
     """A request of another server's protocol: fields that mean nothing here are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+
+Few = Annotated[list[_T], Field(fail_fast=True)]
+"""A list in a request. Otherwise a million wrong items would be a million errors."""
 
 
 class TextPair(Strict):
@@ -58,6 +78,14 @@ class TextPair(Strict):
 
     text: str
     text_pair: str | None = None
+
+
+class Json(JSONResponse):
+    """A JSON answer. Half of a surrogate pair, which a label may have, becomes its escape code."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,9 +312,9 @@ def parsed(body: bytes) -> Any:
 class _Request(Request):
     """A request with a JSON body that was read strictly."""
 
-    async def read(self) -> None:
+    async def read(self, max_rows: int) -> None:
         """Read the body; see :func:`json_of`."""
-        self._parsed = await json_of(self)
+        self._parsed = await json_of(self, max_rows)
 
     async def json(self) -> Any:
         return self._parsed
@@ -297,8 +325,11 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def json_of(request: Request) -> Any:
+async def json_of(request: Request, max_rows: int) -> Any:
     """The JSON data of a request's body.
+
+    Args:
+        max_rows: The maximum length of a list in the body's object.
 
     Raises:
         Refusal: 400, 408, 413 or 415.
@@ -312,7 +343,25 @@ async def json_of(request: Request) -> Any:
             "-H 'Content-Type: application/json'",
         )
     refuse_encoding(request)
-    return parsed(await request.body())
+    found = parsed(await request.body())
+    refuse_many(found, max_rows)
+    return found
+
+
+def refuse_many(value: Any, max_rows: int) -> None:
+    """Refuse an object with a list that is too long, before anything is done for its items.
+
+    Raises:
+        Refusal: 413.
+    """
+    lists = [each for each in value.values() if isinstance(each, list)] if isinstance(value, dict) else []
+    if (longest := max(map(len, lists), default=0)) > max_rows:
+        raise Refusal(
+            status=413,
+            kind="too_many_rows",
+            message=f"the request has {longest:,} rows, and the server takes at most {max_rows:,}; "
+            "send several requests",
+        )
 
 
 def refuse_encoding(request: Request) -> None:
@@ -337,7 +386,7 @@ def error_response(refusal: Refusal, shape: Shape) -> Response:
         headers["retry-after"] = str(max(1, math.ceil(refusal.retry_after)))
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(dict(shape(refusal)), refusal.status, headers)
+    return Json(dict(shape(refusal)), refusal.status, headers)
 
 
 def own_shape(refusal: Refusal) -> Mapping[str, Any]:
@@ -394,7 +443,7 @@ def router_of(exchange: Exchange, shape: Shape, tag: str) -> APIRouter:
                     if model is None:
                         return await handle(request)
                     strict = _Request(request.scope, request.receive)
-                    await strict.read()
+                    await strict.read(exchange.service.settings.max_rows)
                     return await handle(strict)
 
                 return await answered(request, answer, shape, model)

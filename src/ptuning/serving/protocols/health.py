@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.protocols.exchange import Exchange, own_shape, router_of
+from ptuning.serving.protocols.exchange import Exchange, Json, own_shape, router_of
 from ptuning.serving.protocols.rows import Error
 from ptuning.serving.rows import Refusal
 
@@ -52,14 +51,14 @@ def router(exchange: Exchange) -> APIRouter:
 
     @made.get("/health", summary="Whether the server runs", response_model=Status)
     async def health() -> Response:
-        return JSONResponse({"status": "ok"})
+        return Json({"status": "ok"})
 
     @made.get(
         "/ready", summary="Whether the server accepts requests", response_model=Status, responses=ERRORS
     )
     async def ready() -> Response:
         exchange.refuse_unready()
-        return JSONResponse({"status": "ready"})
+        return Json({"status": "ready"})
 
     @made.get(
         "/metrics",
@@ -92,6 +91,6 @@ def router(exchange: Exchange) -> APIRouter:
             limits=limits,
             failures=dict(service.tasks.failures) if caller.may_all else {},
         )
-        return JSONResponse(facts.model_dump())
+        return Json(facts.model_dump())
 
     return made

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import Function, best_first, scores_of
 
@@ -33,7 +32,7 @@ class Parameters(Lenient):
 class TextClassification(Lenient):
     """One input or several."""
 
-    inputs: Input | list[Input] = Field(
+    inputs: Input | Few[Input] = Field(
         description='a text, a {"text", "text_pair"} object, or a list of these'
     )
     parameters: Parameters | None = Field(
@@ -89,6 +88,6 @@ def router(exchange: Exchange) -> APIRouter:
     )
     async def classify(task: str, body: TextClassification, request: Request) -> Response:
         answers = await exchange.answer(request, task, read(body))
-        return JSONResponse(write(answers, body.parameters or Parameters()))
+        return Json(write(answers, body.parameters or Parameters()))
 
     return made

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, scores_of
 
@@ -24,7 +23,7 @@ class Classify(Lenient):
     """Texts for one task."""
 
     model: str = Field(description="the name of a task")
-    input: Input | list[Input] = Field(
+    input: Input | Few[Input] = Field(
         description='a text, a {"text", "text_pair"} object, or a list of these'
     )
     raw_scores: bool = Field(False, description="true or false")
@@ -121,12 +120,12 @@ def router(exchange: Exchange) -> APIRouter:
     @made.post("/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
         answers = await exchange.answer(request, body.model, read(body.input))
-        return JSONResponse(write(answers, raw=body.raw_scores))
+        return Json(write(answers, raw=body.raw_scores))
 
     @made.get("/models", summary="The tasks", response_model=Models, responses=ERRORS)
     @made.get("/v1/models", summary="The tasks", response_model=Models, responses=ERRORS)
     async def models(request: Request) -> Response:
         found = [Model(id=task.name, created=int(task.loaded_at)) for task in exchange.tasks(request)]
-        return JSONResponse(Models(data=found).model_dump())
+        return Json(Models(data=found).model_dump())
 
     return made

@@ -110,11 +110,11 @@ class LineStream(Response):
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(group, windows))
                 while (window := await windows.get()) is not None:
-                    lines = "".join(json.dumps(each) + "\n" for each in await window)
+                    lines = "".join(json.dumps(each, allow_nan=False) + "\n" for each in await window)
                     await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 reader.cancel()
-        except* (ClientDisconnect, TimeoutError):
+        except* ClientDisconnect:
             pass  # nobody reads the answer
 
     async def _read(self, group: asyncio.TaskGroup, windows: asyncio.Queue[Any]) -> None:

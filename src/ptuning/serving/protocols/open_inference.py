@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,11 +24,15 @@ from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Answers,
     Exchange,
+    Few,
+    Json,
     Lenient,
     TextPair,
     parsed,
     refuse_encoding,
+    refuse_many,
     router_of,
+    validated,
 )
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import answer_of, names_of
@@ -44,7 +48,7 @@ class InputTensor(Lenient):
     """Texts."""
 
     name: str
-    shape: list[int]
+    shape: Annotated[Few[int], Field(max_length=4)]
     datatype: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     data: list[Any] | None = None
@@ -61,8 +65,8 @@ class Infer(Lenient):
     """Texts for one task."""
 
     id: str | None = None
-    inputs: list[InputTensor]
-    outputs: list[RequestedOutput] | None = None
+    inputs: Few[InputTensor]
+    outputs: Few[RequestedOutput] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -128,21 +132,20 @@ def shape(refusal: Refusal) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read(body: bytes, json_bytes: int | None) -> tuple[Infer, Sequence[TextPair]]:
+def read(body: bytes, json_bytes: int | None, max_rows: int) -> tuple[Infer, Sequence[TextPair]]:
     """The request and its texts.
 
     Args:
         json_bytes: How much of the body is JSON; ``None`` for all of it.
+        max_rows: Maximum texts.
 
     Raises:
-        Refusal: 400 or 422.
+        Refusal: 400, 413 or 422.
     """
     head, binary = (body, b"") if json_bytes is None else (body[:json_bytes], body[json_bytes:])
-    try:
-        request = Infer.model_validate(parsed(head))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _invalid(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    value = parsed(head)
+    refuse_many(value, max_rows)
+    request = validated(Infer, value)
     texts: dict[str, list[str]] = {}
     for tensor in request.inputs:
         if tensor.name not in ("text", "text_pair") or tensor.name in texts:
@@ -151,11 +154,13 @@ def read(body: bytes, json_bytes: int | None) -> tuple[Infer, Sequence[TextPair]
             raise _invalid(f"{tensor.name}: got datatype {tensor.datatype!r}, expected 'BYTES'")
         size = tensor.parameters.get("binary_data_size")
         if size is None:
-            found = list(_flat(tensor.data or []))
+            found = list(islice(_flat(tensor.data or []), max_rows + 1))
         else:
             if type(size) is not int or not 0 <= size <= len(binary):
                 raise _invalid(f"{tensor.name}: binary_data_size does not fit the body")
-            found, binary = list(_unpacked(binary[:size], tensor.name)), binary[size:]
+            found = list(islice(_unpacked(binary[:size], tensor.name), max_rows + 1))
+            binary = binary[size:]
+        refuse_many({"texts": found}, max_rows)
         if not all(isinstance(text, str) for text in found):
             raise _invalid(f"{tensor.name}: expected strings as data")
         if tensor.shape not in ([len(found)], [len(found), 1]):
@@ -254,7 +259,7 @@ def write(request: Infer, answers: Answers) -> tuple[dict[str, Any], bytes]:
 
 def _packed(datatype: str, data: Sequence[Any]) -> bytes:
     if datatype == "BYTES":
-        texts = [text.encode() for text in data]
+        texts = [text.encode("utf-8", "replace") for text in data]
         return b"".join(struct.pack("<I", len(text)) + text for text in texts)
     return struct.pack(f"<{len(data)}{'f' if datatype == 'FP32' else 'd'}", *data)
 
@@ -287,7 +292,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @made.get("/v2", summary="The server", response_model=ServerMetadata, responses=ERRORS)
     async def server(request: Request) -> Response:
-        return JSONResponse(ServerMetadata().model_dump())
+        return Json(ServerMetadata().model_dump())
 
     @made.get("/v2/health/live", summary="Whether the server runs")
     async def live() -> Response:
@@ -300,7 +305,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @made.get("/v2/models/{task}", summary="A task", response_model=ModelMetadata, responses=ERRORS)
     async def model(task: str, request: Request) -> Response:
-        return JSONResponse(metadata(exchange.task(request, task)).model_dump())
+        return Json(metadata(exchange.task(request, task)).model_dump())
 
     @made.get("/v2/models/{task}/ready", summary="Whether a task can be asked", responses=ERRORS)
     async def model_ready(task: str, request: Request) -> Response:
@@ -318,15 +323,16 @@ def router(exchange: Exchange) -> APIRouter:
     async def infer(task: str, request: Request) -> Response:
         exchange.task(request, task)
         refuse_encoding(request)
+        max_rows = exchange.service.settings.max_rows
         length = request.headers.get(HEADER)
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 10):
             raise Refusal(status=400, kind="invalid", message=f"{HEADER}: expected a number of bytes")
-        asked, texts = read(await request.body(), None if length is None else int(length))
+        asked, texts = read(await request.body(), None if length is None else int(length), max_rows)
         answers = await exchange.answer(request, task, texts)
         body, binary = write(asked, answers)
         if not binary:
-            return JSONResponse(body)
-        head = JSONResponse(body).body
+            return Json(body)
+        head = Json(body).body
         headers = {HEADER: str(len(head))}
         return Response(bytes(head) + binary, 200, headers, media_type="application/octet-stream")
 

@@ -11,7 +11,6 @@ from itertools import repeat
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,6 +20,8 @@ from ptuning.serving.limits import STREAMED
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
+    Few,
+    Json,
     Strict,
     content_type,
     json_of,
@@ -47,12 +48,12 @@ class TaskRow(Strict):
 class Rows(Strict):
     """Rows of any tasks; or one text for several tasks."""
 
-    rows: list[TaskRow] | None = Field(
+    rows: Few[TaskRow] | None = Field(
         None, description='a list of {"task", "text"} objects, for pairs with "text_pair" as well'
     )
     text: str | None = Field(None, description="a text, for all of the tasks")
     text_pair: str | None = Field(None, description="a second text, for all of the tasks")
-    tasks: list[str] | Literal["*"] | None = Field(
+    tasks: Few[str] | Literal["*"] | None = Field(
         None, description='a list of tasks, or "*" for all that take a text (or a pair, with "text_pair")'
     )
     truncate: bool | None = Field(None, description="true to cut a text that is too long, false to refuse it")
@@ -165,15 +166,15 @@ def router(exchange: Exchange) -> APIRouter:
             exchange.refuse_unready()
             answer = _LineAnswers(exchange, request, caller, truncate)
             return LineStream(request, answer, stopping=exchange.stopping, settings=exchange.settings)
-        asked = validated(Rows, await json_of(request))
+        asked = validated(Rows, await json_of(request, exchange.service.settings.max_rows))
         given = read(asked, exchange, request)
-        found = await exchange.answer_all(
-            request,
-            [_as_row(row) for row in given],
-            truncate=truncate if asked.truncate is None else asked.truncate,
-            timeout=asked.timeout,
-        )
-        return JSONResponse({"rows": [write(row, each) for row, each in zip(given, found, strict=True)]})
+        wanted = truncate if asked.truncate is None else asked.truncate
+        at_once = exchange.service.settings.max_rows if asked.tasks == "*" else len(given)
+        found: list[RowAnswer | Refusal] = []
+        for first in range(0, len(given), at_once):  # there may be more tasks than rows in a request
+            part = [_as_row(row) for row in given[first : first + at_once]]
+            found += await exchange.answer_all(request, part, truncate=wanted, timeout=asked.timeout)
+        return Json({"rows": [write(row, each) for row, each in zip(given, found, strict=True)]})
 
     return made
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -22,6 +21,7 @@ from ptuning.serving.access import record_of
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
+    Json,
     Strict,
     content_type,
     json_of,
@@ -34,6 +34,7 @@ from ptuning.serving.protocols.rows import Error
 from ptuning.serving.rows import Refusal
 from ptuning.serving.uploads import Uploads
 from ptuning.task import Label
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.serving.tasks import ServedTask
@@ -107,11 +108,11 @@ def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
 
     @made.get("/tasks", summary="All tasks", response_model=Tasks, responses=ERRORS)
     async def tasks(request: Request) -> Response:
-        return JSONResponse({"tasks": [summary(task) for task in exchange.tasks(request)]})
+        return Json({"tasks": [summary(task) for task in exchange.tasks(request)]})
 
     @made.get("/tasks/{task}", summary="A task", response_model=TaskDetails, responses=ERRORS)
     async def one(task: str, request: Request) -> Response:
-        return JSONResponse(details(exchange.task(request, task)))
+        return Json(details(exchange.task(request, task)))
 
     @made.put(
         "/tasks/{task}",
@@ -127,16 +128,20 @@ def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
                 "the name of a task: expected letters, digits, '.', '_' and '-', up to 128, no '.' in front"
             )
             raise Refusal(status=422, kind="invalid", message=message)
-        record_of(request.scope).task = task
         kind = content_type(request)
         if kind in (*ARCHIVES, FORM):
             async with _received(request, kind == FORM, uploads.folder) as archive:
                 found = await _changed(uploads.upload(task, archive))
+        elif kind != "application/json":
+            expected = ", ".join(("application/json", *ARCHIVES, FORM))
+            message = f"got content type {visible(kind)!r}, expected one of {expected}"
+            raise Refusal(status=415, kind="unsupported_media_type", message=message)
         else:
-            wanted = validated(FromHub, await json_of(request))
+            wanted = validated(FromHub, await json_of(request, 1))
             found = await _changed(uploads.fetch(task, wanted.hub_id, wanted.revision))
-        record_of(request.scope).digest = found.digest
-        return JSONResponse(details(found))
+        record = record_of(request.scope)
+        record.task, record.digest = found.name, found.digest
+        return Json(details(found))
 
     @made.delete("/tasks/{task}", summary="Delete a task", status_code=204, responses=ERRORS)
     async def delete(task: str, request: Request) -> Response:

@@ -7,12 +7,11 @@ import uuid
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
 from ptuning.serving.protocols.infinity import ERRORS, read, shape
 from ptuning.serving.scores import scores_of
 
@@ -23,7 +22,7 @@ class Classify(Lenient):
     """Texts for one task."""
 
     model: str = Field(description="the name of a task")
-    input: Input | list[Input] = Field(
+    input: Input | Few[Input] = Field(
         description='a text, a {"text", "text_pair"} object, or a list of these'
     )
     use_activation: bool | None = Field(None, description="false for logits; true or null for probabilities")
@@ -88,6 +87,6 @@ def router(exchange: Exchange) -> APIRouter:
     @made.post("/v1/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
         answers = await exchange.answer(request, body.model, read(body.input))
-        return JSONResponse(write(answers, raw=body.use_activation is False))
+        return Json(write(answers, raw=body.use_activation is False))
 
     return made

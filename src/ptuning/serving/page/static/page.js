@@ -12,7 +12,7 @@ function setTheme(name) {
   const button = document.getElementById("theme");
   if (!button) return;
   button.querySelector("span").textContent = THEMES[name];
-  button.setAttribute("aria-label", "Colours: " + (name === "auto" ? "as the system" : name));
+  button.setAttribute("aria-label", "Colours: " + name);
 }
 function storedTheme() {
   try { return localStorage.getItem("ptuning-theme"); } catch { return null; }
@@ -51,12 +51,14 @@ document.addEventListener("click", (event) => {
   if (button) copy(button);
 });
 
-// Another task was chosen: mark it in the list, and ask it what was asked before.
+// Another task was chosen: ask it what was asked before, and mark it in the list, also if that arrives later.
 document.addEventListener("htmx:afterSettle", (event) => {
-  if (event.target.id !== "work") return;
-  if (document.activeElement === document.body) event.target.focus({ preventScroll: true });
-  const form = document.getElementById("ask-one");
-  if (form?.checkValidity()) form.requestSubmit();
+  if (event.target.id === "work") {
+    if (document.activeElement === document.body) event.target.focus({ preventScroll: true });
+    const form = document.getElementById("ask-one");
+    const texts = [...(form?.querySelectorAll(".field:not([hidden]) textarea") ?? [])];
+    if (texts.length && texts.every((text) => text.value.trim())) form.requestSubmit();
+  } else if (event.target.id !== "tasks") return;
   const task = new URLSearchParams(location.search).get("task");
   for (const link of document.querySelectorAll(".side a[href]")) {
     const own = new URL(link.href).searchParams.get("task");
