@@ -29,7 +29,11 @@ from serving.tasks import SENTIMENT
 ENVIRONMENT = Path(__file__).parent.parent.parent / ".venv-infinity"
 PROGRAM = ENVIRONMENT / "bin" / "infinity_emb"
 MODEL = "sentiment"
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPE_OF = {"bf16": "bfloat16", "fp32": "float32"}
+"""infinity's name of our precisions."""
+DTYPES = (*DTYPE_OF.values(), "int8")
+TESTED = 256
+"""Rows on which infinity's accuracy is measured."""
 MISSING = "infinity's environment is not there: make it with make bench-infinity"
 
 
@@ -38,7 +42,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     if not PROGRAM.exists():
         raise servers.Missing(MISSING)
     folder, classifier = fine_tuned(lab)
-    ours = {"bf16": lab.adapters(lab.plan.most), "fp32": lab.adapters(lab.plan.most)}
+    ours = dict.fromkeys(DTYPE_OF, lab.adapters(lab.plan.most))
     with ExitStack() as stack:
         running: dict[str, Server] = {}
         for precision, adapters in ours.items():
@@ -50,6 +54,9 @@ def measure(lab: Lab) -> dict[str, Any]:
             running[f"infinity {dtype}"] = server
         for server in running.values():
             warm_up(lab, server)
+        accuracy = {
+            name: accuracy_of(lab, server) for name, server in running.items() if name.startswith("infinity")
+        }
         sides = dict(_sides(lab, running))
         rounds = alternating(sides, lab.plan.peer_rounds, "infinity")
         memory = {name: server.memory() for name, server in running.items()}
@@ -64,6 +71,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     return {
         "data": "sst2",
         "classifier": classifier,
+        "infinity_accuracy": accuracy,
         "infinity": versions(),
         "infinity_options": list(servers.INFINITY_OPTIONS),
         "connections": {f"{BATCH} rows": FEW, "1 row": MANY},
@@ -100,7 +108,7 @@ def _sides(lab: Lab, running: dict[str, Server]) -> Iterator[tuple[str, Side]]:
             if name.startswith("ptuning"):
                 asked_ = {
                     f"{name}, {count:,} task{'s' * (count > 1)}, {words}": replace(what, tasks=count)
-                    for count in (counts if name.endswith("bf16") else counts[-1:])
+                    for count in (counts if name.endswith(lab.precision) else counts[-1:])
                 }
             for full, each in asked_.items():
                 yield full, _while_alone(asked(each), server, list(running.values()))
@@ -120,6 +128,18 @@ def warm_up(lab: Lab, server: Server) -> None:
     for rows in (1, BATCH):
         what = Load(urls=(server.url,), texts=lab.texts, route="classify", rows=rows, model=name)
         load.run(replace(what, tasks=1, connections=FEW, seconds=0.5, warm=0.0))
+
+
+def accuracy_of(lab: Lab, server: Server) -> float:
+    """Of infinity's classifier, as it is served: fewer bits may cost some."""
+    rows = lab.labelled("sst2", "test")[:TESTED]
+    right = 0
+    for at in range(0, len(rows), BATCH):
+        texts, wanted = zip(*rows[at : at + BATCH], strict=True)
+        found = servers.ask(f"{server.url}/classify", {"model": MODEL, "input": texts})["data"]
+        best = [max(scores, key=lambda each: float(each["score"]))["label"] for scores in found]
+        right += sum(SENTIMENT[label] == name for label, name in zip(wanted, best, strict=True))
+    return round(right / len(rows), 3)
 
 
 def versions() -> dict[str, str]:
@@ -160,7 +180,7 @@ def fine_tuned(lab: Lab) -> tuple[Path, dict[str, Any]]:
         optimizer.zero_grad()
     model.eval().save_pretrained(target)
     tokenizer.save_pretrained(target)
-    tested = lab.labelled("sst2", "test")[:256]
+    tested = lab.labelled("sst2", "test")[:TESTED]
     with torch.inference_mode():
         inputs = tokenizer([text for text, _ in tested], padding=True, truncation=True, return_tensors="pt")
         right = model(**inputs).logits.argmax(-1) == torch.tensor([label for _, label in tested])
