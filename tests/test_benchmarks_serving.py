@@ -16,7 +16,16 @@ from conftest import WORDS
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-from serving import figures, generator, in_process, over_http, peft_switching, report, servers
+from serving import (
+    against_infinity,
+    figures,
+    generator,
+    in_process,
+    over_http,
+    peft_switching,
+    report,
+    servers,
+)
 from serving import load as loads
 from serving.__main__ import PARTS, keep
 from serving.generator import Answer, Request
@@ -124,6 +133,21 @@ def test_a_part_replaces_its_own_figures_alone(tmp_path: Path) -> None:
         keep(results, name, {"figures": value})
     found = json.loads(results.read_text())["parts"]
     assert list(found.items()) == [("in-process", {"figures": 2}), ("http", {"figures": 3})]
+
+
+def test_infinity_is_compared_in_the_same_precision_and_in_its_fastest() -> None:
+    rates = {
+        "ptuning fp32, 1,000 tasks, 1 row a request": 50.0,
+        "ptuning fp32, 1,000 tasks, 32 rows a request": 90.0,
+        **{"infinity float32, 32 rows a request": 100.0, "infinity int8, 32 rows a request": 180.0},
+        **{"infinity float32, 1 row a request": 25.0, "infinity int8, 1 row a request": 20.0},
+    }
+    found = against_infinity.beside([{name: {"rate": rate} for name, rate in rates.items()}])
+    many, few = (found[f"ptuning fp32, 1,000 tasks, {words} a request"] for words in ("32 rows", "1 row"))
+    assert (many["reference"], many["ratio"]["median"]) == ("infinity float32, 32 rows a request", 0.9)
+    assert many["beside_its_best"]["reference"] == "infinity int8, 32 rows a request"
+    assert many["beside_its_best"]["ratio"]["median"] == 0.5
+    assert few["reference"] == few["beside_its_best"]["reference"] == "infinity float32, 1 row a request"
 
 
 def test_results_become_tables() -> None:

@@ -7,8 +7,9 @@ infinity is in an environment of its own: ``make bench-infinity``.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -60,14 +61,6 @@ def measure(lab: Lab) -> dict[str, Any]:
         sides = dict(_sides(lab, running))
         rounds = alternating(sides, lab.plan.peer_rounds, "infinity")
         memory = {name: server.memory() for name, server in running.items()}
-    best = {}
-    found = compared(rounds, {})
-    for words in (f"{BATCH} rows", "1 row"):
-        theirs = {name: each for name, each in found.items() if name.startswith("infinity") and words in name}
-        best[words] = max(theirs, key=lambda name: theirs[name]["rate"]["median"])
-    references = {
-        name: best[words] for words in best for name in sides if words in name and name not in best.values()
-    }
     return {
         "data": "sst2",
         "classifier": classifier,
@@ -75,11 +68,29 @@ def measure(lab: Lab) -> dict[str, Any]:
         "infinity": versions(),
         "infinity_options": list(servers.INFINITY_OPTIONS),
         "connections": {f"{BATCH} rows": FEW, "1 row": MANY},
-        "infinity_best": best,
-        "sides": compared(rounds, references),
+        "sides": beside(rounds),
         "rounds": rounds,
         "memory_mib": memory,
     }
+
+
+def beside(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Our sides' ratios to infinity in the same precision, and to infinity in its fastest one."""
+    same_as = {f"ptuning {precision}": f"infinity {dtype}" for precision, dtype in DTYPE_OF.items()}
+    medians = {name: statistics.median(each[name]["rate"] for each in rounds) for name in rounds[0]}
+    same, best = {}, {}
+    for name in medians:
+        server, _, words = name.partition(", ")
+        words = words.rpartition(", ")[2]  # without the number of tasks
+        if server in same_as:
+            theirs = [each for each in medians if each.startswith("infinity") and each.endswith(words)]
+            same[name] = f"{same_as[server]}, {words}"
+            best[name] = max(theirs, key=lambda each: medians[each])
+    found = compared(rounds, same)
+    for name, each in compared(rounds, best).items():
+        if name in best:
+            found[name]["beside_its_best"] = {"reference": best[name], "ratio": each.get("ratio")}
+    return found
 
 
 @contextmanager
