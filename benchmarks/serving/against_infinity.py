@@ -32,7 +32,6 @@ PROGRAM = ENVIRONMENT / "bin" / "infinity_emb"
 MODEL = "sentiment"
 DTYPE_OF = {"bf16": "bfloat16", "fp32": "float32"}
 """infinity's name of our precisions."""
-DTYPES = (*DTYPE_OF.values(), "int8")
 TESTED = 256
 """Rows on which infinity's accuracy is measured."""
 MISSING = "infinity's environment is not there: make it with make bench-infinity"
@@ -43,13 +42,16 @@ def measure(lab: Lab) -> dict[str, Any]:
     if not PROGRAM.exists():
         raise servers.Missing(MISSING)
     folder, classifier = fine_tuned(lab)
-    ours = dict.fromkeys(DTYPE_OF, lab.adapters(lab.plan.most))
+    # bf16 only where it is faster than fp32.
+    precisions = ["fp32", *({lab.precision} - {"fp32"})]
+    dtypes = [*(DTYPE_OF[precision] for precision in precisions), "int8"]
+    adapters = lab.adapters(lab.plan.most)
     with ExitStack() as stack:
         running: dict[str, Server] = {}
-        for precision, adapters in ours.items():
+        for precision in precisions:
             server = stack.enter_context(servers.ptuning(adapters, lab.model, precision=precision))
             running[f"ptuning {precision}"] = server
-        for dtype in DTYPES:
+        for dtype in dtypes:
             with named(f"infinity {dtype}"):
                 server = stack.enter_context(servers.infinity(PROGRAM, folder, MODEL, dtype))
             running[f"infinity {dtype}"] = server
@@ -63,6 +65,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         memory = {name: server.memory() for name, server in running.items()}
     return {
         "data": "sst2",
+        "faster_precision": lab.precision,
         "classifier": classifier,
         "infinity_accuracy": accuracy,
         "infinity": versions(),
