@@ -38,7 +38,6 @@ def loads(lab: Lab, url: str) -> dict[str, Load]:
         f"POST /v1/rows, {BATCH} rows a request": common,
         "POST /v1/rows, 1 row a request": replace(common, rows=1, connections=MANY),
         f"POST /classify, {BATCH} rows a request": replace(common, route="classify"),
-        "POST /tasks/{task}, 1 row a request": replace(common, route="task", rows=1, connections=MANY),
     }
 
 

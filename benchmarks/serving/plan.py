@@ -26,11 +26,11 @@ class Plan:
 
     rounds: int = 5
     peer_rounds: int = 3
-    rows: int = 192
+    rows: int = 128
     seconds: float = 2.5
     warm: float = 0.5
-    open_seconds: float = 8.0
-    open_rounds: int = 2
+    open_seconds: float = 12.0
+    open_rounds: int = 1
     tasks: tuple[int, ...] = (1, 10, 100, 1000)
     kinds: int = 12
     processes: int = 4
