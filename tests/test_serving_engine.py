@@ -257,7 +257,7 @@ def test_over_the_limit_nothing_is_admitted(bench: Callable[..., Bench]) -> None
     with pytest.raises(Overloaded):
         made.engine.submit([waiting(9)])
     with pytest.raises(Overloaded):
-        made.engine.check(1)
+        made.engine.reserve("", {"a": 1})
     gate.open.set()
     assert made.outcomes(4) == {i: (float(i),) for i in range(4)}
 

@@ -273,7 +273,7 @@ def test_ten_thousand_rows_each_get_their_own_answer(tasks: TaskRegistry) -> Non
             assert answer.logits == (len(row.text.split()) + 2, names[row.task])
 
     async def main() -> None:
-        async with running(tasks, run, queue_batches=10**6) as service:
+        async with running(tasks, run, queue_batches=10**6, queue_rows=10**6) as service:
             await asyncio.gather(*(ask(service, number) for number in range(20)))
             assert service.queued == (0, 0)
 

@@ -138,6 +138,22 @@ def test_near_names_are_suggested_among_those_that_one_may_see(
     assert str(refused.value) == "no task 'spam-de'", "as if there was none"
 
 
+def test_an_unknown_name_costs_little_however_many_tasks_there_are(
+    tasks: TaskRegistry, two_versions: tuple[Path, Path]
+) -> None:
+    """It is looked up on the event loop, for whoever sends any name."""
+    tasks.load("spam", two_versions[0])
+    looked: list[str] = []
+    for name in ("spam-spam-spam", "a" * 128, "b" * 100_000):
+        with pytest.raises(Refusal):
+            tasks.get(name, lambda each: bool(looked.append(each)))
+    assert looked == [], "whether a task is visible is asked for known names only"
+    tasks._served |= {f"task-{number}": tasks.get("spam") for number in range(2000)}
+    with pytest.raises(Refusal, match="did you mean task-1999"):
+        tasks.get("tsak-1999", lambda each: not looked.append(each))
+    assert looked == ["task-1999"]
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "a/b", "../x", "a\\b", "a b", "ä", "x" * 129, "a\n", "a\0", "١"]
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,10 +133,15 @@ class Engine:
         """Rows and tokens in the queue."""
         return self._scheduler.rows, self._scheduler.tokens
 
-    def check(self, rows: int) -> None:
-        """Raise if a request of so many rows would not be admitted; see :meth:`Scheduler.check`."""
+    def reserve(self, caller: str, rows: Mapping[str, int]) -> None:
+        """Keep places for the rows of a request; see :meth:`Scheduler.reserve`."""
         with self._changed:
-            self._scheduler.check(rows)
+            self._scheduler.reserve(caller, rows)
+
+    def release(self, caller: str, rows: Mapping[str, int]) -> None:
+        """Give back what :meth:`reserve` kept."""
+        with self._changed:
+            self._scheduler.release(caller, rows)
 
     def submit(self, rows: Sequence[Waiting[Job]]) -> None:
         """Admit the rows of a request, all or none.

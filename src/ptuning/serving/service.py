@@ -79,7 +79,6 @@ class Service:
         self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = self._draining = self._ended = False
-        self._preparing = 0  # rows that are being tokenised
         self._open: set[_Request] = set()
         self._idle = asyncio.Event()
         self._requests = 0
@@ -246,10 +245,6 @@ class Service:
                 message=f"the request has {rows:,} rows, and the server takes at most "
                 f"{self.settings.max_rows:,}; send several requests",
             )
-        try:
-            self._engine.check(self._preparing + rows)
-        except Overloaded as error:
-            raise _overloaded(error) from None
 
     async def _answered(
         self,
@@ -260,13 +255,17 @@ class Service:
         deadline: float,
     ) -> tuple[list[RowAnswer | Refusal], Timing]:
         begun = self._clock()
-        self._preparing += len(rows)
+        counts = Counter(row.task for row in rows)
+        try:
+            self._engine.reserve(caller, counts)
+        except Overloaded as error:
+            raise _overloaded(error) from None
         try:
             jobs = await self._tokenising(
                 rows, lambda name: self.tasks.packed(name, visible), truncate=truncate
             )
         finally:
-            self._preparing -= len(rows)
+            self._engine.release(caller, counts)
         admitted = self._clock()
         request = _Request(
             missing=sum(isinstance(job, Job) for job in jobs),

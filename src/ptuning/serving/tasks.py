@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ptuning.model import PackedTask, TaskTable
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
 from ptuning.task import Task
+from ptuning.typos import one_typo_away
 from ptuning.visible import visible as shown
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}", re.ASCII)
 """What a task may be called."""
 DIGITS = 12
 """Of a digest, as answers name it."""
-_SUGGESTIONS = 3
 _ATTEMPTS = 5
 """How often an adapter is read again because it was replaced meanwhile."""
 
@@ -144,9 +143,8 @@ class TaskRegistry:
         return Counter(ready=len(self._served), failed=len(self.failures))
 
     def _unknown(self, name: str, visible: Callable[[str], bool]) -> Refusal:
-        known = [each for each in list(self._served) if visible(each)]
-        near = get_close_matches(name, known, _SUGGESTIONS) if NAME.fullmatch(name) else []
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        near = one_typo_away(name, lambda each: each in self._served and visible(each))
+        hint = f"; did you mean {near}?" if near else ""
         return Refusal(status=404, kind="unknown_task", message=f"no task {shown(name[:128])!r}{hint}")
 
     # ---------------------------------------------------------------------------------------- changing
