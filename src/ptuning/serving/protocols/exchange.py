@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import traceback
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
@@ -24,6 +22,7 @@ from starlette.responses import Response
 from ptuning.serving.access import CLIENT_GONE, record_of
 from ptuning.serving.keys import Caller, Keys
 from ptuning.serving.limits import HttpSettings, media_type
+from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.task import Task
 from ptuning.visible import visible
@@ -79,14 +78,6 @@ class TextPair(Strict):
 
     text: str
     text_pair: str | None = None
-
-
-class Json(JSONResponse):
-    """A JSON answer. Half of a surrogate pair, which a label may have, becomes its escape code."""
-
-    def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from ptuning.serving.protocols.exchange import (
     Answers,
     Exchange,
     Few,
-    Json,
     Lenient,
     TextPair,
     parsed,
@@ -34,6 +33,7 @@ from ptuning.serving.protocols.exchange import (
     router_of,
     validated,
 )
+from ptuning.serving.protocols.writing import Json, json_bytes, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import answer_of, names_of
 from ptuning.task import Task
@@ -258,6 +258,15 @@ def write(request: Infer, answers: Answers) -> tuple[dict[str, Any], bytes]:
     return body | ({} if request.id is None else {"id": request.id}), binary
 
 
+def _response(request: Infer, answers: Answers) -> Response:
+    body, binary = write(request, answers)
+    if not binary:
+        return Json(body)
+    head = json_bytes(body)
+    headers = {HEADER: str(len(head))}
+    return Response(head + binary, 200, headers, media_type="application/octet-stream")
+
+
 def _packed(datatype: str, data: Sequence[Any]) -> bytes:
     if datatype == "BYTES":
         texts = [text.encode("utf-8", "replace") for text in data]
@@ -330,11 +339,6 @@ def router(exchange: Exchange) -> APIRouter:
             raise Refusal(status=400, kind="invalid", message=f"{HEADER}: expected a number of bytes")
         asked, texts = read(await request.body(), None if length is None else int(length), max_rows)
         answers = await exchange.answer(request, task, texts)
-        body, binary = write(asked, answers)
-        if not binary:
-            return Json(body)
-        head = Json(body).body
-        headers = {HEADER: str(len(head))}
-        return Response(bytes(head) + binary, 200, headers, media_type="application/octet-stream")
+        return await written(lambda: _response(asked, answers), answers.rows)
 
     return made

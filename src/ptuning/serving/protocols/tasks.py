@@ -22,7 +22,6 @@ from ptuning.serving.limits import media_type
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
-    Json,
     Strict,
     json_of,
     own_shape,
@@ -31,6 +30,7 @@ from ptuning.serving.protocols.exchange import (
     validated,
 )
 from ptuning.serving.protocols.rows import Error
+from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal
 from ptuning.serving.tasks import check_name
 from ptuning.serving.uploads import PART, Uploads
