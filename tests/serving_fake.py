@@ -72,7 +72,7 @@ class Registry:
         self.served[name] = found
         return found
 
-    async def delete(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         self.get(name)
         del self.served[name]
 

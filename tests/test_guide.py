@@ -44,12 +44,6 @@ STANDING_IN = {
 }
 """What a machine without a network has in place of the model, the account and the shell."""
 
-HALF_PRECISION = (
-    r"TrainingArguments\(",
-    f"TrainingArguments(bf16=True, use_cpu={not torch.cuda.is_available()},",
-)
-"""The guide trains on a GPU. On two cores its two epochs take three minutes in bf16, six in fp32."""
-
 
 def blocks(page: Path, fence: str) -> str:
     text = page.read_text(encoding="utf-8", errors="replace")
@@ -161,9 +155,7 @@ def test_the_guide_learns(
     The guide's own program, or the migration page's where there is no copy of the guide.
     """
     given = guide(data_root)
-    source, count = re.subn(*HALF_PRECISION, offline(given or page()))
-    assert count == 1
-    names = run(source, glue(data_root), monkeypatch)
+    names = run(offline(given or page()), glue(data_root), monkeypatch)
     trainer, tokenized = names["trainer"], names["tokenized_datasets" if given else "tokenized"]
     found, labels = trainer.evaluate(tokenized["test"]), list(tokenized["test"]["labels"])
     share = sum(labels) / len(labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -223,12 +225,14 @@ def test_least_recently_used_leaves_first(served: Any) -> None:
     model = models["task-0"]
     size = TaskTable(backbone).put("x", model).nbytes
     table = TaskTable(backbone, memory_limit=2 * size)
-    first, second = table.put("a", model), table.put("b", model)
+    first, second = table.put("a", model), weakref.ref(table.put("b", model))
     assert table["a"] is first
     third = table.put("c", model)  # b goes
     assert table["c"] is third
     assert table["a"] is first
-    assert table["b"] is not second  # it is back, from its file
+    gc.collect()
+    assert second() is None
+    assert table["b"].nbytes == size  # it is back, from its file
     assert table.nbytes == 2 * size
 
 
@@ -312,6 +316,34 @@ def test_an_adapter_of_another_backbone_is_refused(served: Any, tmp_path: Path) 
     PTuningModel.from_backbone(tiny("bert", hidden_size=16), num_labels=2).save_pretrained(tmp_path / "a")
     with pytest.raises(AdapterMismatch, match="hidden_size"):
         TaskTable(backbone).put("t", adapters.load(tmp_path / "a"))
+
+
+def test_rows_that_wait_share_one_copy_of_a_task_that_was_paged(served: Any) -> None:
+    backbone, _, models = served
+    table = TaskTable(backbone, memory_limit=1)
+    for name in ("a", "b"):
+        table.put(name, models["task-0"])
+    waiting = [table[name] for _ in range(20) for name in ("a", "b")]
+    assert len({id(task) for task in waiting}) == 2
+    del waiting
+    gc.collect()
+    assert table["a"].nbytes == table.nbytes  # read from its file
+
+
+def test_a_task_that_cannot_be_stored_stays_in_memory(
+    served: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    backbone, tokenizer, models = served
+    table = TaskTable(backbone, memory_limit=1)
+    monkeypatch.setattr("ptuning.model.table.save_file", full)
+    for name in ("a", "b"):
+        table.put(name, models["task-0"])
+    assert "a stays in memory, beyond the limit: [Errno 28] No space left on device" in caplog.text
+    assert len(MultiPredictor(table, tokenizer).predict(TEXTS[:2], ["a", "b"])) == 2
+    assert table.nbytes == table["a"].nbytes + table["b"].nbytes
 
 
 def test_another_backbone_is_refused(served: Any, tiny_folder: Path) -> None:

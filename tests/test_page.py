@@ -74,7 +74,7 @@ def test_a_label_has_its_probability_and_all_others_theirs(ask: Ask, service: Fa
     found = ask("one", task="sentiment", text="so good")
     assert found.status_code == 200
     task = service.tasks.get("sentiment").task
-    answer = task.kind.answer(as_tensor(fake_logits(task, "so good")), task)
+    answer = task.kind.answer(fake_logits(task, "so good"), task)
     bars = dict(re.findall(r'class="label">([^<]+)</span>.*?class="percent">([^<]+)<', found.text, re.DOTALL))
     assert set(bars) == set(task.labels)
     for label, share in answer.probabilities:
@@ -87,7 +87,7 @@ def test_a_label_has_its_probability_and_all_others_theirs(ask: Ask, service: Fa
 def test_labels_above_a_half_are_the_answer_of_a_multi_label_task(ask: Ask, service: FakeService) -> None:
     found = ask("one", task="emotions", text="so good")
     task = service.tasks.get("emotions").task
-    answer = task.kind.answer(as_tensor(fake_logits(task, "so good")), task)
+    answer = task.kind.answer(fake_logits(task, "so good"), task)
     assert isinstance(answer.label, tuple)
     assert len(answer.label) == 2
     chosen = re.findall(r'<li class="chosen"><span class="label">([^<]+)', found.text)
@@ -729,12 +729,6 @@ def test_the_wheel_has_every_file_of_the_page() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ helpers
-
-
-def as_tensor(values: tuple[float, ...]) -> Any:
-    import torch
-
-    return torch.tensor(values)
 
 
 def answer(task: Task, logits: tuple[float, ...]) -> RowAnswer:

@@ -348,6 +348,7 @@ def everything(connection: socket.socket) -> bytes:
     return found
 
 
+ROWS = b"POST /v1/rows HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 HEAD = b"POST /tasks/sentiment HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 
 
@@ -367,6 +368,7 @@ SLOW_OR_NONSENSE = [
     (HEAD + b"content-length: 18\r\n\r\n" + b'{"inputs"', b"408"),
     (HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\n{\"inp", b"408"),
     (HEAD + b"content-length: 999999999999999\r\n\r\n", b"413"),
+    (ROWS + b"content-type: application/x-ndjson\r\ncontent-length: 200000\r\n\r\n", b"413"),
     (HEAD + b"x: " + b"y" * 10_000, b"431"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
     (b"GARBAGE\r\n\r\n", b"400"),

@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from ptuning.kinds.classification import softmax
 from ptuning.serving.keys import Keys, make_key
 from ptuning.serving.rows import Refusal, Row
-from ptuning.serving.scores import softmax
 from serving_fake import SAME, SENTIMENT, FakeService, Running, logits_of, serving
 
 

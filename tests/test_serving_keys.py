@@ -212,6 +212,18 @@ def test_changes_need_an_admin_key(client: TestClient, key: str) -> None:
     assert client.get("/tasks/sentiment", headers=bearer(key)).status_code == 404
 
 
+def test_an_admin_key_of_some_tasks_changes_no_others(file: Path) -> None:
+    scoped = bearer(make_key(file, "scoped", tasks=("support-*",), admin=True))
+    with TestClient(make_app(FakeService(), Keys(file=file))) as client:
+        headers = {**scoped, "content-type": "application/zip"}
+        refused = client.put("/tasks/sentiment", content=b"x", headers=headers)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (403, "forbidden")
+        assert client.put("/tasks/support-1", content=b"x", headers=headers).status_code == 422
+        assert client.delete("/tasks/sentiment", headers=scoped).status_code == 404
+        assert client.get("/metrics", headers=scoped).status_code == 403
+        assert client.get("/v1/info", headers=scoped).json()["tasks"] == 0
+
+
 def test_without_an_admin_key_nothing_can_be_changed() -> None:
     with TestClient(make_app(FakeService(), Keys())) as client:
         refused = client.delete("/tasks/sentiment")

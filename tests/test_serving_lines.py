@@ -160,7 +160,7 @@ def test_answers_come_while_rows_still_arrive(running: Running) -> None:
     with connect(running) as connection:
         for number in range(3):
             connection.sendall(chunk(line(id=number) + b"\n"))
-            read_until(connection, b'"id": %d' % number)
+            read_until(connection, b'"id":%d' % number)
         connection.sendall(chunk(line(id="last")) + b"0\r\n\r\n")
         assert b"0\r\n\r\n" in read_until(connection, b"0\r\n\r\n")
 
@@ -228,7 +228,7 @@ def test_a_stop_ends_a_stream_with_an_error(running: Running) -> None:
         start = time.monotonic()
         running.call(running.server._begin_to_stop)
         found += read_until(connection, b"0\r\n\r\n")
-        assert b'"type": "stopping"' in found
+        assert b'"type":"stopping"' in found
         assert time.monotonic() - start < 20
     running.thread.join(20)
     assert not running.thread.is_alive()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from ptuning.kinds.classification import sigmoid, softmax
 from ptuning.serving.app import make_app
 from ptuning.serving.keys import Keys
+from ptuning.serving.protocols.writing import json_bytes
 from ptuning.serving.rows import Refusal, Row
-from ptuning.serving.scores import sigmoid, softmax
 from ptuning.serving.settings import Settings
 from ptuning.task import Task
-from serving_fake import SAME, SENTIMENT, SIMILAR, TOPICS, FakeService, logits_of
+from serving_fake import SAME, SENTIMENT, SIMILAR, TOPICS, FakeService, Served, logits_of
 
 
 @pytest.fixture
@@ -439,3 +443,131 @@ def test_scores_are_finite_for_any_logits() -> None:
     assert sigmoid(-1000) == 0.0
     assert sigmoid(1000) == 1.0
     assert math.fsum(softmax((3.0, 1.0, -2.0))) == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------ versions
+
+
+ASKS: dict[str, Any] = {
+    "/tasks/sentiment": {"inputs": "fine"},
+    "/tasks/sentiment/predict": {"inputs": "fine"},
+    "/classify": {"model": "sentiment", "input": "fine"},
+    "/v1/classify": {"model": "sentiment", "input": "fine"},
+    "/v2/models/sentiment/infer": {
+        "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["fine"]}]
+    },
+    "/v1/rows": {"rows": [{"task": "sentiment", "text": "fine"}]},
+}
+
+
+@pytest.mark.parametrize("path", ASKS)
+def test_a_task_replaced_in_flight_answers_as_the_version_that_ran(
+    service: FakeService, client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    answer = service.answer
+
+    async def replaced(rows: Any, **options: Any) -> Any:
+        task = Task(problem_type="single_label_classification", labels=("a", "b", "c"))
+        service.tasks.served["sentiment"] = Served(name="sentiment", digest="new", task=task)
+        return await answer(rows, **options)
+
+    monkeypatch.setattr(service, "answer", replaced)
+    found = client.post(path, json=ASKS[path])
+    assert found.status_code == 200
+    assert found.headers["x-task-digest"] == "new"
+    body = found.json()
+    if path.startswith("/v2"):
+        assert body["model_version"] == "new"
+        assert [each["shape"] for each in body["outputs"]] == [[1], [1, 3]]
+        assert len(body["outputs"][1]["data"]) == 3
+
+
+def test_a_refused_row_names_the_version_too(client: TestClient) -> None:
+    found = client.post("/tasks/sentiment", json={"inputs": " "})
+    assert (found.status_code, found.headers["x-task-digest"]) == (422, "sentiment-1")
+
+
+def test_several_tasks_have_no_digest_in_common(service: FakeService) -> None:
+    service.settings = Settings(max_rows=2)  # more tasks than rows in a request: asked in parts
+    with TestClient(make_app(service, Keys())) as client:
+        found = client.post("/v1/rows", json={"text": "fine", "tasks": "*"})
+        assert len(found.json()["rows"]) == 2
+        assert "x-task-digest" not in found.headers
+        service.tasks.served["other"] = Served(name="other", digest="other-1", task=SENTIMENT)
+        found = client.post("/v1/rows", json={"text": "fine", "tasks": "*"})
+        assert len(found.json()["rows"]) == 3
+        assert "x-task-digest" not in found.headers
+
+
+# -------------------------------------------------------------------------------------- large answers
+
+
+@pytest.mark.parametrize("path", ASKS)
+def test_a_large_answer_is_written_in_a_thread_and_is_the_same(
+    service: FakeService, client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """It would hold up every other request."""
+    labels = tuple(f"label {number}" for number in range(50))
+    service.tasks.served["sentiment"] = Served(
+        name="sentiment",
+        digest="wide",
+        task=Task(problem_type="single_label_classification", labels=labels),
+    )
+    body = ASKS[path]
+    if "inputs" in body:
+        tensor = [{"name": "text", "shape": [20], "datatype": "BYTES", "data": ["fine"] * 20}]
+        texts: Any = tensor if path.startswith("/v2") else [["fine"]] * 20 if "predict" in path else None
+        body = {"inputs": texts or ["fine"] * 20}
+    elif "rows" in body:
+        body = {"rows": body["rows"] * 20}
+    else:
+        body = {**body, "input": ["fine"] * 20}
+    in_loop: list[bool] = []
+
+    def made(content: Any) -> bytes:
+        try:
+            in_loop.append(bool(asyncio.get_running_loop()))
+        except RuntimeError:
+            in_loop.append(False)
+        return json.dumps(content).encode()
+
+    small = client.post(path, json=body)
+    monkeypatch.setattr("ptuning.serving.protocols.writing.FEW", 500)
+    large = client.post(path, json=body)
+    monkeypatch.setattr("ptuning.serving.protocols.writing.json_bytes", made)
+    assert client.post(path, json=body).status_code == small.status_code == 200
+    assert in_loop == [False]
+    changing = ("id", "created")
+    assert {**_object(large), **dict.fromkeys(changing)} == {**_object(small), **dict.fromkeys(changing)}
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    found = answer.json()
+    return found if isinstance(found, dict) else {"list": found}
+
+
+def test_answers_need_no_torch(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "tensor", None)
+    monkeypatch.setattr(torch, "as_tensor", None)
+    for path, body in ASKS.items():
+        assert client.post(path, json=body).status_code == 200
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=30) | st.dictionaries(st.text(), inner, max_size=5),
+        max_leaves=100,
+    )
+)
+def test_json_in_pieces_is_the_same_json(value: Any) -> None:
+    assert json_bytes(value) == json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def test_long_lists_in_json() -> None:
+    value = {"rows": [[number] for number in range(100)], "flat": list(range(10_000)), "none": []}
+    assert json.loads(json_bytes(value)) == value

@@ -199,6 +199,14 @@ def test_each_waiting_task_gets_the_same_share() -> None:
         assert max(served.values()) - min(served[task] for task in ("flood", "long", "short")) <= 2 * 8 * 60
 
 
+def test_tasks_share_each_batch() -> None:
+    scheduler = queue(batch_rows=60)
+    for task in "abc":
+        scheduler.admit([row(task=task) for _ in range(1_000)])
+    for _ in range(10):
+        assert Counter(each.task for each in scheduler.take()[0]) == {"a": 20, "b": 20, "c": 20}
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_callers_share_before_tasks(rows: int) -> None:
     """Ten tasks of one caller have no more than the one task of another."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gzip
 import io
 import os
 import shutil
@@ -10,10 +12,14 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from hub_server import Hub
@@ -129,7 +135,30 @@ def symbolic(info: zipfile.ZipInfo) -> None:
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
 
 
+def damaged(data: bytes, place: int, replacement: bytes) -> bytes:
+    return data[:place] + replacement + data[place + len(replacement) :]
+
+
+def long_name(kind: bytes) -> bytes:
+    """A tar whose first member has 300 kB of attributes or name, packed to few bytes."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 300_000
+    return gzip.compress(info.tobuf() + b"\0" * 400_000)
+
+
+PACKED = {"ptuning.json": b"{}" * 5000}
 BAD = {
+    "a zip with wrong data": damaged(zipped(PACKED), 45, b"\xff" * 15),
+    "a tar.gz with a wrong checksum": tarred(PACKED, mode="w:gz")[:-8] + b"\0" * 8,
+    "a cut tar.gz": tarred(PACKED, mode="w:gz")[:60],
+    "a tar.xz with wrong data": damaged(tarred(PACKED, mode="w:xz"), 60, b"\xff" * 15),
+    "a cut tar.xz": tarred(PACKED, mode="w:xz")[:60],
+    "a tar.bz2 with wrong data": damaged(tarred(PACKED, mode="w:bz2"), 60, b"\xff" * 15),
+    "attributes without end": long_name(tarfile.XHDTYPE),
+    "attributes of all without end": long_name(tarfile.XGLTYPE),
+    "a name without end": long_name(tarfile.GNUTYPE_LONGNAME),
+    "many folders": zipped({f"{number}/": b"" for number in range(200)}),
+    "many folders in a tar": tarred({}, *((f"{number}", "", tarfile.DIRTYPE) for number in range(200))),
     "not an archive": b"hello",
     "an empty body": b"",
     "a cut zip": zipped({"ptuning.json": b"{}" * 100})[:60],
@@ -161,6 +190,99 @@ def test_a_bad_archive_is_refused(client: TestClient, folder: Path, name: str, t
     assert not (tmp_path / "escaped").exists()
     assert not Path("/tmp/escaped").exists()
     assert client.get("/tasks/support").status_code == 404
+
+
+@pytest.mark.parametrize("comment", [b"", b"a comment"])
+def test_a_long_list_of_files_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comment: bytes
+) -> None:
+    archive = io.BytesIO(zipped({f"{number:0200}": b"" for number in range(1000)}))
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.comment = comment
+    file = tmp_path / "archive"
+    file.write_bytes(archive.getvalue())
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(AdapterError, match="more than 100 files"):
+        unpack(file, tmp_path, 1 << 20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    mode=st.sampled_from(["zip", "w", "w:gz", "w:bz2", "w:xz"]),
+    place=st.integers(0, 600),
+    replacement=st.binary(max_size=20),
+    end=st.integers(1, 11_000),
+)
+def test_a_damaged_archive_is_read_or_refused(mode: str, place: int, replacement: bytes, end: int) -> None:
+    whole = zipped(PACKED) if mode == "zip" else tarred(PACKED, mode=mode)
+    with TemporaryDirectory() as made:
+        file, folder = Path(made, "archive"), Path(made, "folder")
+        folder.mkdir()
+        file.write_bytes(damaged(whole, place, replacement)[:end])
+        with suppress(AdapterError):
+            unpack(file, folder, 1 << 20)
+
+
+def test_a_folder_that_is_no_adapter_stays(
+    client: TestClient, service: FakeService, folder: Path, adapter: Path
+) -> None:
+    other = folder / "sentiment"  # a task from elsewhere has this name
+    other.mkdir(parents=True)
+    (other / "thesis.txt").write_text("years of work")
+    answer = client.put("/tasks/sentiment", content=zipped(files_of(adapter)), headers=ZIP)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (409, "not_an_adapter")
+    assert service.tasks.served["sentiment"].digest == "sentiment-1"
+    assert client.delete("/tasks/sentiment", headers=ADMIN).status_code == 204
+    assert files_of(other) == {"thesis.txt": b"years of work"}
+
+
+def test_an_adapter_is_loaded_once(
+    client: TestClient, service: FakeService, folder: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    put = service.tasks.put
+
+    async def counted(name: str, *given: Any) -> Any:
+        loads.append(name)
+        return await put(name, *given)
+
+    monkeypatch.setattr(service.tasks, "put", counted)
+    assert client.put("/tasks/support", content=zipped(files_of(adapter)), headers=ZIP).status_code == 200
+    assert loads == ["support"]
+    assert service.tasks.served["support"].source == str(folder / "support")
+
+
+def test_the_body_is_written_in_a_thread(
+    client: TestClient, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> Watched:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+        def write(self, data: bytes) -> None:
+            with pytest.raises(RuntimeError):
+                asyncio.get_running_loop()
+            self.stream.write(data)
+            writes.append(len(data))
+
+    writes: list[int] = []
+    usual = Path.open
+
+    def opened(self: Path, mode: str = "r", *given: Any, **options: Any) -> Any:
+        stream = usual(self, mode, *given, **options)
+        return Watched(stream) if self.name == "archive" and mode == "wb" else stream
+
+    monkeypatch.setattr(Path, "open", opened)
+    body = zipped(files_of(adapter))
+    assert client.put("/tasks/support", content=body, headers=ZIP).status_code == 200
+    assert client.put("/tasks/support", files={"a": ("a.zip", body)}, headers=ADMIN).status_code == 200
+    assert sum(writes) == 2 * len(body)
 
 
 def test_a_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:

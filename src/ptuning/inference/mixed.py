@@ -220,7 +220,7 @@ class _Ready:
                 remedy="train its adapter again with a lower learning rate, or try precision fp32",
             )
         task = self.task.task
-        label, probabilities = task.kind.answer(self.logits, task)
+        label, probabilities = task.kind.answer(self.logits.tolist(), task)
         return Prediction(
             row=self.example.row,
             label=label,

@@ -235,7 +235,8 @@ class PTuningPipeline(TextClassificationPipeline):
             task, logits = self.model.task, model_outputs["logits"]
             function_to_apply = DEFAULTS[task.kind.form]
             if task.kind.form is LabelForm.NUMBER:
-                model_outputs = {"logits": logits.new_tensor([[task.kind.answer(logits[0], task).label]])}
+                answer = task.kind.answer(logits[0].tolist(), task)
+                model_outputs = {"logits": logits.new_tensor([[answer.label]])}
         return super().postprocess(  # type: ignore[no-untyped-call]
             model_outputs, function_to_apply, **options
         )

@@ -168,7 +168,7 @@ class Predictor:
 
     def _prediction(self, example: Example, logits: torch.Tensor) -> Prediction:
         task, row, kept = self.model.task, example.row, example.kept
-        label, probabilities = task.kind.answer(logits, task)
+        label, probabilities = task.kind.answer(logits.tolist(), task)
         return Prediction(row=row, label=label, probabilities=probabilities, kept=kept)
 
 

@@ -216,8 +216,10 @@ class Kind(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def answer(self, logits: Tensor, task: Task) -> Answer:
-        """The prediction for one row, from its logits ``[C]``."""
+    def answer(self, logits: Sequence[float], task: Task) -> Answer:
+        """The prediction for one row, from its logits ``[C]``. It needs no torch: for one row, plain numbers
+        are faster than tensors.
+        """
 
     # --------------------------------------------------------------------------------- metrics and baseline
 

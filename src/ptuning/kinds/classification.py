@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -121,6 +122,22 @@ class Classification(Kind):
 def named(task: Task, chances: Sequence[float]) -> tuple[tuple[Label, float], ...]:
     """Each label with its probability."""
     return tuple(zip(task.labels, chances, strict=True))
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """Shares that sum to 1."""
+    most = max(logits)
+    powers = [math.exp(each - most) for each in logits]
+    total = math.fsum(powers)
+    return [each / total for each in powers]
+
+
+def sigmoid(logit: float) -> float:
+    """A share between 0 and 1."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    power = math.exp(logit)
+    return power / (1 + power)
 
 
 def weights_or_ones(weights: Sequence[float] | None, task: Task) -> Floats:

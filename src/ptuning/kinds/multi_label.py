@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptuning.errors import DataError
 from ptuning.kinds.base import Answer, LabelForm, type_and_shape
-from ptuning.kinds.classification import Classification, named, weights_or_ones
+from ptuning.kinds.classification import Classification, named, sigmoid, weights_or_ones
 from ptuning.kinds.metric import AUC, LOSS, Metric
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class MultiLabel(Classification):
         positive = np.maximum(targets.sum(0), 1)
         return tuple(np.maximum(len(targets) - positive, 1) / positive)
 
-    def answer(self, logits: Tensor, task: Task) -> Answer:
-        chances = named(task, logits.double().sigmoid().tolist())
+    def answer(self, logits: Sequence[float], task: Task) -> Answer:
+        chances = named(task, list(map(sigmoid, logits)))
         return Answer(tuple(label for label, chance in chances if chance > 0.5), chances)
 
     # Metrics and baseline ------------------------------------------------------------------------------

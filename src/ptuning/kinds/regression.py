@@ -143,7 +143,7 @@ class Regression(Kind):
     def logits(self, raw: Tensor, task: Task) -> Tensor:
         return raw * task.scale + task.mean
 
-    def answer(self, logits: Tensor, task: Task) -> Answer:
+    def answer(self, logits: Sequence[float], task: Task) -> Answer:
         return Answer(float(logits[0]))
 
     # Metrics and baseline ------------------------------------------------------------------------------

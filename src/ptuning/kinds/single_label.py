@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ptuning.errors import DataError
 from ptuning.kinds.base import Answer, LabelForm, type_and_shape
-from ptuning.kinds.classification import Classification, named, weights_or_ones
+from ptuning.kinds.classification import Classification, named, softmax, weights_or_ones
 from ptuning.kinds.metric import AUC, LOSS, Metric, matthews_error
 
 if TYPE_CHECKING:
@@ -115,17 +115,17 @@ class SingleLabel(Classification):
         counts = np.bincount(targets.astype(int), minlength=task.num_labels)
         return tuple(len(targets) / (task.num_labels * np.maximum(counts, 1)))
 
-    def answer(self, logits: Tensor, task: Task) -> Answer:
-        return Answer(task.labels[int(logits.argmax())], named(task, logits.double().softmax(0).tolist()))
+    def answer(self, logits: Sequence[float], task: Task) -> Answer:
+        return Answer(task.labels[logits.index(max(logits))], named(task, softmax(logits)))
 
     # Metrics and baseline ------------------------------------------------------------------------------
 
     def scores(self, logits: Floats, targets: Floats, task: Task) -> Mapping[str, float]:
         import numpy as np
-        from scipy.special import softmax
+        from scipy.special import softmax as softmax_of_rows
         from sklearn import metrics as sk
 
-        probabilities, truth = softmax(logits, axis=1), targets.astype(int)
+        probabilities, truth = softmax_of_rows(logits, axis=1), targets.astype(int)
         predicted = probabilities.argmax(1)
         seen, binary = len(np.unique(truth)), probabilities.shape[1] == 2
         found = {"accuracy": sk.accuracy_score(truth, predicted)}

@@ -7,6 +7,7 @@ that began with it are over.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import weakref
@@ -29,6 +30,8 @@ from ptuning.model.loading import check_backbone
 from ptuning.model.packed import PackedTask, pack, pack_adapter
 from ptuning.model.ptuning import PTuningModel
 
+_LOG = logging.getLogger(__name__)
+
 
 class TaskTable:
     """Tasks by name, on one backbone. Any number of threads may use it.
@@ -38,7 +41,8 @@ class TaskTable:
         tokenizer: The backbone's, for adapters with a prompt in front of the first text.
         memory_limit: Bytes of tensors on the backbone's device. Beyond it, the tasks that were used least
             recently are moved to host memory, or to temporary files if the device is the CPU, until they are
-            used again. At least one task stays. ``None`` for no limit.
+            used again. The task that is used stays, and so do tensors that a pass has. ``None`` for no
+            limit.
     """
 
     def __init__(
@@ -105,12 +109,10 @@ class TaskTable:
         with self._lock:
             slot = self._slots[name]
             self._slots.move_to_end(name)
-            if slot.stored is None or slot.resident:
-                return slot.task
-            tensors = slot.stored.load(self.backbone.device)
-            slot.task, slot.resident = slot.task.with_tensors(tensors), True
-            self._nbytes += slot.nbytes
-            self._make_room(name)
+            if not slot.resident:
+                slot.bring_back(self.backbone.device)
+                self._nbytes += slot.nbytes
+                self._make_room(name)
             return slot.task
 
     def __contains__(self, name: object) -> bool:
@@ -150,10 +152,14 @@ class TaskTable:
                 return
             if other == name or not slot.resident or slot.task.alone is not None:
                 continue
-            if slot.stored is None:
-                self._store = self._store or _store_for(self.backbone.device)
-                slot.stored = self._store.keep(dict(slot.task.tensors()))
-            slot.task, slot.resident = slot.task.with_tensors({}), False
+            try:
+                if slot.stored is None:
+                    self._store = self._store or _store_for(self.backbone.device)
+                    slot.stored = self._store.keep(dict(slot.task.tensors()))
+            except OSError as error:  # such as a full disk: better too much memory than no answer
+                _LOG.warning("the task %s stays in memory, beyond the limit: %s", other, error)
+                return
+            slot.send_away()
             self._nbytes -= slot.nbytes
 
 
@@ -166,12 +172,27 @@ class _Slot:
         nbytes: Of its tensors.
         resident: Whether they are on the device.
         stored: Where they are kept otherwise.
+        last: What :attr:`task` was when it was resident last, if a row that waits or a pass still has it.
     """
 
     task: PackedTask
     nbytes: int
     resident: bool = True
     stored: _Stored | None = None
+    last: weakref.ref[PackedTask] | None = None
+
+    def send_away(self) -> None:
+        """Let go of the tensors, which are stored."""
+        self.last = weakref.ref(self.task)
+        self.task, self.resident = self.task.with_tensors({}), False
+
+    def bring_back(self, device: torch.device) -> None:
+        """Have the tensors again; there is one copy of them, however many rows wait with it."""
+        found = None if self.last is None else self.last()
+        if found is None:
+            assert self.stored is not None  # it was sent away
+            found = self.task.with_tensors(self.stored.load(device))
+        self.task, self.resident = found, True
 
 
 class _Stored(Protocol):

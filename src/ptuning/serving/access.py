@@ -35,7 +35,8 @@ class Record:
         id: From the client's ``X-Request-Id``, or made here.
         caller: The key's name.
         task: The task's name; empty for none or several.
-        digest: Of the adapter that answered.
+        digest: Of the adapter that answered, or of the task that was asked; empty for several.
+        answered: The digests of all adapters that answered.
         rows: How many there were.
         tokens: How many they had.
         timing: Seconds by stage.
@@ -48,6 +49,7 @@ class Record:
     caller: str = ""
     task: str = ""
     digest: str = ""
+    answered: set[str] = field(default_factory=set)
     rows: int = 0
     tokens: int = 0
     timing: Timing | None = None
@@ -60,8 +62,9 @@ class Record:
         before = self.timing or Timing()
         self.rows += len(rows)
         self.tokens += sum(answer.tokens for answer in answers)
-        digests = {answer.digest for answer in answers}
-        self.digest = digests.pop() if len(digests) == 1 else ""
+        self.answered |= {answer.digest for answer in answers}
+        if self.answered:
+            self.digest = next(iter(self.answered)) if len(self.answered) == 1 else ""
         self.timing = Timing(
             tokenise=before.tokenise + timing.tokenise,
             queue=before.queue + timing.queue,

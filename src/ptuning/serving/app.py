@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -89,7 +89,7 @@ def make_app(
             tracing.close()
             shutil.rmtree(own, ignore_errors=True)
 
-    app = FastAPI(
+    app = _Application(
         title="ptuning",
         version=__version__,
         description=DESCRIPTION,
@@ -112,6 +112,14 @@ def make_app(
     app.add_middleware(Limits, max_bytes=max_bytes, settings=settings)
     app.add_middleware(Access, running=running, metrics=service.metrics, tracing=tracing, settings=settings)
     return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        found = super().openapi()
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{}, {"key": []}]  # a server may need none
+        return found
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:

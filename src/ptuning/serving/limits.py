@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
+from starlette.datastructures import Headers
 
 from ptuning.serving.rows import Refusal
 from ptuning.validation import Float, Int, checked
@@ -61,6 +62,11 @@ class HttpSettings:
     log_texts: bool = False
 
 
+def media_type(headers: Headers) -> str:
+    """The content type of a body without its parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 class Limits:
     """Bounds the bytes and seconds of a body; an ASGI middleware.
 
@@ -102,14 +108,13 @@ class _Body:
     def __init__(
         self, scope: MutableMapping[str, Any], receive: Receive, limit: int, settings: HttpSettings
     ) -> None:
-        headers = dict(scope["headers"])
+        headers = Headers(scope=scope)  # of a name that is repeated the first, as the application sees it
         self.inner, self.limit, self.seconds = receive, limit, settings.body_seconds
         self.linger = settings.linger_seconds
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        self.streamed = kind == STREAMED.encode() and scope["path"].endswith(STREAMED_PATH)
+        self.streamed = media_type(headers) == STREAMED and scope["path"].endswith(STREAMED_PATH)
         self.by_part = self.streamed or scope["method"] == "PUT"  # a large upload may take minutes
-        length = headers.get(b"content-length", b"")
-        self.announced = int(length) if length.isdigit() else 0
+        length = headers.get("content-length", "")
+        self.announced = int(length) if length.isascii() and length.isdigit() else 0
         self.read, self.ends = 0, asyncio.get_running_loop().time() + self.seconds
         self.complete = self.refused = self.too_large = False
 

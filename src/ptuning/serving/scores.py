@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from ptuning.kinds import Answer
+from ptuning.kinds.classification import sigmoid, softmax
 from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.task import Task
 
@@ -18,9 +18,7 @@ NUMBER = "score"
 
 def answer_of(row: RowAnswer) -> Answer:
     """Label and probabilities, as the task's kind makes them; for a task without labels, its number."""
-    import torch
-
-    return row.task.kind.answer(torch.tensor(row.logits, dtype=torch.float64), row.task)
+    return row.task.kind.answer(row.logits, row.task)
 
 
 def names_of(task: Task) -> list[str]:
@@ -62,19 +60,3 @@ def scores_of(row: RowAnswer, function: Function | None = None) -> list[tuple[st
 def best_first(scores: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """The same by falling score; equal scores keep their order."""
     return sorted(scores, key=lambda each: -each[1])
-
-
-def softmax(logits: Sequence[float]) -> list[float]:
-    """Shares that sum to 1."""
-    most = max(logits)
-    powers = [math.exp(each - most) for each in logits]
-    total = math.fsum(powers)
-    return [each / total for each in powers]
-
-
-def sigmoid(logit: float) -> float:
-    """A share between 0 and 1."""
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    power = math.exp(logit)
-    return power / (1 + power)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -19,20 +22,40 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from ptuning import adapters
 from ptuning.adapters.atomic import remove_folder, replace_folder, writing_errors
 from ptuning.errors import AdapterError, ConfigError, OutputError
+from ptuning.serving.rows import Refusal
 
 if TYPE_CHECKING:
     from ptuning.serving.tasks import ServedTask, TaskRegistry
 
 _T = TypeVar("_T")
 
+KIB = 1 << 10
 MAX_FILES = 100
+"""Of an archive, folders included."""
 PART = 1 << 20
 STAGED = ".upload-"
 """The prefix of folders that are being written; a watched folder's tasks do not start with a dot."""
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
+_ZIP_END = 22
+"""Bytes of the last record of a zip, without its comment."""
+_ZIP_END_SIGNATURE, _ZIP64_SIGNATURE = b"PK\x05\x06", b"PK\x06\x07"
+
 _NAMES = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 """Errors that the names in an archive cause."""
+
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RuntimeError,  # an encrypted file of a zip, or an unknown compression
+)
+"""What the standard library raises for damaged archives."""
 
 Member = tuple[str, int, Callable[[], IO[bytes]]]
 """One file of an archive: its name, its size, and what opens it."""
@@ -57,6 +80,7 @@ class Uploads:
         Raises:
             AdapterError: not an archive of one adapter, an altered one, or one for another backbone.
             OutputError: it could not be written. What was served before is unchanged.
+            Refusal: 409, the task's folder exists and is no adapter.
         """
         return await self._put(name, lambda new: unpack(archive, new, self.max_bytes), None)
 
@@ -65,7 +89,7 @@ class Uploads:
 
         Raises:
             AdapterError: as for :meth:`upload`, or it is not reachable.
-            OutputError: as for :meth:`upload`.
+            OutputError, Refusal: as for :meth:`upload`.
         """
         if not _HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
             raise ConfigError("hub_id", got=repr(hub_id), expected="OWNER/NAME on the Hub")
@@ -87,28 +111,36 @@ class Uploads:
         """
         async with self._one_at_a_time:
             self.tasks.get(name)
-            await asyncio.to_thread(remove_folder, self.folder / name)
-            await self.tasks.delete(name)
+            if adapters.is_adapter(target := self.folder / name):  # otherwise it is somebody's other folder
+                await asyncio.to_thread(remove_folder, target)
+            await asyncio.to_thread(self.tasks.remove, name)
 
     async def _put(self, name: str, fill: Callable[[Path], None], source: str | None) -> ServedTask:
         target = self.folder / name
         async with self._one_at_a_time:
+            if os.path.lexists(target) and not adapters.is_adapter(target):
+                message = (
+                    f"the server's folder has {name!r} already, which is no adapter; choose another name"
+                )
+                raise Refusal(status=409, kind="not_an_adapter", message=message)
             with self._staging(target) as staged:
                 await asyncio.to_thread(_filled, staged, target, fill)
-                await self.tasks.put(name, staged, source)  # refuses what does not fit
+                served = await self.tasks.put(
+                    name, staged, source or str(target)
+                )  # refuses what does not fit
                 try:
                     await asyncio.to_thread(replace_folder, target, lambda new: _move(staged, new))
                 except OutputError:
                     await self._restore(name, target)
                     raise
-                return await self.tasks.put(name, target, source)
+                return served
 
     async def _restore(self, name: str, target: Path) -> None:
         """Serve what is on disk again."""
         if adapters.is_adapter(target):
             await self.tasks.put(name, target)
         else:
-            await self.tasks.delete(name)
+            await asyncio.to_thread(self.tasks.remove, name)
 
     @contextmanager
     def _staging(self, target: Path) -> Iterator[Path]:
@@ -148,11 +180,13 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     try:
         with _opened(archive) as members:
             _write(members, folder, max_bytes)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, ValueError) as error:
-        if isinstance(error, AdapterError):
-            raise
+    except AdapterError:
+        raise
+    except _UNREADABLE as error:
         raise AdapterError(f"the archive cannot be read: {error}") from error
-    except RuntimeError as error:  # zipfile's, for an encrypted file
+    except OSError as error:
+        if error.errno is not None:  # the disk's; gzip's and bzip2's have no number
+            raise
         raise AdapterError(f"the archive cannot be read: {error}") from error
     inner = list(folder.iterdir())
     if len(inner) == 1 and inner[0].is_dir():
@@ -164,17 +198,38 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
 @contextmanager
 def _opened(archive: Path) -> Iterator[Iterator[Member]]:
     if zipfile.is_zipfile(archive):
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as packed:
             yield _zipped(packed)
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as packed_tar:
-            yield _tarred(packed_tar)
-    else:
-        raise AdapterError("the body", got="something else", expected="a zip or tar of an adapter folder")
+        return
+    try:
+        packed_tar = tarfile.open(archive, tarinfo=_Member)  # noqa: SIM115
+    except tarfile.ReadError:
+        expected = "a zip or tar of an adapter folder"
+        raise AdapterError("the body", got="something else", expected=expected) from None
+    with packed_tar:
+        yield _tarred(packed_tar)
+
+
+def _check_directory(archive: Path) -> None:
+    """Refuse a zip whose list of files is long: it would be read into memory entirely.
+
+    Raises:
+        AdapterError: it is.
+    """
+    with archive.open("rb") as stream:
+        stream.seek(max(0, archive.stat().st_size - _ZIP_END - 0xFFFF))
+        tail = stream.read()
+    last = tail[-_ZIP_END:]  # where it is, unless there is a comment behind it
+    plain = last.startswith(_ZIP_END_SIGNATURE) and last.endswith(b"\0\0")
+    start = len(tail) - _ZIP_END if plain else tail.rfind(_ZIP_END_SIGNATURE)
+    size = int.from_bytes(tail[start + 12 : start + 16], "little")
+    if size > MAX_FILES * KIB or tail[max(0, start - 20) : start].startswith(_ZIP64_SIGNATURE):
+        raise _too_many()
 
 
 def _zipped(packed: zipfile.ZipFile) -> Iterator[Member]:
-    for info in packed.infolist():
+    for info in _few(packed.infolist()):
         mode = info.external_attr >> 16
         if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise AdapterError(f"the archive has {info.filename!r}, which is not an ordinary file")
@@ -182,8 +237,18 @@ def _zipped(packed: zipfile.ZipFile) -> Iterator[Member]:
             yield info.filename, info.file_size, lambda info=info: packed.open(info)  # type: ignore[misc]
 
 
+class _Member(tarfile.TarInfo):
+    """A file of a tar whose name is not long: names that are stored as files are read into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in tarfile.REGULAR_TYPES and self.size > 64 * KIB:
+            raise AdapterError("the archive has a name or attributes that are too long")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+
 def _tarred(packed: tarfile.TarFile) -> Iterator[Member]:
-    for info in packed:
+    for info in _few(packed):
         if info.isdir():
             continue
         if not info.isreg():
@@ -191,11 +256,20 @@ def _tarred(packed: tarfile.TarFile) -> Iterator[Member]:
         yield info.name, info.size, lambda info=info: packed.extractfile(info)  # type: ignore[misc]
 
 
+def _few(members: Iterable[_T]) -> Iterator[_T]:
+    for number, member in enumerate(members, start=1):
+        if number > MAX_FILES:
+            raise _too_many()
+        yield member
+
+
+def _too_many() -> AdapterError:
+    return AdapterError(f"the archive has more than {MAX_FILES} files")
+
+
 def _write(members: Iterator[Member], folder: Path, max_bytes: int) -> None:
     left = max_bytes
-    for number, (name, size, opened) in enumerate(members, start=1):
-        if number > MAX_FILES:
-            raise AdapterError(f"the archive has more than {MAX_FILES} files")
+    for name, size, opened in members:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
             raise AdapterError(f"the archive has {name!r}, which is not a path inside of it")
@@ -209,7 +283,7 @@ def _write(members: Iterator[Member], folder: Path, max_bytes: int) -> None:
             if error.errno not in _NAMES:
                 raise
             raise AdapterError(f"the archive has {name!r}: {error.strerror}") from error
-        with opened() as source, made as stream:
+        with made as stream, opened() as source:
             while part := source.read(PART):
                 left -= len(part)  # a zip's sizes may be wrong
                 if left < 0:

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Lenient, TextPair, router_of
+from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, names_of, scores_of
 
@@ -132,7 +133,7 @@ def router(exchange: Exchange) -> APIRouter:
     async def predict(task: str, body: Predict, request: Request) -> Response:
         texts, batch = read(body)
         answers = await exchange.answer(request, task, texts, truncate=body.truncate)
-        return Json(write(answers, raw=body.raw_scores, batch=batch))
+        return await written(lambda: Json(write(answers, raw=body.raw_scores, batch=batch)), answers.rows)
 
     @made.get("/tasks/{task}/info", summary="Limits and labels", response_model=Info, responses=errors)
     async def info(task: str, request: Request) -> Response:

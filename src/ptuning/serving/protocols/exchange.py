@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import traceback
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
@@ -23,8 +21,10 @@ from starlette.responses import Response
 
 from ptuning.serving.access import CLIENT_GONE, record_of
 from ptuning.serving.keys import Caller, Keys
-from ptuning.serving.limits import HttpSettings
+from ptuning.serving.limits import HttpSettings, media_type
+from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal, Row, RowAnswer
+from ptuning.task import Task
 from ptuning.visible import visible
 
 if TYPE_CHECKING:
@@ -80,14 +80,6 @@ class TextPair(Strict):
     text_pair: str | None = None
 
 
-class Json(JSONResponse):
-    """A JSON answer. Half of a surrogate pair, which a label may have, becomes its escape code."""
-
-    def render(self, content: Any) -> bytes:
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace")
-
-
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What the server runs, for people and clients.
@@ -105,10 +97,28 @@ class About:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to the rows of one request, for one task."""
+    """The answers to the rows of one request, at least one, all by one version of one task.
 
-    task: ServedTask
+    Args:
+        rows: The answers.
+    """
+
     rows: Sequence[RowAnswer]
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.rows[0].name
+
+    @property
+    def digest(self) -> str:
+        """Of the adapter that answered."""
+        return self.rows[0].digest
+
+    @property
+    def task(self) -> Task:
+        """What the logits mean."""
+        return self.rows[0].task
 
     @property
     def tokens(self) -> int:
@@ -185,7 +195,8 @@ class Exchange:
             Refusal: 401, or 404 for an unknown task, and for one that the caller may not use.
         """
         found = self.service.tasks.get(name, self.caller(request).may)
-        record_of(request.scope).task = found.name
+        record = record_of(request.scope)
+        record.task, record.digest = found.name, found.digest
         return found
 
     def tasks(self, request: Request) -> list[ServedTask]:
@@ -253,7 +264,7 @@ class Exchange:
             Refusal: for the request or for one of its rows.
             ClientDisconnect: there is nobody to answer to.
         """
-        task = self.task(request, name)
+        self.task(request, name)
         rows = [Row(task=name, text=each.text, text_pair=each.text_pair) for each in given]
         if not rows:
             raise Refusal(status=400, kind="empty", message="there are no texts: got an empty list")
@@ -268,7 +279,7 @@ class Exchange:
                     retry_after=each.retry_after,
                 )
             found.append(each)
-        return Answers(task, found)
+        return Answers(found)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -320,11 +331,6 @@ class _Request(Request):
         return self._parsed
 
 
-def content_type(request: Request) -> str:
-    """The content type without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 async def json_of(request: Request, max_rows: int) -> Any:
     """The JSON data of a request's body.
 
@@ -334,7 +340,7 @@ async def json_of(request: Request, max_rows: int) -> Any:
     Raises:
         Refusal: 400, 408, 413 or 415.
     """
-    kind = content_type(request)
+    kind = media_type(request.headers)
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refusal(
             status=415,

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.protocols.exchange import Exchange, Json, own_shape, router_of
+from ptuning.serving.protocols.exchange import Exchange, own_shape, router_of
 from ptuning.serving.protocols.rows import Error
+from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Error}, "5XX": {"model": Error}}

@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Lenient, TextPair, router_of
+from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import Function, best_first, scores_of
 
@@ -88,6 +89,6 @@ def router(exchange: Exchange) -> APIRouter:
     )
     async def classify(task: str, body: TextClassification, request: Request) -> Response:
         answers = await exchange.answer(request, task, read(body))
-        return Json(write(answers, body.parameters or Parameters()))
+        return await written(lambda: Json(write(answers, body.parameters or Parameters())), answers.rows)
 
     return made

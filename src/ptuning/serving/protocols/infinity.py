@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Lenient, TextPair, router_of
+from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, scores_of
 
@@ -106,7 +107,7 @@ def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
     return {
         "object": "classify",
         "data": [[{"score": value, "label": name} for name, value in row] for row in data],
-        "model": answers.task.name,
+        "model": answers.name,
         "usage": {"prompt_tokens": answers.tokens, "total_tokens": answers.tokens},
         "id": f"infinity-{uuid.uuid4()}",
         "created": int(time.time()),
@@ -120,7 +121,7 @@ def router(exchange: Exchange) -> APIRouter:
     @made.post("/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
         answers = await exchange.answer(request, body.model, read(body.input))
-        return Json(write(answers, raw=body.raw_scores))
+        return await written(lambda: Json(write(answers, raw=body.raw_scores)), answers.rows)
 
     @made.get("/models", summary="The tasks", response_model=Models, responses=ERRORS)
     @made.get("/v1/models", summary="The tasks", response_model=Models, responses=ERRORS)

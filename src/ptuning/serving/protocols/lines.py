@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,8 +20,8 @@ WINDOW = 128
 IN_FLIGHT = 4
 """Maximum windows that are asked at once; when so many wait, the body is not read on."""
 
-AnswerLines = Callable[[Sequence[bytes | Refusal]], Coroutine[Any, Any, list[dict[str, Any]]]]
-"""Answers a window of lines; a :class:`Refusal` is a line that could not be read."""
+AnswerLines = Callable[[Sequence[bytes | Refusal]], Coroutine[Any, Any, bytes]]
+"""Answers a window of lines with lines; a :class:`Refusal` is a line that could not be read."""
 
 
 async def patiently(ask: Callable[[], Awaitable[_T]], seconds: float) -> _T:
@@ -105,13 +104,12 @@ class LineStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await send(start)
-        windows: asyncio.Queue[Awaitable[list[dict[str, Any]]] | None] = asyncio.Queue(IN_FLIGHT)
+        windows: asyncio.Queue[Awaitable[bytes] | None] = asyncio.Queue(IN_FLIGHT)
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(self._read(group, windows))
                 while (window := await windows.get()) is not None:
-                    lines = "".join(json.dumps(each, allow_nan=False) + "\n" for each in await window)
-                    await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
+                    await send({"type": "http.response.body", "body": await window, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 reader.cancel()
         except* ClientDisconnect:

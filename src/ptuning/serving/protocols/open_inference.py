@@ -25,7 +25,6 @@ from ptuning.serving.protocols.exchange import (
     Answers,
     Exchange,
     Few,
-    Json,
     Lenient,
     TextPair,
     parsed,
@@ -34,8 +33,10 @@ from ptuning.serving.protocols.exchange import (
     router_of,
     validated,
 )
+from ptuning.serving.protocols.writing import Json, json_bytes, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import answer_of, names_of
+from ptuning.task import Task
 
 if TYPE_CHECKING:
     from ptuning.serving.tasks import ServedTask
@@ -220,7 +221,7 @@ def _labels(answers: Answers) -> OutputTensor:
 
 def _probabilities(answers: Answers) -> OutputTensor:
     found = [value for row in answers.rows for _, value in answer_of(row).probabilities]
-    shape = [len(answers.rows), len(answers.task.task.labels)]
+    shape = [len(answers.rows), len(answers.task.labels)]
     return OutputTensor(name="probabilities", shape=shape, datatype="FP32", data=found)
 
 
@@ -229,9 +230,9 @@ def _value(answers: Answers) -> OutputTensor:
     return OutputTensor(name="value", shape=[len(found)], datatype="FP64", data=found)
 
 
-def outputs_of(task: ServedTask) -> Mapping[str, Callable[[Answers], OutputTensor]]:
+def outputs_of(task: Task) -> Mapping[str, Callable[[Answers], OutputTensor]]:
     """What a task can answer."""
-    return {"label": _labels, "probabilities": _probabilities} if task.task.labels else {"value": _value}
+    return {"label": _labels, "probabilities": _probabilities} if task.labels else {"value": _value}
 
 
 def write(request: Infer, answers: Answers) -> tuple[dict[str, Any], bytes]:
@@ -253,8 +254,17 @@ def write(request: Infer, answers: Answers) -> tuple[dict[str, Any], bytes]:
             tensor["parameters"] = {"binary_data_size": len(packed)}
             binary += packed
         outputs.append(tensor)
-    body = {"model_name": answers.task.name, "model_version": answers.task.digest, "outputs": outputs}
+    body = {"model_name": answers.name, "model_version": answers.digest, "outputs": outputs}
     return body | ({} if request.id is None else {"id": request.id}), binary
+
+
+def _response(request: Infer, answers: Answers) -> Response:
+    body, binary = write(request, answers)
+    if not binary:
+        return Json(body)
+    head = json_bytes(body)
+    headers = {HEADER: str(len(head))}
+    return Response(head + binary, 200, headers, media_type="application/octet-stream")
 
 
 def _packed(datatype: str, data: Sequence[Any]) -> bytes:
@@ -329,11 +339,6 @@ def router(exchange: Exchange) -> APIRouter:
             raise Refusal(status=400, kind="invalid", message=f"{HEADER}: expected a number of bytes")
         asked, texts = read(await request.body(), None if length is None else int(length), max_rows)
         answers = await exchange.answer(request, task, texts)
-        body, binary = write(asked, answers)
-        if not binary:
-            return Json(body)
-        head = Json(body).body
-        headers = {HEADER: str(len(head))}
-        return Response(bytes(head) + binary, 200, headers, media_type="application/octet-stream")
+        return await written(lambda: _response(asked, answers), answers.rows)
 
     return made

@@ -6,8 +6,7 @@ adapter that answered. As ``application/x-ndjson``, rows are streamed in and ans
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -16,14 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning.serving.keys import Caller
-from ptuning.serving.limits import STREAMED
+from ptuning.serving.limits import STREAMED, media_type
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
     Few,
-    Json,
     Strict,
-    content_type,
     json_of,
     own_shape,
     parsed,
@@ -31,6 +28,7 @@ from ptuning.serving.protocols.exchange import (
     validated,
 )
 from ptuning.serving.protocols.lines import LineStream, patiently
+from ptuning.serving.protocols.writing import Json, json_bytes, written
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.serving.scores import answer_of
 from ptuning.task import Label
@@ -162,7 +160,7 @@ def router(exchange: Exchange) -> APIRouter:
     )
     async def rows(request: Request, truncate: bool | None = None) -> Response:
         caller = exchange.caller(request)
-        if content_type(request) == STREAMED:
+        if media_type(request.headers) == STREAMED:
             exchange.refuse_unready()
             answer = _LineAnswers(exchange, request, caller, truncate)
             return LineStream(request, answer, stopping=exchange.stopping, settings=exchange.settings)
@@ -174,7 +172,9 @@ def router(exchange: Exchange) -> APIRouter:
         for first in range(0, len(given), at_once):  # there may be more tasks than rows in a request
             part = [_as_row(row) for row in given[first : first + at_once]]
             found += await exchange.answer_all(request, part, truncate=wanted, timeout=asked.timeout)
-        return Json({"rows": [write(row, each) for row, each in zip(given, found, strict=True)]})
+        return await written(
+            lambda: Json({"rows": [write(row, each) for row, each in zip(given, found, strict=True)]}), found
+        )
 
     return made
 
@@ -185,8 +185,8 @@ class _LineAnswers:
     def __init__(self, exchange: Exchange, request: Request, caller: Caller, truncate: bool | None) -> None:
         self.exchange, self.request, self.caller, self.truncate = exchange, request, caller, truncate
 
-    async def __call__(self, lines: Sequence[bytes | Refusal]) -> list[dict[str, Any]]:
-        """The answers to lines, or the error of each."""
+    async def __call__(self, lines: Sequence[bytes | Refusal]) -> bytes:
+        """The answers to lines, or the error of each, as lines."""
         given = [_row_of(line) for line in lines]
         rows = [row for row in given if isinstance(row, TaskRow)]
 
@@ -195,15 +195,21 @@ class _LineAnswers:
                 self.request, self.caller, [_as_row(row) for row in rows], truncate=self.truncate
             )
 
-        found: Iterator[RowAnswer | Refusal] = iter(())
+        found: Sequence[RowAnswer | Refusal] = ()
         if rows:
             try:
-                found = iter(await patiently(ask, self.exchange.service.settings.timeout))
+                found = await patiently(ask, self.exchange.service.settings.timeout)
             except Refusal as refusal:
-                found = repeat(refusal)
-        return [
-            dict(own_shape(row)) if isinstance(row, Refusal) else write(row, next(found)) for row in given
-        ]
+                found = [refusal] * len(rows)
+
+        def as_lines() -> bytes:
+            answers = iter(found)
+            return b"".join(
+                json_bytes(own_shape(row) if isinstance(row, Refusal) else write(row, next(answers))) + b"\n"
+                for row in given
+            )
+
+        return await written(as_lines, found)
 
 
 def _row_of(line: bytes | Refusal) -> TaskRow | Refusal:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,14 +16,13 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.errors import OutputError, UserError
+from ptuning.errors import ConfigError, OutputError, UserError
 from ptuning.serving.access import record_of
+from ptuning.serving.limits import media_type
 from ptuning.serving.openapi import request_body
 from ptuning.serving.protocols.exchange import (
     Exchange,
-    Json,
     Strict,
-    content_type,
     json_of,
     own_shape,
     refuse_encoding,
@@ -31,8 +30,10 @@ from ptuning.serving.protocols.exchange import (
     validated,
 )
 from ptuning.serving.protocols.rows import Error
+from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal
-from ptuning.serving.uploads import Uploads
+from ptuning.serving.tasks import check_name
+from ptuning.serving.uploads import PART, Uploads
 from ptuning.task import Label
 from ptuning.visible import visible
 
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ARCHIVES = ("application/zip", "application/x-tar", "application/gzip", "application/octet-stream")
 FORM = "multipart/form-data"
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -122,15 +122,17 @@ def router(exchange: Exchange, uploads: Uploads) -> APIRouter:
         openapi_extra=request_body(FromHub, *ARCHIVES, FORM),
     )
     async def put(task: str, request: Request) -> Response:
-        exchange.admin(request)
-        if not NAME.fullmatch(task):
-            message = (
-                "the name of a task: expected letters, digits, '.', '_' and '-', up to 128, no '.' in front"
-            )
-            raise Refusal(status=422, kind="invalid", message=message)
-        kind = content_type(request)
+        caller = exchange.admin(request)
+        try:
+            check_name(task)
+        except ConfigError as error:
+            raise Refusal(status=422, kind="invalid", message=str(error)) from None
+        if not caller.may(task):
+            message = f"this key may not change the task {task!r}: it is not one of the key's tasks"
+            raise Refusal(status=403, kind="forbidden", message=message)
+        kind = media_type(request.headers)
         if kind in (*ARCHIVES, FORM):
-            async with _received(request, kind == FORM, uploads.folder) as archive:
+            async with _received(request, kind == FORM) as archive:
                 found = await _changed(uploads.upload(task, archive))
         elif kind != "application/json":
             expected = ", ".join(("application/json", *ARCHIVES, FORM))
@@ -172,18 +174,15 @@ async def _changed(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 @asynccontextmanager
-async def _received(request: Request, form: bool, folder: Path) -> AsyncIterator[Path]:
+async def _received(request: Request, form: bool) -> AsyncIterator[Path]:
     """The body, or the first file of a form, as a file on disk."""
     refuse_encoding(request)
     with tempfile.TemporaryDirectory(prefix="ptuning-upload-") as place:
         archive = Path(place) / "archive"
         try:
             with archive.open("wb") as stream:
-                if form:
-                    await _copy_form(request, stream.write)
-                else:
-                    async for part in request.stream():
-                        stream.write(part)
+                async for part in _form_file(request) if form else request.stream():
+                    await asyncio.to_thread(stream.write, part)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -196,10 +195,11 @@ async def _received(request: Request, form: bool, folder: Path) -> AsyncIterator
         yield archive
 
 
-async def _copy_form(request: Request, write: Callable[[bytes], Any]) -> None:
+async def _form_file(request: Request) -> AsyncIterator[bytes]:
+    """The first file of a form, in parts."""
     async with request.form(max_files=1, max_fields=0) as form:
         file = next((each for each in form.values() if isinstance(each, UploadFile)), None)
         if file is None:
             raise Refusal(status=422, kind="invalid", message="the form has no file")
-        while part := await file.read(1 << 20):
-            write(part)
+        while part := await file.read(PART):
+            yield part

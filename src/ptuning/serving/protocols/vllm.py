@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Json, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Lenient, TextPair, router_of
 from ptuning.serving.protocols.infinity import ERRORS, read, shape
+from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.scores import scores_of
 
 Input = str | TextPair
@@ -69,7 +70,7 @@ def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
         "id": f"classify-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
-        "model": answers.task.name,
+        "model": answers.name,
         "data": data,
         "usage": {
             "prompt_tokens": answers.tokens,
@@ -87,6 +88,6 @@ def router(exchange: Exchange) -> APIRouter:
     @made.post("/v1/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
         answers = await exchange.answer(request, body.model, read(body.input))
-        return Json(write(answers, raw=body.use_activation is False))
+        return await written(lambda: Json(write(answers, raw=body.use_activation is False)), answers.rows)
 
     return made
