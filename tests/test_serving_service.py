@@ -625,7 +625,7 @@ def test_a_task_that_is_deleted_in_flight_is_answered(tasks: TaskRegistry, folde
         async with running(tasks, gate) as service:
             asked = asyncio.create_task(service.answer([Row(task="labels", text=text)] * 2))
             await until(gate.entered.is_set)
-            await service.tasks.delete("labels")
+            service.tasks.remove("labels")
             (refused,), _ = await service.answer([Row(task="labels", text=text)])
             assert isinstance(refused, Refusal)
             gate.open.set()

@@ -32,6 +32,8 @@ _LOG = logging.getLogger(__name__)
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}", re.ASCII)
 """What a task may be called."""
+NAMES = "at most 128 letters, digits, dots, dashes and underscores, the first not a dot"
+"""The same in words."""
 DIGITS = 12
 """Of a digest, as answers name it."""
 _ATTEMPTS = 5
@@ -83,7 +85,7 @@ class TaskRegistry:
         threads: Threads that load adapters.
 
     Attributes:
-        failures: Why the newest adapter of a name was refused; an older version may still be served.
+        failures: Why the adapter of a name in a folder was refused; an older version may still be served.
     """
 
     def __init__(
@@ -161,6 +163,8 @@ class TaskRegistry:
     async def put(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
         """Load an adapter and serve it as ``name``, in place of the previous version if there is one.
 
+        A refusal is for whoever sent the adapter; it is not kept in :attr:`failures`.
+
         Args:
             source: Where it is from, if not from ``folder``, such as a Hub id.
 
@@ -168,22 +172,34 @@ class TaskRegistry:
             ConfigError: a name that is not allowed.
             AdapterError: a damaged adapter, or one for another backbone. The previous version stays.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.load, name, folder, source)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._put, name, folder, source)
 
-    def load(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
-        """As :meth:`put`, in the calling thread. Several threads may load at the same time."""
+    def _put(self, name: str, folder: Path, source: str | None) -> ServedTask:
         check_name(name)
         try:
-            served = self._loaded(name, folder, source or str(folder))
+            return self._loaded(name, folder, source or str(folder))
         except Exception as error:
-            self.failures[name] = str(error)
-            self.metrics.loaded("refused")
-            _LOG.warning("the adapter for the task %s was refused: %s", name, error)
+            self.refused(name, error)
             raise
-        self.failures.pop(name, None)
-        self.metrics.loaded("loaded")
-        _LOG.info("the task %s is served in version %s", name, served.digest)
-        return served
+
+    def load(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
+        """As :meth:`put`, in the calling thread; a refusal is kept until the adapter is loaded or removed.
+
+        Several threads may load at the same time.
+        """
+        check_name(name)
+        try:
+            return self._loaded(name, folder, source or str(folder))
+        except Exception as error:
+            if self.failures.get(name) != (why := _why(error)):  # the same error again is not another one
+                self.refused(name, error)
+            self.failures[name] = why
+            raise
+
+    def refused(self, name: str, error: Exception) -> None:
+        """Count and log that an adapter was refused."""
+        self.metrics.loaded("refused")
+        _LOG.warning("the adapter for the task %s was refused: %s", name, _why(error))
 
     def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:
         record, adapter, card = _read(folder)
@@ -201,18 +217,17 @@ class TaskRegistry:
                 metrics=record["metrics"],
                 details=record,
             )
+            self.failures.pop(name, None)
+        self.metrics.loaded("loaded")
+        _LOG.info("the task %s is served in version %s", name, served.digest)
         return served
 
-    async def delete(self, name: str) -> None:
-        """Remove a task. Rows that were admitted before are answered.
+    def remove(self, name: str) -> None:
+        """Remove a task. Rows that were admitted before are answered. It may wait for one that is loaded.
 
         Raises:
             Refusal: 404 ``unknown_task``.
         """
-        self.remove(name)
-
-    def remove(self, name: str) -> None:
-        """As :meth:`delete`, from any thread."""
         with self._lock:
             failed = self.failures.pop(name, None)
             if self._served.pop(name, None) is not None:
@@ -262,6 +277,10 @@ class Lookup:
             return Refusal(status=503, kind="task_unavailable", message=message, retry_after=1.0)
 
 
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
 def check_name(name: str) -> None:
     """Refuse a name that a task may not have.
 
@@ -272,7 +291,7 @@ def check_name(name: str) -> None:
         raise ConfigError(
             "the name of the task",
             got=repr(name[:200]),
-            expected="at most 128 letters, digits, dots, dashes and underscores, the first not a dot",
+            expected=NAMES,
             remedy="choose another name",
         )
 
