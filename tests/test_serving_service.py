@@ -532,7 +532,7 @@ def test_if_the_engine_dies_nobody_waits(tasks: TaskRegistry, caplog: pytest.Log
             assert await kind_of(service.answer([Row(task="labels", text="one")] * 3)) == "unavailable"
             await until(lambda: not service.engine_up)
             assert not service.ready
-            assert service.state == "failed"
+            assert service.failed
             assert await kind_of(service.answer([Row(task="labels", text="one")])) == "unavailable"
 
     asyncio.run(main())

@@ -102,6 +102,11 @@ class Service:
         return self._engine.alive and self._engine.heartbeat_age < self.settings.stall_seconds
 
     @property
+    def failed(self) -> bool:
+        """Whether nothing can be answered until the process is started again."""
+        return self._engine.failed
+
+    @property
     def state(self) -> str:
         """``starting``, ``ready``, ``draining`` or ``failed``."""
         if self._draining:
