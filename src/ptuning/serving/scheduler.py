@@ -40,8 +40,8 @@ WINDOW = 192
 """A batch is chosen from so many rows, in fair order, in addition to its maximum number of rows."""
 SMALL = 1024
 """A batch with fewer tokens takes rows of any length: it costs about the same with more padding."""
-SMOOTHING = 0.2
-"""The weight of a new measurement of the tokens per second."""
+MEMORY = 0.8
+"""How much of what was measured before counts next to a new batch."""
 RECOVERY = 256
 """Batches after which a budget that was lowered is raised again."""
 
@@ -76,24 +76,29 @@ class Scheduler(Generic[P]):
     Attributes:
         rows: Rows in the queue.
         budget: Tokens per batch now: the setting, or fewer after the device ran out of memory.
-        rate: Tokens per second, as measured; ``None`` before the first batch.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.clock = settings, clock
         self.rows = 0
         self.budget = settings.batch_tokens
-        self.rate: float | None = None
         self._callers: Turns[str, Turns[_LineName, Line[P]]] = Turns()
         self._deadlines: list[tuple[float, int, Waiting[P]]] = []
         self._places, self._tokens = Shares(), Shares()  # places are reserved, too
         self._numbers = 0
         self._since_lowered = 0
+        self._backlog = False  # whether the last batch left rows behind
+        self._done = self._busy = 0.0  # tokens and seconds of the last batches
 
     @property
     def tokens(self) -> int:
         """The tokens of the rows in the queue, virtual tokens included."""
         return self._tokens.total
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second, as measured; ``None`` before the first batch."""
+        return self._done / self._busy if self._busy else None
 
     # ------------------------------------------------------------------------------------ admission
 
@@ -238,6 +243,7 @@ class Scheduler(Generic[P]):
             self._callers.charge(row.caller, row.length)
             self._leave(row)
         self._refresh(batch)
+        self._backlog = self.rows > 0
         return batch, late
 
     def _first(self, count: int, key: Hashable | None = None) -> list[Waiting[P]]:
@@ -293,13 +299,11 @@ class Scheduler(Generic[P]):
             self.budget, self._since_lowered = min(2 * self.budget, self.settings.batch_tokens), 0
         if seconds <= 0:
             return
-        seen = tokens / seconds
-        if self.rate is None:
-            self.rate = seen
-        elif 2 * tokens >= self.budget:
-            self.rate += SMOOTHING * (seen - self.rate)
-        else:  # a small batch shows what the device can do at least, not at most
-            self.rate = max(self.rate, seen)
+        small = not self._backlog and 2 * tokens < self.budget
+        if small and tokens < (self.rate or 0.0) * seconds:
+            return  # it shows what the device can do at least, not at most
+        self._done = MEMORY * self._done + tokens
+        self._busy = MEMORY * self._busy + seconds
 
     def lower_budget(self, tokens: int) -> None:
         """After a batch of so many tokens, padding included, did not fit into memory: allow half as many."""
