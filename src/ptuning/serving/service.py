@@ -78,10 +78,8 @@ class Service:
         self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
         self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started = self._draining = self._ended = False
+        self._started = self._draining = False
         self._open: set[_Request] = set()
-        self._idle = asyncio.Event()
-        self._requests = 0
         self.metrics.watch(self)
 
     # ------------------------------------------------------------------------------------------- state
@@ -105,15 +103,6 @@ class Service:
     def failed(self) -> bool:
         """Whether nothing can be answered until the process is started again."""
         return self._engine.failed
-
-    @property
-    def state(self) -> str:
-        """``starting``, ``ready``, ``draining`` or ``failed``."""
-        if self._draining:
-            return "draining"
-        if not self._started:
-            return "starting"
-        return "ready" if self.engine_up else "failed"
 
     @property
     def heartbeat_age(self) -> float:
@@ -161,37 +150,23 @@ class Service:
         if good:
             await self._run(request, good, caller="", deadline=float("inf"))
 
-    async def drain(self, seconds: float) -> None:
-        """Accept no more requests and finish those that were accepted.
-
-        Args:
-            seconds: After so long, the rest get 503.
-        """
+    async def drain(self) -> None:
+        """Accept no more requests. Those that are still open get 503."""
         self._draining = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._requests:
-                    self._idle.clear()
-                    await self._idle.wait()
-        self._abandon()
-        await asyncio.sleep(0)  # the abandoned answer
+        for request in self._open:
+            if not request.finished.done():
+                request.finished.set_exception(gone())
+        await asyncio.sleep(0)  # they are answered
 
     async def close(self) -> None:
         """Stop all threads. What is still open gets 503."""
-        self._draining = True
+        await self.drain()
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        self._abandon()
         for stop in (self._engine.stop, self._tokenising.close, self.tasks.close):
             await asyncio.to_thread(stop)
-
-    def _abandon(self) -> None:
-        self._ended = True
-        for request in list(self._open):
-            if not request.finished.done():
-                request.finished.set_exception(gone())
 
     # ---------------------------------------------------------------------------------------- requests
 
@@ -226,16 +201,11 @@ class Service:
         try:
             self._check(len(rows))
             seconds = min(timeout or self.settings.timeout, self.settings.timeout)
-            self._requests += 1
             try:
                 async with asyncio.timeout(seconds):
                     return await self._answered(rows, truncate, caller, visible, self._clock() + seconds)
             except TimeoutError:
                 raise too_late(seconds) from None
-            finally:
-                self._requests -= 1
-                if not self._requests:
-                    self._idle.set()
         except Refusal as refusal:
             self.metrics.rejected(refusal.kind)
             raise
@@ -303,7 +273,7 @@ class Service:
                     deadline=deadline,
                 )
             )
-        if self._ended:
+        if self._draining:
             raise gone()
         try:
             self._engine.submit(waiting)
