@@ -96,7 +96,7 @@ class FakeService:
     async def start(self) -> None:
         self.ready = True
 
-    async def drain(self, seconds: float) -> None:
+    async def drain(self) -> None:
         self.draining, self.ready = True, False
         if self.hold is not None:
             self.hold.set()

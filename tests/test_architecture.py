@@ -29,7 +29,7 @@ LAYERS = (
             "ptuning.kinds",
             "ptuning.paths",
         ),
-        *("ptuning.task", "ptuning.threads", "ptuning.validation", "ptuning.visible"),
+        *("ptuning.task", "ptuning.threads", "ptuning.typos", "ptuning.validation", "ptuning.visible"),
         *("ptuning.model.config", "ptuning.model.template"),  # choices alone: an adapter's record holds them
     ),
     ("ptuning.adapters",),

@@ -16,7 +16,16 @@ from conftest import WORDS
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-from serving import figures, generator, in_process, over_http, peft_switching, servers
+from serving import (
+    against_infinity,
+    figures,
+    generator,
+    in_process,
+    over_http,
+    peft_switching,
+    report,
+    servers,
+)
 from serving import load as loads
 from serving.__main__ import PARTS, keep
 from serving.generator import Answer, Request
@@ -126,6 +135,39 @@ def test_a_part_replaces_its_own_figures_alone(tmp_path: Path) -> None:
     assert list(found.items()) == [("in-process", {"figures": 2}), ("http", {"figures": 3})]
 
 
+def test_infinity_is_compared_in_the_same_precision_and_in_its_fastest() -> None:
+    rates = {
+        "ptuning fp32, 1,000 tasks, 1 row a request": 50.0,
+        "ptuning fp32, 1,000 tasks, 32 rows a request": 90.0,
+        **{"infinity float32, 32 rows a request": 100.0, "infinity int8, 32 rows a request": 180.0},
+        **{"infinity float32, 1 row a request": 25.0, "infinity int8, 1 row a request": 20.0},
+    }
+    found = against_infinity.beside([{name: {"rate": rate} for name, rate in rates.items()}])
+    many, few = (found[f"ptuning fp32, 1,000 tasks, {words} a request"] for words in ("32 rows", "1 row"))
+    assert (many["reference"], many["ratio"]["median"]) == ("infinity float32, 32 rows a request", 0.9)
+    assert many["beside_its_best"]["reference"] == "infinity int8, 32 rows a request"
+    assert many["beside_its_best"]["ratio"]["median"] == 0.5
+    assert few["reference"] == few["beside_its_best"]["reference"] == "infinity float32, 1 row a request"
+
+
+def test_results_become_tables() -> None:
+    spread = {"median": 2.0, "range": [1.0, 3.0]}
+    sides = {"one": {"rate": spread}, "many": {"rate": spread, "ratio": spread, "reference": "one"}}
+    switched = {"PEFT": {"rate": spread, "ptuning_times_faster": spread, "reference": "many"}}
+    late = {"offered_per_second": 5.0, "p50": spread, "p95": spread, "p99": None, "answered": 0.5}
+    parts = {
+        "in-process": {"figures": {"mrpc bf16": {"sides": sides}}},
+        "peft": {"figures": {"bf16": {"sides": switched}}},
+        "open-loop": {"figures": {"latencies": {"ptuning": late}}},
+        "startup": {"figures": {"1 adapter": {"seconds_to_ready": spread, "resident_mib": spread}}},
+    }
+    text = report.tables(parts)
+    assert "| many | 2 (1 to 3) | 2 (1 to 3) of *one* |" in text
+    assert "| PEFT | 2 (1 to 3) | ptuning is 2 (1 to 3) × faster |" in text
+    assert "| ptuning | 5 | 2 (1 to 3) | 2 (1 to 3) |  | 50.0 % |" in text
+    assert "| 1 adapter | 2 (1 to 3) | 2 (1 to 3) |" in text
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_every_part_has_a_module(name: str) -> None:
     assert callable(importlib.import_module(f"serving.{PARTS[name]}").measure)
@@ -169,7 +211,7 @@ def test_a_slice_over_http(lab: Lab) -> None:
     found = over_http.measure(lab)
     (first,) = found["rounds"]
     asked = {name: side for name, side in first.items() if name.startswith("POST")}
-    assert len(asked) == 4
+    assert len(asked) == 3
     assert all(set(side["codes"]) == {"200"} for side in asked.values()), asked
     assert found["server_memory_mib"]["rss"] > 0
 

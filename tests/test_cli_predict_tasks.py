@@ -262,6 +262,18 @@ def test_near_names_are_suggested(predict: Callable[..., Ran]) -> None:
     assert "did you mean 'task-3'?" in err
 
 
+def test_rows_that_are_left_out_cost_no_more_hints_than_are_shown(
+    predict: Callable[..., Ran], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("ptuning.cli.predict_tasks.one_typo_away", lambda name, known: asked.append(name))
+    write(home / "rows.jsonl", [{"text": "good", "task": f"nothing-{i}"} for i in range(200)])
+    code, _, err = predict("rows.jsonl", "--bad_rows", "skip")
+    assert code == 0
+    assert "left out 200 of 200 rows" in err
+    assert len(asked) == 20
+
+
 def test_an_adapter_on_another_backbone_is_refused_by_name(
     predict: Callable[..., Ran], home: Path, saved: Any, tiny_folder: Path
 ) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ptuning.data.tokens import TokenRow
-from ptuning.serving.engine import Done, Engine, Job
+from ptuning.serving.engine import FAILURES, Done, Engine, Job
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scheduler import Overloaded, Scheduler
@@ -220,6 +220,59 @@ def test_if_the_thread_dies_every_row_is_refused(
     assert refused.value.status == 503
 
 
+@pytest.mark.parametrize("worked", [True, False])
+def test_if_nothing_works_any_more_the_thread_ends(
+    worked: bool, bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a CUDA error that stays: each batch fails, and only a new process helps."""
+    broken = not worked
+
+    def run(rows: Sequence[TokenRow], tasks: Sequence[Any]) -> list[Tensor]:
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return first_token(rows, tasks)
+
+    made = bench(run)
+    made.engine.start()
+    if worked:
+        made.engine.submit([waiting(0)])
+        made.outcomes(1)
+    broken = True
+    for number in range(1, FAILURES + 1):
+        assert not made.engine.failed
+        made.engine.submit([waiting(number)])
+        made.outcomes(number + worked)
+    made.engine._thread.join(30)
+    assert made.engine.failed
+    assert "the engine has ended" in caplog.text
+    last = made.outcomes(FAILURES + worked)
+    assert [last[number].kind for number in range(1, FAILURES + 1)] == [
+        *["inference_failed"] * (FAILURES - 1),
+        "unavailable",
+    ]
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_rows_that_fail_again_and_again_do_not_end_the_thread(
+    memory: bool, bench: Callable[..., Bench]
+) -> None:
+    """Otherwise whoever finds a text on which the model fails could stop the server."""
+
+    def run(rows: Sequence[TokenRow], tasks: Sequence[Any]) -> list[Tensor]:
+        if rows[0].input_ids[0]:
+            raise MemoryError if memory else ValueError
+        return first_token(rows, tasks)
+
+    made = bench(run)
+    made.engine.start()
+    for number in range(3 * FAILURES):
+        made.engine.submit([waiting(number)])
+        made.outcomes(number + 1)
+    assert made.engine.alive
+    made.engine.stop()
+    assert not made.engine.failed, "it was stopped"
+
+
 def test_a_pass_that_hangs_shows_in_the_heartbeat(bench: Callable[..., Bench]) -> None:
     gate = Gate()
     made = bench(gate)
@@ -257,7 +310,7 @@ def test_over_the_limit_nothing_is_admitted(bench: Callable[..., Bench]) -> None
     with pytest.raises(Overloaded):
         made.engine.submit([waiting(9)])
     with pytest.raises(Overloaded):
-        made.engine.check(1)
+        made.engine.reserve("", {"a": 1})
     gate.open.set()
     assert made.outcomes(4) == {i: (float(i),) for i in range(4)}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ptuning.serving.scheduler import PATIENCE, Overloaded, Scheduler
 from ptuning.serving.settings import Settings
+from ptuning.serving.shares import Shares
 from ptuning.serving.turns import Line, Turns, Waiting
 
 
@@ -77,16 +80,20 @@ class Machine(RuleBasedStateMachine):
     def arrive(self, caller: str, task: str, key: str, lengths: list[int], seconds: float) -> None:
         """A request is admitted entirely or not at all, and refused only over the limit."""
         rows = [row(length, task, caller, key, self.clock.now + seconds) for length in lengths]
-        over = sum(each.length for each in self.waiting) > self.queue.limit
-        if over:
-            with pytest.raises(Overloaded) as refused:
-                self.queue.admit(rows)
-            assert refused.value.retry_after >= 1
-            assert refused.value.retry_after == int(refused.value.retry_after)
-        else:
+        tokens = sum(each.length for each in self.waiting)
+        own = sum(each.length for each in self.waiting if (each.caller, each.task) == (caller, task))
+        try:
             self.queue.admit(rows)
+        except Overloaded as error:
+            refused = error
+        else:
+            assert own <= self.queue.limit
             self.waiting += rows
             self.admitted += len(rows)
+            return
+        assert tokens > self.queue.limit
+        assert refused.retry_after >= 1
+        assert refused.retry_after == int(refused.retry_after)
 
     @rule(data=st.data())
     @precondition(lambda self: self.waiting)
@@ -311,7 +318,21 @@ def test_a_small_batch_does_not_lower_the_rate() -> None:
     scheduler.ran(1, 0.1)
     assert scheduler.rate == 1000
     scheduler.ran(100, 0.2)
-    assert scheduler.rate == pytest.approx(900)
+    assert 500 < scheduler.rate < 1000
+
+
+def test_short_rows_lower_the_rate_while_others_wait() -> None:
+    """Such batches are full by their rows, not by their tokens; the limit is in seconds for them, too."""
+    clock = Clock()
+    scheduler = queue(clock, queue_batches=1, batch_tokens=4096, batch_rows=64, queue_seconds=2.0)
+    scheduler.ran(4096, 0.2)
+    assert scheduler.limit == pytest.approx(2 * 20_480)
+    scheduler.admit([row(8, task=f"t{i % 4}", key=i % 4) for i in range(4_000)])
+    for _ in range(40):
+        batch, _ = scheduler.take()
+        scheduler.ran(sum(each.length for each in batch), 0.1)
+    assert scheduler.rate == pytest.approx(64 * 8 / 0.1, rel=0.05)
+    assert scheduler.limit == pytest.approx(2 * 5_120, rel=0.05)
 
 
 def test_a_large_request_is_admitted_like_a_small_one() -> None:
@@ -325,11 +346,166 @@ def test_a_large_request_is_admitted_like_a_small_one() -> None:
 
 
 def test_rows_have_a_bound_too() -> None:
+    """Those that are being prepared count; a caller has at most as many as it leaves free."""
     scheduler = queue(queue_rows=10, max_rows=10)
-    scheduler.admit([row() for _ in range(8)])
+    scheduler.reserve("x", {"a": 10})
     with pytest.raises(Overloaded):
-        scheduler.admit([row() for _ in range(3)])
-    scheduler.admit([row() for _ in range(2)])
+        scheduler.reserve("y", {"a": 1})
+    scheduler.release("x", {"a": 10})
+    scheduler.reserve("x", {"a": 4})
+    scheduler.admit([row(caller="x") for _ in range(4)])
+    scheduler.release("x", {"a": 4})
+    for caller, task in (("x", "a"), ("x", "b"), ("y", "a")):
+        with pytest.raises(Overloaded):
+            scheduler.reserve(caller, {task: 4})
+    scheduler.reserve("x", {"a": 1})
+    scheduler.reserve("y", {"a": 1})
+
+
+@given(
+    amounts=st.dictionaries(
+        st.sampled_from("xyz"), st.dictionaries(st.sampled_from("abc"), st.integers(1, 9), min_size=1)
+    ),
+    new=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9), min_size=1),
+)
+def test_what_goes_before_a_request_is_what_fair_turns_serve(
+    amounts: dict[str, dict[str, int]], new: dict[str, int]
+) -> None:
+    """Each caller and each of its tasks is served one at a time, in turn, until the request is done."""
+    shares = Shares()
+    for caller, tasks in amounts.items():
+        for task, amount in tasks.items():
+            shares.add(caller, task, amount)
+    own = dict(amounts.get("x", {}))
+    left = Counter(own) + Counter(new)
+    served = 0  # of the caller, until all tasks of the request are done
+    while any(left[task] for task in new):
+        for task in [*left]:
+            if left[task]:
+                left[task] -= 1
+                served += 1
+    others = sum(min(sum(tasks.values()), served) for name, tasks in amounts.items() if name != "x")
+    assert shares.before("x", new) == served - sum(new.values()) + others
+    for caller, tasks in amounts.items():
+        for task, amount in tasks.items():
+            shares.add(caller, task, -amount)
+    assert shares.before("x", new) == shares.total == 0
+    assert not shares._callers
+    assert not shares._tasks
+
+
+RATE = 20_000
+"""Tokens per second of the simulated device."""
+
+
+@dataclass
+class Sender:
+    """Sends requests of ``rows`` rows: ``per_second`` of them, or another as soon as one is admitted."""
+
+    caller: str
+    task: str
+    rows: int
+    length: int = 50
+    per_second: float | None = None
+    admitted: int = 0
+    refused: int = 0
+    retry_after: list[float] = field(default_factory=list)
+
+    def send(self, scheduler: Scheduler[Any], now: float) -> bool:
+        try:
+            scheduler.reserve(self.caller, {self.task: self.rows})
+        except Overloaded as error:
+            self.refused += 1
+            self.retry_after.append(error.retry_after)
+            return False
+        try:
+            deadline = now + scheduler.settings.timeout
+            scheduler.admit(
+                [row(self.length, self.task, self.caller, deadline=deadline) for _ in range(self.rows)]
+            )
+        except Overloaded as error:
+            self.refused += 1
+            self.retry_after.append(error.retry_after)
+            return False
+        finally:
+            scheduler.release(self.caller, {self.task: self.rows})
+        self.admitted += 1
+        return True
+
+
+def simulate(senders: Sequence[Sender], seconds: float = 10.0) -> tuple[float, int]:
+    """Run the queue on a device of a fixed speed.
+
+    Returns:
+        The longest that a row of the senders that are limited waited, and the most rows in the queue.
+    """
+    clock = Clock()
+    scheduler: Scheduler[Any] = Scheduler(Settings(), clock)
+    scheduler.ran(1000, 1000 / RATE)
+    begun, longest, most = clock.now, 0.0, 0
+    due = {id(each): begun + 0.1 for each in senders if each.per_second}
+    modest = {each.caller + each.task for each in senders if each.per_second}
+    while clock.now < begun + seconds:
+        for each in senders:
+            if each.per_second is None:
+                while each.send(scheduler, clock.now):
+                    pass
+            elif clock.now >= due[id(each)]:
+                due[id(each)] += 1 / each.per_second
+                each.send(scheduler, clock.now)
+        most = max(most, scheduler.rows)
+        batch, late = scheduler.take()
+        assert not [each for each in late if each.caller + each.task in modest]
+        tokens = sum(each.length for each in batch)
+        took = max(tokens / RATE, 0.005)
+        clock.now += took
+        scheduler.ran(tokens, took)
+        for each in batch:
+            if each.caller + each.task in modest:
+                sent = each.deadline - scheduler.settings.timeout
+                longest = max(longest, clock.now - sent)
+    return longest, most
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        [Sender("flood", "f", 32)],
+        [Sender("flood", "f", 1)],
+        [Sender("flood", "f", 1024, length=450)],
+        [Sender("flood", "f", 1024, length=1)],
+        [Sender("flood", f"f{i}", 64) for i in range(50)],
+        [Sender(f"flood {i}", "f", 64) for i in range(50)],
+    ],
+    ids=["rows", "single rows", "large requests", "short rows", "fifty tasks", "fifty callers"],
+)
+def test_a_flood_does_not_get_others_refused(flood: list[Sender]) -> None:
+    """Whoever retries at once gets 429, and a caller with a few rows per second hardly ever."""
+    flood = [replace(each, retry_after=[]) for each in flood]
+    modest = Sender("modest", "m", 1, per_second=4)
+    longest, most = simulate([*flood, modest])
+    assert modest.refused == 0
+    assert modest.admitted >= 35
+    assert longest < 1
+    assert most <= Settings().queue_rows
+    for each in flood:
+        assert each.refused >= 5
+        assert all(1 <= wait <= 60 for wait in each.retry_after)
+
+
+def test_without_keys_a_flood_of_one_task_does_not_get_others_refused() -> None:
+    """All callers are one, so only the tasks are told apart."""
+    flood, modest = Sender("", "f", 32), Sender("", "m", 1, per_second=4)
+    longest, _ = simulate([flood, modest])
+    assert modest.refused == 0
+    assert flood.refused >= 10
+    assert longest < 1
+
+
+def test_the_queue_is_bounded_however_many_send() -> None:
+    senders = [Sender(f"flood {i}", "f", 8) for i in range(200)]
+    _, most = simulate(senders, 5)
+    assert most * 50 <= 10 * 2 * RATE, "at most the limit times ln(200) + 1, and a request"
 
 
 def test_the_budget_comes_back_after_a_while() -> None:

@@ -112,13 +112,13 @@ def test_a_task_is_replaced_at_once(tasks: TaskRegistry, two_versions: tuple[Pat
 
 def test_a_removed_task_is_unknown(tasks: TaskRegistry, two_versions: tuple[Path, Path]) -> None:
     tasks.load("spam", two_versions[0])
-    asyncio.run(tasks.delete("spam"))
+    tasks.remove("spam")
     for find in (tasks.get, tasks.packed):
         with pytest.raises(Refusal) as refused:
             find("spam")
         assert (refused.value.status, refused.value.kind) == (404, "unknown_task")
     with pytest.raises(Refusal):
-        asyncio.run(tasks.delete("spam"))
+        tasks.remove("spam")
     assert tasks.table.names == ()
 
 
@@ -136,6 +136,22 @@ def test_near_names_are_suggested_among_those_that_one_may_see(
     with pytest.raises(Refusal) as refused:
         tasks.get("spam-de", lambda name: False)
     assert str(refused.value) == "no task 'spam-de'", "as if there was none"
+
+
+def test_an_unknown_name_costs_little_however_many_tasks_there_are(
+    tasks: TaskRegistry, two_versions: tuple[Path, Path]
+) -> None:
+    """It is looked up on the event loop, for whoever sends any name."""
+    tasks.load("spam", two_versions[0])
+    looked: list[str] = []
+    for name in ("spam-spam-spam", "a" * 128, "b" * 100_000):
+        with pytest.raises(Refusal):
+            tasks.get(name, lambda each: bool(looked.append(each)))
+    assert looked == [], "whether a task is visible is asked for known names only"
+    tasks._served |= {f"task-{number}": tasks.get("spam") for number in range(2000)}
+    with pytest.raises(Refusal, match="did you mean task-1999"):
+        tasks.get("tsak-1999", lambda each: not looked.append(each))
+    assert looked == ["task-1999"]
 
 
 @pytest.mark.parametrize(
@@ -156,11 +172,23 @@ def test_an_adapter_of_another_backbone_is_refused_by_name(
 ) -> None:
     tasks.load("spam", two_versions[0])
     with pytest.raises(AdapterMismatch, match="other-bert"):
-        asyncio.run(tasks.put("spam", foreign))
+        tasks.load("spam", foreign)
     assert "other-bert" in tasks.failures["spam"]
     assert tasks.get("spam").digest == digest(two_versions[0]), "the old version goes on"
     tasks.load("spam", two_versions[1])
     assert tasks.failures == {}
+
+
+def test_the_refusal_of_an_upload_is_counted_and_not_kept(
+    tasks: TaskRegistry, foreign: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its sender gets it, and nothing that is there has failed."""
+    with pytest.raises(AdapterMismatch):
+        asyncio.run(tasks.put("new", foreign))
+    assert tasks.failures == {}
+    assert "the adapter for the task new was refused" in caplog.text
+    value = tasks.metrics.registry.get_sample_value
+    assert value("ptuning_task_loads_total", {"result": "refused"}) == 1
 
 
 @pytest.mark.parametrize("file", adapters.OWN_FILES)
@@ -336,11 +364,58 @@ def test_a_folder_that_is_moved_aside_is_waited_for(
     assert "spam" in watched.tasks
 
 
-@pytest.mark.parametrize(
-    "name", [".spam.tmp-01234567-89abcdef", ".spam.new-01234567-89abcdef", ".hidden", "with space", "ä"]
-)
-def test_other_names_are_not_tasks(name: str, watched: Watched, two_versions: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("name", [".spam.tmp-01234567-89abcdef", ".spam.new-01234567-89abcdef", ".hidden"])
+def test_hidden_folders_are_not_tasks(name: str, watched: Watched, two_versions: tuple[Path, Path]) -> None:
     shutil.copytree(two_versions[0], watched.folder / name)
+    assert watched.scan() == Changes()
+    assert watched.tasks.failures == {}
+
+
+@pytest.mark.parametrize(("name", "shown"), [("my task", "my task"), ("ä", "ä"), ("a\nb", "a\\nb")])
+def test_an_adapter_whose_folder_has_another_name_is_reported(
+    name: str,
+    shown: str,
+    watched: Watched,
+    two_versions: tuple[Path, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(two_versions[0], watched.folder / name)
+    (watched.folder / "just notes").mkdir()
+    for _ in range(2):
+        assert watched.scan() == Changes()
+    assert list(watched.tasks.failures) == [shown]
+    assert "rename it" in watched.tasks.failures[shown]
+    assert caplog.text.count("rename it") == 1
+    os.rename(watched.folder / name, watched.folder / "good")
+    assert watched.scan() == Changes(loaded=("good",))
+    assert watched.tasks.failures == {}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), OSError(5, "EIO")])
+def test_an_error_that_may_pass_is_tried_again(
+    error: Exception,
+    watched: Watched,
+    two_versions: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No file changes meanwhile; the log has it once."""
+    watched.put("spam", two_versions[0])
+
+    def failing(*given: Any) -> Any:
+        if isinstance(error, OSError):
+            raise AdapterError("it cannot be read") from error
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks_module.adapters, "load", failing)
+        for _ in range(3):
+            assert watched.scan() == Changes(refused=("spam",))
+    assert list(watched.tasks.failures) == ["spam"]
+    assert watched.tasks.failures["spam"]
+    assert caplog.text.count("was refused") == 1
+    assert watched.scan() == Changes(loaded=("spam",))
+    assert watched.tasks.failures == {}
     assert watched.scan() == Changes()
 
 

@@ -60,6 +60,7 @@ def main() -> None:
     base = QUICK if given.quick else Plan()
     plan = Plan(**{**vars(base), **{name: value for name, value in asked.items() if value is not None}})
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     with folder(given.scratch) as scratch:
         lab = Lab(plan, scratch)
         for name in names:

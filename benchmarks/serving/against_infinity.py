@@ -7,8 +7,9 @@ infinity is in an environment of its own: ``make bench-infinity``.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,10 @@ from serving.tasks import SENTIMENT
 ENVIRONMENT = Path(__file__).parent.parent.parent / ".venv-infinity"
 PROGRAM = ENVIRONMENT / "bin" / "infinity_emb"
 MODEL = "sentiment"
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPE_OF = {"bf16": "bfloat16", "fp32": "float32"}
+"""infinity's name of our precisions."""
+TESTED = 256
+"""Rows on which infinity's accuracy is measured."""
 MISSING = "infinity's environment is not there: make it with make bench-infinity"
 
 
@@ -38,40 +42,58 @@ def measure(lab: Lab) -> dict[str, Any]:
     if not PROGRAM.exists():
         raise servers.Missing(MISSING)
     folder, classifier = fine_tuned(lab)
-    ours = {"bf16": lab.adapters(lab.plan.most), "fp32": lab.adapters(lab.plan.most)}
+    # bf16 only where it is faster than fp32.
+    precisions = ["fp32", *({lab.precision} - {"fp32"})]
+    dtypes = [*(DTYPE_OF[precision] for precision in precisions), "int8"]
+    adapters = lab.adapters(lab.plan.most)
     with ExitStack() as stack:
         running: dict[str, Server] = {}
-        for precision, adapters in ours.items():
+        for precision in precisions:
             server = stack.enter_context(servers.ptuning(adapters, lab.model, precision=precision))
             running[f"ptuning {precision}"] = server
-        for dtype in DTYPES:
+        for dtype in dtypes:
             with named(f"infinity {dtype}"):
                 server = stack.enter_context(servers.infinity(PROGRAM, folder, MODEL, dtype))
             running[f"infinity {dtype}"] = server
         for server in running.values():
             warm_up(lab, server)
+        accuracy = {
+            name: accuracy_of(lab, server) for name, server in running.items() if name.startswith("infinity")
+        }
         sides = dict(_sides(lab, running))
         rounds = alternating(sides, lab.plan.peer_rounds, "infinity")
         memory = {name: server.memory() for name, server in running.items()}
-    best = {}
-    found = compared(rounds, {})
-    for words in (f"{BATCH} rows", "1 row"):
-        theirs = {name: each for name, each in found.items() if name.startswith("infinity") and words in name}
-        best[words] = max(theirs, key=lambda name: theirs[name]["rate"]["median"])
-    references = {
-        name: best[words] for words in best for name in sides if words in name and name not in best.values()
-    }
     return {
         "data": "sst2",
+        "faster_precision": lab.precision,
         "classifier": classifier,
+        "infinity_accuracy": accuracy,
         "infinity": versions(),
         "infinity_options": list(servers.INFINITY_OPTIONS),
         "connections": {f"{BATCH} rows": FEW, "1 row": MANY},
-        "infinity_best": best,
-        "sides": compared(rounds, references),
+        "sides": beside(rounds),
         "rounds": rounds,
         "memory_mib": memory,
     }
+
+
+def beside(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Our sides' ratios to infinity in the same precision, and to infinity in its fastest one."""
+    same_as = {f"ptuning {precision}": f"infinity {dtype}" for precision, dtype in DTYPE_OF.items()}
+    medians = {name: statistics.median(each[name]["rate"] for each in rounds) for name in rounds[0]}
+    same, best = {}, {}
+    for name in medians:
+        server, _, words = name.partition(", ")
+        words = words.rpartition(", ")[2]  # without the number of tasks
+        if server in same_as:
+            theirs = [each for each in medians if each.startswith("infinity") and each.endswith(words)]
+            same[name] = f"{same_as[server]}, {words}"
+            best[name] = max(theirs, key=lambda each: medians[each])
+    found = compared(rounds, same)
+    for name, each in compared(rounds, best).items():
+        if name in best:
+            found[name]["beside_its_best"] = {"reference": best[name], "ratio": each.get("ratio")}
+    return found
 
 
 @contextmanager
@@ -100,7 +122,7 @@ def _sides(lab: Lab, running: dict[str, Server]) -> Iterator[tuple[str, Side]]:
             if name.startswith("ptuning"):
                 asked_ = {
                     f"{name}, {count:,} task{'s' * (count > 1)}, {words}": replace(what, tasks=count)
-                    for count in (counts if name.endswith("bf16") else counts[-1:])
+                    for count in (counts if name.endswith(lab.precision) else counts[-1:])
                 }
             for full, each in asked_.items():
                 yield full, _while_alone(asked(each), server, list(running.values()))
@@ -120,6 +142,18 @@ def warm_up(lab: Lab, server: Server) -> None:
     for rows in (1, BATCH):
         what = Load(urls=(server.url,), texts=lab.texts, route="classify", rows=rows, model=name)
         load.run(replace(what, tasks=1, connections=FEW, seconds=0.5, warm=0.0))
+
+
+def accuracy_of(lab: Lab, server: Server) -> float:
+    """Of infinity's classifier, as it is served: fewer bits may cost some."""
+    rows = lab.labelled("sst2", "test")[:TESTED]
+    right = 0
+    for at in range(0, len(rows), BATCH):
+        texts, wanted = zip(*rows[at : at + BATCH], strict=True)
+        found = servers.ask(f"{server.url}/classify", {"model": MODEL, "input": texts})["data"]
+        best = [max(scores, key=lambda each: float(each["score"]))["label"] for scores in found]
+        right += sum(SENTIMENT[label] == name for label, name in zip(wanted, best, strict=True))
+    return round(right / len(rows), 3)
 
 
 def versions() -> dict[str, str]:
@@ -160,7 +194,7 @@ def fine_tuned(lab: Lab) -> tuple[Path, dict[str, Any]]:
         optimizer.zero_grad()
     model.eval().save_pretrained(target)
     tokenizer.save_pretrained(target)
-    tested = lab.labelled("sst2", "test")[:256]
+    tested = lab.labelled("sst2", "test")[:TESTED]
     with torch.inference_mode():
         inputs = tokenizer([text for text, _ in tested], padding=True, truncation=True, return_tensors="pt")
         right = model(**inputs).logits.argmax(-1) == torch.tensor([label for _, label in tested])

@@ -17,7 +17,7 @@ from ptuning.model import Backbone
 from ptuning.model.table import TaskTable
 from serving import tasks
 from serving.figures import Side, all_to, alternating, compared
-from serving.lab import Lab
+from serving.lab import DTYPES, Lab
 from serving.names import Draw, drawn
 from worker import Quiet
 
@@ -29,9 +29,8 @@ Rows = Sequence[Any]
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Pairs of texts in both precisions, single texts in the faster one."""
-    cells = (("mrpc", "bf16"), ("mrpc", "fp32"), ("sst2", "bf16"))
-    return {f"{data} {precision}": cell(lab, data, precision) for data, precision in cells}
+    """Pairs of texts in both precisions; ``over_http.py`` has single texts."""
+    return {f"mrpc {precision}": cell(lab, "mrpc", precision) for precision in DTYPES}
 
 
 def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
     pair = data == "mrpc"
     backbone, most = lab.backbone(precision), lab.plan.most
     batches = lab.plan.rows // BATCH
-    count = BATCH * (batches if precision == "bf16" else max(1, batches // 2))
+    count = BATCH * (batches if precision == lab.precision else max(1, batches // 2))
     rows = _sorted(_repeated(lab.rows(data), count))
     prompt = tasks.native_prompt() if pair else tasks.default_prompt()
     task = Task(problem_type="single_label_classification", labels=("no", "yes"), pair=pair)
@@ -47,8 +46,8 @@ def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
     kinds = tasks.kinds(backbone, lab.plan.kinds, pair=pair)
     unlike = tasks.unlike(backbone, kinds, most)
     one = PTuningModel.from_backbone(backbone, prompt, task=task, tokenizer=lab.tokenizer)
-    for each in kinds:
-        each.tokenizer = lab.tokenizer
+    for model in kinds:
+        model.tokenizer = lab.tokenizer
 
     sides: dict[str, Side] = {ONE: _side(lambda rows, _: Predictor(one, batch_size=BATCH)(rows), rows)}
     for tasks_count in lab.plan.tasks:
@@ -62,9 +61,9 @@ def cell(lab: Lab, data: str, precision: str) -> dict[str, Any]:
         )
     references = all_to(ONE, sides)
     mixed = f"{most:,} unlike tasks, uniform"
-    batches = _sorted(_repeated(lab.rows(data), BATCH * len(kinds)))  # one for each kind
-    sides[OWN] = _side(partial(_own_batches, kinds), batches)
-    sides[mixed] = _side(partial(_mixed, lab, unlike, most, "uniform"), batches)
+    each_kind = _sorted(_repeated(lab.rows(data), BATCH * len(kinds)))  # a batch for each kind
+    sides[OWN] = _side(partial(_own_batches, kinds), each_kind)
+    sides[mixed] = _side(partial(_mixed, lab, unlike, most, "uniform"), each_kind)
     sides[f"{mixed}, a pass a task"] = _side(partial(_grouped, lab, unlike, most), rows)
     references |= dict.fromkeys(list(sides)[-2:], OWN)
 

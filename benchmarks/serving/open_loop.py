@@ -1,8 +1,8 @@
 """Latencies at fixed rates: Poisson arrivals of one row each, tasks drawn Zipf-like from 1,000.
 
-Latency counts from the time at which a request was to be sent. Both servers get the same rates, shares of
-what ``ptuning serve`` takes in a closed loop; and each gets 60 % of its own. The load generator's own ceiling
-is measured against a server that does nothing.
+Latency counts from the time at which a request was to be sent. All servers get the same rates, shares of what
+``ptuning serve`` takes in a closed loop. infinity has one model, in the same precision and in int8. The load
+generator's own ceiling is measured against a server that does nothing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from serving import load, servers
-from serving.against_infinity import MISSING, MODEL, PROGRAM, fine_tuned, warm_up
+from serving.against_infinity import DTYPE_OF, MISSING, MODEL, PROGRAM, fine_tuned, warm_up
 from serving.figures import spread
 from serving.lab import Lab
 from serving.load import Load
 from serving.over_http import MANY
 
 SHARES = (0.3, 0.6, 0.8)
-OURS, THEIRS = "ptuning", "infinity"
-DTYPE = "bfloat16"
-"""infinity's; the same precision as ours."""
+OURS = "ptuning"
 
 
 def measure(lab: Lab) -> dict[str, Any]:
@@ -30,10 +28,15 @@ def measure(lab: Lab) -> dict[str, Any]:
     if not PROGRAM.exists():
         raise servers.Missing(MISSING)
     folder, _ = fine_tuned(lab)
+    dtypes = (DTYPE_OF[lab.precision], "int8")
     with ExitStack() as stack:
+        adapters = lab.adapters(lab.plan.most)
         running = {
-            OURS: stack.enter_context(servers.ptuning(lab.adapters(lab.plan.most), lab.model)),
-            THEIRS: stack.enter_context(servers.infinity(PROGRAM, folder, MODEL, DTYPE)),
+            OURS: stack.enter_context(servers.ptuning(adapters, lab.model, precision=lab.precision)),
+            **{
+                f"infinity {dtype}": stack.enter_context(servers.infinity(PROGRAM, folder, MODEL, dtype))
+                for dtype in dtypes
+            },
         }
         nothing = stack.enter_context(servers.trivial())
         common = Load(
@@ -45,10 +48,8 @@ def measure(lab: Lab) -> dict[str, Any]:
             seconds=lab.plan.seconds,
             warm=lab.plan.warm,
         )
-        loads = {
-            OURS: replace(common, urls=(running[OURS].url,), tasks=lab.plan.most, draw="zipf"),
-            THEIRS: replace(common, urls=(running[THEIRS].url,), model=MODEL),
-        }
+        loads = {name: replace(common, urls=(server.url,), model=MODEL) for name, server in running.items()}
+        loads[OURS] = replace(loads[OURS], model="", tasks=lab.plan.most, draw="zipf")
 
         for server in running.values():
             warm_up(lab, server)
@@ -68,8 +69,6 @@ def measure(lab: Lab) -> dict[str, Any]:
                 closed[name].append(asked(name, replace(what, seed=number))["requests_per_second"])
         capacity = {name: statistics.median(rates) for name, rates in closed.items()}
         rates = {f"{share:.0%} of {OURS}'s capacity": max(1, share * capacity[OURS]) for share in SHARES}
-        if capacity[THEIRS] < capacity[OURS]:
-            rates[f"60% of {THEIRS}'s capacity"] = max(1, 0.6 * capacity[THEIRS])
         rounds: list[dict[str, Any]] = []
         for number in range(lab.plan.open_rounds):
             results: dict[str, Any] = {}
@@ -84,8 +83,8 @@ def measure(lab: Lab) -> dict[str, Any]:
         at_top = load.run(replace(common, rate=top, seconds=lab.plan.open_seconds))
     return {
         "data": "sst2",
-        "precision": {OURS: "bf16", THEIRS: DTYPE},
-        "tasks": {OURS: lab.plan.most, THEIRS: 1},
+        "precision": lab.precision,
+        "tasks": lab.plan.most,
         "capacity_per_second": {name: spread(its) for name, its in closed.items()},
         "generator": {
             "what": "the same generator against a server that does nothing, on the same cores",

@@ -38,18 +38,17 @@ def loads(lab: Lab, url: str) -> dict[str, Load]:
         f"POST /v1/rows, {BATCH} rows a request": common,
         "POST /v1/rows, 1 row a request": replace(common, rows=1, connections=MANY),
         f"POST /classify, {BATCH} rows a request": replace(common, route="classify"),
-        "POST /tasks/{task}, 1 row a request": replace(common, route="task", rows=1, connections=MANY),
     }
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Closed loops, in bf16."""
+    """Closed loops, in the machine's faster precision."""
     folder = lab.adapters(lab.plan.most)
     task = Task(problem_type="single_label_classification", labels=tasks.SENTIMENT)
-    backbone = lab.backbone("bf16")
+    backbone = lab.backbone(lab.precision)
     table = tasks.like(backbone, tasks.default_prompt(), task, lab.plan.most)
     texts = lab.rows("sst2")
-    with servers.ptuning(folder, lab.model) as server:
+    with servers.ptuning(folder, lab.model, precision=lab.precision) as server:
 
         def inside(batch: int) -> Side:
             def side(number: int) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def measure(lab: Lab) -> dict[str, Any]:
     references = {name: INSIDE for name in sides if name != INSIDE}
     return {
         "data": "sst2",
-        "precision": "bf16",
+        "precision": lab.precision,
         "tasks": lab.plan.most,
         "connections": {f"{BATCH} rows": FEW, "1 row": MANY},
         "sides": compared(rounds, references),

@@ -12,7 +12,7 @@ class Plan:
     Args:
         rounds: How often each side is measured, alternating with the others.
         peer_rounds: The same for the comparisons over HTTP with infinity and with a process a task.
-        rows: Rows that a side in this process answers in a round, in bf16; in fp32 half of them.
+        rows: Rows that a side in this process answers in a round; half of them in the slower precision.
         seconds: How long each load over HTTP lasts in a round.
         warm: Seconds before that which are left out.
         open_seconds: How long each open loop lasts in a round.
@@ -26,11 +26,11 @@ class Plan:
 
     rounds: int = 5
     peer_rounds: int = 3
-    rows: int = 192
+    rows: int = 128
     seconds: float = 2.5
     warm: float = 0.5
-    open_seconds: float = 10.0
-    open_rounds: int = 2
+    open_seconds: float = 12.0
+    open_rounds: int = 1
     tasks: tuple[int, ...] = (1, 10, 100, 1000)
     kinds: int = 12
     processes: int = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from serving import servers
@@ -14,13 +15,15 @@ from serving.over_http import MANY, asked
 
 
 def measure(lab: Lab) -> dict[str, Any]:
-    """Requests of one row, each for one of the tasks, in bf16."""
+    """Requests of one row, each for one of the tasks."""
     count = lab.plan.processes
     with ExitStack() as stack:
-        one = stack.enter_context(servers.ptuning(lab.adapters(count), lab.model))
-        many = [
-            stack.enter_context(servers.ptuning(lab.adapters(1, first), lab.model)) for first in range(count)
-        ]
+
+        def serving(folder: Path) -> servers.Server:
+            return stack.enter_context(servers.ptuning(folder, lab.model, precision=lab.precision))
+
+        one = serving(lab.adapters(count))
+        many = [serving(lab.adapters(1, first)) for first in range(count)]
         common = Load(
             urls=(one.url,),
             texts=lab.texts,
@@ -40,7 +43,7 @@ def measure(lab: Lab) -> dict[str, Any]:
         memory = {together: [one.memory()], apart: [server.memory() for server in many]}
     return {
         "data": "sst2",
-        "precision": "bf16",
+        "precision": lab.precision,
         "connections": MANY,
         "sides": compared(rounds, {apart: together}),
         "rounds": rounds,

@@ -50,6 +50,8 @@ def _rates(sides: Mapping[str, Any]) -> str:
             beside = f"{_spread(side['ratio'])} of *{side['reference']}*"
         elif "ptuning_times_faster" in side:
             beside = f"ptuning is {_spread(side['ptuning_times_faster'])} × faster"
+        if (best := side.get("beside_its_best")) and best["ratio"] and best["reference"] != side["reference"]:
+            beside += f"; {_spread(best['ratio'])} of *{best['reference']}*"
         rows.append((name, _spread(side["rate"]), beside))
     return table(("side", "median (range)", "beside"), rows)
 

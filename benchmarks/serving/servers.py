@@ -141,9 +141,11 @@ def free_port() -> int:
         return port
 
 
-def ask(url: str) -> Any:
-    """The JSON at ``url``."""
-    with urllib.request.urlopen(url, timeout=30) as response:
+def ask(url: str, body: Any = None) -> Any:
+    """The JSON at ``url``; the answer to ``body`` if there is one."""
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data, {"content-type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as response:
         return json.load(response)
 
 
@@ -152,7 +154,7 @@ def ptuning(
     folder: Path,
     model: str,
     *,
-    precision: str = "bf16",
+    precision: str,
     options: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:

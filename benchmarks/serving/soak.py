@@ -71,7 +71,7 @@ class Soak:
 
     seconds: float = 3600.0
     tasks: int = 40
-    clients: int = 16
+    clients: int = 12
     pause: float = 0.5
     change: float = 2.0
     texts: int = 40

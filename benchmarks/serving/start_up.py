@@ -15,7 +15,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
     def start(count: int) -> Side:
         def side(_: int) -> dict[str, Any]:
-            with servers.ptuning(lab.adapters(count), lab.model) as server:
+            with servers.ptuning(lab.adapters(count), lab.model, precision=lab.precision) as server:
                 served = len(servers.ask(f"{server.url}/models")["data"])
                 if served != count:
                     raise RuntimeError(f"{served} tasks are served, not {count}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ptuning.cli.options import Parser
 from ptuning.cli.shared import bytes_of, device_of, pack
 from ptuning.errors import ConfigError, PTuningError, UserError
+from ptuning.typos import one_typo_away
 
 if TYPE_CHECKING:
     from ptuning.data import Example
@@ -120,6 +121,8 @@ class TaskAnswers:
         self, examples: Iterable[Example | None], waiting: deque[Example], refused: LeftOut
     ) -> Iterator[tuple[Example, str] | None]:
         """The rows whose task is loaded by now."""
+        from ptuning.data.bad_rows import NAMED
+
         for example in examples:
             if example is None:
                 yield None
@@ -128,24 +131,24 @@ class TaskAnswers:
             try:
                 self._folder.load(name)
             except KeyError:
-                self._refuse(example, self._unknown(example, name), refused)
+                # Only the first problems are shown, and a hint takes half a millisecond.
+                unknown = self._unknown(example, name, hint=refused.count < NAMED)
+                self._refuse(example, unknown, refused)
                 continue
             waiting.append(example)
             yield example, name
 
-    def _unknown(self, example: Example, name: str) -> PTuningError:
-        from difflib import get_close_matches
-
+    def _unknown(self, example: Example, name: str, *, hint: bool) -> PTuningError:
         from ptuning.data.places import listing
         from ptuning.errors import DataError
 
         names = self._folder.names
-        near = get_close_matches(name, names, n=1, cutoff=0.7)
+        near = one_typo_away(name, frozenset(names).__contains__) if hint else None
         return DataError(
             f"{example.place}, the task",
             got=repr(name),
             expected=f"an adapter in {self._folder.path}: {listing(names, 8)}",
-            remedy=f"did you mean {near[0]!r}?" if near else None,
+            remedy=f"did you mean {near!r}?" if near else None,
         )
 
     def _refuse(self, example: Example, error: PTuningError, refused: LeftOut) -> None:

@@ -1,7 +1,8 @@
 """The one thread that runs the backbone: takes batches from the queue, and hands their answers back.
 
 A batch that fails is halved and run again, down to single rows, so that a bad row fails alone. If the device
-is out of memory, later batches are smaller, too.
+is out of memory, later batches are smaller, too. After some CUDA errors nothing works until the process is
+started again: then the thread ends.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,9 @@ HEARTBEAT = 1.0
 
 STOP = 30.0
 """Seconds that a batch may take when the server stops."""
+
+FAILURES = 8
+"""Failed batches in a row after which the engine looks whether the device still works."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -98,6 +102,8 @@ class Engine:
         self._changed = threading.Condition()
         self._running: list[Waiting[Job]] = []
         self._stopping = self._dead = False
+        self._failures = 0  # batches without an answer in a row
+        self._good: Job | None = None  # the last that was answered
         self._beat = self._clock()
         self._thread = threading.Thread(target=self._live, name="ptuning-engine", daemon=True)
 
@@ -124,6 +130,11 @@ class Engine:
         return self._thread.is_alive() and not self._dead
 
     @property
+    def failed(self) -> bool:
+        """Whether the thread has ended by itself. It does not start again."""
+        return self._dead and not self._stopping
+
+    @property
     def heartbeat_age(self) -> float:
         """Seconds since the thread last showed that it is alive; while a pass runs, how long it has taken."""
         return self._clock() - self._beat
@@ -133,10 +144,15 @@ class Engine:
         """Rows and tokens in the queue."""
         return self._scheduler.rows, self._scheduler.tokens
 
-    def check(self, rows: int) -> None:
-        """Raise if a request of so many rows would not be admitted; see :meth:`Scheduler.check`."""
+    def reserve(self, caller: str, rows: Mapping[str, int]) -> None:
+        """Keep places for the rows of a request; see :meth:`Scheduler.reserve`."""
         with self._changed:
-            self._scheduler.check(rows)
+            self._scheduler.reserve(caller, rows)
+
+    def release(self, caller: str, rows: Mapping[str, int]) -> None:
+        """Give back what :meth:`reserve` kept."""
+        with self._changed:
+            self._scheduler.release(caller, rows)
 
     def submit(self, rows: Sequence[Waiting[Job]]) -> None:
         """Admit the rows of a request, all or none.
@@ -194,6 +210,7 @@ class Engine:
         with self._changed:
             self._scheduler.ran(tokens, seconds)
             budget = self._scheduler.budget
+        self._look_after_device(batch, outcomes)
         longest = max(row.length for row in batch)
         self._metrics.batch(
             rows=len(batch),
@@ -205,6 +222,26 @@ class Engine:
             seconds=seconds,
         )
         return [Done(row.payload, outcome, started) for row, outcome in zip(batch, outcomes, strict=True)]
+
+    def _look_after_device(
+        self, batch: Sequence[Waiting[Job]], outcomes: Sequence[tuple[float, ...] | Refusal]
+    ) -> None:
+        """Raise if a row that was answered before fails now: then it is not the rows that are bad."""
+        for row, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, tuple):
+                self._failures, self._good = 0, row.payload
+                return
+        self._failures += any(isinstance(each, Refusal) and each.kind == _failed().kind for each in outcomes)
+        if self._failures < FAILURES:
+            return
+        if self._good is None:
+            raise RuntimeError(f"none of {self._failures} batches could be run")
+        try:
+            self._pass([self._good])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        self._failures = 0
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[tuple[float, ...] | Refusal]:
         """The logits of each row, or why it has none; halves the batch if it fails."""

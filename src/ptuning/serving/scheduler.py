@@ -11,6 +11,9 @@ A batch is made when the device is free, from what is there; nothing waits for m
 3. Taking rows by length passes over older rows of the same task. A row that was passed over twice goes first:
    no row of its task that was not goes before it.
 
+A request is refused if more goes before it in these turns than is done in ``queue_seconds``. So a flood is
+refused for whoever sends it, and not for others; see :mod:`ptuning.serving.shares`.
+
 Pure code: no threads, no torch; time comes from the ``clock`` that is given.
 """
 
@@ -20,12 +23,13 @@ import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Generic, TypeVar
 
 from ptuning.serving.settings import Settings
+from ptuning.serving.shares import Shares
 from ptuning.serving.turns import Line, Turns, Waiting
 
 P = TypeVar("P")
@@ -36,8 +40,8 @@ WINDOW = 192
 """A batch is chosen from so many rows, in fair order, in addition to its maximum number of rows."""
 SMALL = 1024
 """A batch with fewer tokens takes rows of any length: it costs about the same with more padding."""
-SMOOTHING = 0.2
-"""The weight of a new measurement of the tokens per second."""
+MEMORY = 0.8
+"""How much of what was measured before counts next to a new batch."""
 RECOVERY = 256
 """Batches after which a budget that was lowered is raised again."""
 
@@ -46,7 +50,7 @@ class Overloaded(Exception):
     """The queue has reached its limit.
 
     Attributes:
-        retry_after: Estimated seconds until the rows in the queue are done, at least 1.
+        retry_after: Estimated seconds until the rows that go before the request are done, at least 1.
     """
 
     def __init__(self, retry_after: float) -> None:
@@ -71,55 +75,90 @@ class Scheduler(Generic[P]):
 
     Attributes:
         rows: Rows in the queue.
-        tokens: Their tokens, virtual tokens included.
         budget: Tokens per batch now: the setting, or fewer after the device ran out of memory.
-        rate: Tokens per second, as measured; ``None`` before the first batch.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.clock = settings, clock
-        self.rows = self.tokens = 0
+        self.rows = 0
         self.budget = settings.batch_tokens
-        self.rate: float | None = None
         self._callers: Turns[str, Turns[_LineName, Line[P]]] = Turns()
         self._deadlines: list[tuple[float, int, Waiting[P]]] = []
+        self._places, self._tokens = Shares(), Shares()  # places are reserved, too
         self._numbers = 0
         self._since_lowered = 0
+        self._backlog = False  # whether the last batch left rows behind
+        self._done = self._busy = 0.0  # tokens and seconds of the last batches
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the rows in the queue, virtual tokens included."""
+        return self._tokens.total
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second, as measured; ``None`` before the first batch."""
+        return self._done / self._busy if self._busy else None
 
     # ------------------------------------------------------------------------------------ admission
 
     @property
     def limit(self) -> float:
-        """The tokens in the queue above which requests are refused."""
+        """A request is refused if more tokens than this go before it."""
         least = self.settings.queue_batches * self.settings.batch_tokens
         return max(least, (self.rate or 0.0) * self.settings.queue_seconds)
 
-    def wait(self) -> float:
-        """Estimated seconds until the rows in the queue are done, in whole seconds, at least 1."""
-        return float(max(1, math.ceil(self.tokens / self.rate))) if self.rate else 1.0
+    def reserve(self, caller: str, rows: Mapping[str, int]) -> None:
+        """Keep places for the rows of a request while they are prepared; :meth:`release` them afterwards.
 
-    def check(self, rows: int) -> None:
-        """Whether a request of so many rows would be admitted now. One rule for requests of any size.
+        So there is always a place for a caller or task with few rows. One that takes all it can get has as
+        many as it leaves free.
+
+        Args:
+            rows: How many for each task.
 
         Raises:
-            Overloaded: the queue has more tokens than :attr:`limit`, or has no place for so many rows.
+            Overloaded: rows that go before these are more than :attr:`limit` tokens, or the rows before and
+                these are more than the places that are free.
         """
-        if self.tokens > self.limit or self.rows + rows > self.settings.queue_rows:
-            raise Overloaded(self.wait())
+        self._refuse_late(caller, rows)  # each has a token at least
+        before = self._places.before(caller, rows)
+        if before + sum(rows.values()) > self.settings.queue_rows - self._places.total:
+            raise Overloaded(self._wait(self._tokens.before(caller, rows)))
+        for task, count in rows.items():
+            self._places.add(caller, task, count)
+
+    def release(self, caller: str, rows: Mapping[str, int]) -> None:
+        """Give back what :meth:`reserve` kept."""
+        for task, count in rows.items():
+            self._places.add(caller, task, -count)
 
     def admit(self, rows: Sequence[Waiting[P]]) -> None:
-        """Put the rows of a request into the queue, all or none.
+        """Put the rows of a request, which has one caller, into the queue, all or none.
 
         Raises:
-            Overloaded: as :meth:`check`.
+            Overloaded: rows that go before these are more than :attr:`limit` tokens.
         """
-        self.check(len(rows))
+        tokens: Counter[str] = Counter()
+        for row in rows:
+            tokens[row.task] += row.length
+        for caller in {row.caller for row in rows}:
+            self._refuse_late(caller, tokens)
         for row in rows:
             assert row.number < 0, "a row is admitted once"
             assert row.length <= self.settings.batch_tokens, "a row that fits no batch is refused before"
             row.number, self._numbers = self._numbers, self._numbers + 1
             self._enter(row)
             heapq.heappush(self._deadlines, (row.deadline, row.number, row))
+
+    def _refuse_late(self, caller: str, tokens: Mapping[str, int]) -> None:
+        before = self._tokens.before(caller, tokens)
+        if before > self.limit:
+            raise Overloaded(self._wait(before))
+
+    def _wait(self, tokens: int) -> float:
+        """Estimated whole seconds until so many tokens are done, at least 1."""
+        return float(max(1, math.ceil(tokens / self.rate))) if self.rate else 1.0
 
     def _enter(self, row: Waiting[P]) -> None:
         lines = self._callers.members.get(row.caller)
@@ -135,7 +174,7 @@ class Scheduler(Generic[P]):
         if len(line.rows) == 1:
             self._refresh([row])
         self.rows += 1
-        self.tokens += row.length
+        self._count(row, 1)
 
     def _refresh(self, rows: Iterable[Waiting[P]]) -> None:
         """Bring the turns up to date after changes of the lines of these rows."""
@@ -158,8 +197,12 @@ class Scheduler(Generic[P]):
             return False
         del line.rows[row.number]
         self.rows -= 1
-        self.tokens -= row.length
+        self._count(row, -1)
         return True
+
+    def _count(self, row: Waiting[P], sign: int) -> None:
+        self._places.add(row.caller, row.task, sign)
+        self._tokens.add(row.caller, row.task, sign * row.length)
 
     def expire(self) -> list[Waiting[P]]:
         """Take the rows out of the queue that have reached their deadline, and return them."""
@@ -200,6 +243,7 @@ class Scheduler(Generic[P]):
             self._callers.charge(row.caller, row.length)
             self._leave(row)
         self._refresh(batch)
+        self._backlog = self.rows > 0
         return batch, late
 
     def _first(self, count: int, key: Hashable | None = None) -> list[Waiting[P]]:
@@ -255,13 +299,11 @@ class Scheduler(Generic[P]):
             self.budget, self._since_lowered = min(2 * self.budget, self.settings.batch_tokens), 0
         if seconds <= 0:
             return
-        seen = tokens / seconds
-        if self.rate is None:
-            self.rate = seen
-        elif 2 * tokens >= self.budget:
-            self.rate += SMOOTHING * (seen - self.rate)
-        else:  # a small batch shows what the device can do at least, not at most
-            self.rate = max(self.rate, seen)
+        small = not self._backlog and 2 * tokens < self.budget
+        if small and tokens < (self.rate or 0.0) * seconds:
+            return  # it shows what the device can do at least, not at most
+        self._done = MEMORY * self._done + tokens
+        self._busy = MEMORY * self._busy + seconds
 
     def lower_budget(self, tokens: int) -> None:
         """After a batch of so many tokens, padding included, did not fit into memory: allow half as many."""

@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
         with suppress(TimeoutError):
             async with asyncio.timeout(self.exchange.service.settings.drain_seconds):
                 await self.running.idle()
-        await self.exchange.service.drain(0)  # what is left gets 503
+        await self.exchange.service.drain()  # what is left gets 503
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.running.idle()

@@ -14,7 +14,7 @@ from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.scheduler import Overloaded, Scheduler
 from ptuning.serving.settings import Settings
-from ptuning.serving.tasks import TaskRegistry
+from ptuning.serving.tasks import Lookup, TaskRegistry
 from ptuning.serving.tokenising import Tokenising
 from ptuning.serving.turns import Waiting
 from ptuning.serving.watching import FolderWatch
@@ -78,11 +78,8 @@ class Service:
         self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
         self._tokenising = Tokenising(tasks.tokenizer, tasks.table.backbone, self.settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._started = self._draining = self._ended = False
-        self._preparing = 0  # rows that are being tokenised
+        self._started = self._draining = False
         self._open: set[_Request] = set()
-        self._idle = asyncio.Event()
-        self._requests = 0
         self.metrics.watch(self)
 
     # ------------------------------------------------------------------------------------------- state
@@ -103,13 +100,9 @@ class Service:
         return self._engine.alive and self._engine.heartbeat_age < self.settings.stall_seconds
 
     @property
-    def state(self) -> str:
-        """``starting``, ``ready``, ``draining`` or ``failed``."""
-        if self._draining:
-            return "draining"
-        if not self._started:
-            return "starting"
-        return "ready" if self.engine_up else "failed"
+    def failed(self) -> bool:
+        """Whether nothing can be answered until the process is started again."""
+        return self._engine.failed
 
     @property
     def heartbeat_age(self) -> float:
@@ -151,43 +144,29 @@ class Service:
             return
         words = "a " * (self.settings.batch_tokens // self.settings.batch_rows)
         row = Row(task=served[0].name, text=words, text_pair=words if served[0].task.pair else None)
-        jobs = await self._tokenising([row] * self.settings.batch_rows, self.tasks.packed, truncate=True)
+        jobs = await self._tokenising([row] * self.settings.batch_rows, Lookup(self.tasks), truncate=True)
         good = [job for job in jobs if isinstance(job, Job)]
         request = _Request(missing=len(good), finished=asyncio.get_running_loop().create_future())
         if good:
             await self._run(request, good, caller="", deadline=float("inf"))
 
-    async def drain(self, seconds: float) -> None:
-        """Accept no more requests and finish those that were accepted.
-
-        Args:
-            seconds: After so long, the rest get 503.
-        """
+    async def drain(self) -> None:
+        """Accept no more requests. Those that are still open get 503."""
         self._draining = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._requests:
-                    self._idle.clear()
-                    await self._idle.wait()
-        self._abandon()
-        await asyncio.sleep(0)  # the abandoned answer
+        for request in self._open:
+            if not request.finished.done():
+                request.finished.set_exception(gone())
+        await asyncio.sleep(0)  # they are answered
 
     async def close(self) -> None:
         """Stop all threads. What is still open gets 503."""
-        self._draining = True
+        await self.drain()
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
-        self._abandon()
         for stop in (self._engine.stop, self._tokenising.close, self.tasks.close):
             await asyncio.to_thread(stop)
-
-    def _abandon(self) -> None:
-        self._ended = True
-        for request in list(self._open):
-            if not request.finished.done():
-                request.finished.set_exception(gone())
 
     # ---------------------------------------------------------------------------------------- requests
 
@@ -211,8 +190,9 @@ class Service:
             visible: Whether the caller may use a task; others are unknown to it.
 
         Returns:
-            One answer per row, or the refusal of that row: unknown task, empty or too long, a pair for a
-            task of single texts and the other way round, logits that are not finite. And how long it took.
+            One answer per row, or the refusal of that row: a task that is unknown or cannot be read, empty or
+            too long, a pair for a task of single texts and the other way round, logits that are not finite.
+            All rows of one task are answered by the same version. And how long it took.
 
         Raises:
             Refusal: for the entire request: 413 too many rows, 429 overloaded, 503 not ready or draining,
@@ -221,16 +201,11 @@ class Service:
         try:
             self._check(len(rows))
             seconds = min(timeout or self.settings.timeout, self.settings.timeout)
-            self._requests += 1
             try:
                 async with asyncio.timeout(seconds):
                     return await self._answered(rows, truncate, caller, visible, self._clock() + seconds)
             except TimeoutError:
                 raise too_late(seconds) from None
-            finally:
-                self._requests -= 1
-                if not self._requests:
-                    self._idle.set()
         except Refusal as refusal:
             self.metrics.rejected(refusal.kind)
             raise
@@ -246,10 +221,6 @@ class Service:
                 message=f"the request has {rows:,} rows, and the server takes at most "
                 f"{self.settings.max_rows:,}; send several requests",
             )
-        try:
-            self._engine.check(self._preparing + rows)
-        except Overloaded as error:
-            raise _overloaded(error) from None
 
     async def _answered(
         self,
@@ -260,13 +231,15 @@ class Service:
         deadline: float,
     ) -> tuple[list[RowAnswer | Refusal], Timing]:
         begun = self._clock()
-        self._preparing += len(rows)
+        counts = Counter(row.task for row in rows)
         try:
-            jobs = await self._tokenising(
-                rows, lambda name: self.tasks.packed(name, visible), truncate=truncate
-            )
+            self._engine.reserve(caller, counts)
+        except Overloaded as error:
+            raise _overloaded(error) from None
+        try:
+            jobs = await self._tokenising(rows, Lookup(self.tasks, visible), truncate=truncate)
         finally:
-            self._preparing -= len(rows)
+            self._engine.release(caller, counts)
         admitted = self._clock()
         request = _Request(
             missing=sum(isinstance(job, Job) for job in jobs),
@@ -300,7 +273,7 @@ class Service:
                     deadline=deadline,
                 )
             )
-        if self._ended:
+        if self._draining:
             raise gone()
         try:
             self._engine.submit(waiting)

@@ -26,11 +26,12 @@ class Settings:
         batch_rows: Maximum rows per batch.
         max_padding: Maximum share of padding in a batch that is not small. A row joins a batch only if it is
             about as long as the others.
-        queue_seconds: Maximum time that a new request would wait for the rows that are already in the queue,
-            as measured; above it, requests are refused with 429.
-        queue_batches: Requests are not refused while the queue has at most as many tokens as so many full
-            batches.
-        queue_rows: Maximum rows in the server, waiting or being tokenised.
+        queue_seconds: Maximum time that a new request would wait for the rows that go before it in fair
+            turns, as measured; above it, it is refused with 429.
+        queue_batches: A request is not refused for its waiting time while at most as many tokens as in so
+            many full batches go before it.
+        queue_rows: Maximum rows in the server, waiting or being tokenised. A caller or task with many of them
+            has at most as many as it leaves free.
         max_rows: Maximum rows per request.
         max_text_characters: Maximum characters per text.
         max_body_bytes: Maximum bytes of the body of a request.

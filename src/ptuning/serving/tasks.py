@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,27 @@ from ptuning.model import PackedTask, TaskTable
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal
 from ptuning.task import Task
+from ptuning.typos import one_typo_away
 from ptuning.visible import visible as shown
 
 _LOG = logging.getLogger(__name__)
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}", re.ASCII)
 """What a task may be called."""
+NAMES = "at most 128 letters, digits, dots, dashes and underscores, the first not a dot"
+"""The same in words."""
 DIGITS = 12
 """Of a digest, as answers name it."""
-_SUGGESTIONS = 3
 _ATTEMPTS = 5
 """How often an adapter is read again because it was replaced meanwhile."""
 
 
 def _everyone(name: str) -> bool:
     return True
+
+
+def _nobody(name: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ class TaskRegistry:
         threads: Threads that load adapters.
 
     Attributes:
-        failures: Why the newest adapter of a name was refused; an older version may still be served.
+        failures: Why the adapter of a name in a folder was refused; an older version may still be served.
     """
 
     def __init__(
@@ -114,8 +119,13 @@ class TaskRegistry:
             raise self._unknown(name, visible)
         return served
 
-    def packed(self, name: str, visible: Callable[[str], bool] = _everyone) -> PackedTask:
+    def packed(
+        self, name: str, visible: Callable[[str], bool] = _everyone, *, hint: bool = True
+    ) -> PackedTask:
         """The current version's tensors, ready for a pass; may have to read them from disk.
+
+        Args:
+            hint: Whether the refusal of an unknown name may suggest another one.
 
         Raises:
             Refusal: 404 ``unknown_task``.
@@ -125,7 +135,7 @@ class TaskRegistry:
                 return self.table[name]
             except KeyError:
                 pass  # removed since
-        raise self._unknown(name, visible)
+        raise self._unknown(name, visible if hint else _nobody)
 
     def all(self) -> list[ServedTask]:
         """All tasks, by name."""
@@ -144,15 +154,16 @@ class TaskRegistry:
         return Counter(ready=len(self._served), failed=len(self.failures))
 
     def _unknown(self, name: str, visible: Callable[[str], bool]) -> Refusal:
-        known = [each for each in list(self._served) if visible(each)]
-        near = get_close_matches(name, known, _SUGGESTIONS) if NAME.fullmatch(name) else []
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        near = one_typo_away(name, lambda each: each in self._served and visible(each))
+        hint = f"; did you mean {near}?" if near else ""
         return Refusal(status=404, kind="unknown_task", message=f"no task {shown(name[:128])!r}{hint}")
 
     # ---------------------------------------------------------------------------------------- changing
 
     async def put(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
         """Load an adapter and serve it as ``name``, in place of the previous version if there is one.
+
+        A refusal is for whoever sent the adapter; it is not kept in :attr:`failures`.
 
         Args:
             source: Where it is from, if not from ``folder``, such as a Hub id.
@@ -161,22 +172,34 @@ class TaskRegistry:
             ConfigError: a name that is not allowed.
             AdapterError: a damaged adapter, or one for another backbone. The previous version stays.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.load, name, folder, source)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._put, name, folder, source)
 
-    def load(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
-        """As :meth:`put`, in the calling thread. Several threads may load at the same time."""
+    def _put(self, name: str, folder: Path, source: str | None) -> ServedTask:
         check_name(name)
         try:
-            served = self._loaded(name, folder, source or str(folder))
+            return self._loaded(name, folder, source or str(folder))
         except Exception as error:
-            self.failures[name] = str(error)
-            self.metrics.loaded("refused")
-            _LOG.warning("the adapter for the task %s was refused: %s", name, error)
+            self.refused(name, error)
             raise
-        self.failures.pop(name, None)
-        self.metrics.loaded("loaded")
-        _LOG.info("the task %s is served in version %s", name, served.digest)
-        return served
+
+    def load(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
+        """As :meth:`put`, in the calling thread; a refusal is kept until the adapter is loaded or removed.
+
+        Several threads may load at the same time.
+        """
+        check_name(name)
+        try:
+            return self._loaded(name, folder, source or str(folder))
+        except Exception as error:
+            if self.failures.get(name) != (why := _why(error)):  # the same error again is not another one
+                self.refused(name, error)
+            self.failures[name] = why
+            raise
+
+    def refused(self, name: str, error: Exception) -> None:
+        """Count and log that an adapter was refused."""
+        self.metrics.loaded("refused")
+        _LOG.warning("the adapter for the task %s was refused: %s", name, _why(error))
 
     def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:
         record, adapter, card = _read(folder)
@@ -194,18 +217,17 @@ class TaskRegistry:
                 metrics=record["metrics"],
                 details=record,
             )
+            self.failures.pop(name, None)
+        self.metrics.loaded("loaded")
+        _LOG.info("the task %s is served in version %s", name, served.digest)
         return served
 
-    async def delete(self, name: str) -> None:
-        """Remove a task. Rows that were admitted before are answered.
+    def remove(self, name: str) -> None:
+        """Remove a task. Rows that were admitted before are answered. It may wait for one that is loaded.
 
         Raises:
             Refusal: 404 ``unknown_task``.
         """
-        self.remove(name)
-
-    def remove(self, name: str) -> None:
-        """As :meth:`delete`, from any thread."""
         with self._lock:
             failed = self.failures.pop(name, None)
             if self._served.pop(name, None) is not None:
@@ -220,6 +242,45 @@ class TaskRegistry:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+class Lookup:
+    """The tasks as one request sees them: each is looked up once, so one version answers all its rows.
+
+    Any thread may call it.
+
+    Args:
+        tasks: The tasks.
+        visible: As :meth:`TaskRegistry.packed`'s.
+    """
+
+    def __init__(self, tasks: TaskRegistry, visible: Callable[[str], bool] = _everyone) -> None:
+        self._tasks, self._visible = tasks, visible
+        self._found: dict[str, PackedTask | Refusal] = {}
+        self._hint = True
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> PackedTask | Refusal:
+        """The version of a task, or the refusal of its rows: ``unknown_task`` or ``task_unavailable``."""
+        with self._lock:
+            if name not in self._found:
+                self._found[name] = self._find(name)
+            return self._found[name]
+
+    def _find(self, name: str) -> PackedTask | Refusal:
+        try:
+            return self._tasks.packed(name, self._visible, hint=self._hint)
+        except Refusal as refusal:
+            self._hint = False  # one per request is enough, and a thousand take a second
+            return refusal
+        except Exception:
+            _LOG.exception("the task %s cannot be read back into memory", name)
+            message = f"the task {name} cannot be read; try again later, the server's log says why"
+            return Refusal(status=503, kind="task_unavailable", message=message, retry_after=1.0)
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
 def check_name(name: str) -> None:
     """Refuse a name that a task may not have.
 
@@ -230,7 +291,7 @@ def check_name(name: str) -> None:
         raise ConfigError(
             "the name of the task",
             got=repr(name[:200]),
-            expected="at most 128 letters, digits, dots, dashes and underscores, the first not a dot",
+            expected=NAMES,
             remedy="choose another name",
         )
 

@@ -29,8 +29,8 @@ PIECE = 64
 """Rows that one thread takes at a time, so that the threads share large requests."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-Find = Callable[[str], PackedTask]
-"""The current version of a task by name; raises a :class:`Refusal` if there is none."""
+Find = Callable[[str], PackedTask | Refusal]
+"""The version of a task that answers a request, by name, or why there is none."""
 
 
 class Tokenising:
@@ -56,7 +56,7 @@ class Tokenising:
         """A job, or the refusal, of each row, in order.
 
         Args:
-            find: Called in one of the threads.
+            find: Called in the threads, for a task as often as there are pieces.
             truncate: Whether a text that is too long is cut; otherwise its row is refused.
         """
         loop = asyncio.get_running_loop()
@@ -74,7 +74,7 @@ class Tokenising:
 
     def _jobs(self, start: int, rows: Sequence[Row], find: Find, truncate: bool) -> list[Job | Refusal]:
         found: list[Job | Refusal | None] = [None] * len(rows)
-        tasks = {name: _found(find, name) for name in {row.task for row in rows}}
+        tasks = {name: find(name) for name in {row.task for row in rows}}
         alike: dict[tuple[Tokenise, bool], list[tuple[int, PackedTask]]] = {}  # tokenised in the same way
         for place, row in enumerate(rows):
             packed = tasks[row.task]
@@ -135,13 +135,6 @@ class Tokenising:
                 f"{self._settings.batch_tokens:,} at once; shorten it",
             )
         return job
-
-
-def _found(find: Find, name: str) -> PackedTask | Refusal:
-    try:
-        return find(name)
-    except Refusal as refusal:
-        return refusal
 
 
 _Tokens = tuple[TokenRow, int]

@@ -1,7 +1,8 @@
 """A folder of adapters that is scanned every few seconds: each sub-folder with a record is a task.
 
 A scan is one ``stat`` per adapter, which works on any file system. An adapter that is damaged or half copied
-is refused, the previous version of its task stays, and it is read again when one of its files changes.
+is refused, the previous version of its task stays, and it is read again when one of its files changes. After
+an error that may pass, such as a file that cannot be read, it is read again at every scan.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ptuning.adapters.atomic import is_leftover, moved_aside
 from ptuning.adapters.seal import SELF
 from ptuning.errors import AdapterError
 from ptuning.serving.rows import Refusal
-from ptuning.serving.tasks import DIGITS, NAME, TaskRegistry
+from ptuning.serving.tasks import DIGITS, NAME, NAMES, TaskRegistry
+from ptuning.visible import visible
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class _Seen:
     """What is known of one sub-folder.
 
     Attributes:
-        stamp: Of the record, or of all files if it was refused.
+        stamp: Of the record, or of all files if it was refused; empty if it is to be read again.
         failed: Whether it was refused.
         digest: Of the version that was last loaded from it, if any.
         gone_since: When it was first missing.
@@ -75,6 +77,7 @@ class FolderWatch:
     clock: Callable[[], float] = time.monotonic
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _unreadable: bool = False
+    _misnamed: set[str] = field(default_factory=set)
 
     async def run(self) -> None:
         """Scan again and again, until cancelled."""
@@ -98,19 +101,12 @@ class FolderWatch:
         stamps = {name: self._stamp(name) for name in names}
         present = {name: stamp for name, stamp in stamps.items() if stamp is not None}
         new = [name for name, stamp in present.items() if self._changed(name, stamp)]
-        every = {name: self._stamp(name, every=True) or () for name in new}  # before they are read
         with ThreadPoolExecutor(self.threads, "ptuning-load") as pool:
-            digests = dict(zip(new, pool.map(self._load, new), strict=True))
-        for name, digest in digests.items():
-            before = self._seen.get(name)
-            self._seen[name] = (
-                _Seen(stamp=present[name], digest=digest)
-                if digest is not None
-                else _Seen(stamp=every[name], failed=True, digest=before.digest if before else None)
-            )
+            found = dict(zip(new, pool.map(self._load, new, [present[name] for name in new]), strict=True))
+        self._seen |= found
         return Changes(
-            loaded=tuple(name for name in new if digests[name] is not None),
-            refused=tuple(name for name in new if digests[name] is None),
+            loaded=tuple(name for name in new if not found[name].failed),
+            refused=tuple(name for name in new if found[name].failed),
             removed=tuple(name for name in list(self._seen) if name not in present and self._is_gone(name)),
         )
 
@@ -118,15 +114,26 @@ class FolderWatch:
         """The names of sub-folders that a task may have; ``None`` if the folder cannot be read."""
         try:
             with os.scandir(self.folder) as entries:
-                folders = (entry.name for entry in entries if entry.is_dir())
-                names = sorted(name for name in folders if NAME.fullmatch(name) and not is_leftover(name))
+                folders = sorted(entry.name for entry in entries if entry.is_dir())
         except OSError as error:  # tasks are kept: it may be a network file system that is away
             if not self._unreadable:
                 _LOG.warning("the folder %s cannot be read: %s", self.folder, error.strerror or error)
             self._unreadable = True
             return None
         self._unreadable = False
-        return names
+        self._report([name for name in folders if not (name.startswith(".") or NAME.fullmatch(name))])
+        return [name for name in folders if NAME.fullmatch(name) and not is_leftover(name)]
+
+    def _report(self, names: list[str]) -> None:
+        """Refuse the adapters whose folders have names that no task may have."""
+        bad = {visible(name) for name in names if os.path.isfile(self.folder / name / adapters.RECORD)}
+        for name in self._misnamed - bad:
+            self.tasks.failures.pop(name, None)
+        for name in sorted(bad - self._misnamed):
+            why = f"the folder {name!r} has a name that no task may have; rename it: {NAMES}"
+            self.tasks.failures[name] = why
+            self.tasks.refused(name, AdapterError(why))
+        self._misnamed = bad
 
     def _stamp(self, name: str, *, every: bool = False) -> Stamp | None:
         """The stamp of the record, or of every file; ``None`` if there is no record."""
@@ -148,24 +155,33 @@ class FolderWatch:
         seen.gone_since = None
         return seen.stamp != (self._stamp(name, every=True) if seen.failed else stamp)
 
-    def _load(self, name: str) -> str | None:
-        """Load an adapter: its digest, or ``None`` if it was refused."""
-        folder = self.folder / name
+    def _load(self, name: str, stamp: Stamp) -> _Seen:
+        """Load an adapter, if another version is served."""
+        folder, before = self.folder / name, self._seen.get(name)
+        every = self._stamp(name, every=True) or ()  # before it is read
+        known = self.tasks.failures.get(name)
         try:
-            if name in self.tasks:
-                digest: str = adapters.details(folder)[SELF][:DIGITS]
-                if self.tasks.get(name).digest == digest:
-                    self.tasks.failures.pop(name, None)
-                    return digest  # this version is served already
+            return _Seen(
+                stamp=stamp, digest=self._served(name, folder) or self.tasks.load(name, folder).digest
+            )
+        except AdapterError as error:
+            passing = isinstance(error.__cause__, OSError)
+        except Exception:  # no memory, say
+            passing = True
+            if self.tasks.failures.get(name) != known:
+                _LOG.exception("the adapter %s could not be loaded", folder)
+        return _Seen(stamp=() if passing else every, failed=True, digest=before.digest if before else None)
+
+    def _served(self, name: str, folder: Path) -> str | None:
+        """The digest of the folder's adapter, if that version is served already."""
+        try:
+            digest: str = adapters.details(folder)[SELF][:DIGITS]
+            if name not in self.tasks or self.tasks.get(name).digest != digest:
+                return None
         except (AdapterError, Refusal):
-            pass  # loading it says why
-        try:
-            return self.tasks.load(name, folder).digest
-        except AdapterError:
-            return None  # the registry has logged it
-        except Exception:
-            _LOG.exception("the adapter %s could not be loaded", folder)
-            return None
+            return None  # loading it says why
+        self.tasks.failures.pop(name, None)
+        return digest
 
     def _is_gone(self, name: str) -> bool:
         """Remove the task of a folder that has been missing for long enough."""
