@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def client(service: FakeService) -> Iterator[TestClient]:
         yield made
 
 
+VERSION = "/v2/models/sentiment/versions/sentiment-1/infer"
 POSTS = {
     "/tasks/sentiment": {"inputs": "fine"},
     "/tasks/sentiment/predict": {"inputs": "fine"},
@@ -52,6 +54,7 @@ POSTS = {
     "/v2/models/sentiment/infer": {
         "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["fine"]}]
     },
+    VERSION: {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["fine"]}]},
     "/v1/rows": {"rows": [{"task": "sentiment", "text": "fine"}]},
 }
 JSON = {"content-type": "application/json"}
@@ -64,7 +67,9 @@ def message_of(answer: Any) -> str:
 
 def test_these_are_all_the_routes_with_rows(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    posts = {path.replace("{task}", "sentiment") for path, methods in paths.items() if "post" in methods}
+    names = {"{task}": "sentiment", "{version}": "sentiment-1"}
+    posts = {path for path, methods in paths.items() if "post" in methods}
+    posts = {re.sub(r"{\w+}", lambda found: names[found[0]], path) for path in posts}
     assert posts == set(POSTS)
     for path, body in POSTS.items():
         assert client.post(path, json=body).status_code == 200, path
@@ -163,6 +168,7 @@ LISTS = {
     "/v1/classify": '{"model": "sentiment", "input": LIST}',
     "/v1/rows": '{"rows": LIST}',
     "/v2/models/sentiment/infer": '{"inputs": LIST}',
+    VERSION: '{"inputs": LIST}',
 }
 
 

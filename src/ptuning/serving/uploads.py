@@ -80,7 +80,7 @@ class Uploads:
         Raises:
             AdapterError: not an archive of one adapter, an altered one, or one for another backbone.
             OutputError: it could not be written. What was served before is unchanged.
-            Refusal: 409, the task's folder exists and is no adapter.
+            Refusal: 409, the task's folder exists and is not an adapter.
         """
         return await self._put(name, lambda new: unpack(archive, new, self.max_bytes), None)
 
@@ -120,7 +120,7 @@ class Uploads:
         async with self._one_at_a_time:
             if os.path.lexists(target) and not adapters.is_adapter(target):
                 message = (
-                    f"the server's folder has {name!r} already, which is no adapter; choose another name"
+                    f"the server's folder has {name!r} already, which is not an adapter; choose another name"
                 )
                 raise Refusal(status=409, kind="not_an_adapter", message=message)
             with self._staging(target) as staged:

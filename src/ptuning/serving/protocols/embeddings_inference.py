@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, router_of
+from ptuning.serving.protocols.reading import Few, Lenient, TextPair
 from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, names_of, scores_of

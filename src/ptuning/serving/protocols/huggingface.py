@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.protocols.exchange import Answers, Exchange, Few, Lenient, TextPair, router_of
+from ptuning.serving.protocols.exchange import Answers, Exchange, router_of
+from ptuning.serving.protocols.reading import Few, Lenient, TextPair
 from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import Function, best_first, scores_of

@@ -21,16 +21,14 @@ from starlette.responses import Response
 
 from ptuning import __version__
 from ptuning.serving.openapi import request_body
-from ptuning.serving.protocols.exchange import (
-    Answers,
-    Exchange,
+from ptuning.serving.protocols.exchange import Answers, Exchange, router_of
+from ptuning.serving.protocols.reading import (
     Few,
     Lenient,
     TextPair,
     parsed,
     refuse_encoding,
     refuse_many,
-    router_of,
     validated,
 )
 from ptuning.serving.protocols.writing import Json, json_bytes, written

@@ -17,17 +17,9 @@ from starlette.responses import Response
 from ptuning.serving.keys import Caller
 from ptuning.serving.limits import STREAMED, media_type
 from ptuning.serving.openapi import request_body
-from ptuning.serving.protocols.exchange import (
-    Exchange,
-    Few,
-    Strict,
-    json_of,
-    own_shape,
-    parsed,
-    router_of,
-    validated,
-)
+from ptuning.serving.protocols.exchange import Exchange, own_shape, router_of
 from ptuning.serving.protocols.lines import LineStream, patiently
+from ptuning.serving.protocols.reading import Few, Strict, json_of, parsed, validated
 from ptuning.serving.protocols.writing import Json, json_bytes, written
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.serving.scores import answer_of

@@ -20,15 +20,8 @@ from ptuning.errors import ConfigError, OutputError, UserError
 from ptuning.serving.access import record_of
 from ptuning.serving.limits import media_type
 from ptuning.serving.openapi import request_body
-from ptuning.serving.protocols.exchange import (
-    Exchange,
-    Strict,
-    json_of,
-    own_shape,
-    refuse_encoding,
-    router_of,
-    validated,
-)
+from ptuning.serving.protocols.exchange import Exchange, own_shape, router_of
+from ptuning.serving.protocols.reading import Strict, json_of, refuse_encoding, validated
 from ptuning.serving.protocols.rows import Error
 from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal
