@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ptuning.serving.limits import HttpSettings
+
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""Linger for 0 seconds: the client is told that the connection ended, and nothing is kept to be sent."""
 
 
 def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
@@ -88,6 +93,8 @@ def limited_protocol(settings: HttpSettings) -> type[HttpToolsProtocol]:
 
         def _cut(self) -> None:
             self._leave()
+            if (connected := self.transport.get_extra_info("socket")) is not None:
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
 
         def _leave(self) -> None:
