@@ -104,6 +104,7 @@ class FakeService:
     cancelled: int = 0
     ready: bool = True
     draining: bool = False
+    failed: bool = False
     logits: Callable[[Task, str], tuple[float, ...]] = field(default=lambda *given: fake_logits(*given))
 
     async def start(self) -> None:

@@ -84,7 +84,8 @@ class FakeService:
         self.tasks = Registry(tasks)
         self.settings = settings or Settings()
         self.metrics = Metrics()
-        self.ready = self.draining = False
+        self.ready = self.draining = self.failed = False
+        self.queued = (3, 60)
         self.asked: list[Row] = []
         self.callers: list[str] = []
         self.cancelled = 0

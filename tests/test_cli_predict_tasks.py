@@ -334,6 +334,8 @@ def test_logits_that_are_not_finite_end_it(
         ),
         (["predict", "--adapters", "adapters", "x.csv", "--memory_limit", "0"], "--memory_limit: got 0"),
         (["predict", "--adapters", "adapters", "x.csv", "--memory_limit", "nan"], "--memory_limit: got nan"),
+        (["predict", "adapters/task-0", "x.csv", "--packed_memory", "-1"], "--packed_memory: got -1.0"),
+        (["predict", "--adapters", "adapters", "x.csv", "--packed_memory", "inf"], "_memory: got inf"),
         (["predict", "--adapters", "adapters", "x.csv"], "x.csv: no column 'task' for task_column"),
         (["predict", "--adapters", "adapters", "x.csv", "--task_column", "txt"], "no column 'txt'"),
         (["predict", "--adapters", "adapters", "nosuch.csv"], "nosuch.csv does not exist"),
@@ -391,3 +393,22 @@ def test_a_slow_producer_is_answered_row_by_row(
     assert (code, seen) == (0, [f"task-{i}" for i in range(4)])
     assert not producer.is_alive()
     assert "left out 4 of 8 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["adapters/task-1"], ["--adapters", "adapters"]])
+def test_the_memory_of_packed_weights_is_an_option(
+    home: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    from ptuning.model.backbone import Backbone
+
+    seen: set[float] = set()
+    usual = Backbone.__dict__["engine"]
+
+    def noted(self: Backbone, engine: Any) -> None:
+        seen.add(engine.packed_memory)
+        usual.fset(self, engine)
+
+    monkeypatch.setattr(Backbone, "engine", property(usual.fget, noted))
+    (home / "x.csv").write_text("text,task\ngood,task-1\n")
+    assert main(["predict", *argv, "x.csv", "--packed_memory", "0.25", "--output", "out.jsonl"]) == 0
+    assert 0.25 in seen

@@ -179,9 +179,12 @@ def test_paste_rows_and_download(url: str, opened: Open, tmp_path: Path) -> None
     ask(page)
     page.get_by_role("heading", name="2 rows").wait_for()
     assert "the film, again" in page.locator(".table").inner_text()
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()
     assert download.value.suggested_filename == "paraphrase.csv"
+    assert [each for each in sent if not each.startswith("blob:")] == []  # the page has it already
     download.value.save_as(tmp_path / "got.csv")
     with open(tmp_path / "got.csv", newline="", encoding="utf-8") as stream:
         text = stream.read()

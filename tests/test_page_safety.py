@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from page_fake import CARD, HOSTILE, PART, FakeService, Parsed, text_of
 from ptuning.serving.app import make_app
-from ptuning.serving.keys import RECHECK_SECONDS, Keys, make_key
+from ptuning.serving.keys import RECHECK_SECONDS, Keys, digest, make_key
 from ptuning.serving.page.cards import card_html
 from ptuning.serving.page.sessions import COOKIE, Sessions
 from ptuning.serving.rows import Refusal
@@ -259,6 +259,53 @@ def started(sessions: Sessions, key: str) -> str:
     response = Response()
     sessions.start(key, request(), response)
     return response.headers["set-cookie"].partition(";")[0].partition("=")[2]
+
+
+def test_a_server_without_keys_has_no_sessions(client: TestClient) -> None:
+    found = client.post("/page/key", data={"key": "k" * 1_500_000}, follow_redirects=False)
+    assert found.status_code == 303
+    assert "set-cookie" not in found.headers
+
+
+def test_a_session_keeps_the_digest_of_its_key_alone(tmp_path: Path) -> None:
+    key = make_key(tmp_path / "keys.toml", "a")
+    sessions = Sessions(keys=Keys(file=tmp_path / "keys.toml"))
+    started(sessions, key)
+    assert key not in repr(sessions._open)
+    assert digest(key) in repr(sessions._open)
+
+
+def test_one_key_ends_no_sessions_of_others(tmp_path: Path) -> None:
+    key, other = (make_key(tmp_path / "keys.toml", name) for name in ("a", "b"))
+    sessions = Sessions(keys=Keys(file=tmp_path / "keys.toml"), per_key=3)
+    first = started(sessions, other)
+    own = [started(sessions, key) for _ in range(5)]
+    assert sessions.caller(request(first)).name == "b"
+    assert [sessions.caller(request(each)).name for each in own[2:]] == ["a"] * 3
+    with pytest.raises(Refusal):
+        sessions.caller(request(own[1]))
+
+
+def test_a_bug_is_a_page_too(
+    client: TestClient, service: FakeService, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = "the secret text of a row"
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError(message)
+
+    service.answer = broken  # type: ignore[assignment, method-assign]
+    found = client.post(
+        "/page/one", data={"task": "sentiment", "text": "a"}, headers={"x-request-id": "id-1"}
+    )
+    assert found.status_code == 500
+    assert found.headers["content-type"].startswith("text/html")
+    assert found.headers["x-request-id"] == "id-1"
+    assert "request id-1" in found.text
+    assert "secret" not in found.text + caplog.text
+    counted = [line for line in client.get("/metrics").text.splitlines() if "page/one" in line]
+    assert any('code="500"' in line for line in counted)
+    assert not any('code="499"' in line for line in counted)
 
 
 def test_sessions_end_after_their_time_and_are_bounded(tmp_path: Path) -> None:

@@ -279,6 +279,25 @@ def test_a_bug_is_no_traceback(
     assert client.post(path, json=POSTS[path]).status_code == 200
 
 
+def test_a_bug_outside_of_all_routes_is_recorded(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = "the secret text of a row"
+
+    def broken(*_: object) -> None:
+        raise ValueError(message)
+
+    caplog.set_level(logging.INFO, "ptuning.access")
+    monkeypatch.setattr("ptuning.serving.limits._Body", broken)
+    answer = client.get("/tasks", headers={"x-request-id": "abc-2"})
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] == "abc-2"
+    assert "abc-2" in message_of(answer)
+    record = json.loads(caplog.records[-1].message)
+    assert (record["status"], record["refusal"]) == (500, "internal")
+    assert "secret" not in caplog.text
+
+
 # --------------------------------------------------------------------------------------- any JSON
 
 LEAVES = (

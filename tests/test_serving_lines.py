@@ -200,6 +200,19 @@ def test_a_client_that_stops_sending_is_told(service: FakeService) -> None:
         assert b'"label"' in found
 
 
+def test_a_client_that_was_too_slow_still_gets_what_it_asked(service: FakeService) -> None:
+    with serving(service, settings=HttpSettings(body_seconds=0.1)) as running, connect(running) as connection:
+        hold(running)
+        connection.sendall(chunk(line(id=7) + b"\n"))
+        wait_for(lambda: bool(service.asked))
+        time.sleep(0.5)  # the next part is late, and late again
+        assert service.hold is not None
+        running.call(service.hold.set)
+        found = read_until(connection, b"0\r\n\r\n")
+        assert b'"id":7,"digest"' in found
+        assert found.count(b"body_timeout") == 1
+
+
 def test_a_client_that_sends_and_never_reads_is_disconnected(
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ptuning.cli import main
-from ptuning.cli.serve import _bytes, parser
+from ptuning.cli.serve import parser
 from serving_real import KINDS, TEXTS, Served, adapter, adapters, offline, serve
 from warm import Programs
 
@@ -200,12 +200,16 @@ def failed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
         (["{folder}/sentiment", "--port", "99999"], "65535"),
         (["{folder}/sentiment", "--port", "x"], "--port"),
         (["{folder}/sentiment", "--keys", "{empty}/keys.toml"], "No such file"),
-        (["{folder}/sentiment", "--memory_limit", "much"], "512M"),
+        (["{folder}/sentiment", "--memory_limit", "4G"], "memory_limit"),
+        (["{folder}/sentiment", "--memory_limit", "0"], "a number of GiB above 0"),
+        (["{folder}/sentiment", "--packed_memory", "nan"], "a number of GiB, 0 or more"),
         (["{folder}/sentiment", "--threads", "0"], "--threads"),
         (["{folder}/sentiment", "--batch_tokens", "0"], "batch_tokens"),
         (["{folder}/sentiment", "{folder}/sentiment"], "one adapter for each name"),
         (["a/b=c=d", "--port", "0"], "name of the task"),
         (["--make_key", "me"], "--keys FILE"),
+        (["{folder}/sentiment", "--key_tasks", "spam"], "--make_key NAME"),
+        (["{folder}/sentiment", "--key_admin"], "--make_key NAME"),
         (["--admin_key_file", "{file}", "{folder}/sentiment"], "16 or more"),
     ],
 )  # fmt: skip
@@ -249,13 +253,6 @@ def test_a_key_is_made_and_printed_once(capsys: pytest.CaptureFixture[str], tmp_
     key = capsys.readouterr().out.strip()
     caller = read_keys(file)[digest(key)]
     assert (caller.name, caller.tasks, caller.admin) == ("team", ("a", "b-*"), False)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("1024", 1024), ("2K", 2048), ("3 MiB", 3 << 20), ("4gb", 4 << 30)]
-)
-def test_sizes(text: str, size: int) -> None:
-    assert _bytes(text) == size
 
 
 def test_the_defaults_of_the_command_line_are_those_of_the_settings() -> None:

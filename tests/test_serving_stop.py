@@ -11,7 +11,11 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from ptuning.errors import PTuningError
+from ptuning.serving.app import make_app
+from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings
 from ptuning.serving.settings import Settings
 from serving_fake import FakeService, Running, serving, wait_for
@@ -135,3 +139,49 @@ def test_an_error_at_the_start_is_the_error_of_the_command() -> None:
         thread.start()
         thread.join(30)
     assert [type(error) for error in caught] == [ConfigError]
+
+
+def test_a_server_whose_model_died_says_so_and_ends() -> None:
+    """The process is to be started anew: it is not alive, and its exit status is not 0."""
+    service = FakeService()
+    settings = HttpSettings(drain_delay=0.3)
+    raised: list[BaseException] = []
+    before = threading.excepthook
+    threading.excepthook = lambda given: raised.append(given.exc_value or SystemExit())
+    try:
+        with serving(service, settings=settings) as running:
+            assert ask(running, "GET", "/health")[0] == 200
+            service.failed = True
+            wait_for(lambda: running.server.failed)
+            running.thread.join(30)
+    finally:
+        threading.excepthook = before
+    (error,) = raised
+    assert isinstance(error, PTuningError)
+    assert "the thread that runs the model has ended" in str(error)
+
+
+def test_a_server_whose_model_died_is_not_alive() -> None:
+    service = FakeService()
+    service.failed = True
+    with TestClient(make_app(service, Keys())) as client:
+        for path in ("/health", "/v2/health/live"):
+            assert client.get(path).status_code == 503
+
+
+def test_in_the_delay_of_a_stop_everything_is_accepted_and_then_nothing() -> None:
+    service = FakeService()
+    line = b'{"task": "sentiment", "text": "fine"}'
+    lines = {"content-type": "application/x-ndjson"}
+    form = {"task": "sentiment", "text": "fine"}
+    with TestClient(make_app(service, Keys())) as client:
+        app: Any = client.app
+        app.state.exchange.stopping.set()
+        assert client.get("/ready").status_code == 503
+        assert "label" in client.post("/v1/rows", content=line, headers=lines).json()
+        assert client.post("/page/one", data=form).status_code == 200
+        app.state.running.closed = True
+        app.state.exchange.closing.set()
+        assert client.post("/v1/rows", content=line, headers=lines).status_code == 503
+        assert client.post("/page/one", data=form).status_code == 503
+        assert client.get("/").status_code == 503

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
 from ptuning.cli.predict_tasks import TaskAnswers, add_adapters, check_adapters
-from ptuning.cli.shared import add_data, add_model, data_of, load_model, print_notes
+from ptuning.cli.shared import add_data, add_model, add_packed_memory, data_of, load_model, pack, print_notes
 from ptuning.cli.streams import is_live, live_input
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
@@ -68,6 +68,7 @@ def parser() -> Parser:
     made.add_argument(
         "--window", type=int, default=1024, help="maximum rows in memory at once (default: 1024)"
     )
+    add_packed_memory(made)
     add_adapters(made)
     add_data(made, label=False, more=["too_long"])
     return made
@@ -127,6 +128,7 @@ class OneAdapter:
         from ptuning.inference.predictor import Predictor
 
         model = load_model(given)
+        pack(model.backbone, given)
         self.task: Task | None = model.task
         self.rows: dict[str, Any] = {"pair": model.task.pair}
         self._predictor = Predictor(

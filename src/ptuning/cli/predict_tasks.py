@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import device_of
+from ptuning.cli.shared import bytes_of, device_of, pack
 from ptuning.errors import ConfigError, PTuningError, UserError
 from ptuning.typos import one_typo_away
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ptuning.training.config import DataConfig
 
 TASK_COLUMN = "task"
-GIB = 1 << 30
 
 
 def add_adapters(parser: Parser) -> None:
@@ -38,6 +36,7 @@ def add_adapters(parser: Parser) -> None:
     group.add_argument(
         "--memory_limit",
         type=float,
+        metavar="GIB",
         help="maximum GiB of adapters in memory; beyond it, those that were used least recently are moved "
         "to temporary files (default: no limit)",
     )
@@ -49,6 +48,7 @@ def check_adapters(given: Any, parser: Parser) -> None:
     Raises:
         ConfigError: names the option.
     """
+    bytes_of(given, "packed_memory", least=0)
     if given.adapters is None:
         if given.adapter is None:
             parser.error("the following arguments are required: adapter")
@@ -60,9 +60,7 @@ def check_adapters(given: Any, parser: Parser) -> None:
         parser.error(f"unrecognized arguments: {given.adapter}")
     if given.revision is not None:
         raise ConfigError("--revision is for an adapter on the Hub", remedy="leave it out with --adapters")
-    limit = given.memory_limit
-    if limit is not None and not (math.isfinite(limit) and limit * GIB >= 1):
-        raise ConfigError("--memory_limit", got=limit, expected="a number of GiB above 0")
+    bytes_of(given, "memory_limit")
 
 
 class TaskAnswers:
@@ -83,13 +81,13 @@ class TaskAnswers:
         from ptuning.inference.adapter_folder import AdapterFolder
 
         device, dtype = device_of(given)
-        limit = given.memory_limit
         self._folder = AdapterFolder(
             given.adapters,
             backbone=given.backbone,
             dtype=dtype,
             device=device,
-            memory_limit=None if limit is None else int(limit * GIB),
+            memory_limit=bytes_of(given, "memory_limit"),
+            adjust=lambda backbone: pack(backbone, given),
             allow_pickle=given.allow_pickle,
         )
         self.rows: dict[str, Any] = {"task_column": given.task_column or TASK_COLUMN}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import logging
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_pickle
+from ptuning.cli.shared import add_packed_memory, add_pickle, bytes_of, pack
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.paths import local_path
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 ADMIN_KEY = "PTUNING_ADMIN_KEY"
 """The environment variable with the admin key."""
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parser() -> Parser:
@@ -65,10 +62,12 @@ def parser() -> Parser:
     model.add_argument("--threads", type=int, help="CPU threads of the backbone (default: all cores)")
     model.add_argument(
         "--memory_limit",
-        metavar="SIZE",
-        help="memory of the tasks on the device, such as 512M or 4G; further tasks are paged (default: "
-        "no limit)",
+        type=float,
+        metavar="GIB",
+        help="maximum GiB of tasks on the device; beyond it, those that were used least recently are moved "
+        "to temporary files (default: no limit)",
     )
+    add_packed_memory(made)
     add_pickle(made)
 
     network = made.add_argument_group("network options")
@@ -89,7 +88,9 @@ def parser() -> Parser:
         help=f"file with the key for adding and deleting tasks (default: the variable {ADMIN_KEY})",
     )
     keys.add_argument(
-        "--no_auth", action="store_true", help="allow other addresses than the loopback one without --keys"
+        "--no_auth",
+        action="store_true",
+        help="allow other addresses and host names than those of the loopback without --keys",
     )
     keys.add_argument(
         "--make_key", metavar="NAME", help="add a key to the file of --keys, print it once, and exit"
@@ -134,6 +135,9 @@ def main(argv: Sequence[str]) -> None:
     if given.make_key is not None:
         _make_key(given)
         return
+    for name in ("key_tasks", "key_admin"):
+        if getattr(given, name):
+            raise ConfigError(f"--{name} is for a new key", remedy="add --make_key NAME")
     if not given.adapters and given.folder is None:
         raise ConfigError(
             "adapters", got="none", expected="at least one", remedy="name them, or a folder with --folder"
@@ -179,6 +183,7 @@ def main(argv: Sequence[str]) -> None:
             folder=folder,
             tracing=tracing,
             root_path=given.root_path.rstrip("/"),
+            loopback_only=not keys.required and not given.no_auth,
         )
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -220,6 +225,7 @@ def _make_key(given: Any) -> None:
 
 
 def _keys(given: Any) -> Keys:
+    from ptuning.serving.hosts import is_loopback
     from ptuning.serving.keys import Keys
 
     admin = os.environ.get(ADMIN_KEY) or None
@@ -231,7 +237,7 @@ def _keys(given: Any) -> Keys:
             raise ConfigError("--admin_key_file", got=f"{given.admin_key_file}: {why}") from error
         admin = text.strip()
     keys = Keys(file=None if given.keys is None else local_path(given.keys, "--keys"), admin_key=admin)
-    if not keys.required and not given.no_auth and not _is_loopback(given.host):
+    if not keys.required and not given.no_auth and not is_loopback(given.host):
         raise ConfigError(
             f"--host {given.host}",
             got="no --keys",
@@ -239,15 +245,6 @@ def _keys(given: Any) -> Keys:
             remedy="make one with --keys FILE --make_key NAME, or allow everybody with --no_auth",
         )
     return keys
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # ------------------------------------------------------------------------------------------- tasks
@@ -265,6 +262,8 @@ def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, M
         if not 1 <= given.threads <= 1024:
             raise ConfigError("--threads", got=given.threads, expected="from 1 to 1024")
         torch.set_num_threads(given.threads)
+    limit = bytes_of(given, "memory_limit")
+    bytes_of(given, "packed_memory", least=0)
     device = Accelerator(cpu=given.device == "cpu").device
     dtype = precision(given.precision, device)
     named = _adapters(given.adapters, given.allow_pickle)
@@ -272,12 +271,13 @@ def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, M
     backbone, tokenizer = open_backbone(
         given.backbone, found, device=device, dtype=dtype, allow_pickle=given.allow_pickle
     )
+    pack(backbone, given)
     service = open_service(
         backbone,
         tokenizer,
         folder=folder,
         settings=settings,
-        memory_limit=None if given.memory_limit is None else _bytes(given.memory_limit),
+        memory_limit=limit,
     )
     for name, (place, source) in named.items():
         try:
@@ -332,11 +332,3 @@ def _inside(folder: Path) -> list[Path]:
     from ptuning import adapters
 
     return [each for each in sorted(folder.iterdir()) if adapters.is_adapter(each)]
-
-
-def _bytes(text: str) -> int:
-    """The bytes of a size such as ``512M``."""
-    found = re.fullmatch(r"(\d{1,12})\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None or not int(found[1]):
-        raise ConfigError("--memory_limit", got=text, expected="a size such as 512M or 4G")
-    return int(found[1]) * _UNITS[found[2].upper()]

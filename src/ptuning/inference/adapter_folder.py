@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptuning import adapters
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
+from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.table import TaskTable
 from ptuning.paths import local_path
@@ -26,6 +28,7 @@ class AdapterFolder:
         dtype: Of the frozen weights.
         device: Where to compute.
         memory_limit: As :class:`~ptuning.model.table.TaskTable`'s.
+        adjust: Called with the backbone when it is loaded.
         allow_pickle: As :meth:`PTuningModel.from_pretrained`'s.
 
     Attributes:
@@ -44,13 +47,14 @@ class AdapterFolder:
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         memory_limit: int | None = None,
+        adjust: Callable[[Backbone], None] = lambda backbone: None,
         allow_pickle: bool = False,
     ) -> None:
         self.path = local_path(folder, "the folder of adapters", error=AdapterError)
         self.names = _adapters_in(self.path)
         self._known = frozenset(self.names)
         self._backbone, self._dtype, self._device = backbone, dtype, device
-        self._memory_limit, self._allow_pickle = memory_limit, allow_pickle
+        self._memory_limit, self._allow_pickle, self._adjust = memory_limit, allow_pickle, adjust
         self._opened: tuple[TaskTable, PreTrainedTokenizerBase] | None = None
         self._first = ""
 
@@ -99,6 +103,7 @@ class AdapterFolder:
         model = model.to(self._device or "cpu")
         tokenizer = model.tokenizer
         assert tokenizer is not None  # the backbone was given by name
+        self._adjust(model.backbone)
         table = TaskTable(model.backbone, tokenizer, memory_limit=self._memory_limit)
         table.put(name, model)
         self._opened, self._first = (table, tokenizer), name

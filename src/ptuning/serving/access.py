@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,13 +135,21 @@ class Access:
         metrics: Counts requests.
         tracing: Makes spans.
         settings: Says whether texts are logged.
+        on_bug: Logs an error that nobody expected, and makes the response.
     """
 
     def __init__(
-        self, app: App, *, running: Running, metrics: Metrics, tracing: Tracing, settings: HttpSettings
+        self,
+        app: App,
+        *,
+        running: Running,
+        metrics: Metrics,
+        tracing: Tracing,
+        settings: HttpSettings,
+        on_bug: Callable[[Record, Exception], App],
     ) -> None:
         self.app, self.running, self.metrics, self.tracing = app, running, metrics, tracing
-        self.settings = settings
+        self.settings, self.on_bug = settings, on_bug
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -168,6 +176,12 @@ class Access:
             ):
                 try:
                     await self.app(scope, receive, recorded)
+                except Exception as error:
+                    response = self.on_bug(record, error)
+                    if (
+                        status == CLIENT_GONE
+                    ):  # otherwise a part has been sent, and uvicorn cuts the connection
+                        await response(scope, receive, recorded)
                 finally:
                     if span is not None:
                         self._describe(span, scope, record, status)

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning import __version__
-from ptuning.serving.access import Access, Running, record_of
+from ptuning.serving.access import Access, Record, Running, record_of
+from ptuning.serving.hosts import LoopbackOnly
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings, Limits
 from ptuning.serving.page import make_page
@@ -53,6 +54,7 @@ def make_app(
     folder: Path | None = None,
     tracing: Tracing | None = None,
     root_path: str = "",
+    loopback_only: bool = False,
 ) -> FastAPI:
     """The application. Its lifespan starts and closes the service.
 
@@ -65,6 +67,8 @@ def make_app(
             server stops.
         tracing: Makes spans.
         root_path: The path under which a proxy shows the server.
+        loopback_only: Whether to refuse requests for other hosts than this machine; see
+            :class:`~ptuning.serving.hosts.LoopbackOnly`.
 
     Returns:
         The application; ``app.state`` has ``exchange``, ``running`` (:class:`Running`), and ``failure``, the
@@ -104,13 +108,21 @@ def make_app(
     app.include_router(tasks.router(exchange, uploads))
     app.include_router(make_page(service, keys, settings), include_in_schema=False)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(Exception, _unexpected)
 
     def max_bytes(method: str) -> int:
         return settings.max_upload_bytes if method == "PUT" else service.settings.max_body_bytes
 
     app.add_middleware(Limits, max_bytes=max_bytes, settings=settings)
-    app.add_middleware(Access, running=running, metrics=service.metrics, tracing=tracing, settings=settings)
+    if loopback_only:
+        app.add_middleware(LoopbackOnly, answer=lambda refusal: error_response(refusal, own_shape))
+    app.add_middleware(
+        Access,
+        running=running,
+        metrics=service.metrics,
+        tracing=tracing,
+        settings=settings,
+        on_bug=_unexpected,
+    )
     return app
 
 
@@ -134,5 +146,7 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     return found
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return error_response(bug(error, record_of(request.scope).id), own_shape)
+def _unexpected(record: Record, error: Exception) -> Response:
+    refusal = bug(error, record.id)
+    record.refusal = refusal.kind
+    return error_response(refusal, own_shape)

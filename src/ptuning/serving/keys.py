@@ -127,7 +127,15 @@ class Keys:
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise _unauthorized("this server needs an API key: send Authorization: Bearer KEY")
-        given = digest(key.strip())
+        return self.caller_of(digest(key.strip()))
+
+    def caller_of(self, given: str) -> Caller:
+        """Whose key has this digest.
+
+        Raises:
+            Refusal: 401, it is not that of a key.
+        """
+        self._refresh()
         found: Caller | None = None
         for known, caller in self._entries():
             if hmac.compare_digest(known, given):

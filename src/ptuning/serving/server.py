@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -14,11 +15,13 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from ptuning.errors import ConfigError
+from ptuning.errors import ConfigError, PTuningError
 from ptuning.serving.access import Running
 from ptuning.serving.connections import limited_protocol
 from ptuning.serving.limits import HttpSettings
 from ptuning.serving.protocols.exchange import Exchange
+
+logger = logging.getLogger("ptuning.serving")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -52,7 +55,8 @@ class Server(uvicorn.Server):
 
     On the first SIGTERM or SIGINT, ``/ready`` answers 503 at once; after ``drain_delay`` seconds, new
     requests are refused with 503, and when the others are answered (or ``drain_seconds`` have passed) the
-    server stops. A second signal ends the process at once.
+    server stops. A second signal ends the process at once. It stops in the same way, and :meth:`run` raises,
+    if the service fails.
 
     Args:
         app: From :func:`ptuning.serving.app.make_app`.
@@ -78,12 +82,31 @@ class Server(uvicorn.Server):
         self.settings, self.on_start = settings, on_start
         self.exchange: Exchange = app.state.exchange
         self.running: Running = app.state.running
+        self.failed = False
         self._stop: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until there is a signal.
+
+        Raises:
+            PTuningError: the service failed.
+        """
+        super().run(sockets)
+        if self.failed:
+            raise PTuningError("the thread that runs the model has ended; the log says why")
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.exchange.service.failed and not self.failed:
+            self.failed = True
+            logger.critical("the thread that runs the model has ended; the server stops")
+            if self._stop is None:
+                self._begin_to_stop()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -121,6 +144,7 @@ class Server(uvicorn.Server):
         """Answer what was asked, refuse the rest, and stop."""
         await asyncio.sleep(self.settings.drain_delay)
         self.running.closed = True
+        self.exchange.closing.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.exchange.service.settings.drain_seconds):
                 await self.running.idle()

@@ -25,7 +25,9 @@ from ptuning.serving.page.rendering import HEADERS, Templates, is_part, root_of
 from ptuning.serving.page.sessions import Sessions, check_origin
 from ptuning.serving.page.tasks import about, summary, task_item, task_list
 from ptuning.serving.page.views import Trouble, trouble
-from ptuning.serving.protocols.exchange import while_connected
+from ptuning.serving.protocols.connected import while_connected
+from ptuning.serving.protocols.exchange import bug, refuse_late
+from ptuning.serving.protocols.health import failures_of
 from ptuning.serving.rows import Refusal, RowAnswer
 from ptuning.serving.service import Service
 from ptuning.serving.tasks import ServedTask
@@ -54,6 +56,7 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
         @wraps(handler)
         async def safe(request: Request) -> Response:
             try:
+                refuse_late(request)
                 if method == "POST":
                     check_origin(request)
                 return await handler(request)
@@ -64,8 +67,11 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
             except HTTPException as error:  # a form that cannot be parsed
                 unread = Refusal(status=error.status_code, kind="http", message=str(error.detail))
                 return await page.refusal(request, unread)
+            except Exception as error:
+                return await page.refusal(request, bug(error, record_of(request.scope).id))
 
-        router.add_api_route(path, safe, methods=[method], response_class=Response)
+        methods = ["GET", "HEAD"] if path == "/" else [method]
+        router.add_api_route(path, safe, methods=methods, response_class=Response)
 
     add("GET", "/", page.home)
     add("GET", "/page/tasks", page.tasks)
@@ -198,6 +204,7 @@ class _Page:
 
     async def refusal(self, request: Request, refusal: Refusal) -> Response:
         """For a request that was not accepted at all."""
+        record_of(request.scope).refusal = refusal.kind
         result = refused(trouble(refusal), refusal.status)
         template = "_result.html" if is_part(request) else "refused.html"
         return await self._templates.response(request, template, {}, result)
@@ -240,7 +247,7 @@ class _Page:
             "query": query,
             "current": current,
             "list": await asyncio.to_thread(task_list, tasks, query, current=current, ticked=given.only),
-            "failures": dict(self._service.tasks.failures) if caller.may_all else {},
+            "failures": failures_of(self._service) if caller.may_all else {},
             "signed_in": caller.name if self._sessions.keys.required else None,
         }
         return await self._templates.response(request, "page.html", values, result)

@@ -1,7 +1,7 @@
 """Who uses the page, if the server asks for keys.
 
 The browser gets a random session id in a cookie that scripts cannot read and other sites cannot send
-(``HttpOnly``, ``SameSite=Strict``). The key itself stays in the memory of this process and is checked again
+(``HttpOnly``, ``SameSite=Strict``). The key's digest stays in the memory of this process and is checked again
 at every request, so a key that is withdrawn ends its sessions, and a cookie that leaks is worth a few hours,
 not a key. The price: after a restart, and on another replica, the page asks for the key again.
 """
@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.serving.keys import Caller, Keys
+from ptuning.serving.keys import Caller, Keys, digest
 from ptuning.serving.rows import Refusal
 
 COOKIE = "ptuning_session"
 LIFETIME = 12 * 3600.0
 CAPACITY = 10_000
+PER_KEY = 100
 
 
 @dataclass(kw_only=True)
@@ -34,12 +35,14 @@ class Sessions:
         keys: The keys that the server accepts.
         lifetime: Seconds after which the key is asked for again.
         capacity: Maximum sessions; the oldest ends when there is one more.
+        per_key: Maximum sessions of one key; its oldest ends when there is one more.
         clock: Seconds that never go back.
     """
 
     keys: Keys
     lifetime: float = LIFETIME
     capacity: int = CAPACITY
+    per_key: int = PER_KEY
     clock: Callable[[], float] = time.monotonic
     _open: OrderedDict[str, tuple[str, float]] = field(default_factory=OrderedDict, init=False)
 
@@ -49,27 +52,27 @@ class Sessions:
         Raises:
             Refusal: 401, the page has to ask for a key.
         """
-        return self.keys.caller(self._authorization(request))
-
-    def _authorization(self, request: Request) -> str | None:
         session = request.cookies.get(COOKIE, "")
-        key, end = self._open.get(session, ("", 0.0))
-        if not key:
-            return None
-        if self.clock() >= end:
-            del self._open[session]
-            return None
-        return f"Bearer {key}"
+        found, end = self._open.get(session, ("", 0.0))
+        if found and self.clock() < end:
+            return self.keys.caller_of(found)
+        self._open.pop(session, None)
+        return self.keys.caller(None)
 
     def start(self, key: str, request: Request, response: Response) -> None:
-        """Start a session.
+        """Start a session, if the server asks for keys.
 
         Raises:
             Refusal: 401, this is not a key.
         """
-        self.keys.caller(f"Bearer {key}")
+        if not self.keys.required:
+            return
+        self.keys.caller_of(found := digest(key))
+        own = [session for session, (each, _) in self._open.items() if each == found]
+        if len(own) >= self.per_key:
+            del self._open[own[0]]
         session = secrets.token_urlsafe(32)
-        self._open[session] = (key, self.clock() + self.lifetime)
+        self._open[session] = (found, self.clock() + self.lifetime)
         while len(self._open) > self.capacity:
             self._open.popitem(last=False)
         response.set_cookie(

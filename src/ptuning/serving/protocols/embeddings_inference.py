@@ -22,6 +22,8 @@ from ptuning.serving.scores import best_first, names_of, scores_of
 
 Texts = Annotated[Few[str], Field(min_length=1, max_length=2)]
 
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""By our names for them."""
 ERROR_TYPES = {400: "empty", 429: "overloaded", 503: "unhealthy", 500: "backend", 504: "backend"}
 """By status; every other error is ``validation``."""
 
@@ -146,7 +148,7 @@ def router(exchange: Exchange) -> APIRouter:
         facts = Info(
             model_id=found.name,
             model_sha=found.digest,
-            model_dtype=exchange.about.precision,
+            model_dtype=DTYPES.get(exchange.about.precision, exchange.about.precision),
             model_type=ModelType(classifier=Labels(**labels)),
             max_concurrent_requests=exchange.settings.max_connections,
             max_input_length=found.max_tokens,

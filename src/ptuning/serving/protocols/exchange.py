@@ -22,6 +22,7 @@ from starlette.responses import Response
 from ptuning.serving.access import CLIENT_GONE, record_of
 from ptuning.serving.keys import Caller, Keys
 from ptuning.serving.limits import HttpSettings, media_type
+from ptuning.serving.protocols.connected import while_connected
 from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal, Row, RowAnswer
 from ptuning.task import Task
@@ -137,11 +138,22 @@ class Exchange:
 
     Attributes:
         stopping: Set by the signal to stop.
+        closing: Set when requests are not accepted any more.
     """
 
     def __init__(self, service: Service, keys: Keys, settings: HttpSettings, about: About) -> None:
         self.service, self.keys, self.settings, self.about = service, keys, settings, about
-        self.stopping = asyncio.Event()
+        self.stopping, self.closing = asyncio.Event(), asyncio.Event()
+
+    def refuse_failed(self) -> None:
+        """Say that the process has to be started anew.
+
+        Raises:
+            Refusal: 503.
+        """
+        if self.service.failed:
+            message = "the thread that runs the model has ended; the server stops"
+            raise Refusal(status=503, kind="failed", message=message)
 
     def refuse_unready(self) -> None:
         """Refuse to answer before the tasks are loaded, and from the signal to stop on.
@@ -160,8 +172,7 @@ class Exchange:
         Raises:
             Refusal: 401, or 503 for one that came after the server stopped to accept requests.
         """
-        if record_of(request.scope).late:
-            raise Refusal(status=503, kind="stopping", message="the server is stopping", retry_after=5)
+        refuse_late(request)
         self.caller(request)
 
     def caller(self, request: Request) -> Caller:
@@ -207,6 +218,20 @@ class Exchange:
         """
         caller = self.caller(request)
         return [task for task in self.service.tasks.all() if caller.may(task.name)]
+
+    def named(self, request: Request, name: str | None) -> str:
+        """The name of the task of a request, which may be left out if there is one task only.
+
+        Raises:
+            Refusal: 401, or 422.
+        """
+        if name is not None:
+            return name
+        tasks = self.tasks(request)
+        if len(tasks) != 1:
+            message = f"model: missing, expected the name of a task, because there are {len(tasks):,}"
+            raise Refusal(status=422, kind="invalid", message=message)
+        return tasks[0].name
 
     async def answer_all(
         self,
@@ -280,29 +305,6 @@ class Exchange:
                 )
             found.append(each)
         return Answers(found)
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of ``work``, which is cancelled if the client closes the connection.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        for each in (working, leaving):
-            each.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 # ------------------------------------------------------------------------------------ JSON and errors
@@ -431,6 +433,16 @@ def invalid(errors: Sequence[Any], model: Any) -> Refusal:
     else:
         message = f"{'.'.join(where)}: {first['msg']}"
     return Refusal(status=422, kind="invalid", message=message)
+
+
+def refuse_late(request: Request) -> None:
+    """Refuse a request that came after the server stopped to accept requests.
+
+    Raises:
+        Refusal: 503.
+    """
+    if record_of(request.scope).late:
+        raise Refusal(status=503, kind="stopping", message="the server is stopping", retry_after=5)
 
 
 def router_of(exchange: Exchange, shape: Shape, tag: str) -> APIRouter:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -14,6 +15,9 @@ from ptuning.serving.protocols.exchange import Exchange, own_shape, router_of
 from ptuning.serving.protocols.rows import Error
 from ptuning.serving.protocols.writing import Json
 from ptuning.serving.rows import Refusal
+
+if TYPE_CHECKING:
+    from ptuning.serving.service import Service
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Error}, "5XX": {"model": Error}}
 
@@ -46,14 +50,27 @@ class Info(BaseModel):
     failures: dict[str, str]
 
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:;,'\"]+/)+")
+
+
+def failures_of(service: Service) -> dict[str, str]:
+    """Why the newest adapter of a task was refused, by task. Where the server's folders are is its own
+    business.
+    """
+    return {name: _FOLDERS.sub("", why) for name, why in sorted(service.tasks.failures.items())}
+
+
 def router(exchange: Exchange) -> APIRouter:
     """The routes."""
     made = router_of(exchange, own_shape, "health")
 
-    @made.get("/health", summary="Whether the server runs", response_model=Status)
+    @made.head("/health", include_in_schema=False)
+    @made.get("/health", summary="Whether the server runs", response_model=Status, responses=ERRORS)
     async def health() -> Response:
+        exchange.refuse_failed()
         return Json({"status": "ok"})
 
+    @made.head("/ready", include_in_schema=False)
     @made.get(
         "/ready", summary="Whether the server accepts requests", response_model=Status, responses=ERRORS
     )
@@ -90,7 +107,7 @@ def router(exchange: Exchange) -> APIRouter:
             device=exchange.about.device,
             tasks=len(exchange.tasks(request)),
             limits=limits,
-            failures=dict(service.tasks.failures) if caller.may_all else {},
+            failures=failures_of(service) if caller.may_all else {},
         )
         return Json(facts.model_dump())
 

@@ -18,12 +18,16 @@ from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, scores_of
 
 Input = str | TextPair
+NOT_NAMED = "default/not-specified"
+"""What infinity's client sends as the model if its user names none."""
 
 
 class Classify(Lenient):
     """Texts for one task."""
 
-    model: str = Field(description="the name of a task")
+    model: str | None = Field(
+        None, description="the name of a task; it may be left out if there is one task only"
+    )
     input: Input | Few[Input] = Field(
         description='a text, a {"text", "text_pair"} object, or a list of these'
     )
@@ -70,13 +74,25 @@ class Error(BaseModel):
     error: Problem
 
 
+class Stats(BaseModel):
+    """The queue, which all tasks share."""
+
+    queue_fraction: float
+    queue_absolute: int
+    results_pending: int
+    batch_size: int
+
+
 class Model(BaseModel):
     """One task."""
 
     id: str
+    stats: Stats
     object: Literal["model"] = "model"
+    owned_by: Literal["infinity"] = Field("infinity", description="infinity's client takes no other value")
     created: int
-    owned_by: str = "ptuning"
+    backend: Literal["torch"] = "torch"
+    capabilities: list[Literal["classify"]] = ["classify"]
 
 
 class Models(BaseModel):
@@ -120,13 +136,23 @@ def router(exchange: Exchange) -> APIRouter:
 
     @made.post("/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
-        answers = await exchange.answer(request, body.model, read(body.input))
+        task = exchange.named(request, None if body.model == NOT_NAMED else body.model)
+        answers = await exchange.answer(request, task, read(body.input))
         return await written(lambda: Json(write(answers, raw=body.raw_scores)), answers.rows)
 
     @made.get("/models", summary="The tasks", response_model=Models, responses=ERRORS)
     @made.get("/v1/models", summary="The tasks", response_model=Models, responses=ERRORS)
     async def models(request: Request) -> Response:
-        found = [Model(id=task.name, created=int(task.loaded_at)) for task in exchange.tasks(request)]
+        limits, (queued, _) = exchange.service.settings, exchange.service.queued
+        stats = Stats(
+            queue_fraction=queued / limits.queue_rows,
+            queue_absolute=queued,
+            results_pending=queued,
+            batch_size=limits.batch_rows,
+        )
+        found = [
+            Model(id=task.name, stats=stats, created=int(task.loaded_at)) for task in exchange.tasks(request)
+        ]
         return Json(Models(data=found).model_dump())
 
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -132,9 +133,10 @@ class LineStream(Response):
         finally:
             stop.cancel()
         await windows.put(None)
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
-        raise ClientDisconnect
+        while True:
+            with suppress(Refusal):  # a client that was too slow still gets what was asked
+                if (await self.request.receive())["type"] == "http.disconnect":
+                    raise ClientDisconnect
 
     async def _next(self, stop: asyncio.Task[Any]) -> bytes:
         """The next part of the body.

@@ -37,6 +37,7 @@ from ptuning.serving.protocols.writing import Json, json_bytes, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import answer_of, names_of
 from ptuning.task import Task
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.serving.tasks import ServedTask
@@ -304,8 +305,9 @@ def router(exchange: Exchange) -> APIRouter:
     async def server(request: Request) -> Response:
         return Json(ServerMetadata().model_dump())
 
-    @made.get("/v2/health/live", summary="Whether the server runs")
+    @made.get("/v2/health/live", summary="Whether the server runs", responses=ERRORS)
     async def live() -> Response:
+        exchange.refuse_failed()
         return Response()
 
     @made.get("/v2/health/ready", summary="Whether the server accepts requests", responses=ERRORS)
@@ -313,25 +315,37 @@ def router(exchange: Exchange) -> APIRouter:
         exchange.refuse_unready()
         return Response()
 
+    path = "/v2/models/{task}/versions/{version}"
+
+    def found(request: Request, task: str, version: str | None = None) -> ServedTask:
+        served = exchange.task(request, task)
+        if version not in (None, served.digest):
+            message = f"{task} has no version {visible(version or '')!r}: it is served as {served.digest}"
+            raise Refusal(status=404, kind="unknown_version", message=message)
+        return served
+
     @made.get("/v2/models/{task}", summary="A task", response_model=ModelMetadata, responses=ERRORS)
     async def model(task: str, request: Request) -> Response:
-        return Json(metadata(exchange.task(request, task)).model_dump())
+        return Json(metadata(found(request, task)).model_dump())
+
+    @made.get(path, summary="A version of a task", response_model=ModelMetadata, responses=ERRORS)
+    async def model_version(task: str, version: str, request: Request) -> Response:
+        return Json(metadata(found(request, task, version)).model_dump())
 
     @made.get("/v2/models/{task}/ready", summary="Whether a task can be asked", responses=ERRORS)
     async def model_ready(task: str, request: Request) -> Response:
-        exchange.task(request, task)
+        found(request, task)
         exchange.refuse_unready()
         return Response()
 
-    @made.post(
-        "/v2/models/{task}/infer",
-        summary="Classify texts",
-        response_model=Inferred,
-        responses=ERRORS,
-        openapi_extra=request_body(Infer),
-    )
-    async def infer(task: str, request: Request) -> Response:
-        exchange.task(request, task)
+    @made.get(f"{path}/ready", summary="Whether a version of a task can be asked", responses=ERRORS)
+    async def version_ready(task: str, version: str, request: Request) -> Response:
+        found(request, task, version)
+        exchange.refuse_unready()
+        return Response()
+
+    async def inferred(request: Request, task: str, version: str | None = None) -> Response:
+        found(request, task, version)
         refuse_encoding(request)
         max_rows = exchange.service.settings.max_rows
         length = request.headers.get(HEADER)
@@ -339,6 +353,22 @@ def router(exchange: Exchange) -> APIRouter:
             raise Refusal(status=400, kind="invalid", message=f"{HEADER}: expected a number of bytes")
         asked, texts = read(await request.body(), None if length is None else int(length), max_rows)
         answers = await exchange.answer(request, task, texts)
+        if answers.digest != version:
+            found(request, task, version)  # it was replaced meanwhile
         return await written(lambda: _response(asked, answers), answers.rows)
+
+    facts: dict[str, Any] = {
+        "response_model": Inferred,
+        "responses": ERRORS,
+        "openapi_extra": request_body(Infer),
+    }
+
+    @made.post("/v2/models/{task}/infer", summary="Classify texts", **facts)
+    async def infer(task: str, request: Request) -> Response:
+        return await inferred(request, task)
+
+    @made.post(f"{path}/infer", summary="Classify texts by a version of a task", **facts)
+    async def version_infer(task: str, version: str, request: Request) -> Response:
+        return await inferred(request, task, version)
 
     return made

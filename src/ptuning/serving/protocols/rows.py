@@ -161,9 +161,8 @@ def router(exchange: Exchange) -> APIRouter:
     async def rows(request: Request, truncate: bool | None = None) -> Response:
         caller = exchange.caller(request)
         if media_type(request.headers) == STREAMED:
-            exchange.refuse_unready()
             answer = _LineAnswers(exchange, request, caller, truncate)
-            return LineStream(request, answer, stopping=exchange.stopping, settings=exchange.settings)
+            return LineStream(request, answer, stopping=exchange.closing, settings=exchange.settings)
         asked = validated(Rows, await json_of(request, exchange.service.settings.max_rows))
         given = read(asked, exchange, request)
         wanted = truncate if asked.truncate is None else asked.truncate

@@ -22,7 +22,9 @@ Input = str | TextPair
 class Classify(Lenient):
     """Texts for one task."""
 
-    model: str = Field(description="the name of a task")
+    model: str | None = Field(
+        None, description="the name of a task; it may be left out if there is one task only"
+    )
     input: Input | Few[Input] = Field(
         description='a text, a {"text", "text_pair"} object, or a list of these'
     )
@@ -87,7 +89,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @made.post("/v1/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
-        answers = await exchange.answer(request, body.model, read(body.input))
+        answers = await exchange.answer(request, exchange.named(request, body.model), read(body.input))
         return await written(lambda: Json(write(answers, raw=body.use_activation is False)), answers.rows)
 
     return made

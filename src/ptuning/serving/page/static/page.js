@@ -116,6 +116,18 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 
+// The file is here already, so it need not go to the server and back, which has a limit.
+document.addEventListener("submit", (event) => {
+  const form = event.target.closest("form[data-download]");
+  if (!form) return;
+  event.preventDefault();
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([form.elements.csv.value], { type: "text/csv;charset=utf-8" }));
+  link.download = form.elements.name.value;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+});
+
 // No answer, or one that is not for the page: a proxy's, or that of a limit.
 function trouble(title, message) {
   const section = document.createElement("section");
