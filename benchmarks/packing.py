@@ -164,18 +164,22 @@ def products(dtype: torch.dtype, rounds: int) -> dict[str, Any]:
 
     up, *three = weight(wide, hidden), *(weight(hidden, hidden) for _ in range(3))
     joined, joined_bias = pack(torch.cat([each[0] for each in three])), torch.cat([each[1] for each in three])
-    for tokens in (1, 32, 512, 2048):
-        x = torch.randn(tokens, hidden).to(dtype)
-        sides: dict[str, Callable[[], object]] = {
-            "up": lambda x=x: functional.linear(x, up[0], up[1]),
-            "up, packed": lambda x=x: multiply(x, up[2], up[1], "none", [], ""),
-            "up, GELU": lambda x=x: functional.gelu(functional.linear(x, up[0], up[1])),
-            "up, GELU, packed": lambda x=x: functional.gelu(multiply(x, up[2], up[1], "none", [], "")),
-            "up, GELU, packed, in one": lambda x=x: multiply(x, up[2], up[1], "gelu", [], "none"),
-            "q, k, v": lambda x=x: [functional.linear(x, each[0], each[1]) for each in three],
-            "q, k, v, packed": lambda x=x: [multiply(x, e[2], e[1], "none", [], "") for e in three],
-            "q, k, v, packed, in one": lambda x=x: multiply(x, joined, joined_bias, "none", [], ""),
+
+    def products(x: Tensor) -> dict[str, Callable[[], object]]:
+        linear, gelu = functional.linear, functional.gelu
+        return {
+            "up": lambda: linear(x, up[0], up[1]),
+            "up, packed": lambda: multiply(x, up[2], up[1], "none", [], ""),
+            "up, GELU": lambda: gelu(linear(x, up[0], up[1])),
+            "up, GELU, packed": lambda: gelu(multiply(x, up[2], up[1], "none", [], "")),
+            "up, GELU, packed, in one": lambda: multiply(x, up[2], up[1], "gelu", [], "none"),
+            "q, k, v": lambda: [linear(x, each[0], each[1]) for each in three],
+            "q, k, v, packed": lambda: [multiply(x, each[2], each[1], "none", [], "") for each in three],
+            "q, k, v, packed, in one": lambda: multiply(x, joined, joined_bias, "none", [], ""),
         }
+
+    for tokens in (1, 32, 512, 2048):
+        sides = products(torch.randn(tokens, hidden).to(dtype))
         with torch.inference_mode():
             seconds = alternating(sides, 10 * rounds)[CPU if torch.get_num_threads() == 1 else WALL]
         found[f"{tokens} tokens"] = {

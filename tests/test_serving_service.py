@@ -318,6 +318,28 @@ def test_over_the_limit_requests_are_refused_and_the_rest_answered(tasks: TaskRe
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("caller", "task"), [("modest", "labels"), ("flood", "other")], ids=["another caller", "another task"]
+)
+def test_a_flood_is_refused_and_others_are_not(caller: str, task: str, tasks: TaskRegistry) -> None:
+    gate = Gate(tasks)
+    row = Row(task="labels", text="one")
+
+    async def main() -> None:
+        async with running(tasks, gate, batch_tokens=64, queue_batches=1) as service:
+            asked = [asyncio.create_task(service.answer([row], caller="flood"))]
+            await until(gate.entered.is_set)
+            asked.append(asyncio.create_task(service.answer([row] * 100, caller="flood")))
+            await until(lambda: service.queued[0] == 100)
+            assert await kind_of(service.answer([row], caller="flood")) == "overloaded"
+            asked.append(asyncio.create_task(service.answer([Row(task=task, text="one")], caller=caller)))
+            await until(lambda: service.queued[0] == 101)
+            gate.open.set()
+            assert [len((await each)[0]) for each in asked] == [1, 100, 1]
+
+    asyncio.run(main())
+
+
 def test_rows_that_are_being_tokenised_count(tasks: TaskRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests beyond the limit are refused before they cost anything."""
     calls, packed = [], tasks.packed

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ptuning import (
     DeepPrompt,
@@ -281,3 +282,25 @@ def test_a_resumed_run_is_held_to_what_was_chosen(config: Callable[..., TrainCon
         ConfigError, match=r"cannot resume with another fit.num_train_epochs: got \d+, expected 2"
     ):
         train(config(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "name", "expected"),
+    [
+        (True, True, "Intel Xeon", torch.bfloat16),
+        (False, True, "Intel Xeon", torch.float32),
+        (False, True, "AMD EPYC", torch.bfloat16),
+        (False, True, "", torch.bfloat16),
+        (False, False, "AMD EPYC", torch.float32),
+    ],
+)
+def test_the_precision_of_a_cpu(
+    amx: bool, avx512_bf16: bool, name: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptuning.training.job import precision
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
+    assert precision("auto", torch.device("cpu")) == expected
+    assert precision("bf16", torch.device("cpu")) == torch.bfloat16

@@ -122,8 +122,10 @@ class Scheduler(Generic[P]):
                 these are more than the places that are free.
         """
         self._refuse_late(caller, rows)  # each has a token at least
-        before = self._places.before(caller, rows)
-        if before + sum(rows.values()) > self.settings.queue_rows - self._places.total:
+        new = sum(rows.values())
+        free = self.settings.queue_rows - self._places.total
+        # What goes before is at most everything; so most of the time it need not be known.
+        if self._places.total + new > free and self._places.before(caller, rows) + new > free:
             raise Overloaded(self._wait(self._tokens.before(caller, rows)))
         for task, count in rows.items():
             self._places.add(caller, task, count)
@@ -152,8 +154,7 @@ class Scheduler(Generic[P]):
             heapq.heappush(self._deadlines, (row.deadline, row.number, row))
 
     def _refuse_late(self, caller: str, tokens: Mapping[str, int]) -> None:
-        before = self._tokens.before(caller, tokens)
-        if before > self.limit:
+        if self.tokens > self.limit and (before := self._tokens.before(caller, tokens)) > self.limit:
             raise Overloaded(self._wait(before))
 
     def _wait(self, tokens: int) -> float:

@@ -91,12 +91,21 @@ def make_job(
 def precision(choice: str, device: torch.device) -> torch.dtype | None:
     """The dtype of the frozen weights: with ``auto``, bf16 if the device computes it fast.
 
-    CPUs do with AMX or AVX512-BF16, where bf16 products are several times as fast as fp32.
+    CPUs do with AMX, and those of AMD with AVX512-BF16. On Intel's without AMX, bf16 products take half as
+    long again as fp32 ones, or more.
     """
     if choice != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
     if device.type == "cpu":
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = torch.cpu._is_amx_tile_supported() or (
+            torch.cpu._is_avx512_bf16_supported() and "Intel" not in _processor()
+        )
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
+
+
+def _processor() -> str:
+    """Whose CPU it is, as far as torch can tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.7 has none
+    return "" if capabilities is None else str(capabilities().get("cpu_name", ""))
