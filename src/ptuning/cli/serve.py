@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_packed_memory, add_pickle, bytes_of, pack
+from ptuning.cli.shared import add_device, add_packed_memory, add_pickle, bytes_of, pack
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.paths import local_path
 
@@ -28,8 +28,8 @@ def parser() -> Parser:
         prog="ptuning serve",
         usage="ADAPTER… | --folder DIR [options]",
         description="Answer HTTP requests for many adapters on one backbone. Rows of different tasks share "
-        "batches. Existing clients of Hugging Face, text-embeddings-inference, infinity, vLLM and the Open "
-        "Inference Protocol work unchanged; see docs/serving.md.",
+        "batches. It speaks the protocols of Hugging Face, text-embeddings-inference, infinity, vLLM and the "
+        "Open Inference Protocol; see docs/serving.md.",
         epilog="examples: ptuning serve support spam; ptuning serve --folder adapters --keys keys.toml; "
         "ptuning serve --keys keys.toml --make_key search-team",
     )
@@ -47,18 +47,7 @@ def parser() -> Parser:
     )
     model = made.add_argument_group("model options")
     model.add_argument("--backbone", help="Hub id or folder (default: as recorded in the adapters)")
-    model.add_argument(
-        "--precision",
-        choices=["auto", "fp32", "bf16"],
-        default="auto",
-        help="precision of the backbone; auto is bf16 if the device supports it well (default: auto)",
-    )
-    model.add_argument(
-        "--device",
-        choices=["auto", "cpu"],
-        default="auto",
-        help="auto is an accelerator if there is one (default: auto)",
-    )
+    add_device(model)
     model.add_argument("--threads", type=int, help="CPU threads of the backbone (default: all cores)")
     model.add_argument(
         "--memory_limit",

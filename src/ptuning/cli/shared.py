@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import _ActionsContainer
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -38,19 +39,24 @@ def add_model(parser: Parser, *, optional: bool = False) -> None:
         type=str,
         help="Hub id or folder of the backbone (default: as recorded in the adapter)",
     )
-    parser.add_argument(
+    add_device(parser)
+    add_pickle(parser)
+
+
+def add_device(options: _ActionsContainer) -> None:
+    """Add options for what the backbone is computed on, and in which precision."""
+    options.add_argument(
         "--precision",
         choices=["auto", "fp32", "bf16"],
         default="auto",
         help="precision of the backbone; auto is bf16 if the device supports it well (default: auto)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--device",
         choices=["auto", "cpu"],
         default="auto",
         help="auto is an accelerator if there is one (default: auto)",
     )
-    add_pickle(parser)
 
 
 def add_pickle(parser: Parser) -> None:

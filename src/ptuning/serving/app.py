@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ptuning.serving.service import Service
 
 DESCRIPTION = """\
-Text classification and regression by many tasks on one frozen backbone. Clients of the Hugging Face inference
-API, text-embeddings-inference, infinity, vLLM and the Open Inference Protocol work unchanged.
+Text classification and regression by many tasks on one frozen backbone. It speaks the protocols of the
+Hugging Face inference API, text-embeddings-inference, infinity, vLLM and the Open Inference Protocol.
 """
 
 
