@@ -60,7 +60,7 @@ bench-quick: $(READY)  ## the same for MiniLM on MRPC in bf16 alone
 	$(BIN)/python benchmarks/training.py --models minilm
 	$(BIN)/python benchmarks/inference.py --models minilm
 
-bench-serving: $(READY)  ## many tasks served at once, compared with PEFT, infinity and a process a task (needs PTUNING_DATA and bench-infinity; twelve minutes on two cores)
+bench-serving: $(READY)  ## many tasks served at once, compared with PEFT, infinity and a process a task (needs PTUNING_DATA and bench-infinity; sixteen minutes on two cores)
 	PYTHONPATH=benchmarks $(BIN)/python -m serving
 
 # infinity 0.0.78 needs old versions of nearly everything, and says so of few.

@@ -36,6 +36,7 @@ LAYERS = (
     ("ptuning.model",),
     ("ptuning.data", "ptuning.peft"),
     ("ptuning.inference",),
+    ("ptuning.report",),
     ("ptuning.training", "ptuning.serving"),
     ("ptuning.cli", "ptuning.__main__"),
 )

@@ -30,7 +30,7 @@ class Plan:
     seconds: float = 2.5
     warm: float = 0.5
     open_seconds: float = 12.0
-    open_rounds: int = 1
+    open_rounds: int = 3
     tasks: tuple[int, ...] = (1, 10, 100, 1000)
     kinds: int = 12
     processes: int = 4

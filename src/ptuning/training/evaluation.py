@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ptuning.data.stems import Stems
 from ptuning.inference.evaluate import logits_of
@@ -20,20 +22,26 @@ from ptuning.training.metrics import Baseline, Floats, Metrics, measure
 from ptuning.training.prepare import Split
 
 
-def evaluate(
-    model: PTuningModel,
-    split: Split,
-    stems: Stems | None = None,
-    *,
-    rates: tuple[float, float] | None = None,
-    extensions: Extensions = NO_EXTENSIONS,
-) -> Metrics:
-    """The split's metrics, ``loss`` included (in a regression, of standardised targets).
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A split, and what the model says about it.
+
+    Attributes:
+        logits: ``[N, C]`` in fp32 on the CPU, in the order of ``split.rows``.
+    """
+
+    split: Split
+    logits: Tensor
+
+
+def score(
+    model: PTuningModel, split: Split, stems: Stems | None = None, *, rates: tuple[float, float] | None = None
+) -> Scored:
+    """The model's logits for a split.
 
     Args:
         stems: The cached outputs of the stem for these rows, if there are any.
         rates: Learning rates of prompt and head, for the error message if the run diverged.
-        extensions: A user's own loss and metrics.
 
     Raises:
         TrainingDiverged: logits that are not finite.
@@ -41,6 +49,16 @@ def evaluate(
     logits = logits_of(model, split.rows, stems=stems)
     if (seen := out_of_bounds(logits)) is not None:
         raise not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates)
+    return Scored(split=split, logits=logits)
+
+
+def metrics_of(model: PTuningModel, scored: Scored, extensions: Extensions = NO_EXTENSIONS) -> Metrics:
+    """The metrics of a scored split, ``loss`` included (in a regression, of standardised targets).
+
+    Args:
+        extensions: A user's own loss and metrics.
+    """
+    logits, split = scored.logits, scored.split
     targets = model.task.kind.as_labels(split.targets)
     if extensions.loss is None:
         loss = float(model.loss(logits.to(model.device), targets.to(model.device)))
@@ -53,6 +71,18 @@ def evaluate(
         **measure(logits.double().numpy(), split.targets, model.task),
         **{name: value for name, value in custom.items() if math.isfinite(value)},
     }
+
+
+def evaluate(
+    model: PTuningModel,
+    split: Split,
+    stems: Stems | None = None,
+    *,
+    rates: tuple[float, float] | None = None,
+    extensions: Extensions = NO_EXTENSIONS,
+) -> Metrics:
+    """:func:`score` and :func:`metrics_of` in one."""
+    return metrics_of(model, score(model, split, stems, rates=rates), extensions)
 
 
 def baseline_metrics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ptuning.training import run_files
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import DataConfig, FitConfig, TrainConfig, dump, run_folder
 from ptuning.training.diagnosis import diagnose
-from ptuning.training.evaluation import evaluate
+from ptuning.training.evaluation import Scored, metrics_of, score
 from ptuning.training.extensions import (
     NO_EXTENSIONS,
     ComputeMetrics,
@@ -278,7 +278,12 @@ def run(
     _report_plan(job, plan, data, trainer.callbacks.on_message)
     try:
         stopped_early = trainer.train(cache)
-        result = _result(trainer, job, stopped_early=stopped_early)
+        averaged = trainer.average()
+        scored = {
+            name: score(model, split, trainer.stems if name == "validation" else None)
+            for name, split in data.evaluated.items()
+        }
+        result = _result(trainer, job, averaged, scored, stopped_early=stopped_early)
         if job.output is not None and accelerator.is_main_process:
             _save(job, plan, result)
         trainer.state.result = result
@@ -302,11 +307,21 @@ def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], 
         say(plan.select.note)
 
 
-def _result(trainer: Trainer, job: Job, *, stopped_early: bool) -> TrainResult:
-    """Average the best checkpoints, and evaluate the result."""
-    averaged = trainer.average()
+def _result(
+    trainer: Trainer,
+    job: Job,
+    averaged: Sequence[int],
+    scored: Mapping[str, Scored],
+    *,
+    stopped_early: bool,
+) -> TrainResult:
+    """What the run found.
+
+    Args:
+        averaged: The evaluations whose parameters the model has the mean of.
+        scored: What the model says about each evaluated split.
+    """
     model, position, plan = job.model, trainer.position, trainer.plan
-    splits = trainer.data.evaluated
     assert position.best is not None
     result = TrainResult(
         metric=plan.select.metric,
@@ -314,15 +329,7 @@ def _result(trainer: Trainer, job: Job, *, stopped_early: bool) -> TrainResult:
         best=position.history[position.best],
         averaged=tuple(position.history[index] for index in averaged),
         history=tuple(position.history),
-        metrics={
-            name: evaluate(
-                model,
-                split,
-                trainer.stems if name == "validation" else None,
-                extensions=trainer.extensions,
-            )
-            for name, split in splits.items()
-        },
+        metrics={name: metrics_of(model, each, trainer.extensions) for name, each in scored.items()},
         baseline=plan.floor,
         baseline_rule=plan.baseline.rule,
         trained=model.num_parameters(only_trainable=True),
@@ -334,7 +341,7 @@ def _result(trainer: Trainer, job: Job, *, stopped_early: bool) -> TrainResult:
         setting={
             "rows": {
                 "train": len(trainer.data.train.rows),
-                **{name: len(split.rows) for name, split in splits.items()},
+                **{name: len(each.split.rows) for name, each in scored.items()},
             },
             "effective_rows": plan.effective_rows,
             "rates": {"prompt": trainer.rates[0], "head": trainer.rates[1]},
