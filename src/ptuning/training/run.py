@@ -17,6 +17,7 @@ from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
+from ptuning.report.page import page_of
 from ptuning.training import run_files
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import DataConfig, FitConfig, TrainConfig, dump, run_folder
@@ -34,9 +35,10 @@ from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, full_rows, gather
 from ptuning.training.records import TrainResult
+from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
+from ptuning.training.run_files import CHECKPOINT, CONFIG, REPORT, RESULT, refuse_unfinished, write
 from ptuning.training.trainer import Trainer
 from ptuning.validation import validated
 
@@ -55,6 +57,8 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     lr_scheduler: MakeScheduler | None = None,
     accelerator: Accelerator | None = None,
+    report: bool = True,
+    no_texts: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
@@ -81,6 +85,8 @@ def fit(
         lr_scheduler: In place of ``lr_scheduler_type``: creates a scheduler from the optimizer and the number
             of steps.
         accelerator: Your ``Accelerator``, if you have one.
+        report: Whether a page about what the adapter has learned is written to ``OUTPUT.run/report.html``.
+        no_texts: Whether that page leaves the texts of the rows out.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
@@ -127,6 +133,8 @@ def fit(
         config=config,
         too_long=options.too_long,
         output=target,
+        report=report,
+        no_texts=no_texts,
     )
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
 
@@ -166,8 +174,8 @@ def train(
 ) -> TrainResult:
     """Train a prompt with ``config`` and write the adapter to ``config.output``.
 
-    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``) are next to it in
-    ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
+    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``, ``report.html``) are next to it
+    in ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
 
     Args:
         resume: Continue from the run's checkpoint.
@@ -223,6 +231,7 @@ def train_on(
         on_start()
         started = True
         if accelerator.is_main_process and resume:
+            run_files.remove(folder / REPORT)
             run_files.remove(folder / RESULT)  # the run is not finished any more
         elif accelerator.is_main_process:
             run_files.clear(folder, search=found is None)
@@ -286,6 +295,10 @@ def run(
         result = _result(trainer, job, averaged, scored, stopped_early=stopped_early)
         if job.output is not None and accelerator.is_main_process:
             _save(job, plan, result)
+            if job.report:
+                say = trainer.callbacks.on_message
+                file = run_folder(job.output) / REPORT
+                write_report(file, lambda: page_of(report_of(job, plan, result, scored)), say)
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:

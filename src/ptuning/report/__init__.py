@@ -1,0 +1,19 @@
+"""A report: one self-contained HTML page about a trained task, from plain data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ptuning._lazy import lazy
+
+if TYPE_CHECKING:
+    from ptuning.report.data import ReportData, Rows
+    from ptuning.report.page import page_of, write_page
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    dict.fromkeys(("ReportData", "Rows"), "ptuning.report.data")
+    | dict.fromkeys(("page_of", "write_page"), "ptuning.report.page"),
+)
+
+__all__ = ["ReportData", "Rows", "page_of", "write_page"]

@@ -1,0 +1,63 @@
+"""Rows whose labels may be wrong, found by confident learning (Northcutt et al. 2021) in ``cleanlab``."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptuning.report.figures.outcomes import Outcomes
+
+MIN_ROWS = 20
+INSTALL = 'pip install "ptuning[report]"'
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelErrors:
+    """What confident learning finds.
+
+    Attributes:
+        rows: The indices of the rows, the least plausible label first.
+        missing: Why nothing was searched, if it was not; a sentence.
+    """
+
+    rows: NDArray[np.int64]
+    missing: str | None = None
+
+
+def label_errors(found: Outcomes) -> LabelErrors:
+    """The rows whose labels may be wrong. The probabilities must come from a model that was not trained on them.
+    """
+    nothing = np.zeros(0, dtype=np.int64)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it warns of while it is imported is not about these rows
+            from cleanlab.filter import find_label_issues
+    except ImportError:
+        return LabelErrors(
+            rows=nothing, missing=f"Likely label errors are searched if cleanlab is installed: {INSTALL}"
+        )
+    if len(found.right) < MIN_ROWS:
+        return LabelErrors(rows=nothing, missing=f"Label errors are searched in {MIN_ROWS} rows or more.")
+    several = found.truth.ndim == 2
+    if several:
+        labels = [np.flatnonzero(row).tolist() for row in found.truth]
+        chances = found.probabilities
+    else:  # classes without a row have no threshold to compare with
+        classes, labels = np.unique(found.truth, return_inverse=True)
+        chances = found.probabilities[:, classes]
+        if len(classes) < 2:
+            return LabelErrors(rows=nothing, missing="Label errors are searched if there are rows of two classes.")
+        chances = chances / np.maximum(chances.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = find_label_issues(
+            labels=labels,
+            pred_probs=chances,
+            return_indices_ranked_by="self_confidence",
+            multi_label=several,
+            n_jobs=1,
+        )
+    return LabelErrors(rows=np.asarray(rows, dtype=np.int64))
