@@ -32,7 +32,7 @@ tokenizer: without the lock a text could be cut to the length of another thread'
 """
 
 DRAWING = _lock()
-"""Held while charts are drawn: matplotlib's settings belong to the process, and it draws for one thread at a time."""
+"""Held while charts are drawn: matplotlib's settings belong to the process, and it is not thread-safe."""
 
 GENERATORS = _lock()  # registered last: a fork takes it first, the order in which making a model takes both
 """Held while random numbers are drawn from torch's global generators, one per device.

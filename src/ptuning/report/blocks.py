@@ -53,6 +53,7 @@ class Table:
         rows: The first cell of each is its heading.
         numeric: The indices of the columns with numbers.
         folded: Whether it is shown only when asked for.
+        wide: Whether it takes the full width.
     """
 
     caption: str
@@ -60,6 +61,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     numeric: tuple[int, ...] = ()
     folded: bool = False
+    wide: bool = False
     kind: ClassVar[str] = "table"
 
 

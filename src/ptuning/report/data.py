@@ -1,7 +1,7 @@
 """What a report is made of: plain data of one trained task, and of the rows that it was scored on.
 
-Whoever has a model and rows makes a :class:`ReportData` (``training/reporting.py``, ``ptuning evaluate``); this
-package knows neither models nor files of a run.
+Whoever has a model and rows makes a :class:`ReportData` (``training/reporting.py``, ``ptuning evaluate``);
+this package knows neither models nor files of a run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class ReportData:
     Args:
         name: Of the adapter.
         task: What its labels mean.
-        splits: The rows that it was scored on; the last of them are shown in detail, of the others the metrics.
+        splits: The rows that it was scored on; the last of them are shown in detail, the others by their
+            metrics.
         baseline_rule: The constant answer, in words.
         class_weights: ``[C]``, of the loss.
         metric: The metric that selected the checkpoints; the main one of the kind of task if unknown.
@@ -116,6 +117,56 @@ class ReportData:
     def main_metric(self) -> str:
         """The metric that is shown where only one is."""
         return self.metric or self.task.kind.main_metric
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """One of the adapters or runs that are compared.
+
+    Args:
+        name: Its name on the page.
+        metrics: Its metrics, by split.
+        baseline: Those of the constant answer, by split.
+        task: What its labels mean, if that is known.
+        rows: The rows that all were evaluated on, with its logits; ``None`` if only the metrics are known.
+        class_weights: ``[C]``, of the loss.
+        history: Every evaluation on the validation rows, as in :class:`ReportData`.
+        averaged: The steps of the evaluations that were kept.
+        facts: What it is and how it was trained, by name, in words.
+        note: What is special about it, such as that it diverged.
+        best: Whether it was chosen.
+    """
+
+    name: str
+    metrics: Mapping[str, Mapping[str, float]]
+    baseline: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    task: Task | None = None
+    rows: Rows | None = None
+    class_weights: tuple[float, ...] | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
+    averaged: tuple[int, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    note: str | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """What a page of several adapters shows.
+
+    Args:
+        title: Its title.
+        what: What is compared, such as ``run``.
+        entries: In the order of the page.
+        metric: The metric that is shown first.
+        spread: Whether mean and standard deviation are of interest, because the runs differ by chance alone.
+    """
+
+    title: str
+    what: str
+    entries: tuple[Entry, ...]
+    metric: str
+    spread: bool = False
 
 
 def texts_of(examples: Iterable[Example]) -> tuple[tuple[str, ...], ...] | None:

@@ -300,7 +300,9 @@ class TrainConfig(Checked):
                 remedy="leave one of them out",
             )
         if self.no_texts and not self.report:
-            raise ConfigError("no_texts: no report is written (report: false)", remedy="leave one of them out")
+            raise ConfigError(
+                "no_texts: no report is written (report: false)", remedy="leave one of them out"
+            )
         if not self.prompt.train_head and self.fit.head_learning_rate is not None:
             raise ConfigError(
                 "fit.head_learning_rate: the head is not trained (prompt.train_head: false)",

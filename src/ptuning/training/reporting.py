@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ptuning import adapters
 from ptuning.data import Example
-from ptuning.report.data import ReportData, Rows, texts_of
+from ptuning.report.data import Comparison, ReportData, Rows, texts_of
 from ptuning.report.facts import facts_of
 from ptuning.training.evaluation import Scored
 from ptuning.training.job import Job
@@ -74,7 +74,8 @@ def report_of(job: Job, plan: Plan, result: TrainResult, scored: Mapping[str, Sc
         averaged=tuple(each.step for each in result.averaged),
         facts={
             **facts_of(adapters.details(job.output)),
-            "parameters": f"{result.trained:,} trained of {result.total:,} ({result.trained / result.total:.2%})",
+            "parameters": f"{result.trained:,} trained of {result.total:,} "
+            f"({result.trained / result.total:.2%})",
             "kept": result.kept,
             "seconds": f"{result.seconds:.0f}",
         },
@@ -84,21 +85,26 @@ def report_of(job: Job, plan: Plan, result: TrainResult, scored: Mapping[str, Sc
 
 
 def write_report(
-    file: Path, make: Callable[[], str], say: Callable[[str], None] = lambda message: None
+    file: Path,
+    make: Callable[[], ReportData | Comparison],
+    say: Callable[[str], None] = lambda message: None,
 ) -> Path | None:
     """Draw a report and write it. What goes wrong there is said, and nothing else is lost.
 
     Args:
         file: Where it is written.
-        make: Draws the page, as HTML.
+        make: Makes its data.
 
     Returns:
         The file, or ``None`` if it could not be written.
     """
-    from ptuning.report.page import write_page
-
     try:
-        return write_page(file, make())
+        # Imported here: matplotlib, Jinja2 and scikit-learn take a second, which a run without report saves.
+        from ptuning.report.comparison import comparison_page
+        from ptuning.report.page import page_of, write_page
+
+        data = make()
+        return write_page(file, comparison_page(data) if isinstance(data, Comparison) else page_of(data))
     except Exception as error:  # whatever it is: the adapter, which was trained for hours, is worth more
         reason = " ".join(str(error).split()) or type(error).__name__
         say(f"the report {file} could not be written ({reason}); the adapter is not affected")

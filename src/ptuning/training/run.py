@@ -17,7 +17,6 @@ from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
-from ptuning.report.page import page_of
 from ptuning.training import run_files
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import DataConfig, FitConfig, TrainConfig, dump, run_folder
@@ -298,7 +297,7 @@ def run(
             if job.report:
                 say = trainer.callbacks.on_message
                 file = run_folder(job.output) / REPORT
-                write_report(file, lambda: page_of(report_of(job, plan, result, scored)), say)
+                write_report(file, lambda: report_of(job, plan, result, scored), say)
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:

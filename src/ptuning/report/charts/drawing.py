@@ -128,5 +128,11 @@ def legend(axes: Axes, **options: Any) -> None:
     """A legend outside the axes, where it covers nothing."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            **{"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2, "borderaxespad": 0, **options}
+            **{
+                "loc": "upper center",
+                "bbox_to_anchor": (0.5, -0.18),
+                "ncols": 2,
+                "borderaxespad": 0,
+                **options,
+            }
         )

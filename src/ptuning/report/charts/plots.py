@@ -83,6 +83,38 @@ def learning_curve(
     return svg(name, draw)
 
 
+def learning_curves(
+    name: str,
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    averaged: Mapping[str, Sequence[int]],
+    metric: str,
+) -> str:
+    """The validation metric of several runs over the steps; by name."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, (label, history) in enumerate(histories.items()):
+            colour, style = SERIES[number % len(SERIES)], ("-", "--", ":", "-.")[number // len(SERIES) % 4]
+            points = [(e["step"], e["metrics"][metric]) for e in history if metric in e["metrics"]]
+            axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=label)
+            kept = [point for point in points if point[0] in averaged[label]]
+            if kept:
+                axes.plot(
+                    *zip(*kept, strict=True),
+                    color=colour,
+                    marker="o",
+                    markersize=6,
+                    fillstyle="none",
+                    linestyle="none",
+                )
+        axes.set(xlabel="optimizer steps", ylabel=f"validation {metric}")
+        if len(histories) <= 2 * len(SERIES):
+            legend(axes)
+
+    lines = min(len(histories), 2 * len(SERIES)) if len(histories) <= 2 * len(SERIES) else 0
+    return svg(name, draw, height=HEIGHT + 0.12 * lines)
+
+
 def matrix(name: str, counts: Counts, labels: Sequence[str] | None, *, shares: Floats | None = None) -> str:
     """A confusion matrix, each row shaded by its shares.
 
@@ -184,7 +216,11 @@ def reliability(name: str, found: Sequence[Reliability]) -> str:
             )
             label = f"temperature {each.temperature:.2f} (ECE {each.error:.3f})"
             shown.plot(ax=axes, ref_line=False, name=label)
-            axes.get_lines()[-1].set(color=colour, marker="o", markersize=4, label=label)
+            axes.get_lines()[-1].set(color=colour, marker="", linewidth=1.2, label=label)
+            sizes = 12 + 90 * np.array([bin.count for bin in bins]) / max(bin.count for bin in bins)
+            axes.scatter(
+                [bin.confidence for bin in bins], [bin.accuracy for bin in bins], sizes, colour, zorder=3
+            )
         axes.plot([0, 1], [0, 1], color=SOFT, linestyle=":", linewidth=1.4, label="as often right as sure")
         axes.set(xlabel="", ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
         last = found[-1].bins
@@ -210,9 +246,13 @@ def risk_coverage(name: str, coverage: Floats, accuracy: Floats, threshold_point
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot(coverage, accuracy, color=ACCENT, drawstyle="default")
+        axes.plot(coverage, accuracy, color=ACCENT)
+        last = float("inf")
         for text, (x, y) in threshold_points.items():
             axes.plot([x], [y], marker="o", markersize=4, color=INK)
+            if last - x < 0.06:  # the texts of thresholds close to each other would cover each other
+                continue
+            last = x
             axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
         axes.set(xlabel="coverage: share of the rows that get an answer", ylabel="accuracy of the answers")
         axes.set_xlim(-0.02, 1.05)
@@ -234,7 +274,10 @@ def lengths(name: str, bins: Sequence[LengthBin], what: str) -> str:
         )
         axes.set_xticks(
             places,
-            [f"{bin.shortest}–{bin.longest}" if bin.longest > bin.shortest else str(bin.shortest) for bin in bins],
+            [
+                f"{bin.shortest}–{bin.longest}" if bin.longest > bin.shortest else str(bin.shortest)
+                for bin in bins
+            ],
         )
         axes.set(xlabel="tokens", ylabel=what)
         axes.margins(x=0.1, y=0.15)

@@ -1,8 +1,8 @@
 """Confidence intervals of the metrics, by the bootstrap (Efron 1979): rows are drawn again, with replacement.
 
-A resample is a row of counts ``W`` ``[R, N]``: how often each of the N rows was drawn. Every metric is computed
-for all resamples at once. :func:`intervals` leaves out what it would have to guess: a metric of the user's own,
-or one whose value here is not the reported one (a user's own loss).
+A resample is a row of counts ``W`` ``[R, N]``: how often each of the N rows was drawn. Every metric is
+computed for all resamples at once. :func:`intervals` leaves out what it would have to guess: a metric of the
+user's own, or one whose value here is not the reported one (a user's own loss).
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from ptuning.task import Task
 
 RESAMPLES = 1000
 LEVEL = 0.95
-_DRAWS = 20_000_000
-"""Maximum number of drawn rows over all resamples: with more rows the intervals are narrow anyway."""
+FEWEST = 200
+_DRAWS = 5_000_000
+"""How many rows are drawn over all resamples: with many rows there are fewer of them, for narrow intervals."""
 _AT_ONCE = 2_000_000
 """Maximum number of counts in memory at once."""
-_CLASSES_OF_AUC = 20
-"""With more classes, hardly any resample has rows of all of them."""
+_RANKED = 5_000
+"""Maximum number of rows times labels whose probabilities are ranked in every resample, for the mean AUC."""
 
-Statistics = dict[str, Floats]
+Metrics = dict[str, Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,10 @@ def intervals(
     task: Task, rows: Rows, class_weights: Sequence[float] | None = None, *, seed: int = 0
 ) -> Intervals:
     """The 95 % percentile intervals of the metrics of ``rows``, which all have a target."""
-    count = int(np.clip(_DRAWS // max(len(rows), 1), 100, RESAMPLES))
+    count = resamples_of(len(rows))
     if len(rows) < 2:
         return Intervals(resamples=count, bounds={})
-    statistics = _Statistics(task, rows, class_weights)
+    statistics = Statistics(task, rows, class_weights)
     exact = statistics.of(np.ones((1, len(rows))))
     drawn = [statistics.of(part) for part in counts(len(rows), count, seed)]
     bounds = {}
@@ -60,12 +61,26 @@ def intervals(
         reported = rows.metrics.get(name)
         if reported is None or not np.isclose(reported, value[0], rtol=1e-3, atol=1e-6):
             continue
-        if np.isfinite(values).mean() < 0.5:
-            continue
-        low, high = np.nanpercentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-        if low < high:  # otherwise all resamples agree, for example because no row is wrong
-            bounds[name] = (float(low), float(high))
+        if (found := bounds_of(values)) is not None:
+            bounds[name] = found
     return Intervals(resamples=count, bounds=bounds)
+
+
+def resamples_of(rows: int) -> int:
+    """How many resamples are drawn of so many rows."""
+    return int(np.clip(_DRAWS // max(rows, 1), FEWEST, RESAMPLES))
+
+
+def bounds_of(values: Floats) -> tuple[float, float] | None:
+    """The interval of a metric from its values ``[R]`` in all resamples.
+
+    ``None`` if it is undefined in half of them or more, or the same in all of them: then no row is wrong, for
+    example, and the resamples do not say how often one would be.
+    """
+    if np.isfinite(values).mean() < 0.5:
+        return None
+    low, high = np.nanpercentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return (float(low), float(high)) if low < high else None
 
 
 def counts(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
@@ -77,7 +92,7 @@ def counts(rows: int, resamples: int, seed: int) -> Iterator[Floats]:
         yield np.bincount(drawn.ravel(), minlength=some * rows).reshape(some, rows).astype(np.float64)
 
 
-class _Statistics:
+class Statistics:
     """Metrics of weighted rows, by name; NaN where they are undefined."""
 
     def __init__(self, task: Task, rows: Rows, class_weights: Sequence[float] | None) -> None:
@@ -101,7 +116,7 @@ class _Statistics:
             signed = np.where(truth, weight * np.logaddexp(0, -rows.logits), np.logaddexp(0, rows.logits))
             self._loss, self._weight = signed.mean(axis=1), np.ones(len(rows))
 
-    def of(self, w: Floats) -> Statistics:
+    def of(self, w: Floats) -> Metrics:
         """The metrics of each resample, ``[R]``.
 
         Args:
@@ -118,7 +133,7 @@ class _Statistics:
                 return {**common, "accuracy": right, **self._one(w, true, said, hits, f1)}
             return {**common, "exact_match": right, **self._several(w, true, said, hits, f1)}
 
-    def _one(self, w: Floats, true: Floats, said: Floats, hits: Floats, f1: Floats) -> Statistics:
+    def _one(self, w: Floats, true: Floats, said: Floats, hits: Floats, f1: Floats) -> Metrics:
         total = w.sum(axis=1)
         undefined = (true > 0).sum(axis=1) < 2
         spread = (total**2 - (said**2).sum(1)) * (total**2 - (true**2).sum(1))
@@ -129,17 +144,17 @@ class _Statistics:
             found = {"f1": np.where(np.isnan(f1[:, 1]), 0.0, f1[:, 1]), "auc": self._auc(w, 1)}
         else:
             found = {"f1": np.nanmean(f1, axis=1)}
-            if classes <= _CLASSES_OF_AUC:
+            if classes * len(chances) <= _RANKED:
                 found["auc"] = np.mean([self._auc(w, each) for each in range(classes)], axis=0)
         found["matthews"] = matthews
         return {name: np.where(undefined, np.nan, values) for name, values in found.items()}
 
-    def _several(self, w: Floats, true: Floats, said: Floats, hits: Floats, f1: Floats) -> Statistics:
+    def _several(self, w: Floats, true: Floats, said: Floats, hits: Floats, f1: Floats) -> Metrics:
         micro = 2 * hits.sum(1) / (true.sum(1) + said.sum(1))
         macro = np.where(np.isnan(f1), 0.0, f1).mean(axis=1)
         found = {"f1_micro": micro, "f1_macro": macro}
         found = {name: np.where(true.sum(1) > 0, values, np.nan) for name, values in found.items()}
-        if true.shape[1] <= _CLASSES_OF_AUC:
+        if self._truth.shape[0] * self._truth.shape[1] <= _RANKED:
             each = np.array([self._auc(w, label) for label in range(true.shape[1])])
             with np.errstate(all="ignore"):
                 found["auc"] = np.nansum(each, axis=0) / np.isfinite(each).sum(axis=0)
@@ -152,7 +167,7 @@ class _Statistics:
         inside, outside = w @ positive, w @ ~positive
         return ((w * ranks) @ positive - inside * (inside + 1) / 2) / (inside * outside)
 
-    def _numbers(self, w: Floats) -> Statistics:
+    def _numbers(self, w: Floats) -> Metrics:
         said, truth, total = self._rows.logits[:, 0], self._rows.targets, w.sum(axis=1)
         mse = w @ np.square(said - truth) / total
         return {

@@ -28,8 +28,7 @@ class LabelErrors:
 
 
 def label_errors(found: Outcomes) -> LabelErrors:
-    """The rows whose labels may be wrong. The probabilities must come from a model that was not trained on them.
-    """
+    """The rows whose labels may be wrong. The probabilities must be those of a model that has not seen them."""
     nothing = np.zeros(0, dtype=np.int64)
     try:
         with warnings.catch_warnings():
@@ -49,7 +48,9 @@ def label_errors(found: Outcomes) -> LabelErrors:
         classes, labels = np.unique(found.truth, return_inverse=True)
         chances = found.probabilities[:, classes]
         if len(classes) < 2:
-            return LabelErrors(rows=nothing, missing="Label errors are searched if there are rows of two classes.")
+            return LabelErrors(
+                rows=nothing, missing="Label errors are searched if there are rows of two classes."
+            )
         chances = chances / np.maximum(chances.sum(axis=1, keepdims=True), np.finfo(float).tiny)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

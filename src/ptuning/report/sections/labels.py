@@ -22,7 +22,7 @@ from ptuning.report.sections.overview import bar
 
 MATRIX = 20
 """With more classes the matrix is shown twice: all classes without names, and the most confused with them."""
-PAIRS = 15
+PAIRS = 12
 _OPEN_ROWS = 12
 _TICK = 18
 
@@ -49,9 +49,11 @@ def matrices(data: ReportData, found: Outcomes) -> Iterator[Section]:
         blocks.append(
             Chart(
                 svg=plots.matrix("matrix", counts[order][:, order], None),
-                alt=f"The confusion matrix of all {len(labels)} classes, {wrong:,} of {counts.sum():,} rows off the "
+                alt=f"The confusion matrix of all {len(labels)} classes, {wrong:,} of {counts.sum():,} "
+                f"rows off the "
                 "diagonal. The table below has the pairs with the most mistakes.",
-                caption=f"All {len(labels)} classes, those that are confused next to each other: squares around "
+                caption=f"All {len(labels)} classes, those that are confused next to each other: squares "
+                f"around "
                 "the diagonal are groups of similar classes.",
             )
         )
@@ -150,6 +152,7 @@ def classes(data: ReportData, found: Outcomes) -> Section:
                 columns=columns,
                 rows=tuple(map(line, worst[:_OPEN_ROWS])),
                 numeric=numeric,
+                wide=True,
             )
         )
     blocks.append(
@@ -159,15 +162,22 @@ def classes(data: ReportData, found: Outcomes) -> Section:
             rows=tuple(map(line, figures)),
             numeric=numeric,
             folded=many,
+            wide=True,
         )
     )
     unseen = sum(not each.support for each in figures)
-    without = f" {several(unseen, 'label')} of the task {'has' if unseen == 1 else 'have'} no row here." if unseen else ""
+    without = (
+        f" {several(unseen, 'label')} of the task {'has' if unseen == 1 else 'have'} no row here."
+        if unseen
+        else ""
+    )
     return Section(
         name="labels",
         title="By label",
-        lead="Precision: of the rows that were given the label, the share that has it. Recall: of the rows that have "
-        f"it, the share that was given it. F1 is their harmonic mean. A dash: there are no such rows.{without}",
+        lead="Precision: of the rows that were given the label, the share that has it. Recall: of the "
+        "rows that have "
+        f"it, the share that was given it. F1 is their harmonic mean. A dash: there are no such "
+        f"rows.{without}",
         blocks=tuple(blocks),
     )
 
@@ -181,19 +191,23 @@ def thresholds(data: ReportData, found: Outcomes) -> Iterator[Section]:
     if len(shown) > len(SERIES):
         shown = tuple(sorted(all_curves, key=lambda each: each.average_precision)[: len(SERIES)])
     names = [shown_label(label, 24) for label in data.task.labels]
-    which = f" The {len(shown)} labels with the lowest average precision." if len(shown) < len(all_curves) else ""
+    which = (
+        f" The {len(shown)} labels with the lowest average precision." if len(shown) < len(all_curves) else ""
+    )
     said = "; ".join(f"{names[each.index]}: {each.auc:.3f}" for each in shown)
     precise = "; ".join(f"{names[each.index]}: {each.average_precision:.3f}" for each in shown)
     yield Section(
         name="thresholds",
         title="ROC and precision-recall",
-        lead="What other thresholds would give: each point of a curve is a probability above which the answer is "
+        lead="What other thresholds would give: each point of a curve is a probability above which the "
+        "answer is "
         f"{repr(names[1]) if found.truth.ndim == 1 else 'that the row has the label'}.{which}",
         blocks=(
             Chart(
                 svg=plots.roc("roc", shown, names),
                 alt=f"ROC curves. Area under the curve: {said}.",
-                caption="The area under it (AUC) is the chance that a row with the label gets a higher probability "
+                caption="The area under it (AUC) is the chance that a row with the label gets a higher "
+                "probability "
                 "than one without.",
             ),
             Chart(

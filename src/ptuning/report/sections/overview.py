@@ -19,8 +19,12 @@ def headline(data: ReportData) -> Section:
     return Section(
         name="metrics",
         title="Metrics",
-        lead=f"How good the adapter is, and how far chance may have moved each figure.{rule} An interval has the "
-        "metric of 95 % of the resamples of these rows (bootstrap); it says nothing about rows of another kind.",
+        lead=f"How good the adapter is, and how far chance may have moved each figure.{rule} An interval "
+        f"has the "
+        "metric of 95 % of the resamples of these rows (bootstrap); it says nothing about rows of "
+        "another kind. "
+        "Where there is a dash, the metric has none: all resamples agree, few of them define it, or it "
+        "is your own.",
         blocks=tuple(blocks),
     )
 
@@ -51,6 +55,7 @@ def _metrics(data: ReportData, rows: Rows) -> Table:
         columns=("metric", "value", "95 % interval", "baseline", "0 to 1; the thin line is the baseline"),
         rows=tuple(lines),
         numeric=(1, 2, 3),
+        wide=True,
     )
 
 
@@ -81,7 +86,14 @@ def learning(data: ReportData) -> Iterator[Section]:
     metrics = [name for name in data.history[0]["metrics"] if name != "loss"]
     table = Table(
         caption="Every evaluation on the validation rows",
-        columns=("step", "epoch", "training loss", "validation loss", *(n.replace("_", " ") for n in metrics), ""),
+        columns=(
+            "step",
+            "epoch",
+            "training loss",
+            "validation loss",
+            *(n.replace("_", " ") for n in metrics),
+            "",
+        ),
         rows=tuple(
             (
                 f"{each['step']:,}",
@@ -113,7 +125,8 @@ def _curve_in_words(data: ReportData, metric: str) -> str:
     values = [each["metrics"][metric] for each in data.history if metric in each["metrics"]]
     first, last = number(values[0]), number(values[-1])
     return (
-        f"Validation {metric} over {len(values)} evaluations: {first} at the first, {last} at the last, between "
+        f"Validation {metric} over {len(values)} evaluations: {first} at the first, {last} at the last, "
+        f"between "
         f"{number(min(values))} and {number(max(values))}."
     )
 
@@ -129,6 +142,7 @@ def about(data: ReportData) -> Section:
                 caption=f"The adapter {data.name}",
                 columns=("", ""),
                 rows=tuple((name, text) for name, text in data.facts.items()),
+                wide=True,
             ),
         ),
     )

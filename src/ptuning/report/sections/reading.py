@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ptuning.report.blocks import Block, Cell, Chart, Note, Section, Table, number, several, shown_label, shown_texts
+from ptuning.report.blocks import (
+    Block,
+    Cell,
+    Chart,
+    Note,
+    Section,
+    Table,
+    number,
+    several,
+    shown_label,
+    shown_texts,
+)
 from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
 from ptuning.report.figures.label_errors import label_errors
@@ -22,7 +33,9 @@ def mistakes(data: ReportData, rows: Rows, found: Outcomes) -> Iterator[Section]
     blocks: list[Block] = []
     if wrong:
         chosen = confident_mistakes(found, SHOWN)
-        blocks.append(_answers(f"The most confident mistakes, {len(chosen)} of {wrong:,}", data, rows, found, chosen))
+        blocks.append(
+            _answers(f"The most confident mistakes, {len(chosen)} of {wrong:,}", data, rows, found, chosen)
+        )
     else:
         blocks.append(Note(text=f"All {several(len(rows), 'row')} are right."))
     blocks.append(
@@ -31,7 +44,8 @@ def mistakes(data: ReportData, rows: Rows, found: Outcomes) -> Iterator[Section]
     yield Section(
         name="rows",
         title="Rows to read",
-        lead="Confident mistakes show what the adapter has not learned, or wrong labels. Rows like the least certain "
+        lead="Confident mistakes show what the adapter has not learned, or wrong labels. Rows like the "
+        "least certain "
         f"ones are worth labelling next.{_without_texts(data, rows)}",
         blocks=tuple(blocks),
     )
@@ -52,7 +66,8 @@ def suspects(data: ReportData, rows: Rows, found: Outcomes) -> Section:
     return Section(
         name="label-errors",
         title="Likely label errors",
-        lead="Rows whose label the adapter finds less plausible than is usual for that label (confident learning). Some "
+        lead="Rows whose label the adapter finds less plausible than is usual for that label (confident "
+        "learning). Some "
         "are label errors, some are the adapter's own mistakes: read them before you change a label.",
         blocks=blocks,
     )
@@ -81,6 +96,7 @@ def _answers(caption: str, data: ReportData, rows: Rows, found: Outcomes, chosen
         columns=("row", *text, "label", "predicted", "confidence"),
         rows=tuple(line(int(each)) for each in chosen),
         numeric=(0, len(text) + 3),
+        wide=True,
     )
 
 
@@ -92,12 +108,14 @@ def numbers(data: ReportData, rows: Rows) -> Iterator[Section]:
     yield Section(
         name="errors",
         title="Predictions and errors",
-        lead=f"Residuals are the label minus the prediction: {spread}. A tilt or a bend in the second picture is "
+        lead=f"Residuals are the label minus the prediction: {spread}. A tilt or a bend in the second "
+        f"picture is "
         "something that the adapter could still learn.",
         blocks=(
             Chart(
                 svg=plots.errors("predictions", truth, predicted, "actual_vs_predicted"),
-                alt=f"Scatter plot of labels, {number(float(truth.min()))} to {number(float(truth.max()))}, against "
+                alt=f"Scatter plot of labels, {number(float(truth.min()))} to "
+                f"{number(float(truth.max()))}, against "
                 f"predictions, {number(float(predicted.min()))} to {number(float(predicted.max()))}.",
                 caption="On the dotted line, the prediction is the label.",
             ),
@@ -130,6 +148,7 @@ def numbers(data: ReportData, rows: Rows) -> Iterator[Section]:
                     for each in chosen
                 ),
                 numeric=(0, len(text) + 1, len(text) + 2, len(text) + 3),
+                wide=True,
             ),
         ),
     )

@@ -21,10 +21,16 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
     rows = data.rows
     made, refused = reliability(data.task, rows), abstention(found)
     last = made[-1]
-    over = np.average([each.gap for each in last.bins if each.count], weights=[e.count for e in last.bins if e.count])
-    tendency = "too sure" if over < -0.01 else "not sure enough" if over > 0.01 else "about as sure as it should be"
+    over = np.average(
+        [each.gap for each in last.bins if each.count], weights=[e.count for e in last.bins if e.count]
+    )
+    tendency = (
+        "too sure" if over < -0.01 else "not sure enough" if over > 0.01 else "about as sure as it should be"
+    )
     several_labels = data.task.kind.form is LabelForm.SEVERAL
-    what = "each label's probability in each row" if several_labels else "the probability of the predicted class"
+    what = (
+        "each label's probability in each row" if several_labels else "the probability of the predicted class"
+    )
     table = Table(
         caption="Calibration",
         columns=("temperature", "expected calibration error", "log loss"),
@@ -48,12 +54,14 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
             svg=plots.reliability("reliability", made),
             alt="Reliability diagram. "
             + "; ".join(
-                f"confidence {each.confidence:.2f}: {each.accuracy:.2f} right, {several(each.count, 'answer')}"
+                f"confidence {each.confidence:.2f}: {each.accuracy:.2f} right, "
+                f"{several(each.count, 'answer')}"
                 for each in last.bins
                 if each.count
             )
             + ".",
-            caption="A point below the dotted line: surer than right. The bars are how many answers there are.",
+            caption="A point below the dotted line: surer than right. Large points and high bars are "
+            "many answers.",
         ),
         Chart(
             svg=plots.risk_coverage("coverage", *risk_coverage(found), points),
@@ -84,7 +92,8 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
     return Section(
         name="confidence",
         title="Confidence",
-        lead=f"Whether answers with 90 % confidence are right 9 times in 10. Here, {what}: the adapter is {tendency} "
+        lead=f"Whether answers with 90 % confidence are right 9 times in 10. Here, {what}: the adapter "
+        f"is {tendency} "
         f"(expected calibration error {last.error:.3f}, in {len(last.bins)} bins; 0 is perfect).",
         blocks=(*charts, table, coverage),
     )
@@ -103,12 +112,15 @@ def text_length(data: ReportData, rows: Rows, found: Outcomes | None) -> Iterato
     yield Section(
         name="length",
         title="By text length",
-        lead="Rows in bins of about the same size, by their number of tokens, with 95 % confidence intervals. Where the "
+        lead="Rows in bins of about the same size, by their number of tokens, with 95 % confidence "
+        "intervals. Where the "
         "intervals overlap, a difference may be chance.",
         blocks=(
             Chart(
                 svg=plots.lengths("lengths", bins, what),
-                alt=f"{what} by text length: " + "; ".join(f"{_span(b)} tokens: {number(b.value)}" for b in bins) + ".",
+                alt=f"{what} by text length: "
+                + "; ".join(f"{_span(b)} tokens: {number(b.value)}" for b in bins)
+                + ".",
                 caption=f"Mean and 95 % interval of {what} per bin.",
             ),
             Table(
