@@ -23,7 +23,7 @@ RESAMPLES = 1000
 LEVEL = 0.95
 FEWEST = 200
 _DRAWS = 5_000_000
-"""How many rows are drawn over all resamples: with many rows there are fewer of them, for narrow intervals."""
+"""How many rows are drawn over all resamples: with many rows there are fewer of them, for narrow bounds."""
 _AT_ONCE = 2_000_000
 """Maximum number of counts in memory at once."""
 _RANKED = 5_000

@@ -28,7 +28,7 @@ class LabelErrors:
 
 
 def label_errors(found: Outcomes) -> LabelErrors:
-    """The rows whose labels may be wrong. The probabilities must be those of a model that has not seen them."""
+    """The rows whose labels may be wrong. They must be rows that the model was not trained on."""
     nothing = np.zeros(0, dtype=np.int64)
     try:
         with warnings.catch_warnings():
