@@ -26,7 +26,7 @@ from ptuning.report.charts.drawing import SERIES, drawing
 from ptuning.report.data import Comparison, Entry, Rows
 from ptuning.report.figures.differences import Difference, compared, disagreements
 from ptuning.report.figures.headline import intervals
-from ptuning.report.figures.outcomes import outcomes
+from ptuning.report.figures.outcomes import outcomes, predicted_numbers
 from ptuning.report.page import rendered
 from ptuning.task import Task
 
@@ -189,7 +189,7 @@ def _rows(names: Sequence[str], scored: Sequence[tuple[Task, Rows]], numbers: bo
         return None
     if numbers:
         truth = [number(float(each)) for each in rows.targets]
-        answers = [[number(float(each)) for each in other.logits[:, 0]] for _, other in scored]
+        answers = [[number(float(each)) for each in predicted_numbers(*other)] for other in scored]
     else:
         all_found = [outcomes(*each) for each in scored]
         truth = [_named(task, each) for each in all_found[0].truth]

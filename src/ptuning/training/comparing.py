@@ -95,13 +95,8 @@ def recorded(adapter: Path) -> Iterator[tuple[Path, Entry]]:
     """
     record = adapters.details(adapter)
     folder = run_folder(adapter)
-    table = _read(folder / RESULT)
-    if isinstance(runs := table.get("runs"), list):
-        for run in runs:
-            name = str(run.get("name")) if isinstance(run, Mapping) else ""
-            if name and (found := _result(run_folder(folder / name) / RESULT)) is not None:
-                facts = _facts(folder / name)
-                yield folder / name, entry_of(name, found, facts, best=name == table.get("best"))
+    if several := list(_runs(folder)):
+        yield from several
         return
     facts = facts_of(record)
     if (result := _result(folder / RESULT)) is not None and _same(result.metrics, record.get("metrics", {})):
@@ -113,6 +108,19 @@ def recorded(adapter: Path) -> Iterator[tuple[Path, Entry]]:
     split = "test" if "test" in found else "validation"
     baseline = {split: adapters.finite_numbers(metrics.get("baseline"))}
     yield adapter, Entry(name=adapter.name, metrics=found, baseline=baseline, facts=facts)
+
+
+def _runs(folder: Path) -> Iterator[tuple[Path, Entry]]:
+    """The runs that a table of several in ``folder`` lists, as far as they can be read."""
+    table = _read(folder / RESULT)
+    runs = table.get("runs")
+    for run in runs if isinstance(runs, list) else ():
+        name = run.get("name") if isinstance(run, dict) else None
+        if not isinstance(name, str) or name != Path(name).name:
+            continue
+        if (found := _result(run_folder(folder / name) / RESULT)) is not None:
+            best = name == table.get("best")
+            yield folder / name, entry_of(name, found, _facts(folder / name), best=best)
 
 
 def _same(result: Mapping[str, Any], record: Mapping[str, Any]) -> bool:

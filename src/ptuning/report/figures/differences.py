@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptuning.kinds import LabelForm
 from ptuning.report.data import Rows
 from ptuning.report.figures.headline import Statistics, bounds_of, counts, resamples_of
-from ptuning.report.figures.outcomes import outcomes
+from ptuning.report.figures.outcomes import outcomes, predicted_numbers
 from ptuning.task import Task
 
 Scored = tuple[Task, Rows]
@@ -78,7 +78,7 @@ def disagreements(scored: Sequence[Scored], limit: int) -> NDArray[np.int64]:
     For numbers, the rows with the largest distance between the predictions.
     """
     if scored[0][0].kind.form is LabelForm.NUMBER:
-        predicted = np.array([rows.logits[:, 0] for _, rows in scored])
+        predicted = np.array([predicted_numbers(*each) for each in scored])
         return np.argsort(-np.ptp(predicted, axis=0), kind="stable")[:limit]
     answers = [outcomes(*each) for each in scored]
     differs = np.zeros(len(scored[0][1]), dtype=bool)

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 
 from ptuning.kinds import LabelForm
 from ptuning.report.data import Floats, Rows
-from ptuning.report.figures.outcomes import outcomes
+from ptuning.report.figures.outcomes import outcomes, predicted_numbers
 from ptuning.task import Task
 
 RESAMPLES = 1000
@@ -98,6 +98,7 @@ class Statistics:
     def __init__(self, task: Task, rows: Rows, class_weights: Sequence[float] | None) -> None:
         self._task, self._rows, self._form = task, rows, task.kind.form
         if self._form is LabelForm.NUMBER:
+            self._said = predicted_numbers(task, rows)
             return
         found = self._found = outcomes(task, rows)
         if self._form is LabelForm.ONE:
@@ -168,7 +169,7 @@ class Statistics:
         return ((w * ranks) @ positive - inside * (inside + 1) / 2) / (inside * outside)
 
     def _numbers(self, w: Floats) -> Metrics:
-        said, truth, total = self._rows.logits[:, 0], self._rows.targets, w.sum(axis=1)
+        said, truth, total = self._said, self._rows.targets, w.sum(axis=1)
         mse = w @ np.square(said - truth) / total
         return {
             "loss": mse / self._task.scale**2,

@@ -21,7 +21,7 @@ from ptuning.report.blocks import (
 from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
 from ptuning.report.figures.label_errors import label_errors
-from ptuning.report.figures.outcomes import Outcomes
+from ptuning.report.figures.outcomes import Outcomes, predicted_numbers
 from ptuning.report.figures.rows import confident_mistakes, largest_errors, least_certain
 
 SHOWN = 12
@@ -102,7 +102,7 @@ def _answers(caption: str, data: ReportData, rows: Rows, found: Outcomes, chosen
 
 def numbers(data: ReportData, rows: Rows) -> Iterator[Section]:
     """Predicted numbers against the targets, residuals, the largest errors."""
-    predicted, truth = rows.logits[:, 0], rows.targets
+    predicted, truth = predicted_numbers(data.task, rows), rows.targets
     residual = truth - predicted
     spread = f"mean {number(float(residual.mean()))}, standard deviation {number(float(residual.std()))}"
     yield Section(

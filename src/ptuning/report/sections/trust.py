@@ -12,7 +12,7 @@ from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
 from ptuning.report.figures.confidence import abstention, reliability, risk_coverage
 from ptuning.report.figures.lengths import LengthBin, by_length
-from ptuning.report.figures.outcomes import Outcomes
+from ptuning.report.figures.outcomes import Outcomes, predicted_numbers
 from ptuning.report.sections.overview import bar
 
 
@@ -102,7 +102,7 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
 def text_length(data: ReportData, rows: Rows, found: Outcomes | None) -> Iterator[Section]:
     """Figures by the length of the text; ``found`` is ``None`` for numbers."""
     if found is None:
-        values, what = np.abs(rows.logits[:, 0] - rows.targets), "mean absolute error"
+        values, what = np.abs(predicted_numbers(data.task, rows) - rows.targets), "mean absolute error"
     else:
         values = found.right.astype(float)
         what = "all labels right" if found.truth.ndim == 2 else "accuracy"
