@@ -62,19 +62,26 @@ def test_each_resample_has_the_metrics_that_its_rows_have(kind: str, classes: in
         assert all(np.isnan(found[name][number]) for name in undefined)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """So few resamples that each can be measured slowly."""
+    for name in ("RESAMPLES", "FEWEST"):
+        monkeypatch.setattr(headline, name, 30)
+    return 30
+
+
 @each_case
-def test_the_intervals_are_the_percentiles_over_resamples(kind: str, classes: int) -> None:
+def test_the_intervals_are_the_percentiles_over_resamples(kind: str, classes: int, few: int) -> None:
     task, rows = scored(kind, classes, 60)
     found = intervals(task, rows, seed=3)
-    assert found.resamples == 1000
+    assert found.resamples == few
     assert found.bounds.keys() == rows.metrics.keys()
-    resampled = np.concatenate(list(counts(60, 1000, 3)))
+    resampled = np.concatenate(list(counts(60, few, 3)))
     assert (resampled.sum(axis=1) == 60).all()
-    few = [measured(task, rows, np.repeat(np.arange(60), each.astype(int))) for each in resampled[:300]]
-    for name, (low, high) in found.bounds.items():
-        assert low < rows.metrics[name] < high
-        values = [each[name] for each in few if name in each]
-        assert np.percentile(values, [2.5, 97.5]) == pytest.approx((low, high), abs=0.25 * (high - low))
+    each = [measured(task, rows, np.repeat(np.arange(60), part.astype(int))) for part in resampled]
+    for name, bounds in found.bounds.items():
+        values = [one[name] for one in each if name in one]
+        assert bounds == pytest.approx(np.percentile(values, [2.5, 97.5]), rel=1e-6)
 
 
 def test_the_interval_of_an_accuracy_is_about_that_of_the_binomial_distribution() -> None:
@@ -83,7 +90,7 @@ def test_the_interval_of_an_accuracy_is_about_that_of_the_binomial_distribution(
     right = round(rows.metrics["accuracy"] * 400)
     expected = stats.binomtest(right, 400).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
-    assert intervals(task, rows) == intervals(task, rows)
+    assert intervals(task, rows).bounds["accuracy"] == (low, high)
 
 
 def test_a_metric_that_cannot_be_resampled_has_no_interval() -> None:
@@ -186,11 +193,13 @@ def test_roc_and_precision_recall(kind: str, classes: int) -> None:
         assert each.auc == pytest.approx(sk.roc_auc_score(has, chances))
         assert each.average_precision == pytest.approx(sk.average_precision_score(has, chances))
         assert each.prevalence == has.mean()
-        for cut in (0.3, 0.7):
-            said = chances >= cut
-            point = ((said & ~has).sum() / (~has).sum(), (said & has).sum() / has.sum())
-            near = np.hypot(each.false_positive_rate - point[0], each.true_positive_rate - point[1])
-            assert near.min() < 0.02  # scikit-learn drops points on a straight line
+        cuts = [chances >= cut for cut in [*sorted(chances), 2]]
+        points = [((said & ~has).sum() / (~has).sum(), (said & has).sum() / has.sum()) for said in cuts]
+        drawn = zip(each.false_positive_rate, each.true_positive_rate, strict=True)
+        assert {tuple(map(float, point)) for point in drawn} <= {tuple(map(float, point)) for point in points}
+        precise = [(said & has).sum() / max(said.sum(), 1) for said in cuts[:-1]]
+        assert each.precision.tolist() == pytest.approx([*precise, 1.0])
+        assert each.recall.tolist() == pytest.approx([y for _, y in points])
     assert curves(outcomes(*scored(SINGLE, 3))) == ()
 
 
@@ -338,7 +347,7 @@ def planted(kind: str, classes: int) -> tuple[Task, Rows, list[int]]:
     return task, replace(rows, logits=logits, targets=targets), wrong
 
 
-@pytest.mark.parametrize(("kind", "classes"), [(SINGLE, 4), (SEVERAL, 3)])
+@pytest.mark.parametrize(("kind", "classes"), [(SINGLE, 4), (SEVERAL, 3), (SEVERAL, 1)])
 def test_planted_label_errors_are_found(kind: str, classes: int) -> None:
     pytest.importorskip("cleanlab")
     task, rows, wrong = planted(kind, classes)
@@ -371,7 +380,9 @@ def test_without_cleanlab_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("kind", "classes", "metric"), [(SINGLE, 3, "accuracy"), (SEVERAL, 3, "f1_micro"), (NUMBER, 1, "mae")]
 )
-def test_differences_are_measured_on_the_same_resamples(kind: str, classes: int, metric: str) -> None:
+def test_differences_are_measured_on_the_same_resamples(
+    kind: str, classes: int, metric: str, few: int
+) -> None:
     task, rows = scored(kind, classes, 80)
     noise = np.random.default_rng(5).normal(0, 1.5, rows.logits.shape)
     worse = with_metrics(task, replace(rows, logits=rows.logits + noise))
@@ -379,12 +390,10 @@ def test_differences_are_measured_on_the_same_resamples(kind: str, classes: int,
     assert (same.value, same.bounds, same.only_this) == (0, None, 0)
     assert other.value == pytest.approx(worse.metrics[metric] - rows.metrics[metric])
     assert other.bounds is not None
-    drawn = [
-        np.repeat(np.arange(80), each.astype(int)) for each in np.concatenate(list(counts(80, 1000, 0)))[:200]
-    ]
-    values = [measured(task, worse, each)[metric] - measured(task, rows, each)[metric] for each in drawn]
-    width = other.bounds[1] - other.bounds[0]
-    assert np.percentile(values, [2.5, 97.5]) == pytest.approx(other.bounds, abs=0.3 * width)
+    resampled = np.concatenate(list(counts(80, few, 0)))
+    drawn = [np.repeat(np.arange(80), part.astype(int)) for part in resampled]
+    values = [measured(task, worse, part)[metric] - measured(task, rows, part)[metric] for part in drawn]
+    assert other.bounds == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=1e-6)
     if kind == NUMBER:
         assert other.same is None
         return

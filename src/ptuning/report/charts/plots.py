@@ -125,7 +125,7 @@ def matrix(name: str, counts: Counts, labels: Sequence[str] | None, *, shares: F
     """
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    size = len(counts)
+    size, longest = len(counts), max(map(len, labels or ("",)))
     if shares is None:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
@@ -137,7 +137,7 @@ def matrix(name: str, counts: Counts, labels: Sequence[str] | None, *, shares: F
             cmap=heat(),
             colorbar=False,
             include_values=labels is not None and size <= _ANNOTATED,
-            xticks_rotation="vertical" if size > 3 else "horizontal",
+            xticks_rotation="horizontal" if size <= 3 and longest <= 12 else "vertical",
             values_format="d",
             text_kw={"color": INK, "fontsize": 9 if size <= 12 else 7.5},
         )
@@ -291,6 +291,7 @@ def errors(name: str, truth: Floats, predicted: Floats, kind: str) -> str:
     Args:
         kind: ``actual_vs_predicted`` or ``residual_vs_predicted``.
     """
+    from matplotlib.ticker import AutoLocator
     from sklearn.metrics import PredictionErrorDisplay
 
     step = -(-len(truth) // MOST_POINTS)
@@ -306,5 +307,7 @@ def errors(name: str, truth: Floats, predicted: Floats, kind: str) -> str:
         residual = kind == "residual_vs_predicted"
         axes.set(xlabel="prediction", ylabel="label − prediction" if residual else "label")
         axes.set_aspect("auto")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(AutoLocator())  # the display puts ticks at odd numbers
 
     return svg(name, draw, width=WIDTH, height=HEIGHT + 0.4)

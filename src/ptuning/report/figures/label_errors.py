@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,25 +41,35 @@ def label_errors(found: Outcomes) -> LabelErrors:
         )
     if len(found.right) < MIN_ROWS:
         return LabelErrors(rows=nothing, missing=f"Label errors are searched in {MIN_ROWS} rows or more.")
-    several = found.truth.ndim == 2
+    labels: Any = found.truth
+    chances = found.probabilities
+    several = labels.ndim == 2
+    if several and labels.shape[1] == 1:  # a single label is two classes
+        several, labels, chances = False, labels[:, 0], np.hstack([1 - chances, chances])
     if several:
-        labels = [np.flatnonzero(row).tolist() for row in found.truth]
-        chances = found.probabilities
-    else:  # classes without a row have no threshold to compare with
-        classes, labels = np.unique(found.truth, return_inverse=True)
-        chances = found.probabilities[:, classes]
+        labels = [np.flatnonzero(row).tolist() for row in labels]
+    else:
+        classes, labels = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             return LabelErrors(
                 rows=nothing, missing="Label errors are searched if there are rows of two classes."
             )
+        # Classes without a row have nothing to compare with.
+        chances = chances[:, classes]
         chances = chances / np.maximum(chances.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = find_label_issues(
-            labels=labels,
-            pred_probs=chances,
-            return_indices_ranked_by="self_confidence",
-            multi_label=several,
-            n_jobs=1,
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = find_label_issues(
+                labels=labels,
+                pred_probs=chances,
+                return_indices_ranked_by="self_confidence",
+                multi_label=several,
+                n_jobs=1,
+            )
+    except ValueError as error:  # rows that it cannot use must not cost the rest of the page
+        reason = " ".join(str(error).split())
+        return LabelErrors(
+            rows=nothing, missing=f"cleanlab cannot search label errors in these rows: {reason}"
         )
     return LabelErrors(rows=np.asarray(rows, dtype=np.int64))

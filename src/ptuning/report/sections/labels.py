@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from ptuning.report.blocks import Block, Chart, Section, Table, number, percent, several, shown_label
 from ptuning.report.charts import plots
@@ -10,6 +12,7 @@ from ptuning.report.charts.drawing import SERIES
 from ptuning.report.data import ReportData
 from ptuning.report.figures.classes import (
     ClassFigures,
+    Confused,
     by_class,
     confusion,
     most_confused,
@@ -19,6 +22,7 @@ from ptuning.report.figures.classes import (
 from ptuning.report.figures.curves import Curves, curves
 from ptuning.report.figures.outcomes import Outcomes
 from ptuning.report.sections.overview import bar
+from ptuning.task import Label
 
 MATRIX = 20
 """With more classes the matrix is shown twice: all classes without names, and the most confused with them."""
@@ -46,51 +50,37 @@ def matrices(data: ReportData, found: Outcomes) -> Iterator[Section]:
         )
     else:
         order = similar_together(counts)
+        all_shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         blocks.append(
             Chart(
-                svg=plots.matrix("matrix", counts[order][:, order], None),
+                svg=plots.matrix(
+                    "matrix", counts[order][:, order], None, shares=np.sqrt(all_shares)[order][:, order]
+                ),
                 alt=f"The confusion matrix of all {len(labels)} classes, {wrong:,} of {counts.sum():,} "
-                f"rows off the "
-                "diagonal. The table below has the pairs with the most mistakes.",
+                f"rows off "
+                "the diagonal. The table has the pairs with the most mistakes.",
                 caption=f"All {len(labels)} classes, those that are confused next to each other: squares "
-                f"around "
-                "the diagonal are groups of similar classes.",
+                "around the diagonal are groups of similar classes. Shades are roots of shares, so that rare "
+                "mistakes show.",
             )
         )
-        worst = worst_classes(counts, MATRIX)
-        if len(worst):
-            worst = worst[similar_together(counts[worst][:, worst])]
-            part = counts[worst][:, worst]
-            blocks.append(
-                Chart(
-                    svg=plots.matrix(
-                        "worst",
-                        part,
-                        [shown_label(labels[each], _TICK) for each in worst],
-                        shares=part / counts[worst].sum(axis=1, keepdims=True).clip(1),
-                    ),
-                    alt=_in_words(part.tolist(), [shown_label(labels[each]) for each in worst]),
-                    caption=f"The {len(worst)} classes that take part in the most mistakes.",
-                    wide=True,
-                )
-            )
     pairs = most_confused(counts, PAIRS)
     if pairs and len(labels) > 2:
+        blocks.append(_pairs(pairs, labels))
+    if len(labels) > MATRIX and len(worst := worst_classes(counts, MATRIX)):
+        worst = worst[similar_together(counts[worst][:, worst])]
+        part = counts[worst][:, worst]
         blocks.append(
-            Table(
-                caption="The pairs with the most mistakes",
-                columns=("label", "predicted", "rows", "of the label's rows", "the other way round"),
-                rows=tuple(
-                    (
-                        shown_label(labels[each.truth]),
-                        shown_label(labels[each.predicted]),
-                        f"{each.count:,}",
-                        percent(each.share),
-                        f"{each.back:,}",
-                    )
-                    for each in pairs
+            Chart(
+                svg=plots.matrix(
+                    "worst",
+                    part,
+                    [shown_label(labels[each], _TICK) for each in worst],
+                    shares=part / counts[worst].sum(axis=1, keepdims=True).clip(1),
                 ),
-                numeric=(2, 3, 4),
+                alt=_in_words(part.tolist(), [shown_label(labels[each]) for each in worst]),
+                caption=f"The {len(worst)} classes that take part in the most mistakes.",
+                wide=True,
             )
         )
     yield Section(
@@ -99,6 +89,24 @@ def matrices(data: ReportData, found: Outcomes) -> Iterator[Section]:
         lead=f"Rows are labels, columns are predictions. {wrong:,} of {several(int(counts.sum()), 'row')} "
         f"{'is' if wrong == 1 else 'are'} off the diagonal.",
         blocks=tuple(blocks),
+    )
+
+
+def _pairs(pairs: Sequence[Confused], labels: Sequence[Label]) -> Table:
+    return Table(
+        caption="The pairs with the most mistakes",
+        columns=("label", "predicted", "rows", "of the label's rows", "the other way round"),
+        rows=tuple(
+            (
+                shown_label(labels[each.truth]),
+                shown_label(labels[each.predicted]),
+                f"{each.count:,}",
+                percent(each.share),
+                f"{each.back:,}",
+            )
+            for each in pairs
+        ),
+        numeric=(2, 3, 4),
     )
 
 

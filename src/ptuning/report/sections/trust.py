@@ -76,7 +76,7 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
     )
     right = "all labels right" if several_labels else "accuracy"
     coverage = Table(
-        caption="With answers below a confidence refused (ptuning predict --abstain_below)",
+        caption="If answers below a confidence are refused (--abstain_below)",
         columns=("lowest confidence", "rows answered", "coverage", f"{right} among them"),
         rows=tuple(
             (
@@ -95,7 +95,7 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
         lead=f"Whether answers with 90 % confidence are right 9 times in 10. Here, {what}: the adapter "
         f"is {tendency} "
         f"(expected calibration error {last.error:.3f}, in {len(last.bins)} bins; 0 is perfect).",
-        blocks=(*charts, table, coverage),
+        blocks=(*charts, coverage, table),
     )
 
 
