@@ -28,7 +28,7 @@ def scored(kind: str, classes: int = 2, rows: int = 200, *, seed: int = 0, **tas
         logits = (targets + draw.normal(0, 0.6, rows))[:, None]
     else:
         labels = task.pop("labels", tuple(f"class {number}" for number in range(classes)))
-        made = Task(problem_type=kind, labels=labels, **task)
+        made, classes = Task(problem_type=kind, labels=labels, **task), len(labels)
         if kind == SEVERAL:
             targets = (draw.random((rows, classes)) < np.linspace(0.5, 0.1, classes)).astype(float)
             logits = (2 * targets - 1) * 1.5 + draw.normal(0, 1.5, (rows, classes))

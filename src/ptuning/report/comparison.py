@@ -162,7 +162,7 @@ def _same_rows(comparison: Comparison) -> Iterator[Section]:
 
 
 def _differences(names: Sequence[str], found: Sequence[Difference], metric: str, numbers: bool) -> Table:
-    columns = (f"compared with {names[0]}", f"difference in {metric}", "95 % interval")
+    columns: tuple[str, ...] = (f"compared with {names[0]}", f"difference in {metric}", "95 % interval")
     if not numbers:
         columns = (*columns, "same answer", "only this one right", f"only {names[0]} right")
     lines: list[tuple[Cell, ...]] = []

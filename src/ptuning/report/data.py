@@ -72,7 +72,7 @@ class Rows:
             metrics=self.metrics,
             baseline=self.baseline,
             source=self.source,
-            numbers=tuple(self.number(each) for each in kept),
+            numbers=tuple(self.number(int(each)) for each in kept),
             texts=None if self.texts is None else tuple(self.texts[each] for each in kept),
         )
 

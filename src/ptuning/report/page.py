@@ -37,8 +37,9 @@ def _sections(data: ReportData) -> Iterator[Section]:
     if not len(rows):
         yield Section(name="rows", title="Rows", lead="No row has a label.", blocks=())
     elif data.task.kind.form is LabelForm.NUMBER:
-        yield from reading.numbers(data, rows)
+        yield reading.errors(data, rows)
         yield from trust.text_length(data, rows, None)
+        yield reading.largest(data, rows)
     else:
         found = outcomes(data.task, rows)
         yield from labels.matrices(data, found)
@@ -46,7 +47,7 @@ def _sections(data: ReportData) -> Iterator[Section]:
         yield from labels.thresholds(data, found)
         yield trust.confidence(data, found)
         yield from trust.text_length(data, rows, found)
-        yield from reading.mistakes(data, rows, found)
+        yield reading.mistakes(data, rows, found)
         yield reading.suspects(data, rows, found)
     yield overview.about(data)
 

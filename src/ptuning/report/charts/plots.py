@@ -201,8 +201,12 @@ def _restyle(axes: Axes, plot: Any, colour: str, label: str) -> None:
     axes.set_aspect("auto")
 
 
-def reliability(name: str, found: Sequence[Reliability]) -> str:
-    """The reliability diagram, and how many predictions there are at each confidence."""
+def reliability(name: str, found: Sequence[Reliability], what: str) -> str:
+    """The reliability diagram, and how many predictions there are at each confidence.
+
+    Args:
+        what: The name of what the confidence is compared with.
+    """
     from sklearn.calibration import CalibrationDisplay
 
     def draw(figure: Figure) -> None:
@@ -221,8 +225,8 @@ def reliability(name: str, found: Sequence[Reliability]) -> str:
             axes.scatter(
                 [bin.confidence for bin in bins], [bin.accuracy for bin in bins], sizes, colour, zorder=3
             )
-        axes.plot([0, 1], [0, 1], color=SOFT, linestyle=":", linewidth=1.4, label="as often right as sure")
-        axes.set(xlabel="", ylabel="share that is right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
+        axes.plot([0, 1], [0, 1], color=SOFT, linestyle=":", linewidth=1.4, label="perfectly calibrated")
+        axes.set(xlabel="", ylabel=what, xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
         last = found[-1].bins
         below.bar(
             [bin.lower for bin in last],
@@ -237,24 +241,27 @@ def reliability(name: str, found: Sequence[Reliability]) -> str:
     return svg(name, draw, height=HEIGHT + 0.6)
 
 
-def risk_coverage(name: str, coverage: Floats, accuracy: Floats, threshold_points: Mapping[str, Any]) -> str:
+def risk_coverage(
+    name: str, coverage: Floats, accuracy: Floats, points: Mapping[str, tuple[float, float]], what: str
+) -> str:
     """Accuracy over coverage, with the thresholds of the table.
 
     Args:
-        threshold_points: Coverage and accuracy by threshold, as written.
+        points: Coverage and accuracy by threshold, as written.
+        what: The name of the accuracy.
     """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.plot(coverage, accuracy, color=ACCENT)
         last = float("inf")
-        for text, (x, y) in threshold_points.items():
+        for text, (x, y) in points.items():
             axes.plot([x], [y], marker="o", markersize=4, color=INK)
             if last - x < 0.06:  # the texts of thresholds close to each other would cover each other
                 continue
             last = x
             axes.annotate(text, (x, y), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
-        axes.set(xlabel="coverage: share of the rows that get an answer", ylabel="accuracy of the answers")
+        axes.set(xlabel="coverage: share of the rows that get an answer", ylabel=what)
         axes.set_xlim(-0.02, 1.05)
         axes.margins(y=0.15)
 

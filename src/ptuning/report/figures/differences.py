@@ -44,17 +44,17 @@ def compared(scored: Sequence[Scored], metric: str, *, seed: int = 0) -> tuple[D
     """
     rows = len(scored[0][1])
     statistics = [Statistics(task, each, None) for task, each in scored]
-    exact = [each.of(np.ones((1, rows))).get(metric) for each in statistics]
-    drawn = [
-        [each.of(part).get(metric) for each in statistics] for part in counts(rows, resamples_of(rows), seed)
-    ]
+    exact = [each.of(np.ones((1, rows))) for each in statistics]
+    parts = list(counts(rows, resamples_of(rows), seed))
+    drawn = [[each.of(part) for each in statistics] for part in parts]
     answers = None if scored[0][0].kind.form is LabelForm.NUMBER else [outcomes(*each) for each in scored]
     made = []
     for number in range(1, len(scored)):
         value, bounds = None, None
-        if exact[0] is not None and exact[number] is not None:
-            value = float(exact[number][0] - exact[0][0])
-            bounds = bounds_of(np.concatenate([part[number] - part[0] for part in drawn]))
+        if metric in exact[0] and metric in exact[number]:
+            value = float(exact[number][metric][0] - exact[0][metric][0])
+            each = [part[number][metric] - part[0][metric] for part in drawn]
+            bounds = bounds_of(np.concatenate(each))
         if answers is None:
             made.append(Difference(value=value, bounds=bounds))
             continue

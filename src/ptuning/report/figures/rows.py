@@ -22,7 +22,8 @@ def certainty_of_mistake(found: Outcomes) -> Floats:
     if found.truth.ndim == 1:
         return np.where(found.right, 0.0, found.confidence)
     certain = np.where(found.predicted, found.probabilities, 1 - found.probabilities)
-    return np.where(found.predicted != found.truth, certain, 0.0).max(axis=1, initial=0)
+    wrong = np.where(found.predicted != found.truth, certain, 0.0)
+    return np.asarray(wrong.max(axis=1, initial=0), dtype=np.float64)
 
 
 def least_certain(found: Outcomes, limit: int) -> Indices:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ptuning.report.blocks import Block, Chart, Section, Table, number, percent, several, shown_label
+from ptuning.report.blocks import Block, Cell, Chart, Section, Table, number, percent, several, shown_label
 from ptuning.report.charts import plots
 from ptuning.report.charts.drawing import SERIES
 from ptuning.report.data import ReportData
@@ -126,11 +126,11 @@ def classes(data: ReportData, found: Outcomes) -> Section:
     figures = by_class(found)
     area = {each.index: each for each in curves(found)} if found.truth.ndim == 2 else {}
     labels, many = data.task.labels, len(figures) > _OPEN_ROWS
-    columns = ("label", "precision", "recall", "F1", "rows", "predicted")
+    columns: tuple[str, ...] = ("label", "precision", "recall", "F1", "rows", "predicted")
     if found.truth.ndim == 2:
         columns = (*columns, "AUC", "average precision")
 
-    def line(each: ClassFigures) -> tuple:
+    def line(each: ClassFigures) -> tuple[Cell, ...]:
         cells = (
             shown_label(labels[each.index]),
             number(each.precision),

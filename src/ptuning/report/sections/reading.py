@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from ptuning.report.figures.rows import confident_mistakes, largest_errors, leas
 SHOWN = 12
 
 
-def mistakes(data: ReportData, rows: Rows, found: Outcomes) -> Iterator[Section]:
+def mistakes(data: ReportData, rows: Rows, found: Outcomes) -> Section:
     """The most confident mistakes and the least certain rows."""
     wrong = int((~found.right).sum())
     blocks: list[Block] = []
@@ -41,7 +41,7 @@ def mistakes(data: ReportData, rows: Rows, found: Outcomes) -> Iterator[Section]
     blocks.append(
         _answers("The least certain rows", data, rows, found, least_certain(found, min(SHOWN, len(rows))))
     )
-    yield Section(
+    return Section(
         name="rows",
         title="Rows to read",
         lead="Confident mistakes show what the adapter has not learned, or wrong labels. Rows like the "
@@ -100,12 +100,12 @@ def _answers(caption: str, data: ReportData, rows: Rows, found: Outcomes, chosen
     )
 
 
-def numbers(data: ReportData, rows: Rows) -> Iterator[Section]:
-    """Predicted numbers against the targets, residuals, the largest errors."""
+def errors(data: ReportData, rows: Rows) -> Section:
+    """Predicted numbers against the targets, and residuals."""
     predicted, truth = predicted_numbers(data.task, rows), rows.targets
     residual = truth - predicted
     spread = f"mean {number(float(residual.mean()))}, standard deviation {number(float(residual.std()))}"
-    yield Section(
+    return Section(
         name="errors",
         title="Predictions and errors",
         lead=f"Residuals are the label minus the prediction: {spread}. A tilt or a bend in the second "
@@ -127,9 +127,14 @@ def numbers(data: ReportData, rows: Rows) -> Iterator[Section]:
             ),
         ),
     )
+
+
+def largest(data: ReportData, rows: Rows) -> Section:
+    """The rows with the largest errors."""
+    predicted, truth = predicted_numbers(data.task, rows), rows.targets
     text = () if rows.texts is None else ("text",)
     chosen = largest_errors(predicted, truth, min(SHOWN, len(rows)))
-    yield Section(
+    return Section(
         name="rows",
         title="Rows to read",
         lead=f"The largest errors: difficult rows, or wrong labels.{_without_texts(data, rows)}",
@@ -143,7 +148,7 @@ def numbers(data: ReportData, rows: Rows) -> Iterator[Section]:
                         *([] if rows.texts is None else [shown_texts(rows.texts[int(each)])]),
                         number(float(truth[each])),
                         number(float(predicted[each])),
-                        f"{residual[each]:+.3f}",
+                        f"{truth[each] - predicted[each]:+.3f}",
                     )
                     for each in chosen
                 ),

@@ -10,74 +10,95 @@ from ptuning.kinds import LabelForm
 from ptuning.report.blocks import Chart, Section, Table, number, percent, several
 from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
-from ptuning.report.figures.confidence import abstention, reliability, risk_coverage
+from ptuning.report.figures.confidence import Reliability, abstention, reliability, risk_coverage
 from ptuning.report.figures.lengths import LengthBin, by_length
 from ptuning.report.figures.outcomes import Outcomes, predicted_numbers
 from ptuning.report.sections.overview import bar
 
+_MARGIN = 0.01
+"""A smaller mean difference between confidence and accuracy is not worth a word."""
+
 
 def confidence(data: ReportData, found: Outcomes) -> Section:
     """The reliability diagram, and coverage and accuracy at thresholds."""
-    rows = data.rows
-    made, refused = reliability(data.task, rows), abstention(found)
+    made, labels = reliability(data.task, data.rows), data.task.kind.form is LabelForm.SEVERAL
     last = made[-1]
-    over = np.average(
-        [each.gap for each in last.bins if each.count], weights=[e.count for e in last.bins if e.count]
-    )
-    tendency = (
-        "too sure" if over < -0.01 else "not sure enough" if over > 0.01 else "about as sure as it should be"
-    )
-    several_labels = data.task.kind.form is LabelForm.SEVERAL
-    what = (
-        "each label's probability in each row" if several_labels else "the probability of the predicted class"
-    )
-    table = Table(
-        caption="Calibration",
-        columns=("temperature", "expected calibration error", "log loss"),
-        rows=tuple(
-            (
-                f"{each.temperature:.3f}" + ("" if each.temperature != 1 or len(made) == 1 else " (before)"),
-                number(each.error, 4),
-                number(each.log_loss, 4),
-            )
-            for each in made
+    if labels:
+        lead = (
+            "Whether a label with a probability of 90 % is there in 9 of 10 rows. Over all labels, the "
+            f"probabilities are {_tendency(last, 'too high', 'too low', 'right')} on average "
+        )
+    else:
+        lead = (
+            "Whether answers with a confidence of 90 % are right 9 times in 10. The adapter is "
+            f"{_tendency(last, 'overconfident', 'underconfident', 'neither over- nor underconfident')} "
+        )
+    return Section(
+        name="confidence",
+        title="Confidence",
+        lead=f"{lead}(expected calibration error {last.error:.3f} in {len(last.bins)} bins; 0 is perfect).",
+        blocks=(
+            Chart(
+                svg=plots.reliability(
+                    "reliability", made, "share that has the label" if labels else "accuracy"
+                ),
+                alt="Reliability diagram. "
+                + "; ".join(
+                    f"confidence {each.confidence:.2f}: {each.accuracy:.2f}, {several(each.count, 'answer')}"
+                    for each in last.bins
+                    if each.count
+                )
+                + ".",
+                caption="Below the dotted line, probabilities are too high. Large points and high bars "
+                "are many "
+                "answers.",
+            ),
+            *_refusing(found, "all labels right" if labels else "accuracy"),
+            Table(
+                caption="Calibration",
+                columns=("temperature", "expected calibration error", "log loss"),
+                rows=tuple(
+                    (
+                        f"{each.temperature:.3f}{' (before)' if each is not last else ''}",
+                        number(each.error, 4),
+                        number(each.log_loss, 4),
+                    )
+                    for each in made
+                ),
+                numeric=(1, 2),
+            ),
         ),
-        numeric=(1, 2),
     )
+
+
+def _tendency(found: Reliability, over: str, under: str, neither: str) -> str:
+    """Whether accuracy is below or above confidence on average, in words."""
+    full = [each for each in found.bins if each.count]
+    gap = sum(each.gap * each.count for each in full) / sum(each.count for each in full)
+    return over if gap < -_MARGIN else under if gap > _MARGIN else neither
+
+
+def _refusing(found: Outcomes, what: str) -> tuple[Chart, Table]:
+    """Coverage and accuracy if the least certain answers are refused."""
+    refused = abstention(found)
     points = {
         f"{each.threshold:g}": (each.coverage, each.accuracy)
         for each in refused
         if each.accuracy is not None and each.threshold > 0
     }
-    charts = (
-        Chart(
-            svg=plots.reliability("reliability", made),
-            alt="Reliability diagram. "
-            + "; ".join(
-                f"confidence {each.confidence:.2f}: {each.accuracy:.2f} right, "
-                f"{several(each.count, 'answer')}"
-                for each in last.bins
-                if each.count
-            )
-            + ".",
-            caption="A point below the dotted line: surer than right. Large points and high bars are "
-            "many answers.",
-        ),
-        Chart(
-            svg=plots.risk_coverage("coverage", *risk_coverage(found), points),
-            alt="Accuracy of the answers if the least certain rows get none. "
-            + "; ".join(
-                f"threshold {name}: {percent(coverage)} answered, {percent(accuracy)} right"
-                for name, (coverage, accuracy) in points.items()
-            )
-            + ".",
-            caption="From right to left, fewer and fewer rows are answered. The points are thresholds.",
-        ),
+    chart = Chart(
+        svg=plots.risk_coverage("coverage", *risk_coverage(found), points, what),
+        alt=f"{what.capitalize()} if the least certain rows get no answer. "
+        + "; ".join(
+            f"threshold {name}: {percent(coverage)} answered, {percent(accuracy)} right"
+            for name, (coverage, accuracy) in points.items()
+        )
+        + ".",
+        caption="From right to left, fewer rows are answered. The points are thresholds of the confidence.",
     )
-    right = "all labels right" if several_labels else "accuracy"
-    coverage = Table(
+    table = Table(
         caption="If answers below a confidence are refused (--abstain_below)",
-        columns=("lowest confidence", "rows answered", "coverage", f"{right} among them"),
+        columns=("lowest confidence", "rows answered", "coverage", f"{what} among them"),
         rows=tuple(
             (
                 f"{each.threshold:g}" if each.threshold else "0 (all)",
@@ -89,14 +110,7 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
         ),
         numeric=(1, 2, 3),
     )
-    return Section(
-        name="confidence",
-        title="Confidence",
-        lead=f"Whether answers with 90 % confidence are right 9 times in 10. Here, {what}: the adapter "
-        f"is {tendency} "
-        f"(expected calibration error {last.error:.3f}, in {len(last.bins)} bins; 0 is perfect).",
-        blocks=(*charts, coverage, table),
-    )
+    return chart, table
 
 
 def text_length(data: ReportData, rows: Rows, found: Outcomes | None) -> Iterator[Section]:
