@@ -80,7 +80,7 @@ def test_a_run_has_a_report_of_its_own_figures(config: Made, tmp_path: Path) -> 
         for name, value in result.metrics[split].items():
             assert f"{name} {value:.3f}" in words
     assert f"test of test.jsonl: {result.setting['rows']['test']} rows" in words
-    assert text.count(">kept<") == len(result.averaged)
+    assert text.count(">kept</span></td>") == len(result.averaged)
     assert json.loads(text_of(tmp_path / "out" / "ptuning.json"))["sha256_self"][:12] in words
     assert told.was_there
     assert result.setting["rows"]["test"] == 24
@@ -134,7 +134,7 @@ def test_a_report_that_cannot_be_drawn_loses_nothing(
     assert (tmp_path / "out" / "ptuning.json").exists()
     assert (tmp_path / "out.run" / "result.json").exists()
     assert result.adapter == tmp_path / "out"
-    (said,) = [each for each in told.said if "report" in each]
+    (said,) = [each for each in told.said if "could not be" in each]
     assert said.endswith("could not be written (no fonts); the adapter is not affected")
 
 

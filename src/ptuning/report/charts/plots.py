@@ -77,7 +77,7 @@ def learning_curve(
         )
         if floor is not None:
             axes.axhline(floor, color=SOFT, linestyle=":", linewidth=1.4, label="constant answer")
-        axes.set(xlabel="optimizer steps", ylabel=metric)
+        _steps(axes, metric)
         legend(axes)
 
     return svg(name, draw)
@@ -107,12 +107,19 @@ def learning_curves(
                     fillstyle="none",
                     linestyle="none",
                 )
-        axes.set(xlabel="optimizer steps", ylabel=f"validation {metric}")
+        _steps(axes, f"validation {metric}")
         if len(histories) <= 2 * len(SERIES):
             legend(axes)
 
     lines = min(len(histories), 2 * len(SERIES)) if len(histories) <= 2 * len(SERIES) else 0
     return svg(name, draw, height=HEIGHT + 0.12 * lines)
+
+
+def _steps(axes: Axes, what: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set(xlabel="optimizer steps", ylabel=what)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def matrix(name: str, counts: Counts, labels: Sequence[str] | None, *, shares: Floats | None = None) -> str:

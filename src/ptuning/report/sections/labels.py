@@ -131,7 +131,7 @@ def classes(data: ReportData, found: Outcomes) -> Section:
         columns = (*columns, "AUC", "average precision")
 
     def line(each: ClassFigures) -> tuple[Cell, ...]:
-        cells = (
+        cells: tuple[Cell, ...] = (
             shown_label(labels[each.index]),
             number(each.precision),
             number(each.recall),
