@@ -15,14 +15,9 @@ from ptuning.data import Example
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
+from ptuning.inference.abstaining import check_abstain_below
 from ptuning.inference.evaluate import BATCH_TOKENS
-from ptuning.inference.predictor import (
-    Prediction,
-    check_abstain_below,
-    example_of,
-    prediction_of,
-    refuse_wrong_number,
-)
+from ptuning.inference.predictor import Prediction, example_of, prediction_of, refuse_wrong_number
 from ptuning.inference.windows import windows
 from ptuning.model import mixed
 from ptuning.model.backbone import Backbone

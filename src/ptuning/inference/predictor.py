@@ -13,10 +13,10 @@ from ptuning.data.memory import is_table, texts_of
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong
 from ptuning.errors import ConfigError, DataError, UserError
+from ptuning.inference.abstaining import certainty, check_abstain_below
 from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
 from ptuning.inference.windows import windows
-from ptuning.kinds import Answer
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
 from ptuning.task import Label, Task
@@ -88,39 +88,6 @@ def prediction_of(
         task=name,
         abstained=abstained,
     )
-
-
-def certainty(answer: Answer, task: Task, name: str | None = None) -> float:
-    """The probability that an answer is right, by the model's own account.
-
-    Args:
-        name: The name of the task, for the message.
-
-    Raises:
-        ConfigError: a task without probabilities.
-    """
-    if (found := task.kind.confidence(answer, task)) is None:
-        raise ConfigError(
-            "abstain_below" if name is None else f"abstain_below: the task {name!r}",
-            got=f"a {task.kind.title}, which has no probabilities",
-            expected="a task with labels",
-            remedy="leave it out",
-        )
-    return found
-
-
-def check_abstain_below(value: float | None, task: Task | None = None) -> None:
-    """Refuse a threshold that is not a probability, or that a task cannot have.
-
-    Raises:
-        ConfigError: says which.
-    """
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigError("abstain_below", got=repr(value), expected="a probability from 0 to 1")
-    if task is not None:
-        certainty(task.kind.answer([0.0] * task.num_labels, task), task)
 
 
 @dataclass(frozen=True, kw_only=True)
