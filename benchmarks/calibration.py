@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from scipy.special import log_expit, log_softmax
 
 from measuring import machine, write
 from ptuning import PTuningModel, Task, TrainConfig, calibration, train
-from ptuning.calibration import expected_calibration_error, log_loss
+from ptuning.calibration import expected_calibration_error, f1_threshold, log_loss
 from ptuning.data import load_examples
 from ptuning.training.evaluation import score
 from ptuning.training.prepare import tokenised
@@ -105,7 +106,7 @@ class Run:
 
 def run(name: str, seed: int, scratch: Path) -> Run:
     """Train, unless it was done before."""
-    kept = scratch / f"{name}-{seed}.npz"
+    kept = _kept(name, seed, scratch)
     if not kept.is_file():
         _train(name, seed, scratch / "work", kept)
     with np.load(kept) as found:
@@ -117,6 +118,10 @@ def run(name: str, seed: int, scratch: Path) -> Run:
         test=(arrays["test_logits"], arrays["test_targets"]),
         shares=arrays["shares"],
     )
+
+
+def _kept(name: str, seed: int, scratch: Path) -> Path:
+    return scratch / f"{name}-{seed}.npz"
 
 
 def _train(name: str, seed: int, work: Path, kept: Path) -> None:
@@ -184,20 +189,14 @@ def with_prior(deviation: float) -> Callable[[Run], float]:
     return fitted
 
 
-def best_possible(found: Run) -> float:
-    """The temperature that suits the test rows: what no rule can exceed."""
-    return with_prior(np.inf)(replace(found, validation=found.test))
-
-
 RULES: dict[str, Callable[[Run], float]] = {
-    "none": lambda found: 1.0,
     "no prior": with_prior(np.inf),
-    **{f"prior {deviation:g}": with_prior(deviation) for deviation in (0.1, 0.25, 0.5, 1.0)},
-    "best possible": best_possible,
+    **{f"prior {deviation:g}": with_prior(deviation) for deviation in (0.1, 0.25, 0.35, 0.5, 1.0)},
 }
 
 
 def figures(found: Run, temperature: float) -> dict[str, float]:
+    """Of the test rows."""
     task = replace(found.task, temperature=temperature)
     logits, targets = found.test
     chances = task.kind.probabilities(logits, task)
@@ -208,18 +207,136 @@ def figures(found: Run, temperature: float) -> dict[str, float]:
     }
 
 
+def draws(found: Run) -> Iterator[tuple[int, Run]]:
+    """Runs with fewer validation rows, and their number."""
+    logits, targets = found.validation
+    for rows, count in ROWS.items():
+        for number in range(count):
+            drawn = np.random.default_rng(number).permutation(len(logits))[:rows]
+            yield rows, replace(found, validation=(logits[drawn], targets[drawn]))
+
+
+def rules(found: Run) -> list[dict[str, Any]]:
+    """What each rule makes of the test rows, by number of validation rows: means over the draws, and harm."""
+    before = figures(found, 1.0)["log_loss"]
+    several: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for rows, drawn in draws(found):
+        for rule, fit in RULES.items():
+            several.setdefault((rows, rule), []).append(figures(found, fit(drawn)))
+    return [
+        {
+            "rows": rows,
+            "rule": rule,
+            **{name: fmean(each[name] for each in all_of) for name in ("temperature", "ece", "log_loss")},
+            "harmed": fmean(each["log_loss"] > before for each in all_of),
+            "worst_change": max(each["log_loss"] - before for each in all_of),
+        }
+        for (rows, rule), all_of in several.items()
+    ]
+
+
+def thresholds(found: Run) -> list[dict[str, Any]]:
+    """F1 on the test rows, by number of validation rows and of positives that a label must have."""
+    logits, targets = found.test
+    several: dict[tuple[int, int], list[dict[str, float]]] = {}
+    for rows, drawn in draws(found):
+        fitted = found.task.kind.calibrated(*drawn.validation, found.task)
+        chances, truth = fitted.kind.probabilities(drawn.validation[0], fitted), drawn.validation[1]
+        for least in (1, 5, 10, 20):
+            own = tuple(f1_threshold(*label, least) for label in zip(chances.T, truth.T, strict=True))
+            task = replace(fitted, thresholds=own)
+            several.setdefault((rows, least), []).append(task.kind.measure(logits, targets, task))
+    names = found.task.kind.threshold_metrics
+    return [
+        {"rows": rows, "positives": least, **{name: fmean(each[name] for each in all_of) for name in names}}
+        for (rows, least), all_of in several.items()
+    ]
+
+
+def without_weights(found: Run) -> Run:
+    """The run with logits as they would be without balanced class weights: less by the logarithm of each."""
+    shift = -np.log(found.shares)
+    (validation, one), (test, other) = found.validation, found.test
+    return replace(found, validation=(validation - shift, one), test=(test - shift, other))
+
+
+def summary(name: str, seed: int, found: Run) -> dict[str, Any]:
+    """The figures of one run."""
+    best = with_prior(np.inf)(replace(found, validation=found.test))
+    made: dict[str, Any] = {
+        "set": name,
+        "seed": seed,
+        "before": figures(found, 1.0),
+        "best_possible": figures(found, best),
+        "rules": rules(found),
+    }
+    if found.test[1].ndim == 2:
+        made["metrics_before"] = found.task.kind.measure(*found.test, found.task)
+        made["thresholds"] = thresholds(found)
+    if SOURCES[name].fit.get("class_weights") == "balanced":
+        plain = without_weights(found)
+        made["without_weights"] = figures(plain, with_prior(calibration.PRIOR_DEVIATION)(plain))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--sets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--scratch", type=Path, default=Path(".calibration"))
+    parser.add_argument("--trained", action="store_true", help="only runs that are in --scratch already")
     given = parser.parse_args()
+    runs = []
     for seed in given.seeds:
         for name in given.sets:
-            run(name, seed, given.scratch)
-            print("trained", name, seed, flush=True)
+            if given.trained and not _kept(name, seed, given.scratch).is_file():
+                continue
+            runs.append(summary(name, seed, run(name, seed, given.scratch)))
+            print(f"{name}, seed {seed}", flush=True)
+    print(as_table(runs))
+    command = " ".join(["python benchmarks/calibration.py", *sys.argv[1:]])
+    write(
+        RESULTS,
+        {
+            "command": command,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "rows": {"training": TRAINING, "validation": VALIDATION, "test": TEST},
+            "runs": runs,
+        },
+    )
+
+
+def of_rule(found: Mapping[str, Any], rows: int, rule: str) -> Mapping[str, Any]:
+    """The entry of a run for a number of validation rows and a rule."""
+    return next(each for each in found["rules"] if (each["rows"], each["rule"]) == (rows, rule))
+
+
+def as_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The docs' table: the change of log loss and calibration error, means over the runs of a set."""
+    lines = []
+    for name in dict.fromkeys(each["set"] for each in runs):
+        own = [each for each in runs if each["set"] == name]
+        for rows in ROWS:
+            found = [of_rule(each, rows, f"prior {calibration.PRIOR_DEVIATION:g}") for each in own]
+            free = [of_rule(each, rows, "no prior") for each in own]
+            changes = [
+                f"{fmean(each['before'][figure] for each in own):.3f} → {fmean(r[figure] for r in found):.3f}"
+                for figure in ("ece", "log_loss")
+            ]
+            cells = [
+                name,
+                str(rows),
+                f"{fmean(each['temperature'] for each in found):.2f}",
+                *changes,
+                f"{fmean(each['harmed'] for each in found):.0%}",
+                f"{max(each['worst_change'] for each in found):+.3f}",
+                f"{fmean(each['log_loss'] for each in free):.3f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
