@@ -155,18 +155,20 @@ def fit_temperature(total_loss: Callable[[float], float]) -> float:
     return float(math.exp(found.x))
 
 
-def f1_threshold(probabilities: ArrayLike, positive: ArrayLike) -> float:
+def f1_threshold(probabilities: ArrayLike, positive: ArrayLike, min_positives: int | None = None) -> float:
     """The threshold of one label above which answering yes has the highest F1.
 
     It is halfway between two of the probabilities; of equally good ones, the one nearest to 0.5. With fewer
-    than :data:`MIN_POSITIVES` rows of either kind it is 0.5.
+    than ``min_positives`` rows that have the label, or that lack it, it is 0.5.
 
     Args:
         probabilities: ``[N]``, of the label.
         positive: ``[N]``, whether the row has it.
+        min_positives: :data:`MIN_POSITIVES` if left out.
     """
+    least = MIN_POSITIVES if min_positives is None else min_positives
     chances, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(positive) > 0.5
-    if min(truth.sum(), (~truth).sum()) < MIN_POSITIVES:
+    if min(truth.sum(), (~truth).sum()) < least:
         return 0.5
     values = np.unique(chances)
     cuts = np.clip((values[1:] + values[:-1]) / 2, _TINY, 1 - np.finfo(np.float64).epsneg)

@@ -74,6 +74,7 @@ class Kind(ABC):
         width: C, if every task of this kind has the same and its logits have no labels.
         head_fit: How a head is fitted to features of the frozen model (:mod:`ptuning.training.head_init`);
             ``None`` if it is not.
+        threshold_metrics: The names of those metrics that the thresholds of a task change.
         nan_targets_allowed: Whether an evaluation accepts targets that are not finite; its loss is then NaN.
     """
 
@@ -87,6 +88,7 @@ class Kind(ABC):
     transformers_name: ClassVar[str | None] = None
     width: ClassVar[int | None] = None
     head_fit: ClassVar[Literal["ridge", "logistic"] | None] = None
+    threshold_metrics: ClassVar[tuple[str, ...]] = ()
     nan_targets_allowed: ClassVar[bool] = False
 
     # ---------------------------------------------------------------------------------------- the task

@@ -34,6 +34,7 @@ class MultiLabel(Classification):
         AUC,
     )
     main_metric = "f1_micro"
+    threshold_metrics = ("f1_micro", "f1_macro", "exact_match")
     transformers_name = name
     fewest_labels = 1
 
