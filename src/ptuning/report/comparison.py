@@ -63,7 +63,7 @@ def _metrics(comparison: Comparison) -> Section:
     return Section(
         name="metrics",
         title="Metrics",
-        lead="The best value of each column is marked with a star. Small differences are often chance: "
+        lead="A star marks the best value of a column. Small differences are often chance: "
         "see the intervals, "
         "or train with several seeds.",
         blocks=(*(_table(comparison, split) for split in splits), *notes),
@@ -75,10 +75,13 @@ def _table(comparison: Comparison, split: str) -> Table:
     found = dict.fromkeys(name for entry in entries for name in entry.metrics[split])
     names = sorted(found, key=lambda name: name != comparison.metric)
     best = {name: _best([entry.metrics[split].get(name) for entry in entries], name) for name in names}
+    # Another constant answer means other rows, or other labels.
+    same = len({tuple(sorted(entry.baseline.get(split, {}).items())) for entry in entries}) == 1
     lines: list[tuple[Cell, ...]] = []
     for entry in entries:
         bounds = _bounds(entry, split, comparison.metric)
-        cells = [_starred(entry.metrics[split].get(name), best[name], len(entries)) for name in names]
+        stars = same and len(entries) > 1
+        cells = [_starred(entry.metrics[split].get(name), best[name] if stars else None) for name in names]
         interval = "–" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
         lines.append((entry.name + (" (chosen)" if entry.best else ""), interval, *cells))
     if comparison.spread and len(entries) > 1:
@@ -88,11 +91,9 @@ def _table(comparison: Comparison, split: str) -> Table:
             for each in values.values()
         ]
         lines.append(("mean ± standard deviation", "", *spread))
-    floors = {tuple(sorted(entry.baseline.get(split, {}).items())): entry for entry in entries}
-    if len(floors) == 1:  # otherwise their rows differ
-        floor = entries[0].baseline.get(split, {})
-        if floor:
-            lines.append(("constant answer", "", *(number(floor.get(name)) for name in names)))
+    floor = entries[0].baseline.get(split, {})
+    if same and floor:
+        lines.append(("constant answer", "", *(number(floor.get(name)) for name in names)))
     intervals_known = any(line[1] not in ("", "–") for line in lines)
     columns = (
         comparison.what,
@@ -102,7 +103,8 @@ def _table(comparison: Comparison, split: str) -> Table:
     if not intervals_known:
         columns, lines = (columns[0], *columns[2:]), [(line[0], *line[2:]) for line in lines]
     return Table(
-        caption=f"Metrics on {split}",
+        caption=f"Metrics on {split}"
+        + ("" if same else "; the rows or labels differ, so no value is the best"),
         columns=columns,
         rows=tuple(lines),
         numeric=tuple(range(1, len(columns))),
@@ -125,8 +127,8 @@ def _best(values: Sequence[float | None], name: str) -> float | None:
     return (min if metric_named(name).lower_is_better else max)(known) if known else None
 
 
-def _starred(value: float | None, best: float | None, count: int) -> str:
-    return number(value) + (" ★" if count > 1 and value is not None and value == best else "")
+def _starred(value: float | None, best: float | None) -> str:
+    return number(value) + (" ★" if value is not None and value == best else "")
 
 
 # ------------------------------------------------------------------------------ on the same rows
@@ -263,13 +265,18 @@ def _facts(comparison: Comparison) -> Section:
     differs = [name for name in values if name not in same]
     blocks: list[Block] = []
     if differs and len(entries) > 1:
+        by_entry = len(entries) > _SIDE_BY_SIDE
+        heads = differs if by_entry else [entry.name for entry in entries]
+        found = (
+            [(entry.name, *(entry.facts.get(name, "–") for name in differs)) for entry in entries]
+            if by_entry
+            else [(name, *values[name]) for name in differs]
+        )
         blocks.append(
             Table(
                 caption="What differs",
-                columns=(comparison.what, *differs),
-                rows=tuple(
-                    (entry.name, *(entry.facts.get(name, "–") for name in differs)) for entry in entries
-                ),
+                columns=(comparison.what if by_entry else "", *heads),
+                rows=tuple(found),
                 wide=True,
             )
         )

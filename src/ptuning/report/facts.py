@@ -36,8 +36,7 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "prompt", ", ".join(_prompt(record["prompt"]))
     for split, facts in _mapping(extra.get("data")).items():
         yield f"{split} rows", f"{facts.get('rows', '?'):,} ({facts.get('source', '?')})"
-    if fit := _mapping(extra.get("fit")):
-        yield "training", ", ".join(_fit(fit, _mapping(extra.get("rates"))))
+    yield from _fit(_mapping(extra.get("fit")), _mapping(extra.get("rates")))
     if chose := _mapping(_mapping(extra.get("recipe")).get("chose")):
         yield "chosen by the recipe", ", ".join(f"{name} {value}" for name, value in chose.items())
     if (start := extra.get("init_from")) is not None:
@@ -68,13 +67,13 @@ def _prompt(prompt: Mapping[str, Any]) -> Iterator[str]:
             yield text.format(prompt[name])
 
 
-def _fit(fit: Mapping[str, Any], rates: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{fit.get('num_train_epochs')} epochs"
-    yield f"batch size {fit.get('batch_size')}"
-    for part, rate in rates.items():
-        if isinstance(rate, int | float):
-            yield f"learning rate of the {part} {rate:g}"
-    yield f"seed {fit.get('seed')}"
+def _fit(fit: Mapping[str, Any], rates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, words in {"num_train_epochs": "epochs", "batch_size": "batch size", "seed": "seed"}.items():
+        if name in fit:
+            yield words, str(fit[name])
+    known = {part: rate for part, rate in rates.items() if isinstance(rate, int | float)}
+    if known:
+        yield "learning rates", ", ".join(f"{part} {rate:g}" for part, rate in known.items())
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
