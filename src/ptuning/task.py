@@ -23,6 +23,15 @@ _Finite = Annotated[Float, Field(allow_inf_nan=False)]
 _Plain = Annotated[Label, BeforeValidator(lambda label: label.item() if hasattr(label, "item") else label)]
 """A label as a Python value, converted from numpy if necessary."""
 
+MAX_WINDOWS = 1000
+"""The maximum of :attr:`Task.max_windows`. It bounds what a text costs."""
+MAX_OVERLAP = 0.9
+"""The maximum of :attr:`Task.window_overlap`."""
+ADDED_LATER: dict[str, Any] = {"max_windows": 1, "window_overlap": 0.25}
+"""Fields that records of earlier versions do not have, with their defaults. A default is not written, so the
+record of such a task is as it always was, and earlier versions read it.
+"""
+
 
 @checked
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,9 @@ class Task:
         scale: For regression, the value that targets are then divided by, in the unit of the target; above 0.
         max_length: Maximum input length in tokens, including special tokens and input prompt; ``None`` for
             the backbone's limit.
+        max_windows: Maximum windows per row. A text that is too long is read in so many overlapping windows
+            of tokens, and the row's logits are the mean of theirs; with 1, it is cut.
+        window_overlap: The share of a window's text that is also in the window before it.
     """
 
     problem_type: ProblemType
@@ -48,6 +60,8 @@ class Task:
     mean: _Finite = 0.0
     scale: _Finite = 1.0
     max_length: Annotated[Int, Field(ge=1)] | None = None
+    max_windows: Annotated[Int, Field(ge=1, le=MAX_WINDOWS)] = 1
+    window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] = 0.25
 
     def __post_init__(self) -> None:
         self.kind.check(self)
@@ -73,7 +87,13 @@ class Task:
         return self.pair and self.kind.is_pair_similarity(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": list(self.labels)}
+        """As JSON data, without what has a default of :data:`ADDED_LATER`."""
+        values = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(self).items()}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in ADDED_LATER or getattr(self, name) != ADDED_LATER[name]
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:

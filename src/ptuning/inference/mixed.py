@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data import Example
+from ptuning.data.options import TooLong
 from ptuning.data.places import shortened
-from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
+from ptuning.data.tokens import Tokenise, TokenRow, collate, sorted_batches
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
 from ptuning.inference.evaluate import BATCH_TOKENS
 from ptuning.inference.predictor import Prediction, example_of, refuse_wrong_number
@@ -61,7 +62,8 @@ class MultiPredictor:
         batch_tokens: Maximum tokens per batch, padding included.
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length. Rows are
             also answered in parts if all of their tasks together exceed the table's memory limit.
-        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
+            windows; by default as in training.
     """
 
     table: TaskTable = field(kw_only=False)
@@ -69,7 +71,7 @@ class MultiPredictor:
     batch_size: int | None = None
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
-    too_long: TooLong = "truncate"
+    too_long: TooLong | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_tokens", "window"):

@@ -10,8 +10,9 @@ import torch
 
 from ptuning.data import Example, stream_examples
 from ptuning.data.memory import is_table, texts_of
+from ptuning.data.options import TooLong
 from ptuning.data.places import shortened
-from ptuning.data.tokens import Tokenise, TokenRow, TooLong
+from ptuning.data.tokens import Tokenise, TokenRow
 from ptuning.errors import ConfigError, DataError, UserError
 from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
@@ -59,14 +60,15 @@ class Predictor:
         batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
         batch_tokens: Maximum tokens per batch, padding included.
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
-        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
+            windows; by default as in training.
     """
 
     model: PTuningModel = field(kw_only=False)
     batch_size: int | None = None
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
-    too_long: TooLong = "truncate"
+    too_long: TooLong | None = None
 
     def __post_init__(self) -> None:
         given: object = self.model

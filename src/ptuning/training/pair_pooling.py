@@ -72,7 +72,7 @@ def measured_pooling(
         with Draws(backbone.device).drawing():
             set_seed(config.fit.seed)
             model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
-        return explained(model, cache.split(model, sample, "truncate"))
+        return explained(model, cache.split(model, sample, None))
 
     apart, together = share("similarity"), share("layers")
     if apart is None or together is None:

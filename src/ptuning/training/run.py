@@ -32,7 +32,7 @@ from ptuning.training.extensions import (
 )
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
-from ptuning.training.prepare import TrainingData, full_rows, gather
+from ptuning.training.prepare import TrainingData, about_long_rows, gather
 from ptuning.training.records import TrainResult
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
@@ -297,12 +297,8 @@ def run(
 def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
     """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
-    full = full_rows(job.model, job.examples.train, data.train) if job.too_long == "truncate" else None
-    if full and full[0]:
-        say(
-            f"{full[0]:,} of {len(data.train.rows):,} training rows have the maximum of {full[1]} tokens; "
-            "longer texts are cut (data.too_long: error refuses them)"
-        )
+    if job.too_long != "error" and (long := about_long_rows(job.model, job.examples.train, data.train)):
+        say(long)
     if plan.select.note is not None:
         say(plan.select.note)
 

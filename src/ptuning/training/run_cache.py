@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data import Example
+from ptuning.data.options import TooLong
 from ptuning.data.stems import Stems, stems_of
-from ptuning.data.tokens import TokenRow, TooLong
+from ptuning.data.tokens import TokenRow
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import Pooling
 from ptuning.model.loading import load_backbone
@@ -74,7 +75,7 @@ class RunCache:
             self._backbones[key] = backbone.to(device), tokenizer
         return self._backbones[key]
 
-    def split(self, model: PTuningModel, examples: Sequence[Example], too_long: TooLong) -> Split:
+    def split(self, model: PTuningModel, examples: Sequence[Example], too_long: TooLong | None) -> Split:
         """:func:`~ptuning.training.prepare.tokenised`, with every text tokenised once.
 
         Token ids are cached per row, not per split, because each seed splits off other validation rows.
@@ -92,7 +93,7 @@ class RunCache:
             targets=np.asarray([each.target for each in found], dtype=np.float64),
         )
 
-    def data(self, model: PTuningModel, examples: Examples, too_long: TooLong) -> TrainingData:
+    def data(self, model: PTuningModel, examples: Examples, too_long: TooLong | None) -> TrainingData:
         """All splits of ``examples``, tokenised."""
         return TrainingData(
             train=self.split(model, examples.train, too_long),
@@ -111,7 +112,7 @@ class RunCache:
         return stems_of(model, rows, on_rows=on_rows, known=self._stems)
 
 
-def _tokens_key(model: PTuningModel, too_long: TooLong) -> Hashable:
+def _tokens_key(model: PTuningModel, too_long: TooLong | None) -> Hashable:
     """Everything that the token ids and the label of a text depend on."""
     layout: tuple[Any, ...] = (model.max_text_tokens, model.inserted_tokens, model.needs_segments)
     return (id(model.backbone.weights), id(model.tokenizer), *layout, model.task, too_long)
