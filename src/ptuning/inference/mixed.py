@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ptuning.data import Example
 from ptuning.data.options import TooLong
 from ptuning.data.places import shortened
-from ptuning.data.tokens import Tokenise, TokenRow, collate, sorted_batches
+from ptuning.data.tokens import Tokenise, TokenRow, collate, sorted_batches, windows_of
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
 from ptuning.inference.evaluate import BATCH_TOKENS
 from ptuning.inference.predictor import Prediction, example_of, refuse_wrong_number
@@ -24,6 +24,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.packed import PackedTask
 from ptuning.model.sequence import Batch
 from ptuning.model.table import TaskTable
+from ptuning.model.windows import mean_of_windows
 
 
 def mixed_logits(
@@ -33,7 +34,7 @@ def mixed_logits(
 
     Args:
         backbone: The tasks' backbone.
-        rows: Of :class:`~ptuning.data.tokens.Tokenise`, each made for its task.
+        rows: Of :class:`~ptuning.data.tokens.Tokenise`, each made for its task. Each is one window.
         tasks: The task of each row.
         pad_id: Any token; padding is masked.
     """
@@ -190,18 +191,22 @@ class MultiPredictor:
 
     def _answered(self, ready: Sequence[_Ready]) -> Iterator[_Ready]:
         pad_id = int(self.tokenizer.pad_token_id or 0)
-        by_key: dict[Hashable, list[tuple[_Ready, TokenRow]]] = {}
+        by_key: dict[Hashable, list[tuple[_Ready, int, TokenRow]]] = {}
         for each in ready:
             assert each.row is not None
-            by_key.setdefault(each.task.key, []).append((each, each.row))
+            windows = windows_of([each.row])
+            each.windows = [torch.empty(0)] * len(windows)
+            for number, window in enumerate(windows):
+                by_key.setdefault(each.task.key, []).append((each, number, window))
         for group in by_key.values():
-            lengths = [len(row) + each.task.inserted_tokens for each, row in group]
+            lengths = [len(row) + each.task.inserted_tokens for each, _, row in group]
             for batch in sorted_batches(lengths, self.batch_size, self.batch_tokens):
-                rows, tasks = [group[i][1] for i in batch], [group[i][0].task for i in batch]
+                rows, tasks = [group[i][2] for i in batch], [group[i][0].task for i in batch]
                 found = mixed_logits(self.table.backbone, rows, tasks, pad_id=pad_id)
                 for i, logits in zip(batch, found, strict=True):
-                    group[i][0].logits = logits
-                    yield group[i][0]
+                    each, number, _ = group[i]
+                    each.windows[number] = logits
+        yield from ready
 
 
 @dataclass(kw_only=True)
@@ -212,17 +217,17 @@ class _Ready:
     example: Example
     task: PackedTask
     row: TokenRow | None = None
-    logits: Tensor | None = None
+    windows: list[Tensor] = field(default_factory=list)
 
     def prediction(self) -> Prediction | PTuningError:
-        assert self.logits is not None  # it was answered
-        if not bool(self.logits.isfinite().all()):
+        (logits,) = mean_of_windows(torch.stack(self.windows), [len(self.windows)])
+        if not bool(logits.isfinite().all()):
             return TrainingDiverged(
                 f"{self.example.place}: the logits of the task {self.task.name!r} are not finite",
                 remedy="train its adapter again with a lower learning rate, or try precision fp32",
             )
         task = self.task.task
-        label, probabilities = task.kind.answer(self.logits.tolist(), task)
+        label, probabilities = task.kind.answer(logits.tolist(), task)
         return Prediction(
             row=self.example.row,
             label=label,
