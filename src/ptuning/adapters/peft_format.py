@@ -103,7 +103,8 @@ def why_not_peft(adapter: Adapter) -> str | None:
 def for_peft(adapter: Adapter) -> Adapter:
     """The adapter in a form that PEFT can represent, with the same logits.
 
-    The scaling of a regression is folded into the output layer.
+    The scaling of a regression is folded into the output layer. PEFT knows nothing of windows: a text that is
+    too long is for its user to cut, or to read in windows.
 
     Raises:
         AdapterError: there is no such form; says why, and which option would change that.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
+from ptuning.cli.shared import print_notes
 
 
 def parser() -> Parser:
@@ -30,4 +31,7 @@ def main(argv: Sequence[str]) -> None:
     folder = adapters.locate(given.adapter, revision=given.revision)
     if not adapters.is_adapter(folder) and adapters.is_peft(folder):
         raise AdapterError(f"{given.adapter} is a PEFT adapter already", remedy="use it as it is")
-    print(adapters.save(adapters.for_peft(adapters.load(folder)), given.output))
+    adapter = adapters.for_peft(adapters.load(folder))
+    if adapter.task.max_windows > 1:
+        print_notes(["PEFT knows no windows: cut texts that are too long, or average the logits of windows"])
+    print(adapters.save(adapter, given.output))

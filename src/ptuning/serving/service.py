@@ -261,7 +261,7 @@ class Service:
     async def _run(self, request: _Request, jobs: Sequence[Job], caller: str, deadline: float) -> None:
         """Put the jobs into the queue and wait until all are done."""
         waiting = []
-        for job in (window for job in jobs for window in job.windows):
+        for job in [window for row in jobs for window in row.windows]:
             job.request = request
             waiting.append(
                 Waiting(
