@@ -250,7 +250,7 @@ class PTuningPipeline(TextClassificationPipeline):
 class WindowsPipeline(ChunkPipeline, PTuningPipeline):
     """The pipeline of a task that reads texts that are too long in windows. Each window is a chunk."""
 
-    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
+    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:  # type: ignore[override]
         """Yield the windows of a text, or the text as the options cut it.
 
         Raises:
@@ -261,7 +261,7 @@ class WindowsPipeline(ChunkPipeline, PTuningPipeline):
             return
         if tokenizer_kwargs:
             raise ConfigError(
-                f"the option {next(iter(tokenizer_kwargs))!r} is not for windows, in which this task reads texts",
+                f"the option {next(iter(tokenizer_kwargs))!r} is not for a task that reads texts in windows",
                 remedy="leave it out, or cut the texts with truncation=True",
             )
         text, text_pair = _texts(inputs, self.model.task)
@@ -272,12 +272,14 @@ class WindowsPipeline(ChunkPipeline, PTuningPipeline):
                 encoded["segment_ids"] = encoded["segment_ids"] + 1
             yield {**encoded, "is_last": number == len(windows)}
 
-    def _forward(self, model_inputs: Any) -> Any:
+    def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
         inputs = dict(model_inputs)
         last = inputs.pop("is_last")
         return {"logits": super()._forward(inputs)["logits"], "is_last": last}
 
-    def postprocess(self, model_outputs: Any, function_to_apply: Any = None, **options: Any) -> Any:
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, function_to_apply: Any = None, **options: Any
+    ) -> Any:
         """As for a text in one window, from the mean of the windows' logits."""
         together = torch.cat([each["logits"] for each in model_outputs])
         found = {"logits": mean_of_windows(together, [len(together)])}
