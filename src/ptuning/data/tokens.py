@@ -366,7 +366,7 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
         batch["token_type_ids"] = padded([row.token_type_ids or [] for row in rows], 0)
     if any(row.segment_ids is not None for row in rows):  # only some tasks of a mixed batch need them
         batch["segment_ids"] = padded([row.segment_ids or [-1] * len(row) for row in rows], -1)
-    if labels[0] is not None:
+    if all(label is not None for label in labels):  # only the first window of a row has one
         batch["labels"] = torch.tensor(labels)
     if len(rows) > len(labels):
         batch["windows"] = torch.tensor(counts)
