@@ -363,7 +363,7 @@ def test_options_of_windows_without_windows_are_refused(
 
 
 def test_fit_takes_what_its_task_says_unless_the_columns_say_it(tiny_folder: Path) -> None:
-    for columns, most in (({}, 4), ({"too_long": "truncate"}, 1), ({"too_long": "windows"}, 16)):
+    for columns, most in (({}, 4), ({"too_long": "truncate"}, 1), ({"too_long": "windows"}, 4)):
         task = replace(CLASSES, max_length=LIMIT, max_windows=4)
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=2), task=task)
         data = {"train": long_rows(8), "validation": long_rows(4)}
@@ -403,6 +403,10 @@ def test_the_server_answers_one_row_per_row(adapter: Path, tiny_folder: Path) ->
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.kind) == (422, "too_many_tokens")
     assert "202 tokens, and the task long takes at most 4 windows of 10" in refused.message
+    with pytest.raises(
+        Refusal, match="the texts of the request have 25 windows, and the server takes at most 24"
+    ):
+        asyncio.run(asked(queue_rows=24, max_rows=24))
     first, *others = asyncio.run(asked(max_windows=3))
     assert isinstance(first, RowAnswer)
     assert {(each.status, each.kind) for each in others if isinstance(each, Refusal)} == {

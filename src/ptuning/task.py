@@ -27,7 +27,9 @@ MAX_WINDOWS = 1000
 """The maximum of :attr:`Task.max_windows`. It bounds what a text costs."""
 MAX_OVERLAP = 0.9
 """The maximum of :attr:`Task.window_overlap`."""
-ADDED_LATER: dict[str, Any] = {"max_windows": 1, "window_overlap": 0.25}
+OVERLAP = 0.25
+"""The default of :attr:`Task.window_overlap`."""
+ADDED_LATER: dict[str, Any] = {"max_windows": 1, "window_overlap": OVERLAP}
 """Fields that records of earlier versions do not have, with their defaults. A default is not written, so the
 record of such a task is as it always was, and earlier versions read it.
 """
@@ -61,7 +63,7 @@ class Task:
     scale: _Finite = 1.0
     max_length: Annotated[Int, Field(ge=1)] | None = None
     max_windows: Annotated[Int, Field(ge=1, le=MAX_WINDOWS)] = 1
-    window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] = 0.25
+    window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] = OVERLAP
 
     def __post_init__(self) -> None:
         self.kind.check(self)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from ptuning.errors import ConfigError
 from ptuning.model.config import prompt_from_dict, prompt_to_dict
-from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, ProblemType, Task
+from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP, ProblemType, Task
 from ptuning.validation import explain, shortened
 
 _INT64_MAX = 2**63 - 1
@@ -78,7 +78,7 @@ class TaskFields(_Fields):
     scale: Positive = 1.0
     max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)] = 1
-    window_overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = 0.25
+    window_overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = OVERLAP
 
 
 class BackboneFields(_Fields):

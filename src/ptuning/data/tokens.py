@@ -21,7 +21,7 @@ from ptuning.data.text_windows import Windows, windows_in
 from ptuning.errors import ConfigError, DataError
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
-from ptuning.task import Task
+from ptuning.task import OVERLAP, Task
 from ptuning.threads import TOKENIZER
 
 _DROPPED = "the tokenizer leaves no token"
@@ -108,7 +108,7 @@ class Tokenise:
     wanted: tuple[int, ...] = ()
     too_long: TooLong = "truncate"
     max_windows: int = WINDOWS
-    window_overlap: float = 0.25
+    window_overlap: float = OVERLAP
     lock: AbstractContextManager[Any] = field(default=TOKENIZER, compare=False, repr=False)
 
     @classmethod

@@ -241,6 +241,7 @@ class Service:
             raise _overloaded(error) from None
         try:
             jobs = await self._tokenising(rows, Lookup(self.tasks, visible), truncate=truncate)
+            self._check_windows(caller, rows, jobs)
         finally:
             self._engine.release(caller, counts)
         admitted = self._clock()
@@ -257,6 +258,27 @@ class Service:
         answers = [job if isinstance(job, Refusal) else _answer(job, request.outcomes) for job in jobs]
         self._count(rows, jobs, answers)
         return answers, timing
+
+    def _check_windows(self, caller: str, rows: Sequence[Row], jobs: Sequence[Job | Refusal]) -> None:
+        """Refuse a request whose rows have more windows than the queue has places for."""
+        more: Counter[str] = Counter()
+        for row, job in zip(rows, jobs, strict=True):
+            if isinstance(job, Job) and job.row.more:
+                more[row.task] += len(job.row.more)
+        if not more:
+            return
+        if (total := len(rows) + more.total()) > self.settings.queue_rows:
+            raise Refusal(
+                status=413,
+                kind="too_many_windows",
+                message=f"the texts of the request have {total:,} windows, and the server takes at most "
+                f"{self.settings.queue_rows:,}; send several requests",
+            )
+        try:
+            self._engine.reserve(caller, more)
+        except Overloaded as error:
+            raise _overloaded(error) from None
+        self._engine.release(caller, more)  # they enter the queue without waiting for anything else
 
     async def _run(self, request: _Request, jobs: Sequence[Job], caller: str, deadline: float) -> None:
         """Put the jobs into the queue and wait until all are done."""

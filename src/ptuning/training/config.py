@@ -18,7 +18,7 @@ from ptuning.errors import ConfigError
 from ptuning.kinds import KINDS
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
-from ptuning.task import MAX_OVERLAP, MAX_WINDOWS
+from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP
 from ptuning.validation import Checked, Float, Int, OneOf, current_names, validated
 
 _FRACTION = 0.1
@@ -122,7 +122,7 @@ class DataConfig(Checked):
         None, description=f"maximum windows per row; what is behind them is cut; {WINDOWS}"
     )
     window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] | None = Field(
-        None, description="share of a window's text that is also in the window before it; 0.25"
+        None, description=f"share of a window's text that is also in the window before it; {OVERLAP}"
     )
 
     def reading(self) -> ReadOptions:

@@ -29,7 +29,7 @@ from ptuning.data.tokens import Tokenise, TokenRow
 from ptuning.errors import ConfigError
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
-from ptuning.task import Task
+from ptuning.task import OVERLAP, Task
 from ptuning.training.config import DataConfig
 
 ONE_TEXT = "one text per row"
@@ -227,9 +227,10 @@ def _reading_long_texts(task: Task, config: DataConfig) -> Task:
     if config.too_long is None:
         return task
     if config.too_long != "windows":
-        return replace(task, max_windows=1)
+        return replace(task, max_windows=1, window_overlap=OVERLAP)
+    windows = config.max_windows or (task.max_windows if task.max_windows > 1 else WINDOWS)
     overlap = task.window_overlap if config.window_overlap is None else config.window_overlap
-    return replace(task, max_windows=config.max_windows or WINDOWS, window_overlap=overlap)
+    return replace(task, max_windows=windows, window_overlap=overlap)
 
 
 def _notes(split: Loaded, task: Task, *, training: bool) -> list[str]:
