@@ -79,6 +79,8 @@ class TaskFields(_Fields):
     max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     max_windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)] = 1
     window_overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = OVERLAP
+    temperature: Positive = 1.0
+    thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = []
 
 
 class BackboneFields(_Fields):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import print_notes
 
 
 def parser() -> Parser:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     folder = adapters.locate(given.adapter, revision=given.revision)
     if not adapters.is_adapter(folder) and adapters.is_peft(folder):
         raise AdapterError(f"{given.adapter} is a PEFT adapter already", remedy="use it as it is")
-    adapter = adapters.for_peft(adapters.load(folder))
-    if adapter.task.max_windows > 1:
-        print_notes(["PEFT knows no windows: cut texts that are too long, or average the logits of windows"])
-    print(adapters.save(adapter, given.output))
+    adapter = adapters.load(folder)
+    print(adapters.save(adapters.for_peft(adapter), given.output))
+    if (note := adapters.left_out_for_peft(adapter)) is not None:
+        print(f"note: {note}", file=sys.stderr)

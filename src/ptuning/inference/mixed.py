@@ -16,8 +16,9 @@ from ptuning.data.options import TooLong
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, collate, sorted_batches, windows_of
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
+from ptuning.inference.abstaining import check_abstain_below
 from ptuning.inference.evaluate import BATCH_TOKENS
-from ptuning.inference.predictor import Prediction, example_of, refuse_wrong_number
+from ptuning.inference.predictor import Prediction, example_of, prediction_of, refuse_wrong_number
 from ptuning.inference.windows import windows
 from ptuning.model import mixed
 from ptuning.model.backbone import Backbone
@@ -65,6 +66,8 @@ class MultiPredictor:
             also answered in parts if all of their tasks together exceed the table's memory limit.
         too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
             windows; by default as in training.
+        abstain_below: As :class:`~ptuning.inference.predictor.Predictor` takes it. The row of a task without
+            probabilities, a regression's, is then an error.
     """
 
     table: TaskTable = field(kw_only=False)
@@ -73,12 +76,14 @@ class MultiPredictor:
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong | None = None
+    abstain_below: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_tokens", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, got=value, expected="at least 1")
+        check_abstain_below(self.abstain_below)
 
     @overload
     def predict(
@@ -177,7 +182,7 @@ class MultiPredictor:
                         found[ready.place] = error
             rows += (ready for ready in group if ready.row is not None)
         for answered in self._answered(rows):
-            found[answered.place] = answered.prediction()
+            found[answered.place] = answered.prediction(self.abstain_below)
 
     def _task(self, example: Example, name: str) -> PackedTask:
         try:
@@ -219,22 +224,24 @@ class _Ready:
     row: TokenRow | None = None
     windows: list[Tensor] = field(default_factory=list)
 
-    def prediction(self) -> Prediction | PTuningError:
+    def prediction(self, abstain_below: float | None) -> Prediction | PTuningError:
         (logits,) = mean_of_windows(torch.stack(self.windows), [len(self.windows)])
         if not bool(logits.isfinite().all()):
             return TrainingDiverged(
                 f"{self.example.place}: the logits of the task {self.task.name!r} are not finite",
                 remedy="train its adapter again with a lower learning rate, or try precision fp32",
             )
-        task = self.task.task
-        label, probabilities = task.kind.answer(logits.tolist(), task)
-        return Prediction(
-            row=self.example.row,
-            label=label,
-            probabilities=probabilities,
-            kept=self.example.kept,
-            task=self.task.name,
-        )
+        try:
+            return prediction_of(
+                self.example.row,
+                logits.tolist(),
+                self.task.task,
+                kept=self.example.kept,
+                name=self.task.name,
+                abstain_below=abstain_below,
+            )
+        except ConfigError as error:  # a task without probabilities
+            return error
 
 
 def _characters(row: tuple[Example | PTuningError, str]) -> int:
