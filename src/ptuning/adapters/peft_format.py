@@ -107,8 +107,9 @@ def why_not_peft(adapter: Adapter) -> str | None:
 def for_peft(adapter: Adapter) -> Adapter:
     """The adapter in a form that PEFT can represent, with the same logits.
 
-    The scaling of a regression is folded into the output layer. Temperature, thresholds and windows are
-    left out (:func:`left_out_for_peft`): PEFT does not know them, and a folder should mean the same to every reader.
+    The scaling of a regression is folded into the output layer. Temperature, thresholds and windows are left
+    out (:func:`left_out_for_peft`): PEFT does not know them, and a folder should mean the same to every
+    reader.
 
     Raises:
         AdapterError: there is no such form; says why, and which option would change that.
@@ -154,9 +155,7 @@ def left_out_for_peft(adapter: Adapter) -> str | None:
     if task.thresholds:
         parts.append(f"the thresholds {', '.join(f'{each:.4g}' for each in task.thresholds)}")
     if task.max_windows > 1:
-        parts.append(
-            f"windows: average the logits of up to {task.max_windows} windows of a text that is too long"
-        )
+        parts.append(f"windows: average the logits of up to {task.max_windows} windows of a long text")
     return f"PEFT's format has no {' and no '.join(lacks)}, so this is left out: {'; '.join(parts)}"
 
 
