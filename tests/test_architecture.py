@@ -38,6 +38,7 @@ LAYERS = (
     ("ptuning.inference",),
     ("ptuning.report",),
     ("ptuning.training", "ptuning.serving"),
+    ("ptuning.estimators",),
     ("ptuning.cli", "ptuning.__main__"),
 )
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
@@ -61,8 +62,10 @@ PUBLIC = [
     "LSTMEncoder",
     "MLPEncoder",
     "MultiPredictor",
+    "PTuningClassifier",
     "PTuningError",
     "PTuningModel",
+    "PTuningRegressor",
     "Prediction",
     "Predictor",
     "RandomInit",
