@@ -59,17 +59,20 @@ def shared_backbone(
         task: The backbone is loaded with a head of its width.
         allow_pickle: As in :func:`~ptuning.model.loading.load`.
     """
-    width = (task.num_labels, task.problem_type)
-    key = (canonical(name), revision, *width, dtype, device, allow_pickle, _files(name))
+    width, files = (task.num_labels, task.problem_type), _files(name)
+
+    def key(revision: str | None) -> Hashable:
+        return (canonical(name), revision, width, dtype, device, files)
+
     with BACKBONES:
-        found = _SHARED.get(key)
+        found = _SHARED.get(key(revision))
         # A user may have moved or rounded the weights of a fitted model.
         if found is None or found.backbone.device != device or dtype not in (None, found.backbone.dtype):
             backbone, tokenizer = load_backbone(
                 name, *width, None, revision, dtype, allow_pickle=allow_pickle
             )
             found = SharedBackbone(backbone=backbone.to(device), tokenizer=tokenizer)
-            _SHARED[key] = found
+            _SHARED[key(revision)] = _SHARED[key(backbone.revision)] = found  # an adapter records the commit
         return found
 
 

@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from ptuning import adapters
 from ptuning.data import Example
 from ptuning.errors import ConfigError
-from ptuning.estimators.backbones import Keeper, shared_backbone
+from ptuning.estimators.backbones import Keeper, SharedBackbone, shared_backbone
 from ptuning.estimators.inputs import examples_of
 from ptuning.estimators.settings import configuration, seed_of
 from ptuning.inference import Predictor
@@ -105,11 +105,10 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
             self.get_params(deep=False), seed=seed_of(self.random_state), class_weights=class_weights
         )
         accelerator = new_accelerator(cpu=config.device == "cpu")
-        keeper = self.__dict__.setdefault("_keeper", Keeper())  # atomic: clones may be made by other threads
 
         def load(config: TrainConfig, task: Task, dtype: Any, device: Any) -> Loaded:
-            keeper.shared = shared_backbone(config.backbone, config.revision, task, dtype, device)
-            return keeper.shared.backbone.view(), keeper.shared.tokenizer
+            shared = shared_backbone(config.backbone, config.revision, task, dtype, device)
+            return self._kept(shared)
 
         rows = Gathered(
             train=examples, validation=None, test=(), sources={"train": examples[0].origin.name}, task=task
@@ -234,12 +233,9 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
             if backbone is not None:
                 name, revision = backbone, self.revision
             if name:
-                keeper = self.__dict__.setdefault("_keeper", Keeper())
-                keeper.shared = shared_backbone(
-                    *(name, revision, adapter.task, dtype, device),
-                    allow_pickle=allow_pickle or backbone is not None,
-                )
-                view, tokenizer = keeper.shared.backbone.view(), keeper.shared.tokenizer
+                allowed = allow_pickle or backbone is not None
+                shared = shared_backbone(name, revision, adapter.task, dtype, device, allow_pickle=allowed)
+                view, tokenizer = self._kept(shared)
         return PTuningModel.from_pretrained(
             folder,
             backbone=view or backbone,
@@ -251,15 +247,27 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
 
     # -------------------------------------------------------------------------- clone and pickle
 
+    @property
+    def _keeper(self) -> Keeper:
+        """Keeps the backbone that this estimator and its clones used last."""
+        made: Keeper = self.__dict__.setdefault("_kept_for_clones", Keeper())  # atomic, for threads
+        return made
+
+    def _kept(self, shared: SharedBackbone) -> Loaded:
+        """A view of a backbone for this estimator, which stays in memory for it and for its clones."""
+        self._shared = self._keeper.shared = shared
+        return shared.backbone.view(), shared.tokenizer
+
     def __sklearn_clone__(self) -> Self:
         made: Self = super().__sklearn_clone__()
-        made._keeper = self.__dict__.setdefault("_keeper", Keeper())
+        made._kept_for_clones = self._keeper
         return made
 
     def __getstate__(self) -> dict[str, Any]:
         """The parameters and, if fitted, the files of the adapter; not the backbone."""
         state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_keeper", None)
+        for name in ("_kept_for_clones", "_shared"):
+            state.pop(name, None)
         details = state.pop("_details", {})
         if (model := state.pop("_model", None)) is not None:
             with tempfile.TemporaryDirectory() as scratch:

@@ -227,15 +227,29 @@ def _target(given: Any) -> NDArray[Any]:
     Raises:
         ValueError: scikit-learn's, for anything else.
     """
+    _refuse_missing(given)
     check_classification_targets(given)
     if type_of_target(given) == "multilabel-indicator":
         dense = given.toarray() if hasattr(given, "toarray") else given
         return np.asarray(dense).astype(bool)
     target = column_or_1d(given, warn=True)
     assert_all_finite(target, input_name="y")
-    if None in target.tolist():
-        raise DataError("y", got="None", expected="a label in every row")
     return np.asarray(target)
+
+
+def _refuse_missing(given: Any) -> None:
+    """Refuse missing labels, which scikit-learn cannot sort among texts.
+
+    Raises:
+        DataError: one is missing.
+    """
+    if hasattr(given, "isna"):  # pandas'
+        missing = bool(np.any(given.isna()))
+    else:
+        values = np.asarray(given).ravel().tolist() if isinstance(given, np.ndarray) else given
+        missing = isinstance(values, list) and any(value is None or value != value for value in values)
+    if missing:
+        raise DataError("y", got="a missing value (NaN or None)", expected="a label in every row")
 
 
 def _column_names(given: Any, count: int) -> list[Label]:

@@ -50,8 +50,11 @@ def labelled(examples: Sequence[Example], labels: Sequence[Any]) -> list[Example
 
     Raises:
         ValueError: scikit-learn's, if there are not as many of each.
+        DataError: a single row, which cannot be trained on and validated on.
     """
     check_consistent_length(examples, labels)
+    if len(examples) < 2:
+        raise DataError("X", got="one sample", expected="at least two: some to train on, some to validate on")
     return [replace(example, label=label) for example, label in zip(examples, labels, strict=True)]
 
 
