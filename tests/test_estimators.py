@@ -16,6 +16,7 @@ import polars
 import pytest
 import scipy.sparse
 import torch
+from scipy.special import expit
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import DataConversionWarning, NotFittedError
 from sklearn.utils import get_tags
@@ -144,7 +145,7 @@ def test_predictions_do_not_contradict_each_other(fitted: PTuningClassifier) -> 
     assert np.allclose(chances.sum(1), 1, rtol=0, atol=1e-12)
     assert fitted.predict(NEW).tolist() == fitted.classes_[chances.argmax(1)].tolist()
     assert scores.shape == (len(NEW),)
-    assert np.allclose(1 / (1 + np.exp(-scores)), chances[:, 1])
+    assert np.allclose(expit(scores / fitted.model_.task.temperature), chances[:, 1])
     assert fitted.score(NEW, fitted.predict(NEW)) == 1
 
 
@@ -386,8 +387,13 @@ def test_several_labels(several: PTuningClassifier, classifier: PTuningClassifie
     chances, scores = several.predict_proba(NEW), several.decision_function(NEW)
     assert several.classes_.tolist() == [0, 1]
     assert chances.shape == scores.shape == (len(NEW), 2)
-    assert np.allclose(1 / (1 + np.exp(-scores)), chances)
-    assert several.predict(NEW).tolist() == (chances > 0.5).astype(int).tolist()
+    task = several.model_.task
+    assert task.is_calibrated
+    assert np.allclose(expit(scores / task.temperature), chances)
+    assert (
+        several.predict(NEW).tolist()
+        == (chances > np.array(task.thresholds or [0.5, 0.5])).astype(int).tolist()
+    )
     assert several.score(NEW, several.predict(NEW)) == 1
     sparse = clone(classifier).fit(TEXTS, scipy.sparse.csr_matrix(SWITCHES.astype(int)))
     assert sparse.predict_proba(NEW).tolist() == chances.tolist()

@@ -195,6 +195,8 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """The logits, ``[N, n_classes]``; for two classes ``[N]``, that of the second minus the first.
 
+        They are not calibrated: :meth:`predict_proba` divides them by the task's temperature first.
+
         Raises:
             NotFittedError: nothing was fitted.
             DataError: a blank text.
