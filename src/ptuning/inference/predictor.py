@@ -178,6 +178,14 @@ class Predictor:
             DataError: as for a call; errors from ``examples`` are raised after the predictions for the rows
                 before them.
         """
+        for part, logits in self.logits(examples):
+            yield from map(self._prediction, part, logits)
+
+    def logits(self, examples: Iterable[Example | None]) -> Iterator[tuple[Sequence[Example], torch.Tensor]]:
+        """The examples of a window, and their logits ``[N, C]`` in fp32 on the CPU, window by window.
+
+        Args and errors are those of :meth:`stream`.
+        """
         tokenise = Tokenise.for_model(self.model, self.too_long)
         prompt = prepared(self.model)  # once for all rows
         for part in windows(examples, self.window, lambda each: each.characters):
@@ -190,7 +198,7 @@ class Predictor:
                 prompt=prompt,
             )
             check_finite(logits, [example.place for example in part].__getitem__)
-            yield from map(self._prediction, part, logits)
+            yield part[: len(rows)], logits
             if refused is not None:
                 raise refused
 

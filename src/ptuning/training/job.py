@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from ptuning.data.options import TooLong
 from ptuning.model.config import DeepPrompt, Pooling
@@ -76,7 +75,7 @@ def make_job(
         kind = task.kind.summary(task)
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
     with Draws(device).drawing():
-        set_seed(config.fit.seed)  # initialises prompt and head
+        torch.manual_seed(config.fit.seed)  # initialises prompt and head
         model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
     return Job(
         model=model,

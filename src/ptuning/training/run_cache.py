@@ -6,7 +6,7 @@ several gives the same result: nothing here depends on the seed or the learning 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,19 @@ from ptuning.threads import ACCELERATE
 from ptuning.training.config import DataConfig, TrainConfig
 from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, read_all, tokenised
 
+Loaded = tuple[Backbone, PreTrainedTokenizerBase | None]
+"""A backbone and its tokenizer."""
+LoadBackbone = Callable[[TrainConfig, Task, torch.dtype | None, torch.device], Loaded]
+
+
+def load_named(config: TrainConfig, task: Task, dtype: torch.dtype | None, device: torch.device) -> Loaded:
+    """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
+    backbone, tokenizer = load_backbone(
+        config.backbone, task.num_labels, task.problem_type, None, config.revision, dtype
+    )
+    # Moved before the first task is created, so that all tasks see it on the same device.
+    return backbone.to(device), tokenizer
+
 
 class _Tokens(NamedTuple):
     """A row as the model takes it. Keeping ``example`` alive keeps its ``id`` unique."""
@@ -38,11 +51,19 @@ class _Tokens(NamedTuple):
 
 
 class RunCache:
-    """What runs share. Entries are never removed, so a cache should not outlive its runs."""
+    """What runs share. Entries are never removed, so a cache should not outlive its runs.
 
-    def __init__(self) -> None:
-        self._backbones: dict[Hashable, tuple[Backbone, PreTrainedTokenizerBase | None]] = {}
-        self._gathered: dict[DataConfig, Gathered] = {}
+    Args:
+        gathered: Rows that are in memory, by the configuration that stands for them; others are read.
+        load: Loads a backbone that no run had yet.
+    """
+
+    def __init__(
+        self, *, gathered: Mapping[DataConfig, Gathered] | None = None, load: LoadBackbone = load_named
+    ) -> None:
+        self._load = load
+        self._backbones: dict[Hashable, Loaded] = {}
+        self._gathered: dict[DataConfig, Gathered] = dict(gathered or {})
         self._reported: set[DataConfig] = set()
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
@@ -64,15 +85,11 @@ class RunCache:
 
     def backbone(
         self, config: TrainConfig, task: Task, *, dtype: torch.dtype | None, device: torch.device
-    ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
+    ) -> Loaded:
         """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
         key = (config.backbone, config.revision, task.num_labels, task.problem_type, dtype, device)
         if key not in self._backbones:
-            backbone, tokenizer = load_backbone(
-                config.backbone, task.num_labels, task.problem_type, None, config.revision, dtype
-            )
-            # Moved before the first task is created, so that all tasks see it on the same device.
-            self._backbones[key] = backbone.to(device), tokenizer
+            self._backbones[key] = self._load(config, task, dtype, device)
         return self._backbones[key]
 
     def split(self, model: PTuningModel, examples: Sequence[Example], too_long: TooLong | None) -> Split:
