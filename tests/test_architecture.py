@@ -73,6 +73,7 @@ PUBLIC = [
     "Task",
     "TaskTable",
     "TextInit",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "VocabularyInit",

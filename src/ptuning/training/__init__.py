@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ptuning.training.run import fit, train
     from ptuning.training.search import SearchResult, train_search
     from ptuning.training.several import train_several
+    from ptuning.training.tracking import TrackerCallback
 
 __getattr__, __dir__ = lazy(
     __name__,
@@ -22,6 +23,7 @@ __getattr__, __dir__ = lazy(
     | {
         "fit": "ptuning.training.run",
         "SearchResult": "ptuning.training.search",
+        "TrackerCallback": "ptuning.training.tracking",
         "train": "ptuning.training.run",
         "train_search": "ptuning.training.search",
         "train_several": "ptuning.training.several",
@@ -36,6 +38,7 @@ __all__ = [
     "RunState",
     "SearchResult",
     "SeveralResult",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "fit",
