@@ -7,8 +7,9 @@ Accelerate's interface is here: folders, projects, groups, resuming, the report.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import Any, ClassVar, Literal
@@ -169,9 +170,9 @@ class MLflow(BuiltIn):
 
     package = "mlflow"
 
-    def __init__(self, inner: GeneralTracker, uri_before: str) -> None:
+    def __init__(self, inner: GeneralTracker, restore: Callable[[], None]) -> None:
         super().__init__(inner)
-        self.uri_before = uri_before
+        self.restore = restore
 
     @staticmethod
     def available() -> bool:
@@ -182,9 +183,10 @@ class MLflow(BuiltIn):
         import mlflow
 
         parent = mlflow.active_run()  # the user's own
-        before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
-        artifacts = None
-        if run.folder is not None or not (before or parent):
+        artifacts, restore = None, lambda: None
+        if run.folder is not None or not (parent or mlflow.is_tracking_uri_set()):
+            before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+            restore = partial(mlflow.set_tracking_uri, before)  # type: ignore[arg-type]
             folder = (run.folder or run.default_folder).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
@@ -199,7 +201,7 @@ class MLflow(BuiltIn):
         )
         if run.project is not None:  # Accelerate prefers the environment variable to what is passed
             inner.experiment_name = run.project
-        return cls(inner, before)
+        return cls(inner, restore)
 
     @property
     def identity(self) -> str | None:
@@ -219,7 +221,7 @@ class MLflow(BuiltIn):
         try:
             mlflow.end_run(ending.upper())
         finally:
-            mlflow.set_tracking_uri(self.uri_before)
+            self.restore()
 
 
 class WandB(BuiltIn):

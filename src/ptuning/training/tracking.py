@@ -184,9 +184,10 @@ class TrackerCallback(Callback):
             self._guarded(None, "write the names of the run", lambda: _write(file, {**known, **identities}))
 
     def _beginning(self, state: RunState) -> Beginning:
-        own = None if state.folder is None else state.folder.name.removesuffix(".run")
-        several = self._part is not None and self._part == own
-        above = state.folder.parent if several and state.folder is not None else state.folder
+        above = state.folder
+        if above is not None and self._part is not None:  # not a trial: those write nothing
+            several = above.name == f"{self._part}.run"
+            self._part, above = (self._part, above.parent) if several else (None, above)
         base = self.name or (PROJECT if above is None else above.name.removesuffix(".run"))
         part = "" if self._part is None else f"-{self._part}"
         return Beginning(
