@@ -28,6 +28,7 @@ LAYERS = (
             "ptuning.files",
             "ptuning.kinds",
             "ptuning.paths",
+            "ptuning.progress",
         ),
         *("ptuning.task", "ptuning.threads", "ptuning.typos", "ptuning.validation", "ptuning.visible"),
         *("ptuning.model.config", "ptuning.model.template"),  # choices alone: an adapter's record holds them
@@ -51,6 +52,7 @@ TO_SPLIT = {
 """Modules that are longer and not split yet. This list only gets shorter."""
 PUBLIC = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",

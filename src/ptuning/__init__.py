@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ptuning.task import Task
     from ptuning.training import (
         Callback,
+        ConsoleCallback,
         DataConfig,
         FitConfig,
         RunState,
@@ -60,6 +61,7 @@ _MODEL = [
 ]
 _TRAINING = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "FitConfig",
     "RunState",
@@ -83,6 +85,7 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",

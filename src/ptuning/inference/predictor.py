@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, pr
 from ptuning.inference.windows import windows
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
+from ptuning.progress import counted
 from ptuning.task import Label, Task
 
 
@@ -60,6 +61,7 @@ class Predictor:
         batch_tokens: Maximum tokens per batch, padding included.
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        progress: Whether to show a progress bar, if this is a terminal or a notebook.
     """
 
     model: PTuningModel = field(kw_only=False)
@@ -67,6 +69,7 @@ class Predictor:
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong = "truncate"
+    progress: bool = False
 
     def __post_init__(self) -> None:
         given: object = self.model
@@ -131,6 +134,12 @@ class Predictor:
             DataError: as for a call; errors from ``examples`` are raised after the predictions for the rows
                 before them.
         """
+        found = self._predictions(examples)
+        if not self.progress:
+            return found
+        return counted(found, "predicting", examples if isinstance(examples, Sized) else None)
+
+    def _predictions(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
         tokenise = Tokenise.for_model(self.model, self.too_long)
         prompt = prepared(self.model)  # once for all rows
         for part in windows(examples, self.window, lambda each: each.characters):

@@ -9,6 +9,7 @@ from ptuning._lazy import lazy
 if TYPE_CHECKING:
     from ptuning.training.callbacks import Callback, RunState
     from ptuning.training.config import DataConfig, FitConfig, TrainConfig
+    from ptuning.training.console import ConsoleCallback
     from ptuning.training.records import Evaluation, SeveralResult, TrainResult
     from ptuning.training.run import fit, train
     from ptuning.training.search import SearchResult, train_search
@@ -21,6 +22,7 @@ __getattr__, __dir__ = lazy(
     | dict.fromkeys(("Evaluation", "SeveralResult", "TrainResult"), "ptuning.training.records")
     | dict.fromkeys(("Callback", "RunState"), "ptuning.training.callbacks")
     | {
+        "ConsoleCallback": "ptuning.training.console",
         "fit": "ptuning.training.run",
         "SearchResult": "ptuning.training.search",
         "TrackerCallback": "ptuning.training.tracking",
@@ -32,6 +34,7 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "Evaluation",
     "FitConfig",
