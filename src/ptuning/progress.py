@@ -61,7 +61,7 @@ def counted(rows: Iterable[T], what: str, total: Sized | None = None) -> Iterato
 
 
 class _NotebookProgress(Progress):
-    """A bar in a notebook. rich's own needs ipywidgets there; this one is a plain output, and needs IPython."""
+    """A bar in a notebook: a plain output that is replaced. rich's own would need ipywidgets."""
 
     _output: Any = None
     _shown = 0.0
@@ -70,7 +70,7 @@ class _NotebookProgress(Progress):
         from IPython.display import display
 
         if self._output is None:
-            self._output = display(self, display_id=True)
+            self._output = display(self, display_id=True)  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         if self._output is not None:
