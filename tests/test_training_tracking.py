@@ -158,6 +158,11 @@ def test_tensorboard_reads_what_the_run_found(config: Callable[..., TrainConfig]
         assert curve(found, f"baseline/{split}/loss") == pytest.approx(
             {18: result.baseline[split]["loss"]}, rel=1e-6
         )
+    assert result.calibration is not None
+    for when, measured in result.calibration["validation"].items():
+        assert curve(found, f"calibration/validation/{when}/ece") == pytest.approx(
+            {18: measured["ece"]}, rel=1e-6
+        )
     assert "validation" in result.metrics
     assert "test" in result.metrics
     described = text(found, "configuration")
@@ -267,7 +272,8 @@ def test_mlflow_has_the_run_and_goes_on_with_it(run: Run, mlflow: Any) -> None:
         found.data.tags["adapter_digest"] == json.loads(Path("out/ptuning.json").read_text())["sha256_self"]
     )
     assert [each.path for each in client.list_artifacts(found.info.run_id)] == ["report.html"]
-    assert mlflow.artifacts.load_text(f"runs:/{found.info.run_id}/report.html") == "<p>Größe"
+    logged = mlflow.artifacts.load_text(f"runs:/{found.info.run_id}/report.html")
+    assert logged == Path("out.run/report.html").read_text(encoding="utf-8")
     assert mlflow.active_run() is None
 
 
@@ -388,7 +394,8 @@ def test_wandb_and_trackio_are_given_a_run(
         assert each.of("final/test/loss") == {18: result.metrics["test"]["loss"]}
     assert one.exit_code == 0
     assert one.summary["adapter"] == str(Path("out").resolve())
-    assert one.logged[-1][0] == {"report": ("html", "<p>Größe", False)}
+    page = Path("out.run/report.html").read_text(encoding="utf-8")
+    assert one.logged[-1][0] == {"report": ("html", page, False)}
     assert other.logged[-2][0]["adapter"] == str(Path("out").resolve())
     assert str(Path("out.run/report.html").resolve()) in other.logged[-1][0]["report"][1]
     printed = capsys.readouterr()

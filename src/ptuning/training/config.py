@@ -275,7 +275,8 @@ class TrainConfig(Checked):
     engine: Engine = Field(default_factory=Engine, description="how it is computed")
     track: Annotated[tuple[str, ...], BeforeValidator(tracker_names)] = Field(
         (),
-        description="log the run to tensorboard, wandb, mlflow or trackio; several separated by commas; no tracker",
+        description="log the run to tensorboard, wandb, mlflow or trackio; several separated by commas; "
+        "no tracker",
     )
     track_project: str | None = Field(
         None, description="project of the trackers (MLflow: experiment); 'ptuning'"

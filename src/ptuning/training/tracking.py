@@ -373,6 +373,9 @@ def _final(result: TrainResult) -> dict[str, float]:
     for split, metrics in result.metrics.items():
         found |= _named(f"final/{split}", metrics)
         found |= _named(f"baseline/{split}", result.baseline.get(split, {}))
+    for name, value in _flat(result.calibration or {}).items():  # before and after
+        if not isinstance(value, str):
+            found[f"calibration/{name.replace('.', '/')}"] = value
     return found
 
 
