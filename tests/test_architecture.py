@@ -40,6 +40,7 @@ LAYERS = (
     ("ptuning.inference",),
     ("ptuning.report",),
     ("ptuning.training", "ptuning.serving"),
+    ("ptuning.estimators",),
     ("ptuning.cli", "ptuning.__main__"),
 )
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
@@ -64,8 +65,10 @@ PUBLIC = [
     "LSTMEncoder",
     "MLPEncoder",
     "MultiPredictor",
+    "PTuningClassifier",
     "PTuningError",
     "PTuningModel",
+    "PTuningRegressor",
     "Prediction",
     "Predictor",
     "RandomInit",

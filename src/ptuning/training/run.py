@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from ptuning.data.places import listing
 from ptuning.errors import ConfigError
@@ -33,7 +33,7 @@ from ptuning.training.extensions import (
 )
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
-from ptuning.training.prepare import TrainingData, full_rows, gather
+from ptuning.training.prepare import TrainingData, about_long_rows, gather
 from ptuning.training.records import TrainResult
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
@@ -264,7 +264,7 @@ def run(
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
     model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
     with draws.drawing():
-        set_seed(job.config.seed)
+        torch.manual_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
     plan = plan_run(model, job.prompt, data, job.config, found=job.found, extensions=extensions)
     model.to(accelerator.device)
@@ -294,7 +294,7 @@ def run(
         if plan.fit.calibrate:
             result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
-            _save(job, plan, result)
+            model.save_pretrained(job.output, **adapter_details(job, plan, result))
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
@@ -306,12 +306,8 @@ def run(
 def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
     """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
-    full = full_rows(job.model, job.examples.train, data.train) if job.too_long == "truncate" else None
-    if full and full[0]:
-        say(
-            f"{full[0]:,} of {len(data.train.rows):,} training rows have the maximum of {full[1]} tokens; "
-            "longer texts are cut (data.too_long: error refuses them)"
-        )
+    if job.too_long != "error" and (long := about_long_rows(job.model, job.examples.train, data.train)):
+        say(long)
     if plan.select.note is not None:
         say(plan.select.note)
 
@@ -384,17 +380,15 @@ def _calibrated(trainer: Trainer, scored: Mapping[str, Scored], result: TrainRes
     return replace(result, metrics=metrics, calibration=record)
 
 
-def _save(job: Job, plan: Plan, result: TrainResult) -> None:
-    """Write the adapter, with its training data, options and metrics."""
-    assert job.output is not None
-    job.model.save_pretrained(
-        job.output,
-        metrics={
+def adapter_details(job: Job, plan: Plan, result: TrainResult) -> dict[str, Any]:
+    """What an adapter records of its run: ``metrics`` and ``extra`` of ``save_pretrained``."""
+    return {
+        "metrics": {
             **result.metrics,
             "baseline": result.baseline[result.reported],
             "baseline_rule": result.baseline_rule,
         },
-        extra={
+        "extra": {
             "data": job.examples.record(),
             "fit": plan.fit.model_dump(mode="json"),
             "rates": result.setting["rates"],
@@ -403,4 +397,4 @@ def _save(job: Job, plan: Plan, result: TrainResult) -> None:
             "learned": result.learned,
             **({} if result.calibration is None else {"calibration": result.calibration}),
         },
-    )
+    }
