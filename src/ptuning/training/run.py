@@ -38,6 +38,7 @@ from ptuning.training.records import TrainResult
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
+from ptuning.training.tracking import tracked, tracked_by
 from ptuning.training.trainer import Trainer
 from ptuning.validation import validated
 
@@ -81,7 +82,9 @@ def fit(
             ``params``, ``lr``, ``weight_decay`` and ``name``.
         lr_scheduler: In place of ``lr_scheduler_type``: creates a scheduler from the optimizer and the number
             of steps.
-        accelerator: Your ``Accelerator``, if you have one.
+        accelerator: Your ``Accelerator``, if you have one. Its trackers log the run, as
+            :class:`~ptuning.TrackerCallback` does; if you have not called ``init_trackers``, it is called for
+            the project ``ptuning``. ``end_training`` is left to you.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
@@ -129,6 +132,7 @@ def fit(
         too_long=options.too_long,
         output=target,
     )
+    extensions = tracked_by(extensions, accelerator)
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
 
 
@@ -191,6 +195,7 @@ def train(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
+    extensions = tracked(extensions, config)
     return train_on(RunCache(), config, resume=resume, restart=restart, extensions=extensions)
 
 

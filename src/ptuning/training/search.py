@@ -33,6 +33,7 @@ from ptuning.training.resumption import check_same, recording_divergence
 from ptuning.training.run import run, train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
+from ptuning.training.tracking import tracked
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
 
@@ -108,6 +109,7 @@ def train_search(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
+    extensions = tracked(extensions, config)
     folder = config.run_folder
     run_files.prepared(config.output)
     if not (resume or restart):

@@ -25,6 +25,7 @@ from ptuning.training.resumption import check_same
 from ptuning.training.run import train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
+from ptuning.training.tracking import tracked
 from ptuning.validation import validated
 
 MAX_RUNS = 64
@@ -105,6 +106,7 @@ def train_several(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
+    extensions = tracked(extensions, config)
     lists = {
         "seed": seeds,
         "learning_rate": _either("learning_rates", learning_rates, "prompt_rates", prompt_rates),
