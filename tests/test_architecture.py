@@ -23,6 +23,7 @@ LAYERS = (
             "ptuning",
             "ptuning._lazy",
             "ptuning.cache",
+            "ptuning.calibration",
             "ptuning.config_file",
             "ptuning.errors",
             "ptuning.files",
@@ -38,6 +39,7 @@ LAYERS = (
     ("ptuning.inference",),
     ("ptuning.report",),
     ("ptuning.training", "ptuning.serving"),
+    ("ptuning.estimators",),
     ("ptuning.cli", "ptuning.__main__"),
 )
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
@@ -61,8 +63,10 @@ PUBLIC = [
     "LSTMEncoder",
     "MLPEncoder",
     "MultiPredictor",
+    "PTuningClassifier",
     "PTuningError",
     "PTuningModel",
+    "PTuningRegressor",
     "Prediction",
     "Predictor",
     "RandomInit",

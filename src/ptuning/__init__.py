@@ -8,6 +8,7 @@ from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
     from ptuning.errors import PTuningError
+    from ptuning.estimators import PTuningClassifier, PTuningRegressor
     from ptuning.inference import MultiPredictor, Prediction, Predictor, pipeline
     from ptuning.model import (
         DeepMLPEncoder,
@@ -76,6 +77,7 @@ __getattr__, __dir__ = lazy(
     dict.fromkeys(_MODEL, "ptuning.model")
     | dict.fromkeys(_TRAINING, "ptuning.training")
     | dict.fromkeys(("MultiPredictor", "Prediction", "Predictor", "pipeline"), "ptuning.inference")
+    | dict.fromkeys(("PTuningClassifier", "PTuningRegressor"), "ptuning.estimators")
     | {"PTuningError": "ptuning.errors", "Task": "ptuning.task"},
 )
 
@@ -91,8 +93,10 @@ __all__ = [
     "LSTMEncoder",
     "MLPEncoder",
     "MultiPredictor",
+    "PTuningClassifier",
     "PTuningError",
     "PTuningModel",
+    "PTuningRegressor",
     "Prediction",
     "Predictor",
     "RandomInit",

@@ -4,6 +4,7 @@
 does not import ``ptuning.model`` except for the prompt's configuration.
 """
 
+from ptuning.adapters.calibrated import recalibrated
 from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card
 from ptuning.adapters.folder import (
     OWN_FILES,
@@ -22,6 +23,7 @@ from ptuning.adapters.peft_format import (
     WRITTEN_BY_US,
     for_peft,
     from_peft,
+    left_out_for_peft,
     modules_to_save,
     to_peft,
     unpack_layers,
@@ -49,12 +51,14 @@ __all__ = [
     "is_adapter",
     "is_peft",
     "is_whole",
+    "left_out_for_peft",
     "load",
     "locate",
     "model_card",
     "modules_to_save",
     "peft_config",
     "push",
+    "recalibrated",
     "save",
     "to_peft",
     "unpack_layers",

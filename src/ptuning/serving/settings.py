@@ -34,6 +34,7 @@ class Settings:
             has at most as many as it leaves free.
         max_rows: Maximum rows per request.
         max_text_characters: Maximum characters per text.
+        max_windows: Maximum windows of a text that is too long. A row with more is refused.
         max_body_bytes: Maximum bytes of the body of a request.
         timeout: Seconds after which a request is answered with 504.
         tokenise_threads: Threads that turn texts into token ids. Each has its own copy of the tokenizer.
@@ -45,6 +46,7 @@ class Settings:
         poll_seconds: Seconds between two scans of a watched folder.
         grace_seconds: Seconds for which the folder of a task may be missing before the task is removed,
             because it can be missing for a moment while it is replaced.
+        release_seconds: Seconds between two returns of freed memory to the operating system.
         metrics_tasks: Maximum tasks with metrics of their own; the others are counted together, as ``other``.
     """
 
@@ -56,6 +58,7 @@ class Settings:
     queue_rows: _Count = 16_384
     max_rows: _Count = 1024
     max_text_characters: _Count = 200_000
+    max_windows: _Count = 64
     max_body_bytes: _Count = 2 << 20
     timeout: _Seconds = 30.0
     tokenise_threads: _Count = 2
@@ -65,6 +68,7 @@ class Settings:
     drain_seconds: _Seconds = 25.0
     poll_seconds: _Seconds = 2.0
     grace_seconds: _Seconds = 10.0
+    release_seconds: _Seconds = 30.0
     metrics_tasks: _Count = 200
 
     def __post_init__(self) -> None:

@@ -90,6 +90,8 @@ def data_digest(*splits: Sequence[TokenRow]) -> str:
         digest.update(str(len(rows)).encode())
         for row in rows:
             digest.update(repr((row.input_ids, row.label)).encode())
+            for window in row.more:
+                digest.update(repr(window.input_ids).encode())
     return digest.hexdigest()
 
 
@@ -200,7 +202,13 @@ def changed(key: str, then: Any, now: Any, what: str) -> ConfigError:
 
 def as_now(setting: Mapping[str, Any]) -> dict[str, Any]:
     """A stored setting with the options' current names, and with options that were added later."""
-    added = {"loss": None, "optimizer": None, "lr_scheduler": None, "fit.greater_is_better": None}
+    added = {
+        "loss": None,
+        "optimizer": None,
+        "lr_scheduler": None,
+        "fit.greater_is_better": None,
+        "fit.calibrate": True,
+    }
     current = {f"fit.{old}": f"fit.{new}" for old, new in OLD_NAMES.items()}
     return {**added, **{current.get(name, name): value for name, value in setting.items()}}
 

@@ -13,11 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from ptuning.data.options import BadRows, Duplicates, ReadOptions
+from ptuning.data.options import WINDOWS, BadRows, Duplicates, ReadOptions, TooLong
 from ptuning.errors import ConfigError
 from ptuning.kinds import KINDS
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
+from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP
 from ptuning.validation import Checked, Float, Int, OneOf, current_names, validated
 
 _FRACTION = 0.1
@@ -112,13 +113,33 @@ class DataConfig(Checked):
     max_length: Annotated[Int, Field(ge=4, le=10_000_000)] | None = Field(
         None, description="maximum input length in tokens, prompt included; the backbone's limit"
     )
-    too_long: Literal["truncate", "error"] = Field(
-        "truncate", description="cut long texts, longest first, or refuse them"
+    too_long: TooLong | None = Field(
+        None,
+        description="'truncate' cuts long texts, longest first, 'error' refuses them, 'windows' reads them "
+        "in overlapping windows and averages their logits; as the adapter was trained, else 'truncate'",
+    )
+    max_windows: Annotated[Int, Field(ge=2, le=MAX_WINDOWS)] | None = Field(
+        None, description=f"maximum windows per row; what is behind them is cut; {WINDOWS}"
+    )
+    window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] | None = Field(
+        None, description=f"share of a window's text that is also in the window before it; {OVERLAP}"
     )
 
     def reading(self) -> ReadOptions:
         """The options of :func:`ptuning.data.load_examples`, the same for every source."""
         return cast(ReadOptions, {name: getattr(self, name) for name in ReadOptions.__annotations__})
+
+    @model_validator(mode="after")
+    def _windows_are_used(self) -> DataConfig:
+        """Refuse options of windows that would have no effect."""
+        for name in ("max_windows", "window_overlap"):
+            if getattr(self, name) is not None and self.too_long != "windows":
+                raise ConfigError(
+                    f"data.{name}: only used with data.too_long: windows",
+                    got=f"data.too_long: {self.too_long or 'truncate'}",
+                    remedy="set data.too_long to windows, or leave it out",
+                )
+        return self
 
 
 class FitConfig(Checked):
@@ -180,6 +201,11 @@ class FitConfig(Checked):
         ge=1,
         le=1000,
         description="average the parameters of up to this many of the best checkpoints",
+    )
+    calibrate: bool = Field(
+        True,
+        description="after training, fit a temperature, and for several labels a threshold each, to the "
+        "validation rows, so that probabilities can be trusted",
     )
     patience: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="stop early after this many evaluations without improvement"

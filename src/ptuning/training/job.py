@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
-from ptuning.data.tokens import TooLong
+from ptuning.data.options import TooLong
 from ptuning.model.config import DeepPrompt, Pooling
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
@@ -31,7 +30,7 @@ class Job:
         prompt: The settled configuration of its prompt.
         examples: The rows of every split, read and checked.
         config: How to train.
-        too_long: How long texts are treated.
+        too_long: What happens to long texts; ``None`` for what the task says.
         output: The adapter's folder, if one is written.
         found: What a search chose, by name.
     """
@@ -40,7 +39,7 @@ class Job:
     prompt: SettledPrompt
     examples: Examples
     config: FitConfig
-    too_long: TooLong
+    too_long: TooLong | None
     output: Path | None = None
     found: Mapping[str, Any] | None = None
 
@@ -76,7 +75,7 @@ def make_job(
         kind = task.kind.summary(task)
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
     with Draws(device).drawing():
-        set_seed(config.fit.seed)  # initialises prompt and head
+        torch.manual_seed(config.fit.seed)  # initialises prompt and head
         model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
     return Job(
         model=model,

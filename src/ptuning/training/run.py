@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from ptuning.data.places import listing
 from ptuning.errors import ConfigError
@@ -18,6 +18,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
 from ptuning.training import run_files
+from ptuning.training.calibration import calibrate, in_a_line
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import DataConfig, FitConfig, TrainConfig, dump, run_folder
 from ptuning.training.diagnosis import diagnose
@@ -32,7 +33,7 @@ from ptuning.training.extensions import (
 )
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
-from ptuning.training.prepare import TrainingData, full_rows, gather
+from ptuning.training.prepare import TrainingData, about_long_rows, gather
 from ptuning.training.records import TrainResult
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
@@ -256,8 +257,9 @@ def run(
         on_start: Called before the first step.
     """
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
+    model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
     with draws.drawing():
-        set_seed(job.config.seed)
+        torch.manual_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
     plan = plan_run(model, job.prompt, data, job.config, found=job.found, extensions=extensions)
     model.to(accelerator.device)
@@ -284,8 +286,10 @@ def run(
             for name, split in data.evaluated.items()
         }
         result = _result(trainer, job, averaged, scored, stopped_early=stopped_early)
+        if plan.fit.calibrate:
+            result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
-            _save(job, plan, result)
+            model.save_pretrained(job.output, **adapter_details(job, plan, result))
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
@@ -297,12 +301,8 @@ def run(
 def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
     """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
-    full = full_rows(job.model, job.examples.train, data.train) if job.too_long == "truncate" else None
-    if full and full[0]:
-        say(
-            f"{full[0]:,} of {len(data.train.rows):,} training rows have the maximum of {full[1]} tokens; "
-            "longer texts are cut (data.too_long: error refuses them)"
-        )
+    if job.too_long != "error" and (long := about_long_rows(job.model, job.examples.train, data.train)):
+        say(long)
     if plan.select.note is not None:
         say(plan.select.note)
 
@@ -353,22 +353,43 @@ def _result(
     return replace(result, diagnosis=diagnose(result))
 
 
-def _save(job: Job, plan: Plan, result: TrainResult) -> None:
-    """Write the adapter, with its training data, options and metrics."""
-    assert job.output is not None
-    job.model.save_pretrained(
-        job.output,
-        metrics={
+def _calibrated(trainer: Trainer, scored: Mapping[str, Scored], result: TrainResult) -> TrainResult:
+    """The result with the model's task calibrated, unless the run failed.
+
+    The diagnosis is of the answers before: thresholds can give a model that has learned nothing a better F1
+    than a constant answer has.
+    """
+    model = trainer.model
+    if result.diagnosis is not None and result.diagnosis.serious:
+        return result
+    task, record = calibrate(model.task, scored)
+    if record is None:
+        return result
+    model.set_task(task)
+    trainer.callbacks.on_message(in_a_line(record))
+    names = model.task.kind.threshold_metrics
+    metrics = {
+        split: {**found, **{name: value for name, value in record[split]["after"].items() if name in names}}
+        for split, found in result.metrics.items()
+    }
+    return replace(result, metrics=metrics, calibration=record)
+
+
+def adapter_details(job: Job, plan: Plan, result: TrainResult) -> dict[str, Any]:
+    """What an adapter records of its run: ``metrics`` and ``extra`` of ``save_pretrained``."""
+    return {
+        "metrics": {
             **result.metrics,
             "baseline": result.baseline[result.reported],
             "baseline_rule": result.baseline_rule,
         },
-        extra={
+        "extra": {
             "data": job.examples.record(),
             "fit": plan.fit.model_dump(mode="json"),
             "rates": result.setting["rates"],
             "recipe": result.setting["recipe"],
             "baseline": asdict(plan.baseline),
             "learned": result.learned,
+            **({} if result.calibration is None else {"calibration": result.calibration}),
         },
-    )
+    }
