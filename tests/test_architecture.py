@@ -29,6 +29,7 @@ LAYERS = (
             "ptuning.files",
             "ptuning.kinds",
             "ptuning.paths",
+            "ptuning.progress",
         ),
         *("ptuning.task", "ptuning.threads", "ptuning.typos", "ptuning.validation", "ptuning.visible"),
         *("ptuning.model.config", "ptuning.model.template"),  # choices alone: an adapter's record holds them
@@ -53,6 +54,7 @@ TO_SPLIT = {
 """Modules that are longer and not split yet. This list only gets shorter."""
 PUBLIC = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -77,6 +79,7 @@ PUBLIC = [
     "Task",
     "TaskTable",
     "TextInit",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "VocabularyInit",

@@ -358,6 +358,24 @@ def test_labels_of_any_type(classifier: PTuningClassifier, negative: Any, positi
     assert copied.predict(TEXTS).tolist() == predicted.tolist()
 
 
+def test_texts_that_are_too_long(fitted: PTuningClassifier, classifier: PTuningClassifier) -> None:
+    long = ["good film " * 20, *TEXTS[1:]]
+    short = clone(classifier).set_params(num_train_epochs=1, max_length=12)
+    with pytest.raises(DataError, match="row 1"):
+        clone(short).set_params(too_long="error").fit(long, LABELS)
+    cut = clone(short).fit(long, LABELS)
+    read = clone(short).set_params(too_long="windows", max_windows=3).fit(long, LABELS)
+    assert (cut.model_.task.max_windows, read.model_.task.max_windows) == (1, 3)
+    end = ["good film " * 20 + word for word in ("bad", "good")]
+    assert len(set(cut.decision_function(end).tolist())) == 1
+    assert pickle.loads(pickle.dumps(read)).predict_proba(long).tolist() == read.predict_proba(long).tolist()
+    assert read.predict_proba(long)[0].tolist() == pytest.approx(
+        [chance for _, chance in Predictor(read.model_)(long[:1])[0].probabilities]
+    )
+    with pytest.raises(DataError, match="row 1"):
+        cut.set_params(too_long="error").predict(long)
+
+
 def test_labels_as_a_column(fitted: PTuningClassifier, classifier: PTuningClassifier) -> None:
     expected = fitted.predict_proba(NEW).tolist()
     frame = pandas.DataFrame({"text": TEXTS, "label": LABELS})

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from ptuning.task import Task
     from ptuning.training import (
         Callback,
+        ConsoleCallback,
         DataConfig,
         FitConfig,
         RunState,
         SearchResult,
         SeveralResult,
+        TrackerCallback,
         TrainConfig,
         TrainResult,
         fit,
@@ -60,11 +62,13 @@ _MODEL = [
 ]
 _TRAINING = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "FitConfig",
     "RunState",
     "SearchResult",
     "SeveralResult",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "fit",
@@ -83,6 +87,7 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -107,6 +112,7 @@ __all__ = [
     "Task",
     "TaskTable",
     "TextInit",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "VocabularyInit",

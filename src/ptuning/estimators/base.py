@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +33,7 @@ from ptuning.training.console import ConsoleCallback
 from ptuning.training.extensions import Extensions
 from ptuning.training.job import make_job, precision
 from ptuning.training.plan import Plan
-from ptuning.training.prepare import Gathered
+from ptuning.training.prepare import Gathered, reading_long_texts
 from ptuning.training.run import adapter_details, run
 from ptuning.training.run_cache import Loaded, RunCache, new_accelerator
 
@@ -63,7 +64,9 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         batch_size: int = 16,
         validation_fraction: float = 0.1,
         max_length: int | None = None,
-        too_long: str = "truncate",
+        too_long: str | None = None,
+        max_windows: int | None = None,
+        window_overlap: float | None = None,
         fit_options: Mapping[str, Any] | None = None,
         engine: Engine | None = None,
         precision: str = "auto",
@@ -83,6 +86,8 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.max_length = max_length
         self.too_long = too_long
+        self.max_windows = max_windows
+        self.window_overlap = window_overlap
         self.fit_options = fit_options
         self.engine = engine
         self.precision = precision
@@ -104,6 +109,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         config = configuration(
             self.get_params(deep=False), seed=seed_of(self.random_state), class_weights=class_weights
         )
+        task = reading_long_texts(replace(task, max_length=config.data.max_length), config.data)
         accelerator = new_accelerator(cpu=config.device == "cpu")
 
         def load(config: TrainConfig, task: Task, dtype: Any, device: Any) -> Loaded:
@@ -153,7 +159,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
     def _logits(self, given: Any) -> NDArray[np.float64]:
         """``[N, C]``, the logits of ``X``."""
         model = self.model_
-        predictor = Predictor(model, too_long=self.too_long)  # type: ignore[arg-type]
+        predictor = Predictor(model, too_long="error" if self.too_long == "error" else None)
         examples = examples_of(given, pair=model.task.pair)
         parts = [logits.numpy() for _, logits in predictor.logits(examples)]
         return np.concatenate(parts).astype(np.float64)

@@ -43,7 +43,10 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
         batch_size: Rows per batch.
         validation_fraction: Share of the rows that is split off to select the best checkpoint.
         max_length: Maximum input length in tokens, prompt included; the backbone's limit if left out.
-        too_long: What happens to longer texts, as ``data.too_long`` of the training configuration.
+        too_long: What happens to longer texts: ``truncate``, ``error`` or ``windows``; ``truncate`` if left
+            out.
+        max_windows: Maximum windows per row, with ``windows``.
+        window_overlap: Share of a window's text that is also in the window before it.
         class_weight: ``None``, ``"balanced"``, or the weight of each class by its label; 1 for the others.
         fit_options: Further options of :class:`~ptuning.FitConfig`, such as ``{"patience": 3}``.
         engine: How the backbone computes.
@@ -74,7 +77,9 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
         batch_size: int = 16,
         validation_fraction: float = 0.1,
         max_length: int | None = None,
-        too_long: str = "truncate",
+        too_long: str | None = None,
+        max_windows: int | None = None,
+        window_overlap: float | None = None,
         class_weight: str | Mapping[Any, float] | None = None,
         fit_options: Mapping[str, Any] | None = None,
         engine: Engine | None = None,
@@ -96,6 +101,8 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
             validation_fraction=validation_fraction,
             max_length=max_length,
             too_long=too_long,
+            max_windows=max_windows,
+            window_overlap=window_overlap,
             fit_options=fit_options,
             engine=engine,
             precision=precision,
@@ -136,7 +143,6 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
             problem_type=problem_type,
             labels=tuple(labels),
             pair=examples[0].text_b is not None,
-            max_length=self.max_length,
         )
         self._train(rows, task, self._weights(task, rows))
         self._set_task(task)

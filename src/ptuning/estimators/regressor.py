@@ -47,7 +47,6 @@ class PTuningRegressor(RegressorMixin, TextEstimator):  # type: ignore[misc]
             pair=examples[0].text_b is not None,
             mean=mean,
             scale=scale,
-            max_length=self.max_length,
         )
         self._train(rows, task)
         return self

@@ -19,7 +19,7 @@ OWN_FIT = ("num_train_epochs", "learning_rate", "head_learning_rate", "batch_siz
 """Options of ``fit`` that are parameters of an estimator under the same name."""
 OTHER_NAMES = {"seed": "random_state", "class_weights": "class_weight"}
 """Options of ``fit`` that are parameters under scikit-learn's name."""
-OWN_DATA = ("validation_fraction", "max_length", "too_long")
+OWN_DATA = ("validation_fraction", "max_length", "too_long", "max_windows", "window_overlap")
 RUN = ("backbone", "revision", "precision", "device")
 
 

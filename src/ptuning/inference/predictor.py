@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, pr
 from ptuning.inference.windows import windows
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
+from ptuning.progress import counted
 from ptuning.task import Label, Task
 
 
@@ -102,6 +103,7 @@ class Predictor:
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
         too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
             windows; by default as in training.
+        progress: Whether to show a progress bar, if this is a terminal or a notebook.
         abstain_below: Give no label to rows whose most likely class has a lower probability than this, from
             0 to 1. A task with several labels answers yes or no for each, and all of these answers must be at
             least so probable. Not for a regression.
@@ -112,6 +114,7 @@ class Predictor:
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong | None = None
+    progress: bool = False
     abstain_below: float | None = None
 
     def __post_init__(self) -> None:
@@ -178,6 +181,12 @@ class Predictor:
             DataError: as for a call; errors from ``examples`` are raised after the predictions for the rows
                 before them.
         """
+        found = self._predictions(examples)
+        if not self.progress:
+            return found
+        return counted(found, "predicting", examples if isinstance(examples, Sized) else None)
+
+    def _predictions(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
         for part, logits in self.logits(examples):
             yield from map(self._prediction, part, logits)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ptuning.adapters import atomic
 from ptuning.kinds import LabelForm
@@ -61,13 +62,21 @@ def rendered(*, title: str, subtitle: str, sections: Sequence[Section]) -> str:
     environment = Environment(
         loader=PackageLoader("ptuning.report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        title=visible(title), subtitle=visible(subtitle), sections=sections, version=__version__
+        title=title, subtitle=subtitle, sections=sections, version=__version__
     )
+
+
+def _shown(value: Any) -> Any:
+    """What a template shows of a value; whoever wrote it, it cannot hide or reorder text."""
+    from markupsafe import Markup
+
+    return visible(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def write_page(file: str | os.PathLike[str], text: str) -> Path:

@@ -7,6 +7,7 @@ docs and the checks all read them. Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -19,7 +20,7 @@ from ptuning.kinds import KINDS
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
 from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP
-from ptuning.validation import Checked, Float, Int, OneOf, current_names, validated
+from ptuning.validation import Checked, Float, Int, OneOf, current_names, shortened, validated
 
 _FRACTION = 0.1
 """The default share of the training rows that is split off for validation."""
@@ -48,6 +49,32 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_as_text, value))
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""The experiment trackers that can be named."""
+
+
+def tracker_names(value: Any) -> Any:
+    """One tracker's name, several separated by commas, or a list, as a tuple without repetitions.
+
+    Raises:
+        ConfigError: an unknown tracker.
+    """
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        return given
+    found = [each.strip() if isinstance(each, str) else each for each in given]
+    for name in found:
+        if name not in TRACKERS:
+            close = get_close_matches(str(name).lower(), TRACKERS, n=1)
+            raise ConfigError(
+                "track",
+                got=shortened(name),
+                expected=f"one or several of {', '.join(TRACKERS)}",
+                remedy=f"did you mean {close[0]}?" if close else None,
+            )
+    return tuple(dict.fromkeys(found))
 
 
 Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_text)]
@@ -267,6 +294,17 @@ class TrainConfig(Checked):
     fit: FitConfig = Field(default_factory=FitConfig, description="how it is trained")
     search: SearchConfig = Field(default_factory=SearchConfig, description="options of recipe: search")
     engine: Engine = Field(default_factory=Engine, description="how it is computed")
+    track: Annotated[tuple[str, ...], BeforeValidator(tracker_names)] = Field(
+        (),
+        description="log the run to tensorboard, wandb, mlflow or trackio; several separated by commas; "
+        "no tracker",
+    )
+    track_project: str | None = Field(
+        None, description="project of the trackers (MLflow: experiment); 'ptuning'"
+    )
+    track_folder: str | None = Field(
+        None, description="folder that TensorBoard, MLflow and wandb write to; OUTPUT.run/tracking"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="data type of the frozen weights; 'auto' is bf16 where the device computes it fast; "
@@ -320,6 +358,11 @@ class TrainConfig(Checked):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> TrainConfig:
         """Refuse options that would have no effect because of another option."""
+        for name in ("track_project", "track_folder"):
+            if getattr(self, name) is not None and not self.track:
+                raise ConfigError(
+                    f"{name}: there is no tracker", remedy="name one with track, or leave it out"
+                )
         if self.data.validation is not None and self.data.validation_fraction != _FRACTION:
             raise ConfigError(
                 "data.validation_fraction: with data.validation nothing is split off",

@@ -197,7 +197,7 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
         if task.pair:
             raise ConfigError("data.train", got=ONE_TEXT, expected="two, as the task has", remedy=NAME_BOTH)
         task = replace(task, pair=True)  # the model's task was made without seeing the rows
-    task = _reading_long_texts(task, config)
+    task = reading_long_texts(task, config)
     pair, source = (
         (train.columns.pair, "the training rows have")
         if isinstance(train, Loaded)
@@ -222,7 +222,7 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
     )
 
 
-def _reading_long_texts(task: Task, config: DataConfig) -> Task:
+def reading_long_texts(task: Task, config: DataConfig) -> Task:
     """``task``, with what the configuration says about texts that are too long."""
     if config.too_long is None:
         return task

@@ -34,6 +34,7 @@ from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same, recording_divergence
 from ptuning.training.run import run, train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
+<<<<<<< HEAD
 from ptuning.training.run_files import (
     CONFIG,
     PLOT,
@@ -44,6 +45,10 @@ from ptuning.training.run_files import (
     refuse_unfinished,
     write,
 )
+=======
+from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
+from ptuning.training.tracking import tracked
+>>>>>>> main
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
 
@@ -119,6 +124,7 @@ def train_search(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
+    extensions = tracked(extensions, config)
     folder = config.run_folder
     run_files.prepared(config.output)
     if not (resume or restart):

@@ -26,7 +26,12 @@ from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same
 from ptuning.training.run import train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
+<<<<<<< HEAD
 from ptuning.training.run_files import CHECKPOINT, REPORT, RESULT, unfinished, write
+=======
+from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
+from ptuning.training.tracking import tracked
+>>>>>>> main
 from ptuning.validation import validated
 
 MAX_RUNS = 64
@@ -107,6 +112,7 @@ def train_several(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
+    extensions = tracked(extensions, config)
     lists = {
         "seed": seeds,
         "learning_rate": _either("learning_rates", learning_rates, "prompt_rates", prompt_rates),
