@@ -38,12 +38,8 @@ from ptuning.training.records import TrainResult
 from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
-<<<<<<< HEAD
 from ptuning.training.run_files import CHECKPOINT, CONFIG, REPORT, RESULT, refuse_unfinished, write
-=======
-from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
 from ptuning.training.tracking import tracked, tracked_by
->>>>>>> main
 from ptuning.training.trainer import Trainer
 from ptuning.validation import validated
 
@@ -89,15 +85,11 @@ def fit(
             ``params``, ``lr``, ``weight_decay`` and ``name``.
         lr_scheduler: In place of ``lr_scheduler_type``: creates a scheduler from the optimizer and the number
             of steps.
-<<<<<<< HEAD
-        accelerator: Your ``Accelerator``, if you have one.
-        report: Whether a page about what the adapter has learned is written to ``OUTPUT.run/report.html``.
-        no_texts: Whether that page leaves the texts of the rows out.
-=======
         accelerator: Your ``Accelerator``, if you have one. Its trackers log the run, as
             :class:`~ptuning.TrackerCallback` does; if you have not called ``init_trackers``, it is called for
             the project ``ptuning``. ``end_training`` is left to you.
->>>>>>> main
+        report: Whether a page about what the adapter has learned is written to ``OUTPUT.run/report.html``.
+        no_texts: Whether that page leaves the texts of the rows out.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.

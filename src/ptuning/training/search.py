@@ -34,7 +34,6 @@ from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same, recording_divergence
 from ptuning.training.run import run, train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
-<<<<<<< HEAD
 from ptuning.training.run_files import (
     CONFIG,
     PLOT,
@@ -45,10 +44,7 @@ from ptuning.training.run_files import (
     refuse_unfinished,
     write,
 )
-=======
-from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
 from ptuning.training.tracking import tracked
->>>>>>> main
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
 

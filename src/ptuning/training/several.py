@@ -26,12 +26,8 @@ from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same
 from ptuning.training.run import train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
-<<<<<<< HEAD
 from ptuning.training.run_files import CHECKPOINT, REPORT, RESULT, unfinished, write
-=======
-from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
 from ptuning.training.tracking import tracked
->>>>>>> main
 from ptuning.validation import validated
 
 MAX_RUNS = 64
