@@ -15,6 +15,7 @@ from ptuning.adapters.folder import (
     load,
     save,
     verify,
+    version,
 )
 from ptuning.adapters.hub import hub_out_of_reach, locate, push
 from ptuning.adapters.peft_format import (
@@ -29,7 +30,7 @@ from ptuning.adapters.peft_format import (
 )
 from ptuning.adapters.peft_import import OPTIONS as PEFT_OPTIONS
 from ptuning.adapters.peft_import import is_peft, peft_config
-from ptuning.adapters.record import MIX, Adapter
+from ptuning.adapters.record import MIX, Adapter, output_layer
 
 __all__ = [
     "MIX",
@@ -53,11 +54,13 @@ __all__ = [
     "locate",
     "model_card",
     "modules_to_save",
+    "output_layer",
     "peft_config",
     "push",
     "save",
     "to_peft",
     "unpack_layers",
     "verify",
+    "version",
     "why_not_peft",
 ]

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from ptuning.data.options import BadRows, Duplicates, ReadOptions
 from ptuning.errors import ConfigError
@@ -228,6 +235,17 @@ class TrainConfig(Checked):
     )
     backbone: str = Field("demo", description="Hub id or folder of a model; 'demo' is the embedded MiniLM")
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="folder or Hub id of a trained adapter that training starts from; it decides backbone "
+        "and prompt if they are left out",
+    )
+    init_head: Literal["auto", "new"] = Field(
+        "auto",
+        description="with init_from, 'auto' keeps the adapter's head and labels for the same kind of task, "
+        "'new' takes over the prompt alone, for another task",
+    )
     prompt: PromptConfig = Field(
         default_factory=DeepPrompt,
         description="where the virtual tokens are: 'deep', keys and values in every layer (P-tuning v2), or "
@@ -261,6 +279,53 @@ class TrainConfig(Checked):
                     filled[part] = {"kind": kind, **chosen}
             return {**values, "prompt": filled}
         return values
+
+    _given: frozenset[str] = PrivateAttr(frozenset())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_given(cls, values: Any, handler: ModelWrapValidatorHandler[TrainConfig]) -> TrainConfig:
+        """With ``init_from`` it matters which options of the prompt are given and which are left out."""
+        made = handler(values)
+        if made.init_from is None or not isinstance(values, Mapping):
+            return made
+        prompt = values.get("prompt", {})
+        if isinstance(prompt, Mapping):
+            made._given = frozenset(prompt)
+        else:  # an instance, where an option at its default may have been left out
+            made._given = frozenset({"depth", *_changed(prompt)})
+        return made
+
+    @property
+    def given_prompt(self) -> frozenset[str]:
+        """With ``init_from``: the names of the prompt's options that the user gave."""
+        return self._given
+
+    @property
+    def given_backbone(self) -> bool:
+        """Whether the user named the backbone."""
+        return "backbone" in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> TrainConfig:
+        """Refuse options that contradict ``init_from``, as far as that is known without the adapter."""
+        if self.init_from is None and self.init_head != "auto":
+            raise ConfigError(
+                "init_head", got=repr(self.init_head), expected="init_from with it", remedy="leave it out"
+            )
+        if self.init_from is not None and not self.given_backbone and self.revision is not None:
+            raise ConfigError(
+                "revision",
+                got=repr(self.revision),
+                expected="backbone with it, because with init_from the adapter decides both",
+                remedy="name the backbone too, or leave it out",
+            )
+        if self.init_from is not None and self.search.first_layers is not None:
+            raise ConfigError(
+                "search.first_layers: with init_from the adapter decides the first layer",
+                remedy="leave it out",
+            )
+        return self
 
     @model_validator(mode="after")
     def _search_fits(self) -> TrainConfig:
@@ -326,9 +391,22 @@ class TrainConfig(Checked):
 
 
 def dump(config: BaseModel) -> str:
-    """The configuration as YAML, defaults included."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The configuration as YAML, defaults included, except for options that ``init_from`` decides."""
+    values = config.model_dump(mode="json")
+    if isinstance(config, TrainConfig) and config.init_from is not None:
+        if not config.given_backbone:
+            del values["backbone"], values["revision"]
+        prompt = values.pop("prompt")
+        if config.given_prompt:
+            values["prompt"] = {name: prompt[name] for name in prompt if name in config.given_prompt}
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _changed(prompt: Any) -> list[str]:
+    """The options of a prompt that differ from the defaults."""
+    default = type(prompt)()
+    return [name for name, value in vars(prompt).items() if value != getattr(default, name)]
 
 
 def run_folder(output: str | Path) -> Path:

@@ -26,6 +26,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
+from ptuning.training.warm_start import WarmStart
 
 MAX_ROWS = 20_000
 """Maximum rows that the head is fitted to; more add nothing for so few parameters."""
@@ -42,12 +43,17 @@ Layer = tuple[Floats, Floats]
 """Weights ``[C, H]`` and biases ``[C]``."""
 
 
-def starts_fitted(model: PTuningModel) -> bool:
-    """Whether the head of ``model`` is fitted before training."""
+def starts_fitted(model: PTuningModel, start: WarmStart | None = None) -> bool:
+    """Whether the head of ``model`` is fitted before training.
+
+    Args:
+        start: How the run starts, if the model was trained before.
+    """
     config, task = model.prompt_config, model.task
-    reads_similarity = isinstance(config, DeepPrompt) and config.pooling == "similarity"
-    can_fit = task.kind.head_fit is not None
-    return reads_similarity and config.train_head and can_fit and len(model.head.names) > 0
+    can_fit = config.train_head and task.kind.head_fit is not None and len(model.head.names) > 0
+    if start is not None:
+        return can_fit and not start.keeps_head
+    return can_fit and isinstance(config, DeepPrompt) and config.pooling == "similarity"
 
 
 def fit_head(
@@ -67,7 +73,7 @@ def fit_head(
     """
     assert model.task.kind.head_fit is not None  # as starts_fitted checks
     fit, output = HEAD_FITS[model.task.kind.head_fit], _output(model)
-    split = _some(split)
+    split = some(split)
     features = _features(model, split, on_rows)
     if not np.isfinite(features).all():
         return math.nan
@@ -88,7 +94,7 @@ def fit_head(
     return float(extensions.loss_of(logits, kind.as_labels(split.targets), model.task))
 
 
-def _some(split: Split) -> Split:
+def some(split: Split) -> Split:
     """At most :data:`MAX_ROWS` of the rows, always the same sample."""
     if len(split.rows) <= MAX_ROWS:
         return split

@@ -20,6 +20,7 @@ from ptuning.training.pair_pooling import measured_pooling
 from ptuning.training.plan import Earlier, SettledPrompt, plan_prompt
 from ptuning.training.prepare import Examples
 from ptuning.training.run_cache import RunCache
+from ptuning.training.warm_start import WarmStart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Job:
         too_long: How long texts are treated.
         output: The adapter's folder, if one is written.
         found: What a search chose, by name.
+        start: How it starts, if the model was trained before.
     """
 
     model: PTuningModel
@@ -43,6 +45,7 @@ class Job:
     too_long: TooLong
     output: Path | None = None
     found: Mapping[str, Any] | None = None
+    start: WarmStart | None = None
 
 
 def make_job(
@@ -58,10 +61,19 @@ def make_job(
         say: Called with each choice that was made from the rows, in a sentence.
     """
     earlier = earlier or Earlier()
-    examples, task = cache.examples(config.data, seed=config.fit.seed)
+    source, given_backbone = cache.source(config), config.given_backbone
+    gathered = cache.gathered(config)
+    if source is not None:
+        config = source.settled(config, say)
+    fraction, task = config.data.validation_fraction, gathered.task
+    examples = gathered.examples(fraction=fraction, seed=config.fit.seed)
     device, rows = accelerator.device, len(examples.train)
     backbone, tokenizer = cache.backbone(
-        config, task, dtype=precision(config.precision, device), device=device
+        config,
+        task,
+        dtype=precision(config.precision, device),
+        device=device,
+        allow_pickle=source is None or given_backbone,  # otherwise the adapter's author chose it
     )
     backbone.engine = config.engine
 
@@ -77,7 +89,11 @@ def make_job(
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
     with Draws(device).drawing():
         set_seed(config.fit.seed)  # initialises prompt and head
-        model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
+        if source is None:
+            model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
+        else:
+            continues = gathered.continues
+            model = source.model(backbone, prompt.config, task, continues=continues, tokenizer=tokenizer)
     return Job(
         model=model,
         prompt=prompt,
@@ -85,6 +101,7 @@ def make_job(
         config=config.fit,
         too_long=config.data.too_long,
         found=earlier.found,
+        start=None if source is None else source.start(task, continues=gathered.continues),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ptuning.data.tokens import TokenRow
     from ptuning.model.ptuning import PTuningModel
     from ptuning.task import Task
+    from ptuning.training.warm_start import WarmStart
 
 
 class Settled(FitConfig):
@@ -48,6 +49,7 @@ class Facts:
         first_layer: The first layer with a prompt; 0 at input depth.
         virtual_units: U.
         fitted: Whether the head starts fitted to the rows.
+        warm: Whether the prompt was trained before.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
     """
 
@@ -60,9 +62,10 @@ class Facts:
     virtual_units: int = 0
     fitted: bool = False
     scaled: bool = False
+    warm: bool = False
 
     @classmethod
-    def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
+    def of(cls, model: PTuningModel, rows: Sequence[TokenRow], start: WarmStart | None = None) -> Facts:
         """The facts of training ``model`` on ``rows``."""
         from ptuning.training.head_init import starts_fitted  # imports scikit-learn, which is slow
 
@@ -75,7 +78,8 @@ class Facts:
             virtual_tokens=prompt.virtual_tokens,
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
-            fitted=starts_fitted(model),
+            fitted=starts_fitted(model, start),
+            warm=start is not None,
             scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 

@@ -228,7 +228,7 @@ def train_on(
             run_files.clear(folder, search=found is None)
         if not resume:  # the configuration of a resumed run is there already
             write(folder / CONFIG, dump(config), accelerator)
-        cache.say_notes(config.data, say)
+        cache.say_notes(config, say)
 
     with (
         recording_divergence(folder, accelerator),
@@ -259,7 +259,9 @@ def run(
     with draws.drawing():
         set_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
-    plan = plan_run(model, job.prompt, data, job.config, found=job.found, extensions=extensions)
+    plan = plan_run(
+        model, job.prompt, data, job.config, found=job.found, extensions=extensions, start=job.start
+    )
     model.to(accelerator.device)
     trainer = Trainer(
         model,
@@ -370,5 +372,6 @@ def _save(job: Job, plan: Plan, result: TrainResult) -> None:
             "recipe": result.setting["recipe"],
             "baseline": asdict(plan.baseline),
             "learned": result.learned,
+            **({} if plan.start is None or plan.start.record is None else {"init_from": plan.start.record}),
         },
     )
