@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 from torch import Tensor
@@ -92,6 +94,46 @@ def fit_head(
         return fit.loss(model, raw, split.targets)
     logits = kind.logits(raw, model.task).float()
     return float(extensions.loss_of(logits, kind.as_labels(split.targets), model.task))
+
+
+def fit_new_rows(
+    model: PTuningModel,
+    split: Split,
+    rows: Sequence[int],
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fit some rows of the head's last layer, those of labels that a trained model lacked; others stay.
+
+    With several labels per row, nothing is fitted. Nor is it if features are not finite.
+
+    Args:
+        rows: Their classes.
+        on_rows: As :func:`fit_head` takes it.
+    """
+    if model.task.kind.head_fit != "logistic":
+        return
+    output, values = _output(model), model.head.named()
+    layer = {
+        name: values[f"{output}.{name}"].detach()
+        for name in ("weight", "bias")
+        if f"{output}.{name}" in values
+    }
+    split = some(split)
+    features = _features(model, split, on_rows)
+    if not np.isfinite(features).all():
+        return
+    weight = layer["weight"].double().cpu().numpy()
+    bias = layer["bias"].double().cpu().numpy() if "bias" in layer else np.zeros(len(weight))
+    weight, bias = logistic_rows(
+        features, split.targets.astype(int), (weight, bias), rows, free_bias="bias" in layer
+    )
+    fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
+    model.head.copy_(
+        {
+            name: torch.from_numpy(fitted[name]).to(value) if name in fitted else value.detach()
+            for name, value in values.items()
+        }
+    )
 
 
 def some(split: Split) -> Split:
@@ -203,6 +245,45 @@ def logistic(
     if len(seen) == 2:  # scikit-learn only has the second class's
         slopes, levels = np.concatenate((-slopes, slopes)) / 2, np.concatenate((-levels, levels)) / 2
     weight[seen], bias[seen] = slopes, levels - slopes @ centre
+    return weight, bias
+
+
+def logistic_rows(
+    features: NDArray[np.float64],
+    classes: NDArray[np.int_],
+    layer: Layer,
+    rows: Sequence[int],
+    *,
+    free_bias: bool = True,
+) -> Layer:
+    """``layer`` with some rows fitted by logistic regression, given the others.
+
+    The penalty pulls their weights towards what they start as; its strength is scikit-learn's default.
+
+    Args:
+        rows: The classes whose rows are fitted.
+        free_bias: Whether their biases are fitted, too.
+    """
+    weight, bias = (each.copy() for each in layer)
+    rows = list(rows)
+    first, size = weight[rows], math.sqrt(((features - features.mean(0)) ** 2).sum(1).mean()) or 1.0
+    others, wanted = features @ weight.T + bias, np.eye(len(weight))[classes]
+
+    def cost(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        moved = values.reshape(len(rows), -1)
+        own, level = first + moved[:, :-1] / size, moved[:, -1] * free_bias
+        logits = others.copy()
+        logits[:, rows] = features @ own.T + bias[rows] + level
+        shares = log_softmax(logits, axis=1)
+        wrong = (np.exp(shares) - wanted)[:, rows]
+        slope = np.concatenate(
+            (wrong.T @ features / size + moved[:, :-1], wrong.sum(0)[:, None] * free_bias), axis=1
+        )
+        return float(-(shares * wanted).sum() + (moved[:, :-1] ** 2).sum() / 2), slope.ravel()
+
+    found = minimize(cost, np.zeros(len(rows) * (features.shape[1] + 1)), jac=True, method="L-BFGS-B")
+    moved = found.x.reshape(len(rows), -1)
+    weight[rows], bias[rows] = first + moved[:, :-1] / size, bias[rows] + moved[:, -1] * free_bias
     return weight, bias
 
 

@@ -32,7 +32,7 @@ from ptuning.training.checkpoint import Position
 from ptuning.training.diagnosis import not_finite
 from ptuning.training.evaluation import evaluate
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
-from ptuning.training.head_init import fit_head, some, starts_fitted
+from ptuning.training.head_init import fit_head, fit_new_rows, some, starts_fitted
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Metrics
 from ptuning.training.optimizers import learning_rates, make_optimizer, make_scheduler
@@ -180,6 +180,8 @@ class Trainer:
         if starts_fitted(self.model, warm):
             loss = fit_head(self.model, rows, self._progress("head", stop), self.extensions)
         elif warm is not None:
+            if warm.new_rows and self.model.prompt_config.train_head:
+                fit_new_rows(self.model, rows, warm.new_rows, self._progress("head", stop))
             loss = evaluate(self.model, rows, self.stems, extensions=self.extensions)["loss"]
         else:
             return
