@@ -4,7 +4,7 @@
 does not import ``ptuning.model`` except for the prompt's configuration.
 """
 
-from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card
+from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card, started_from
 from ptuning.adapters.folder import (
     OWN_FILES,
     RECORD,
@@ -58,6 +58,7 @@ __all__ = [
     "peft_config",
     "push",
     "save",
+    "started_from",
     "to_peft",
     "unpack_layers",
     "verify",

@@ -38,6 +38,7 @@ from ptuning.training.resumption import recording_divergence, saying_how_to_resu
 from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
 from ptuning.training.trainer import Trainer
+from ptuning.training.warm_start import WarmStart
 from ptuning.validation import validated
 
 
@@ -59,7 +60,8 @@ def fit(
     """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
     Args:
-        model: From ``PTuningModel.from_backbone``. Its task says what the labels mean; if its labels have no
+        model: From ``PTuningModel.from_backbone``, or a trained one from ``from_pretrained``, which is also
+            evaluated before the first step. Its task says what the labels mean; if its labels have no
             names, it takes them from the training rows (:mod:`ptuning.data.task_labels`). For a
             ``PeftModel`` the active adapter is trained, at ``config``'s learning rates times its own scales.
         data: A mapping of splits (such as a ``DatasetDict``): ``train``, and optionally ``validation``
@@ -127,6 +129,7 @@ def fit(
         config=config,
         too_long=options.too_long,
         output=target,
+        start=None if model.loaded is None else WarmStart(keeps_head=True),
     )
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
 

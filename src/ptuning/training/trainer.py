@@ -136,7 +136,9 @@ class Trainer:
     def average(self) -> list[int]:
         """Set the model to the mean of the best evaluations' parameters; returns the indices of those."""
         assert self.position.best is not None  # the last step of a run is always followed by an evaluation
-        return self.best.restore(self.model, self.position.history, self.position.best, self._measure)
+        history = self.position.history
+        before = history[0].metrics if self.plan.start is not None and history[0].step == 0 else None
+        return self.best.restore(self.model, history, self.position.best, self._measure, before)
 
     @contextmanager
     def _training_state(self) -> Iterator[None]:
