@@ -342,7 +342,8 @@ def test_an_adapter_that_peft_wrote_continues(run: Run, tiny_folder: Path, tmp_p
     peft.get_peft_model(backbone, config).save_pretrained(tmp_path / "theirs")
     before = PTuningModel.from_pretrained(tmp_path / "theirs")
     rows = [{**row, "label": at % 2} for at, row in enumerate(sentiment(24))]
-    _, first, folder = run(rows, init_from=str(tmp_path / "theirs"))
+    prompt = {"num_virtual_units": 2}
+    _, first, folder = run(rows, init_from=str(tmp_path / "theirs"), prompt=prompt)
     torch.testing.assert_close(first.logits, logits_of(before, first.texts), rtol=0, atol=1e-6)
     assert adapters.load(folder).extra["init_from"]["sha256"]
     assert "int in training" in str(refused(run, labelled("0", "1"), init_from=str(tmp_path / "theirs")))

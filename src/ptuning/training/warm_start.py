@@ -9,7 +9,7 @@ new``, prompt, virtual units and layer mix are taken over, and the output layer 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -155,7 +155,9 @@ class Source:
             ConfigError: new labels for a head that is not trained.
         """
         check_backbone(backbone, self.adapter)
-        start = relabelled(with_prompt(self.adapter, prompt), task, head=continues)
+        facts = asdict(backbone.facts(without=self.adapter.head))  # PEFT records few of them
+        known = replace(self.adapter, backbone=facts)
+        start = relabelled(with_prompt(known, prompt), task, head=continues)
         model = PTuningModel.from_adapter(start, backbone, tokenizer=tokenizer)
         if not prompt.train_head and continues and None in kept_rows(self.task, task):
             raise ConfigError(
