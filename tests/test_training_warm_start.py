@@ -29,7 +29,7 @@ from ptuning import (
     train_search,
     train_several,
 )
-from ptuning.cli import inspect
+from ptuning.cli import inspect, main
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.training.callbacks import Callback
 from ptuning.training.head_init import logistic_rows
@@ -457,6 +457,21 @@ def test_several_seeds_and_a_search_start_from_it(run: Run, base: Path, jsonl: A
     assert result.result.history[0].step == 0
     with pytest.raises(ConfigError, match=r"search\.first_layers"):
         TrainConfig.checked({**search, "search": {"trials": 2, "first_layers": [0, 1]}})
+
+
+def test_the_command_line_has_it_and_a_mistake_is_one_line(
+    base: Path, jsonl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = jsonl("rows.jsonl", sentiment(24))
+    words = [str(file), "--init_from", str(base), "--output", str(tmp_path / "next")]
+    assert main(["train", *words, "--fit.num_train_epochs", "1", "--device", "cpu"]) == 0
+    assert f"warm start from {base}: its prompt and its head" in capsys.readouterr().err
+    assert main(["train", *words, "--prompt.num_virtual_tokens", "4"]) == 2
+    message = capsys.readouterr().err.strip()
+    assert "prompt.num_virtual_tokens" in message
+    assert "\n" not in message
+    assert main(["train", *words, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["init_from"] == str(base)
 
 
 def test_options_that_need_init_from_are_refused_without_it(base: Path) -> None:

@@ -87,6 +87,8 @@ def make_job(
     if chosen := prompt.recipe_says:
         kind = task.kind.summary(task)
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
+    if source is not None:
+        say(source.summary(continues=gathered.continues))
     with Draws(device).drawing():
         set_seed(config.fit.seed)  # initialises prompt and head
         if source is None:

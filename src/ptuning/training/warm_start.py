@@ -22,9 +22,9 @@ from ptuning.model.config import EmbeddingEncoder, PromptConfig, prompt_from_dic
 from ptuning.model.continuing import kept_rows, relabelled, with_prompt
 from ptuning.model.loading import check_backbone
 from ptuning.model.ptuning import PTuningModel
+from ptuning.paths import local_path
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
-from ptuning.training.prepare import public_name
 
 _GROWS = ("num_virtual_units", "num_queries")
 """Options of which a run may have more than the adapter, because they start without an effect."""
@@ -36,11 +36,13 @@ class Source:
 
     Attributes:
         name: As the user wrote it.
+        public: Its name without local folders, for a record.
         version: The digest of its version.
         adapter: Its contents.
     """
 
     name: str
+    public: str
     version: str
     adapter: Adapter
 
@@ -52,11 +54,12 @@ class Source:
             AdapterError: no adapter there, or one that was altered or cut short.
         """
         folder = adapters.locate(name)
+        public = folder.resolve().name if folder == local_path(name, "init_from") else name
         while True:  # until it was not replaced meanwhile
             before = adapters.version(folder)
             adapter = adapters.load(folder)
             if adapters.version(folder) == before:
-                return cls(name=name, version=before, adapter=adapter)
+                return cls(name=name, public=public, version=before, adapter=adapter)
 
     @property
     def task(self) -> Task:
@@ -176,13 +179,18 @@ class Source:
             record=self._record(continues),
         )
 
+    def summary(self, *, continues: bool) -> str:
+        """What a run takes over, in a sentence."""
+        head = "its head" if continues else "a new head"
+        return f"warm start from {self.name}: its prompt and {head}; epoch 0 is before the first step"
+
     def _record(self, continues: bool) -> dict[str, Any]:
         """What an adapter records about the one that it started from."""
         adapter = self.adapter
         kept = {name: adapter.metrics[name] for name in ("validation", "test") if name in adapter.metrics}
         data = adapter.extra.get("data")
         return {
-            "name": public_name(self.name),
+            "name": self.public,
             "sha256": self.version,
             "head": "kept" if continues else "new",
             **({"data": data} if data else {}),
