@@ -16,6 +16,7 @@ from ptuning.data.labels import infer_task, kind_of, labels_of, number, ordered,
 from ptuning.data.places import listing, option
 from ptuning.errors import ConfigError
 from ptuning.kinds import LabelForm
+from ptuning.model.continuing import without_calibration
 from ptuning.task import Label, Task
 
 NEW_HEAD = "to train another task from its prompt alone, set init_head: new"
@@ -77,20 +78,8 @@ def continued_task(
             remedy=f"name the columns with {option('text')} and {option('text_b')}, or, {NEW_HEAD}",
         )
     if not old.labels:
-        return Continued(task=_plain(old), same=True, notes=_unit_notes(examples, old))
+        return Continued(task=without_calibration(old), same=True, notes=_unit_notes(examples, old))
     return _with_new_labels(examples, old, problem_type, names)
-
-
-def _plain(old: Task) -> Task:
-    """The parts of a trained task that stay when it is trained further."""
-    return Task(
-        problem_type=old.problem_type,
-        labels=old.labels,
-        pair=old.pair,
-        mean=old.mean,
-        scale=old.scale,
-        max_length=old.max_length,
-    )
 
 
 def _with_new_labels(
@@ -116,7 +105,7 @@ def _with_new_labels(
         refuse_many(new, examples)
     if names is None:
         new = list(ordered(new))
-    task = replace(_plain(old), labels=(*old.labels, *new))
+    task = replace(without_calibration(old), labels=(*old.labels, *new))
     found = {label for _, label in seen}
     lost = [label for label in old.labels if label not in found]
     notes = []

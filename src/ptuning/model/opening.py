@@ -24,7 +24,7 @@ from ptuning.model.config import (
     PromptConfig,
     prompt_from_dict,
 )
-from ptuning.model.continuing import kept_rows, relabelled
+from ptuning.model.continuing import kept_rows, relabelled, without_calibration
 from ptuning.model.loading import check_backbone, load_backbone
 from ptuning.model.prompt import Embedding
 from ptuning.model.task_module import TaskModule
@@ -224,7 +224,7 @@ class OpeningMixin(TaskModule):
         labels = tuple(labels)
         if not self.task.labels:
             raise ConfigError(f"with_labels: a {self.task.kind.title} has no labels", remedy="leave it out")
-        task = replace(self.task, labels=labels)
+        task = replace(without_calibration(self.task), labels=labels)
         if all(row is None for row in kept_rows(self.task, task)):
             raise ConfigError(
                 "labels",

@@ -280,31 +280,26 @@ class TrainConfig(Checked):
             return {**values, "prompt": filled}
         return values
 
-    _given: frozenset[str] = PrivateAttr(frozenset())
+    _left_open: frozenset[str] = PrivateAttr(frozenset())
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember_given(cls, values: Any, handler: ModelWrapValidatorHandler[TrainConfig]) -> TrainConfig:
-        """With ``init_from`` it matters which options of the prompt are given and which are left out."""
+    def _remember_left_open(cls, values: Any, handler: ModelWrapValidatorHandler[TrainConfig]) -> TrainConfig:
+        """With ``init_from`` it matters which options of backbone and prompt are left out."""
         made = handler(values)
         if made.init_from is None or not isinstance(values, Mapping):
             return made
         prompt = values.get("prompt", {})
-        if isinstance(prompt, Mapping):
-            made._given = frozenset(prompt)
-        else:  # an instance, where an option at its default may have been left out
-            made._given = frozenset({"depth", *_changed(prompt)})
+        # Of an instance, an option at its default counts as left out, but not the depth.
+        given = set(prompt) if isinstance(prompt, Mapping) else {"depth", *_changed(prompt)}
+        left = {f"prompt.{name}" for name in vars(made.prompt) if name not in given}
+        made._left_open = frozenset(left | {"backbone", "revision"} - made.model_fields_set)
         return made
 
     @property
-    def given_prompt(self) -> frozenset[str]:
-        """With ``init_from``: the names of the prompt's options that the user gave."""
-        return self._given
-
-    @property
-    def given_backbone(self) -> bool:
-        """Whether the user named the backbone."""
-        return "backbone" in self.model_fields_set
+    def left_open(self) -> frozenset[str]:
+        """The options, by dotted name, that the adapter of ``init_from`` decides."""
+        return self._left_open
 
     @model_validator(mode="after")
     def _start_fits(self) -> TrainConfig:
@@ -313,7 +308,8 @@ class TrainConfig(Checked):
             raise ConfigError(
                 "init_head", got=repr(self.init_head), expected="init_from with it", remedy="leave it out"
             )
-        if self.init_from is not None and not self.given_backbone and self.revision is not None:
+        named = "backbone" in self.model_fields_set
+        if self.init_from is not None and not named and self.revision is not None:
             raise ConfigError(
                 "revision",
                 got=repr(self.revision),
@@ -393,12 +389,11 @@ class TrainConfig(Checked):
 def dump(config: BaseModel) -> str:
     """The configuration as YAML, defaults included, except for options that ``init_from`` decides."""
     values = config.model_dump(mode="json")
-    if isinstance(config, TrainConfig) and config.init_from is not None:
-        if not config.given_backbone:
-            del values["backbone"], values["revision"]
-        prompt = values.pop("prompt")
-        if config.given_prompt:
-            values["prompt"] = {name: prompt[name] for name in prompt if name in config.given_prompt}
+    for option in config.left_open if isinstance(config, TrainConfig) else ():
+        section, dot, name = option.rpartition(".")
+        del (values[section] if dot else values)[name]
+    if not values.get("prompt", True):
+        del values["prompt"]
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
 

@@ -61,19 +61,14 @@ def make_job(
         say: Called with each choice that was made from the rows, in a sentence.
     """
     earlier = earlier or Earlier()
-    source, given_backbone = cache.source(config), config.given_backbone
-    gathered = cache.gathered(config)
+    source, gathered = cache.source(config), cache.gathered(config)
     if source is not None:
         config = source.settled(config, say)
     fraction, task = config.data.validation_fraction, gathered.task
     examples = gathered.examples(fraction=fraction, seed=config.fit.seed)
     device, rows = accelerator.device, len(examples.train)
     backbone, tokenizer = cache.backbone(
-        config,
-        task,
-        dtype=precision(config.precision, device),
-        device=device,
-        allow_pickle=source is None or given_backbone,  # otherwise the adapter's author chose it
+        config, task, dtype=precision(config.precision, device), device=device
     )
     backbone.engine = config.engine
 

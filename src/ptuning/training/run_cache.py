@@ -73,19 +73,9 @@ class RunCache:
                 say(note)
 
     def backbone(
-        self,
-        config: TrainConfig,
-        task: Task,
-        *,
-        dtype: torch.dtype | None,
-        device: torch.device,
-        allow_pickle: bool = True,
+        self, config: TrainConfig, task: Task, *, dtype: torch.dtype | None, device: torch.device
     ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
-        """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer.
-
-        Args:
-            allow_pickle: See :func:`~ptuning.model.loading.load`.
-        """
+        """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
         key = (config.backbone, config.revision, task.num_labels, task.problem_type, dtype, device)
         if key not in self._backbones:
             backbone, tokenizer = load_backbone(
@@ -95,7 +85,7 @@ class RunCache:
                 None,
                 config.revision,
                 dtype,
-                allow_pickle=allow_pickle,
+                allow_pickle="backbone" not in config.left_open,  # else the adapter's author chose it
             )
             # Moved before the first task is created, so that all tasks see it on the same device.
             self._backbones[key] = backbone.to(device), tokenizer
@@ -140,7 +130,7 @@ class RunCache:
 
 def _data_key(config: TrainConfig) -> Hashable:
     """Everything that the rows and their task depend on."""
-    return config.data, config.init_from, config.init_head
+    return config.data if config.init_from is None else (config.data, config.init_from, config.init_head)
 
 
 def _tokens_key(model: PTuningModel, too_long: TooLong) -> Hashable:

@@ -27,7 +27,7 @@ from ptuning.task import Task
 from ptuning.training.config import TrainConfig
 
 _GROWS = ("num_virtual_units", "num_queries")
-"""Options of which a run may have more than the adapter, because they start without an effect."""
+"""A run may have more of these than the adapter, because they start without an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,9 @@ class Source:
             ConfigError: an option of the prompt that contradicts the adapter.
             AdapterError: no backbone is given, and the adapter names none.
         """
-        prompt = self._prompt(config.prompt, config.given_prompt, say)
+        prompt = self._prompt(config, say)
         values: dict[str, Any] = {"prompt": prompt}
-        if not config.given_backbone:
+        if "backbone" in config.left_open:
             if not self.adapter.backbone["name"]:
                 raise AdapterError(
                     f"{self.name} does not name its backbone",
@@ -88,9 +88,10 @@ class Source:
             values |= {name: self.adapter.backbone[recorded] for name, recorded in _BACKBONE.items()}
         return config.model_copy(update=values)
 
-    def _prompt(self, asked: PromptConfig, given: frozenset[str], say: Callable[[str], None]) -> PromptConfig:
+    def _prompt(self, config: TrainConfig, say: Callable[[str], None]) -> PromptConfig:
         """The prompt's configuration: the adapter's, with what the user gave."""
-        have, chosen = self.prompt, dict[str, Any]()
+        asked, have, chosen = config.prompt, self.prompt, dict[str, Any]()
+        given = [name for name in vars(asked) if f"prompt.{name}" not in config.left_open]
         for name in sorted(given, key=lambda name: name != "depth"):  # the depth decides which others exist
             chosen |= self._checked(name, getattr(asked, name), have)
         if (kind := have.encoder.kind) != "embedding":
