@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +24,11 @@ from ptuning.model.config import (
     PromptConfig,
     prompt_from_dict,
 )
-from ptuning.model.continuing import kept_rows, relabelled, without_calibration
 from ptuning.model.loading import check_backbone, load_backbone
 from ptuning.model.prompt import Embedding
 from ptuning.model.task_module import TaskModule
 from ptuning.model.tasks import new_task, plain_task, task_of, width_of
-from ptuning.task import Label, Task
+from ptuning.task import Task
 
 
 class OpeningMixin(TaskModule):
@@ -208,33 +207,6 @@ class OpeningMixin(TaskModule):
         model.provenance = config
         model.loaded = adapter
         return model
-
-    def with_labels(self, labels: Iterable[Label]) -> Self:
-        """The task with other labels: a new model on the same backbone, to train further.
-
-        Labels that this task has keep their rows of the head, and so their logits. The row of any other label
-        starts as the mean of those. The prompt starts as this task's; a prompt encoder is not taken over.
-
-        Args:
-            labels: All labels in the order of the logits. Those of this task that it leaves out are lost.
-
-        Raises:
-            ConfigError: a regression, or no label of this task.
-        """
-        labels = tuple(labels)
-        if not self.task.labels:
-            raise ConfigError(f"with_labels: a {self.task.kind.title} has no labels", remedy="leave it out")
-        task = replace(without_calibration(self.task), labels=labels)
-        if all(row is None for row in kept_rows(self.task, task)):
-            raise ConfigError(
-                "labels",
-                got=list(task.labels)[:6],
-                expected=f"at least one that this task has, such as {self.task.labels[0]!r}",
-                remedy="make a new model with PTuningModel.from_backbone",
-            )
-        made = self.from_adapter(relabelled(self.to_adapter(), task), self.backbone, tokenizer=self.tokenizer)
-        made.backbone.engine = self.backbone.engine
-        return made
 
     @classmethod
     def _from_state(
