@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import resource
 import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -24,6 +27,7 @@ from ptuning.data.tokens import Tokenise, TokenRow
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.inference.mixed import mixed_logits
 from ptuning.serving.engine import Job
+from ptuning.serving.memory import release_free_memory
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.opening import open_backbone, open_service
 from ptuning.serving.rows import Refusal, Row, RowAnswer
@@ -794,3 +798,41 @@ def test_labels_have_a_bound() -> None:
         metrics.registry.get_sample_value("ptuning_rows_total", {"task": "other", "outcome": "answered"})
         == 997
     )
+
+
+def test_freed_memory_is_returned_now_and_then(tasks: TaskRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def release() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls < 3  # and no more once it says that it cannot
+
+    monkeypatch.setattr("ptuning.serving.service.release_free_memory", release)
+
+    async def main() -> None:
+        service = Service(tasks, settings=Settings(release_seconds=0.001, warm_up=False))
+        await service.start()
+        await until(lambda: calls == 3)
+        await asyncio.sleep(0.02)
+        await service.close()
+
+    asyncio.run(main())
+    assert calls == 3
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone keeps freed memory")
+def test_a_hole_between_blocks_in_use_is_returned() -> None:
+    """glibc returns what is free at the end of its heap, but no hole before a block that is in use."""
+    blocks = [np.ones(60_000, dtype=np.uint8) for _ in range(2000)]
+    last = np.ones(60_000, dtype=np.uint8)
+    full = resident()
+    del blocks
+    assert release_free_memory()
+    assert resident() < full - 90e6
+    assert last.all()
+
+
+def resident() -> int:
+    """Resident bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

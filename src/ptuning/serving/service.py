@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ptuning.serving.engine import Done, Engine, Job, Run, gone, too_late
+from ptuning.serving.memory import release_free_memory
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.scheduler import Overloaded, Scheduler
@@ -72,7 +73,7 @@ class Service:
         self.tasks, self.settings = tasks, settings or Settings()
         self.metrics = metrics or tasks.metrics
         self._watch = watch
-        self._watching: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         scheduler: Scheduler[Job] = Scheduler(self.settings)
         self._clock = scheduler.clock
         self._engine = Engine(scheduler, run or _run_on(tasks), self._deliver, self.metrics)
@@ -132,10 +133,18 @@ class Service:
         self._engine.start()
         if self._watch is not None:
             await self._watch.rescan()
-            self._watching = asyncio.create_task(self._watch.run())
+            self._background.append(asyncio.create_task(self._watch.run()))
+        self._background.append(asyncio.create_task(self._release_memory()))
         if self.settings.warm_up:
             await self._warm_up()
         self._started = True
+
+    async def _release_memory(self) -> None:
+        """Return freed memory every now and then, so that the process does not grow without end."""
+        possible = True
+        while possible:
+            await asyncio.sleep(self.settings.release_seconds)
+            possible = await asyncio.to_thread(release_free_memory)
 
     async def _warm_up(self) -> None:
         """Run a full batch of the first task: what fails on this device fails now, and its rate is known."""
@@ -161,10 +170,11 @@ class Service:
     async def close(self) -> None:
         """Stop all threads. What is still open gets 503."""
         await self.drain()
-        if self._watching is not None:
-            self._watching.cancel()
+        while self._background:
+            task = self._background.pop()
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+                await task
         for stop in (self._engine.stop, self._tokenising.close, self.tasks.close):
             await asyncio.to_thread(stop)
 

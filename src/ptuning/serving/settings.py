@@ -45,6 +45,7 @@ class Settings:
         poll_seconds: Seconds between two scans of a watched folder.
         grace_seconds: Seconds for which the folder of a task may be missing before the task is removed,
             because it can be missing for a moment while it is replaced.
+        release_seconds: Seconds between two returns of freed memory to the operating system.
         metrics_tasks: Maximum tasks with metrics of their own; the others are counted together, as ``other``.
     """
 
@@ -65,6 +66,7 @@ class Settings:
     drain_seconds: _Seconds = 25.0
     poll_seconds: _Seconds = 2.0
     grace_seconds: _Seconds = 10.0
+    release_seconds: _Seconds = 30.0
     metrics_tasks: _Count = 200
 
     def __post_init__(self) -> None:
