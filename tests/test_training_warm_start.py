@@ -32,11 +32,12 @@ from ptuning import (
 from ptuning.cli import inspect, main
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import logistic_rows
+from ptuning.training.head_init import logistic_rows, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import Selection
 from ptuning.training.records import Evaluation
 from ptuning.training.selection import BestCheckpoints
+from ptuning.training.warm_start import WarmStart
 from test_training import StopAfter
 from tiny import tiny
 
@@ -195,6 +196,19 @@ def test_another_task_takes_over_the_prompt_and_a_new_head(run: Run, base: Path)
     torch.testing.assert_close(made.head[adapters.MIX], old.head[adapters.MIX], rtol=0, atol=1e-6)
     assert first.logits is not None
     assert first.logits.shape[1] == 3
+
+
+def test_a_new_head_is_fitted_if_its_layer_has_a_bias(tiny_folder: Path) -> None:
+    new, kept = WarmStart(keeps_head=False), WarmStart(keeps_head=True)
+    model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(pooling="mean"), num_labels=2)
+    assert (starts_fitted(model), starts_fitted(model, new), starts_fitted(model, kept)) == (
+        False,
+        True,
+        False,
+    )
+    assert not starts_fitted(PTuningModel.from_backbone(tiny("gpt2"), num_labels=2), new)
+    frozen = DeepPrompt(pooling="mean", train_head=False)
+    assert not starts_fitted(PTuningModel.from_backbone(str(tiny_folder), frozen, num_labels=2), new)
 
 
 def test_several_labels_continue(run: Run, base: Path, tmp_path: Path) -> None:

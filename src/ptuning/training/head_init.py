@@ -53,8 +53,8 @@ def starts_fitted(model: PTuningModel, start: WarmStart | None = None) -> bool:
     """
     config, task = model.prompt_config, model.task
     can_fit = config.train_head and task.kind.head_fit is not None and len(model.head.names) > 0
-    if start is not None:
-        return can_fit and not start.keeps_head
+    if start is not None:  # a layer without a bias, as decoders have, cannot be fitted
+        return can_fit and not start.keeps_head and f"{_output(model)}.bias" in model.head.names
     return can_fit and isinstance(config, DeepPrompt) and config.pooling == "similarity"
 
 
@@ -104,13 +104,17 @@ def fit_new_rows(
 ) -> None:
     """Fit some rows of the head's last layer, those of labels that a trained model lacked; others stay.
 
-    With several labels per row, nothing is fitted. Nor is it if features are not finite.
+    With several labels per row, nothing is fitted. Nor is the row of a label without training rows, nor any
+    row if features are not finite.
 
     Args:
         rows: Their classes.
         on_rows: As :func:`fit_head` takes it.
     """
-    if model.task.kind.head_fit != "logistic":
+    split = some(split)
+    classes = split.targets.astype(int)
+    rows = [row for row in rows if model.task.kind.head_fit == "logistic" and (classes == row).any()]
+    if not rows:
         return
     output, values = _output(model), model.head.named()
     layer = {
@@ -118,15 +122,12 @@ def fit_new_rows(
         for name in ("weight", "bias")
         if f"{output}.{name}" in values
     }
-    split = some(split)
     features = _features(model, split, on_rows)
     if not np.isfinite(features).all():
         return
     weight = layer["weight"].double().cpu().numpy()
     bias = layer["bias"].double().cpu().numpy() if "bias" in layer else np.zeros(len(weight))
-    weight, bias = logistic_rows(
-        features, split.targets.astype(int), (weight, bias), rows, free_bias="bias" in layer
-    )
+    weight, bias = logistic_rows(features, classes, (weight, bias), rows, free_bias="bias" in layer)
     fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
     model.head.copy_(
         {
