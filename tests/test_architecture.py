@@ -23,6 +23,7 @@ LAYERS = (
             "ptuning",
             "ptuning._lazy",
             "ptuning.cache",
+            "ptuning.calibration",
             "ptuning.config_file",
             "ptuning.errors",
             "ptuning.files",

@@ -111,6 +111,12 @@ def test_a_class_label_has_its_own_order() -> None:
     assert found.task.labels == ("a", "b", "z", "y")
 
 
+def test_what_was_calibrated_is_fitted_again() -> None:
+    old = task("a", "b", kind=SEVERAL, temperature=2.0, thresholds=(0.3, 0.6), max_length=9)
+    found = continued_task(rows([("a", "c")]), old).task
+    assert found == task("a", "b", "c", kind=SEVERAL, max_length=9)
+
+
 def test_numbers_keep_their_unit() -> None:
     old = task(kind=NUMBER, mean=3.0, scale=1.5, max_length=40)
     found = continued_task(rows([1.0, 2.5]), old)

@@ -510,6 +510,7 @@ def test_a_loaded_model_is_evaluated_before_it_is_trained_further(base: Path) ->
 
 def test_a_model_with_other_labels_keeps_the_logits_of_those_that_it_knows(base: Path) -> None:
     model = PTuningModel.from_pretrained(base)
+    model.set_task(replace(model.task, temperature=2.0))
     texts = ("the good film", "a bad bill")
     before = logits_of(model, texts)
     made = model.with_labels(["positive", "strange", "negative"])
@@ -518,6 +519,7 @@ def test_a_model_with_other_labels_keeps_the_logits_of_those_that_it_knows(base:
     torch.testing.assert_close(found[:, 1], before.mean(1), rtol=0, atol=1e-5)
     assert model.task.labels == ("negative", "positive")
     assert made.task.labels == ("positive", "strange", "negative")
+    assert made.task.temperature == 1
     assert fit(made, labelled("positive", "strange"), FitConfig(num_train_epochs=1)).history[0].step == 0
     with pytest.raises(ConfigError, match="at least one that this task has"):
         model.with_labels(["a", "b"])

@@ -4,6 +4,7 @@
 does not import ``ptuning.model`` except for the prompt's configuration.
 """
 
+from ptuning.adapters.calibrated import recalibrated
 from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card, started_from
 from ptuning.adapters.folder import (
     OWN_FILES,
@@ -23,6 +24,7 @@ from ptuning.adapters.peft_format import (
     WRITTEN_BY_US,
     for_peft,
     from_peft,
+    left_out_for_peft,
     modules_to_save,
     to_peft,
     unpack_layers,
@@ -50,6 +52,7 @@ __all__ = [
     "is_adapter",
     "is_peft",
     "is_whole",
+    "left_out_for_peft",
     "load",
     "locate",
     "model_card",
@@ -57,6 +60,7 @@ __all__ = [
     "output_layer",
     "peft_config",
     "push",
+    "recalibrated",
     "save",
     "started_from",
     "to_peft",

@@ -16,7 +16,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ptuning.adapters.peft_format import why_not_peft
+from ptuning.adapters.calibrated import RECORD as CALIBRATION
+from ptuning.adapters.calibrated import calibration_changes
+from ptuning.adapters.peft_format import LEFT_OUT, why_not_peft
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.visible import visible
 
@@ -43,6 +45,7 @@ def model_card(adapter: Adapter, *, name: str = "adapter", versions: Mapping[str
         _summary(adapter),
         "## Task\n\n" + "\n".join(_task(adapter)),
         _metrics(adapter),
+        _probabilities(adapter),
         "## How to use\n\n" + _usage(adapter, name),
         "## Data\n\n" + ("\n".join(_data(adapter)) or "The training data was not recorded."),
         "## Training\n\n" + ("\n".join(_training(adapter)) or "The training options were not recorded."),
@@ -189,6 +192,30 @@ def _columns(adapter: Adapter) -> list[str]:
     given = [name for name, values in adapter.metrics.items() if finite_numbers(values)]
     order = {"test": 0, "validation": 1, _BASELINE: 3}
     return sorted(given, key=lambda name: order.get(name, 2))
+
+
+def _probabilities(adapter: Adapter) -> str:
+    """Whether probabilities were calibrated, and what that changed."""
+    task, record = adapter.task, adapter.extra.get(CALIBRATION)
+    if isinstance(said := adapter.extra.get(LEFT_OUT), str):
+        return f"## Probabilities\n\n{_words(said)}."
+    if not task.is_calibrated:
+        return ""
+    count = record.get("rows") if isinstance(record, Mapping) else None
+    rows = f", fitted to {count:,} rows" if isinstance(count, int) else ""
+    found = (
+        f"Probabilities are calibrated: logits are divided by the temperature {task.temperature:.4g}{rows}"
+    )
+    if task.thresholds:
+        found += ", and each label has a threshold of its own (`task.thresholds` in `ptuning.json`)"
+    lines = [f"## Probabilities\n\n{found}."]
+    if changes := list(calibration_changes(adapter)):
+        lines.append("\n| rows | figure | before | after |\n|---|---|---:|---:|")
+        lines += (
+            f"| {split} | {_cell(name.replace('_', ' '))} | {_number(before)} | {_number(after)} |"
+            for split, name, before, after in changes
+        )
+    return "\n".join(lines)
 
 
 def _usage(adapter: Adapter, name: str) -> str:

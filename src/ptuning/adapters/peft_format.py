@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ptuning.adapters.calibrated import recalibrated
 from ptuning.adapters.record import MIX, Adapter
 from ptuning.errors import AdapterError
 
@@ -62,6 +63,8 @@ def is_prefix(stored: Tensor, layers: int) -> bool:
 
 
 OURS = "PTUNING"
+LEFT_OUT = "left_out_for_peft"
+"""Where ``extra`` has the sentence of :func:`left_out_for_peft`, for the model card."""
 LAYOUTS: Mapping[str, Layout] = {
     "P_TUNING": Layout(key="prompt_embeddings", pack=_unchanged, unpack=_unchanged),
     "PREFIX_TUNING": Layout(key="prompt_embeddings", pack=_pack_layers, unpack=unpack_layers),
@@ -103,7 +106,8 @@ def why_not_peft(adapter: Adapter) -> str | None:
 def for_peft(adapter: Adapter) -> Adapter:
     """The adapter in a form that PEFT can represent, with the same logits.
 
-    The scaling of a regression is folded into the output layer.
+    The scaling of a regression is folded into the output layer. Temperature and thresholds are left out
+    (:func:`left_out_for_peft`): PEFT does not know them, and a folder should mean the same to every reader.
 
     Raises:
         AdapterError: there is no such form; says why, and which option would change that.
@@ -132,7 +136,21 @@ def for_peft(adapter: Adapter) -> Adapter:
             )
     if (reason := why_not_peft(adapter)) is not None:
         raise AdapterError(f"PEFT cannot load this adapter: {reason}")
+    if (note := left_out_for_peft(adapter)) is not None:
+        plain = recalibrated(adapter, adapter.task.uncalibrated())
+        adapter = replace(plain, extra={**plain.extra, LEFT_OUT: note})
     return adapter
+
+
+def left_out_for_peft(adapter: Adapter) -> str | None:
+    """What :func:`for_peft` leaves out, and what to do about it, in a sentence; ``None`` if nothing."""
+    task = adapter.task
+    if not task.is_calibrated:
+        return None
+    parts = [f"the temperature {task.temperature:.4g}: divide the logits by it"] * (task.temperature != 1)
+    if task.thresholds:
+        parts.append(f"the thresholds {', '.join(f'{each:.4g}' for each in task.thresholds)}")
+    return f"PEFT's format has no calibration, so this is left out: {'; '.join(parts)}"
 
 
 def _why_not_input(adapter: Adapter) -> str | None:

@@ -77,6 +77,8 @@ class TaskFields(_Fields):
     mean: Finite = 0.0
     scale: Positive = 1.0
     max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    temperature: Positive = 1.0
+    thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = []
 
 
 class BackboneFields(_Fields):

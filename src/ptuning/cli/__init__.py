@@ -13,6 +13,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train a prompt and save it as an adapter",
     "evaluate": "compute the metrics of an adapter on labelled rows",
+    "calibrate": "fit an adapter's probabilities to labelled rows, so that they can be trusted",
     "predict": "predict the labels of rows from a file or standard input",
     "serve": "answer HTTP requests for many adapters on one backbone",
     "inspect": "show the task, prompt, backbone and metrics of an adapter",
@@ -100,7 +101,7 @@ def _run(given: list[str]) -> int:
 
         print(f"ptuning {__version__}")
     elif command in COMMANDS:
-        if sys.stdout is None and command in ("evaluate", "inspect", "check-data", "cache"):
+        if sys.stdout is None and command in ("evaluate", "calibrate", "inspect", "check-data", "cache"):
             return _say(f"standard output is closed, but ptuning {command} writes its result there", 1)
         import_module(f"ptuning.cli.{command.replace('-', '_')}").main(argv)
     else:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     console.print("3. three sentences", style="bold")
     predictor = Predictor(model=PTuningModel.from_pretrained(given.output))
     for sentence, found in zip(SENTENCES, predictor(SENTENCES), strict=True):
-        chance = dict(found.probabilities)[found.label] if not isinstance(found.label, tuple) else 0.0
+        chance = max((share for _, share in found.probabilities), default=0.0)
         console.print(f"  {found.label:<10} {chance:4.0%}  {sentence}", highlight=False)
     size = sum(file.stat().st_size for file in Path(given.output).iterdir())
     console.print(

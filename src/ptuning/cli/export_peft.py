@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from ptuning.cli.options import Parser
@@ -30,4 +31,7 @@ def main(argv: Sequence[str]) -> None:
     folder = adapters.locate(given.adapter, revision=given.revision)
     if not adapters.is_adapter(folder) and adapters.is_peft(folder):
         raise AdapterError(f"{given.adapter} is a PEFT adapter already", remedy="use it as it is")
-    print(adapters.save(adapters.for_peft(adapters.load(folder)), given.output))
+    adapter = adapters.load(folder)
+    print(adapters.save(adapters.for_peft(adapter), given.output))
+    if (note := adapters.left_out_for_peft(adapter)) is not None:
+        print(f"note: {note}", file=sys.stderr)

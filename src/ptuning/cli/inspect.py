@@ -10,6 +10,7 @@ from ptuning.cli.shared import add_pickle
 
 if TYPE_CHECKING:
     from ptuning.adapters import Adapter
+    from ptuning.task import Task
 
 
 def parser() -> Parser:
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
             "prompt": dict(adapter.prompt),
             "backbone": dict(adapter.backbone),
             "metrics": dict(adapter.metrics),
+            "calibration": adapter.extra.get("calibration"),
             "parameters": _parameters(adapter),
             **({"init_from": start} if (start := adapter.extra.get("init_from")) else {}),
             "peft": adapters.why_not_peft(adapter) or "readable",
@@ -76,6 +78,13 @@ def _parameters(adapter: Adapter) -> int:
     return adapter.prompt_parameters + adapter.head_parameters
 
 
+def _calibration(task: Task) -> str:
+    if not task.is_calibrated:
+        return "none: probabilities as the model was trained to give them"
+    thresholds = ", ".join(f"{each:.3g}" for each in task.thresholds)
+    return f"temperature {task.temperature:.4g}" + (f", thresholds {thresholds}" if thresholds else "")
+
+
 def _print(adapter: Adapter) -> None:
     from rich.table import Table
 
@@ -90,6 +99,7 @@ def _print(adapter: Adapter) -> None:
     rows = {
         "task": f"{task.problem_type}, {'pairs' if task.pair else 'single texts'}",
         "labels": ", ".join(visible(str(label)) for label in task.labels) or task.kind.output(task),
+        "calibration": _calibration(task),
         "prompt": f"{prompt['depth']}, shape {list(adapter.prompt_tensor.shape)}, "
         + (
             f"placement {prompt.get('placement') or 'front'}"

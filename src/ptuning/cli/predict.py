@@ -12,7 +12,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
 from ptuning.cli.predict_tasks import TaskAnswers, add_adapters, check_adapters
-from ptuning.cli.shared import add_data, add_model, add_packed_memory, data_of, load_model, pack, print_notes
+from ptuning.cli.shared import (
+    add_abstain_below,
+    add_data,
+    add_model,
+    add_packed_memory,
+    check_abstain_below,
+    data_of,
+    load_model,
+    pack,
+    print_notes,
+)
 from ptuning.cli.streams import is_live, live_input
 from ptuning.errors import ConfigError, OutputError, PTuningError
 from ptuning.paths import local_path
@@ -68,6 +78,7 @@ def parser() -> Parser:
     made.add_argument(
         "--window", type=int, default=1024, help="maximum rows in memory at once (default: 1024)"
     )
+    add_abstain_below(made)
     add_packed_memory(made)
     add_adapters(made)
     add_data(made, label=False, more=["too_long"])
@@ -99,6 +110,7 @@ def main(argv: Sequence[str]) -> None:
         value = getattr(given, option)
         if value is not None and not 1 <= value <= maximum:
             raise ConfigError(f"--{option}", got=value, expected=f"at least 1 and at most {maximum:,}")
+    check_abstain_below(given.abstain_below)
     data = data_of(given, given.input)
     several = given.adapters is not None
     answers = TaskAnswers(given, data) if several else OneAdapter(given, data)
@@ -137,6 +149,7 @@ class OneAdapter:
             batch_tokens=given.batch_tokens,
             window=given.window,
             too_long=data.too_long,
+            abstain_below=given.abstain_below,
         )
 
     def stream(self, examples: Iterable[Example | None], left_out: LeftOut) -> Iterator[Prediction]:

@@ -91,7 +91,8 @@ class TaskAnswers:
             allow_pickle=given.allow_pickle,
         )
         self.rows: dict[str, Any] = {"task_column": given.task_column or TASK_COLUMN}
-        self._options = {name: getattr(given, name) for name in ("batch_size", "batch_tokens", "window")}
+        names = ("batch_size", "batch_tokens", "window", "abstain_below")
+        self._options = {name: getattr(given, name) for name in names}
         self._too_long, self._skip = data.too_long, data.bad_rows == "skip"
 
     def stream(self, examples: Iterable[Example | None], left_out: LeftOut) -> Iterator[Prediction]:

@@ -69,6 +69,27 @@ def add_pickle(parser: Parser) -> None:
     )
 
 
+def add_abstain_below(parser: Parser) -> None:
+    """Add the option to give no label to uncertain rows."""
+    parser.add_argument(
+        "--abstain_below",
+        type=float,
+        metavar="PROBABILITY",
+        help="give no label to a row if its label is less probable than this, such as 0.7; with several "
+        "labels per row, if the yes or no for one of them is (default: every row gets its label)",
+    )
+
+
+def check_abstain_below(value: float | None) -> None:
+    """Refuse a value that is not a probability.
+
+    Raises:
+        ConfigError: it is not from 0 to 1.
+    """
+    if value is not None and not 0 <= value <= 1:
+        raise ConfigError("--abstain_below", got=value, expected="a probability from 0 to 1")
+
+
 def add_packed_memory(parser: Parser) -> None:
     """Add the option for the memory of packed weights."""
     parser.add_argument(

@@ -16,7 +16,6 @@ from ptuning.data.labels import infer_task, kind_of, labels_of, number, ordered,
 from ptuning.data.places import listing, option
 from ptuning.errors import ConfigError
 from ptuning.kinds import LabelForm
-from ptuning.model.continuing import without_calibration
 from ptuning.task import Label, Task
 
 NEW_HEAD = "to train another task from its prompt alone, set init_head: new"
@@ -78,7 +77,7 @@ def continued_task(
             remedy=f"name the columns with {option('text')} and {option('text_b')}, or, {NEW_HEAD}",
         )
     if not old.labels:
-        return Continued(task=without_calibration(old), same=True, notes=_unit_notes(examples, old))
+        return Continued(task=old.uncalibrated(), same=True, notes=_unit_notes(examples, old))
     return _with_new_labels(examples, old, problem_type, names)
 
 
@@ -105,7 +104,7 @@ def _with_new_labels(
         refuse_many(new, examples)
     if names is None:
         new = list(ordered(new))
-    task = replace(without_calibration(old), labels=(*old.labels, *new))
+    task = replace(old.uncalibrated(), labels=(*old.labels, *new))
     found = {label for _, label in seen}
     lost = [label for label in old.labels if label not in found]
     notes = []

@@ -15,8 +15,9 @@ from ptuning.data import Example
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
+from ptuning.inference.abstaining import check_abstain_below
 from ptuning.inference.evaluate import BATCH_TOKENS
-from ptuning.inference.predictor import Prediction, example_of, refuse_wrong_number
+from ptuning.inference.predictor import Prediction, example_of, prediction_of, refuse_wrong_number
 from ptuning.inference.windows import windows
 from ptuning.model import mixed
 from ptuning.model.backbone import Backbone
@@ -62,6 +63,8 @@ class MultiPredictor:
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length. Rows are
             also answered in parts if all of their tasks together exceed the table's memory limit.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        abstain_below: As :class:`~ptuning.inference.predictor.Predictor` takes it. The row of a task without
+            probabilities, a regression's, is then an error.
     """
 
     table: TaskTable = field(kw_only=False)
@@ -70,12 +73,14 @@ class MultiPredictor:
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong = "truncate"
+    abstain_below: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_tokens", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, got=value, expected="at least 1")
+        check_abstain_below(self.abstain_below)
 
     @overload
     def predict(
@@ -174,7 +179,7 @@ class MultiPredictor:
                         found[ready.place] = error
             rows += (ready for ready in group if ready.row is not None)
         for answered in self._answered(rows):
-            found[answered.place] = answered.prediction()
+            found[answered.place] = answered.prediction(self.abstain_below)
 
     def _task(self, example: Example, name: str) -> PackedTask:
         try:
@@ -212,22 +217,24 @@ class _Ready:
     row: TokenRow | None = None
     logits: Tensor | None = None
 
-    def prediction(self) -> Prediction | PTuningError:
+    def prediction(self, abstain_below: float | None) -> Prediction | PTuningError:
         assert self.logits is not None  # it was answered
         if not bool(self.logits.isfinite().all()):
             return TrainingDiverged(
                 f"{self.example.place}: the logits of the task {self.task.name!r} are not finite",
                 remedy="train its adapter again with a lower learning rate, or try precision fp32",
             )
-        task = self.task.task
-        label, probabilities = task.kind.answer(self.logits.tolist(), task)
-        return Prediction(
-            row=self.example.row,
-            label=label,
-            probabilities=probabilities,
-            kept=self.example.kept,
-            task=self.task.name,
-        )
+        try:
+            return prediction_of(
+                self.example.row,
+                self.logits.tolist(),
+                self.task.task,
+                kept=self.example.kept,
+                name=self.task.name,
+                abstain_below=abstain_below,
+            )
+        except ConfigError as error:  # a task without probabilities
+            return error
 
 
 def _characters(row: tuple[Example | PTuningError, str]) -> int:

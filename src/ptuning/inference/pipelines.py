@@ -230,13 +230,17 @@ class PTuningPipeline(TextClassificationPipeline):
     def postprocess(  # type: ignore[override]
         self, model_outputs: Any, function_to_apply: Any = None, **options: Any
     ) -> Any:
-        """Scores of labels; of a task without labels, the number that it answers."""
+        """Scores of labels, with the task's temperature; of a task without labels, the number that it
+        answers. ``function_to_apply="none"`` gives the logits themselves.
+        """
+        task, logits = self.model.task, model_outputs["logits"]
         if function_to_apply is None:
-            task, logits = self.model.task, model_outputs["logits"]
             function_to_apply = DEFAULTS[task.kind.form]
             if task.kind.form is LabelForm.NUMBER:
                 answer = task.kind.answer(logits[0].tolist(), task)
                 model_outputs = {"logits": logits.new_tensor([[answer.label]])}
+        if function_to_apply != ClassificationFunction.NONE and task.temperature != 1:
+            model_outputs = {**model_outputs, "logits": logits / task.temperature}
         return super().postprocess(  # type: ignore[no-untyped-call]
             model_outputs, function_to_apply, **options
         )

@@ -13,6 +13,7 @@ from ptuning.data.memory import is_table, texts_of
 from ptuning.data.places import shortened
 from ptuning.data.tokens import Tokenise, TokenRow, TooLong
 from ptuning.errors import ConfigError, DataError, UserError
+from ptuning.inference.abstaining import certainty, check_abstain_below
 from ptuning.inference.blank import refuse_blank
 from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, prepared
 from ptuning.inference.windows import windows
@@ -27,27 +28,66 @@ class Prediction:
 
     Attributes:
         row: The number of the row in its source.
-        label: The most likely class; for multi-label, a tuple of the labels with a probability above 0.5; for
-            regression, the value in the target's unit.
+        label: The most likely class; for multi-label, a tuple of the labels with a probability above their
+            threshold (0.5 unless the task has others); for regression, the value in the target's unit;
+            ``None`` if the model abstained.
         probabilities: The probability of each class, in the task's order; empty for regression.
         kept: The example's :attr:`~ptuning.data.Example.kept`: additional columns of the row.
         task: The name of the row's task, if it was predicted among rows of several tasks.
+        abstained: Whether the answer was too uncertain; ``None`` if abstaining was not asked for.
     """
 
     row: int
-    label: Label | tuple[Label, ...]
+    label: Label | tuple[Label, ...] | None
     probabilities: tuple[tuple[Label, float], ...] = ()
     kept: Mapping[str, Any] | None = field(default=None, hash=False)
     task: str | None = None
+    abstained: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"label": …, "probabilities": {…}}``, ready for JSON; a regression's is ``{"value": …}``."""
+        """``{"label": …, "probabilities": {…}}``, ready for JSON; a regression's is ``{"value": …}``. With
+        ``"abstained"`` if abstaining was asked for.
+        """
         if not self.probabilities:
             return {"value": self.label}
         return {
             "label": list(self.label) if isinstance(self.label, tuple) else self.label,
+            **({} if self.abstained is None else {"abstained": self.abstained}),
             "probabilities": {str(name): round(value, 6) for name, value in self.probabilities},
         }
+
+
+def prediction_of(
+    row: int,
+    logits: Sequence[float],
+    task: Task,
+    *,
+    kept: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    abstain_below: float | None = None,
+) -> Prediction:
+    """The prediction for one row, from its logits ``[C]``.
+
+    Args:
+        row: The number of the row in its source.
+        kept: See :class:`Prediction`.
+        name: The name of the row's task, if it is one of several.
+        abstain_below: Abstain if the answer is less certain than this: see :class:`Predictor`.
+
+    Raises:
+        ConfigError: ``abstain_below`` for a task without probabilities.
+    """
+    answer = task.kind.answer(logits, task)
+    label: Label | tuple[Label, ...] | None = answer.label
+    abstained = None if abstain_below is None else certainty(answer, task, name) < abstain_below
+    return Prediction(
+        row=row,
+        label=None if abstained else label,
+        probabilities=answer.probabilities,
+        kept=kept,
+        task=name,
+        abstained=abstained,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +100,9 @@ class Predictor:
         batch_tokens: Maximum tokens per batch, padding included.
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
         too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        abstain_below: Give no label to rows whose most likely class has a lower probability than this, from
+            0 to 1. A task with several labels answers yes or no for each, and all of these answers must be at
+            least so probable. Not for a regression.
     """
 
     model: PTuningModel = field(kw_only=False)
@@ -67,6 +110,7 @@ class Predictor:
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
     too_long: TooLong = "truncate"
+    abstain_below: float | None = None
 
     def __post_init__(self) -> None:
         given: object = self.model
@@ -83,6 +127,7 @@ class Predictor:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, got=value, expected="at least 1")
+        check_abstain_below(self.abstain_below, self.model.task)
 
     def __call__(self, texts: Any) -> list[Prediction]:
         """Classify a text, or texts, or pairs of texts.
@@ -167,9 +212,13 @@ class Predictor:
             refuse_wrong_number(example, self.model.task)
 
     def _prediction(self, example: Example, logits: torch.Tensor) -> Prediction:
-        task, row, kept = self.model.task, example.row, example.kept
-        label, probabilities = task.kind.answer(logits.tolist(), task)
-        return Prediction(row=row, label=label, probabilities=probabilities, kept=kept)
+        return prediction_of(
+            example.row,
+            logits.tolist(),
+            self.model.task,
+            kept=example.kept,
+            abstain_below=self.abstain_below,
+        )
 
 
 def refuse_wrong_number(example: Example, task: Task) -> None:

@@ -55,7 +55,7 @@ def _of_one_task(task: Task, found: Prediction) -> dict[str, Any]:
     """One column per class."""
     names = ["label", *(f"p({label})" for label in task.labels)] if task.labels else ["value"]
     own = [found.row, _label(found), *(f"{chance:.6f}" for _, chance in found.probabilities)]
-    return dict(zip(["row", *names], own, strict=True))
+    return {**dict(zip(["row", *names], own, strict=True)), **_abstained(found)}
 
 
 def _of_its_task(found: Prediction) -> dict[str, Any]:
@@ -69,10 +69,19 @@ def _of_its_task(found: Prediction) -> dict[str, Any]:
         "label": _label(found) if "label" in given else "",
         "value": given.get("value", ""),
         "probabilities": given.get("probabilities", ""),
+        **_abstained(found),
     }
 
 
+def _abstained(found: Prediction) -> dict[str, Any]:
+    """The last column, if abstaining was asked for."""
+    return {} if found.abstained is None else {"abstained": json_text(found.abstained)}
+
+
 def _label(found: Prediction) -> Any:
+    """Empty if the model abstained."""
+    if found.label is None:
+        return ""
     return "|".join(map(str, found.label)) if isinstance(found.label, tuple) else found.label
 
 

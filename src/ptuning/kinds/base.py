@@ -74,6 +74,7 @@ class Kind(ABC):
         width: C, if every task of this kind has the same and its logits have no labels.
         head_fit: How a head is fitted to features of the frozen model (:mod:`ptuning.training.head_init`);
             ``None`` if it is not.
+        threshold_metrics: The names of those metrics that the thresholds of a task change.
         nan_targets_allowed: Whether an evaluation accepts targets that are not finite; its loss is then NaN.
     """
 
@@ -87,6 +88,7 @@ class Kind(ABC):
     transformers_name: ClassVar[str | None] = None
     width: ClassVar[int | None] = None
     head_fit: ClassVar[Literal["ridge", "logistic"] | None] = None
+    threshold_metrics: ClassVar[tuple[str, ...]] = ()
     nan_targets_allowed: ClassVar[bool] = False
 
     # ---------------------------------------------------------------------------------------- the task
@@ -218,8 +220,31 @@ class Kind(ABC):
     @abstractmethod
     def answer(self, logits: Sequence[float], task: Task) -> Answer:
         """The prediction for one row, from its logits ``[C]``. It needs no torch: for one row, plain numbers
-        are faster than tensors.
+        are faster than tensors. Temperature and thresholds of the task are applied.
         """
+
+    # ------------------------------------------------------------------------------------- probabilities
+
+    def probabilities(self, logits: Floats, task: Task) -> Floats:
+        """The probability of each label, ``[N, C]``, from logits ``[N, C]``: those that :meth:`answer` gives,
+        with the task's temperature. Only kinds with labels have them.
+        """
+        raise NotImplementedError
+
+    def calibrated(self, logits: Floats, targets: Floats, task: Task) -> Task:
+        """The task with the temperature, and the thresholds if it has several labels, that suit these rows.
+
+        Whatever temperature and thresholds ``task`` has are replaced. A kind without labels changes nothing.
+
+        Args:
+            logits: ``[N, C]``, of rows that were not trained on.
+            targets: ``[N]`` or ``[N, C]``.
+        """
+        return task
+
+    def confidence(self, answer: Answer, task: Task) -> float | None:
+        """The probability that an answer is right, by the model's own account; ``None`` without labels."""
+        return None
 
     # --------------------------------------------------------------------------------- metrics and baseline
 

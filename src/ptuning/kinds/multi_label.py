@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptuning.errors import DataError
@@ -33,6 +34,7 @@ class MultiLabel(Classification):
         AUC,
     )
     main_metric = "f1_micro"
+    threshold_metrics = ("f1_micro", "f1_macro", "exact_match")
     transformers_name = name
     fewest_labels = 1
 
@@ -77,17 +79,52 @@ class MultiLabel(Classification):
         return tuple(np.maximum(len(targets) - positive, 1) / positive)
 
     def answer(self, logits: Sequence[float], task: Task) -> Answer:
-        chances = named(task, list(map(sigmoid, logits)))
-        return Answer(tuple(label for label, chance in chances if chance > 0.5), chances)
+        chances = named(task, [sigmoid(each / task.temperature) for each in logits])
+        given = zip(chances, self.thresholds(task), strict=True)
+        return Answer(tuple(label for (label, chance), least in given if chance > least), chances)
+
+    # Probabilities -------------------------------------------------------------------------------------
+
+    def probabilities(self, logits: Floats, task: Task) -> Floats:
+        import numpy as np
+        from scipy.special import expit
+
+        return np.asarray(expit(logits / task.temperature))
+
+    def calibrated(self, logits: Floats, targets: Floats, task: Task) -> Task:
+        """The temperature of :func:`ptuning.calibration.fit_temperature`, and for each label the threshold of
+        :func:`ptuning.calibration.f1_threshold`.
+        """
+        import numpy as np
+        from scipy.special import log_expit
+
+        from ptuning.calibration import f1_threshold, fit_temperature
+
+        raw = np.asarray(logits, dtype=np.float64)
+        signed = np.where(targets > 0.5, raw, -raw)
+        # The labels of a row are not independent: their mean counts as one row.
+        temperature = fit_temperature(lambda t: float(-log_expit(signed / t).mean(axis=1).sum()))
+        chances = self.probabilities(raw, replace(task, temperature=temperature, thresholds=()))
+        found = tuple(map(f1_threshold, chances.T, targets.T))
+        moved = any(each != 0.5 for each in found)
+        return replace(task, temperature=temperature, thresholds=found if moved else ())
+
+    def confidence(self, answer: Answer, task: Task) -> float | None:
+        """The probability of the least certain yes or no: every label's is at least as sure."""
+        given = zip(answer.probabilities, self.thresholds(task), strict=True)
+        return min(chance if chance > least else 1 - chance for (_, chance), least in given)
+
+    def thresholds(self, task: Task) -> tuple[float, ...]:
+        """``[C]``: the probability above which each label is answered."""
+        return task.thresholds or (0.5,) * task.num_labels
 
     # Metrics and baseline ------------------------------------------------------------------------------
 
     def scores(self, logits: Floats, targets: Floats, task: Task) -> Mapping[str, float]:
-        from scipy.special import expit
         from sklearn import metrics as sk
 
-        probabilities, truth = expit(logits), targets > 0.5
-        predicted = probabilities > 0.5
+        probabilities, truth = self.probabilities(logits, task), targets > 0.5
+        predicted = probabilities > self.thresholds(task)
         one = truth.shape[1] == 1  # scikit-learn reads a single column as two classes
         found = {"exact_match": float((predicted == truth).all(axis=1).mean())}
         if truth.any():

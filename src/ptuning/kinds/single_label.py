@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptuning.errors import DataError
@@ -116,7 +117,33 @@ class SingleLabel(Classification):
         return tuple(len(targets) / (task.num_labels * np.maximum(counts, 1)))
 
     def answer(self, logits: Sequence[float], task: Task) -> Answer:
-        return Answer(task.labels[logits.index(max(logits))], named(task, softmax(logits)))
+        chances = softmax([each / task.temperature for each in logits])
+        return Answer(task.labels[logits.index(max(logits))], named(task, chances))
+
+    # Probabilities -------------------------------------------------------------------------------------
+
+    def probabilities(self, logits: Floats, task: Task) -> Floats:
+        import numpy as np
+        from scipy.special import softmax as softmax_of_rows
+
+        return np.asarray(softmax_of_rows(logits / task.temperature, axis=1))
+
+    def calibrated(self, logits: Floats, targets: Floats, task: Task) -> Task:
+        """The temperature of :func:`ptuning.calibration.fit_temperature`."""
+        import numpy as np
+        from scipy.special import log_softmax
+
+        from ptuning.calibration import fit_temperature
+
+        known = targets >= 0
+        classes, raw = targets[known].astype(int), np.asarray(logits, dtype=np.float64)[known]
+        rows = np.arange(len(raw))
+        found = fit_temperature(lambda t: float(-log_softmax(raw / t, axis=1)[rows, classes].sum()))
+        return replace(task, temperature=found, thresholds=())
+
+    def confidence(self, answer: Answer, task: Task) -> float | None:
+        """The probability of the most likely class."""
+        return max(chance for _, chance in answer.probabilities)
 
     # Metrics and baseline ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ same logits as before. More virtual units or queries do not change them, because
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,12 +17,6 @@ from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict, pro
 from ptuning.model.pooling import initial_mix
 from ptuning.model.units import initial_units
 from ptuning.task import Task
-
-
-def without_calibration(task: Task) -> Task:
-    """A task without temperature and thresholds, which are fitted again after further training."""
-    facts = {each.name: getattr(task, each.name) for each in fields(task)}
-    return Task(**{name: value for name, value in facts.items() if name not in ("temperature", "thresholds")})
 
 
 def kept_rows(old: Task, new: Task) -> list[int | None]:

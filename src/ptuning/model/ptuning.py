@@ -22,7 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ptuning import adapters
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model.config import DeepPrompt
-from ptuning.model.continuing import kept_rows, relabelled, without_calibration
+from ptuning.model.continuing import kept_rows, relabelled
 from ptuning.model.deep import DeepTask
 from ptuning.model.encoder import Encoder
 from ptuning.model.opening import OpeningMixin
@@ -166,7 +166,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         labels = tuple(labels)
         if not self.task.labels:
             raise ConfigError(f"with_labels: a {self.task.kind.title} has no labels", remedy="leave it out")
-        task = replace(without_calibration(self.task), labels=labels)
+        task = replace(self.task.uncalibrated(), labels=labels)
         if all(row is None for row in kept_rows(self.task, task)):
             raise ConfigError(
                 "labels",

@@ -23,6 +23,7 @@ from ptuning.adapters.tensors import check_finite, first_line, on_cpu
 from ptuning.errors import AdapterError, AdapterMismatch
 from ptuning.files import parse_json
 from ptuning.model.config import prompt_from_dict, prompt_to_dict
+from ptuning.task import ADDED_LATER
 
 KEY = "_extra_state"
 """Where torch puts what :meth:`torch.nn.Module.get_extra_state` returns."""
@@ -117,8 +118,9 @@ def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """
     # Old records lack options that did not exist then.
     record = {**record, "prompt": prompt_to_dict(prompt_from_dict(record["prompt"]))}
+    record, here = ({**each, "task": {**ADDED_LATER, **each["task"]}} for each in (record, here))
     for fact in ("task", "prompt", "backbone", "anchors", "head", "rate_scales"):
-        theirs, ours = _leaves(fact, record.get(fact)), _leaves(fact, json.loads(json.dumps(here[fact])))
+        theirs, ours = (_leaves(fact, json.loads(json.dumps(each.get(fact)))) for each in (record, here))
         if odd := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             raise AdapterMismatch(
                 f"the state dict is of another model: its {odd[0]} is {theirs.get(odd[0])!r}, and this "

@@ -30,8 +30,9 @@ def scores_of(row: RowAnswer, function: Function | None = None) -> list[tuple[st
     """Each label with its score, in the order of the logits.
 
     Args:
-        function: What to apply to the logits; ``None`` for what the task was trained with: probabilities of
-            classes, or the number of a regression.
+        function: What to apply to the logits, which are divided by the task's temperature first; ``none`` for
+            the logits themselves; ``None`` for what the task was trained with: probabilities of classes, or
+            the number of a regression.
 
     Raises:
         Refusal: 422 for a softmax or sigmoid of a number.
@@ -48,7 +49,8 @@ def scores_of(row: RowAnswer, function: Function | None = None) -> list[tuple[st
                     message=f"function_to_apply: got {function!r}, but the task {row.name!r} has no labels "
                     "and answers with a number; leave it out",
                 )
-            values = softmax(row.logits) if function == "softmax" else [sigmoid(each) for each in row.logits]
+            logits = [each / row.task.temperature for each in row.logits]
+            values = softmax(logits) if function == "softmax" else list(map(sigmoid, logits))
             return list(zip(names, values, strict=True))
     found = answer_of(row)
     if not found.probabilities:

@@ -200,8 +200,14 @@ def changed(key: str, then: Any, now: Any, what: str) -> ConfigError:
 
 def as_now(setting: Mapping[str, Any]) -> dict[str, Any]:
     """A stored setting with the options' current names, and with options that were added later."""
-    names = ("loss", "optimizer", "lr_scheduler", "fit.greater_is_better", "init_from")
-    added = dict.fromkeys(names)
+    added = {
+        "loss": None,
+        "optimizer": None,
+        "lr_scheduler": None,
+        "fit.greater_is_better": None,
+        "fit.calibrate": True,
+        "init_from": None,
+    }
     current = {f"fit.{old}": f"fit.{new}" for old, new in OLD_NAMES.items()}
     return {**added, **{current.get(name, name): value for name, value in setting.items()}}
 

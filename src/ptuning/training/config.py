@@ -188,6 +188,11 @@ class FitConfig(Checked):
         le=1000,
         description="average the parameters of up to this many of the best checkpoints",
     )
+    calibrate: bool = Field(
+        True,
+        description="after training, fit a temperature, and for several labels a threshold each, to the "
+        "validation rows, so that probabilities can be trusted",
+    )
     patience: Annotated[Int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="stop early after this many evaluations without improvement"
     )

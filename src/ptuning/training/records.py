@@ -81,6 +81,8 @@ class TrainResult:
         setting: Rows per split, learning rates, the recipe's choices and more.
         diagnosis: What went wrong or could go better, and what to try; ``None`` for a run that went well.
         greater_is_better: Whether a larger ``metric`` is better.
+        calibration: How the probabilities were calibrated: ``rows``, ``temperature``, ``thresholds``, and by
+            split the figures (``ece``, ``log_loss``, …) ``before`` and ``after``; ``None`` if they were not.
     """
 
     metric: str
@@ -99,6 +101,7 @@ class TrainResult:
     averaged: tuple[Evaluation, ...] = ()
     diagnosis: Diagnosis | None = None
     greater_is_better: bool | None = None
+    calibration: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None:  # results of older versions have none

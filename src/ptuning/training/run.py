@@ -18,6 +18,7 @@ from ptuning.model.ptuning import PTuningModel
 from ptuning.model.tasks import is_numbered, label_names
 from ptuning.peft import PeftModel
 from ptuning.training import run_files
+from ptuning.training.calibration import calibrate, in_a_line
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import DataConfig, FitConfig, TrainConfig, dump, run_folder
 from ptuning.training.diagnosis import diagnose
@@ -259,6 +260,7 @@ def run(
         on_start: Called before the first step.
     """
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
+    model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
     with draws.drawing():
         set_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
@@ -289,6 +291,8 @@ def run(
             for name, split in data.evaluated.items()
         }
         result = _result(trainer, job, averaged, scored, stopped_early=stopped_early)
+        if plan.fit.calibrate:
+            result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
             _save(job, plan, result)
         trainer.state.result = result
@@ -358,6 +362,28 @@ def _result(
     return replace(result, diagnosis=diagnose(result))
 
 
+def _calibrated(trainer: Trainer, scored: Mapping[str, Scored], result: TrainResult) -> TrainResult:
+    """The result with the model's task calibrated, unless the run failed.
+
+    The diagnosis is of the answers before: thresholds can give a model that has learned nothing a better F1
+    than a constant answer has.
+    """
+    model = trainer.model
+    if result.diagnosis is not None and result.diagnosis.serious:
+        return result
+    task, record = calibrate(model.task, scored)
+    if record is None:
+        return result
+    model.set_task(task)
+    trainer.callbacks.on_message(in_a_line(record))
+    names = model.task.kind.threshold_metrics
+    metrics = {
+        split: {**found, **{name: value for name, value in record[split]["after"].items() if name in names}}
+        for split, found in result.metrics.items()
+    }
+    return replace(result, metrics=metrics, calibration=record)
+
+
 def _save(job: Job, plan: Plan, result: TrainResult) -> None:
     """Write the adapter, with its training data, options and metrics."""
     assert job.output is not None
@@ -376,5 +402,6 @@ def _save(job: Job, plan: Plan, result: TrainResult) -> None:
             "baseline": asdict(plan.baseline),
             "learned": result.learned,
             **({} if plan.start is None or plan.start.record is None else {"init_from": plan.start.record}),
+            **({} if result.calibration is None else {"calibration": result.calibration}),
         },
     )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptuning.inference.predictor import Prediction
+from ptuning.inference.predictor import Prediction, prediction_of
 from ptuning.kinds import LabelForm
 from ptuning.serving.rows import Refusal, RowAnswer, Timing
 from ptuning.serving.scores import answer_of
@@ -39,11 +39,13 @@ class Bar:
     Attributes:
         share: Its probability, from 0 to 1.
         chosen: Whether it is part of the answer.
+        threshold: Of several labels, the probability above which it is.
     """
 
     label: str
     share: float
     chosen: bool
+    threshold: float = 0.5
 
     @property
     def percent(self) -> str:
@@ -58,6 +60,11 @@ class Bar:
     def width(self) -> str:
         """The length of the bar, in percent."""
         return f"{100 * self.share:.2f}%"
+
+    @property
+    def line(self) -> str:
+        """Where the threshold is, in percent."""
+        return f"{100 * self.threshold:.4g}%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +94,7 @@ class AnswerView:
         headline: The label, the labels, or the number.
         sure: The probability of the headline; empty for several labels and for numbers.
         bars: The labels, most likely first; empty for numbers.
-        several: Whether each label has its own yes or no, at 0.5.
+        several: Whether each label has its own yes or no, at its threshold.
         mark: For a number.
         score: For sorting by certainty, from 0 to 1; ``None`` for numbers.
     """
@@ -120,18 +127,20 @@ class Trouble:
 
 def prediction(row: int, answer: RowAnswer, kept: dict[str, object] | None = None) -> Prediction:
     """The answer as :class:`~ptuning.Predictor` would give it."""
-    label, probabilities = answer_of(answer)
-    return Prediction(row=row, label=label, probabilities=probabilities, kept=kept)
+    return prediction_of(row, answer.logits, answer.task, kept=kept)
 
 
 def answer_view(answer: RowAnswer) -> AnswerView:
     """One answer as the templates show it."""
-    task = answer.task
-    found = prediction(1, answer)
+    task, found = answer.task, answer_of(answer)
     chosen = found.label if isinstance(found.label, tuple) else (found.label,)
+    thresholds = task.thresholds or (0.5,) * len(found.probabilities)
     bars = tuple(
-        Bar(label=shown(label), share=share, chosen=label in chosen)
-        for label, share in sorted(found.probabilities, key=lambda pair: -pair[1])
+        Bar(label=shown(label), share=share, chosen=label in chosen, threshold=threshold)
+        for (label, share), threshold in sorted(
+            zip(found.probabilities, thresholds, strict=True),
+            key=lambda each: -each[0][1],
+        )
     )
     several = task.kind.form is LabelForm.SEVERAL
     mark, headline, sure, score = None, ", ".join(map(shown, chosen)), "", None
@@ -139,7 +148,7 @@ def answer_view(answer: RowAnswer) -> AnswerView:
         headline, mark = number(found.label, task.scale), _mark(found.label, task)
     elif several:
         headline = headline or "none of the labels"
-        score = min((max(bar.share, 1 - bar.share) for bar in bars), default=None)
+        score = task.kind.confidence(found, task)
     else:
         sure, score = bars[0].percent, bars[0].share
     return AnswerView(
@@ -218,7 +227,7 @@ def totals(answers: Sequence[RowAnswer | Refusal]) -> Totals:
     labels: Counter[str] = Counter()
     numbers: list[float] = []
     for answer in good:
-        label = prediction(1, answer).label
+        label = answer_of(answer).label
         if answer.task.is_regression:
             numbers.append(answer.logits[0])
         else:
