@@ -149,7 +149,7 @@ def text_length(data: ReportData, rows: Rows, found: Outcomes | None) -> Iterato
                     )
                     for each in bins
                 ),
-                numeric=(1, 3),
+                numeric=(1, 3) if found is not None else (1, 2, 3),
             ),
         ),
     )
