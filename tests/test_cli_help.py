@@ -165,6 +165,7 @@ def test_demo_has_a_parser_and_defaults() -> None:
 NEEDS: dict[str, str] = {
     "train": "no training rows, expected a file, such as",
     "evaluate": "the following arguments are required: adapter, file; see: ptuning evaluate --help",
+    "calibrate": "the following arguments are required: adapter, file; see: ptuning calibrate --help",
     "predict": "the following arguments are required: adapter; see: ptuning predict --help",
     "inspect": "the following arguments are required: adapter",
     "report": "the following arguments are required: ADAPTER",

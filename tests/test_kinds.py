@@ -225,7 +225,8 @@ def test_a_new_kind_of_classes_trains_and_answers(
     assert main(["train", *small(tiny_folder, "ordinal"), "--fit.select_by", "distance"]) == 0
     capsys.readouterr()
     model = PTuningModel.from_pretrained(home / "out")
-    assert model.task == Task(problem_type="ordinal", labels=("high", "low"))
+    assert model.task.uncalibrated() == Task(problem_type="ordinal", labels=("high", "low"))
+    assert model.task.is_calibrated
     assert [each.label for each in Predictor(model)(["the good film", "the bad film"])] == ["high", "low"]
     found = adapters.load(home / "out").metrics
     assert found["test"]["distance"] < found["baseline"]["distance"]
