@@ -35,11 +35,13 @@ from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, about_long_rows, gather
 from ptuning.training.records import TrainResult
+from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
+from ptuning.training.run_files import CHECKPOINT, CONFIG, REPORT, RESULT, refuse_unfinished, write
 from ptuning.training.tracking import tracked, tracked_by
 from ptuning.training.trainer import Trainer
+from ptuning.training.warm_start import WarmStart
 from ptuning.validation import validated
 
 
@@ -57,11 +59,14 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     lr_scheduler: MakeScheduler | None = None,
     accelerator: Accelerator | None = None,
+    report: bool = True,
+    no_texts: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
     Args:
-        model: From ``PTuningModel.from_backbone``. Its task says what the labels mean; if its labels have no
+        model: From ``PTuningModel.from_backbone``, or a trained one from ``from_pretrained``, which is also
+            evaluated before the first step. Its task says what the labels mean; if its labels have no
             names, it takes them from the training rows (:mod:`ptuning.data.task_labels`). For a
             ``PeftModel`` the active adapter is trained, at ``config``'s learning rates times its own scales.
         data: A mapping of splits (such as a ``DatasetDict``): ``train``, and optionally ``validation``
@@ -85,6 +90,8 @@ def fit(
         accelerator: Your ``Accelerator``, if you have one. Its trackers log the run, as
             :class:`~ptuning.TrackerCallback` does; if you have not called ``init_trackers``, it is called for
             the project ``ptuning``. ``end_training`` is left to you.
+        report: Whether a page about what the adapter has learned is written to ``OUTPUT.run/report.html``.
+        no_texts: Whether that page leaves the texts of the rows out.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
@@ -131,6 +138,9 @@ def fit(
         config=config,
         too_long=options.too_long,
         output=target,
+        report=report,
+        no_texts=no_texts,
+        start=None if model.loaded is None else WarmStart(keeps_head=True),
     )
     extensions = tracked_by(extensions, accelerator)
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
@@ -171,8 +181,8 @@ def train(
 ) -> TrainResult:
     """Train a prompt with ``config`` and write the adapter to ``config.output``.
 
-    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``) are next to it in
-    ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
+    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``, ``report.html``) are next to it
+    in ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
 
     Args:
         resume: Continue from the run's checkpoint.
@@ -229,12 +239,13 @@ def train_on(
         on_start()
         started = True
         if accelerator.is_main_process and resume:
+            run_files.remove(folder / REPORT)
             run_files.remove(folder / RESULT)  # the run is not finished any more
         elif accelerator.is_main_process:
             run_files.clear(folder, search=found is None)
         if not resume:  # the configuration of a resumed run is there already
             write(folder / CONFIG, dump(config), accelerator)
-        cache.say_notes(config.data, say)
+        cache.say_notes(config, say)
 
     with (
         recording_divergence(folder, accelerator),
@@ -266,7 +277,9 @@ def run(
     with draws.drawing():
         torch.manual_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
-    plan = plan_run(model, job.prompt, data, job.config, found=job.found, extensions=extensions)
+    plan = plan_run(
+        model, job.prompt, data, job.config, found=job.found, extensions=extensions, start=job.start
+    )
     model.to(accelerator.device)
     trainer = Trainer(
         model,
@@ -295,6 +308,10 @@ def run(
             result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
             model.save_pretrained(job.output, **adapter_details(job, plan, result))
+            if job.report:
+                say = trainer.callbacks.on_message
+                file = run_folder(job.output) / REPORT
+                write_report(file, lambda: report_of(job, plan, result, scored), say)
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
@@ -395,6 +412,7 @@ def adapter_details(job: Job, plan: Plan, result: TrainResult) -> dict[str, Any]
             "recipe": result.setting["recipe"],
             "baseline": asdict(plan.baseline),
             "learned": result.learned,
+            **({} if plan.start is None or plan.start.record is None else {"init_from": plan.start.record}),
             **({} if result.calibration is None else {"calibration": result.calibration}),
         },
     }

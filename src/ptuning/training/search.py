@@ -21,6 +21,7 @@ from ptuning.kinds import metric_named
 from ptuning.model.config import prompt_to_dict
 from ptuning.training import checkpoint, run_files
 from ptuning.training.callbacks import Callback, CallbackList, RunState
+from ptuning.training.comparing import comparison_of_trials
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -29,10 +30,20 @@ from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
 from ptuning.training.records import Evaluation, TrainResult
+from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same, recording_divergence
 from ptuning.training.run import run, train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
+from ptuning.training.run_files import (
+    CONFIG,
+    PLOT,
+    REPORT,
+    RESULT,
+    SEARCH,
+    START_AGAIN,
+    refuse_unfinished,
+    write,
+)
 from ptuning.training.tracking import tracked
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
@@ -158,12 +169,13 @@ class _Search:
         self.accelerator = new_accelerator(cpu=config.device == "cpu")
         job = make_job(self.cache, config, self.accelerator, say=self.say)
         model, data = job.model, self.cache.data(job.model, job.examples, job.too_long)
-        self.space = Space.of(config, Facts.of(model, data.train.rows), model.backbone)
+        facts = Facts.of(model, data.train.rows, job.start)
+        self.space = Space.of(config, facts, model.backbone)
         self.count = int(min(config.search.trials, self.space.size))
-        plan = plan_run(model, job.prompt, data, config.fit, extensions=extensions)
+        plan = plan_run(model, job.prompt, data, config.fit, extensions=extensions, start=job.start)
         self.select, self.rows = plan.select, plan.effective_rows
         self.setting = {
-            **{name: plan.setting[name] for name in ("data", "backbone", "precision")},
+            **{name: plan.setting[name] for name in ("data", "backbone", "precision", "init_from")},
             # What depends on the training rows.
             **{
                 f"prompt.{name}": value
@@ -192,7 +204,7 @@ class _Search:
 
     def try_all(self, stop: StopRequest) -> None:
         """Run the trials that are left, then plot all of them."""
-        self.cache.say_notes(self.config.data, self.say)
+        self.cache.say_notes(self.config, self.say)
         lowest = self.space.auto.get("first_layer", 0)
         start = f", from layer {lowest:g}" if lowest else ""
         plan = f"{self.count} trials of {self.space.epochs} epochs; the first as recipe: auto chooses{start}"
@@ -211,6 +223,10 @@ class _Search:
         if self.accelerator.is_main_process:
             picture = plot(self.trials, kept, self.select.metric, self.rows)
             write(self.folder / PLOT, picture, self.accelerator)
+            if self.config.report:
+                name, metric = self.config.run_folder.stem, self.select.metric
+                found = comparison_of_trials(name, self.trials, kept.number, metric)
+                write_report(self.folder / REPORT, lambda: found, self.say)
 
     def _try(self, stop: StopRequest) -> Trial:
         config, number, start = self.config, len(self.trials) + 1, time.perf_counter()
