@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -296,7 +295,7 @@ def main() -> None:
             runs.append(summary(name, seed, run(name, seed, given.scratch)))
             print(f"{name}, seed {seed}", flush=True)
     print(as_table(runs))
-    command = " ".join(["python benchmarks/calibration.py", *sys.argv[1:]])
+    command = f"python benchmarks/calibration.py --seeds {' '.join(map(str, given.seeds))}"
     write(
         RESULTS,
         {

@@ -20,6 +20,7 @@ from warm import Programs
 os.environ["HF_ENDPOINT"] = SERVER.url  # the client reads it once, when it is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may reach out
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
 

@@ -29,6 +29,7 @@ LAYERS = (
             "ptuning.files",
             "ptuning.kinds",
             "ptuning.paths",
+            "ptuning.progress",
         ),
         *("ptuning.task", "ptuning.threads", "ptuning.typos", "ptuning.validation", "ptuning.visible"),
         *("ptuning.model.config", "ptuning.model.template"),  # choices alone: an adapter's record holds them
@@ -39,6 +40,7 @@ LAYERS = (
     ("ptuning.inference",),
     ("ptuning.report",),
     ("ptuning.training", "ptuning.serving"),
+    ("ptuning.estimators",),
     ("ptuning.cli", "ptuning.__main__"),
 )
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
@@ -52,6 +54,7 @@ TO_SPLIT = {
 """Modules that are longer and not split yet. This list only gets shorter."""
 PUBLIC = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -62,8 +65,10 @@ PUBLIC = [
     "LSTMEncoder",
     "MLPEncoder",
     "MultiPredictor",
+    "PTuningClassifier",
     "PTuningError",
     "PTuningModel",
+    "PTuningRegressor",
     "Prediction",
     "Predictor",
     "RandomInit",
@@ -74,6 +79,7 @@ PUBLIC = [
     "Task",
     "TaskTable",
     "TextInit",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "VocabularyInit",

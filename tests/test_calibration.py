@@ -49,7 +49,7 @@ def switches(
 ) -> tuple[Floats, Floats]:
     """The same for four labels per row, which are also more frequent than their logits say."""
     rng = np.random.default_rng(seed)
-    logits = 3 * rng.normal(size=(rows, 4)) - [0, 0, 2, 16]
+    logits = 3 * rng.normal(size=(rows, 4)) - [0, 0, 2, 20]
     return logits, (rng.random((rows, 4)) < 1 / (1 + np.exp(-logits / temperature - shift))).astype(float)
 
 
@@ -244,8 +244,8 @@ def test_a_label_with_few_rows_keeps_its_threshold() -> None:
     fitted = MANY.kind.calibrated(logits, targets, MANY)
     assert fitted.thresholds[3] == 0.5
     assert all(each != 0.5 for each in fitted.thresholds[:2])
-    assert f1_threshold([0.1] * 9 + [0.9] * 50, [1] * 9 + [0] * 50) == 0.5
-    assert f1_threshold([0.1] * 50 + [0.9] * 9, [1] * 50 + [0] * 9) == 0.5
+    assert f1_threshold([0.1] * 4 + [0.9] * 50, [1] * 4 + [0] * 50) == 0.5
+    assert f1_threshold([0.1] * 50 + [0.9] * 4, [1] * 50 + [0] * 4) == 0.5
     saturated = f1_threshold([0.0] * 20 + [5e-324] * 20, [0] * 20 + [1] * 20)
     assert 0 < saturated < 1
 

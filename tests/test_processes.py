@@ -26,6 +26,9 @@ torch.manual_seed(0)
 accelerator = Accelerator(cpu=True)
 if kind == "texts":
     task, pooling = Task(problem_type="single_label_classification", labels=("negative", "positive")), None
+elif kind == "texts in windows":
+    task, pooling = Task(problem_type="single_label_classification", labels=("negative", "positive"),
+                         max_length=4, max_windows=3), None
 else:
     task, pooling = Task(problem_type="regression", pair=True, mean=2.75, scale=1.2), "similarity"
     if not accelerator.is_main_process:  # as another machine's rounding, and more of it
@@ -33,7 +36,7 @@ else:
 model = PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4, pooling=pooling), task=task)
 config = FitConfig(epochs=2, batch_size=9, accumulation=2)
 data = {"train": train, "validation": validation}
-result = fit(model, data, config, output=output + "/adapter", accelerator=accelerator)
+result = fit(model, data, config, report=False, output=output + "/adapter", accelerator=accelerator)
 if accelerator.is_main_process:
     losses = [value for found in result.history for value in (found.train_loss, found.metrics["loss"])]
     with open(output + "/losses.json", "w") as stream:
@@ -59,7 +62,7 @@ def losses(programs: Programs, processes: int, folder: Path, *arguments: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["texts", "pairs, whose head begins fitted"])
+@pytest.mark.parametrize("kind", ["texts", "texts in windows", "pairs, whose head begins fitted"])
 def test_two_processes_give_the_losses_of_one(
     kind: str,
     tiny_folder: Path,
@@ -69,7 +72,7 @@ def test_two_processes_give_the_losses_of_one(
     jsonl: Callable[..., Path],
 ) -> None:
     # 40 rows in batches of 9: the last holds 4, and odd ones are shared unevenly.
-    made = rows if kind == "texts" else scored
+    made = scored if kind.startswith("pairs") else rows
     arguments = [
         kind,
         str(tiny_folder),

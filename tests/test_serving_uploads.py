@@ -18,13 +18,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+import hub_server
 from hub_server import Hub
 from ptuning import DeepPrompt, PTuningModel, Task, adapters
-from ptuning.errors import AdapterError
+from ptuning.errors import AdapterError, AdapterTooLarge
 from ptuning.serving.app import make_app
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings
@@ -184,8 +186,9 @@ BAD = {
 def test_a_bad_archive_is_refused(client: TestClient, folder: Path, name: str, tmp_path: Path) -> None:
     for headers in (ZIP, TAR):
         answer = client.put("/tasks/support", content=BAD[name], headers=headers)
-        assert answer.status_code == 422, answer.text
-        assert answer.json()["error"]["type"] == "invalid_adapter"
+        status, kind = (413, "adapter_too_large") if "bomb" in name else (422, "invalid_adapter")
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["type"] == kind
     assert nothing_is_left(folder)
     assert not (tmp_path / "escaped").exists()
     assert not Path("/tmp/escaped").exists()
@@ -333,9 +336,14 @@ def test_another_content_type(client: TestClient) -> None:
     assert "application/zip" in answer.json()["error"]["message"]
 
 
-def test_too_many_bytes(client: TestClient, folder: Path) -> None:
+def test_too_many_bytes(client: TestClient, folder: Path, adapter: Path) -> None:
     answer = client.put("/tasks/support", content=b"x" * 400_000, headers=ZIP)
     assert answer.status_code == 413
+    packed = zipped({**files_of(adapter), "README.md": b" " * 400_000})
+    assert len(packed) < 300_000
+    answer = client.put("/tasks/support", content=packed, headers=ZIP)
+    assert answer.status_code == 413
+    assert "the archive's files have more than 300,000 bytes" in answer.json()["error"]["message"]
     assert nothing_is_left(folder)
 
 
@@ -443,6 +451,56 @@ def test_an_adapter_from_the_hub(
     missing = client.put("/tasks/mine", json={"hub_id": "someone/nothing"}, headers=ADMIN)
     assert missing.status_code == 422
     assert adapters.is_adapter(folder / "mine")
+
+
+def downloads(hub: Hub) -> list[str]:
+    return [each for each in hub.requests if each.startswith("GET") and "/resolve/" in each]
+
+
+def test_a_large_adapter_on_the_hub_is_not_downloaded(
+    client: TestClient, folder: Path, adapter: Path, hub: Hub
+) -> None:
+    made = hub.add_folder("someone/large", adapter)
+    made.commit({**files_of(adapter), "README.md": b" " * 300_000, "model.safetensors": b"other"}, "grown")
+    answer = client.put("/tasks/mine", json={"hub_id": "someone/large"}, headers=ADMIN)
+    assert answer.status_code == 413
+    assert answer.json()["error"]["type"] == "adapter_too_large"
+    size = sum(len(data) for name, data in made.files().items() if name != "model.safetensors")
+    assert f"got {size:,} bytes, expected at most 300,000" in answer.json()["error"]["message"]
+    assert downloads(hub) == []
+    assert nothing_is_left(folder)
+
+
+def test_a_download_that_is_larger_than_listed_ends(
+    client: TestClient, folder: Path, adapter: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, send = hub_server.entry, hub_server.Handler.send
+
+    def shorter(handler: Any, status: int, content: bytes, **headers: str) -> None:
+        send(handler, status, content[:9] if handler.command == "HEAD" else content, **headers)
+
+    monkeypatch.setattr(hub_server, "entry", lambda path, data: {**listed(path, data), "size": 9})
+    monkeypatch.setattr(hub_server.Handler, "send", shorter)
+    made = hub.add_folder("someone/large", adapter)
+    made.commit({**files_of(adapter), "README.md": b" " * 30_000_000}, "grown")
+    answer = client.put("/tasks/mine", json={"hub_id": "someone/large"}, headers=ADMIN)
+    assert answer.status_code == 413, answer.text
+    assert "expected at most 300,000" in answer.json()["error"]["message"]
+    assert downloads(hub) != []
+    kept = [file for file in Path(constants.HF_HUB_CACHE).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in kept) < 300_000
+    assert nothing_is_left(folder)
+
+
+def test_the_limit_is_for_copies_in_the_cache_too(
+    adapter: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_folder("someone/support", adapter)
+    assert adapters.locate("someone/support", max_bytes=300_000).is_dir()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert adapters.locate("someone/support", max_bytes=300_000).is_dir()
+    with pytest.raises(AdapterTooLarge, match="expected at most 100"):
+        adapters.locate("someone/support", max_bytes=100)
 
 
 @pytest.mark.parametrize("hub_id", ["/etc", "../x", "a", "a/b/c", "./a", "~/a", "made/support", "", "C:\\a"])

@@ -310,11 +310,13 @@ def default_setting(data: DataSet) -> dict[str, Any]:
 
 
 def recorded(fit: FitConfig) -> dict[str, Any]:
-    """The options of a run as the results have them: by the names that they had when these were made."""
+    """The options of a run as the results have them: by the names that they had when these were made.
+
+    Without those that do not decide what is learned.
+    """
     names = {now: before for before, now in OLD_NAMES.items()}
-    return {
-        names.get(name, name): value for name, value in fit.model_dump(mode="json", exclude={"seed"}).items()
-    }
+    values = fit.model_dump(mode="json", exclude={"seed", "calibrate"})
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ptuning._lazy import lazy
 
 if TYPE_CHECKING:
     from ptuning.errors import PTuningError
+    from ptuning.estimators import PTuningClassifier, PTuningRegressor
     from ptuning.inference import MultiPredictor, Prediction, Predictor, pipeline
     from ptuning.model import (
         DeepMLPEncoder,
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from ptuning.task import Task
     from ptuning.training import (
         Callback,
+        ConsoleCallback,
         DataConfig,
         FitConfig,
         RunState,
         SearchResult,
         SeveralResult,
+        TrackerCallback,
         TrainConfig,
         TrainResult,
         fit,
@@ -59,11 +62,13 @@ _MODEL = [
 ]
 _TRAINING = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "FitConfig",
     "RunState",
     "SearchResult",
     "SeveralResult",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "fit",
@@ -76,11 +81,13 @@ __getattr__, __dir__ = lazy(
     dict.fromkeys(_MODEL, "ptuning.model")
     | dict.fromkeys(_TRAINING, "ptuning.training")
     | dict.fromkeys(("MultiPredictor", "Prediction", "Predictor", "pipeline"), "ptuning.inference")
+    | dict.fromkeys(("PTuningClassifier", "PTuningRegressor"), "ptuning.estimators")
     | {"PTuningError": "ptuning.errors", "Task": "ptuning.task"},
 )
 
 __all__ = [
     "Callback",
+    "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",
     "DeepPrompt",
@@ -91,8 +98,10 @@ __all__ = [
     "LSTMEncoder",
     "MLPEncoder",
     "MultiPredictor",
+    "PTuningClassifier",
     "PTuningError",
     "PTuningModel",
+    "PTuningRegressor",
     "Prediction",
     "Predictor",
     "RandomInit",
@@ -103,6 +112,7 @@ __all__ = [
     "Task",
     "TaskTable",
     "TextInit",
+    "TrackerCallback",
     "TrainConfig",
     "TrainResult",
     "VocabularyInit",

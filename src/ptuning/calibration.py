@@ -23,9 +23,9 @@ BINS = 15
 """The usual number of bins of the expected calibration error (Guo et al. 2017)."""
 TEMPERATURES = (0.05, 20.0)
 """The range in which a temperature is fitted."""
-PRIOR_DEVIATION = 0.5
-"""The standard deviation of the prior of log T: before any row is seen, T is in 0.37 to 2.7 with 95 %."""
-MIN_POSITIVES = 10
+PRIOR_DEVIATION = 0.35
+"""The standard deviation of the prior of log T: before any row is seen, T is in 0.5 to 2 with 95 %."""
+MIN_POSITIVES = 5
 """A label with fewer rows that have it, or that lack it, keeps the threshold 0.5."""
 _TINY = float(np.finfo(np.float64).tiny)
 

@@ -9,7 +9,8 @@
     │   ├── BackboneNotFound      the model is neither a folder, nor cached, nor reachable
     │   ├── UnsupportedBackbone   this architecture cannot do what the configuration asks
     │   └── AdapterError          a folder that is not an adapter of ours, altered or cut short
-    │       └── AdapterMismatch   an adapter made for another backbone
+    │       ├── AdapterMismatch   an adapter made for another backbone
+    │       └── AdapterTooLarge   an adapter with more bytes than are allowed
     ├── TrainingDiverged          a loss, gradient or logit that is not finite; the last good checkpoint stays
     └── OutputError               a result that could not be written: disk full, no permission
 
@@ -88,6 +89,10 @@ class AdapterError(UserError, ValueError):
 
 class AdapterMismatch(AdapterError):
     """An adapter that was trained on a different backbone from the one it is put on."""
+
+
+class AdapterTooLarge(AdapterError):
+    """An adapter with more bytes than are allowed."""
 
 
 class TrainingDiverged(PTuningError, ArithmeticError):

@@ -24,7 +24,18 @@ _Finite = Annotated[Float, Field(allow_inf_nan=False)]
 _Plain = Annotated[Label, BeforeValidator(lambda label: label.item() if hasattr(label, "item") else label)]
 """A label as a Python value, converted from numpy if necessary."""
 
-ADDED_LATER = {"temperature": 1.0, "thresholds": ()}
+MAX_WINDOWS = 1000
+"""The maximum of :attr:`Task.max_windows`. It bounds what a text costs."""
+MAX_OVERLAP = 0.9
+"""The maximum of :attr:`Task.window_overlap`."""
+OVERLAP = 0.25
+"""The default of :attr:`Task.window_overlap`."""
+ADDED_LATER: dict[str, Any] = {
+    "max_windows": 1,
+    "window_overlap": OVERLAP,
+    "temperature": 1.0,
+    "thresholds": (),
+}
 """Fields that records of earlier versions do not have, with their defaults. A default is not written, so the
 record of such a task is as it always was, and earlier versions read it.
 """
@@ -46,6 +57,9 @@ class Task:
         scale: For regression, the value that targets are then divided by, in the unit of the target; above 0.
         max_length: Maximum input length in tokens, including special tokens and input prompt; ``None`` for
             the backbone's limit.
+        max_windows: Maximum windows per row. A text that is too long is read in so many overlapping windows
+            of tokens, and the row's logits are the mean of theirs; with 1, it is cut.
+        window_overlap: The share of a window's text that is also in the window before it.
         temperature: The logits are divided by it before they become probabilities; above 0. 1 for
             probabilities as the model was trained to give them. Fitted by :meth:`Kind.calibrated
             <ptuning.kinds.Kind.calibrated>`; logits and losses do not change with it.
@@ -59,6 +73,8 @@ class Task:
     mean: _Finite = 0.0
     scale: _Finite = 1.0
     max_length: Annotated[Int, Field(ge=1)] | None = None
+    max_windows: Annotated[Int, Field(ge=1, le=MAX_WINDOWS)] = 1
+    window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] = OVERLAP
     temperature: Annotated[_Finite, Field(gt=0)] = 1.0
     thresholds: tuple[Annotated[Float, Field(gt=0, lt=1)], ...] = ()
 

@@ -31,9 +31,15 @@ The truncation length is state of the tokenizer, which every call sets, and task
 tokenizer: without the lock a text could be cut to the length of another thread's task.
 """
 
-GENERATORS = _lock()  # registered last: a fork takes it first, the order in which making a model takes both
+DRAWING = _lock()
+"""Held while charts are drawn: matplotlib's settings belong to the process, and it is not thread-safe."""
+
+GENERATORS = _lock()  # registered after those: a fork takes it before them, as making a model does
 """Held while random numbers are drawn from torch's global generators, one per device.
 
 Layers such as dropout use these and accept no others. So a training run installs its own generator state for
 each step and restores the old one after it (:class:`~ptuning.model.drawing.Draws`); other threads wait.
 """
+
+BACKBONES = _lock()  # registered last: a fork takes it first, as loading a backbone does
+"""Held while a backbone that estimators share is looked up and loaded, so that two threads load it once."""

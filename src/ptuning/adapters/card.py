@@ -159,6 +159,11 @@ def _task(adapter: Adapter) -> Iterator[str]:
     yield f"- input: {'two texts' if task.pair else 'one text'}"
     limit = f"{task.max_length} tokens" if task.max_length else "the backbone's limit"
     yield f"- maximum input length: {limit}"
+    if task.max_windows > 1:
+        yield (
+            f"- longer texts: read in up to {task.max_windows} overlapping windows "
+            f"({task.window_overlap:.0%} overlap), whose logits are averaged"
+        )
     if not task.labels:
         yield f"- output: {task.kind.output(task)}"
         return

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,12 +27,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, not in its __all__
+from huggingface_hub.utils import tqdm, validate_repo_id  # type: ignore[attr-defined]  # not in its __all__
 
 from ptuning.adapters.folder import CARD, CONFIG, OWN_FILES, RECORD, WEIGHTS, details
 from ptuning.adapters.peft_import import PICKLED, is_peft
 from ptuning.adapters.repository import for_repository
-from ptuning.errors import AdapterError, ConfigError
+from ptuning.errors import AdapterError, AdapterTooLarge, ConfigError
 from ptuning.paths import local_path
 
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -81,6 +82,7 @@ def locate(
     revision: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = False,
+    max_bytes: int | None = None,
 ) -> Path:
     """The local folder of an adapter, which is downloaded first if necessary.
 
@@ -90,9 +92,12 @@ def locate(
         revision: A branch, tag or commit on the Hub; ignored for a folder.
         token: The Hub access token; that of the login if ``None``.
         allow_pickle: Whether to download the ``adapter_model.bin`` of an old version of PEFT.
+        max_bytes: Maximum bytes of the files of a repository; no limit if ``None``.
 
     Raises:
         AdapterError: neither a folder nor a reachable repository; says what to do.
+        AdapterTooLarge: more than ``max_bytes``: by the Hub's list of files nothing is downloaded, and a
+            download that turns out to be larger is ended.
     """
     path, name = local_path(name_or_path, "adapter", error=AdapterError), str(name_or_path)
     is_path = (
@@ -107,8 +112,11 @@ def locate(
         return path
     if is_path:
         details(path)  # it can only be a folder: explain that it is missing
+    files = (*OWN_FILES, PICKLED) if allow_pickle else OWN_FILES
     try:
-        folder = Path(_download(name, revision, token, (*OWN_FILES, PICKLED) if allow_pickle else OWN_FILES))
+        folder = Path(_download(name, revision, token, files, max_bytes))
+    except AdapterTooLarge:
+        raise
     except AdapterError as error:
         if path.exists():
             problem = f"the folder {path} has no adapter, and on the Hub: {error.problem}"
@@ -137,16 +145,26 @@ def locate(
     return folder
 
 
-def _download(name: str, revision: str | None, token: str | bool | None, files: Sequence[str]) -> str:
+def _download(
+    name: str, revision: str | None, token: str | bool | None, files: Sequence[str], max_bytes: int | None
+) -> str:
     at = f" at revision {revision!r}" if revision else ""
+    options: dict[str, Any] = {"token": token, "allow_patterns": list(files)}
+    offline = hub_out_of_reach()
     try:
-        return snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            allow_patterns=list(files),
-            local_files_only=hub_out_of_reach(),
-        )
+        if max_bytes is not None:
+            options["tqdm_class"] = _counting(name, max_bytes)
+            listed = [] if offline else snapshot_download(name, revision=revision, dry_run=True, **options)
+            if listed:
+                _check_size(name, sum(file.file_size or 0 for file in listed), max_bytes)
+                revision = listed[0].commit_hash  # the files whose sizes these are
+        folder: str = snapshot_download(name, revision=revision, local_files_only=offline, **options)
+        if max_bytes is not None:  # also if it was in the cache
+            there = [Path(folder) / file for file in files]
+            _check_size(name, sum(file.stat().st_size for file in there if file.is_file()), max_bytes)
+        return folder
+    except AdapterTooLarge:
+        raise
     except HFValidationError as error:
         raise AdapterError(
             f"no adapter {name!r}: there is no such folder, and it is not a Hub id of the form 'owner/name'"
@@ -174,6 +192,37 @@ def _download(name: str, revision: str | None, token: str | bool | None, files: 
                 remedy="try again",
             )
         raise refused from error
+
+
+def _check_size(name: str, size: int, max_bytes: int) -> None:
+    """Refuse a repository with too many bytes.
+
+    Raises:
+        AdapterTooLarge: it has more than ``max_bytes``.
+    """
+    if size > max_bytes:
+        raise AdapterTooLarge(
+            f"the adapter {name!r} on the Hub", got=f"{size:,} bytes", expected=f"at most {max_bytes:,}"
+        )
+
+
+def _counting(name: str, max_bytes: int) -> type[Any]:
+    """A progress bar that shows nothing, and ends a download of more than ``max_bytes``.
+
+    The client calls it with each part that it has received.
+    """
+
+    class Counting(tqdm):
+        received = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            self.received += int(n or 0)
+            _check_size(name, self.received, max_bytes)
+
+    return Counting
 
 
 # -------------------------------------------------------------------------------------------- push

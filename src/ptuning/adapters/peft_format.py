@@ -20,6 +20,7 @@ from torch import Tensor
 from ptuning.adapters.calibrated import recalibrated
 from ptuning.adapters.record import MIX, Adapter
 from ptuning.errors import AdapterError
+from ptuning.task import OVERLAP
 
 UNITS = "units"
 """The tensor name of a prompt's virtual units; PEFT has no such tensor."""
@@ -106,8 +107,9 @@ def why_not_peft(adapter: Adapter) -> str | None:
 def for_peft(adapter: Adapter) -> Adapter:
     """The adapter in a form that PEFT can represent, with the same logits.
 
-    The scaling of a regression is folded into the output layer. Temperature and thresholds are left out
-    (:func:`left_out_for_peft`): PEFT does not know them, and a folder should mean the same to every reader.
+    The scaling of a regression is folded into the output layer. Temperature, thresholds and windows are left
+    out (:func:`left_out_for_peft`): PEFT does not know them, and a folder should mean the same to every
+    reader.
 
     Raises:
         AdapterError: there is no such form; says why, and which option would change that.
@@ -138,19 +140,23 @@ def for_peft(adapter: Adapter) -> Adapter:
         raise AdapterError(f"PEFT cannot load this adapter: {reason}")
     if (note := left_out_for_peft(adapter)) is not None:
         plain = recalibrated(adapter, adapter.task.uncalibrated())
-        adapter = replace(plain, extra={**plain.extra, LEFT_OUT: note})
+        task = replace(plain.task, max_windows=1, window_overlap=OVERLAP)
+        adapter = replace(plain, task=task, extra={**plain.extra, LEFT_OUT: note})
     return adapter
 
 
 def left_out_for_peft(adapter: Adapter) -> str | None:
     """What :func:`for_peft` leaves out, and what to do about it, in a sentence; ``None`` if nothing."""
     task = adapter.task
-    if not task.is_calibrated:
+    lacks = ["calibration"] * task.is_calibrated + ["windows"] * (task.max_windows > 1)
+    if not lacks:
         return None
     parts = [f"the temperature {task.temperature:.4g}: divide the logits by it"] * (task.temperature != 1)
     if task.thresholds:
         parts.append(f"the thresholds {', '.join(f'{each:.4g}' for each in task.thresholds)}")
-    return f"PEFT's format has no calibration, so this is left out: {'; '.join(parts)}"
+    if task.max_windows > 1:
+        parts.append(f"windows: average the logits of up to {task.max_windows} windows of a long text")
+    return f"PEFT's format has no {' and no '.join(lacks)}, so this is left out: {'; '.join(parts)}"
 
 
 def _why_not_input(adapter: Adapter) -> str | None:

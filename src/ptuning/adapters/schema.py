@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from ptuning.errors import ConfigError
 from ptuning.model.config import prompt_from_dict, prompt_to_dict
-from ptuning.task import ProblemType, Task
+from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP, ProblemType, Task
 from ptuning.validation import explain, shortened
 
 _INT64_MAX = 2**63 - 1
@@ -77,6 +77,8 @@ class TaskFields(_Fields):
     mean: Finite = 0.0
     scale: Positive = 1.0
     max_length: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    max_windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)] = 1
+    window_overlap: Annotated[float, Field(ge=0, le=MAX_OVERLAP)] = OVERLAP
     temperature: Positive = 1.0
     thresholds: list[Annotated[float, Field(gt=0, lt=1)]] = []
 

@@ -74,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
         names=loaded["train"].label_names,
         lengths=lengths,
         limit=limit,
+        windows=data.too_long == "windows",
         fraction=data.validation_fraction,
     )
     lines = visible("\n".join(report.lines()), lines=True)
@@ -86,7 +87,8 @@ def main(argv: Sequence[str]) -> None:
         raise DataError(
             "data.too_long",
             got=f"'error', and there are rows of more than {limit} tokens: {rows}",
-            remedy="shorten them, or allow truncation with --data.too_long truncate",
+            remedy="shorten them, cut them with --data.too_long truncate, or read them in parts with "
+            "--data.too_long windows",
         )
 
 

@@ -99,6 +99,11 @@ def _print(adapter: Adapter) -> None:
     rows = {
         "task": f"{task.problem_type}, {'pairs' if task.pair else 'single texts'}",
         "labels": ", ".join(visible(str(label)) for label in task.labels) or task.kind.output(task),
+        **(
+            {}
+            if task.max_windows == 1
+            else {"long texts": f"up to {task.max_windows} windows, overlap {task.window_overlap:.0%}"}
+        ),
         "calibration": _calibration(task),
         "prompt": f"{prompt['depth']}, shape {list(adapter.prompt_tensor.shape)}, "
         + (

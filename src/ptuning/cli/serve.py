@@ -96,7 +96,8 @@ def parser() -> Parser:
         "--too_long",
         choices=["truncate", "error"],
         default="truncate",
-        help="what happens to a text that is too long, unless the request says it (default: truncate)",
+        help="whether a text is cut or refused that is longer than its task reads, in one window or several, "
+        "unless the request says it (default: truncate)",
     )
 
     logs = made.add_argument_group("log options")
@@ -109,6 +110,7 @@ _LIMITS: tuple[tuple[str, type, Any, str], ...] = (
     ("batch_tokens", int, 4096, "maximum tokens per batch, padding and virtual tokens included"),
     ("batch_rows", int, 64, "maximum rows per batch"),
     ("max_rows", int, 1024, "maximum rows per request"),
+    ("max_windows", int, 64, "maximum windows of a text that is too long"),
     ("max_body_bytes", int, 2 << 20, "maximum bytes of a request's body"),
     ("max_upload_bytes", int, 256 << 20, "maximum bytes of an uploaded adapter"),
     ("max_queue_seconds", float, 2.0, "a request that would wait longer is refused with 429"),
@@ -145,6 +147,7 @@ def main(argv: Sequence[str]) -> None:
         batch_tokens=given.batch_tokens,
         batch_rows=given.batch_rows,
         max_rows=given.max_rows,
+        max_windows=given.max_windows,
         max_body_bytes=given.max_body_bytes,
         queue_seconds=given.max_queue_seconds,
         timeout=given.timeout,

@@ -47,6 +47,7 @@ def check(
     names: Sequence[Label] | None = None,
     lengths: Callable[[Sequence[Example]], list[int]] | None = None,
     limit: int | None = None,
+    windows: bool = False,
     fraction: float | None = None,
 ) -> Report:
     """Check data for problems that would prevent training, harm its result, or make it look too good.
@@ -62,6 +63,7 @@ def check(
         problem_type, names: See :func:`ptuning.data.infer_task`.
         lengths: A function for the lengths of inputs in tokens; if ``None``, lengths are in characters.
         limit: The maximum input length in tokens; only used with ``lengths``.
+        windows: Whether longer inputs are read in windows; otherwise they are truncated.
         fraction: The share that will be split off for validation if there is no validation split.
     """
     if not _are_examples(splits):
@@ -80,7 +82,7 @@ def check(
         findings += [_finding(note.level, name, note, note.rows) for note in notes.get(name, ())]
         findings += [*_unreadable(name, left_out, skipping), *_odd_texts(name, examples)]
         findings += _repeats(name, examples, task)
-        findings += _too_long(name, examples, sizes)
+        findings += _too_long(name, examples, sizes, windows)
         usable, unusable = _usable(name, examples, task)
         findings += unusable
         if name == train and "validation" not in splits and fraction is not None:
@@ -315,7 +317,7 @@ def _lengths(
 
 
 def _too_long(
-    name: str, examples: Sequence[Example], sizes: tuple[Lengths, list[int]] | None
+    name: str, examples: Sequence[Example], sizes: tuple[Lengths, list[int]] | None, windows: bool
 ) -> Iterator[Finding]:
     if sizes is None or not sizes[0].over or sizes[0].limit is None:
         return
@@ -324,10 +326,13 @@ def _too_long(
     rows = [example.row for example, size in zip(examples, each, strict=True) if size > limit]
     message = (
         f"{found.over / len(examples):.1%} of the inputs are longer than the limit of {limit} tokens and "
-        f"will be truncated (the longest has {found.longest}); raise the limit if the backbone allows it, or "
-        "split the texts"
+        f"will be {'read in windows' if windows else 'truncated'} (the longest has {found.longest})"
     )
-    yield _finding("warning", name, message, rows)
+    if windows:
+        yield _finding("note", name, message, rows)
+        return
+    remedy = "raise the limit if the backbone allows it, or read them in windows (data.too_long: windows)"
+    yield _finding("warning", name, f"{message}; {remedy}", rows)
 
 
 # Repeats and leaks -------------------------------------------------------------------------------

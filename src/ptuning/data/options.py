@@ -9,6 +9,10 @@ from ptuning.data.reading import Header, Quoting
 
 BadRows = Literal["error", "skip"]
 Duplicates = Literal["keep", "drop"]
+TooLong = Literal["truncate", "error", "windows"]
+"""What happens to a text that is too long."""
+WINDOWS = 16
+"""Windows per row at most, if the user does not say: a row needs no more memory than a batch of cut texts."""
 
 
 class ReadOptions(TypedDict, total=False):

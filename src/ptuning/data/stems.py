@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ptuning.cache import Cache
-from ptuning.data.tokens import TokenRow, collate, sorted_batches
+from ptuning.data.tokens import TokenRow, collate, sorted_batches, windows_of
 from ptuning.model.ptuning import PTuningModel
 
 BATCH_TOKENS = 4096
@@ -45,7 +45,8 @@ class Stems:
         self._places = places
 
     def of(self, rows: Sequence[TokenRow]) -> Tensor:
-        """``[B, T, H]``, padded like the output of :func:`~ptuning.data.tokens.collate`."""
+        """``[B, T, H]``, padded like the output of :func:`~ptuning.data.tokens.collate`; B counts windows."""
+        rows = windows_of(rows)
         found = self.hidden.new_zeros(len(rows), max(map(len, rows)), self.hidden.shape[1])
         for number, row in enumerate(rows):
             begin = self._places[identity(row)]
@@ -81,7 +82,7 @@ def stems_of(
     engine, layer = model.backbone.engine, model.stem_layer
     if layer == 0 or not engine.reuse_stem:
         return None
-    distinct = {identity(row): row for row in rows}
+    distinct = {identity(row): row for row in windows_of(rows)}
     order = sorted(distinct, key=lambda text: (-len(distinct[text]), text))
     places, total = {}, 0
     for text in order:

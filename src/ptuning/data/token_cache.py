@@ -11,7 +11,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ptuning.cache import Cache
 from ptuning.data.examples import Example
-from ptuning.data.tokens import Tokenise, TokenRow
+from ptuning.data.tokens import Tokenise, TokenRow, windows_of
 
 LIMIT = 1 << 30
 """Maximum bytes of all cached splits: about a thousand of the size of MRPC, or two hundred of SST-2."""
@@ -76,7 +77,15 @@ def _key(tokenise: Tokenise, examples: Sequence[Example]) -> str | None:
     if tokenizer is None:
         return None
     # ``too_long`` is part of it: splits stored under "error" have been checked to fit.
-    options = [tokenise.limit, tokenise.segments, tokenise.places, tokenise.wanted, tokenise.too_long]
+    options: list[Any] = [
+        tokenise.limit,
+        tokenise.segments,
+        tokenise.places,
+        tokenise.wanted,
+        tokenise.too_long,
+    ]
+    if tokenise.too_long == "windows":
+        options += [tokenise.max_windows, tokenise.window_overlap]
     versions = [_FORMAT, tokenizers.__version__, transformers.__version__]
     found = hashlib.sha256(json.dumps([versions, options]).encode())
     for part in (tokenizer, _bytes_of(each.text for each in examples)):
@@ -131,9 +140,15 @@ def _arrays(rows: Sequence[TokenRow]) -> _Arrays | None:
     """Rows without their labels; ``None`` if a value does not fit its type.
 
     ``input_ids`` int32, all rows concatenated; ``offsets`` int64 ``[N + 1]``, the start of each row;
-    ``token_type_ids`` and ``segment_ids`` int8, like ``input_ids``, if the rows have them.
+    ``token_type_ids`` and ``segment_ids`` int8, like ``input_ids``, if the rows have them. If a row has
+    several windows, these are of windows, and there are ``windows`` int32 and ``cut`` int8, ``[N]``.
     """
-    made: _Arrays = {"offsets": np.cumsum([0, *map(len, rows)], dtype=np.int64)}
+    of_rows: _Arrays = {}
+    if any(row.more for row in rows):
+        of_rows["windows"] = np.array([len(row.windows) for row in rows], np.int32)
+        of_rows["cut"] = np.array([row.cut for row in rows], np.int8)
+    rows = windows_of(rows)
+    made: _Arrays = {"offsets": np.cumsum([0, *map(len, rows)], dtype=np.int64), **of_rows}
     for name, kind in (("input_ids", np.int32), ("token_type_ids", np.int8), ("segment_ids", np.int8)):
         parts = [getattr(row, name) for row in rows]
         if parts[0] is not None:
@@ -159,22 +174,34 @@ def _read(file: Path, key: str, count: int, labels: Sequence[Any] | None) -> lis
             arrays: _Arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):  # evicted, truncated or missing
         return None
-    if (stated.get("key"), stated.get("digest")) != (key, _digest(arrays)) or len(
-        arrays["offsets"]
-    ) != count + 1:
+    if (stated.get("key"), stated.get("digest")) != (key, _digest(arrays)):
+        return None
+    windows, cut = (
+        arrays.pop("windows", np.ones(count, np.int32)),
+        arrays.pop("cut", np.zeros(count, np.int8)),
+    )
+    if len(windows) != count or len(arrays["offsets"]) != windows.sum() + 1:
         return None
     ends = arrays.pop("offsets").tolist()
     flat = {name: array.tolist() for name, array in arrays.items()}
     spans = list(map(slice, ends, ends[1:]))
     types, segments = flat.get("token_type_ids"), flat.get("segment_ids")
-    return [
+    each = (
         TokenRow(
             input_ids=flat["input_ids"][span],
             token_type_ids=None if types is None else types[span],
             segment_ids=None if segments is None else segments[span],
-            label=None if labels is None else labels[row],
         )
-        for row, span in enumerate(spans)
+        for span in spans
+    )
+    return [
+        replace(
+            next(each),
+            label=None if labels is None else labels[row],
+            more=tuple(islice(each, int(windows[row]) - 1)),
+            cut=bool(cut[row]),
+        )
+        for row in range(count)
     ]
 
 

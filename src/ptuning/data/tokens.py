@@ -6,22 +6,23 @@ Truncation shortens the longest text first and never the prompt: the limit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data.examples import Example
+from ptuning.data.options import WINDOWS, TooLong
+from ptuning.data.text_windows import Windows, windows_in
 from ptuning.errors import ConfigError, DataError
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
+from ptuning.task import OVERLAP, Task
 from ptuning.threads import TOKENIZER
-
-TooLong = Literal["truncate", "error"]
 
 _DROPPED = "the tokenizer leaves no token"
 
@@ -29,24 +30,50 @@ LONG = 1 << 15
 """Texts of up to so many characters are tokenised completely, even if they are truncated."""
 LARGEST = 1 << 22
 """Of a longer text, only so many characters are tokenised; each takes hundreds of bytes."""
+_TOGETHER = 1024
+"""Windows whose rows are tokenised at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRow:
-    """One tokenised row: the model's input without padding, with segments and label."""
+    """One tokenised row: the model's input without padding, with segments and label.
+
+    Attributes:
+        more: The other windows of a text that is too long; the first one is this row itself, as if the text
+            were cut. A window has no label of its own.
+        cut: Whether tokens were left out of a row that is read in windows.
+    """
 
     input_ids: list[int]
     token_type_ids: list[int] | None
     segment_ids: list[int] | None
     label: Any = None
+    more: tuple[TokenRow, ...] = ()
+    cut: bool = False
 
     def __len__(self) -> int:
+        """The tokens of the first window, which is a longest one."""
         return len(self.input_ids)
+
+    @property
+    def windows(self) -> tuple[TokenRow, ...]:
+        """All windows in order."""
+        return (self, *self.more)
+
+    def places(self, inserted: int = 0) -> int:
+        """The places in a padded batch: its windows times the longest.
+
+        Args:
+            inserted: Tokens that an input prompt adds to each window.
+        """
+        return (len(self) + inserted) * (1 + len(self.more))
 
 
 class TextLimits(Protocol):
     """What a task says about its texts; see :class:`~ptuning.model.ptuning.PTuningModel`."""
 
+    @property
+    def task(self) -> Task: ...
     @property
     def max_text_tokens(self) -> int | None: ...
     @property
@@ -67,7 +94,9 @@ class Tokenise:
         segments: Whether the backbone uses ``token_type_ids``.
         places: Whether the prompt's placement needs to know where each text starts.
         wanted: The texts (0 for the first, 1 for the second) that must have at least one token in every row.
-        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
+            windows.
+        max_windows, window_overlap: As in :class:`~ptuning.task.Task`, for windows.
         lock: Held while the tokenizer is called. A tokenizer that no other thread uses needs none:
             ``contextlib.nullcontext()``.
     """
@@ -78,17 +107,22 @@ class Tokenise:
     places: bool = False
     wanted: tuple[int, ...] = ()
     too_long: TooLong = "truncate"
+    max_windows: int = WINDOWS
+    window_overlap: float = OVERLAP
     lock: AbstractContextManager[Any] = field(default=TOKENIZER, compare=False, repr=False)
 
     @classmethod
     def for_model(
         cls,
         model: PTuningModel,
-        too_long: TooLong = "truncate",
+        too_long: TooLong | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> Tokenise:
         """The tokenisation for ``model``, with its own tokenizer unless another is given.
+
+        Args:
+            too_long: What happens to long texts; ``None`` for what the task says.
 
         Raises:
             ConfigError: the model has no tokenizer, or a slow one where a fast one is needed.
@@ -104,9 +138,13 @@ class Tokenise:
         task: TextLimits,
         tokenizer: PreTrainedTokenizerBase,
         backbone: Backbone,
-        too_long: TooLong = "truncate",
+        too_long: TooLong | None = None,
     ) -> Tokenise:
         """The tokenisation for a task, such as a :class:`~ptuning.model.packed.PackedTask`.
+
+        Args:
+            too_long: What happens to long texts; ``None`` for what the task says. With ``windows``, a task
+                that was trained without any gets at most :data:`~ptuning.data.options.WINDOWS`.
 
         Raises:
             ConfigError: a slow tokenizer where a fast one is needed.
@@ -118,6 +156,14 @@ class Tokenise:
                 remedy="set prompt.placement to start, middle or end, or for a deep prompt prompt.pooling to "
                 "mean, layers or native",
             )
+        windows = task.task.max_windows
+        too_long = too_long or ("windows" if windows > 1 else "truncate")
+        if too_long == "windows" and not tokenizer.is_fast:
+            raise ConfigError(
+                f"{type(tokenizer).__name__} is a slow tokenizer",
+                expected="a fast one, because windows need to know where each text starts and ends",
+                remedy="set data.too_long to truncate or error",
+            )
         limit = task.max_text_tokens
         if limit is None and tokenizer.model_max_length < 1_000_000:  # larger values mean "unknown"
             limit = tokenizer.model_max_length - task.inserted_tokens
@@ -128,6 +174,8 @@ class Tokenise:
             places=task.needs_segments,
             wanted=task.wanted_texts,
             too_long=too_long,
+            max_windows=windows if windows > 1 else WINDOWS,
+            window_overlap=task.task.window_overlap,
         )
 
     def __call__(self, examples: Sequence[Example], labels: Sequence[Any] | None = None) -> list[TokenRow]:
@@ -153,7 +201,27 @@ class Tokenise:
         ]
         for example, row in zip(examples, rows, strict=True):
             self._refuse_empty(example, row)
+        if self.too_long == "windows":
+            self._add_windows(examples, rows, encoded)
         return rows
+
+    def _add_windows(self, examples: Sequence[Example], rows: list[TokenRow], encoded: Any) -> None:
+        """Give each row that was cut its other windows."""
+        full = [i for i, row in enumerate(rows) if len(row) == self.limit]
+        together = max(1, _TOGETHER // self.max_windows)
+        for start in range(0, len(full), together):
+            some = full[start : start + together]
+            uncut = self._encode([examples[i] for i in some], truncate=False, windows=self.max_windows)
+            for at, i in enumerate(some):
+                whole = segments_of(uncut.sequence_ids(at)), uncut["input_ids"][at]
+                found = windows_in(
+                    segments_of(encoded.sequence_ids(i)),
+                    whole,
+                    maximum=self.max_windows,
+                    overlap=self.window_overlap,
+                    left=self.tokenizer.truncation_side == "left",
+                )
+                rows[i] = _windowed(rows[i], found)
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """The number of tokens of each row without truncation."""
@@ -174,14 +242,14 @@ class Tokenise:
                     count += len(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
         return count
 
-    def _beginning(self, example: Example, text: str) -> str:
-        """``text``, or a part of it with more tokens than the limit.
+    def _beginning(self, example: Example, text: str, windows: int) -> str:
+        """``text``, or a part of it with more tokens than so many windows take.
 
         Raises:
             DataError: even :data:`LARGEST` characters of it do not have so many.
         """
         assert self.limit is not None
-        size, wanted = max(LONG, 64 * self.limit), self.limit + 64
+        size, wanted = max(LONG, 64 * self.limit), windows * self.limit + 64
         while len(text) > size:
             part = text[-size:] if self.tokenizer.truncation_side == "left" else text[:size]
             with self.lock:
@@ -197,16 +265,23 @@ class Tokenise:
             size = min(8 * size, LARGEST)
         return text
 
-    def _encode(self, examples: Sequence[Example], *, truncate: bool) -> Any:
+    def _encode(self, examples: Sequence[Example], *, truncate: bool, windows: int | None = None) -> Any:
+        """The tokenizer's output.
+
+        Args:
+            truncate: Whether to cut rows to the limit.
+            windows: Without that, how many windows the tokens have to fill; ``None`` for all tokens.
+        """
         firsts = [example.text for example in examples]
         seconds = [example.text_b for example in examples]
-        if truncate and self.limit is not None:  # or a text of megabytes would need gigabytes
+        size = 1 if truncate else windows
+        if size is not None and self.limit is not None:  # or a text of megabytes would need gigabytes
             firsts = [
-                text if len(text) <= LONG else self._beginning(example, text)
+                text if len(text) <= LONG else self._beginning(example, text, size)
                 for text, example in zip(firsts, examples, strict=True)
             ]
             seconds = [
-                text if text is None or len(text) <= LONG else self._beginning(example, text)
+                text if text is None or len(text) <= LONG else self._beginning(example, text, size)
                 for text, example in zip(seconds, examples, strict=True)
             ]
         with self.lock:
@@ -240,7 +315,8 @@ class Tokenise:
                     example.place,
                     got=f"{length} tokens",
                     expected=f"at most {self.limit} next to the prompt",
-                    remedy="shorten the text, or allow truncation with too_long: truncate",
+                    remedy="shorten the text, or allow truncation with too_long: truncate, or read it in "
+                    "parts with too_long: windows",
                 )
 
 
@@ -249,10 +325,34 @@ def segments_of(sequence_ids: list[int | None]) -> list[int]:
     return [-1 if segment is None else segment for segment in sequence_ids]
 
 
+def _windowed(row: TokenRow, windows: Windows) -> TokenRow:
+    """``row``, the first window, with the others: the same tokens around another part of the text."""
+    place = windows.place
+
+    def around(values: list[int] | None, text: list[int] | None, count: int) -> list[int] | None:
+        if values is None:
+            return None
+        inner = [values[place.start]] * count if text is None else text
+        return [*values[: place.start], *inner, *values[place.stop :]]
+
+    more = [
+        TokenRow(
+            input_ids=around(row.input_ids, text, len(text)) or [],
+            token_type_ids=around(row.token_type_ids, None, len(text)),
+            segment_ids=around(row.segment_ids, None, len(text)),
+        )
+        for text in windows.texts[1:]
+    ]
+    return replace(row, more=tuple(more), cut=windows.cut)
+
+
 def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
     """A padded batch: ``input_ids``, ``attention_mask`` and, if the rows have them, ``token_type_ids`` and
-    ``segment_ids``, each ``[B, T]``; ``labels`` ``[B]`` or ``[B, C]``.
+    ``segment_ids``, each ``[B, T]``; ``labels`` ``[B]`` or ``[B, C]``. If a row has several windows, B counts
+    the windows of all rows, and ``windows`` has the number of each row.
     """
+    counts, labels = [len(row.windows) for row in rows], [row.label for row in rows]
+    rows = windows_of(rows)
     width = max(map(len, rows))
 
     def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -266,9 +366,16 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Tensor]:
         batch["token_type_ids"] = padded([row.token_type_ids or [] for row in rows], 0)
     if any(row.segment_ids is not None for row in rows):  # only some tasks of a mixed batch need them
         batch["segment_ids"] = padded([row.segment_ids or [-1] * len(row) for row in rows], -1)
-    if rows[0].label is not None:
-        batch["labels"] = torch.tensor([row.label for row in rows])
+    if all(label is not None for label in labels):  # only the first window of a row has one
+        batch["labels"] = torch.tensor(labels)
+    if len(rows) > len(labels):
+        batch["windows"] = torch.tensor(counts)
     return batch
+
+
+def windows_of(rows: Iterable[TokenRow]) -> list[TokenRow]:
+    """All windows of all rows, in order, each as a row of its own."""
+    return [window for row in rows for window in ((replace(row, more=()), *row.more) if row.more else (row,))]
 
 
 def shuffled_batches(
@@ -319,7 +426,7 @@ def sorted_batches(
 
 def cut(
     rows: Sequence[int],
-    lengths: Sequence[int],
+    lengths: Sequence[int] | Mapping[int, int],
     batch_size: int | None,
     batch_tokens: int | None,
     *,

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ptuning.data.stems import Stems
-from ptuning.data.tokens import TokenRow, collate, sorted_batches
+from ptuning.data.tokens import TokenRow, collate, sorted_batches, windows_of
 from ptuning.errors import TrainingDiverged
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.sequence import Prepared
+from ptuning.model.windows import mean_of_windows
 
 BATCH_TOKENS = 4096
 """Default of the maximum tokens per batch, padding included."""
@@ -29,14 +30,17 @@ def logits_of(
 ) -> Tensor:
     """``[N, C]`` in fp32 on the CPU, in the order of ``rows``; the mode of the model is not changed.
 
+    A row's windows are run like rows, and its logits are the mean of theirs.
+
     Args:
-        batch_size: Maximum rows per batch.
-        batch_tokens: Maximum tokens per batch: its rows times the length of the longest, including an input
-            prompt.
+        batch_size: Maximum windows per batch.
+        batch_tokens: Maximum tokens per batch: its windows times the length of the longest, including an
+            input prompt.
         prompt: The result of ``model.prepared()``; computed here, once for all rows, if ``None``.
         stems: The cached stem outputs for these rows, if any.
-        on_batch: Called with the number of rows after each batch.
+        on_batch: Called with the number of windows after each batch.
     """
+    counts, rows = [len(row.windows) for row in rows], windows_of(rows)
     lengths = [len(row) + model.inserted_tokens for row in rows]
     found = torch.empty(len(rows), model.task.num_labels)
     pad = pad_id(model)
@@ -50,7 +54,7 @@ def logits_of(
             found[batch] = model(**there, prompt=prompt).logits.cpu()
             if on_batch is not None:
                 on_batch(len(batch))
-    return found
+    return mean_of_windows(found, counts)
 
 
 def not_finite(logits: Tensor) -> str | None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data import Example
+from ptuning.data.options import TooLong
 from ptuning.data.places import shortened
-from ptuning.data.tokens import Tokenise, TokenRow, TooLong, collate, sorted_batches
+from ptuning.data.tokens import Tokenise, TokenRow, collate, sorted_batches, windows_of
 from ptuning.errors import ConfigError, PTuningError, TrainingDiverged, UserError
 from ptuning.inference.abstaining import check_abstain_below
 from ptuning.inference.evaluate import BATCH_TOKENS
@@ -24,6 +25,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.packed import PackedTask
 from ptuning.model.sequence import Batch
 from ptuning.model.table import TaskTable
+from ptuning.model.windows import mean_of_windows
 
 
 def mixed_logits(
@@ -33,7 +35,7 @@ def mixed_logits(
 
     Args:
         backbone: The tasks' backbone.
-        rows: Of :class:`~ptuning.data.tokens.Tokenise`, each made for its task.
+        rows: Of :class:`~ptuning.data.tokens.Tokenise`, each made for its task. Each is one window.
         tasks: The task of each row.
         pad_id: Any token; padding is masked.
     """
@@ -62,7 +64,8 @@ class MultiPredictor:
         batch_tokens: Maximum tokens per batch, padding included.
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length. Rows are
             also answered in parts if all of their tasks together exceed the table's memory limit.
-        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
+            windows; by default as in training.
         abstain_below: As :class:`~ptuning.inference.predictor.Predictor` takes it. The row of a task without
             probabilities, a regression's, is then an error.
     """
@@ -72,7 +75,7 @@ class MultiPredictor:
     batch_size: int | None = None
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
-    too_long: TooLong = "truncate"
+    too_long: TooLong | None = None
     abstain_below: float | None = None
 
     def __post_init__(self) -> None:
@@ -193,18 +196,22 @@ class MultiPredictor:
 
     def _answered(self, ready: Sequence[_Ready]) -> Iterator[_Ready]:
         pad_id = int(self.tokenizer.pad_token_id or 0)
-        by_key: dict[Hashable, list[tuple[_Ready, TokenRow]]] = {}
+        by_key: dict[Hashable, list[tuple[_Ready, int, TokenRow]]] = {}
         for each in ready:
             assert each.row is not None
-            by_key.setdefault(each.task.key, []).append((each, each.row))
+            windows = windows_of([each.row])
+            each.windows = [torch.empty(0)] * len(windows)
+            for number, window in enumerate(windows):
+                by_key.setdefault(each.task.key, []).append((each, number, window))
         for group in by_key.values():
-            lengths = [len(row) + each.task.inserted_tokens for each, row in group]
+            lengths = [len(row) + each.task.inserted_tokens for each, _, row in group]
             for batch in sorted_batches(lengths, self.batch_size, self.batch_tokens):
-                rows, tasks = [group[i][1] for i in batch], [group[i][0].task for i in batch]
+                rows, tasks = [group[i][2] for i in batch], [group[i][0].task for i in batch]
                 found = mixed_logits(self.table.backbone, rows, tasks, pad_id=pad_id)
                 for i, logits in zip(batch, found, strict=True):
-                    group[i][0].logits = logits
-                    yield group[i][0]
+                    each, number, _ = group[i]
+                    each.windows[number] = logits
+        yield from ready
 
 
 @dataclass(kw_only=True)
@@ -215,11 +222,11 @@ class _Ready:
     example: Example
     task: PackedTask
     row: TokenRow | None = None
-    logits: Tensor | None = None
+    windows: list[Tensor] = field(default_factory=list)
 
     def prediction(self, abstain_below: float | None) -> Prediction | PTuningError:
-        assert self.logits is not None  # it was answered
-        if not bool(self.logits.isfinite().all()):
+        (logits,) = mean_of_windows(torch.stack(self.windows), [len(self.windows)])
+        if not bool(logits.isfinite().all()):
             return TrainingDiverged(
                 f"{self.example.place}: the logits of the task {self.task.name!r} are not finite",
                 remedy="train its adapter again with a lower learning rate, or try precision fp32",
@@ -227,7 +234,7 @@ class _Ready:
         try:
             return prediction_of(
                 self.example.row,
-                self.logits.tolist(),
+                logits.tolist(),
                 self.task.task,
                 kept=self.example.kept,
                 name=self.task.name,

@@ -15,17 +15,20 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextClassificationPipeline
+from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.text_classification import ClassificationFunction
 
+from ptuning.data.examples import Example
 from ptuning.data.memory import is_table, texts_of
 from ptuning.data.places import listing, shortened
-from ptuning.data.tokens import Tokenise, segments_of
+from ptuning.data.tokens import Tokenise, collate, segments_of, windows_of
 from ptuning.errors import ConfigError
 from ptuning.inference.blank import refuse_blank
-from ptuning.inference.evaluate import check_finite
+from ptuning.inference.evaluate import check_finite, pad_id
 from ptuning.kinds import LabelForm
 from ptuning.model.backbone import Backbone
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.windows import mean_of_windows
 from ptuning.peft import PeftModel
 from ptuning.task import Task
 from ptuning.threads import TOKENIZER
@@ -67,7 +70,8 @@ def pipeline(
             device of transformers' pipelines: the first accelerator, or the CPU.
         options: Options of the pipeline (``batch_size``, ``num_workers``, ``top_k``, ``function_to_apply``)
             and of its tokenizer (``truncation``, ``max_length``, ``padding``). Texts are truncated to what
-            fits next to the prompt, unless ``truncation=False``.
+            fits next to the prompt, unless ``truncation=False``. A task that was trained on windows reads
+            them in windows, unless ``truncation`` or ``max_length`` is given.
 
     Raises:
         ConfigError: an unknown option, or an option for loading together with a model.
@@ -96,7 +100,8 @@ def pipeline(
             dtype=dtype,
             allow_pickle=allow_pickle,
         ).eval()
-    return PTuningPipeline(found, tokenizer or found.tokenizer, device=device, **options)
+    made = PTuningPipeline if found.task.max_windows == 1 else WindowsPipeline
+    return made(found, tokenizer or found.tokenizer, device=device, **options)
 
 
 class PTuningPipeline(TextClassificationPipeline):
@@ -244,6 +249,45 @@ class PTuningPipeline(TextClassificationPipeline):
         return super().postprocess(  # type: ignore[no-untyped-call]
             model_outputs, function_to_apply, **options
         )
+
+
+class WindowsPipeline(ChunkPipeline, PTuningPipeline):
+    """The pipeline of a task that reads texts that are too long in windows. Each window is a chunk."""
+
+    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:  # type: ignore[override]
+        """Yield the windows of a text, or the text as the options cut it.
+
+        Raises:
+            ConfigError: options of the tokenizer that are for entire texts.
+        """
+        if "truncation" in tokenizer_kwargs or "max_length" in tokenizer_kwargs:
+            yield {**super().preprocess(inputs, **tokenizer_kwargs), "is_last": True}
+            return
+        if tokenizer_kwargs:
+            raise ConfigError(
+                f"the option {next(iter(tokenizer_kwargs))!r} is not for a task that reads texts in windows",
+                remedy="leave it out, or cut the texts with truncation=True",
+            )
+        text, text_pair = _texts(inputs, self.model.task)
+        (row,) = self._tokenise([Example(row=1, text=text, text_b=text_pair)])
+        for number, window in enumerate(windows := windows_of([row]), start=1):
+            encoded = collate([window], pad_id(self.model))
+            if "segment_ids" in encoded:
+                encoded["segment_ids"] = encoded["segment_ids"] + 1
+            yield {**encoded, "is_last": number == len(windows)}
+
+    def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
+        inputs = dict(model_inputs)
+        last = inputs.pop("is_last")
+        return {"logits": super()._forward(inputs)["logits"], "is_last": last}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, function_to_apply: Any = None, **options: Any
+    ) -> Any:
+        """As for a text in one window, from the mean of the windows' logits."""
+        together = torch.cat([each["logits"] for each in model_outputs])
+        found = {"logits": mean_of_windows(together, [len(together)])}
+        return super().postprocess(found, function_to_apply, **options)
 
 
 def _texts(inputs: Any, task: Task) -> tuple[str, str | None]:

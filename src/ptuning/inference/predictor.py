@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 
 from ptuning.data import Example, stream_examples
 from ptuning.data.memory import is_table, texts_of
+from ptuning.data.options import TooLong
 from ptuning.data.places import shortened
-from ptuning.data.tokens import Tokenise, TokenRow, TooLong
+from ptuning.data.tokens import Tokenise, TokenRow
 from ptuning.errors import ConfigError, DataError, UserError
 from ptuning.inference.abstaining import certainty, check_abstain_below
 from ptuning.inference.blank import refuse_blank
@@ -19,6 +20,7 @@ from ptuning.inference.evaluate import BATCH_TOKENS, check_finite, logits_of, pr
 from ptuning.inference.windows import windows
 from ptuning.model.ptuning import PTuningModel
 from ptuning.peft import PeftModel
+from ptuning.progress import counted
 from ptuning.task import Label, Task
 
 
@@ -99,7 +101,9 @@ class Predictor:
         batch_size: Maximum rows per batch; ``None`` for as many as ``batch_tokens`` allows.
         batch_tokens: Maximum tokens per batch, padding included.
         window: Maximum rows in memory at once, fewer if they are long; they are sorted by length.
-        too_long: Whether to truncate a text that does not fit, or to refuse it with an error.
+        too_long: Whether to truncate a text that does not fit, to refuse it with an error, or to read it in
+            windows; by default as in training.
+        progress: Whether to show a progress bar, if this is a terminal or a notebook.
         abstain_below: Give no label to rows whose most likely class has a lower probability than this, from
             0 to 1. A task with several labels answers yes or no for each, and all of these answers must be at
             least so probable. Not for a regression.
@@ -109,7 +113,8 @@ class Predictor:
     batch_size: int | None = None
     batch_tokens: int = BATCH_TOKENS
     window: int = 1024
-    too_long: TooLong = "truncate"
+    too_long: TooLong | None = None
+    progress: bool = False
     abstain_below: float | None = None
 
     def __post_init__(self) -> None:
@@ -176,6 +181,20 @@ class Predictor:
             DataError: as for a call; errors from ``examples`` are raised after the predictions for the rows
                 before them.
         """
+        found = self._predictions(examples)
+        if not self.progress:
+            return found
+        return counted(found, "predicting", examples if isinstance(examples, Sized) else None)
+
+    def _predictions(self, examples: Iterable[Example | None]) -> Iterator[Prediction]:
+        for part, logits in self.logits(examples):
+            yield from map(self._prediction, part, logits)
+
+    def logits(self, examples: Iterable[Example | None]) -> Iterator[tuple[Sequence[Example], torch.Tensor]]:
+        """The examples of a window, and their logits ``[N, C]`` in fp32 on the CPU, window by window.
+
+        Args and errors are those of :meth:`stream`.
+        """
         tokenise = Tokenise.for_model(self.model, self.too_long)
         prompt = prepared(self.model)  # once for all rows
         for part in windows(examples, self.window, lambda each: each.characters):
@@ -188,7 +207,7 @@ class Predictor:
                 prompt=prompt,
             )
             check_finite(logits, [example.place for example in part].__getitem__)
-            yield from map(self._prediction, part, logits)
+            yield part[: len(rows)], logits
             if refused is not None:
                 raise refused
 

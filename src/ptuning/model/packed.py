@@ -26,6 +26,9 @@ from ptuning.task import Task
 DEEP = "deep"
 """The key of tasks whose prompts are keys and values in the layers."""
 
+TENSORS = ("prompts", "units", "mix", "embeddings")
+"""The attributes of a task that are one tensor, or ``None``."""
+
 HEAD_LAYERS = (nn.Linear, nn.LayerNorm)
 """The layers of a head that rows of different tasks can go through together (``row_heads.py``)."""
 
@@ -99,7 +102,7 @@ class PackedTask:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Its tensors, each with a name of its own."""
-        for name in ("prompts", "units", "mix", "embeddings"):
+        for name in TENSORS:
             if (value := getattr(self, name)) is not None:
                 yield name, value
         for name, value in self.head.items():
@@ -107,7 +110,7 @@ class PackedTask:
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> PackedTask:
         """The same task with other tensors under the names of :meth:`tensors`."""
-        own = {name: tensors.get(name) for name in ("prompts", "units", "mix", "embeddings")}
+        own = {name: tensors.get(name) for name in TENSORS}
         head = {key.removeprefix("head."): value for key, value in tensors.items() if key.startswith("head.")}
         return replace(self, **own, head=head)  # type: ignore[arg-type]
 

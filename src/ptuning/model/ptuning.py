@@ -29,6 +29,7 @@ from ptuning.model.opening import OpeningMixin
 from ptuning.model.saving import SavingMixin
 from ptuning.model.sequence import Batch, Prepared, text_layout, text_rows
 from ptuning.model.targets import as_targets, loss_of, refuse
+from ptuning.model.windows import counts_of, mean_of_windows
 from ptuning.task import Label
 
 _DISABLED: ContextVar[frozenset[object]] = ContextVar("disabled", default=frozenset())
@@ -62,6 +63,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         segment_ids: Tensor | None = None,
         prompt: Tensor | Prepared | None = None,
         stem: Tensor | None = None,
+        windows: Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Classify a batch.
@@ -78,6 +80,9 @@ class PTuningModel(OpeningMixin, SavingMixin):
                 ``[L−s, 2, P, H_kv]`` or ``[B, L−s, 2, P, H_kv]``; or what :meth:`prepared` returned. Head and
                 virtual units stay this task's, so with units there cannot be one per row.
             stem: ``[B, T, H]``, what :meth:`stem` returned for these tokens.
+            windows: ``[R]``, if the batch has the windows of R texts: how many each has, one after the other,
+                B in all. The logits ``[R, C]`` are the means over each text's windows, and ``labels`` are of
+                the R texts.
             return_dict: ``False`` for a tuple: ``(loss, logits)``, or ``(logits,)`` without labels.
 
         Returns:
@@ -85,7 +90,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
 
         Raises:
             DataError: text and prompt together are longer than the backbone's limit; labels that the task
-                cannot take.
+                cannot take; windows that are not as many as the batch has.
             TrainingDiverged: while training, a loss that is not finite.
         """
         if attention_mask is None:
@@ -106,6 +111,8 @@ class PTuningModel(OpeningMixin, SavingMixin):
             self._check_length(attention_mask)
             logits = self._prompted(batch, prompt, stem).float()
             logits = self.task.kind.logits(logits, self.task)
+        if windows is not None:
+            logits = mean_of_windows(logits, counts_of(windows, len(logits)))
         loss = None if labels is None else self.loss(logits, labels)
         if loss is not None and self.check_loss:
             self._check_loss(loss.detach(), logits, labels)

@@ -273,6 +273,7 @@ class PeftModel(nn.Module):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        windows: Tensor | None = None,
         adapter_names: Sequence[str] | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
@@ -284,6 +285,7 @@ class PeftModel(nn.Module):
             token_type_ids: ``[B, T]``.
             labels: As for :meth:`PTuningModel.forward`.
             segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special.
+            windows: As for :meth:`PTuningModel.forward`; not together with ``adapter_names``.
             adapter_names: One name per row; ``"__base__"`` for the plain backbone.
             return_dict: ``False`` for a tuple.
 
@@ -291,8 +293,15 @@ class PeftModel(nn.Module):
             ``logits`` ``[B, C]``; ``loss`` if labels were given.
 
         Raises:
-            ConfigError: unknown names, or adapters whose logits differ in width.
+            ConfigError: unknown names, or adapters whose logits differ in width; windows with names.
         """
+        if windows is not None and adapter_names is not None:
+            raise ConfigError(
+                "windows",
+                got="them together with adapter_names",
+                expected="one of them",
+                remedy="run the rows of each adapter separately, or use ptuning.MultiPredictor",
+            )
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -301,7 +310,7 @@ class PeftModel(nn.Module):
             "segment_ids": segment_ids,
         }
         if adapter_names is None:
-            return self.active(**inputs, return_dict=return_dict)  # type: ignore[no-any-return]
+            return self.active(**inputs, windows=windows, return_dict=return_dict)  # type: ignore[no-any-return]
         out = run_mixed(inputs, list(adapter_names), self._model_of)
         return out.to_tuple() if return_dict is False else out
 

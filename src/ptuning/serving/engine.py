@@ -11,13 +11,13 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptuning.data.tokens import TokenRow
+from ptuning.data.tokens import TokenRow, windows_of
 from ptuning.errors import out_of_memory
 from ptuning.model import PackedTask
 from ptuning.serving.metrics import Metrics
@@ -42,7 +42,7 @@ FAILURES = 8
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Job:
-    """A tokenised row on its way through the engine.
+    """A tokenised row, or one of its windows, on its way through the engine.
 
     Attributes:
         row: Its token ids.
@@ -50,6 +50,7 @@ class Job:
         truncated: Whether the text was cut.
         request: Whose row it is; the engine does not look at it.
         place: Which row of the request it is.
+        window: Which window of that row it is.
     """
 
     row: TokenRow
@@ -57,11 +58,20 @@ class Job:
     truncated: bool = False
     request: Any = None
     place: int = 0
+    window: int = 0
 
     @property
     def length(self) -> int:
-        """Tokens, virtual ones included."""
+        """Tokens, virtual ones included; of a row with several windows, those of the first."""
         return len(self.row) + self.packed.inserted_tokens
+
+    @property
+    def windows(self) -> list[Job]:
+        """A job for each window. They share batches like rows, so a long text needs no larger batch."""
+        if not self.row.more:
+            return [self]
+        windows = enumerate(windows_of([self.row]))
+        return [replace(self, row=window, window=number) for number, window in windows]
 
 
 @dataclass(frozen=True, slots=True)

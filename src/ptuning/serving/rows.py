@@ -25,8 +25,8 @@ class RowAnswer:
         digest: Of the adapter that answered.
         task: What the logits mean.
         logits: C numbers, as :meth:`~ptuning.model.ptuning.PTuningModel.forward` returns them.
-        tokens: The row's length, without virtual tokens.
-        truncated: Whether the text was cut to the task's limit.
+        tokens: The row's length, without virtual tokens; with several windows, of all of them.
+        truncated: Whether the text was cut to what the task takes.
     """
 
     name: str

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from ptuning.serving.engine import Done, Engine, Job, Run, gone, too_late
 from ptuning.serving.memory import release_free_memory
@@ -29,18 +31,18 @@ def _everything(name: str) -> bool:
 
 @dataclass(eq=False, kw_only=True)
 class _Request:
-    """The rows of a request in the engine.
+    """The rows of a request in the engine, each in one or more windows.
 
     Attributes:
-        outcomes: The end of each row that was admitted, by its place.
-        missing: Rows without one.
+        outcomes: The end of each window that was admitted, by its row's place and its number.
+        missing: Windows without one.
         finished: Set when there is none.
         started: When its first batch was started.
     """
 
     missing: int
     finished: asyncio.Future[None]
-    outcomes: dict[int, Done] = field(default_factory=dict)
+    outcomes: dict[tuple[int, int], Done] = field(default_factory=dict)
     started: float | None = None
 
 
@@ -155,7 +157,8 @@ class Service:
         row = Row(task=served[0].name, text=words, text_pair=words if served[0].task.pair else None)
         jobs = await self._tokenising([row] * self.settings.batch_rows, Lookup(self.tasks), truncate=True)
         good = [job for job in jobs if isinstance(job, Job)]
-        request = _Request(missing=len(good), finished=asyncio.get_running_loop().create_future())
+        windows = sum(len(job.windows) for job in good)
+        request = _Request(missing=windows, finished=asyncio.get_running_loop().create_future())
         if good:
             await self._run(request, good, caller="", deadline=float("inf"))
 
@@ -248,11 +251,12 @@ class Service:
             raise _overloaded(error) from None
         try:
             jobs = await self._tokenising(rows, Lookup(self.tasks, visible), truncate=truncate)
+            self._check_windows(caller, rows, jobs)
         finally:
             self._engine.release(caller, counts)
         admitted = self._clock()
         request = _Request(
-            missing=sum(isinstance(job, Job) for job in jobs),
+            missing=sum(len(job.windows) for job in jobs if isinstance(job, Job)),
             finished=asyncio.get_running_loop().create_future(),
         )
         if request.missing:
@@ -261,17 +265,35 @@ class Service:
         started = request.started or ended
         timing = Timing(tokenise=admitted - begun, queue=started - admitted, inference=ended - started)
         self.metrics.stages(tokenise=timing.tokenise, queue=timing.queue, inference=timing.inference)
-        answers = [
-            job if isinstance(job, Refusal) else _answer(request.outcomes[place])
-            for place, job in enumerate(jobs)
-        ]
+        answers = [job if isinstance(job, Refusal) else _answer(job, request.outcomes) for job in jobs]
         self._count(rows, jobs, answers)
         return answers, timing
+
+    def _check_windows(self, caller: str, rows: Sequence[Row], jobs: Sequence[Job | Refusal]) -> None:
+        """Refuse a request whose rows have more windows than the queue has places for."""
+        more: Counter[str] = Counter()
+        for row, job in zip(rows, jobs, strict=True):
+            if isinstance(job, Job) and job.row.more:
+                more[row.task] += len(job.row.more)
+        if not more:
+            return
+        if (total := len(rows) + more.total()) > self.settings.queue_rows:
+            raise Refusal(
+                status=413,
+                kind="too_many_windows",
+                message=f"the texts of the request have {total:,} windows, and the server takes at most "
+                f"{self.settings.queue_rows:,}; send several requests",
+            )
+        try:
+            self._engine.reserve(caller, more)
+        except Overloaded as error:
+            raise _overloaded(error) from None
+        self._engine.release(caller, more)  # they enter the queue without waiting for anything else
 
     async def _run(self, request: _Request, jobs: Sequence[Job], caller: str, deadline: float) -> None:
         """Put the jobs into the queue and wait until all are done."""
         waiting = []
-        for job in jobs:
+        for job in [window for row in jobs for window in row.windows]:
             job.request = request
             waiting.append(
                 Waiting(
@@ -308,8 +330,9 @@ class Service:
     def _settle(self, done: Sequence[Done]) -> None:
         for each in done:
             request: _Request = each.job.request
-            assert each.job.place not in request.outcomes, "a row is answered once"
-            request.outcomes[each.job.place] = each
+            place = each.job.place, each.job.window
+            assert place not in request.outcomes, "a row is answered once"
+            request.outcomes[place] = each
             request.missing -= 1
             if isinstance(each.outcome, Refusal) and each.outcome.kind in (gone().kind, too_late().kind):
                 if not request.finished.done():
@@ -332,17 +355,23 @@ class Service:
             self.metrics.rows(task, count, truncated=truncated, refused=refused)
 
 
-def _answer(done: Done) -> RowAnswer | Refusal:
-    if isinstance(done.outcome, Refusal):
-        return done.outcome
-    packed = done.job.packed
+def _answer(job: Job, outcomes: Mapping[tuple[int, int], Done]) -> RowAnswer | Refusal:
+    """The answer to a row: the mean of its windows' logits, or the first refusal among them."""
+    windows = job.row.windows
+    found: list[tuple[float, ...]] = []
+    for number in range(len(windows)):
+        outcome = outcomes[job.place, number].outcome
+        if isinstance(outcome, Refusal):
+            return outcome
+        found.append(outcome)
+    packed = job.packed
     return RowAnswer(
         name=packed.name,
         digest=packed.digest,
         task=packed.task,
-        logits=done.outcome,
-        tokens=len(done.job.row),
-        truncated=done.job.truncated,
+        logits=found[0] if len(found) == 1 else tuple(torch.tensor(found).mean(0).tolist()),
+        tokens=sum(map(len, windows)),
+        truncated=job.truncated,
     )
 
 

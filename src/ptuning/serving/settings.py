@@ -34,6 +34,7 @@ class Settings:
             has at most as many as it leaves free.
         max_rows: Maximum rows per request.
         max_text_characters: Maximum characters per text.
+        max_windows: Maximum windows of a text that is too long. A row with more is refused.
         max_body_bytes: Maximum bytes of the body of a request.
         timeout: Seconds after which a request is answered with 504.
         tokenise_threads: Threads that turn texts into token ids. Each has its own copy of the tokenizer.
@@ -57,6 +58,7 @@ class Settings:
     queue_rows: _Count = 16_384
     max_rows: _Count = 1024
     max_text_characters: _Count = 200_000
+    max_windows: _Count = 64
     max_body_bytes: _Count = 2 << 20
     timeout: _Seconds = 30.0
     tokenise_threads: _Count = 2

@@ -210,7 +210,7 @@ class TaskRegistry:
                 name=name,
                 digest=digest,
                 task=packed.task,
-                max_tokens=Tokenise.for_task(packed, self.tokenizer, self.table.backbone, "truncate").limit,
+                max_tokens=Tokenise.for_task(packed, self.tokenizer, self.table.backbone).limit,
                 loaded_at=time.time(),
                 source=source,
                 card=card,

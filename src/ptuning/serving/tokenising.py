@@ -120,12 +120,21 @@ class Tokenising:
 
     def _job(self, tokens: _Tokens, packed: PackedTask, truncate: bool) -> Job | Refusal:
         row, length = tokens
-        job = Job(row=row, packed=packed, truncated=length > len(row))
+        several = len(row.windows) > 1
+        job = Job(row=row, packed=packed, truncated=row.cut if several else length > len(row))
         if job.truncated and not truncate:
+            most = f"{len(row.windows)} windows of {len(row):,} tokens" if several else f"{len(row):,}"
             return _wrong(
                 "too_many_tokens",
-                f"the text has {length:,} tokens, and the task {packed.name} takes at most {len(row):,}; "
+                f"the text has {length:,} tokens, and the task {packed.name} takes at most {most}; "
                 "shorten it, or allow that it is cut",
+            )
+        if len(row.windows) > self._settings.max_windows:
+            return Refusal(
+                status=413,
+                kind="too_many_windows",
+                message=f"the text has {length:,} tokens, which are {len(row.windows):,} windows, and the "
+                f"server takes at most {self._settings.max_windows:,}; shorten it",
             )
         if job.length > self._settings.batch_tokens:
             return Refusal(

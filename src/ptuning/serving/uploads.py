@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 from ptuning import adapters
 from ptuning.adapters.atomic import remove_folder, replace_folder, writing_errors
-from ptuning.errors import AdapterError, ConfigError, OutputError
+from ptuning.errors import AdapterError, AdapterTooLarge, ConfigError, OutputError
 from ptuning.serving.rows import Refusal
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Uploads:
 
         Raises:
             AdapterError: not an archive of one adapter, an altered one, or one for another backbone.
+            AdapterTooLarge: more than :attr:`max_bytes`.
             OutputError: it could not be written. What was served before is unchanged.
             Refusal: 409, the task's folder exists and is not an adapter.
         """
@@ -93,7 +94,7 @@ class Uploads:
         """
         if not _HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
             raise ConfigError("hub_id", got=repr(hub_id), expected="OWNER/NAME on the Hub")
-        found = await asyncio.to_thread(adapters.locate, hub_id, revision=revision)
+        found = await asyncio.to_thread(adapters.locate, hub_id, revision=revision, max_bytes=self.max_bytes)
 
         def copy(new: Path) -> None:
             for file in adapters.OWN_FILES:
@@ -175,7 +176,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     nothing but ordinary files.
 
     Raises:
-        AdapterError: not such an archive, or more than ``max_bytes`` or :data:`MAX_FILES`.
+        AdapterError: not such an archive, or more than :data:`MAX_FILES`.
+        AdapterTooLarge: more than ``max_bytes``.
     """
     try:
         with _opened(archive) as members:
@@ -267,6 +269,10 @@ def _too_many() -> AdapterError:
     return AdapterError(f"the archive has more than {MAX_FILES} files")
 
 
+def _too_large(max_bytes: int) -> AdapterTooLarge:
+    return AdapterTooLarge(f"the archive's files have more than {max_bytes:,} bytes")
+
+
 def _write(members: Iterator[Member], folder: Path, max_bytes: int) -> None:
     left = max_bytes
     for name, size, opened in members:
@@ -274,7 +280,7 @@ def _write(members: Iterator[Member], folder: Path, max_bytes: int) -> None:
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
             raise AdapterError(f"the archive has {name!r}, which is not a path inside of it")
         if size > left:
-            raise AdapterError(f"the archive's files have more than {max_bytes:,} bytes")
+            raise _too_large(max_bytes)
         target = folder.joinpath(*path.parts)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -287,5 +293,5 @@ def _write(members: Iterator[Member], folder: Path, max_bytes: int) -> None:
             while part := source.read(PART):
                 left -= len(part)  # a zip's sizes may be wrong
                 if left < 0:
-                    raise AdapterError(f"the archive's files have more than {max_bytes:,} bytes")
+                    raise _too_large(max_bytes)
                 stream.write(part)

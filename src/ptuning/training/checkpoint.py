@@ -90,6 +90,8 @@ def data_digest(*splits: Sequence[TokenRow]) -> str:
         digest.update(str(len(rows)).encode())
         for row in rows:
             digest.update(repr((row.input_ids, row.label)).encode())
+            for window in row.more:
+                digest.update(repr(window.input_ids).encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ docs and the checks all read them. Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -20,12 +21,13 @@ from pydantic import (
     model_validator,
 )
 
-from ptuning.data.options import BadRows, Duplicates, ReadOptions
+from ptuning.data.options import WINDOWS, BadRows, Duplicates, ReadOptions, TooLong
 from ptuning.errors import ConfigError
 from ptuning.kinds import KINDS
 from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
 from ptuning.paths import local_path
-from ptuning.validation import Checked, Float, Int, OneOf, current_names, validated
+from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP
+from ptuning.validation import Checked, Float, Int, OneOf, current_names, shortened, validated
 
 _FRACTION = 0.1
 """The default share of the training rows that is split off for validation."""
@@ -54,6 +56,32 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_as_text, value))
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""The experiment trackers that can be named."""
+
+
+def tracker_names(value: Any) -> Any:
+    """One tracker's name, several separated by commas, or a list, as a tuple without repetitions.
+
+    Raises:
+        ConfigError: an unknown tracker.
+    """
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        return given
+    found = [each.strip() if isinstance(each, str) else each for each in given]
+    for name in found:
+        if name not in TRACKERS:
+            close = get_close_matches(str(name).lower(), TRACKERS, n=1)
+            raise ConfigError(
+                "track",
+                got=shortened(name),
+                expected=f"one or several of {', '.join(TRACKERS)}",
+                remedy=f"did you mean {close[0]}?" if close else None,
+            )
+    return tuple(dict.fromkeys(found))
 
 
 Names = Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_text)]
@@ -119,13 +147,33 @@ class DataConfig(Checked):
     max_length: Annotated[Int, Field(ge=4, le=10_000_000)] | None = Field(
         None, description="maximum input length in tokens, prompt included; the backbone's limit"
     )
-    too_long: Literal["truncate", "error"] = Field(
-        "truncate", description="cut long texts, longest first, or refuse them"
+    too_long: TooLong | None = Field(
+        None,
+        description="'truncate' cuts long texts, longest first, 'error' refuses them, 'windows' reads them "
+        "in overlapping windows and averages their logits; as the adapter was trained, else 'truncate'",
+    )
+    max_windows: Annotated[Int, Field(ge=2, le=MAX_WINDOWS)] | None = Field(
+        None, description=f"maximum windows per row; what is behind them is cut; {WINDOWS}"
+    )
+    window_overlap: Annotated[Float, Field(ge=0, le=MAX_OVERLAP)] | None = Field(
+        None, description=f"share of a window's text that is also in the window before it; {OVERLAP}"
     )
 
     def reading(self) -> ReadOptions:
         """The options of :func:`ptuning.data.load_examples`, the same for every source."""
         return cast(ReadOptions, {name: getattr(self, name) for name in ReadOptions.__annotations__})
+
+    @model_validator(mode="after")
+    def _windows_are_used(self) -> DataConfig:
+        """Refuse options of windows that would have no effect."""
+        for name in ("max_windows", "window_overlap"):
+            if getattr(self, name) is not None and self.too_long != "windows":
+                raise ConfigError(
+                    f"data.{name}: only used with data.too_long: windows",
+                    got=f"data.too_long: {self.too_long or 'truncate'}",
+                    remedy="set data.too_long to windows, or leave it out",
+                )
+        return self
 
 
 class FitConfig(Checked):
@@ -264,6 +312,17 @@ class TrainConfig(Checked):
     fit: FitConfig = Field(default_factory=FitConfig, description="how it is trained")
     search: SearchConfig = Field(default_factory=SearchConfig, description="options of recipe: search")
     engine: Engine = Field(default_factory=Engine, description="how it is computed")
+    track: Annotated[tuple[str, ...], BeforeValidator(tracker_names)] = Field(
+        (),
+        description="log the run to tensorboard, wandb, mlflow or trackio; several separated by commas; "
+        "no tracker",
+    )
+    track_project: str | None = Field(
+        None, description="project of the trackers (MLflow: experiment); 'ptuning'"
+    )
+    track_folder: str | None = Field(
+        None, description="folder that TensorBoard, MLflow and wandb write to; OUTPUT.run/tracking"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="data type of the frozen weights; 'auto' is bf16 where the device computes it fast; "
@@ -272,6 +331,10 @@ class TrainConfig(Checked):
     device: Literal["auto", "cpu"] = Field(
         "auto", description="'auto' uses a GPU or another accelerator if there is one"
     )
+    report: bool = Field(
+        True, description="write OUTPUT.run/report.html, a page about what the adapter has learned"
+    )
+    no_texts: bool = Field(False, description="leave the texts of the rows out of the report")
 
     @model_validator(mode="before")
     @classmethod
@@ -356,10 +419,19 @@ class TrainConfig(Checked):
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> TrainConfig:
         """Refuse options that would have no effect because of another option."""
+        for name in ("track_project", "track_folder"):
+            if getattr(self, name) is not None and not self.track:
+                raise ConfigError(
+                    f"{name}: there is no tracker", remedy="name one with track, or leave it out"
+                )
         if self.data.validation is not None and self.data.validation_fraction != _FRACTION:
             raise ConfigError(
                 "data.validation_fraction: with data.validation nothing is split off",
                 remedy="leave one of them out",
+            )
+        if self.no_texts and not self.report:
+            raise ConfigError(
+                "no_texts: no report is written (report: false)", remedy="leave one of them out"
             )
         if not self.prompt.train_head and self.fit.head_learning_rate is not None:
             raise ConfigError(

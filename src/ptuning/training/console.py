@@ -8,30 +8,32 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from ptuning.progress import new_console, progress_bar
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.trials import Trial
 
 
 class ConsoleCallback(Callback):
-    """Prints a line per evaluation, and on a terminal shows a progress bar."""
+    """Prints a line per evaluation; on a terminal and in a notebook it shows a progress bar.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._progress = Progress(
+    Args:
+        console: Where to print; by default, standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console = console or new_console()
+        self._progress = progress_bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[details]}"),
             TimeRemainingColumn(),
             console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._loss: float | None = None
         self._ahead: TaskID | None = None

@@ -21,10 +21,11 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 from torch import Tensor
 
-from ptuning.data.tokens import sorted_batches
+from ptuning.data.tokens import sorted_batches, windows_of
 from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.windows import mean_of_windows
 from ptuning.task import Task
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
@@ -169,26 +170,28 @@ def _output(model: PTuningModel) -> str:
 
 
 def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], None]) -> NDArray[np.float64]:
-    """``[N, H]``: the input of the head's last layer for each row."""
+    """``[N, H]``: the input of the head's last layer for each row, the mean over its windows."""
     model = model.twin().eval()  # a copy, so that the hook does not see another thread's batches
     output = model.backbone.model.get_submodule(_output(model))
+    counts = [len(row.windows) for row in split.rows]
     seen: list[Tensor] = []
     done = 0
 
     def on_batch(rows: int) -> None:
         nonlocal done
         done += rows
-        on_rows(done, len(split.rows))
+        on_rows(done, sum(counts))
 
     hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
     try:
         logits_of(model, split.rows, on_batch=on_batch)
     finally:
         hook.remove()
-    order = [row for batch in sorted_batches(split.lengths, None, BATCH_TOKENS) for row in batch]
+    lengths = list(map(len, windows_of(split.rows)))
+    order = [row for batch in sorted_batches(lengths, None, BATCH_TOKENS) for row in batch]
     found = torch.empty(len(order), seen[0].shape[-1])
     found[order] = torch.cat(seen)
-    return found.numpy().astype(np.float64)
+    return mean_of_windows(found, counts).numpy().astype(np.float64)
 
 
 def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
-from ptuning.data.tokens import TooLong
+from ptuning.data.options import TooLong
 from ptuning.model.config import DeepPrompt, Pooling
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
@@ -32,8 +31,10 @@ class Job:
         prompt: The settled configuration of its prompt.
         examples: The rows of every split, read and checked.
         config: How to train.
-        too_long: How long texts are treated.
+        too_long: What happens to long texts; ``None`` for what the task says.
         output: The adapter's folder, if one is written.
+        report: Whether a report is written next to it.
+        no_texts: Whether the report leaves the texts out.
         found: What a search chose, by name.
         start: How it starts, if the model was trained before.
     """
@@ -42,8 +43,10 @@ class Job:
     prompt: SettledPrompt
     examples: Examples
     config: FitConfig
-    too_long: TooLong
+    too_long: TooLong | None
     output: Path | None = None
+    report: bool = False
+    no_texts: bool = False
     found: Mapping[str, Any] | None = None
     start: WarmStart | None = None
 
@@ -85,7 +88,7 @@ def make_job(
     if source is not None:
         say(source.summary(continues=gathered.continues))
     with Draws(device).drawing():
-        set_seed(config.fit.seed)  # initialises prompt and head
+        torch.manual_seed(config.fit.seed)  # initialises prompt and head
         if source is None:
             model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
         else:
@@ -97,6 +100,8 @@ def make_job(
         examples=examples,
         config=config.fit,
         too_long=config.data.too_long,
+        report=config.report,
+        no_texts=config.no_texts,
         found=earlier.found,
         start=None if source is None else source.start(task, continues=gathered.continues),
     )

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from accelerate.utils import broadcast_object_list, set_seed
+import torch
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data import Example, encode_labels
@@ -70,9 +71,9 @@ def measured_pooling(
         # Without an offset, all positions are for the text. Texts that are too long are refused later.
         trial = replace(prompt, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0)
         with Draws(backbone.device).drawing():
-            set_seed(config.fit.seed)
+            torch.manual_seed(config.fit.seed)
             model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
-        return explained(model, cache.split(model, sample, "truncate"))
+        return explained(model, cache.split(model, sample, None))
 
     apart, together = share("similarity"), share("layers")
     if apart is None or together is None:

@@ -16,6 +16,7 @@ from ptuning.data.continued import Continued, continued_task
 from ptuning.data.duplicates import repeats
 from ptuning.data.label_oddities import label_oddities
 from ptuning.data.memory import in_memory, named_splits
+from ptuning.data.options import WINDOWS, TooLong
 from ptuning.data.task_labels import Labelled, task_labels
 from ptuning.data.token_cache import token_rows_of
 from ptuning.data.tokenised import (
@@ -25,11 +26,11 @@ from ptuning.data.tokenised import (
     load_tokenised,
     token_rows,
 )
-from ptuning.data.tokens import Tokenise, TokenRow, TooLong
+from ptuning.data.tokens import Tokenise, TokenRow
 from ptuning.errors import ConfigError
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
-from ptuning.task import Task
+from ptuning.task import OVERLAP, Task
 from ptuning.training.config import DataConfig
 
 ONE_TEXT = "one text per row"
@@ -115,7 +116,8 @@ class Split:
 
     @property
     def lengths(self) -> list[int]:
-        return [len(row) for row in self.rows]
+        """The places of each row in a padded batch: its tokens, or those of all its windows."""
+        return [row.places() for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +223,7 @@ def gather_all(
         if task.pair:
             raise ConfigError("data.train", got=ONE_TEXT, expected="two, as the task has", remedy=NAME_BOTH)
         task = replace(task, pair=True)  # the model's task was made without seeing the rows
+    task = reading_long_texts(task, config)
     pair, source = (
         (train.columns.pair, "the training rows have")
         if isinstance(train, Loaded)
@@ -247,6 +250,17 @@ def gather_all(
     )
 
 
+def reading_long_texts(task: Task, config: DataConfig) -> Task:
+    """``task``, with what the configuration says about texts that are too long."""
+    if config.too_long is None:
+        return task
+    if config.too_long != "windows":
+        return replace(task, max_windows=1, window_overlap=OVERLAP)
+    windows = config.max_windows or (task.max_windows if task.max_windows > 1 else WINDOWS)
+    overlap = task.window_overlap if config.window_overlap is None else config.window_overlap
+    return replace(task, max_windows=windows, window_overlap=overlap)
+
+
 def _notes(split: Loaded, task: Task, *, training: bool) -> list[str]:
     """What the user should know about how a split was read, and about oddities in the training rows."""
     notes: list[str] = list(split.notes)
@@ -270,7 +284,7 @@ def public_name(source: str) -> str:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
-def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLong = "truncate") -> Split:
+def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLong | None = None) -> Split:
     """``examples`` as ``model`` takes them.
 
     Raises:
@@ -288,15 +302,32 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
     return Split(rows=rows, targets=np.asarray(labels, dtype=np.float64))
 
 
-def full_rows(model: PTuningModel, examples: Sequence[Example], split: Split) -> tuple[int, int] | None:
-    """How many rows have the maximum number of tokens, so that they were probably cut; and that maximum.
+def about_long_rows(model: PTuningModel, examples: Sequence[Example], split: Split) -> str | None:
+    """A sentence about the training rows that are cut or read in windows.
 
-    ``None`` if ptuning did not tokenise the rows, or there is no maximum.
+    ``None`` if there are none, if ptuning did not tokenise the rows, or if there is no maximum length.
     """
     if model.tokenizer is None or any(isinstance(example, TokenisedExample) for example in examples[:1]):
         return None
-    limit = Tokenise.for_model(model).limit
-    return None if limit is None else (sum(length >= limit for length in split.lengths), limit)
+    if (limit := Tokenise.for_model(model).limit) is None:
+        return None
+    rows, task = split.rows, model.task
+    if task.max_windows == 1:
+        if not (full := sum(len(row) >= limit for row in rows)):
+            return None
+        return (
+            f"{full:,} of {len(rows):,} training rows have the maximum of {limit} tokens; longer texts are "
+            "cut (data.too_long: error refuses them, windows reads all of them)"
+        )
+    counts = [len(row.windows) for row in rows if row.more]
+    if not counts:
+        return None
+    cut = sum(row.cut for row in rows)
+    return (
+        f"{len(counts):,} of {len(rows):,} training rows have more than {limit} tokens and are read in "
+        f"windows, {sum(counts) / len(counts):.1f} on average"
+        + (f"; the end of {cut:,} is cut (data.max_windows: {task.max_windows})" if cut else "")
+    )
 
 
 def _refuse_single_texts(model: PTuningModel) -> None:

@@ -72,7 +72,7 @@ class Facts:
         prompt = model.prompt_config
         return cls(
             rows=len(rows),
-            tokens=sum(map(len, rows)),
+            tokens=sum(row.places() for row in rows),
             depth=prompt.depth,
             encoder=prompt.encoder.kind,
             virtual_tokens=prompt.virtual_tokens,

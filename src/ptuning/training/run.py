@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from ptuning.data.places import listing
 from ptuning.errors import ConfigError
@@ -33,11 +33,13 @@ from ptuning.training.extensions import (
 )
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
-from ptuning.training.prepare import TrainingData, full_rows, gather
+from ptuning.training.prepare import TrainingData, about_long_rows, gather
 from ptuning.training.records import TrainResult
+from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
+from ptuning.training.run_files import CHECKPOINT, CONFIG, REPORT, RESULT, refuse_unfinished, write
+from ptuning.training.tracking import tracked, tracked_by
 from ptuning.training.trainer import Trainer
 from ptuning.training.warm_start import WarmStart
 from ptuning.validation import validated
@@ -57,6 +59,8 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     lr_scheduler: MakeScheduler | None = None,
     accelerator: Accelerator | None = None,
+    report: bool = True,
+    no_texts: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
@@ -83,7 +87,11 @@ def fit(
             ``params``, ``lr``, ``weight_decay`` and ``name``.
         lr_scheduler: In place of ``lr_scheduler_type``: creates a scheduler from the optimizer and the number
             of steps.
-        accelerator: Your ``Accelerator``, if you have one.
+        accelerator: Your ``Accelerator``, if you have one. Its trackers log the run, as
+            :class:`~ptuning.TrackerCallback` does; if you have not called ``init_trackers``, it is called for
+            the project ``ptuning``. ``end_training`` is left to you.
+        report: Whether a page about what the adapter has learned is written to ``OUTPUT.run/report.html``.
+        no_texts: Whether that page leaves the texts of the rows out.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
@@ -130,8 +138,11 @@ def fit(
         config=config,
         too_long=options.too_long,
         output=target,
+        report=report,
+        no_texts=no_texts,
         start=None if model.loaded is None else WarmStart(keeps_head=True),
     )
+    extensions = tracked_by(extensions, accelerator)
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
 
 
@@ -170,8 +181,8 @@ def train(
 ) -> TrainResult:
     """Train a prompt with ``config`` and write the adapter to ``config.output``.
 
-    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``) are next to it in
-    ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
+    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``, ``report.html``) are next to it
+    in ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
 
     Args:
         resume: Continue from the run's checkpoint.
@@ -194,6 +205,7 @@ def train(
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
+    extensions = tracked(extensions, config)
     return train_on(RunCache(), config, resume=resume, restart=restart, extensions=extensions)
 
 
@@ -227,6 +239,7 @@ def train_on(
         on_start()
         started = True
         if accelerator.is_main_process and resume:
+            run_files.remove(folder / REPORT)
             run_files.remove(folder / RESULT)  # the run is not finished any more
         elif accelerator.is_main_process:
             run_files.clear(folder, search=found is None)
@@ -262,7 +275,7 @@ def run(
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
     model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
     with draws.drawing():
-        set_seed(job.config.seed)
+        torch.manual_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
     plan = plan_run(
         model, job.prompt, data, job.config, found=job.found, extensions=extensions, start=job.start
@@ -294,7 +307,11 @@ def run(
         if plan.fit.calibrate:
             result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
-            _save(job, plan, result)
+            model.save_pretrained(job.output, **adapter_details(job, plan, result))
+            if job.report:
+                say = trainer.callbacks.on_message
+                file = run_folder(job.output) / REPORT
+                write_report(file, lambda: report_of(job, plan, result, scored), say)
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
@@ -306,12 +323,8 @@ def run(
 def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
     """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
-    full = full_rows(job.model, job.examples.train, data.train) if job.too_long == "truncate" else None
-    if full and full[0]:
-        say(
-            f"{full[0]:,} of {len(data.train.rows):,} training rows have the maximum of {full[1]} tokens; "
-            "longer texts are cut (data.too_long: error refuses them)"
-        )
+    if job.too_long != "error" and (long := about_long_rows(job.model, job.examples.train, data.train)):
+        say(long)
     if plan.select.note is not None:
         say(plan.select.note)
 
@@ -384,17 +397,15 @@ def _calibrated(trainer: Trainer, scored: Mapping[str, Scored], result: TrainRes
     return replace(result, metrics=metrics, calibration=record)
 
 
-def _save(job: Job, plan: Plan, result: TrainResult) -> None:
-    """Write the adapter, with its training data, options and metrics."""
-    assert job.output is not None
-    job.model.save_pretrained(
-        job.output,
-        metrics={
+def adapter_details(job: Job, plan: Plan, result: TrainResult) -> dict[str, Any]:
+    """What an adapter records of its run: ``metrics`` and ``extra`` of ``save_pretrained``."""
+    return {
+        "metrics": {
             **result.metrics,
             "baseline": result.baseline[result.reported],
             "baseline_rule": result.baseline_rule,
         },
-        extra={
+        "extra": {
             "data": job.examples.record(),
             "fit": plan.fit.model_dump(mode="json"),
             "rates": result.setting["rates"],
@@ -404,4 +415,4 @@ def _save(job: Job, plan: Plan, result: TrainResult) -> None:
             **({} if plan.start is None or plan.start.record is None else {"init_from": plan.start.record}),
             **({} if result.calibration is None else {"calibration": result.calibration}),
         },
-    )
+    }

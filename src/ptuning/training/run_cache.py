@@ -6,7 +6,7 @@ several gives the same result: nothing here depends on the seed or the learning 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,17 +16,37 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.data import Example
+from ptuning.data.options import TooLong
 from ptuning.data.stems import Stems, stems_of
-from ptuning.data.tokens import TokenRow, TooLong
+from ptuning.data.tokens import TokenRow
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import Pooling
 from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.threads import ACCELERATE
-from ptuning.training.config import TrainConfig
+from ptuning.training.config import DataConfig, TrainConfig
 from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, read_all, tokenised
 from ptuning.training.warm_start import Source
+
+Loaded = tuple[Backbone, PreTrainedTokenizerBase | None]
+"""A backbone and its tokenizer."""
+LoadBackbone = Callable[[TrainConfig, Task, torch.dtype | None, torch.device], Loaded]
+
+
+def load_named(config: TrainConfig, task: Task, dtype: torch.dtype | None, device: torch.device) -> Loaded:
+    """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
+    backbone, tokenizer = load_backbone(
+        config.backbone,
+        task.num_labels,
+        task.problem_type,
+        None,
+        config.revision,
+        dtype,
+        allow_pickle="backbone" not in config.left_open,  # else the adapter's author chose it
+    )
+    # Moved before the first task is created, so that all tasks see it on the same device.
+    return backbone.to(device), tokenizer
 
 
 class _Tokens(NamedTuple):
@@ -38,11 +58,19 @@ class _Tokens(NamedTuple):
 
 
 class RunCache:
-    """What runs share. Entries are never removed, so a cache should not outlive its runs."""
+    """What runs share. Entries are never removed, so a cache should not outlive its runs.
 
-    def __init__(self) -> None:
-        self._backbones: dict[Hashable, tuple[Backbone, PreTrainedTokenizerBase | None]] = {}
-        self._gathered: dict[Hashable, Gathered] = {}
+    Args:
+        gathered: Rows that are in memory, by the configuration that stands for them; others are read.
+        load: Loads a backbone that no run had yet.
+    """
+
+    def __init__(
+        self, *, gathered: Mapping[DataConfig, Gathered] | None = None, load: LoadBackbone = load_named
+    ) -> None:
+        self._load = load
+        self._backbones: dict[Hashable, Loaded] = {}
+        self._gathered: dict[Hashable, Gathered] = dict(gathered or {})
         self._reported: set[Hashable] = set()
         self._sources: dict[str, Source] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
@@ -74,24 +102,14 @@ class RunCache:
 
     def backbone(
         self, config: TrainConfig, task: Task, *, dtype: torch.dtype | None, device: torch.device
-    ) -> tuple[Backbone, PreTrainedTokenizerBase | None]:
+    ) -> Loaded:
         """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
         key = (config.backbone, config.revision, task.num_labels, task.problem_type, dtype, device)
         if key not in self._backbones:
-            backbone, tokenizer = load_backbone(
-                config.backbone,
-                task.num_labels,
-                task.problem_type,
-                None,
-                config.revision,
-                dtype,
-                allow_pickle="backbone" not in config.left_open,  # else the adapter's author chose it
-            )
-            # Moved before the first task is created, so that all tasks see it on the same device.
-            self._backbones[key] = backbone.to(device), tokenizer
+            self._backbones[key] = self._load(config, task, dtype, device)
         return self._backbones[key]
 
-    def split(self, model: PTuningModel, examples: Sequence[Example], too_long: TooLong) -> Split:
+    def split(self, model: PTuningModel, examples: Sequence[Example], too_long: TooLong | None) -> Split:
         """:func:`~ptuning.training.prepare.tokenised`, with every text tokenised once.
 
         Token ids are cached per row, not per split, because each seed splits off other validation rows.
@@ -109,7 +127,7 @@ class RunCache:
             targets=np.asarray([each.target for each in found], dtype=np.float64),
         )
 
-    def data(self, model: PTuningModel, examples: Examples, too_long: TooLong) -> TrainingData:
+    def data(self, model: PTuningModel, examples: Examples, too_long: TooLong | None) -> TrainingData:
         """All splits of ``examples``, tokenised."""
         return TrainingData(
             train=self.split(model, examples.train, too_long),
@@ -133,7 +151,7 @@ def _data_key(config: TrainConfig) -> Hashable:
     return config.data if config.init_from is None else (config.data, config.init_from, config.init_head)
 
 
-def _tokens_key(model: PTuningModel, too_long: TooLong) -> Hashable:
+def _tokens_key(model: PTuningModel, too_long: TooLong | None) -> Hashable:
     """Everything that the token ids and the label of a text depend on."""
     layout: tuple[Any, ...] = (model.max_text_tokens, model.inserted_tokens, model.needs_segments)
     return (id(model.backbone.weights), id(model.tokenizer), *layout, model.task, too_long)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
 from ptuning.data.stems import Stems
-from ptuning.data.tokens import shuffled_batches
+from ptuning.data.tokens import cut, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, pad_id
 from ptuning.model.drawing import Draws
@@ -272,7 +272,7 @@ class Trainer:
         config = self.config
         lengths, tokens = self.data.train.lengths, config.batch_tokens
         if tokens is not None:  # including the tokens that an input prompt adds
-            lengths = [length + self.model.inserted_tokens for length in lengths]
+            lengths = [row.places(self.model.inserted_tokens) for row in self.data.train.rows]
         return shuffled_batches(
             lengths, config.batch_size, seed=config.seed, epoch=epoch, batch_tokens=tokens
         )
@@ -286,6 +286,7 @@ class Trainer:
     def _step(self, group: list[list[int]]) -> tuple[float, int]:
         """One optimizer step over a group of batches; returns the mean loss and the number of rows."""
         rows = sum(map(len, group))
+        group = [part for batch in group for part in self._parts(batch)]
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(group):
             last = number == len(group) - 1
@@ -299,6 +300,14 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss, rows
+
+    def _parts(self, batch: list[int]) -> list[list[int]]:
+        """A batch in parts that run after one another, so that long texts need no more memory than cut ones.
+
+        Each has at most ``batch_size`` windows, or one row.
+        """
+        windows = {row: len(self.data.train.rows[row].windows) for row in batch}
+        return cut(batch, windows, None, self.config.batch_size)
 
     def _backward(self, batch: list[int], rows: int) -> Tensor:
         """Add a batch's gradient; returns the batch's part of the group's mean loss."""

@@ -7,7 +7,7 @@ input, best first. A task without labels, such as a regression, answers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -16,12 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning.serving.protocols.exchange import Answers, Exchange, router_of
-from ptuning.serving.protocols.reading import Few, Lenient, TextPair
-from ptuning.serving.protocols.writing import Json, written
+from ptuning.serving.protocols.reading import Inputs, Lenient, pairs_of
+from ptuning.serving.protocols.writing import Json, Score, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import Function, best_first, scores_of
-
-Input = str | TextPair
 
 
 class Parameters(Lenient):
@@ -34,21 +32,12 @@ class Parameters(Lenient):
 class TextClassification(Lenient):
     """One input or several."""
 
-    inputs: Input | Few[Input] = Field(
-        description='a text, a {"text", "text_pair"} object, or a list of these'
-    )
+    inputs: Inputs
     parameters: Parameters | None = Field(
         None,
         description='an object with "top_k" (a number above 0) and "function_to_apply" (softmax, '
         "sigmoid or none)",
     )
-
-
-class Score(BaseModel):
-    """A label and its score."""
-
-    label: str
-    score: float
 
 
 class Error(BaseModel):
@@ -61,12 +50,6 @@ class Error(BaseModel):
 def shape(refusal: Refusal) -> Mapping[str, Any]:
     """The body of an error."""
     return {"error": refusal.message, "error_type": refusal.kind}
-
-
-def read(request: TextClassification) -> Sequence[TextPair]:
-    """The texts of a request."""
-    given = request.inputs if isinstance(request.inputs, list) else [request.inputs]
-    return [TextPair(text=each) if isinstance(each, str) else each for each in given]
 
 
 def write(answers: Answers, parameters: Parameters) -> list[list[dict[str, Any]]]:
@@ -89,7 +72,7 @@ def router(exchange: Exchange) -> APIRouter:
         responses={"4XX": {"model": Error}, "5XX": {"model": Error}},
     )
     async def classify(task: str, body: TextClassification, request: Request) -> Response:
-        answers = await exchange.answer(request, task, read(body))
+        answers = await exchange.answer(request, task, pairs_of(body.inputs))
         return await written(lambda: Json(write(answers, body.parameters or Parameters())), answers.rows)
 
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -13,33 +13,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ptuning.serving.protocols.exchange import Answers, Exchange, router_of
-from ptuning.serving.protocols.reading import Few, Lenient, TextPair
-from ptuning.serving.protocols.writing import Json, written
+from ptuning.serving.protocols.reading import ForModel, pairs_of
+from ptuning.serving.protocols.writing import Json, Score, written
 from ptuning.serving.rows import Refusal
 from ptuning.serving.scores import best_first, scores_of
 
-Input = str | TextPair
 NOT_NAMED = "default/not-specified"
 """What infinity's client sends as the model if its user names none."""
 
 
-class Classify(Lenient):
+class Classify(ForModel):
     """Texts for one task."""
 
-    model: str | None = Field(
-        None, description="the name of a task; it may be left out if there is one task only"
-    )
-    input: Input | Few[Input] = Field(
-        description='a text, a {"text", "text_pair"} object, or a list of these'
-    )
     raw_scores: bool = Field(False, description="true or false")
-
-
-class Score(BaseModel):
-    """A label and its score."""
-
-    score: float
-    label: str
 
 
 class Usage(BaseModel):
@@ -112,12 +98,6 @@ def shape(refusal: Refusal) -> Mapping[str, Any]:
     return {"error": problem.model_dump()}
 
 
-def read(given: Input | list[Input]) -> Sequence[TextPair]:
-    """The texts of a request."""
-    texts = given if isinstance(given, list) else [given]
-    return [TextPair(text=each) if isinstance(each, str) else each for each in texts]
-
-
 def write(answers: Answers, *, raw: bool) -> dict[str, Any]:
     """The body of the answer."""
     data = [best_first(scores_of(row, "none" if raw else None)) for row in answers.rows]
@@ -138,7 +118,7 @@ def router(exchange: Exchange) -> APIRouter:
     @made.post("/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
         task = exchange.named(request, None if body.model == NOT_NAMED else body.model)
-        answers = await exchange.answer(request, task, read(body.input))
+        answers = await exchange.answer(request, task, pairs_of(body.input))
         return await written(lambda: Json(write(answers, raw=body.raw_scores)), answers.rows)
 
     @made.get("/models", summary="The tasks", response_model=Models, responses=ERRORS)

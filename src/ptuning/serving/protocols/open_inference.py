@@ -2,8 +2,8 @@
 
 A task takes the tensors ``text`` and, for pairs, ``text_pair`` (``BYTES``, ``[N]``). It answers with
 ``label`` (``BYTES``, ``[N]``) and ``probabilities`` (``FP32``, ``[N, C]``), or with ``value`` (``FP64``,
-``[N]``) if it has no labels. A multi-label task's ``label`` is a JSON list of the labels above their threshold.
-Tensors may be binary (the extension ``binary_tensor_data``).
+``[N]``) if it has no labels. A multi-label task's ``label`` is a JSON list of the labels above their
+threshold. Tensors may be binary (the extension ``binary_tensor_data``).
 """
 
 from __future__ import annotations

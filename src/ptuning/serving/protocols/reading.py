@@ -54,6 +54,29 @@ class TextPair(Strict):
     text_pair: str | None = None
 
 
+Input = str | TextPair
+Inputs = Annotated[
+    Input | Few[Input],
+    Field(description='a text, a {"text", "text_pair"} object, or a list of these'),
+]
+"""What other servers' protocols take: one input or several."""
+
+
+def pairs_of(given: Input | list[Input]) -> Sequence[TextPair]:
+    """The texts of a request."""
+    texts = given if isinstance(given, list) else [given]
+    return [TextPair(text=each) if isinstance(each, str) else each for each in texts]
+
+
+class ForModel(Lenient):
+    """Texts for the task that ``model`` names."""
+
+    model: str | None = Field(
+        None, description="the name of a task; it may be left out if there is one task only"
+    )
+    input: Inputs
+
+
 def parsed(body: bytes) -> Any:
     """JSON data.
 

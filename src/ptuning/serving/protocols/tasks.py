@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ptuning.errors import ConfigError, OutputError, UserError
+from ptuning.errors import AdapterTooLarge, ConfigError, OutputError, UserError
 from ptuning.serving.access import record_of
 from ptuning.serving.limits import media_type
 from ptuning.serving.openapi import request_body
@@ -152,11 +152,13 @@ async def _changed(work: Coroutine[Any, Any, _T]) -> _T:
     """The result of a change of the tasks.
 
     Raises:
-        Refusal: 422 for an adapter that cannot be served, 507 for a full disk, 500 for another failure to
-            write.
+        Refusal: 413 for an adapter that is too large, 422 for one that cannot be served, 507 for a full disk,
+            500 for another failure to write.
     """
     try:
         return await work
+    except AdapterTooLarge as error:
+        raise Refusal(status=413, kind="adapter_too_large", message=str(error)) from error
     except UserError as error:
         raise Refusal(status=422, kind="invalid_adapter", message=str(error)) from error
     except OutputError as error:

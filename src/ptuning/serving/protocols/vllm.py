@@ -11,24 +11,17 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ptuning.serving.protocols import infinity
 from ptuning.serving.protocols.exchange import Answers, Exchange, router_of
-from ptuning.serving.protocols.infinity import ERRORS, read, shape
-from ptuning.serving.protocols.reading import Few, Lenient, TextPair
+from ptuning.serving.protocols.infinity import ERRORS, shape
+from ptuning.serving.protocols.reading import ForModel, pairs_of
 from ptuning.serving.protocols.writing import Json, written
 from ptuning.serving.scores import scores_of
 
-Input = str | TextPair
 
-
-class Classify(Lenient):
+class Classify(ForModel):
     """Texts for one task."""
 
-    model: str | None = Field(
-        None, description="the name of a task; it may be left out if there is one task only"
-    )
-    input: Input | Few[Input] = Field(
-        description='a text, a {"text", "text_pair"} object, or a list of these'
-    )
     use_activation: bool | None = Field(None, description="false for logits; true or null for probabilities")
 
 
@@ -41,11 +34,9 @@ class Classification(BaseModel):
     num_classes: int
 
 
-class Usage(BaseModel):
+class Usage(infinity.Usage):
     """Tokens."""
 
-    prompt_tokens: int
-    total_tokens: int
     completion_tokens: Literal[0] = 0
     prompt_tokens_details: None = None
 
@@ -90,7 +81,7 @@ def router(exchange: Exchange) -> APIRouter:
 
     @made.post("/v1/classify", summary="Classify texts", response_model=Classified, responses=ERRORS)
     async def classify(body: Classify, request: Request) -> Response:
-        answers = await exchange.answer(request, exchange.named(request, body.model), read(body.input))
+        answers = await exchange.answer(request, exchange.named(request, body.model), pairs_of(body.input))
         return await written(lambda: Json(write(answers, raw=body.use_activation is False)), answers.rows)
 
     return made

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from ptuning.serving.rows import Refusal, RowAnswer
@@ -18,6 +19,13 @@ FEW = 2000
 _PIECE, _FLAT_PIECE = 8, 4096
 """Items of a list that are encoded at once, with lists and objects in them or without: the encoder lets no
 other thread run meanwhile."""
+
+
+class Score(BaseModel):
+    """A label and its score."""
+
+    label: str
+    score: float
 
 
 class Json(JSONResponse):

@@ -1,0 +1,85 @@
+"""Backbones that the estimators of a process share.
+
+A backbone is loaded once for all estimators that use it at the same time, and is freed with the last of them.
+That is safe because its weights are frozen and each task has a view of its own
+(:meth:`~ptuning.model.backbone.Backbone.view`). What is kept here is a weak reference only: the estimators
+keep the backbone, and :class:`Keeper` lets the clones of an estimator keep one between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.model.backbone import Backbone
+from ptuning.model.embedded import canonical, resolve
+from ptuning.model.loading import load_backbone
+from ptuning.task import Task
+from ptuning.threads import BACKBONES
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedBackbone:
+    """A backbone and its tokenizer; take a view of it for a task."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+class Keeper:
+    """Keeps a backbone in memory for an estimator and its clones, the one that was used last.
+
+    Cross-validation clones an estimator for each fold and drops the clone: without a keeper, each fold would
+    load the backbone again.
+    """
+
+    shared: SharedBackbone | None = None
+
+
+_SHARED: WeakValueDictionary[Hashable, SharedBackbone] = WeakValueDictionary()
+
+
+def shared_backbone(
+    name: str,
+    revision: str | None,
+    task: Task,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    allow_pickle: bool = True,
+) -> SharedBackbone:
+    """The backbone called ``name`` in ``dtype`` on ``device``: loaded now, or already in use.
+
+    Args:
+        task: The backbone is loaded with a head of its width.
+        allow_pickle: As in :func:`~ptuning.model.loading.load`.
+    """
+    width, files = (task.num_labels, task.problem_type), _files(name)
+
+    def key(revision: str | None) -> Hashable:
+        return (canonical(name), revision, width, dtype, device, files)
+
+    with BACKBONES:
+        found = _SHARED.get(key(revision))
+        # A user may have moved or rounded the weights of a fitted model.
+        if found is None or found.backbone.device != device or dtype not in (None, found.backbone.dtype):
+            backbone, tokenizer = load_backbone(
+                name, *width, None, revision, dtype, allow_pickle=allow_pickle
+            )
+            found = SharedBackbone(backbone=backbone.to(device), tokenizer=tokenizer)
+            _SHARED[key(revision)] = _SHARED[key(backbone.revision)] = found  # an adapter records the commit
+        return found
+
+
+def _files(name: str) -> Hashable:
+    """Sizes and times of the files in a local folder: with other files it is another backbone."""
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        return None
+    facts = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+    return tuple((name, fact.st_size, fact.st_mtime_ns) for name, fact in facts)

@@ -1,0 +1,45 @@
+"""One answer per row for a text that was read in several windows: the mean of their logits.
+
+The output layer of a head is linear, so that is also its output for the mean of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ptuning.errors import DataError
+
+
+def mean_of_windows(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """``[B, …]``: the mean over the windows of each row.
+
+    Args:
+        values: ``[W, …]``, the windows of all rows in order.
+        counts: How many windows each of the B rows has. A row with one keeps its values exactly.
+    """
+    if len(counts) == len(values):
+        return values
+    return torch.stack([part.mean(0) for part in values.split(list(counts))])
+
+
+def counts_of(windows: Tensor, rows: int) -> list[int]:
+    """The number of windows of each row, checked.
+
+    Args:
+        windows: ``[B]``.
+        rows: How many windows the batch has.
+
+    Raises:
+        DataError: they are not ``rows`` in all, or a row has none.
+    """
+    counts: list[int] = windows.tolist()
+    if windows.dim() != 1 or sum(counts) != rows or min(counts, default=0) < 1:
+        raise DataError(
+            "windows",
+            got=f"{counts} for a batch of {rows} windows",
+            expected="the number of windows of each row, at least 1, in the order of the batch",
+        )
+    return counts
