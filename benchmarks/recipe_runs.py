@@ -51,7 +51,7 @@ def run(data: str, options: Mapping[str, Any]) -> dict[str, Any]:
             for section in sections:
                 place = place.setdefault(section, {})
             place[option] = value
-        found = train(TrainConfig.checked({**values, "output": f"{folder}/adapter"}))
+        found = train(TrainConfig.checked({**values, "output": f"{folder}/adapter", "report": False}))
         decided = used(Path(folder) / "adapter")
     return {
         "data": data,

@@ -167,6 +167,7 @@ NEEDS: dict[str, str] = {
     "evaluate": "the following arguments are required: adapter, file; see: ptuning evaluate --help",
     "predict": "the following arguments are required: adapter; see: ptuning predict --help",
     "inspect": "the following arguments are required: adapter",
+    "report": "the following arguments are required: ADAPTER",
     "push": "the following arguments are required: folder, repository",
     "import-peft": "the following arguments are required: adapter, output",
     "export-peft": "the following arguments are required: adapter, output",

@@ -38,6 +38,7 @@ def train(home: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         "precision": "fp32",
         "device": "cpu",
         "output": "out",
+        "report": "false",
         "recipe": "search",
     }
     values |= {"fit.epochs": 2, "fit.batch_size": 8, "prompt.num_virtual_tokens": 4}

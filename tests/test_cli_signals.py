@@ -248,7 +248,13 @@ def options(
 ) -> list[str]:
     monkeypatch.chdir(tmp_path)
     jsonl("train.jsonl", rows(32))
-    values = {"backbone": tiny_folder, "precision": "fp32", "device": "cpu", "output": "out"}
+    values = {
+        "backbone": tiny_folder,
+        "precision": "fp32",
+        "device": "cpu",
+        "output": "out",
+        "report": "false",
+    }
     values |= {"fit.epochs": 2, "fit.batch_size": 8, "prompt.num_virtual_tokens": 2}
     return [
         "train",

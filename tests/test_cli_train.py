@@ -37,7 +37,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows, jsonl: Fil
 @pytest.fixture
 def small(tiny_folder: Path) -> list[str]:
     """Options of a small run."""
-    values = {"backbone": tiny_folder, "precision": "fp32", "device": "cpu", "output": "out"}
+    values = {
+        "backbone": tiny_folder,
+        "precision": "fp32",
+        "device": "cpu",
+        "output": "out",
+        "report": "false",
+    }
     values |= {
         "fit.epochs": 2,
         "fit.batch_size": 8,

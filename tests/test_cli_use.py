@@ -48,6 +48,7 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for kind, rows in KINDS.items():
         write(home / f"{kind}.jsonl", rows)
         argv = ["--backbone", str(tiny_folder), "--precision", "fp32", "--device", "cpu", "--fit.epochs", "3"]
+        argv += ["--report", "false"]
         argv += [
             "--prompt.num_virtual_tokens",
             "4",

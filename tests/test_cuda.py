@@ -56,6 +56,7 @@ def config(
             "data": {**data, "validation_fraction": 0.25},
             "backbone": str(tiny_folder),
             "output": str(tmp_path / output),
+            "report": False,
             "prompt": {"num_virtual_tokens": 4},
             "fit": {"epochs": 8, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2},
         }

@@ -110,6 +110,7 @@ def test_some_rows_of_sst2_beat_the_baseline_by_far(data_root: Path, tmp_path: P
         {
             "data": {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")},
             "output": str(tmp_path / "sst2"),
+            "report": False,
             "fit": {"epochs": 2},
         }
     )

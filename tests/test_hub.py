@@ -85,7 +85,7 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     model.backbone.name = "someone/tiny-bert"
     output = tmp_path_factory.mktemp("trained") / "film"
     data = {"train": sentiment(48), "validation": sentiment(16, seed=1), "test": sentiment(16, seed=2)}
-    fit(model, data, FitConfig(epochs=2, batch_size=8), output=output)
+    fit(model, data, FitConfig(epochs=2, batch_size=8), report=False, output=output)
     return output
 
 

@@ -404,6 +404,7 @@ def many(
                 "data": {"train": str(file), "validation_fraction": 0.25},
                 "backbone": str(tiny_folder),
                 "output": str(tmp_path / name),
+                "report": False,
                 "device": "cpu",
                 "prompt": {"num_virtual_tokens": 4, "pooling": "layers", **prompt},
                 "fit": fitting,

@@ -36,7 +36,7 @@ else:
 model = PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4, pooling=pooling), task=task)
 config = FitConfig(epochs=2, batch_size=9, accumulation=2)
 data = {"train": train, "validation": validation}
-result = fit(model, data, config, output=output + "/adapter", accelerator=accelerator)
+result = fit(model, data, config, report=False, output=output + "/adapter", accelerator=accelerator)
 if accelerator.is_main_process:
     losses = [value for found in result.history for value in (found.train_loss, found.metrics["loss"])]
     with open(output + "/losses.json", "w") as stream:

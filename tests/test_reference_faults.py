@@ -771,7 +771,14 @@ def fitted(
     torch.manual_seed(0)
     model = PTuningModel.from_backbone(str(backbone), DeepPrompt(num_virtual_tokens=P), task=TASK)
     config = FitConfig(**{"epochs": 3, "batch_size": 8, "prompt_rate": 3e-2, "head_rate": 3e-2, **fits})
-    fit(model, {"train": rows[:32], "validation": rows[32:]}, config, output=output, **(run or {}))
+    fit(
+        model,
+        {"train": rows[:32], "validation": rows[32:]},
+        config,
+        report=False,
+        output=output,
+        **(run or {}),
+    )
     return model
 
 

@@ -787,6 +787,7 @@ def config(tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Files) -> Calla
                 "data": data,
                 "backbone": str(tiny_folder),
                 "output": str(tmp_path / name),
+                "report": False,
                 "precision": "fp32",
                 "device": "cpu",
                 "prompt": {"num_virtual_tokens": 4, "first_layer": 2, **options.pop("prompt", {})},

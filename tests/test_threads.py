@@ -579,6 +579,7 @@ def test_whole_runs_in_threads_are_those_alone(
                 "data": {"train": str(file)},
                 "backbone": str(tiny_folder),
                 "output": str(tmp_path / name),
+                "report": False,
                 "device": "cpu",
                 "precision": "fp32",
                 "prompt": {"num_virtual_units": 3},

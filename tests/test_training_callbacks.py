@@ -297,6 +297,7 @@ def test_train_takes_them_too(tiny_folder: Path, rows: Rows, tmp_path: Path) -> 
             "data": {"train": str(tmp_path / "train.jsonl"), "validation_fraction": 0.375},
             "backbone": str(tiny_folder),
             "output": str(tmp_path / "out"),
+            "report": False,
             "precision": "fp32",
             "fit": {**CONFIG.model_dump(exclude_none=True), "select_by": "f2"},
         }

@@ -58,7 +58,7 @@ def run(
 ) -> Any:
     config = FitConfig(epochs=4, batch_size=8, prompt_rate=3e-2, head_rate=3e-2)
     data = {"train": ROWS, "validation": ROWS}
-    return fit(model, data, config, output=output, resume=resume, callbacks=callbacks)
+    return fit(model, data, config, report=False, output=output, resume=resume, callbacks=callbacks)
 
 
 def load(folder: Path, model: PTuningModel) -> tuple[Position, checkpoint.Kept]:

@@ -575,7 +575,7 @@ def trained(tiny_folder: Path) -> Callable[..., TrainResult]:
         model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), task=TASK)
         usual = {"batch_size": 8, "learning_rate": 3e-2, "head_learning_rate": 3e-2}
         data = {"train": train, "validation": validation}
-        return fit(model, data, FitConfig(**{**usual, **options}), output=output)
+        return fit(model, data, FitConfig(**{**usual, **options}), report=False, output=output)
 
     return run
 
@@ -735,6 +735,7 @@ def ended(
             "precision": "fp32",
             "device": "cpu",
             "output": "out",
+            "report": "false",
         }
         values |= {"data.validation": jsonl("validation.jsonl", validation), "prompt.num_virtual_tokens": 4}
         values |= {"fit.batch_size": 8, "fit.learning_rate": 3e-2, "fit.head_learning_rate": 3e-2}

@@ -308,7 +308,7 @@ def test_peft_is_refused_for_the_pooling_before_the_scaling(
 def run(model: PTuningModel, output: Path | None = None, **options: Any) -> TrainResult:
     options = {"epochs": 2, "prompt_rate": 1e-3, "head_rate": 1e-3, **options}
     data = {"train": scored(64), "validation": scored(48, seed=1)}
-    return fit(model, data, FitConfig(**options), output=output)
+    return fit(model, data, FitConfig(**options), report=False, output=output)
 
 
 def test_a_run_of_similarities_begins_where_the_features_leave_off(
@@ -353,9 +353,9 @@ def test_ctrl_c_while_the_head_is_fitted_is_heeded_at_once_and_gone_on_from(
     stopper, data = StopWhileFitting(), {"train": scored(64), "validation": scored(48, seed=1)}
     config = FitConfig(epochs=2, prompt_rate=1e-3, head_rate=1e-3)
     with pytest.raises(Interrupted, match="interrupted at step 0 of 8 and saved"):
-        fit(make(), data, config, output=tmp_path / "broken", callbacks=[stopper])
+        fit(make(), data, config, report=False, output=tmp_path / "broken", callbacks=[stopper])
     assert stopper.seen[-1] == (64, 64)
-    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True)
+    resumed = fit(make(), data, config, report=False, output=tmp_path / "broken", resume=True)
     assert resumed.history == straight.history
 
 
@@ -364,7 +364,7 @@ def test_a_resumed_run_does_not_fit_its_head_again(make: Callable[..., PTuningMo
     data = {"train": scored(64), "validation": scored(48, seed=1)}
     config = FitConfig(epochs=2, prompt_rate=1e-3, head_rate=1e-3)
     with pytest.raises(Interrupted):
-        fit(make(), data, config, output=tmp_path / "broken", callbacks=[StopAfter(3)])
-    resumed = fit(make(), data, config, output=tmp_path / "broken", resume=True)
+        fit(make(), data, config, report=False, output=tmp_path / "broken", callbacks=[StopAfter(3)])
+    resumed = fit(make(), data, config, report=False, output=tmp_path / "broken", resume=True)
     assert resumed.history == straight.history
     assert resumed.metrics == straight.metrics

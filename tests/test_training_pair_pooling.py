@@ -64,6 +64,7 @@ def config(backbone: Path, tmp_path: Path, jsonl: Callable[..., Path]) -> Callab
                 "data": {"train": str(jsonl(f"{next(number)}.jsonl", rows))},
                 "backbone": str(backbone),
                 "output": str(tmp_path / "out"),
+                "report": False,
                 "precision": "fp32",
                 "device": "cpu",
                 "prompt": {"num_virtual_tokens": 2, **(prompt or {})},

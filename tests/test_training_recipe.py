@@ -224,6 +224,7 @@ def config(
                 "data": {"train": train_file, "validation_fraction": 0.25},
                 "backbone": str(tiny_folder),
                 "output": str(tmp_path / "out"),
+                "report": False,
                 "precision": "fp32",
                 "device": "cpu",
                 "prompt": {"num_virtual_tokens": 4},

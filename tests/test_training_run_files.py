@@ -52,7 +52,7 @@ class Place:
     values: dict[str, Any]
 
     def config(self, output: Path, **fit: Any) -> TrainConfig:
-        values = {**self.values, "output": str(output)}
+        values = {**self.values, "output": str(output), "report": False}
         return TrainConfig.checked({**values, "fit": {**values["fit"], **fit}})
 
     def train(self, config: TrainConfig, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
@@ -212,7 +212,7 @@ def fitted(place: Place, output: Path) -> None:
     model = PTuningModel.from_backbone(
         place.values["backbone"], DeepPrompt(num_virtual_tokens=2), num_labels=2
     )
-    fit(model, {"train": ROWS, "validation": ROWS}, FitConfig(epochs=1), output=output)
+    fit(model, {"train": ROWS, "validation": ROWS}, FitConfig(epochs=1), output=output, report=False)
 
 
 def searched(place: Place, output: Path) -> None:

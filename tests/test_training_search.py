@@ -67,6 +67,7 @@ def config(tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Callable[..., P
             "data": {**data, "validation_fraction": 0.375},
             "backbone": str(tiny_folder),
             "output": str(tmp_path / output),
+            "report": False,
             "precision": "fp32",
             "device": "cpu",
             "recipe": "search",

@@ -55,6 +55,7 @@ def config(headless: Path, tmp_path: Path, rows: Rows, jsonl: Files) -> Made:
             "data": {**data, "validation_fraction": 0.25},
             "backbone": str(headless),
             "output": str(tmp_path / output),
+            "report": False,
             "precision": "fp32",
             "device": "cpu",
             "prompt": {"num_virtual_tokens": 4},

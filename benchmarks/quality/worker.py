@@ -127,6 +127,7 @@ def train_prompt(
             **options,
             "data": dict(files),
             "output": str(scratch / "adapter"),
+            "report": False,
             "fit": {**options.get("fit", {}), "seed": seed},
         }
     )

@@ -242,6 +242,7 @@ def _settings(root: Path, output: Path, **over: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
         "data": {"train": str(root / "train.csv"), "validation": str(root / "validation.csv")},
         "output": str(output),
+        "report": False,
         "backbone": str(root / "backbone"),
         "precision": "fp32",
         "device": "cpu",

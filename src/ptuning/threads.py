@@ -31,6 +31,9 @@ The truncation length is state of the tokenizer, which every call sets, and task
 tokenizer: without the lock a text could be cut to the length of another thread's task.
 """
 
+DRAWING = _lock()
+"""Held while charts are drawn: matplotlib's settings belong to the process, and it is not thread-safe."""
+
 GENERATORS = _lock()  # registered after those: a fork takes it before them, as making a model does
 """Held while random numbers are drawn from torch's global generators, one per device.
 

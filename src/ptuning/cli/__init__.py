@@ -13,6 +13,7 @@ from importlib import import_module
 COMMANDS = {
     "train": "train a prompt and save it as an adapter",
     "evaluate": "compute the metrics of an adapter on labelled rows",
+    "report": "compare adapters, or the runs of one training, on a page",
     "calibrate": "fit an adapter's probabilities to labelled rows, so that they can be trusted",
     "predict": "predict the labels of rows from a file or standard input",
     "serve": "answer HTTP requests for many adapters on one backbone",

@@ -13,8 +13,9 @@ from ptuning.cli.shared import (
     check_abstain_below,
     data_of,
     load_model,
-    print_notes,
 )
+from ptuning.errors import ConfigError
+from ptuning.visible import visible
 
 if TYPE_CHECKING:
     from ptuning.task import Task
@@ -34,51 +35,60 @@ def parser() -> Parser:
     add_data(made, label=True, more=["too_long"])
     add_abstain_below(made)
     made.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    made.add_argument(
+        "--report",
+        dest="report_file",
+        type=str,
+        metavar="HTML",
+        help="write a page about what the adapter gets right and wrong",
+    )
+    made.add_argument(
+        "--no_texts",
+        dest="without_texts",
+        action="store_true",
+        help="leave the texts of the rows out of the report",
+    )
     return made
 
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
+    if given.without_texts and given.report_file is None:
+        raise ConfigError("--no_texts is about the report", remedy="add --report FILE.html, or leave it out")
     import json
+    import sys
 
+    from ptuning.cli.evaluated import evaluated, report_of
     from ptuning.cli.tables import metrics_table, plain_console
-    from ptuning.data import load_examples
     from ptuning.inference.abstaining import answered
     from ptuning.inference.abstaining import check_abstain_below as check_task
     from ptuning.training.calibration import of_probabilities
-    from ptuning.training.evaluation import metrics_of, score
-    from ptuning.training.metrics import Baseline
-    from ptuning.training.prepare import tokenised
 
     check_abstain_below(given.abstain_below)
     data = data_of(given, given.file)
     model = load_model(given)
     check_task(given.abstain_below, model.task)
-    loaded = load_examples(given.file, **data.reading(), pair=model.task.pair, task=model.task)
-    print_notes(loaded.notes)
-    examples = loaded.examples
-    split = tokenised(model, examples, data.too_long)
-    # The baseline is from the training rows; an adapter that was not trained by ptuning may not have one.
-    known = model.loaded.extra.get("baseline") if model.loaded is not None else None
-    baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)
-    weights = None if model.class_weights is None else model.class_weights.tolist()
-    scored = score(model, split)
-    found, floor = metrics_of(model, scored), baseline.measure(split.targets, model.task, weights)
-    logits = scored.logits.double().numpy()
+    found = evaluated(model, given.file, data)
+    logits, targets = found.scored.logits.double().numpy(), found.scored.split.targets
     more: dict[str, Any] = {}
     if model.task.labels:
-        more["calibration"] = of_probabilities(logits, split.targets, model.task)
+        more["calibration"] = of_probabilities(logits, targets, model.task)
     if given.abstain_below is not None:
-        more["answered"] = answered(logits, split.targets, model.task, given.abstain_below)
+        more["answered"] = answered(logits, targets, model.task, given.abstain_below)
+    count, rule = len(found.examples), found.baseline.rule
     if given.json:
-        facts = {"rows": len(examples), "metrics": found, "baseline": floor, "rule": baseline.rule, **more}
+        facts = {"rows": count, "metrics": found.metrics, "baseline": found.floor, "rule": rule, **more}
         print(json.dumps(facts, indent=1))
-        return
-    rows = f"{len(examples)} rows"
-    console = plain_console()
-    console.print(metrics_table({rows: found}, {rows: floor}, baseline.rule))
-    for line in _lines(more, found, len(examples), model.task):
-        console.print(line, highlight=False, soft_wrap=True)
+    else:
+        rows, console = f"{count} rows", plain_console()
+        console.print(metrics_table({rows: found.metrics}, {rows: found.floor}, rule))
+        for line in _lines(more, found.metrics, count, model.task):
+            console.print(line, highlight=False, soft_wrap=True)
+    if given.report_file is not None:
+        from ptuning.report.page import page_of, write_page
+
+        page = page_of(report_of(given.adapter, model, found, given.file, no_texts=given.without_texts))
+        print(f"report: {visible(str(write_page(given.report_file, page)))}", file=sys.stderr)
 
 
 def _lines(more: Mapping[str, Any], metrics: Mapping[str, float], rows: int, task: Task) -> Iterator[str]:

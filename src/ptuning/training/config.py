@@ -313,6 +313,10 @@ class TrainConfig(Checked):
     device: Literal["auto", "cpu"] = Field(
         "auto", description="'auto' uses a GPU or another accelerator if there is one"
     )
+    report: bool = Field(
+        True, description="write OUTPUT.run/report.html, a page about what the adapter has learned"
+    )
+    no_texts: bool = Field(False, description="leave the texts of the rows out of the report")
 
     @model_validator(mode="before")
     @classmethod
@@ -363,6 +367,10 @@ class TrainConfig(Checked):
             raise ConfigError(
                 "data.validation_fraction: with data.validation nothing is split off",
                 remedy="leave one of them out",
+            )
+        if self.no_texts and not self.report:
+            raise ConfigError(
+                "no_texts: no report is written (report: false)", remedy="leave one of them out"
             )
         if not self.prompt.train_head and self.fit.head_learning_rate is not None:
             raise ConfigError(

@@ -32,6 +32,8 @@ class Job:
         config: How to train.
         too_long: What happens to long texts; ``None`` for what the task says.
         output: The adapter's folder, if one is written.
+        report: Whether a report is written next to it.
+        no_texts: Whether the report leaves the texts out.
         found: What a search chose, by name.
     """
 
@@ -41,6 +43,8 @@ class Job:
     config: FitConfig
     too_long: TooLong | None
     output: Path | None = None
+    report: bool = False
+    no_texts: bool = False
     found: Mapping[str, Any] | None = None
 
 
@@ -83,6 +87,8 @@ def make_job(
         examples=examples,
         config=config.fit,
         too_long=config.data.too_long,
+        report=config.report,
+        no_texts=config.no_texts,
         found=earlier.found,
     )
 

@@ -35,9 +35,10 @@ from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, about_long_rows, gather
 from ptuning.training.records import TrainResult
+from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CHECKPOINT, CONFIG, RESULT, refuse_unfinished, write
+from ptuning.training.run_files import CHECKPOINT, CONFIG, REPORT, RESULT, refuse_unfinished, write
 from ptuning.training.tracking import tracked, tracked_by
 from ptuning.training.trainer import Trainer
 from ptuning.validation import validated
@@ -57,6 +58,8 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     lr_scheduler: MakeScheduler | None = None,
     accelerator: Accelerator | None = None,
+    report: bool = True,
+    no_texts: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
@@ -85,6 +88,8 @@ def fit(
         accelerator: Your ``Accelerator``, if you have one. Its trackers log the run, as
             :class:`~ptuning.TrackerCallback` does; if you have not called ``init_trackers``, it is called for
             the project ``ptuning``. ``end_training`` is left to you.
+        report: Whether a page about what the adapter has learned is written to ``OUTPUT.run/report.html``.
+        no_texts: Whether that page leaves the texts of the rows out.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
@@ -131,6 +136,8 @@ def fit(
         config=config,
         too_long=options.too_long,
         output=target,
+        report=report,
+        no_texts=no_texts,
     )
     extensions = tracked_by(extensions, accelerator)
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
@@ -171,8 +178,8 @@ def train(
 ) -> TrainResult:
     """Train a prompt with ``config`` and write the adapter to ``config.output``.
 
-    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``) are next to it in
-    ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
+    The run's own files (``config.yaml``, ``checkpoint/``, ``result.json``, ``report.html``) are next to it
+    in ``OUTPUT.run``. The test set, if there is one, is evaluated once, at the end.
 
     Args:
         resume: Continue from the run's checkpoint.
@@ -229,6 +236,7 @@ def train_on(
         on_start()
         started = True
         if accelerator.is_main_process and resume:
+            run_files.remove(folder / REPORT)
             run_files.remove(folder / RESULT)  # the run is not finished any more
         elif accelerator.is_main_process:
             run_files.clear(folder, search=found is None)
@@ -295,6 +303,10 @@ def run(
             result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
             model.save_pretrained(job.output, **adapter_details(job, plan, result))
+            if job.report:
+                say = trainer.callbacks.on_message
+                file = run_folder(job.output) / REPORT
+                write_report(file, lambda: report_of(job, plan, result, scored), say)
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:

@@ -30,6 +30,8 @@ STATE, TENSORS = "resume/state.json", "resume/state.safetensors"
 SEARCH = "search"
 """The folder of a search's files."""
 PLOT = "search.png"
+REPORT = "report.html"
+"""What the adapter has learned, as a page; next to the result, and next to a search's own."""
 START_AGAIN = "start again with --restart (restart=True of train; fit: without resume)"
 """The remedy where a run cannot be resumed."""
 
@@ -45,12 +47,12 @@ def prepared(output: str | os.PathLike[str]) -> Path:
     """
     folder = run_folder(os.fspath(output))
     target = adapters.check_destination(folder.with_name(folder.name.removesuffix(".run")))
-    for place, names in ((folder, (CONFIG, RESULT)), (folder / SEARCH, (RESULT, PLOT))):
+    for place, names in ((folder, (CONFIG, RESULT, REPORT)), (folder / SEARCH, (RESULT, PLOT, REPORT))):
         for name in names:
             atomic.recover(place / name)
     atomic.recover(folder / SEARCH)
     search = _real(folder / SEARCH)
-    _refuse_foreign(search, _files(search) - {RESULT, PLOT})
+    _refuse_foreign(search, _files(search) - {RESULT, PLOT, REPORT})
     checkpoint = _real(folder / CHECKPOINT)
     atomic.recover(checkpoint, adapters.is_whole)
     if adapters.is_adapter(checkpoint):
@@ -93,6 +95,7 @@ def clear(folder: Path, *, search: bool = True) -> None:
     atomic.remove_folder(_real(folder / CHECKPOINT))
     if search:
         atomic.remove_folder(_real(folder / SEARCH))
+    remove(folder / REPORT)
     remove(folder / RESULT)
 
 

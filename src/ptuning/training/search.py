@@ -21,6 +21,7 @@ from ptuning.kinds import metric_named
 from ptuning.model.config import prompt_to_dict
 from ptuning.training import checkpoint, run_files
 from ptuning.training.callbacks import Callback, CallbackList, RunState
+from ptuning.training.comparing import comparison_of_trials
 from ptuning.training.config import TrainConfig, dump
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -29,10 +30,20 @@ from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
 from ptuning.training.recipe import Facts
 from ptuning.training.records import Evaluation, TrainResult
+from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same, recording_divergence
 from ptuning.training.run import run, train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CONFIG, PLOT, RESULT, SEARCH, START_AGAIN, refuse_unfinished, write
+from ptuning.training.run_files import (
+    CONFIG,
+    PLOT,
+    REPORT,
+    RESULT,
+    SEARCH,
+    START_AGAIN,
+    refuse_unfinished,
+    write,
+)
 from ptuning.training.tracking import tracked
 from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
 
@@ -211,6 +222,10 @@ class _Search:
         if self.accelerator.is_main_process:
             picture = plot(self.trials, kept, self.select.metric, self.rows)
             write(self.folder / PLOT, picture, self.accelerator)
+            if self.config.report:
+                name, metric = self.config.run_folder.stem, self.select.metric
+                found = comparison_of_trials(name, self.trials, kept.number, metric)
+                write_report(self.folder / REPORT, lambda: found, self.say)
 
     def _try(self, stop: StopRequest) -> Trial:
         config, number, start = self.config, len(self.trials) + 1, time.perf_counter()

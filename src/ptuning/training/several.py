@@ -16,15 +16,17 @@ from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.training import run_files
 from ptuning.training.callbacks import Callback
+from ptuning.training.comparing import comparison_of_runs
 from ptuning.training.config import FitConfig, TrainConfig
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Selection
 from ptuning.training.records import OneRun, SeveralResult, TrainResult
+from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same
 from ptuning.training.run import train_on
 from ptuning.training.run_cache import RunCache, new_accelerator
-from ptuning.training.run_files import CHECKPOINT, RESULT, unfinished, write
+from ptuning.training.run_files import CHECKPOINT, REPORT, RESULT, unfinished, write
 from ptuning.training.tracking import tracked
 from ptuning.validation import validated
 
@@ -136,6 +138,9 @@ def train_several(
     result = SeveralResult(metric=metric, runs=tuple(runs), best=best, adapter=output)
     if accelerator.is_main_process:
         adapters.save(adapters.load(folder / best.name), output)
+        if config.report:
+            say = extensions.callbacks.on_message
+            write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
     return result
 

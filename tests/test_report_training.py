@@ -1,0 +1,292 @@
+"""The report where it is made: after runs and searches, and by ``ptuning evaluate`` and ``report``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptuning import FitConfig, PTuningModel, TrainConfig, fit, train, train_search, train_several
+from ptuning.cli import main
+from ptuning.errors import ConfigError
+from ptuning.report import page
+from ptuning.training.callbacks import Callback, RunState
+from ptuning.training.interrupt import Interrupted
+from ptuning.training.run_files import REPORT
+from test_report_page import checked, sections
+
+Rows = Callable[..., list[dict[str, Any]]]
+Made = Callable[..., TrainConfig]
+SECTIONS = ["metrics", "learning", "confusion", "labels", "thresholds", "confidence", "rows", "label-errors"]
+
+
+class Told(Callback):
+    """What a run says, and whether its report was there at the end."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.was_there: bool | None = None
+
+    def on_message(self, message: str) -> None:
+        self.said.append(message)
+
+    def on_train_end(self, state: RunState) -> None:
+        assert state.folder is not None
+        self.was_there = (state.folder / REPORT).exists()
+
+
+@pytest.fixture
+def config(tiny_folder: Path, tmp_path: Path, rows: Rows, jsonl: Callable[..., Path]) -> Made:
+    data = {"train": str(jsonl("train.jsonl", rows(48))), "test": str(jsonl("test.jsonl", rows(24, seed=1)))}
+
+    def make(output: str = "out", **options: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "data": {**data, "validation_fraction": 0.25},
+            "backbone": str(tiny_folder),
+            "output": str(tmp_path / output),
+            "precision": "fp32",
+            "device": "cpu",
+            "prompt": {"num_virtual_tokens": 2},
+            "fit": {"num_train_epochs": 2, "batch_size": 8, "learning_rate": 3e-2},
+            **options,
+        }
+        return TrainConfig.checked(values)
+
+    return make
+
+
+def text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def shown(text: str) -> str:
+    """The words of a page, without its elements."""
+    return " ".join(unescape(re.sub("<[^>]*>", " ", text)).split())
+
+
+def test_a_run_has_a_report_of_its_own_figures(config: Made, tmp_path: Path) -> None:
+    told = Told()
+    result = train(config(), callbacks=[told])
+    text = text_of(tmp_path / "out.run" / REPORT)
+    checked(text)
+    assert [each for each in sections(text) if each in SECTIONS] == SECTIONS
+    words = shown(text)
+    for split in ("validation", "test"):
+        for name, value in result.metrics[split].items():
+            assert f"{name} {value:.3f}" in words
+    assert f"test of test.jsonl: {result.setting['rows']['test']} rows" in words
+    assert text.count(">kept</span></td>") == len(result.averaged)
+    assert json.loads(text_of(tmp_path / "out" / "ptuning.json"))["sha256_self"][:12] in words
+    assert told.was_there
+    assert result.setting["rows"]["test"] == 24
+    assert json.loads(text_of(tmp_path / "test.jsonl").splitlines()[0])["text"].split()[0] in words
+
+
+def test_it_changes_nothing_and_can_be_switched_off(config: Made, tmp_path: Path) -> None:
+    reported, without = train(config("a")), train(config("b", report=False))
+    assert reported.history == without.history
+    assert reported.metrics == without.metrics
+    assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "b" / "adapter_model.safetensors"
+    ).read_bytes()
+    assert not (tmp_path / "b.run" / REPORT).exists()
+    train(config("a", report=False, fit={"num_train_epochs": 1}), restart=True)
+    assert not (tmp_path / "a.run" / REPORT).exists()  # that of another adapter
+    with pytest.raises(ConfigError, match="no_texts: no report is written"):
+        config(report=False, no_texts=True)
+
+
+def test_texts_can_be_left_out_and_a_resumed_run_has_the_same_report(config: Made, tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_step_end(self, state: RunState) -> None:
+            if state.step == 7:
+                raise KeyboardInterrupt
+
+    made = config(no_texts=True)
+    train(made)
+    file = tmp_path / "out.run" / REPORT
+    first = text_of(file)
+    assert "Their texts are left out" in first
+    with pytest.raises(Interrupted):
+        train(made, restart=True, callbacks=[Stop()])
+    assert not file.exists()
+    train(made, resume=True)
+    changing = r">(created|seconds|digest)</span>.*?</tr>"
+    assert re.sub(changing, "", text_of(file), flags=re.DOTALL) == re.sub(
+        changing, "", first, flags=re.DOTALL
+    )
+
+
+def test_a_report_that_cannot_be_drawn_loses_nothing(
+    config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(data: object) -> str:
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr(page, "page_of", broken)
+    told = Told()
+    result = train(config(), callbacks=[told])
+    assert (tmp_path / "out" / "ptuning.json").exists()
+    assert (tmp_path / "out.run" / "result.json").exists()
+    assert result.adapter == tmp_path / "out"
+    (said,) = [each for each in told.said if "could not be" in each]
+    assert said.endswith("could not be written (no fonts); the adapter is not affected")
+
+
+def test_several_runs_have_one_each_and_one_that_compares(config: Made, tmp_path: Path) -> None:
+    found = train_several(config(), seeds=[0, 1])
+    for name in ("seed-0", "seed-1"):
+        assert "metrics" in sections(text_of(tmp_path / "out.run" / f"{name}.run" / REPORT))
+    text = text_of(tmp_path / "out.run" / REPORT)
+    checked(text)
+    words = shown(text)
+    assert "2 runs side by side" in words
+    assert f"{found.best.name} (chosen)" in words
+    mean, deviation = found.over_seeds[0].metrics["test"]["accuracy"]
+    assert f"{mean:.3f} ± {deviation:.3f}" in words
+    output = str(tmp_path / "again.html")
+    assert main(["report", str(tmp_path / "out"), "--output", output]) == 0
+    again = text_of(Path(output))
+    assert sections(again) == sections(text)
+    assert shown(again).count("seed-1") >= shown(text).count("seed-1") - 1
+
+
+def test_a_search_compares_its_trials(config: Made, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    made = config(
+        recipe="search", search={"trials": 2, "epochs": 1}, fit={"num_train_epochs": 1, "batch_size": 8}
+    )
+    found = train_search(made)
+    words = shown(text_of(found.folder / REPORT))
+    assert "2 trials side by side" in words
+    assert f"trial {found.winner} (chosen)" in words
+    assert "metrics" in sections(text_of(tmp_path / "out.run" / REPORT))
+    train_search(made, restart=True)  # what is there is no obstacle
+
+
+def test_fit_writes_one_next_to_its_adapter(tiny_folder: Path, tmp_path: Path, rows: Rows) -> None:
+    model = PTuningModel.from_backbone(str(tiny_folder), num_labels=2)
+    pairs = [(row["text"], row["label"]) for row in rows(32)]
+    options = FitConfig(num_train_epochs=1, batch_size=8)
+    fit(model, {"train": pairs, "validation": pairs[:12]}, options, output=tmp_path / "a")
+    assert "metrics" in sections(text_of(tmp_path / "a.run" / REPORT))
+    fit(model, {"train": pairs, "validation": pairs[:12]}, options, output=tmp_path / "b", report=False)
+    assert not (tmp_path / "b.run" / REPORT).exists()
+
+
+def test_rows_of_token_ids_have_no_texts(tiny_folder: Path, tmp_path: Path) -> None:
+    model = PTuningModel.from_backbone(str(tiny_folder), num_labels=2)
+    tokens = [{"input_ids": [1, 5 + number % 7, 2], "label": number % 2} for number in range(24)]
+    data = {"train": tokens, "validation": tokens[:12]}
+    fit(model, data, FitConfig(num_train_epochs=1, batch_size=8), output=tmp_path / "a")
+    assert "The rows are token ids without texts" in text_of(tmp_path / "a.run" / REPORT)
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two adapters, ``a`` and ``b``, and labelled rows, ``rows.csv``."""
+    home = tmp_path_factory.mktemp("adapters")
+    texts = [f"the {'good' if number % 2 else 'bad'} film, one {number}" for number in range(40)]
+    lines = [f'"{text}",{"positive" if number % 2 else "negative"}' for number, text in enumerate(texts)]
+    (home / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    for name, seed in (("a", 0), ("b", 1)):
+        train(
+            TrainConfig.checked(
+                {
+                    "data": {"train": str(home / "rows.csv"), "validation_fraction": 0.25},
+                    "backbone": str(tiny_folder),
+                    "output": str(home / name),
+                    "precision": "fp32",
+                    "device": "cpu",
+                    "prompt": {"num_virtual_tokens": 2},
+                    "fit": {"num_train_epochs": 2, "batch_size": 8, "seed": seed, "learning_rate": 3e-2},
+                    "report": False,
+                }
+            )
+        )
+    return home
+
+
+@pytest.fixture
+def run(
+    adapters: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in the folder of the adapters."""
+    monkeypatch.chdir(adapters)
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main(list(argv))
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+Run = Callable[..., tuple[int, str, str]]
+CPU = ("--device", "cpu", "--precision", "fp32")
+
+
+def test_evaluate_writes_a_report_of_what_it_prints(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    code, out, err = run("evaluate", "a", "rows.csv", *CPU, "--json", "--report", str(file))
+    assert code == 0
+    assert f"report: {file}" in err
+    found, words = json.loads(out), shown(text_of(file))
+    for name, value in found["metrics"].items():
+        assert f"{name} {value:.3f}" in words
+    assert "rows.csv: 40 rows" in words
+    assert "film, one" in words
+    assert run("evaluate", "a", "rows.csv", *CPU, "--report", str(file), "--no_texts")[0] == 0
+    assert "film, one" not in text_of(file)
+    assert run("evaluate", "a", "rows.csv", "--no_texts") == (
+        2,
+        "",
+        "ptuning: error: --no_texts is about the report; add --report FILE.html, or leave it out\n",
+    )
+
+
+def test_adapters_side_by_side_as_recorded_and_on_rows(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    assert run("report", "a", "b", "--output", str(file))[0] == 0
+    text = text_of(file)
+    checked(text)
+    assert sections(text) == ["metrics", "learning", "about"]
+    assert run("report", "a", "b", "--data", "rows.csv", *CPU, "--output", str(file))[0] == 0
+    text = text_of(file)
+    checked(text)
+    assert sections(text) == ["metrics", "differences", "learning", "about"]
+    assert "Metrics on rows.csv" in shown(text)
+    assert run("report", "a", "--data", "rows.csv", *CPU, "--output", str(file))[0] == 0
+    assert {"confusion", "learning"} <= set(sections(text_of(file)))
+    assert run("report", "a", "--output", str(file))[0] == 0
+    assert sections(text_of(file)) == ["metrics", "learning", "about"]
+
+
+def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("report", "a", "--data.text", "text")
+    assert (code, out) == (2, "")
+    assert err == "ptuning: error: --data.text: got no rows to read; add --data FILE, or leave it out\n"
+    code, out, err = run("report", "a", "missing/one/", "--output", str(tmp_path / "x.html"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "x.html").exists()
+    (tmp_path / "file").write_text("")
+    code, out, err = run("report", "a", "--output", str(tmp_path / "file" / "x.html"))
+    assert code in (1, 2)
+    assert err.count("\n") == 1
+
+
+def test_results_that_cannot_be_read_do_not_count(run: Run, adapters: Path, tmp_path: Path) -> None:
+    result = adapters / "b.run" / "result.json"
+    before = result.read_text()
+    try:
+        for broken in ("[", "[]", '{"runs": 3}', '{"runs": [{"name": "../x"}, 3]}', '{"history": [1]}'):
+            result.write_text(broken)
+            code, _, err = run("report", "b", "a", "--output", str(tmp_path / "x.html"))
+            assert (code, err.count("\n")) == (0, 1), broken
+    finally:
+        result.write_text(before)
