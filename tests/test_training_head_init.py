@@ -315,7 +315,7 @@ def test_a_run_of_similarities_begins_where_the_features_leave_off(
     make: Callable[..., PTuningModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted = run(make())
-    monkeypatch.setattr("ptuning.training.trainer.starts_fitted", lambda model: False)
+    monkeypatch.setattr("ptuning.training.trainer.starts_fitted", lambda *_: False)
     random_head = run(make())
     begun, *after = fitted.history
     assert (begun.step, begun.epoch) == (0, 0)

@@ -180,6 +180,21 @@ def test_what_a_search_found_fills_what_is_open_alone() -> None:
     }  # fmt: skip
 
 
+def test_a_warm_start_is_gentler_than_a_cold_one_and_stays_so_with_many_rows() -> None:
+    for rows in (32, 200, 2000, 100_000):
+        cold = replace(FACTS, rows=rows)
+        warm = replace(cold, fitted=True, warm=True)
+        for depth, at_most in (("deep", 0.02), ("input", 0.1)):
+            (one, one_head), (other, other_head) = (
+                rates(replace(facts, depth=depth)) for facts in (warm, cold)
+            )
+            assert one <= min(other, at_most)
+            assert one_head < other_head
+        assert choice(warm, FitConfig())["num_train_epochs"] <= choice(cold, FitConfig())["num_train_epochs"]
+    assert rates(replace(FACTS, rows=200, warm=True, fitted=True)) == (0.01, 0.0002)
+    assert rates(replace(FACTS, warm=True)) == rates(FACTS)  # a head that starts random learns as usual
+
+
 def test_whether_the_head_starts_fitted_is_a_fact(tiny_folder: Path) -> None:
     task = Task(problem_type="regression", pair=True)
     for pooling in ("similarity", "native"):

@@ -5,7 +5,7 @@ does not import ``ptuning.model`` except for the prompt's configuration.
 """
 
 from ptuning.adapters.calibrated import recalibrated
-from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card
+from ptuning.adapters.card import SPLIT_OFF, finite_numbers, model_card, started_from
 from ptuning.adapters.folder import (
     OWN_FILES,
     RECORD,
@@ -16,6 +16,7 @@ from ptuning.adapters.folder import (
     load,
     save,
     verify,
+    version,
 )
 from ptuning.adapters.hub import hub_out_of_reach, locate, push
 from ptuning.adapters.peft_format import (
@@ -31,7 +32,7 @@ from ptuning.adapters.peft_format import (
 )
 from ptuning.adapters.peft_import import OPTIONS as PEFT_OPTIONS
 from ptuning.adapters.peft_import import is_peft, peft_config
-from ptuning.adapters.record import MIX, Adapter
+from ptuning.adapters.record import MIX, Adapter, output_layer
 
 __all__ = [
     "MIX",
@@ -56,12 +57,15 @@ __all__ = [
     "locate",
     "model_card",
     "modules_to_save",
+    "output_layer",
     "peft_config",
     "push",
     "recalibrated",
     "save",
+    "started_from",
     "to_peft",
     "unpack_layers",
     "verify",
+    "version",
     "why_not_peft",
 ]

@@ -26,6 +26,8 @@ SPLIT_OFF = "split off"
 """The source in ``extra["data"]`` of rows that were split off from the training rows."""
 
 _SHOWN_LABELS = 50
+_DIGITS = 12
+"""Of a digest, as the card shows it."""
 _USELESS = "It did not learn: it is not better than a constant answer, beyond chance. Do not use it."
 _BASELINE = "baseline"
 
@@ -283,11 +285,27 @@ def _sources(adapter: Adapter) -> dict[str, str]:
 
 
 def _training(adapter: Adapter) -> Iterator[str]:
+    if start := started_from(adapter):
+        yield f"- started from: {_words(start)}"
     for part in ("fit", "rates"):
         recorded = adapter.extra.get(part)
         if isinstance(recorded, Mapping):
             known = {key: value for key, value in recorded.items() if value is not None}
             yield from _facts(known if part == "fit" else {"learning rates used": known})
+
+
+def started_from(adapter: Adapter) -> str | None:
+    """The adapter that the training started from, in words; ``None`` if none is recorded."""
+    recorded = adapter.extra.get("init_from")
+    if not isinstance(recorded, Mapping) or "name" not in recorded:
+        return None
+    words = [f"{recorded['name']}, version {str(recorded.get('sha256'))[:_DIGITS]}"]
+    data = recorded.get("data")
+    train = data.get("train") if isinstance(data, Mapping) else None
+    if isinstance(train, Mapping) and isinstance(train.get("rows"), int):
+        words.append(f"trained on {train['rows']:,} rows of {train.get('source')}")
+    words.append("with its head" if recorded.get("head") == "kept" else "with a new head")
+    return ", ".join(words)
 
 
 def _license(adapter: Adapter) -> str | None:

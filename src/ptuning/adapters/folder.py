@@ -27,7 +27,7 @@ from ptuning.adapters.peft_format import from_peft, to_peft
 from ptuning.adapters.peft_import import is_peft, read
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.adapters.schema import RecordFields, check_fields
-from ptuning.adapters.seal import digest, is_sealed, json_bytes, sealed
+from ptuning.adapters.seal import SELF, digest, is_sealed, json_bytes, sealed
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, PTuningError
 from ptuning.files import MAX_JSON_BYTES, parse_json, read_regular
@@ -329,6 +329,14 @@ def details(folder: str | os.PathLike[str]) -> dict[str, Any]:
             remedy="do not trust this adapter, or read it with the version that wrote it",
         ) from error
     return content
+
+
+def version(folder: str | os.PathLike[str]) -> str:
+    """A SHA-256 that identifies an adapter's version, whether ptuning or PEFT wrote it."""
+    path = local_path(folder, "adapter", error=AdapterError)
+    if (path / RECORD).exists() or not is_peft(path):
+        return str(details(path)[SELF])
+    return digest(b"".join(read_file(file) for file in sorted(path.glob("adapter_*")) if file.is_file()))
 
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ptuning.adapters.peft_format import HEAD_PREFIX, LAYOUTS, WRITTEN_BY_US
-from ptuning.adapters.record import OUTPUT_LAYERS, Adapter
+from ptuning.adapters.record import OUTPUT_LAYERS, Adapter, output_layer
 from ptuning.adapters.schema import Text
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
 from ptuning.errors import AdapterError, ConfigError
@@ -315,7 +315,7 @@ def _prompt(folder: Path, config: Mapping[str, Any], stored: Tensor | None) -> T
 
 def _task(folder: Path, head: Mapping[str, Tensor]) -> Task:
     """The task, as far as the width of the logits determines it; 1 means regression, as in transformers."""
-    layer = next((layer for layer in OUTPUT_LAYERS if f"{layer}.weight" in head), None)
+    layer = output_layer(head)
     weight = None if layer is None else head[f"{layer}.weight"]
     if weight is not None and (weight.dim() != 2 or not weight.numel()):
         raise AdapterError(

@@ -26,6 +26,11 @@ OUTPUT_LAYERS = ("classifier.out_proj", "classifier", "score")
 """Names of the output layer, which has one row per label, in the supported architectures."""
 
 
+def output_layer(head: Mapping[str, Tensor]) -> str | None:
+    """The name of the output layer of a head, by its parameters' names; ``None`` if it has none."""
+    return next((layer for layer in OUTPUT_LAYERS if f"{layer}.weight" in head), None)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
     """A trained task: prompt, head, labels, and facts of the backbone that it fits.

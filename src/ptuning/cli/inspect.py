@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
             "metrics": dict(adapter.metrics),
             "calibration": adapter.extra.get("calibration"),
             "parameters": _parameters(adapter),
+            **({"init_from": start} if (start := adapter.extra.get("init_from")) else {}),
             "peft": adapters.why_not_peft(adapter) or "readable",
             **({} if given.backbone is None else {"fits": given.backbone}),
         }
@@ -119,6 +120,8 @@ def _print(adapter: Adapter) -> None:
         "fingerprint": (backbone["fingerprint"] or "")[:16] or "unknown: PEFT does not record it",
         "PEFT": adapters.why_not_peft(adapter) or "can load this folder",
     }
+    if start := adapters.started_from(adapter):
+        rows["started from"] = visible(start)
     for name, value in rows.items():
         table.add_row(name, value)
     console = plain_console()

@@ -58,13 +58,13 @@ def infer_task(
             "no examples to infer a task from", expected="at least two", remedy="check the training data"
         )
     pair = examples[0].text_b is not None
-    kind = asked or BY_FORM[_form(examples, names)]
+    kind = asked or kind_of(examples, names)
     if kind.form is LabelForm.NUMBER:
         mean, scale = _scaling(examples, kind)
         return Task(problem_type=kind.name, pair=pair, mean=mean, scale=scale)
     labels = _classes(examples, kind, names)
     if asked is None and names is None and kind.form is LabelForm.ONE:
-        _refuse_many(_distinct(_labelled(examples, kind)), examples)
+        refuse_many(_distinct(labels_of(examples, kind)), examples)
     return Task(problem_type=kind.name, labels=labels, pair=pair)
 
 
@@ -82,7 +82,7 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
     kind = task.kind
     if kind.form is LabelForm.NUMBER:
         return _numbers(examples, task)
-    indices = _indices(_labelled(examples, kind), task.labels)
+    indices = _indices(labels_of(examples, kind), task.labels)
     if kind.form is LabelForm.ONE:
         return indices
     hot = iter(indices)
@@ -94,6 +94,11 @@ def encode_labels(examples: Sequence[Example], task: Task) -> list[int] | list[f
 
 
 # Which kind --------------------------------------------------------------------------------------
+
+
+def kind_of(examples: Sequence[Example], names: Sequence[Label] | None = None) -> Kind:
+    """The kind of task that ``"auto"`` infers from training examples; see :func:`infer_task`."""
+    return BY_FORM[_form(examples, names)]
 
 
 def _form(examples: Sequence[Example], names: Sequence[Label] | None) -> LabelForm:
@@ -136,7 +141,8 @@ def number(label: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
+def refuse_many(seen: Sequence[Label], examples: Sequence[Example]) -> None:
+    """Refuse labels that look like ids or free text, because there are so many different ones."""
     rows = len(examples)
     if len(seen) > MOST_LABELS or (rows > FEW_ROWS and len(seen) > rows / 2):
         kinds = " or ".join(repr(BY_FORM[form].name) for form in (LabelForm.ONE, LabelForm.NUMBER))
@@ -191,7 +197,7 @@ def _scaling(examples: Sequence[Example], kind: Kind) -> tuple[float, float]:
 
 def _classes(examples: Sequence[Example], kind: Kind, names: Sequence[Label] | None) -> tuple[Label, ...]:
     """The labels of a task in the order of its logits: ``names``, or those that examples have."""
-    pairs = _labelled(examples, kind)
+    pairs = labels_of(examples, kind)
     seen = _distinct(pairs)
     if not seen:
         raise DataError(
@@ -208,12 +214,12 @@ def _classes(examples: Sequence[Example], kind: Kind, names: Sequence[Label] | N
             remedy="check the label column, or add rows of another class",
         )
     if names is None:
-        return _ordered(seen)
+        return ordered(seen)
     _indices(pairs, names)  # every label is among the names
     return tuple(names)
 
 
-def _labelled(examples: Sequence[Example], kind: Kind) -> list[tuple[Example, Label]]:
+def labels_of(examples: Sequence[Example], kind: Kind) -> list[tuple[Example, Label]]:
     """Every (example, label), several for an example with several; all of a kind and of one type."""
     pairs: list[tuple[Example, Label]] = []
     for example in examples:
@@ -281,7 +287,7 @@ def _distinct(pairs: Iterable[tuple[Example, Label]]) -> list[Label]:
     return [label for _, label in {(type(label), label): None for _, label in pairs}]
 
 
-def _ordered(labels: Iterable[Label]) -> tuple[Label, ...]:
+def ordered(labels: Iterable[Label]) -> tuple[Label, ...]:
     """Labels by value if all are numbers or spell one, otherwise by their characters."""
     labels = list(labels)
     numbers = {label: value for label in labels if (value := number(label)) is not None}
@@ -337,7 +343,7 @@ def unseen(
     others = [each for each in here if each not in labels]
     look = (
         f"; the labels in training: {listing(labels, 5)} ({_look(labels)}), here: "
-        f"{listing(_ordered(here), 5)} ({_look(here)})"
+        f"{listing(ordered(here), 5)} ({_look(here)})"
         if len(others) > 1
         else ""
     )

@@ -9,7 +9,7 @@ Parameters, state dict and mode are in ``task_module.py``, loading in ``opening.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -22,6 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ptuning import adapters
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
 from ptuning.model.config import DeepPrompt
+from ptuning.model.continuing import kept_rows, relabelled
 from ptuning.model.deep import DeepTask
 from ptuning.model.encoder import Encoder
 from ptuning.model.opening import OpeningMixin
@@ -29,6 +30,7 @@ from ptuning.model.saving import SavingMixin
 from ptuning.model.sequence import Batch, Prepared, text_layout, text_rows
 from ptuning.model.targets import as_targets, loss_of, refuse
 from ptuning.model.windows import counts_of, mean_of_windows
+from ptuning.task import Label
 
 _DISABLED: ContextVar[frozenset[object]] = ContextVar("disabled", default=frozenset())
 """The keys of the models that :meth:`PTuningModel.disabled` has switched off in this thread."""
@@ -155,6 +157,33 @@ class PTuningModel(OpeningMixin, SavingMixin):
             if joined is None
             else joined.prepared(self._encoder(), made, self.tokenizer)
         )
+
+    def with_labels(self, labels: Iterable[Label]) -> Self:
+        """The task with other labels: a new model on the same backbone, to train further.
+
+        Labels that this task has keep their rows of the head, and so their logits. The row of any other label
+        starts as the mean of those. The prompt starts as this task's; a prompt encoder is not taken over.
+
+        Args:
+            labels: All labels in the order of the logits. Those of this task that it leaves out are lost.
+
+        Raises:
+            ConfigError: a regression, or no label of this task.
+        """
+        labels = tuple(labels)
+        if not self.task.labels:
+            raise ConfigError(f"with_labels: a {self.task.kind.title} has no labels", remedy="leave it out")
+        task = replace(self.task.uncalibrated(), labels=labels)
+        if all(row is None for row in kept_rows(self.task, task)):
+            raise ConfigError(
+                "labels",
+                got=list(task.labels)[:6],
+                expected=f"at least one that this task has, such as {self.task.labels[0]!r}",
+                remedy="make a new model with PTuningModel.from_backbone",
+            )
+        made = self.from_adapter(relabelled(self.to_adapter(), task), self.backbone, tokenizer=self.tokenizer)
+        made.backbone.engine = self.backbone.engine
+        return made
 
     @property
     def stem_layer(self) -> int:

@@ -208,6 +208,7 @@ def as_now(setting: Mapping[str, Any]) -> dict[str, Any]:
         "lr_scheduler": None,
         "fit.greater_is_better": None,
         "fit.calibrate": True,
+        "init_from": None,
     }
     current = {f"fit.{old}": f"fit.{new}" for old, new in OLD_NAMES.items()}
     return {**added, **{current.get(name, name): value for name, value in setting.items()}}

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from ptuning.data.options import WINDOWS, BadRows, Duplicates, ReadOptions, TooLong
 from ptuning.errors import ConfigError
@@ -281,6 +288,17 @@ class TrainConfig(Checked):
     )
     backbone: str = Field("demo", description="Hub id or folder of a model; 'demo' is the embedded MiniLM")
     revision: str | None = Field(None, description="branch, tag or commit of the backbone on the Hub")
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="folder or Hub id of a trained adapter that training starts from; it decides backbone "
+        "and prompt if they are left out",
+    )
+    init_head: Literal["auto", "new"] = Field(
+        "auto",
+        description="with init_from, 'auto' keeps the adapter's head and labels for the same kind of task, "
+        "'new' takes over the prompt alone, for another task",
+    )
     prompt: PromptConfig = Field(
         default_factory=DeepPrompt,
         description="where the virtual tokens are: 'deep', keys and values in every layer (P-tuning v2), or "
@@ -329,6 +347,49 @@ class TrainConfig(Checked):
                     filled[part] = {"kind": kind, **chosen}
             return {**values, "prompt": filled}
         return values
+
+    _left_open: frozenset[str] = PrivateAttr(frozenset())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_left_open(cls, values: Any, handler: ModelWrapValidatorHandler[TrainConfig]) -> TrainConfig:
+        """With ``init_from`` it matters which options of backbone and prompt are left out."""
+        made = handler(values)
+        if made.init_from is None or not isinstance(values, Mapping):
+            return made
+        prompt = values.get("prompt", {})
+        # Of an instance, an option at its default counts as left out, but not the depth.
+        given = set(prompt) if isinstance(prompt, Mapping) else {"depth", *_changed(prompt)}
+        left = {f"prompt.{name}" for name in vars(made.prompt) if name not in given}
+        made._left_open = frozenset(left | {"backbone", "revision"} - made.model_fields_set)
+        return made
+
+    @property
+    def left_open(self) -> frozenset[str]:
+        """The options, by dotted name, that the adapter of ``init_from`` decides."""
+        return self._left_open
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> TrainConfig:
+        """Refuse options that contradict ``init_from``, as far as that is known without the adapter."""
+        if self.init_from is None and self.init_head != "auto":
+            raise ConfigError(
+                "init_head", got=repr(self.init_head), expected="init_from with it", remedy="leave it out"
+            )
+        named = "backbone" in self.model_fields_set
+        if self.init_from is not None and not named and self.revision is not None:
+            raise ConfigError(
+                "revision",
+                got=repr(self.revision),
+                expected="backbone with it, because with init_from the adapter decides both",
+                remedy="name the backbone too, or leave it out",
+            )
+        if self.init_from is not None and self.search.first_layers is not None:
+            raise ConfigError(
+                "search.first_layers: with init_from the adapter decides the first layer",
+                remedy="leave it out",
+            )
+        return self
 
     @model_validator(mode="after")
     def _search_fits(self) -> TrainConfig:
@@ -403,9 +464,21 @@ class TrainConfig(Checked):
 
 
 def dump(config: BaseModel) -> str:
-    """The configuration as YAML, defaults included."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The configuration as YAML, defaults included, except for options that ``init_from`` decides."""
+    values = config.model_dump(mode="json")
+    for option in config.left_open if isinstance(config, TrainConfig) else ():
+        section, dot, name = option.rpartition(".")
+        del (values[section] if dot else values)[name]
+    if not values.get("prompt", True):
+        del values["prompt"]
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
+
+
+def _changed(prompt: Any) -> list[str]:
+    """The options of a prompt that differ from the defaults."""
+    default = type(prompt)()
+    return [name for name, value in vars(prompt).items() if value != getattr(default, name)]
 
 
 def run_folder(output: str | Path) -> Path:

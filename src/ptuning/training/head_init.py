@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 from torch import Tensor
@@ -27,6 +29,7 @@ from ptuning.model.windows import mean_of_windows
 from ptuning.task import Task
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
 from ptuning.training.prepare import Split
+from ptuning.training.warm_start import WarmStart
 
 MAX_ROWS = 20_000
 """Maximum rows that the head is fitted to; more add nothing for so few parameters."""
@@ -43,12 +46,17 @@ Layer = tuple[Floats, Floats]
 """Weights ``[C, H]`` and biases ``[C]``."""
 
 
-def starts_fitted(model: PTuningModel) -> bool:
-    """Whether the head of ``model`` is fitted before training."""
+def starts_fitted(model: PTuningModel, start: WarmStart | None = None) -> bool:
+    """Whether the head of ``model`` is fitted before training.
+
+    Args:
+        start: How the run starts, if the model was trained before.
+    """
     config, task = model.prompt_config, model.task
-    reads_similarity = isinstance(config, DeepPrompt) and config.pooling == "similarity"
-    can_fit = task.kind.head_fit is not None
-    return reads_similarity and config.train_head and can_fit and len(model.head.names) > 0
+    can_fit = config.train_head and task.kind.head_fit is not None and len(model.head.names) > 0
+    if start is not None:  # a layer without a bias, as decoders have, cannot be fitted
+        return can_fit and not start.keeps_head and f"{_output(model)}.bias" in model.head.names
+    return can_fit and isinstance(config, DeepPrompt) and config.pooling == "similarity"
 
 
 def fit_head(
@@ -68,7 +76,7 @@ def fit_head(
     """
     assert model.task.kind.head_fit is not None  # as starts_fitted checks
     fit, output = HEAD_FITS[model.task.kind.head_fit], _output(model)
-    split = _some(split)
+    split = some(split)
     features = _features(model, split, on_rows)
     if not np.isfinite(features).all():
         return math.nan
@@ -89,7 +97,48 @@ def fit_head(
     return float(extensions.loss_of(logits, kind.as_labels(split.targets), model.task))
 
 
-def _some(split: Split) -> Split:
+def fit_new_rows(
+    model: PTuningModel,
+    split: Split,
+    rows: Sequence[int],
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fit some rows of the head's last layer, those of labels that a trained model lacked; others stay.
+
+    With several labels per row, nothing is fitted. Nor is the row of a label without training rows, nor any
+    row if features are not finite.
+
+    Args:
+        rows: Their classes.
+        on_rows: As :func:`fit_head` takes it.
+    """
+    split = some(split)
+    classes = split.targets.astype(int)
+    rows = [row for row in rows if model.task.kind.head_fit == "logistic" and (classes == row).any()]
+    if not rows:
+        return
+    output, values = _output(model), model.head.named()
+    layer = {
+        name: values[f"{output}.{name}"].detach()
+        for name in ("weight", "bias")
+        if f"{output}.{name}" in values
+    }
+    features = _features(model, split, on_rows)
+    if not np.isfinite(features).all():
+        return
+    weight = layer["weight"].double().cpu().numpy()
+    bias = layer["bias"].double().cpu().numpy() if "bias" in layer else np.zeros(len(weight))
+    weight, bias = logistic_rows(features, classes, (weight, bias), rows, free_bias="bias" in layer)
+    fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
+    model.head.copy_(
+        {
+            name: torch.from_numpy(fitted[name]).to(value) if name in fitted else value.detach()
+            for name, value in values.items()
+        }
+    )
+
+
+def some(split: Split) -> Split:
     """At most :data:`MAX_ROWS` of the rows, always the same sample."""
     if len(split.rows) <= MAX_ROWS:
         return split
@@ -200,6 +249,45 @@ def logistic(
     if len(seen) == 2:  # scikit-learn only has the second class's
         slopes, levels = np.concatenate((-slopes, slopes)) / 2, np.concatenate((-levels, levels)) / 2
     weight[seen], bias[seen] = slopes, levels - slopes @ centre
+    return weight, bias
+
+
+def logistic_rows(
+    features: NDArray[np.float64],
+    classes: NDArray[np.int_],
+    layer: Layer,
+    rows: Sequence[int],
+    *,
+    free_bias: bool = True,
+) -> Layer:
+    """``layer`` with some rows fitted by logistic regression, given the others.
+
+    The penalty pulls their weights towards what they start as; its strength is scikit-learn's default.
+
+    Args:
+        rows: The classes whose rows are fitted.
+        free_bias: Whether their biases are fitted, too.
+    """
+    weight, bias = (each.copy() for each in layer)
+    rows = list(rows)
+    first, size = weight[rows], math.sqrt(((features - features.mean(0)) ** 2).sum(1).mean()) or 1.0
+    others, wanted = features @ weight.T + bias, np.eye(len(weight))[classes]
+
+    def cost(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        moved = values.reshape(len(rows), -1)
+        own, level = first + moved[:, :-1] / size, moved[:, -1] * free_bias
+        logits = others.copy()
+        logits[:, rows] = features @ own.T + bias[rows] + level
+        shares = log_softmax(logits, axis=1)
+        wrong = (np.exp(shares) - wanted)[:, rows]
+        slope = np.concatenate(
+            (wrong.T @ features / size + moved[:, :-1], wrong.sum(0)[:, None] * free_bias), axis=1
+        )
+        return float(-(shares * wanted).sum() + (moved[:, :-1] ** 2).sum() / 2), slope.ravel()
+
+    found = minimize(cost, np.zeros(len(rows) * (features.shape[1] + 1)), jac=True, method="L-BFGS-B")
+    moved = found.x.reshape(len(rows), -1)
+    weight[rows], bias[rows] = first + moved[:, :-1] / size, bias[rows] + moved[:, -1] * free_bias
     return weight, bias
 
 

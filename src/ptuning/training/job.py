@@ -19,6 +19,7 @@ from ptuning.training.pair_pooling import measured_pooling
 from ptuning.training.plan import Earlier, SettledPrompt, plan_prompt
 from ptuning.training.prepare import Examples
 from ptuning.training.run_cache import RunCache
+from ptuning.training.warm_start import WarmStart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Job:
         report: Whether a report is written next to it.
         no_texts: Whether the report leaves the texts out.
         found: What a search chose, by name.
+        start: How it starts, if the model was trained before.
     """
 
     model: PTuningModel
@@ -46,6 +48,7 @@ class Job:
     report: bool = False
     no_texts: bool = False
     found: Mapping[str, Any] | None = None
+    start: WarmStart | None = None
 
 
 def make_job(
@@ -61,7 +64,11 @@ def make_job(
         say: Called with each choice that was made from the rows, in a sentence.
     """
     earlier = earlier or Earlier()
-    examples, task = cache.examples(config.data, seed=config.fit.seed)
+    source, gathered = cache.source(config), cache.gathered(config)
+    if source is not None:
+        config = source.settled(config, say)
+    fraction, task = config.data.validation_fraction, gathered.task
+    examples = gathered.examples(fraction=fraction, seed=config.fit.seed)
     device, rows = accelerator.device, len(examples.train)
     backbone, tokenizer = cache.backbone(
         config, task, dtype=precision(config.precision, device), device=device
@@ -78,9 +85,15 @@ def make_job(
     if chosen := prompt.recipe_says:
         kind = task.kind.summary(task)
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")
+    if source is not None:
+        say(source.summary(continues=gathered.continues))
     with Draws(device).drawing():
         torch.manual_seed(config.fit.seed)  # initialises prompt and head
-        model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
+        if source is None:
+            model = PTuningModel(backbone, prompt.config, task, tokenizer=tokenizer)
+        else:
+            continues = gathered.continues
+            model = source.model(backbone, prompt.config, task, continues=continues, tokenizer=tokenizer)
     return Job(
         model=model,
         prompt=prompt,
@@ -90,6 +103,7 @@ def make_job(
         report=config.report,
         no_texts=config.no_texts,
         found=earlier.found,
+        start=None if source is None else source.start(task, continues=gathered.continues),
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.prepare import TrainingData
+    from ptuning.training.warm_start import WarmStart
 
 Source = Literal["search", "checkpoint", "rows", "recipe", "backbone"]
 """What decided an option that the user left open."""
@@ -143,6 +144,7 @@ class Plan:
         effective_rows: The number of validation rows that the metric depends on.
         reference: What a diagnosis compares the run with.
         setting: What must be the same when the run is resumed, by name.
+        start: How the run starts, if the model was trained before.
     """
 
     prompt: SettledPrompt
@@ -154,6 +156,7 @@ class Plan:
     effective_rows: float
     reference: Reference
     setting: Mapping[str, Any]
+    start: WarmStart | None = None
 
     @property
     def fit(self) -> Settled:
@@ -169,14 +172,18 @@ def plan_run(
     *,
     found: Mapping[str, Any] | None = None,
     extensions: Extensions = NO_EXTENSIONS,
+    start: WarmStart | None = None,
 ) -> Plan:
     """Decide everything else, for a model that was created from ``prompt``; sets its class weights.
+
+    Args:
+        start: How the run starts, if the model was trained before.
 
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
     """
     task, train, validation = model.task, data.train, data.validation
-    facts = Facts.of(model, train.rows)
+    facts = Facts.of(model, train.rows, start)
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps its own
         model.set_class_weights(class_weights(config, train.targets, task))
@@ -209,6 +216,7 @@ def plan_run(
             weighted=weights is not None,
         ),
         setting={
+            "init_from": None if start is None else start.version,
             **_model_setting(model),  # first, because the recipe's choices depend on it
             **{f"fit.{name}": value for name, value in recipe.fit.model_dump(mode="json").items()},
             "loss": name_of(extensions.loss),
@@ -217,6 +225,7 @@ def plan_run(
             "data": checkpoint.data_digest(train.rows, validation.rows),
             "class_weights": weights,  # last, because they may depend on the data
         },
+        start=start,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptuning import adapters
 from ptuning.data import Example, Loaded, encode_labels, infer_task, load_examples, split_off
+from ptuning.data.continued import Continued, continued_task
 from ptuning.data.duplicates import repeats
 from ptuning.data.label_oddities import label_oddities
 from ptuning.data.memory import in_memory, named_splits
@@ -74,6 +75,7 @@ class Gathered:
         test: May be empty.
         sources, notes, left_out: As in :class:`Examples`.
         task: What the labels mean.
+        continues: With the task of an adapter: whether ``task`` is the same one, perhaps with more labels.
     """
 
     train: Sequence[Example]
@@ -81,6 +83,7 @@ class Gathered:
     test: Sequence[Example]
     sources: Mapping[str, str]
     task: Task
+    continues: bool = False
     notes: Sequence[str] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -149,13 +152,29 @@ def gather(
     return found.examples(fraction=config.validation_fraction, seed=seed), found.task
 
 
-def read_all(config: DataConfig) -> Gathered:
-    """The rows that a configuration names, and the task that is inferred from the training rows."""
+def read_all(
+    config: DataConfig, *, start: Task | None = None, head: Literal["auto", "new"] = "auto"
+) -> Gathered:
+    """The rows that a configuration names, and the task that is inferred from the training rows.
+
+    Args:
+        start: The task of the adapter that training starts from, if there is one.
+        head: See :func:`~ptuning.data.continued.continued_task`.
+    """
     sources = {"train": config.train, "validation": config.validation, "test": config.test}
-    return gather_all({name: source for name, source in sources.items() if source is not None}, config)
+    given = {name: source for name, source in sources.items() if source is not None}
+    return gather_all(given, config, start=start, head=head)
 
 
-def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnamed: bool = False) -> Gathered:
+def gather_all(
+    data: Any,
+    config: DataConfig,
+    *,
+    task: Task | None = None,
+    unnamed: bool = False,
+    start: Task | None = None,
+    head: Literal["auto", "new"] = "auto",
+) -> Gathered:
     """Like :func:`read_all`, for data in any form.
 
     Args:
@@ -164,7 +183,9 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
         task: The model's task, if it has one; otherwise inferred from the training rows. With a task, rows
             in memory may also be tokenised: see :mod:`ptuning.data.tokenised`.
         unnamed: Whether nobody chose the task's labels, so that the names in the training rows replace them.
+        start, head: See :func:`read_all`.
     """
+    continued: Continued | None = None
     sources = {name: in_memory(source, f"data.{name}") for name, source in named_splits(data).items()}
     loaded: dict[str, Loaded | TokenisedRows] = {}
     kind = config.problem_type if task is None else task.problem_type
@@ -178,7 +199,12 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
         loaded[name] = split
         if known is not None:
             continue
-        if task is None:
+        if task is None and start is not None:
+            asked, names = config.problem_type, split.label_names
+            continued = continued_task(split.examples, start, problem_type=asked, head=head, names=names)
+            length = config.max_length or continued.task.max_length
+            known = replace(continued.task, max_length=length)
+        elif task is None:
             known = infer_task(split.examples, problem_type=config.problem_type, names=split.label_names)
             known = replace(known, max_length=config.max_length)
         else:
@@ -215,8 +241,10 @@ def gather_all(data: Any, config: DataConfig, *, task: Task | None = None, unnam
         test=examples.get("test", []),
         sources={name: public_name(split.origin.name) for name, split in loaded.items()},
         task=task,
+        continues=continued is not None and continued.same,
         notes=[
-            note for name, split in texts.items() for note in _notes(split, task, training=name == "train")
+            *(() if continued is None else continued.notes),
+            *(note for name, each in texts.items() for note in _notes(each, task, training=name == "train")),
         ],
         left_out={name: len(split.problems) for name, split in texts.items() if split.problems},
     )

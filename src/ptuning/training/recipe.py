@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ptuning.data.tokens import TokenRow
     from ptuning.model.ptuning import PTuningModel
     from ptuning.task import Task
+    from ptuning.training.warm_start import WarmStart
 
 
 class Settled(FitConfig):
@@ -47,7 +48,8 @@ class Facts:
         virtual_tokens: P.
         first_layer: The first layer with a prompt; 0 at input depth.
         virtual_units: U.
-        fitted: Whether the head starts fitted to the rows.
+        fitted: Whether the head starts fitted to the rows, or trained.
+        warm: Whether the prompt was trained before.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
     """
 
@@ -60,9 +62,10 @@ class Facts:
     virtual_units: int = 0
     fitted: bool = False
     scaled: bool = False
+    warm: bool = False
 
     @classmethod
-    def of(cls, model: PTuningModel, rows: Sequence[TokenRow]) -> Facts:
+    def of(cls, model: PTuningModel, rows: Sequence[TokenRow], start: WarmStart | None = None) -> Facts:
         """The facts of training ``model`` on ``rows``."""
         from ptuning.training.head_init import starts_fitted  # imports scikit-learn, which is slow
 
@@ -75,7 +78,8 @@ class Facts:
             virtual_tokens=prompt.virtual_tokens,
             first_layer=prompt.first_layer if prompt.depth == "deep" else 0,
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
-            fitted=starts_fitted(model),
+            fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
+            warm=start is not None,
             scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 
@@ -87,6 +91,8 @@ class Facts:
         return epochs * math.ceil(batches / fit.gradient_accumulation_steps)
 
 
+DEEP_RATE = 2e-2
+"""A deep prompt's learning rate."""
 EPOCHS = 8
 """Epochs of an ordinary run; the learning rates fall to 0 over them."""
 MIN_STEPS = 300
@@ -98,9 +104,9 @@ MAX_SPEEDUP = 3.0
 HEAD_RATE_TIMES_STEPS = 2.5
 """The head's learning rate times the number of steps. It is constant, so that a long run does not overfit."""
 FITTED_EPOCHS = 5
-"""Epochs if the head starts fitted: less is left to learn."""
+"""Epochs if the head starts fitted or trained: less is left to learn."""
 FITTED_HEAD = 2e-4
-"""A fitted head's learning rate: it only has to follow the prompt."""
+"""The learning rate of a head that starts fitted or trained: it only has to follow the prompt."""
 UNITS = 20
 """Virtual units, with enough rows."""
 QUERIES = 2
@@ -116,20 +122,22 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 
     docs/recipes.md describes how the values were found. An input prompt without an encoder needs a higher
     learning rate than a deep prompt; with an encoder, a lower one, because all weights of the encoder change
-    it. If the head starts fitted, less is left to learn, and with few rows the prompt should change little.
+    it. If the head starts fitted or trained, less is left to learn, and with few rows the prompt should
+    change little.
     """
     steps = facts.steps(fit, 1)
     minimum, usual = (MIN_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (MIN_STEPS, EPOCHS)
     epochs = fit.num_train_epochs or max(
         math.ceil(minimum / steps), min(usual, max(2, round(MAX_STEPS / steps)))
     )
-    if facts.fitted:
-        prompt = _rounded(min(3e-2, max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))))
-    elif facts.depth == "deep":
-        speedup = min(MAX_SPEEDUP, max(1.0, MIN_STEPS / (epochs * steps)))
-        prompt = _rounded(speedup * 2e-2)
-    else:
+    gentle = max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))
+    if facts.depth == "input":
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
+        prompt *= min(1.0, gentle / DEEP_RATE) if facts.warm and facts.fitted else 1.0
+    elif facts.fitted:
+        prompt = min(DEEP_RATE if facts.warm else 3e-2, gentle)
+    else:
+        prompt = DEEP_RATE * min(MAX_SPEEDUP, max(1.0, MIN_STEPS / (epochs * steps)))
     every: int | str = "epoch"
     if epochs > EVALUATIONS:
         every = math.ceil(epochs * steps / EVALUATIONS)
@@ -142,7 +150,7 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     )
     return {
         "num_train_epochs": epochs,
-        "learning_rate": prompt,
+        "learning_rate": _rounded(prompt),
         "head_learning_rate": head,
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem has no dropout
         "evaluate_every": every,

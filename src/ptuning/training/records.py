@@ -49,8 +49,8 @@ class Evaluation:
     Attributes:
         epoch: How far the run was, in epochs.
         step: Optimizer steps done.
-        train_loss: Mean loss of the training rows since the last evaluation; at step 0, of the rows that the
-            head was fitted to.
+        train_loss: Mean loss of the training rows since the last evaluation; at step 0, before
+            the first step.
         metrics: On the validation rows, ``loss`` included.
     """
 

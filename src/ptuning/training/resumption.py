@@ -17,7 +17,10 @@ from ptuning.training.config import TrainConfig
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.run_files import CONFIG, RESULT, START_AGAIN, write
 
-_DECIDES = ("data", "backbone", "revision", "prompt", "recipe", "fit", "search", "precision")
+_DECIDES = (
+    *("data", "backbone", "revision", "init_from", "init_head"),
+    *("prompt", "recipe", "fit", "search", "precision"),
+)
 """The parts of a configuration that the result depends on."""
 
 

@@ -41,6 +41,7 @@ from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.run_files import CHECKPOINT, CONFIG, REPORT, RESULT, refuse_unfinished, write
 from ptuning.training.tracking import tracked, tracked_by
 from ptuning.training.trainer import Trainer
+from ptuning.training.warm_start import WarmStart
 from ptuning.validation import validated
 
 
@@ -64,7 +65,8 @@ def fit(
     """Train ``model`` in place; at the end it has the mean of the best evaluations' parameters.
 
     Args:
-        model: From ``PTuningModel.from_backbone``. Its task says what the labels mean; if its labels have no
+        model: From ``PTuningModel.from_backbone``, or a trained one from ``from_pretrained``, which is also
+            evaluated before the first step. Its task says what the labels mean; if its labels have no
             names, it takes them from the training rows (:mod:`ptuning.data.task_labels`). For a
             ``PeftModel`` the active adapter is trained, at ``config``'s learning rates times its own scales.
         data: A mapping of splits (such as a ``DatasetDict``): ``train``, and optionally ``validation``
@@ -138,6 +140,7 @@ def fit(
         output=target,
         report=report,
         no_texts=no_texts,
+        start=None if model.loaded is None else WarmStart(keeps_head=True),
     )
     extensions = tracked_by(extensions, accelerator)
     return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
@@ -242,7 +245,7 @@ def train_on(
             run_files.clear(folder, search=found is None)
         if not resume:  # the configuration of a resumed run is there already
             write(folder / CONFIG, dump(config), accelerator)
-        cache.say_notes(config.data, say)
+        cache.say_notes(config, say)
 
     with (
         recording_divergence(folder, accelerator),
@@ -274,7 +277,9 @@ def run(
     with draws.drawing():
         torch.manual_seed(job.config.seed)
     data = cache.data(model, job.examples, job.too_long)
-    plan = plan_run(model, job.prompt, data, job.config, found=job.found, extensions=extensions)
+    plan = plan_run(
+        model, job.prompt, data, job.config, found=job.found, extensions=extensions, start=job.start
+    )
     model.to(accelerator.device)
     trainer = Trainer(
         model,
@@ -407,6 +412,7 @@ def adapter_details(job: Job, plan: Plan, result: TrainResult) -> dict[str, Any]
             "recipe": result.setting["recipe"],
             "baseline": asdict(plan.baseline),
             "learned": result.learned,
+            **({} if plan.start is None or plan.start.record is None else {"init_from": plan.start.record}),
             **({} if result.calibration is None else {"calibration": result.calibration}),
         },
     }

@@ -27,6 +27,7 @@ from ptuning.task import Task
 from ptuning.threads import ACCELERATE
 from ptuning.training.config import DataConfig, TrainConfig
 from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, read_all, tokenised
+from ptuning.training.warm_start import Source
 
 Loaded = tuple[Backbone, PreTrainedTokenizerBase | None]
 """A backbone and its tokenizer."""
@@ -36,7 +37,13 @@ LoadBackbone = Callable[[TrainConfig, Task, torch.dtype | None, torch.device], L
 def load_named(config: TrainConfig, task: Task, dtype: torch.dtype | None, device: torch.device) -> Loaded:
     """The backbone that ``config`` names, in ``dtype`` on ``device``, and its tokenizer."""
     backbone, tokenizer = load_backbone(
-        config.backbone, task.num_labels, task.problem_type, None, config.revision, dtype
+        config.backbone,
+        task.num_labels,
+        task.problem_type,
+        None,
+        config.revision,
+        dtype,
+        allow_pickle="backbone" not in config.left_open,  # else the adapter's author chose it
     )
     # Moved before the first task is created, so that all tasks see it on the same device.
     return backbone.to(device), tokenizer
@@ -63,24 +70,34 @@ class RunCache:
     ) -> None:
         self._load = load
         self._backbones: dict[Hashable, Loaded] = {}
-        self._gathered: dict[DataConfig, Gathered] = dict(gathered or {})
-        self._reported: set[DataConfig] = set()
+        self._gathered: dict[Hashable, Gathered] = dict(gathered or {})
+        self._reported: set[Hashable] = set()
+        self._sources: dict[str, Source] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
         self.poolings: dict[Hashable, Pooling | None] = {}  # measured by ptuning.training.pair_pooling
 
-    def examples(self, config: DataConfig, *, seed: int) -> tuple[Examples, Task]:
-        """:func:`~ptuning.training.prepare.read`, with every file read once."""
-        if config not in self._gathered:
-            self._gathered[config] = read_all(config)
-        found = self._gathered[config]
-        return found.examples(fraction=config.validation_fraction, seed=seed), found.task
+    def source(self, config: TrainConfig) -> Source | None:
+        """The adapter that ``config`` starts from, read once; ``None`` if it starts from none."""
+        if (name := config.init_from) is None:
+            return None
+        if name not in self._sources:
+            self._sources[name] = Source.read(name)
+        return self._sources[name]
 
-    def say_notes(self, config: DataConfig, say: Callable[[str], None]) -> None:
+    def gathered(self, config: TrainConfig) -> Gathered:
+        """:func:`~ptuning.training.prepare.read_all`, with every file read once."""
+        if (key := _data_key(config)) not in self._gathered:
+            source = self.source(config)
+            start = None if source is None else source.task
+            self._gathered[key] = read_all(config.data, start=start, head=config.init_head)
+        return self._gathered[key]
+
+    def say_notes(self, config: TrainConfig, say: Callable[[str], None]) -> None:
         """Report the notes about the data files once; called after all checks, so errors come alone."""
-        if config in self._gathered and config not in self._reported:
-            self._reported.add(config)
-            for note in self._gathered[config].notes:
+        if (key := _data_key(config)) in self._gathered and key not in self._reported:
+            self._reported.add(key)
+            for note in self._gathered[key].notes:
                 say(note)
 
     def backbone(
@@ -127,6 +144,11 @@ class RunCache:
         """
         rows = [row for split in splits for row in split.rows]
         return stems_of(model, rows, on_rows=on_rows, known=self._stems)
+
+
+def _data_key(config: TrainConfig) -> Hashable:
+    """Everything that the rows and their task depend on."""
+    return config.data if config.init_from is None else (config.data, config.init_from, config.init_head)
 
 
 def _tokens_key(model: PTuningModel, too_long: TooLong | None) -> Hashable:

@@ -169,12 +169,13 @@ class _Search:
         self.accelerator = new_accelerator(cpu=config.device == "cpu")
         job = make_job(self.cache, config, self.accelerator, say=self.say)
         model, data = job.model, self.cache.data(job.model, job.examples, job.too_long)
-        self.space = Space.of(config, Facts.of(model, data.train.rows), model.backbone)
+        facts = Facts.of(model, data.train.rows, job.start)
+        self.space = Space.of(config, facts, model.backbone)
         self.count = int(min(config.search.trials, self.space.size))
-        plan = plan_run(model, job.prompt, data, config.fit, extensions=extensions)
+        plan = plan_run(model, job.prompt, data, config.fit, extensions=extensions, start=job.start)
         self.select, self.rows = plan.select, plan.effective_rows
         self.setting = {
-            **{name: plan.setting[name] for name in ("data", "backbone", "precision")},
+            **{name: plan.setting[name] for name in ("data", "backbone", "precision", "init_from")},
             # What depends on the training rows.
             **{
                 f"prompt.{name}": value
@@ -203,7 +204,7 @@ class _Search:
 
     def try_all(self, stop: StopRequest) -> None:
         """Run the trials that are left, then plot all of them."""
-        self.cache.say_notes(self.config.data, self.say)
+        self.cache.say_notes(self.config, self.say)
         lowest = self.space.auto.get("first_layer", 0)
         start = f", from layer {lowest:g}" if lowest else ""
         plan = f"{self.count} trials of {self.space.epochs} epochs; the first as recipe: auto chooses{start}"

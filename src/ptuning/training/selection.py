@@ -41,8 +41,14 @@ class BestCheckpoints:
         history: Sequence[Evaluation],
         best: int,
         evaluate: Callable[[], Metrics],
+        at_least: Metrics | None = None,
     ) -> list[int]:
         """Set the model to the mean of the best evaluations' parameters; returns the indices of those.
+
+        Args:
+            best: The index of the best evaluation.
+            evaluate: Evaluates the model.
+            at_least: Metrics that the mean must not be worse than, such as those before a warm start.
 
         The best of several evaluations is partly luck, and a mean depends less on luck (model soups,
         arXiv:2203.05482). Only evaluations within a standard error of the best are averaged. If the mean
@@ -55,7 +61,9 @@ class BestCheckpoints:
         ]
         if len(chosen) > 1:
             checkpoint.restore(model, checkpoint.mean([self.kept[index] for index in chosen]))
-            if not self._as_good(evaluate(), history[best].metrics):
+            found = evaluate()
+            worse = at_least is not None and self.select.beats(at_least, found)
+            if worse or not self._as_good(found, history[best].metrics):
                 chosen = [best]
         if chosen == [best]:
             checkpoint.restore(model, self.kept[best])

@@ -32,7 +32,7 @@ from ptuning.training.checkpoint import Position
 from ptuning.training.diagnosis import not_finite
 from ptuning.training.evaluation import evaluate
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions
-from ptuning.training.head_init import fit_head, starts_fitted
+from ptuning.training.head_init import fit_head, fit_new_rows, some, starts_fitted
 from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.metrics import Metrics
 from ptuning.training.optimizers import learning_rates, make_optimizer, make_scheduler
@@ -129,14 +129,16 @@ class Trainer:
         with stop_requests() as stop, self._training_state():
             self.callbacks.on_train_begin(self.state)
             self._cache_stems(cache, stop)
-            if starts_fitted(self.model) and not self.position.history:
-                self._fit_head(stop)
+            if not self.position.history and not self.position.step:
+                self._start(stop)
             return self._until_done(stop)
 
     def average(self) -> list[int]:
         """Set the model to the mean of the best evaluations' parameters; returns the indices of those."""
         assert self.position.best is not None  # the last step of a run is always followed by an evaluation
-        return self.best.restore(self.model, self.position.history, self.position.best, self._measure)
+        history = self.position.history
+        before = history[0].metrics if self.plan.start is not None and history[0].step == 0 else None
+        return self.best.restore(self.model, history, self.position.best, self._measure, before)
 
     @contextmanager
     def _training_state(self) -> Iterator[None]:
@@ -174,10 +176,17 @@ class Trainer:
             )
         self.position.train_seconds += time.perf_counter() - start
 
-    def _fit_head(self, stop: StopRequest) -> None:
-        """Fit the head, and evaluate: with few rows this may be the best evaluation of the run."""
-        start = time.perf_counter()
-        loss = fit_head(self.model, self.data.train, self._progress("head", stop), self.extensions)
+    def _start(self, stop: StopRequest) -> None:
+        """Fit a head that starts fitted. Evaluate if there is something to keep before the first step."""
+        start, rows, warm = time.perf_counter(), some(self.data.train), self.plan.start
+        if starts_fitted(self.model, warm):
+            loss = fit_head(self.model, rows, self._progress("head", stop), self.extensions)
+        elif warm is not None:
+            if warm.new_rows and self.model.prompt_config.train_head:
+                fit_new_rows(self.model, rows, warm.new_rows, self._progress("head", stop))
+            loss = evaluate(self.model, rows, self.stems, extensions=self.extensions)["loss"]
+        else:
+            return
         if self.accelerator.num_processes > 1:  # each process has fitted it, with its own rounding
             head = self.model.head
             head.copy_({name: broadcast(value.detach().clone()) for name, value in head.named().items()})

@@ -195,6 +195,8 @@ def _epochs(config: TrainConfig, facts: Facts, full: int) -> int:
 def _layers(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     """The first layers to try: 0, and a third and half of the layers."""
     prompt, given = config.prompt, config.search.first_layers
+    if config.init_from is not None:  # the adapter's prompt has its layers
+        return ()
     if prompt.depth == "input" or (given is None and prompt.first_layer > 0):
         return ()
     if given is not None:
