@@ -23,6 +23,7 @@ from ptuning.errors import ConfigError
 from ptuning.model.config import prompt_to_dict
 from ptuning.training.callbacks import Callback, CallbackList, RunState
 from ptuning.training.config import tracker_names
+from ptuning.training.run_files import REPORT
 from ptuning.training.trackers import BUILT_IN, PROJECT, Beginning, Ending, Tracker, Value
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ FOLDER = "tracking"
 """In the run's folder: what trackers write there."""
 IDENTITIES = "tracking.json"
 """In the run's folder: the trackers' names of the run, to continue it."""
-REPORT = "report.html"
 POINTS = 500
 """About how many points of the training loss are logged per run."""
 LONGEST = 250
