@@ -25,10 +25,20 @@ from ptuning.threads import BACKBONES
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SharedBackbone:
-    """A backbone and its tokenizer; take a view of it for a task."""
+    """A backbone and its tokenizer; take a view of it for a task.
+
+    Attributes:
+        place: The device and the dtype that it was loaded to.
+    """
 
     backbone: Backbone
     tokenizer: PreTrainedTokenizerBase | None
+    place: tuple[torch.device, torch.dtype]
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether a user has moved or rounded the weights, through a fitted model."""
+        return self.place != (self.backbone.device, self.backbone.dtype)
 
 
 class Keeper:
@@ -66,12 +76,14 @@ def shared_backbone(
 
     with BACKBONES:
         found = _SHARED.get(key(revision))
-        # A user may have moved or rounded the weights of a fitted model.
-        if found is None or found.backbone.device != device or dtype not in (None, found.backbone.dtype):
+        if found is None or found.is_moved:
             backbone, tokenizer = load_backbone(
                 name, *width, None, revision, dtype, allow_pickle=allow_pickle
             )
-            found = SharedBackbone(backbone=backbone.to(device), tokenizer=tokenizer)
+            backbone = backbone.to(device)
+            found = SharedBackbone(
+                backbone=backbone, tokenizer=tokenizer, place=(backbone.device, backbone.dtype)
+            )
             _SHARED[key(revision)] = _SHARED[key(backbone.revision)] = found  # an adapter records the commit
         return found
 
