@@ -150,17 +150,18 @@ def _train(name: str, seed: int, work: Path, kept: Path) -> None:
     train(config, restart=True)
     model = PTuningModel.from_pretrained(folder / "adapter").eval()
     model.set_task(model.task.uncalibrated())
-    found, shares = {}, None
+    arrays: dict[str, Any] = {}
     for split in splits:
         loaded = load_examples(str(folder / f"{split}.jsonl"), pair=model.task.pair, task=model.task)
         made = tokenised(model, loaded.examples)
         if split == "train":
             shares = model.task.kind.constant_answer(made.targets, model.task).shares
+            arrays["shares"] = np.array(shares)
         else:
-            found[f"{split}_logits"] = score(model, made).logits.double().numpy()
-            found[f"{split}_targets"] = made.targets
+            arrays[f"{split}_logits"] = score(model, made).logits.double().numpy()
+            arrays[f"{split}_targets"] = made.targets
     kept.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(kept, task=json.dumps(model.task.to_dict()), shares=np.array(shares), **found)
+    np.savez(kept, task=json.dumps(model.task.to_dict()), **arrays)
 
 
 # ------------------------------------------------------------------------------------------ the figures
