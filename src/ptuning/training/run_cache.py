@@ -70,7 +70,7 @@ class RunCache:
     ) -> None:
         self._load = load
         self._backbones: dict[Hashable, Loaded] = {}
-        self._gathered: dict[Hashable, Gathered] = dict(gathered or {})
+        self._gathered: dict[Hashable, Gathered] = dict((gathered or {}).items())
         self._reported: set[Hashable] = set()
         self._sources: dict[str, Source] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
