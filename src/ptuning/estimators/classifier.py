@@ -15,7 +15,7 @@ from ptuning.data import Example
 from ptuning.errors import ConfigError, DataError
 from ptuning.estimators.base import TextEstimator, refuse_form
 from ptuning.estimators.inputs import examples_of, labelled, refuse_no_labels
-from ptuning.kinds import LabelForm
+from ptuning.kinds import BY_FORM, LabelForm
 from ptuning.model.config import Engine, PromptConfig
 from ptuning.task import Label, Task
 
@@ -130,17 +130,17 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
         if several:
             labels = _column_names(y, target.shape[1])
             found = [tuple(label for label, on in zip(labels, row, strict=True) if on) for row in target]
-            problem_type = "multi_label_classification"
+            form = LabelForm.SEVERAL
         else:
             labels, found = unique_labels(target).tolist(), target.tolist()
-            problem_type = "single_label_classification"
+            form = LabelForm.ONE
         rows = labelled(examples, found)
         if len(labels) < 2 and not several:
             raise DataError(
                 "y", got=f"one class, {labels[0]!r}, in every row", expected="at least two classes"
             )
         task = Task(
-            problem_type=problem_type,
+            problem_type=BY_FORM[form].name,
             labels=tuple(labels),
             pair=examples[0].text_b is not None,
         )

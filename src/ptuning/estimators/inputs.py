@@ -13,6 +13,7 @@ from sklearn.utils import check_consistent_length
 from ptuning.data import Example
 from ptuning.errors import DataError
 from ptuning.inference.predictor import example_of, refuse_wrong_number
+from ptuning.kinds import BY_FORM, LabelForm
 from ptuning.task import Task
 
 TEXTS = (
@@ -39,7 +40,7 @@ def examples_of(given: Any, *, pair: bool | None = None) -> list[Example]:
     found = [example_of(number, row) for number, row in enumerate(rows, 1)]
     if pair is None:
         pair = found[0].text_b is not None
-    task = Task(problem_type="regression", pair=pair)
+    task = Task(problem_type=BY_FORM[LabelForm.NUMBER].name, pair=pair)
     for example in found:
         refuse_wrong_number(example, task)
     return found

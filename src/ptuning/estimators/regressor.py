@@ -11,7 +11,7 @@ from sklearn.utils import check_array, column_or_1d
 
 from ptuning.estimators.base import TextEstimator, refuse_form
 from ptuning.estimators.inputs import examples_of, labelled, refuse_no_labels
-from ptuning.kinds import LabelForm, kind_named
+from ptuning.kinds import BY_FORM, LabelForm
 from ptuning.task import Task
 
 
@@ -40,7 +40,7 @@ class PTuningRegressor(RegressorMixin, TextEstimator):  # type: ignore[misc]
         column = column_or_1d(y, warn=True)
         target = check_array(column, ensure_2d=False, dtype=np.float64, input_name="y").tolist()
         rows = labelled(examples, target)
-        kind = kind_named("regression")
+        kind = BY_FORM[LabelForm.NUMBER]
         mean, scale = kind.scaling(target, "y")
         task = Task(
             problem_type=kind.name,
