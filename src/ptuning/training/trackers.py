@@ -218,8 +218,10 @@ class MLflow(BuiltIn):
     def finish(self, ending: Ending) -> None:
         import mlflow
 
+        ours, current = getattr(self.inner, "active_run", None), mlflow.active_run()
         try:
-            mlflow.end_run(ending.upper())
+            if ours is not None and current is not None and ours.info.run_id == current.info.run_id:
+                mlflow.end_run(ending.upper())  # else the user's own run would end
         finally:
             self.restore()
 

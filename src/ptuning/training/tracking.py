@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -206,7 +206,11 @@ class TrackerCallback(Callback):
         try:
             with redirect_stdout(sys.stderr):  # the commands' own output is there
                 tracker = BUILT_IN[wanted].begin(begin) if isinstance(wanted, str) else Tracker(wanted)
-                tracker.start(config)
+                try:
+                    tracker.start(config)
+                except BaseException:  # Ctrl-C too: nobody else knows this tracker yet
+                    _abandon(tracker)
+                    raise
         except Exception as error:
             name = wanted if isinstance(wanted, str) else wanted.name
             if begin.continued is not None:  # the run may have been deleted
@@ -249,6 +253,13 @@ class TrackerCallback(Callback):
             if tracker is not None:
                 self._open.remove(tracker)
                 self._failed.add(tracker.name)
+                _abandon(tracker)
+
+
+def _abandon(tracker: Tracker) -> None:
+    """Finish a tracker that failed, as far as it can be: what it changed in the process ends with it."""
+    with suppress(Exception), redirect_stdout(sys.stderr):
+        tracker.finish("failed")
 
 
 class _OfAccelerator(TrackerCallback):
