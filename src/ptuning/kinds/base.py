@@ -228,8 +228,16 @@ class Kind(ABC):
     def probabilities(self, logits: Floats, task: Task) -> Floats:
         """The probability of each label, ``[N, C]``, from logits ``[N, C]``: those that :meth:`answer` gives,
         with the task's temperature. Only kinds with labels have them.
+
+        Whatever :meth:`answer` gives is taken, row by row; a kind may compute them all at once instead.
         """
-        raise NotImplementedError
+        import numpy as np
+
+        if not task.labels:
+            raise NotImplementedError(f"a {self.title} has no probabilities")
+        answers = [self.answer(row, task).probabilities for row in logits.tolist()]
+        found = np.array([[chance for _, chance in answer] for answer in answers], dtype=np.float64)
+        return found.reshape(len(logits), len(task.labels))
 
     def calibrated(self, logits: Floats, targets: Floats, task: Task) -> Task:
         """The task with the temperature, and the thresholds if it has several labels, that suit these rows.

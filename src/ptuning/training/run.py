@@ -397,11 +397,17 @@ def _calibrated(trainer: Trainer, scored: Mapping[str, Scored], result: TrainRes
     model = trainer.model
     if result.diagnosis is not None and result.diagnosis.serious:
         return result
-    task, record = calibrate(model.task, scored)
+    say = trainer.callbacks.on_message
+    try:
+        task, record = calibrate(model.task, scored)
+    except Exception as error:  # such as one of a kind of the user's own: the adapter is worth more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"probabilities could not be calibrated ({reason}); they are used as they are")
+        return result
     if record is None:
         return result
     model.set_task(task)
-    trainer.callbacks.on_message(in_a_line(record))
+    say(in_a_line(record))
     names = model.task.kind.threshold_metrics
     metrics = {
         split: {**found, **{name: value for name, value in record[split]["after"].items() if name in names}}

@@ -34,7 +34,7 @@ class Outcomes:
 
 def outcomes(task: Task, rows: Rows) -> Outcomes:
     """The answers to ``rows``, which all have a target."""
-    chances = probabilities(task, rows.logits)
+    chances = task.kind.probabilities(rows.logits, task)
     truth = rows.targets.astype(np.int64)
     if task.kind.form is LabelForm.SEVERAL:
         predicted = (chances > (task.thresholds or 0.5)).astype(np.int64)
@@ -47,16 +47,6 @@ def outcomes(task: Task, rows: Rows) -> Outcomes:
     return Outcomes(
         probabilities=chances, truth=truth, predicted=predicted, right=right, confidence=confidence
     )
-
-
-def probabilities(task: Task, logits: Floats) -> Floats:
-    """``[N, C]``, as the task answers."""
-    try:
-        return task.kind.probabilities(logits, task)
-    except NotImplementedError:  # a kind of the user's own may only say what it answers
-        answers = [task.kind.answer(row, task).probabilities for row in logits.tolist()]
-        found = np.array([[chance for _, chance in answer] for answer in answers], dtype=np.float64)
-        return found.reshape(len(logits), task.num_labels)
 
 
 def predicted_numbers(task: Task, rows: Rows) -> Floats:
