@@ -471,6 +471,25 @@ def test_several_runs_are_runs_of_one_group(
         assert each.finished
 
 
+def test_an_option_wins_over_wandb_s_variables(
+    config: Callable[..., TrainConfig], fakes: dict[str, FakeTool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_NAME", "theirs")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    callback, runs = TrackerCallback("wandb", name="mine"), fakes["wandb"].runs
+    ptuning.train_several(config(report=False), seeds=[3, 4], callbacks=[callback])
+    assert [each.name[:13] for each in runs] == ["mine-seed-3-2", "mine-seed-4-2"]
+    assert [each.options["group"] for each in runs] == ["mine", "mine"]
+    monkeypatch.delenv("WANDB_RUN_GROUP")
+    ptuning.train(config(output="one", report=False), callbacks=[callback])  # a single run, no group
+    assert runs[-1].name.startswith("mine-20")
+    assert runs[-1].options["group"] is None
+    ptuning.train(config(output="two", report=False, track="wandb"))
+    assert runs[-1].name == "theirs"
+    ptuning.train_several(config(output="more", report=False, track="wandb"), seeds=[3])
+    assert runs[-1].name.startswith("more-seed-3-20")
+
+
 @pytest.mark.slow
 def test_each_trial_of_a_search_is_a_run_of_its_group(
     config: Callable[..., TrainConfig], fakes: dict[str, FakeTool]
