@@ -251,8 +251,19 @@ class Kind(ABC):
         return task
 
     def confidence(self, answer: Answer, task: Task) -> float | None:
-        """The probability that an answer is right, by the model's own account; ``None`` without labels."""
-        return None
+        """The probability that an answer is right, by the model's own account; ``None`` without labels.
+
+        That of the most likely label; a kind with several labels per row has to say which answer is least
+        certain.
+        """
+        return max((chance for _, chance in answer.probabilities), default=None)
+
+    def confidences(self, logits: Floats, task: Task) -> Floats:
+        """:meth:`confidence` of each row's answer, ``[N]``, from logits ``[N, C]``, of a kind with labels."""
+        import numpy as np
+
+        answers = (self.answer(row, task) for row in logits.tolist())
+        return np.array([self.confidence(each, task) for each in answers], dtype=np.float64)
 
     # --------------------------------------------------------------------------------- metrics and baseline
 

@@ -38,14 +38,16 @@ def outcomes(task: Task, rows: Rows) -> Outcomes:
     truth = rows.targets.astype(np.int64)
     if task.kind.form is LabelForm.SEVERAL:
         predicted = (chances > (task.thresholds or 0.5)).astype(np.int64)
-        confidence = np.where(predicted, chances, 1 - chances).min(axis=1, initial=1)
         right = (predicted == truth).all(axis=1)
     else:
         predicted = chances.argmax(axis=1) if len(chances) else np.zeros(0, dtype=np.int64)
-        confidence = chances.max(axis=1, initial=0)
         right = predicted == truth
     return Outcomes(
-        probabilities=chances, truth=truth, predicted=predicted, right=right, confidence=confidence
+        probabilities=chances,
+        truth=truth,
+        predicted=predicted,
+        right=right,
+        confidence=task.kind.confidences(rows.logits, task),
     )
 
 
