@@ -266,6 +266,11 @@ def test_metrics_and_answers_use_the_thresholds() -> None:
 # -------------------------------------------------------------------------------------------------- the task
 
 
+def test_a_probability_at_the_threshold_is_a_no() -> None:
+    assert MANY.kind.answer([0.0] * 4, MANY).label == ()
+    assert MANY.kind.scores(np.zeros((2, 4)), np.zeros((2, 4)), MANY)["exact_match"] == 1
+
+
 @pytest.mark.parametrize(("task", "made"), [(SINGLE, classes), (MANY, switches)])
 def test_an_answer_has_the_probabilities_of_the_task(task: Task, made: Any) -> None:
     logits, targets = made(60)

@@ -8,6 +8,7 @@ import pickle
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from ptuning import (
     PTuningClassifier,
     PTuningModel,
     PTuningRegressor,
+    Task,
     TrainConfig,
     adapters,
     fit,
@@ -150,6 +152,14 @@ def test_predictions_do_not_contradict_each_other(fitted: PTuningClassifier) -> 
 
 
 # ------------------------------------------------------------------------------------- parameters
+
+
+def test_columns_are_in_the_order_of_the_classes() -> None:
+    made = PTuningClassifier()
+    task = Task(problem_type="single_label_classification", labels=("b", "a"))
+    made.model_ = SimpleNamespace(task=task)  # type: ignore[assignment]
+    made.classes_ = np.array(["a", "b"])
+    assert made._columns([[1.0, 2.0]]).tolist() == [[2.0, 1.0]]
 
 
 def test_parameters_are_kept_and_not_looked_at_before_fit() -> None:
