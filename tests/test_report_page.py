@@ -261,6 +261,33 @@ def test_several_adapters_on_the_same_rows() -> None:
     assert "constant answer" in page.text
 
 
+def test_the_same_rows_are_known_by_their_numbers_and_labels_not_by_the_constant_answer() -> None:
+    one, other = entry("one", SINGLE, rows=60), entry("other", SINGLE, rows=60, noise=2.0)
+    floor = {"loss": other.baseline["test"]["loss"] + 0.01}  # other shares of the classes in its training
+    other = replace(other, baseline={"test": {**other.baseline["test"], **floor}})
+    page = checked(compare(one, other))
+    assert "the rows or labels differ" not in page.text
+    assert page.text.count("★") > 1
+    assert "constant answer" in page.text
+    as_recorded = [replace(each, rows=None, task=None) for each in (one, other)]
+    assert "the rows or labels differ" not in checked(compare(*as_recorded)).text
+    moved = replace(other, baseline={"test": {**other.baseline["test"], "accuracy": 0.123}})
+    assert "the rows or labels differ" in checked(compare(as_recorded[0], replace(moved, rows=None))).text
+
+
+def test_adapters_that_skipped_different_rows_are_not_compared_row_by_row() -> None:
+    one = entry("one", SINGLE, rows=60)
+    assert one.rows is not None
+    short = few(ReportData(name="", task=one.task, splits=(one.rows,)), 50).splits[0]  # type: ignore[arg-type]
+    renumbered = replace(one.rows, numbers=tuple(number + 1 for number in one.rows.numbers))
+    relabelled = replace(one.rows, targets=(one.rows.targets + 1) % 3)
+    for rows in (short, renumbered, relabelled):
+        page = checked(compare(one, replace(one, name="other", rows=rows)))
+        assert "were evaluated on other rows or labels" in page.text
+        assert "the rows or labels differ, so no value is the best" in page.text
+        assert "★" not in page.text.replace("A star", "")
+
+
 def test_the_runs_of_one_training() -> None:
     runs = [replace(entry(f"seed-{n}", SINGLE, rows=60, noise=n), rows=None, task=None) for n in range(3)]
     diverged = Entry(name="seed-3", metrics={}, facts={"seed": "3"}, note="it diverged")

@@ -48,7 +48,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 def _sections(comparison: Comparison) -> Iterator[Section]:
     yield _metrics(comparison)
-    if all(entry.rows is not None for entry in comparison.entries) and len(comparison.entries) > 1:
+    if len(comparison.entries) > 1:
         yield from _same_rows(comparison)
     yield from _learning(comparison)
     yield _facts(comparison)
@@ -75,8 +75,7 @@ def _table(comparison: Comparison, split: str) -> Table:
     found = dict.fromkeys(name for entry in entries for name in entry.metrics[split])
     names = sorted(found, key=lambda name: name != comparison.metric)
     best = {name: _best([entry.metrics[split].get(name) for entry in entries], name) for name in names}
-    # Another constant answer means other rows, or other labels.
-    same = len({tuple(sorted(entry.baseline.get(split, {}).items())) for entry in entries}) == 1
+    same = _comparable(entries, split)
     lines: list[tuple[Cell, ...]] = []
     for entry in entries:
         bounds = _bounds(entry, split, comparison.metric)
@@ -91,8 +90,7 @@ def _table(comparison: Comparison, split: str) -> Table:
             for each in values.values()
         ]
         lines.append(("mean ± standard deviation", "", *spread))
-    floor = entries[0].baseline.get(split, {})
-    if same and floor:
+    if same and (floor := _shared_floor(entries, split)):
         lines.append(("constant answer", "", *(number(floor.get(name)) for name in names)))
     intervals_known = any(line[1] not in ("", "–") for line in lines)
     columns = (
@@ -110,6 +108,27 @@ def _table(comparison: Comparison, split: str) -> Table:
         numeric=tuple(range(1, len(columns))),
         wide=True,
     )
+
+
+def _comparable(entries: Sequence[Entry], split: str) -> bool:
+    """Whether the metrics of a split were measured on the same rows with the same labels, as far as is known.
+
+    If the rows are not known, another constant answer means others. Its loss is left out: it depends on the
+    training rows too.
+    """
+    if (found := _scored(entries)) is not None and all(rows.split == split for _, rows in found):
+        return _alike(found)
+    floors = [
+        {name: value for name, value in entry.baseline.get(split, {}).items() if name != "loss"}
+        for entry in entries
+    ]
+    return all(floor == floors[0] for floor in floors)
+
+
+def _shared_floor(entries: Sequence[Entry], split: str) -> dict[str, float]:
+    """The metrics of the constant answer that are the same for all."""
+    first, *others = (entry.baseline.get(split, {}) for entry in entries)
+    return {name: value for name, value in first.items() if all(o.get(name) == value for o in others)}
 
 
 def _bounds(entry: Entry, split: str, metric: str) -> tuple[float, float] | None:
@@ -134,19 +153,46 @@ def _starred(value: float | None, best: float | None) -> str:
 # ------------------------------------------------------------------------------ on the same rows
 
 
+def _scored(entries: Sequence[Entry]) -> list[tuple[Task, Rows]] | None:
+    """The rows of each entry that have a target, or ``None`` if those of an entry are not known."""
+    found = [
+        (entry.task, entry.rows.known(entry.task))
+        for entry in entries
+        if entry.task is not None and entry.rows is not None
+    ]
+    return found if len(found) == len(entries) else None
+
+
+def _alike(scored: Sequence[tuple[Task, Rows]]) -> bool:
+    """Whether tasks have the same labels, and their rows are the same ones with the same targets."""
+    (_, rows), *others = scored
+    return _same_labels(scored) and all(
+        len(each) == len(rows)
+        and all(each.number(index) == rows.number(index) for index in range(len(rows)))
+        and np.array_equal(each.targets, rows.targets)
+        for _, each in others
+    )
+
+
+def _same_labels(scored: Sequence[tuple[Task, Rows]]) -> bool:
+    kinds = {task.kind.name for task, _ in scored}
+    return len(kinds) == 1 and len({tuple(map(str, task.labels)) for task, _ in scored}) == 1
+
+
 def _same_rows(comparison: Comparison) -> Iterator[Section]:
-    tasks = [entry.task for entry in comparison.entries]
-    rows = [entry.rows for entry in comparison.entries]
-    first, labels = tasks[0], {tuple(map(str, task.labels)) for task in tasks if task is not None}
-    if first is None or len(labels) > 1 or any(task is None or task.kind is not first.kind for task in tasks):
+    scored = _scored(comparison.entries)
+    if scored is None:
+        return
+    if not _alike(scored):
+        why = "were evaluated on other rows or labels" if _same_labels(scored) else "have different labels"
         yield Section(
             name="differences",
             title="On the same rows",
-            lead="The adapters have different labels, so their answers are not compared row by row.",
+            lead=f"The adapters {why}, so their answers are not compared row by row.",
             blocks=(),
         )
         return
-    scored = [(task, each.known(task)) for task, each in zip(tasks, rows, strict=True) if task and each]
+    first = scored[0][0]
     found = compared(scored, comparison.metric)
     names = [entry.name for entry in comparison.entries]
     numbers = first.kind.form is LabelForm.NUMBER
