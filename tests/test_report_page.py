@@ -213,6 +213,20 @@ def test_splits_and_temperature() -> None:
     assert "1.500" in page.text
 
 
+def test_the_page_says_what_the_validation_rows_chose() -> None:
+    data = report(SINGLE, 2, 80, temperature=1.5)
+    validation = replace(data.splits[0], split="validation")
+    assert "rows also chose" not in page_of(replace(data, splits=(validation,)))
+    data = replace(data, chosen=("the checkpoint", "the temperature"))
+    said = "The validation rows also chose the checkpoint and the temperature, so the figures on them are a"
+    text = page_of(replace(data, splits=(validation,)))
+    assert said in text
+    assert "These rows also chose the temperature, so the figures are a little too good." in text
+    text = page_of(replace(data, splits=(validation, data.splits[0])))
+    assert said in text
+    assert "These rows also chose" not in text  # those of the diagram are test rows
+
+
 def test_the_page_is_the_same_whatever_matplotlib_is_set_to() -> None:
     data = report(SEVERAL, 3, 60)
     text = page_of(data)

@@ -83,6 +83,7 @@ def test_a_run_has_a_report_of_its_own_figures(config: Made, tmp_path: Path) -> 
     assert text.count(">kept</span></td>") == len(result.averaged)
     assert json.loads(text_of(tmp_path / "out" / "ptuning.json"))["sha256_self"][:12] in words
     assert told.was_there
+    assert re.search("The validation rows also chose the checkpoints?(,| and) ", words)
     assert result.setting["rows"]["test"] == 24
     assert json.loads(text_of(tmp_path / "test.jsonl").splitlines()[0])["text"].split()[0] in words
 
@@ -146,6 +147,7 @@ def test_several_runs_have_one_each_and_one_that_compares(config: Made, tmp_path
     checked(text)
     words = shown(text)
     assert "2 runs side by side" in words
+    assert "The validation rows of a training also choose its checkpoint" in words
     assert f"{found.best.name} (chosen)" in words
     mean, deviation = found.over_seeds[0].metrics["test"]["accuracy"]
     assert f"{mean:.3f} ± {deviation:.3f}" in words

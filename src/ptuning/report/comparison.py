@@ -31,6 +31,10 @@ from ptuning.report.page import rendered
 from ptuning.task import Task
 
 _ROWS = 15
+_BIASED = (
+    "The validation rows of a training also choose its checkpoint and what is fitted after it, so the figures on "
+    "them are a little too good."
+)
 _SIDE_BY_SIDE = 4
 """The most adapters whose answers fit next to a text."""
 
@@ -59,6 +63,7 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 def _metrics(comparison: Comparison) -> Section:
     splits = dict.fromkeys(split for entry in comparison.entries for split in entry.metrics)
+    biased = [Note(text=_BIASED)] if "validation" in splits and not _scored(comparison.entries) else []
     notes = [Note(text=f"{entry.name}: {entry.note}") for entry in comparison.entries if entry.note]
     return Section(
         name="metrics",
@@ -66,7 +71,7 @@ def _metrics(comparison: Comparison) -> Section:
         lead="A star marks the best value of a column. Small differences are often chance: "
         "see the intervals, "
         "or train with several seeds.",
-        blocks=(*(_table(comparison, split) for split in splits), *notes),
+        blocks=(*(_table(comparison, split) for split in splits), *biased, *notes),
     )
 
 

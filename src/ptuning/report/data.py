@@ -19,6 +19,8 @@ from ptuning.kinds import LabelForm
 from ptuning.task import Task
 
 Floats = NDArray[np.float64]
+FITTED = ("the temperature", "the thresholds")
+"""What of :attr:`ReportData.chosen` makes probabilities and answers of logits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,6 +95,7 @@ class ReportData:
         averaged: The steps of the evaluations whose parameters the adapter has the mean of.
         facts: What the adapter is and how it was trained, by name, in words.
         notes: What the reader should know first, one paragraph each.
+        chosen: What was chosen by the validation rows, such as ``the checkpoint``.
         no_texts: Whether texts were left out at the user's wish.
     """
 
@@ -106,6 +109,7 @@ class ReportData:
     averaged: tuple[int, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
     no_texts: bool = False
 
     @property

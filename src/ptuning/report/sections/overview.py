@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptuning.kinds import metric_named
-from ptuning.report.blocks import Bar, Block, Cell, Chart, Interval, Note, Section, Table, number, several
+from ptuning.report.blocks import (
+    Bar,
+    Block,
+    Cell,
+    Chart,
+    Interval,
+    Note,
+    Section,
+    Table,
+    listed,
+    number,
+    several,
+)
 from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
 from ptuning.report.figures.headline import intervals
@@ -15,6 +27,13 @@ def headline(data: ReportData) -> Section:
     """The metrics of every split, with intervals, next to the baseline."""
     blocks: list[Block] = [Note(text=text, loud=True) for text in data.notes]
     blocks += [_metrics(data, rows.known(data.task)) for rows in reversed(data.splits)]
+    if data.chosen:
+        blocks.append(
+            Note(
+                text=f"The validation rows also chose {listed(data.chosen)}, so the figures on them are "
+                "a little too good."
+            )
+        )
     rule = f" The baseline is a constant answer, {data.baseline_rule}." if data.baseline_rule else ""
     return Section(
         name="metrics",
