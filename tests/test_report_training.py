@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import pytest
 
 from ptuning import FitConfig, PTuningModel, TrainConfig, fit, train, train_search, train_several
 from ptuning.cli import main
+from ptuning.cli.evaluated import evaluated
 from ptuning.errors import ConfigError
 from ptuning.report import page
+from ptuning.report.facts import facts_of
 from ptuning.training.callbacks import Callback, RunState
+from ptuning.training.config import DataConfig
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.run_files import REPORT
 from test_report_page import checked, sections
@@ -282,6 +286,31 @@ def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_facts_of_an_extra_that_is_not_ptunings_own() -> None:
+    backbone = {"name": "tiny", "model_type": "bert", "num_layers": 2}
+    for extra in (
+        {"data": {"train": {"source": "a"}}},
+        {"data": {"train": {"rows": "many", "source": ["a"]}}},
+        {"data": {"train": "a.csv"}, "rates": {"prompt": 10**400, "head": "x"}},
+        {"data": 3, "fit": [], "rates": {"prompt": float("nan")}, "recipe": {"chose": "x"}, "init_from": "b"},
+    ):
+        facts_of({"prompt": {"depth": "deep"}, "backbone": backbone, "extra": extra})
+    start = {"name": "first", "sha256": "0123456789abcdef", "head": "kept", "data": {"train": {"rows": 1200}}}
+    record = {"prompt": {"depth": "deep"}, "backbone": backbone, "extra": {"init_from": start}}
+    said = facts_of(record)["started from"]
+    assert said == "first, version 0123456789ab, trained on 1,200 rows of None, with its head"
+
+
+def test_a_baseline_that_is_not_ptunings_own_does_not_count(adapters: Path) -> None:
+    model = PTuningModel.from_pretrained(adapters / "a")
+    assert model.loaded is not None
+    own = evaluated(model, str(adapters / "rows.csv"), DataConfig(train="")).baseline
+    for broken in ([1], {"rule": "x"}, {"rule": "x", "logits": [1.0]}, {"rule": "x", "logits": "ab"}, 3):
+        model.loaded = replace(model.loaded, extra={"baseline": broken})
+        found = evaluated(model, str(adapters / "rows.csv"), DataConfig(train="")).baseline
+        assert found.rule == own.rule, broken
+
+
 def test_results_that_cannot_be_read_do_not_count(run: Run, adapters: Path, tmp_path: Path) -> None:
     result = adapters / "b.run" / "result.json"
     before = result.read_text()
@@ -290,5 +319,9 @@ def test_results_that_cannot_be_read_do_not_count(run: Run, adapters: Path, tmp_
             result.write_text(broken)
             code, _, err = run("report", "b", "a", "--output", str(tmp_path / "x.html"))
             assert (code, err.count("\n")) == (0, 1), broken
+        whole = json.loads(before)
+        for name, value in (("metrics", {"test": 3}), ("baseline", []), ("seconds", "x"), ("averaged", [3])):
+            result.write_text(json.dumps({**whole, name: value}))
+            assert run("report", "b", "a", "--output", str(tmp_path / "x.html"))[0] == 0, name
     finally:
         result.write_text(before)
