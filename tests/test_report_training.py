@@ -18,6 +18,7 @@ from ptuning.cli.evaluated import evaluated
 from ptuning.errors import ConfigError
 from ptuning.report import page
 from ptuning.report.facts import facts_of
+from ptuning.training import search
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import DataConfig
 from ptuning.training.interrupt import Interrupted
@@ -162,7 +163,7 @@ def test_several_runs_have_one_each_and_one_that_compares(config: Made, tmp_path
     assert shown(again).count("seed-1") >= shown(text).count("seed-1") - 1
 
 
-def test_a_search_compares_its_trials(config: Made, tmp_path: Path) -> None:
+def test_a_search_compares_its_trials(config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
     made = config(
         recipe="search", search={"trials": 2, "epochs": 1}, fit={"num_train_epochs": 1, "batch_size": 8}
@@ -172,7 +173,13 @@ def test_a_search_compares_its_trials(config: Made, tmp_path: Path) -> None:
     assert "2 trials side by side" in words
     assert f"trial {found.winner} (chosen)" in words
     assert "metrics" in sections(text_of(tmp_path / "out.run" / REPORT))
-    train_search(made, restart=True)  # what is there is no obstacle
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("no trials")
+
+    monkeypatch.setattr(search, "comparison_of_trials", broken)
+    train_search(made, restart=True)  # neither what is there nor a report that cannot be made is an obstacle
+    assert not (found.folder / REPORT).exists()
 
 
 def test_fit_writes_one_next_to_its_adapter(tiny_folder: Path, tmp_path: Path, rows: Rows) -> None:
