@@ -275,6 +275,14 @@ def test_several_adapters_on_the_same_rows() -> None:
     assert "constant answer" in page.text
 
 
+def test_names_that_start_with_an_underscore_are_in_the_legends() -> None:
+    text = page_of(report(SEVERAL, 3, 120, labels=("_a", " b", "c")))
+    legends = [re.sub(" +", " ", each) for each in re.findall(r"<text[^>]*>([^<]*)</text>", text)]
+    assert {"_a", "b"} <= {each.strip().split(" (AUC")[0] for each in legends if "(AUC" in each}
+    assert {"_a", "b"} <= {each.strip().split(" (AP")[0] for each in legends if "(AP" in each}
+    assert ">_one</text>" in compare(entry("_one", SINGLE, rows=60), entry("other", SINGLE, rows=60))
+
+
 def test_the_same_rows_are_known_by_their_numbers_and_labels_not_by_the_constant_answer() -> None:
     one, other = entry("one", SINGLE, rows=60), entry("other", SINGLE, rows=60, noise=2.0)
     floor = {"loss": other.baseline["test"]["loss"] + 0.01}  # other shares of the classes in its training

@@ -124,10 +124,15 @@ def heat() -> Colormap:
     return LinearSegmentedColormap.from_list("heat", [(*colour, 0.0), (*colour, 0.75)])
 
 
+def named(label: str) -> str:
+    """A user's label for :func:`legend`: matplotlib leaves out those that start with an underscore."""
+    return f" {label}"
+
+
 def legend(axes: Axes, **options: Any) -> None:
     """A legend outside the axes, where it covers nothing."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(
+        made = axes.legend(
             **{
                 "loc": "upper center",
                 "bbox_to_anchor": (0.5, -0.18),
@@ -136,3 +141,5 @@ def legend(axes: Axes, **options: Any) -> None:
                 **options,
             }
         )
+        for text in made.get_texts():
+            text.set_text(text.get_text().removeprefix(" "))
