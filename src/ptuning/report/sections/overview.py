@@ -42,8 +42,8 @@ def headline(data: ReportData) -> Section:
         f"has the "
         "metric of 95 % of the resamples of these rows (bootstrap); it says nothing about rows of "
         "another kind. "
-        "Where there is a dash, the metric has none: all resamples agree, few of them define it, or it "
-        "is your own.",
+        "Where there is a dash, the metric has none: all resamples agree, few of them define it, "
+        "there are too many rows to rank in each of them, or it is your own.",
         blocks=tuple(blocks),
     )
 
