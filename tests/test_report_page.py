@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ptuning.errors import OutputError
+from ptuning.report.blocks import number
 from ptuning.report.comparison import comparison_page
 from ptuning.report.data import Comparison, Entry, ReportData
 from ptuning.report.page import page_of, write_page
@@ -202,6 +203,20 @@ def test_a_number_that_is_always_the_same() -> None:
     rows = data.splits[0]
     constant = with_metrics(data.task, replace(rows, logits=rows.logits * 0, targets=rows.targets * 0 + 2))
     checked(page_of(replace(data, splits=(constant,))))
+
+
+def test_numbers_of_a_small_unit_have_significant_digits() -> None:
+    data = report(NUMBER, rows=60)
+    rows, task = data.splits[0], replace(data.task, mean=0.0005, scale=0.0001)
+    small = replace(rows, targets=rows.targets / 10_000, logits=(rows.logits - 2.5) / 1.4)
+    page = checked(page_of(replace(data, task=task, splits=(with_metrics(task, small),), history=())))
+    error = with_metrics(task, small).metrics["mae"]
+    assert f"{error:#.3g}" in page.text
+    worst = np.abs(small.targets - small.logits[:, 0] * task.scale - task.mean).argmax()
+    assert number(float(small.targets[worst])) in page.text
+    assert [number(each) for each in (0.0005, -0.00123, 0.0123, 0.5, 0.0, 1e-17, 1234.5)] == [
+        *("0.000500", "-0.00123", "0.012", "0.500", "0.000", "0.000", "1,234"),
+    ]
 
 
 def test_splits_and_temperature() -> None:

@@ -20,6 +20,7 @@ from ptuning.report.blocks import (
     several,
     shown_label,
     shown_texts,
+    signed,
 )
 from ptuning.report.charts import plots
 from ptuning.report.charts.drawing import SERIES, drawing
@@ -220,9 +221,8 @@ def _differences(names: Sequence[str], found: Sequence[Difference], metric: str,
         columns = (*columns, "same answer", "only this one right", f"only {names[0]} right")
     lines: list[tuple[Cell, ...]] = []
     for name, each in zip(names[1:], found, strict=True):
-        value = "–" if each.value is None else f"{each.value:+.3f}"
-        interval = "–" if each.bounds is None else f"{each.bounds[0]:+.3f} to {each.bounds[1]:+.3f}"
-        line: tuple[Cell, ...] = (name, value, interval)
+        interval = "–" if each.bounds is None else f"{signed(each.bounds[0])} to {signed(each.bounds[1])}"
+        line: tuple[Cell, ...] = (name, signed(each.value), interval)
         if not numbers:
             line = (*line, percent(each.same), f"{each.only_this:,}", f"{each.only_first:,}")
         lines.append(line)
