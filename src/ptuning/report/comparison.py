@@ -199,7 +199,7 @@ def _same_rows(comparison: Comparison) -> Iterator[Section]:
         )
         return
     first = scored[0][0]
-    found = compared(scored, comparison.metric)
+    found = compared(scored, comparison.metric, [entry.class_weights for entry in comparison.entries])
     names = [entry.name for entry in comparison.entries]
     numbers = first.kind.form is LabelForm.NUMBER
     blocks: list[Block] = [_differences(names, found, comparison.metric, numbers)]
