@@ -17,7 +17,9 @@ from ptuning.errors import OutputError
 from ptuning.report.blocks import number
 from ptuning.report.comparison import comparison_page
 from ptuning.report.data import Comparison, Entry, ReportData
+from ptuning.report import page
 from ptuning.report.page import page_of, write_page
+from ptuning.threads import DRAWING
 from reports import HOSTILE, NUMBER, SEVERAL, SINGLE, entry, report, scored, with_metrics
 
 COMMON = ["metrics", "learning"]
@@ -258,6 +260,26 @@ def test_the_page_is_the_same_whatever_matplotlib_is_set_to() -> None:
         thread.join()
     assert others == [text, text]
     assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_are_computed_without_the_lock_of_the_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[bool] = []
+
+    def by_another_thread() -> None:
+        free.append(DRAWING.acquire(timeout=5))
+        if free[-1]:
+            DRAWING.release()
+
+    def outcomes(*args: object) -> object:
+        other = threading.Thread(target=by_another_thread)
+        other.start()
+        other.join()
+        return found(*args)
+
+    found = page.outcomes
+    monkeypatch.setattr(page, "outcomes", outcomes)
+    page_of(report(SINGLE, 2, 30))
+    assert free == [True]
 
 
 def test_numbers_that_are_not_finite_in_a_history_and_metrics_of_ones_own() -> None:

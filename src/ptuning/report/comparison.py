@@ -23,7 +23,7 @@ from ptuning.report.blocks import (
     signed,
 )
 from ptuning.report.charts import plots
-from ptuning.report.charts.drawing import SERIES, drawing
+from ptuning.report.charts.drawing import SERIES
 from ptuning.report.data import Comparison, Entry, Rows
 from ptuning.report.figures.differences import Difference, compared, disagreements
 from ptuning.report.figures.headline import intervals
@@ -42,12 +42,10 @@ _SIDE_BY_SIDE = 4
 
 def comparison_page(comparison: Comparison) -> str:
     """The page, as HTML."""
-    with drawing():
-        sections = tuple(_sections(comparison))
     return rendered(
         title=comparison.title,
         subtitle=f"{several(len(comparison.entries), comparison.what)} side by side",
-        sections=sections,
+        sections=tuple(_sections(comparison)),
     )
 
 

@@ -1,4 +1,4 @@
-"""One function per chart. All of them are called inside :func:`~ptuning.report.charts.drawing.drawing`."""
+"""One function per chart."""
 
 from __future__ import annotations
 
