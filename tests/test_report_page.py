@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from ptuning.errors import OutputError
+from ptuning.report import page
 from ptuning.report.blocks import number
 from ptuning.report.comparison import comparison_page
 from ptuning.report.data import Comparison, Entry, ReportData
-from ptuning.report import page
 from ptuning.report.page import page_of, write_page
 from ptuning.threads import DRAWING
 from reports import HOSTILE, NUMBER, SEVERAL, SINGLE, entry, report, scored, with_metrics

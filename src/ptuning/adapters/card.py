@@ -7,9 +7,9 @@ follows https://huggingface.co/docs/hub/model-cards.
 from __future__ import annotations
 
 import json
-import sys
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any

@@ -33,8 +33,8 @@ from ptuning.task import Task
 
 _ROWS = 15
 _BIASED = (
-    "The validation rows of a training also choose its checkpoint and what is fitted after it, so the figures on "
-    "them are a little too good."
+    "The validation rows of a training also choose its checkpoint and what is fitted after it, so the "
+    "figures on them are a little too good."
 )
 _SIDE_BY_SIDE = 4
 """The most adapters whose answers fit next to a text."""
