@@ -320,6 +320,25 @@ def test_names_that_start_with_an_underscore_are_in_the_legends() -> None:
     assert ">_one</text>" in compare(entry("_one", SINGLE, rows=60), entry("other", SINGLE, rows=60))
 
 
+def test_the_training_says_which_end_of_a_metric_of_ones_own_is_better() -> None:
+    low, high = (replace(entry(n, SINGLE, rows=30), rows=None, task=None) for n in ("low", "high"))
+    low = replace(low, metrics={"test": {"distance": 0.125}})
+    high = replace(high, metrics={"test": {"distance": 0.875}})
+    assert "0.875 ★" in compare(low, high)  # as the name alone would have it
+    told = [replace(each, greater_is_better={"distance": False}) for each in (low, high)]
+    assert "0.125 ★" in compare(*told)
+    both = "".join(compare(told[0], replace(high, greater_is_better={"distance": True})).split("A star")[1:])
+    assert "★" not in both
+    data = report(SINGLE, 2, 40)
+    rows = replace(data.splits[0], metrics={"distance": 0.125})
+    data = replace(data, splits=(rows,), metric="distance", history=())
+    bars = [
+        page_of(replace(data, greater_is_better=greater)).count('class="interval"')
+        for greater in (True, False)
+    ]
+    assert bars[0] == bars[1] + 1
+
+
 def test_the_same_rows_are_known_by_their_numbers_and_labels_not_by_the_constant_answer() -> None:
     one, other = entry("one", SINGLE, rows=60), entry("other", SINGLE, rows=60, noise=2.0)
     floor = {"loss": other.baseline["test"]["loss"] + 0.01}  # other shares of the classes in its training

@@ -78,7 +78,7 @@ def _table(comparison: Comparison, split: str) -> Table:
     entries = [entry for entry in comparison.entries if split in entry.metrics]
     found = dict.fromkeys(name for entry in entries for name in entry.metrics[split])
     names = sorted(found, key=lambda name: name != comparison.metric)
-    best = {name: _best([entry.metrics[split].get(name) for entry in entries], name) for name in names}
+    best = {name: _best(entries, split, name) for name in names}
     same = _comparable(entries, split)
     lines: list[tuple[Cell, ...]] = []
     for entry in entries:
@@ -145,9 +145,13 @@ def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _best(values: Sequence[float | None], name: str) -> float | None:
-    known = _known(values)
-    return (min if metric_named(name).lower_is_better else max)(known) if known else None
+def _best(entries: Sequence[Entry], split: str, name: str) -> float | None:
+    values = _known([entry.metrics[split].get(name) for entry in entries])
+    directions = {e.greater_is_better[name] for e in entries if name in e.greater_is_better}
+    if not values or len(directions) > 1:  # trained for opposite ends
+        return None
+    greater = directions.pop() if directions else not metric_named(name).lower_is_better
+    return (max if greater else min)(values)
 
 
 def _starred(value: float | None, best: float | None) -> str:

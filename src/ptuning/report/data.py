@@ -91,6 +91,7 @@ class ReportData:
         baseline_rule: The constant answer, in words.
         class_weights: ``[C]``, of the loss.
         metric: The metric that selected the checkpoints; the main one of the kind of task if unknown.
+        greater_is_better: Whether a larger ``metric`` is better; inferred from its name if unknown.
         history: Every evaluation on the validation rows: ``epoch``, ``step``, ``train_loss`` and ``metrics``.
         averaged: The steps of the evaluations whose parameters the adapter has the mean of.
         facts: What the adapter is and how it was trained, by name, in words.
@@ -105,6 +106,7 @@ class ReportData:
     baseline_rule: str = ""
     class_weights: tuple[float, ...] | None = None
     metric: str | None = None
+    greater_is_better: bool | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     averaged: tuple[int, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -139,6 +141,7 @@ class Entry:
         facts: What it is and how it was trained, by name, in words.
         note: What is special about it, such as that it diverged.
         best: Whether it was chosen.
+        greater_is_better: For metrics whose direction its training knew: those of the user's own.
     """
 
     name: str
@@ -152,6 +155,7 @@ class Entry:
     facts: Mapping[str, str] = field(default_factory=dict)
     note: str | None = None
     best: bool = False
+    greater_is_better: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

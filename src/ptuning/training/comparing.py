@@ -86,6 +86,7 @@ def entry_of(name: str, result: TrainResult, facts: Mapping[str, str], *, best: 
         facts={**facts, "kept": result.kept, "seconds": f"{result.seconds:.0f}"},
         note=result.advice,
         best=best,
+        greater_is_better={result.metric: bool(result.greater_is_better)},
     )
 
 

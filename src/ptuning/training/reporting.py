@@ -71,6 +71,7 @@ def report_of(job: Job, plan: Plan, result: TrainResult, scored: Mapping[str, Sc
         baseline_rule=result.baseline_rule,
         class_weights=None if plan.class_weights is None else tuple(plan.class_weights),
         metric=result.metric,
+        greater_is_better=result.greater_is_better,
         history=tuple(asdict(each) for each in result.history),
         averaged=tuple(each.step for each in result.averaged),
         facts={

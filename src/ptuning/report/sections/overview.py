@@ -57,7 +57,7 @@ def _metrics(data: ReportData, rows: Rows) -> Table:
         value, floor, bounds = rows.metrics[name], rows.baseline.get(name), found.bounds.get(name)
         low, high = bounds or (None, None)
         scale: Cell = ""
-        if all(0 <= each <= 1 for each in (value, *(bounds or ()))) and not _is_error(name):
+        if all(0 <= each <= 1 for each in (value, *(bounds or ()))) and not _is_error(data, name):
             scale = Interval(value=value, low=low, high=high, baseline=floor)
         lines.append(
             (
@@ -78,7 +78,9 @@ def _metrics(data: ReportData, rows: Rows) -> Table:
     )
 
 
-def _is_error(name: str) -> bool:
+def _is_error(data: ReportData, name: str) -> bool:
+    if name == data.metric and data.greater_is_better is not None:
+        return not data.greater_is_better
     return metric_named(name).lower_is_better
 
 
