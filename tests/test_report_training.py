@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from ptuning import FitConfig, PTuningModel, TrainConfig, fit, train, train_search, train_several
-from ptuning.cli import main
+from ptuning.cli import main, report
 from ptuning.cli.evaluated import evaluated
+from ptuning.cli.shared import load_model
 from ptuning.errors import ConfigError
 from ptuning.report import page
 from ptuning.report.facts import facts_of
@@ -278,6 +279,67 @@ def test_adapters_side_by_side_as_recorded_and_on_rows(run: Run, tmp_path: Path)
     assert {"confusion", "learning"} <= set(sections(text_of(file)))
     assert run("report", "a", "--output", str(file))[0] == 0
     assert sections(text_of(file)) == ["metrics", "learning", "about"]
+
+
+def test_titles(run: Run, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.html"
+
+    def title(*argv: str) -> str:
+        assert run("report", *argv, "--output", str(file))[0] == 0
+        found = re.search("<h1[^>]*>(.*?)</h1>", text_of(file), re.DOTALL)
+        assert found is not None
+        return found[1].strip()
+
+    assert (title("a"), title("a", "b"), title("a", "b", "a")) == ("a", "a and b", "1. a and 2 more")
+    monkeypatch.chdir(adapters / "a")
+    assert title(".") == "a"
+    assert "learning" in sections(text_of(file))
+
+
+def test_a_backbone_is_loaded_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbones = []
+
+    def load(*args: Any, **options: Any) -> PTuningModel:
+        model = load_model(*args, **options)
+        backbones.append(model.backbone)
+        return model
+
+    monkeypatch.setattr(report, "load_model", load)
+    shared, apart = tmp_path / "shared.html", tmp_path / "apart.html"
+    assert run("report", "a", "b", "--data", "rows.csv", *CPU, "--output", str(shared))[0] == 0
+    assert len(backbones) == 2
+    assert backbones[0] is backbones[1]
+    monkeypatch.setattr(report, "load_model", lambda given, like: load_model(given))
+    assert run("report", "a", "b", "--data", "rows.csv", *CPU, "--output", str(apart))[0] == 0
+    assert text_of(shared) == text_of(apart)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--no_texts"], ["--backbone", "x"], ["--precision", "bf16"], ["--device", "cpu"], ["--allow-pickle"]],
+)
+def test_options_about_rows_need_rows(run: Run, tmp_path: Path, option: str) -> None:
+    code, out, err = run("report", "a", *option.split(), "--output", str(tmp_path / "x.html"))
+    assert (code, out) == (2, "")
+    assert (
+        err == f"ptuning: error: {option.split()[0]}: got no rows to read; add --data FILE, or leave it out\n"
+    )
+
+
+@pytest.mark.parametrize("page", ["rows.csv", "./a/../rows.csv", "a", "a/ptuning.json", "b.run/../a"])
+def test_the_page_does_not_replace_what_it_is_made_of(run: Run, adapters: Path, page: str) -> None:
+    def state() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in adapters.rglob("*") if file.is_file()}
+
+    before = state()
+    for argv in (
+        ["evaluate", "a", "rows.csv", *CPU, "--report", page],
+        ["report", "b", "a", "--data", "rows.csv", *CPU, "--output", page],
+    ):
+        code, out, err = run(*argv)
+        assert (code, out, err.count("\n")) == (2, "", 1), argv
+        assert "choose another file" in err
+    assert state() == before
 
 
 def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
