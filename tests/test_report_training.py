@@ -315,8 +315,7 @@ def test_a_backbone_is_loaded_once(run: Run, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "option",
-    [["--no_texts"], ["--backbone", "x"], ["--precision", "bf16"], ["--device", "cpu"], ["--allow-pickle"]],
+    "option", ["--no_texts", "--backbone x", "--precision bf16", "--device cpu", "--allow-pickle"]
 )
 def test_options_about_rows_need_rows(run: Run, tmp_path: Path, option: str) -> None:
     code, out, err = run("report", "a", *option.split(), "--output", str(tmp_path / "x.html"))

@@ -168,4 +168,6 @@ def _distinct(folders: Sequence[Path]) -> list[str]:
     while len(set(names)) < len(names) and depth < max(len(folder.parts) for folder in folders):
         depth += 1
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
-    return names if len(set(names)) == len(names) else [f"{n}. {name}" for n, name in enumerate(names, 1)]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{n}. {folder.name}" for n, folder in enumerate(folders, 1)]

@@ -103,7 +103,8 @@ def recorded(adapter: Path) -> Iterator[tuple[Path, Entry]]:
         AdapterError: there is no adapter.
     """
     record = adapters.details(adapter)
-    folder = run_folder(adapter)
+    path = adapter.resolve()
+    folder = path.with_name(f"{path.name}.run")  # run_folder() refuses where none may be written
     if several := list(_runs(folder)):
         yield from several
         return
