@@ -135,9 +135,23 @@ def gradients(model: PTuningModel, rows: list[dict[str, Any]], **options: Any) -
     return found
 
 
-@pytest.mark.parametrize("name", ["deep", "stem", "input"])
-def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(tiny_folder: Path, name: str) -> None:
-    """Its windows run in several parts: 7 rows have more than 20, and a part has at most 8."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deep", {"batch_size": 8}),
+        ("stem", {"batch_size": 8}),
+        ("input", {"batch_size": 8}),
+        ("deep", {"batch_size": 8, "class_weights": (10.0, 1.0)}),
+        ("stem", {"batch_size": 3, "gradient_accumulation_steps": 3, "class_weights": (10.0, 1.0)}),
+    ],
+    ids=["deep", "stem", "input", "weights", "weights-accumulation"],
+)
+def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(
+    tiny_folder: Path, name: str, options: dict[str, Any]
+) -> None:
+    """Its windows run in several parts: 7 rows have more than 20, and a part has at most 8. The classes'
+    weights count in all of them together.
+    """
     prompts = {
         "deep": DeepPrompt(num_virtual_tokens=4, position_offset=0),
         "stem": DeepPrompt(num_virtual_tokens=4, position_offset=0, first_layer=1),
@@ -150,17 +164,16 @@ def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(tiny_folder: 
         torch.manual_seed(0)
         return PTuningModel.from_backbone(str(tiny_folder), prompts[name], task=task, dtype=torch.float32)
 
-    got = gradients(made(), rows, batch_size=8)
+    got = gradients(made(), rows, **options)
     model = made()
     model.set_task(replace(task, max_windows=4))
-    examples = [Example(row=i, text=row["text"]) for i, row in enumerate(rows)]
-    loss = torch.zeros(())
-    for row, given in zip(Tokenise.for_model(model)(examples), rows, strict=True):
-        logits = torch.stack([model(**collate([window], 0)).logits[0] for window in windows_of([row])]).mean(
-            0
-        )
-        label = int(given["label"] == "positive")
-        loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(label)) / len(rows)
+    tokens = Tokenise.for_model(model)([Example(row=i, text=row["text"]) for i, row in enumerate(rows)])
+    logits = torch.stack(
+        [torch.cat([model(**collate([w], 0)).logits for w in windows_of([row])]).mean(0) for row in tokens]
+    )
+    labels = torch.tensor([int(row["label"] == "positive") for row in rows])
+    weight = torch.tensor(options.get("class_weights", (1.0, 1.0)))
+    loss = torch.nn.functional.cross_entropy(logits, labels, weight=weight)
     wanted = dict(
         zip(got, torch.autograd.grad(loss, [model.task_parameters()[key] for key in got]), strict=True)
     )

@@ -28,7 +28,7 @@ from ptuning.data import Example
 from ptuning.data import tokens as tokens_module
 from ptuning.data.stems import stems_of
 from ptuning.data.token_cache import token_rows_of
-from ptuning.data.tokens import Tokenise, TokenRow, collate, windows_of
+from ptuning.data.tokens import Tokenise, TokenRow, collate, shared, windows_of
 from ptuning.errors import ConfigError, DataError
 from ptuning.inference.evaluate import logits_of
 from ptuning.inference.mixed import MultiPredictor
@@ -221,6 +221,26 @@ def test_a_batch_counts_the_windows_of_each_row(tokenizer: PreTrainedTokenizerFa
 
 
 # ------------------------------------------------------------------------------------------- logits
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_the_windows_of_a_batch(processes: int) -> None:
+    """Each has as many parts, of its own rows, and no part is larger than that of one process."""
+    windows = {row: count for row, count in enumerate([1, 1, 2, 2, 3, 3, 5, 5, 8, 8, 9])}
+    batch = list(windows)
+    found = shared(batch, windows, 8, processes)
+    assert len({len(own) for own in found}) == 1
+    for process, own in enumerate(found):
+        assert [row for part in own for row in part] == batch[process::processes]
+        for part in own:
+            assert len(part) <= 1 or len(part) * max(windows[row] for row in part) <= 8
+
+
+def test_two_processes_run_half_the_parts_of_one_where_rows_run_alone() -> None:
+    batch = list(range(8))
+    assert shared(batch, dict.fromkeys(batch, 12), 8, 2) == [[[0], [2], [4], [6]], [[1], [3], [5], [7]]]
+    assert shared(batch[:3], dict.fromkeys(batch, 12), 8, 2) == [[[0], [2]], [[1], []]]
+    assert shared(batch[:1], {0: 1}, 8, 2) == [[[0]], [[]]]
 
 
 def windows_by_hand(
