@@ -392,8 +392,8 @@ def test_the_mean_of_one_windows_logits_is_exact_next_to_others(tiny_folder: Pat
         assert torch.equal(model(**made, windows=counts).logits[0], windows[0])
 
 
-@pytest.mark.parametrize("counts", [[1, 1], [5], [0, 4], [2, 2, 1], [[4]]])
-def test_windows_that_are_not_those_of_the_batch_are_refused(tiny_folder: Path, counts: list[Any]) -> None:
+@pytest.mark.parametrize("counts", [[1, 1], [5], [0, 4], [2, 2, 1], [[4]], [], 4, [4.0], [True] * 4])
+def test_windows_that_are_not_those_of_the_batch_are_refused(tiny_folder: Path, counts: Any) -> None:
     model = shaken(tiny_folder)
     made = collate(windows_of(Tokenise.for_model(model)([example(60)])), 0)
     with pytest.raises(DataError, match=r"windows: got .* for a batch of 4 windows"):
