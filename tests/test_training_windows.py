@@ -418,9 +418,7 @@ def test_the_server_answers_one_row_per_row(adapter: Path, tiny_folder: Path) ->
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.kind) == (422, "too_many_tokens")
     assert "202 tokens, and the task long takes at most 4 windows of 10" in refused.message
-    with pytest.raises(
-        Refusal, match="the texts of the request have 25 windows, and the server takes at most 24"
-    ):
+    with pytest.raises(Refusal, match="the texts of the request have more windows than the server takes"):
         asyncio.run(asked(queue_rows=24, max_rows=24))
     first, *others = asyncio.run(asked(max_windows=3))
     assert isinstance(first, RowAnswer)
@@ -428,3 +426,39 @@ def test_the_server_answers_one_row_per_row(adapter: Path, tiny_folder: Path) ->
         (413, "too_many_windows")
     }
     assert len([each for each in others if isinstance(each, Refusal)]) == 6
+
+
+def test_the_server_makes_no_more_windows_than_it_takes(
+    adapter: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is refused after one window too many, and a request after the first rows that are too many."""
+    tasks = registry(tiny_folder)
+    tasks.load("long", adapter)
+    made: list[int] = []
+    call = Tokenise.__call__
+
+    def counted(self: Tokenise, *given: Any) -> Any:
+        rows = call(self, *given)
+        made.extend(len(row.windows) for row in rows)
+        return rows
+
+    monkeypatch.setattr(Tokenise, "__call__", counted)
+
+    async def asked(count: int, **settings: Any) -> list[RowAnswer | Refusal]:
+        service = Service(tasks, settings=Settings(tokenise_threads=1, warm_up=False, **settings))
+        await service.start()
+        try:
+            rows = [Row(task="long", text="very " * 200)] * count
+            return (await service.answer(rows))[0]
+        finally:
+            await service.close()
+
+    (refused,) = asyncio.run(asked(1, max_windows=2))
+    assert isinstance(refused, Refusal)
+    assert refused.kind == "too_many_windows"
+    assert "202 tokens, which are more than 2 windows" in refused.message
+    assert made == [3]  # of the task's 4
+    made.clear()
+    with pytest.raises(Refusal, match="more windows than the server takes"):
+        asyncio.run(asked(256, queue_rows=300, max_rows=256))
+    assert len(made) == 64  # the first of four pieces
