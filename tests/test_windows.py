@@ -226,7 +226,7 @@ def test_a_batch_counts_the_windows_of_each_row(tokenizer: PreTrainedTokenizerFa
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_share_the_windows_of_a_batch(processes: int) -> None:
     """Each has as many parts, of its own rows, and no part is larger than that of one process."""
-    windows = {row: count for row, count in enumerate([1, 1, 2, 2, 3, 3, 5, 5, 8, 8, 9])}
+    windows = dict(enumerate([1, 1, 2, 2, 3, 3, 5, 5, 8, 8, 9]))
     batch = list(windows)
     found = shared(batch, windows, 8, processes)
     assert len({len(own) for own in found}) == 1

@@ -469,7 +469,10 @@ def shared(
     Args:
         batch: Row numbers. Process p gets every row whose place in the batch is p modulo ``processes``.
         windows: The number of windows of each row.
-        most: Maximum windows per part, unless a single row has more. The last parts of a process may be empty.
+        most: Maximum windows per part, unless a single row has more.
+
+    Returns:
+        For each process its parts, lists of row numbers; the last ones may be empty.
     """
     parts = [cut(batch[process::processes], windows, None, most) for process in range(processes)]
     count = max(map(len, parts))

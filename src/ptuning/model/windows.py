@@ -45,6 +45,6 @@ def counts_of(windows: Tensor, rows: int) -> list[int]:
         raise DataError(
             "windows",
             got=f"{counts if whole else type_and_shape(windows)} for a batch of {rows} windows",
-            expected="whole numbers [B]: how many windows each row has, at least 1, in the order of the batch",
+            expected="whole numbers [B]: the windows of each row, at least 1, in the order of the batch",
         )
     return counts

@@ -316,8 +316,8 @@ class Trainer:
         return loss, len(rows)
 
     def _parts(self, batch: list[int]) -> list[_Part]:
-        """This process's rows of a batch, in parts that run after one another: a batch of long texts then needs
-        no more memory than one of cut texts, or than one row does.
+        """The rows of a batch that this process runs, in parts after one another, so that long texts need no
+        more memory than a batch of cut texts, or than one row with all its windows.
 
         A process without rows runs one that does not count, because each part is synchronised.
         """
