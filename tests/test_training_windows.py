@@ -111,6 +111,14 @@ def test_what_is_behind_the_cut_is_learned_and_recorded_and_used_without_being_a
     assert np.mean(right) == pytest.approx(result.metrics["test"]["accuracy"])
 
 
+def test_a_row_that_needs_more_memory_than_a_batch_is_said(config: Callable[..., TrainConfig]) -> None:
+    for size, noted in ((3, True), (4, False)):
+        told = Told()
+        train(config(f"size-{size}", fit__batch_size=size, fit__epochs=1), callbacks=[told])
+        (said,) = (each for each in told.said if "read in windows" in each)
+        assert said.endswith("; one of 4 windows needs as much memory as 4 cut rows") == noted
+
+
 def gradients(model: PTuningModel, rows: list[dict[str, Any]], **options: Any) -> dict[str, torch.Tensor]:
     """Those of the first step of a run."""
     found: dict[str, torch.Tensor] = {}
