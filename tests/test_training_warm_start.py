@@ -297,6 +297,22 @@ def test_more_units_and_queries_start_without_an_effect(run: Run, base: Path, tm
     assert str(error.expected).startswith("at least 2")
 
 
+@pytest.mark.parametrize("pooling", ["mean", "native"])
+def test_queries_are_refused_if_the_adapters_pooling_uses_none(
+    tiny_folder: Path, tmp_path: Path, jsonl: Any, capsys: pytest.CaptureFixture[str], pooling: str
+) -> None:
+    prompt = DeepPrompt(num_virtual_tokens=2, pooling=pooling)
+    model = PTuningModel.from_backbone(str(tiny_folder), prompt, num_labels=2)
+    model.set_task(replace(model.task, labels=("negative", "positive")))
+    start = model.save_pretrained(tmp_path / "start")
+    words = ["train", str(jsonl("rows.jsonl", sentiment(24))), "--init_from", str(start)]
+    assert main([*words, "--output", str(tmp_path / "next"), "--prompt.num_queries", "2"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1
+    assert "prompt.num_queries: got 2, expected 0" in message[0]
+    assert pooling in message[0]
+
+
 def test_a_head_that_is_not_trained_cannot_get_labels(run: Run) -> None:
     error = refused(run, labelled("positive", "negative", "new"), prompt={"train_head": False})
     assert error.problem.startswith("prompt.train_head")
