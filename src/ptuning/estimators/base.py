@@ -19,7 +19,7 @@ from ptuning.data import Example
 from ptuning.errors import ConfigError
 from ptuning.estimators.backbones import Keeper, SharedBackbone, shared_backbone
 from ptuning.estimators.inputs import examples_of
-from ptuning.estimators.settings import configuration, seed_of
+from ptuning.estimators.settings import configuration, data_options, seed_of
 from ptuning.inference import Predictor
 from ptuning.kinds import LabelForm
 from ptuning.model.backbone import Backbone
@@ -192,12 +192,14 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
             hub_revision: The adapter's branch, tag or commit on the Hub.
             token: The Hub's access token.
             allow_pickle: As ``PTuningModel.from_pretrained`` takes it.
-            parameters: Parameters of the estimator, such as ``device="cpu"``. ``backbone`` and ``prompt`` are
-                the adapter's, so that ``fit`` trains such a prompt again.
+            parameters: Parameters of the estimator, such as ``device="cpu"``. Those that say how texts are
+                read (``max_length``, ``too_long``, ``max_windows``, ``window_overlap``) apply to the adapter,
+                too. By default they, ``backbone`` and ``prompt`` are the adapter's, so that ``fit`` trains
+                such a prompt again.
 
         Raises:
             AdapterError: no adapter, or one that was altered or cut short.
-            ConfigError: the task is not one of this estimator.
+            ConfigError: the task is not one of this estimator, or a parameter is wrong.
         """
         made = cls(**parameters)
         folder = adapters.locate(
@@ -206,7 +208,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         model = made._opened(folder, parameters.get("backbone"), allow_pickle=allow_pickle)
         made._model, made._details = model, {}
         made._set_task(model.task)
-        own = {
+        own: dict[str, Any] = {
             "backbone": model.backbone.name,
             "revision": model.backbone.revision,
             "prompt": model.provenance,
@@ -214,7 +216,12 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         }
         if "backbone" in parameters:
             del own["revision"]
+        if model.task.max_windows > 1 and parameters.get("too_long", "windows") == "windows":
+            own["too_long"] = "windows"
+            own |= {name: getattr(model.task, name) for name in ("max_windows", "window_overlap")}
         made.set_params(**{name: value for name, value in own.items() if name not in parameters})
+        data = data_options(made.get_params(deep=False))
+        model.set_task(reading_long_texts(replace(model.task, max_length=data.max_length), data))
         return made
 
     def _set_task(self, task: Task) -> None:
