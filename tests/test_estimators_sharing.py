@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
+from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import VotingClassifier
@@ -131,6 +132,24 @@ def test_other_weights_are_another_backbone(
     third = clone(classifier).fit(TEXTS, LABELS)
     assert len(loads) == 3
     assert not third.model_.backbone.same_weights(second.model_.backbone)
+
+
+def test_a_pickle_finds_its_backbone_where_the_parameter_says(
+    classifier: PTuningClassifier, loads: list[str], tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Also one without safetensors, because the user has named it."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "backbone"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    fitted = clone(classifier).set_params(backbone=str(folder)).fit(TEXTS, LABELS)
+    data, expected = pickle.dumps(fitted), fitted.predict_proba(NEW).tolist()
+    backbones._SHARED.clear()
+    assert pickle.loads(data).predict_proba(NEW).tolist() == expected
+    moved = folder.rename(tmp_path / "moved")
+    backbones._SHARED.clear()
+    copied = pickle.loads(data).set_params(backbone=str(moved))
+    assert copied.predict_proba(NEW).tolist() == expected
+    assert loads == [str(folder), str(folder), str(moved)]
 
 
 def test_two_threads_load_a_pickle_once(classifier: PTuningClassifier, loads: list[str]) -> None:

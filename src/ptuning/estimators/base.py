@@ -148,7 +148,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
                 with tempfile.TemporaryDirectory() as scratch:
                     for name, data in self._files.items():
                         (Path(scratch) / name).write_bytes(data)
-                    self._model = self._opened(Path(scratch))
+                    self._model = self._opened(Path(scratch), self.backbone)
                 del self._files
         found: PTuningModel = self._model
         return found
@@ -205,7 +205,12 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         folder = adapters.locate(
             folder_or_hub_id, revision=hub_revision, token=token, allow_pickle=allow_pickle
         )
-        model = made._opened(folder, parameters.get("backbone"), allow_pickle=allow_pickle)
+        model = made._opened(
+            folder,
+            parameters.get("backbone"),
+            revision=parameters.get("revision"),
+            allow_pickle=allow_pickle,
+        )
         made._model, made._details = model, {}
         made._set_task(model.task)
         own: dict[str, Any] = {
@@ -233,21 +238,28 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _opened(
-        self, folder: Path, backbone: str | None = None, *, allow_pickle: bool = False
+        self, folder: Path, backbone: str | None, *, revision: str | None = None, allow_pickle: bool = False
     ) -> PTuningModel:
-        """The model of an adapter, on a backbone that other estimators may use too."""
+        """The model of an adapter, on a backbone that other estimators may use too.
+
+        Args:
+            backbone: The one that the user named, if any.
+            revision: In place of the backbone's revision that the adapter records.
+        """
         device = new_accelerator(cpu=self.device == "cpu").device
         dtype = precision(self.precision, device)
         view: Backbone | None = None
         tokenizer = None
         if adapters.is_adapter(folder):
             adapter = adapters.load(folder)
-            name, revision = adapter.backbone["name"], adapter.backbone["revision"]
-            if backbone is not None:
-                name, revision = backbone, self.revision
+            name, recorded = adapter.backbone["name"], adapter.backbone["revision"]
+            if backbone is not None and backbone != name:
+                name, recorded = backbone, self.revision
             if name:
                 allowed = allow_pickle or backbone is not None
-                shared = shared_backbone(name, revision, adapter.task, dtype, device, allow_pickle=allowed)
+                shared = shared_backbone(
+                    name, revision or recorded, adapter.task, dtype, device, allow_pickle=allowed
+                )
                 view, tokenizer = self._kept(shared)
         return PTuningModel.from_pretrained(
             folder,
