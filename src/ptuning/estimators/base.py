@@ -190,7 +190,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         Args:
             folder_or_hub_id: As ``PTuningModel.from_pretrained`` takes it.
             hub_revision: The adapter's branch, tag or commit on the Hub.
-            token: The Hub's access token.
+            token: The Hub's access token, for the adapter and its backbone.
             allow_pickle: As ``PTuningModel.from_pretrained`` takes it.
             parameters: Parameters of the estimator, such as ``device="cpu"``. Those that say how texts are
                 read (``max_length``, ``too_long``, ``max_windows``, ``window_overlap``) apply to the adapter,
@@ -209,6 +209,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
             folder,
             parameters.get("backbone"),
             revision=parameters.get("revision"),
+            token=token,
             allow_pickle=allow_pickle,
         )
         made._model, made._details = model, {}
@@ -238,7 +239,13 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _opened(
-        self, folder: Path, backbone: str | None, *, revision: str | None = None, allow_pickle: bool = False
+        self,
+        folder: Path,
+        backbone: str | None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        allow_pickle: bool = False,
     ) -> PTuningModel:
         """The model of an adapter, on a backbone that other estimators may use too.
 
@@ -257,14 +264,16 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
                 name, recorded = backbone, self.revision
             if name:
                 allowed = allow_pickle or backbone is not None
+                revision = revision or recorded
                 shared = shared_backbone(
-                    name, revision or recorded, adapter.task, dtype, device, allow_pickle=allowed
+                    name, revision, adapter.task, dtype, device, token=token, allow_pickle=allowed
                 )
                 view, tokenizer = self._kept(shared)
         return PTuningModel.from_pretrained(
             folder,
             backbone=view or backbone,
             tokenizer=tokenizer,
+            token=token,
             dtype=dtype,
             allow_pickle=allow_pickle,
             engine=self.engine,
