@@ -395,9 +395,7 @@ def test_an_adapter_reads_texts_as_the_parameters_say(
 ) -> None:
     text = ["good film bad bill the a " * 6]
     as_trained = PTuningClassifier.from_pretrained(read_in_windows, device="cpu", precision="fp32")
-    found = PTuningClassifier.from_pretrained(
-        read_in_windows, device="cpu", precision="fp32", **parameters
-    )
+    found = PTuningClassifier.from_pretrained(read_in_windows, device="cpu", precision="fp32", **parameters)
     assert found.predict_proba(text).tolist() != as_trained.predict_proba(text).tolist()
     model = PTuningModel.from_pretrained(read_in_windows)
     options = {"max_windows": 1} if "too_long" in parameters else parameters

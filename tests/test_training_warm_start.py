@@ -30,11 +30,13 @@ from ptuning import (
     train_several,
 )
 from ptuning.cli import inspect, main
+from ptuning.data import Example, Origin
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import logistic_rows, starts_fitted
+from ptuning.training.head_init import fit_new_rows, logistic_rows, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import Selection
+from ptuning.training.prepare import tokenised
 from ptuning.training.records import Evaluation
 from ptuning.training.selection import BestCheckpoints
 from ptuning.training.warm_start import WarmStart
@@ -42,6 +44,7 @@ from test_training import StopAfter
 from tiny import tiny
 
 Rows = list[dict[str, Any]]
+ORIGIN = Origin(name="rows", unit="row")
 
 
 class First(Callback):
@@ -153,16 +156,18 @@ def test_a_label_without_new_rows_is_kept_and_named(run: Run) -> None:
     assert any("no training row has 'negative'" in message for message in first.messages)
 
 
-def test_rows_of_new_labels_are_fitted_given_the_others() -> None:
+@pytest.mark.parametrize("weights", [None, [1.0, 5.0, 0.5, 0.2]], ids=["plain", "weighted"])
+def test_rows_of_new_labels_are_fitted_given_the_others(weights: list[float] | None) -> None:
     """The oracle: the penalised loss, minimised by torch from the same start."""
     draw = np.random.default_rng(0)
     features, weight, bias = draw.normal(size=(40, 5)) * 3 + 1, draw.normal(size=(4, 5)), draw.normal(size=4)
     classes = draw.integers(0, 4, 40)
-    found, level = logistic_rows(features, classes, (weight, bias), [1, 3])
+    found, level = logistic_rows(features, classes, (weight, bias), [1, 3], weights=weights)
     np.testing.assert_array_equal(found[[0, 2]], weight[[0, 2]])
     np.testing.assert_array_equal(level[[0, 2]], bias[[0, 2]])
     size = np.sqrt(((features - features.mean(0)) ** 2).sum(1).mean())
     x, y = torch.from_numpy(features), torch.from_numpy(classes)
+    counts = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     moved = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
     lift = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -174,15 +179,32 @@ def test_rows_of_new_labels_are_fitted_given_the_others() -> None:
         own, at = torch.from_numpy(weight).clone(), torch.from_numpy(bias).clone()
         own = own.index_add(0, torch.tensor([1, 3]), moved / size)
         at = at.index_add(0, torch.tensor([1, 3]), lift)
-        loss = (
-            torch.nn.functional.cross_entropy(x @ own.T + at, y, reduction="sum") + moved.square().sum() / 2
-        )
+        loss = torch.nn.functional.cross_entropy(x @ own.T + at, y, weight=counts, reduction="sum")
+        loss = loss + moved.square().sum() / 2
         loss.backward()
         return loss
 
     optimizer.step(cost)
     np.testing.assert_allclose(found[[1, 3]], weight[[1, 3]] + moved.detach().numpy() / size, atol=1e-3)
     np.testing.assert_allclose(level[[1, 3]], bias[[1, 3]] + lift.detach().numpy(), atol=1e-3)
+
+
+def test_class_weights_count_when_the_row_of_a_new_label_is_fitted(base: Path) -> None:
+    rows = labelled("positive", "strange", "negative", count=30)
+    heads = []
+    for weights in (None, (1.0, 1.0, 1.0), (1.0, 1.0, 8.0)):
+        model = PTuningModel.from_pretrained(base).with_labels(["negative", "positive", "strange"])
+        model.set_class_weights(weights)
+        examples = [
+            Example(text=row["text"], label=row["label"], row=at, origin=ORIGIN)
+            for at, row in enumerate(rows)
+        ]
+        fit_new_rows(model, tokenised(model, examples), [2])
+        heads.append({name: value.detach().clone() for name, value in model.head.named().items()})
+    plain, even, heavy = (head["classifier.bias"] for head in heads)
+    assert torch.equal(plain, even)
+    assert heavy[2] > plain[2]
+    assert torch.equal(heavy[:2], plain[:2])
 
 
 def test_another_task_takes_over_the_prompt_and_a_new_head(run: Run, base: Path) -> None:

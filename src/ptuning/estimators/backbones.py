@@ -79,9 +79,7 @@ def shared_backbone(
     with BACKBONES:
         found = _SHARED.get(key(revision))
         if found is None or found.is_moved:
-            backbone, tokenizer = load_backbone(
-                name, *width, None, revision, dtype, token, allow_pickle
-            )
+            backbone, tokenizer = load_backbone(name, *width, None, revision, dtype, token, allow_pickle)
             backbone = backbone.to(device)
             found = SharedBackbone(
                 backbone=backbone, tokenizer=tokenizer, place=(backbone.device, backbone.dtype)
