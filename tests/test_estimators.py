@@ -588,6 +588,17 @@ def test_other_adapters(
         PTuningClassifier.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", ["fitted", "several"])
+def test_labels_of_several_types_are_refused(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    estimator = request.getfixturevalue(name)
+    model = PTuningModel.from_pretrained(estimator.save_pretrained(tmp_path / "adapter"))
+    model.set_task(replace(model.task, labels=("a", 1)))
+    with pytest.raises(ConfigError, match="the adapter's labels: got strings and numbers: 'a', 1"):
+        PTuningClassifier.from_pretrained(model.save_pretrained(tmp_path / "mixed"), device="cpu")
+
+
 def test_an_adapter_for_peft_is_opened_too(
     several: PTuningClassifier, tmp_path: Path, tiny_folder: Path
 ) -> None:
