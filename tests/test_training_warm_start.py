@@ -62,6 +62,19 @@ class First(Callback):
         self.messages.append(message)
 
 
+class Undone(Callback):
+    """Takes every step back."""
+
+    def on_train_begin(self, state: Any) -> None:
+        found = state.model.task_parameters().items()
+        self.before = {name: value.detach().clone() for name, value in found}
+
+    def on_step_end(self, state: Any) -> None:
+        with torch.no_grad():
+            for name, value in state.model.task_parameters().items():
+                value.copy_(self.before[name])
+
+
 def logits_of(model: PTuningModel, texts: tuple[str, ...]) -> torch.Tensor:
     tokenizer = model.tokenizer
     assert tokenizer is not None
@@ -534,6 +547,22 @@ def test_options_that_need_init_from_are_refused_without_it(base: Path) -> None:
         TrainConfig.checked({**data, "init_from": str(base), "revision": "main"})
 
 
+def test_a_run_that_improves_nothing_takes_over_no_record(base: Path, tmp_path: Path) -> None:
+    """The parameters are the adapter's, but what it recorded is of other rows and another calibration."""
+    model = PTuningModel.from_pretrained(base)
+    assert model.loaded is not None
+    stale = {"calibration": {"rows": 3}, "left_out_for_peft": "a temperature", "note": "old"}
+    start = model.save_pretrained(tmp_path / "start", extra={**model.loaded.extra, **stale})
+    model = PTuningModel.from_pretrained(start)
+    config = FitConfig(num_train_epochs=1, calibrate=False)
+    fit(model, sentiment(24, seed=2), config, output=tmp_path / "next", callbacks=[Undone()])
+    made, old = adapters.load(tmp_path / "next"), adapters.load(start)
+    assert torch.equal(made.prompt_tensor, old.prompt_tensor)
+    assert stale.keys() <= old.extra.keys()
+    assert not stale.keys() & made.extra.keys()
+    assert made.extra["data"]["train"]["rows"] < 24
+
+
 # ---------------------------------------------------------------------------------------- Python
 
 
@@ -561,6 +590,32 @@ def test_a_model_with_other_labels_keeps_the_logits_of_those_that_it_knows(base:
     assert fit(made, labelled("positive", "strange"), FitConfig(num_train_epochs=1)).history[0].step == 0
     with pytest.raises(ConfigError, match="at least one that this task has"):
         model.with_labels(["a", "b"])
+
+
+@pytest.mark.parametrize("labels", [["z"], ["a", "b"], [1, True], []], ids=str)
+def test_labels_without_a_common_one_are_refused_as_such(base: Path, labels: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="at least one that this task has, such as 'negative'"):
+        PTuningModel.from_pretrained(base).with_labels(labels)
+
+
+def test_a_string_is_not_several_labels(base: Path) -> None:
+    model = PTuningModel.from_pretrained(base)
+    model.set_task(replace(model.task, labels=("a", "b")))
+    with pytest.raises(ConfigError, match="got the string 'abc', expected several labels"):
+        model.with_labels("abc")
+
+
+def test_other_labels_keep_the_scales_of_the_learning_rates(base: Path) -> None:
+    model = PTuningModel.from_pretrained(base)
+    before = logits_of(model, ("the good film",))
+    model.scale_learning_rates(3.0, 0.5)
+    made = model.with_labels(["negative", "positive", "strange"])
+    assert made.learning_rate_scales == (3.0, 0.5)
+    assert made.to_adapter().extra["rate_scales"] == [3.0, 0.5]
+    found = logits_of(made, ("the good film",))
+    torch.testing.assert_close(found[:, :2], before, rtol=0, atol=1e-5)
+    made = PTuningModel.from_pretrained(base).with_labels(["negative", "positive", "strange"])
+    assert made.learning_rate_scales == (1.0, 1.0)
 
 
 # ------------------------------------------------------------------------------------ provenance
