@@ -166,9 +166,8 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
 
     def _set_task(self, task: Task) -> None:
         refuse_form(task, (LabelForm.ONE, LabelForm.SEVERAL), "open it with PTuningRegressor.from_pretrained")
-        if (
-            len({isinstance(label, str) for label in task.labels}) > 1
-        ):  # an array would make all of them strings
+        # An array of strings and numbers would have strings only.
+        if len({isinstance(label, str) for label in task.labels}) > 1:
             raise ConfigError(
                 "the adapter's labels",
                 got=f"strings and numbers: {listing(task.labels)}",
