@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from ptuning.calibration import (
 )
 from ptuning.errors import ConfigError
 from ptuning.inference.abstaining import answered, certainties, check_abstain_below
+from ptuning.report.data import Rows
+from ptuning.report.figures.outcomes import outcomes
 
 Floats = Any
 SINGLE = Task(problem_type="single_label_classification", labels=("a", "ж", "<b>"))
@@ -330,6 +333,24 @@ def test_the_confidence_of_several_labels_is_that_of_the_least_certain_one() -> 
     assert task.kind.confidence(answer, task) == pytest.approx(0.3)  # yes to "a", with a probability of 0.3
     assert MANY.kind.confidence(MANY.kind.answer(logits, MANY), MANY) == pytest.approx(0.7)  # no to "a"
     assert NUMBER.kind.confidence(NUMBER.kind.answer([1.0], NUMBER), NUMBER) is None
+
+
+@pytest.mark.parametrize("task", [SINGLE, replace(MANY, temperature=1.7, thresholds=(0.2, 0.5, 0.7, 0.5))])
+def test_certainties_of_many_rows_are_those_of_each_answer(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.random.default_rng(0).normal(size=(50, task.num_labels), scale=3)
+    answers = [task.kind.answer(row, task) for row in logits.tolist()]
+    each = [task.kind.confidence(answer, task) for answer in answers]
+    spy = Mock(wraps=task.kind.answer)
+    monkeypatch.setattr(task.kind, "answer", spy)
+    np.testing.assert_allclose(certainties(logits, task), each, rtol=1e-12)
+    targets = np.zeros(logits.shape if task.thresholds else 50)
+    rows = Rows(split="test", logits=logits, targets=targets, lengths=(1,) * 50, metrics={})
+    np.testing.assert_allclose(outcomes(task, rows).confidence, each, rtol=1e-12)
+    assert spy.call_count <= 1  # not one per row
+    with pytest.raises(ConfigError, match="has no probabilities"):
+        certainties(np.zeros((2, 1)), NUMBER)
 
 
 def test_rows_that_are_answered_are_counted_and_measured() -> None:

@@ -458,6 +458,9 @@ def test_peft_s_format_leaves_it_out_and_says_so(
     assert "has no calibration, so this is left out" in (tmp_path / "exported" / "README.md").read_text(
         "utf-8"
     )
+    again = model_card(adapters.recalibrated(exported, task))
+    assert "Probabilities are calibrated" in again
+    assert "left out" not in again
     for name, value in exported.tensors().items():
         assert torch.equal(value, adapters.load(tmp_path / "own").tensors()[name])
     ids = {"input_ids": torch.tensor([[1, 7, 8, 2]])}

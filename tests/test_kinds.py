@@ -132,10 +132,27 @@ class Ordinal(SingleLabel):
         return {"accuracy": float((distance == 0).mean()), "distance": float(distance.mean())}
 
 
+class Answers(Ordinal):
+    """Classes of which only the answer to one row is known, not the arrays of many."""
+
+    name = "answers"
+    probabilities = Kind.probabilities
+    calibrated = Kind.calibrated
+
+
+class Broken(Ordinal):
+    """Cannot be calibrated."""
+
+    name = "broken"
+
+    def calibrated(self, logits: Floats, targets: Floats, task: Task) -> Task:
+        raise ZeroDivisionError("no\nrows")
+
+
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two more rows in the table."""
-    for kind in (Count(), Ordinal()):
+    """More rows in the table."""
+    for kind in (Count(), Ordinal(), Answers(), Broken()):
         monkeypatch.setitem(KINDS, kind.name, kind)
 
 
@@ -236,6 +253,40 @@ def test_a_new_kind_of_classes_trains_and_answers(
 
 
 @pytest.mark.usefixtures("kinds")
+def test_a_new_kind_needs_no_arrays_of_probabilities(
+    tiny_folder: Path, files: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is kept, and its report and evaluation say what its answers say."""
+    home = files("high", "low")
+    assert main(["train", *small(tiny_folder, "answers"), "--fit.epochs", "1"]) == 0
+    assert "could not be" not in capsys.readouterr().err
+    assert adapters.load(home / "out").task == Task(problem_type="answers", labels=("high", "low"))
+    assert (home / "out.run" / "report.html").exists()
+    assert main(["evaluate", "out", "test.jsonl", "--json"]) == 0
+    calibration = json.loads(capsys.readouterr().out)["calibration"]
+    predicted = Predictor(PTuningModel.from_pretrained(home / "out"))
+    rows = [json.loads(line) for line in (home / "test.jsonl").read_text("utf-8").splitlines()]
+    chances = [
+        dict(each.probabilities)[row["label"]]
+        for row, each in zip(rows, predicted(row["text"] for row in rows), strict=True)
+    ]
+    assert calibration["log_loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("kinds")
+def test_a_calibration_that_fails_does_not_cost_the_run(
+    tiny_folder: Path, files: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = files("high", "low")
+    assert main(["train", *small(tiny_folder, "broken")]) == 0
+    assert (
+        "probabilities could not be calibrated (no rows); they are used as they are"
+        in capsys.readouterr().err
+    )
+    assert adapters.load(home / "out").task == Task(problem_type="broken", labels=("high", "low"))
+
+
+@pytest.mark.usefixtures("kinds")
 def test_a_new_kinds_own_rules_are_kept() -> None:
     counts = [Example(row=row, text="x", label=label) for row, label in enumerate((0, 3, 2), start=1)]
     assert infer_task(counts, problem_type="count") == Task(problem_type="count")
@@ -246,7 +297,7 @@ def test_a_new_kinds_own_rules_are_kept() -> None:
         class_weights_of((1.0,), Task(problem_type="count"))
     shown = {leaf.key: leaf.choices for leaf in leaves(TrainConfig)}
     assert shown["data.problem_type"][0] == "auto"
-    assert shown["data.problem_type"][-2:] == ("count", "ordinal")
+    assert shown["data.problem_type"][-4:] == ("count", "ordinal", "answers", "broken")
     assert metric_named("deviance").lower_is_better
     assert not metric_named("of nobody").lower_is_better
 

@@ -17,13 +17,13 @@ from ptuning.cli import main, report
 from ptuning.cli.evaluated import evaluated
 from ptuning.cli.shared import load_model
 from ptuning.errors import ConfigError
-from ptuning.report import page
+from ptuning.report import comparison, page
 from ptuning.report.facts import facts_of
 from ptuning.training import search
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import DataConfig
 from ptuning.training.interrupt import Interrupted
-from ptuning.training.run_files import REPORT
+from ptuning.training.run_files import REPORT, unfinished
 from test_report_page import checked, sections
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -143,6 +143,49 @@ def test_a_report_that_cannot_be_drawn_loses_nothing(
     assert result.adapter == tmp_path / "out"
     (said,) = [each for each in told.said if "could not be" in each]
     assert said.endswith("could not be written (no fonts); the adapter is not affected")
+
+
+def interrupted(data: object) -> str:
+    raise KeyboardInterrupt
+
+
+class Uploads(Callback):
+    """Is interrupted after the report."""
+
+    def on_train_end(self, state: RunState) -> None:
+        assert state.folder is not None
+        assert (state.folder / REPORT).exists()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("drawing", [True, False])
+def test_a_run_that_is_interrupted_after_its_adapter_is_finished(
+    config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawing: bool
+) -> None:
+    if drawing:
+        monkeypatch.setattr(page, "page_of", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(config(), callbacks=[] if drawing else [Uploads()])
+    assert not isinstance(caught.value, Interrupted)  # there is nothing to resume
+    found = json.loads(text_of(tmp_path / "out.run" / "result.json"))
+    metrics = json.loads(text_of(tmp_path / "out" / "ptuning.json"))["metrics"]
+    assert found["metrics"]["test"] == metrics["test"]
+    assert not unfinished(tmp_path / "out.run")
+
+
+def test_a_set_that_is_interrupted_while_its_report_is_drawn_is_finished(
+    config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(comparison, "comparison_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_several(config(report=True), seeds=[0])
+    monkeypatch.undo()
+    assert [each["name"] for each in json.loads(text_of(tmp_path / "out.run" / "result.json"))["runs"]] == [
+        "seed-0"
+    ]
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "set.html")]) == 0
+    assert "seed-0" in text_of(tmp_path / "set.html")
 
 
 def test_several_runs_have_one_each_and_one_that_compares(config: Made, tmp_path: Path) -> None:

@@ -290,6 +290,30 @@ def test_mlflow_nests_a_run_in_the_users_own(run: Run, mlflow: Any, monkeypatch:
     assert found.info.status == "FAILED"
 
 
+def test_mlflow_that_fails_leaves_nothing_open(
+    run: Run, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its run nor its tracking URI; the user's own run goes on."""
+
+    def fails(*given: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trackers.MLflowTracker, "log", fails)
+    result, _ = run(callbacks=[TrackerCallback("mlflow")])
+    assert result.history
+    assert mlflow.active_run() is None
+    (found,) = mlflow.search_runs(experiment_names=["ptuning"], output_format="list")
+    assert found.info.status == "FAILED"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_experiment("mine")
+    with mlflow.start_run() as own:
+        monkeypatch.setattr(trackers.MLflowTracker, "start", fails)
+        with pytest.raises(ConfigError, match="mlflow could not be started"):
+            run(callbacks=[TrackerCallback("mlflow", folder="logs")])
+        assert mlflow.get_tracking_uri() == before
+        assert mlflow.active_run().info.run_id == own.info.run_id
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -447,6 +471,25 @@ def test_several_runs_are_runs_of_one_group(
         assert each.finished
 
 
+def test_an_option_wins_over_wandb_s_variables(
+    config: Callable[..., TrainConfig], fakes: dict[str, FakeTool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_NAME", "theirs")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep")
+    callback, runs = TrackerCallback("wandb", name="mine"), fakes["wandb"].runs
+    ptuning.train_several(config(report=False), seeds=[3, 4], callbacks=[callback])
+    assert [each.name[:13] for each in runs] == ["mine-seed-3-2", "mine-seed-4-2"]
+    assert [each.options["group"] for each in runs] == ["mine", "mine"]
+    monkeypatch.delenv("WANDB_RUN_GROUP")
+    ptuning.train(config(output="one", report=False), callbacks=[callback])  # a single run, no group
+    assert runs[-1].name.startswith("mine-20")
+    assert runs[-1].options["group"] is None
+    ptuning.train(config(output="two", report=False, track="wandb"))
+    assert runs[-1].name == "theirs"
+    ptuning.train_several(config(output="more", report=False, track="wandb"), seeds=[3])
+    assert runs[-1].name.startswith("more-seed-3-20")
+
+
 @pytest.mark.slow
 def test_each_trial_of_a_search_is_a_run_of_its_group(
     config: Callable[..., TrainConfig], fakes: dict[str, FakeTool]
@@ -522,7 +565,10 @@ def test_a_tracker_that_fails_does_not_cost_the_training(
     (warning,) = [each for each in caplog.records if each.name == "ptuning.training.tracking"]
     assert "mine could not" in warning.getMessage()
     assert "No space left on device" in warning.getMessage()
-    assert broken.called.count(fails) == after + 1
+    if fails == "log":
+        assert broken.called[-1] == "finish"
+        assert broken.called.count("log") == after + 1
+    assert broken.called.count("finish") == (2 if fails == "finish" else 1)
     assert other.called.count("log") == 23
     assert other.called[-1] == "finish"
 

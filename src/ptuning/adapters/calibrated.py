@@ -11,18 +11,21 @@ from ptuning.task import Task
 
 RECORD = "calibration"
 """Where ``extra`` has what a calibration was fitted to and what it changed."""
+LEFT_OUT = "left_out_for_peft"
+"""Where ``extra`` has what an adapter lost when it was written for PEFT, in a sentence."""
 
 
 def recalibrated(adapter: Adapter, task: Task, record: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter with the temperature and thresholds of ``task``.
 
-    Metrics that were measured with other thresholds are left out.
+    Metrics that were measured with other thresholds are left out, and so are the records of the calibration
+    before.
 
     Args:
         record: What the calibration was fitted to and what it changed, as in
             :attr:`TrainResult.calibration <ptuning.TrainResult>`.
     """
-    extra = {name: value for name, value in adapter.extra.items() if name != RECORD}
+    extra = {name: value for name, value in adapter.extra.items() if name not in (RECORD, LEFT_OUT)}
     stale = task.kind.threshold_metrics if task.thresholds != adapter.task.thresholds else ()
     metrics = {
         split: {name: value for name, value in found.items() if name not in stale}

@@ -16,9 +16,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ptuning.adapters.calibrated import LEFT_OUT, calibration_changes
 from ptuning.adapters.calibrated import RECORD as CALIBRATION
-from ptuning.adapters.calibrated import calibration_changes
-from ptuning.adapters.peft_format import LEFT_OUT, why_not_peft
+from ptuning.adapters.peft_format import why_not_peft
 from ptuning.adapters.record import Adapter, installed_versions
 from ptuning.visible import visible
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ptuning.adapters.calibrated import recalibrated
+from ptuning.adapters.calibrated import LEFT_OUT, recalibrated
 from ptuning.adapters.record import MIX, Adapter
 from ptuning.errors import AdapterError
 from ptuning.task import OVERLAP
@@ -64,8 +64,6 @@ def is_prefix(stored: Tensor, layers: int) -> bool:
 
 
 OURS = "PTUNING"
-LEFT_OUT = "left_out_for_peft"
-"""Where ``extra`` has the sentence of :func:`left_out_for_peft`, for the model card."""
 LAYOUTS: Mapping[str, Layout] = {
     "P_TUNING": Layout(key="prompt_embeddings", pack=_unchanged, unpack=_unchanged),
     "PREFIX_TUNING": Layout(key="prompt_embeddings", pack=_pack_layers, unpack=unpack_layers),

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ptuning.errors import ConfigError
 from ptuning.kinds import Answer
 from ptuning.task import Task
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
@@ -55,8 +54,8 @@ def check_abstain_below(value: float | None, task: Task | None = None) -> None:
 
 def certainties(logits: Floats, task: Task) -> Floats:
     """:func:`certainty` of each row, ``[N]``, from logits ``[N, C]``."""
-    rows = (task.kind.answer(row, task) for row in logits.tolist())
-    return np.array([certainty(answer, task) for answer in rows], dtype=np.float64)
+    check_abstain_below(0.0, task)
+    return task.kind.confidences(logits, task)
 
 
 def answered(logits: Floats, targets: Floats, task: Task, abstain_below: float) -> dict[str, Any]:

@@ -241,8 +241,16 @@ class Kind(ABC):
     def probabilities(self, logits: Floats, task: Task) -> Floats:
         """The probability of each label, ``[N, C]``, from logits ``[N, C]``: those that :meth:`answer` gives,
         with the task's temperature. Only kinds with labels have them.
+
+        Whatever :meth:`answer` gives is taken, row by row; a kind may compute them all at once instead.
         """
-        raise NotImplementedError
+        import numpy as np
+
+        if not task.labels:
+            raise NotImplementedError(f"a {self.title} has no probabilities")
+        answers = [self.answer(row, task).probabilities for row in logits.tolist()]
+        found = np.array([[chance for _, chance in answer] for answer in answers], dtype=np.float64)
+        return found.reshape(len(logits), len(task.labels))
 
     def calibrated(self, logits: Floats, targets: Floats, task: Task) -> Task:
         """The task with the temperature, and the thresholds if it has several labels, that suit these rows.
@@ -256,8 +264,19 @@ class Kind(ABC):
         return task
 
     def confidence(self, answer: Answer, task: Task) -> float | None:
-        """The probability that an answer is right, by the model's own account; ``None`` without labels."""
-        return None
+        """The probability that an answer is right, by the model's own account; ``None`` without labels.
+
+        That of the most likely label; a kind with several labels per row has to say which answer is least
+        certain.
+        """
+        return max((chance for _, chance in answer.probabilities), default=None)
+
+    def confidences(self, logits: Floats, task: Task) -> Floats:
+        """:meth:`confidence` of each row's answer, ``[N]``, from logits ``[N, C]``, of a kind with labels."""
+        import numpy as np
+
+        answers = (self.answer(row, task) for row in logits.tolist())
+        return np.array([self.confidence(each, task) for each in answers], dtype=np.float64)
 
     # --------------------------------------------------------------------------------- metrics and baseline
 

@@ -114,6 +114,12 @@ class MultiLabel(Classification):
         given = zip(answer.probabilities, self.thresholds(task), strict=True)
         return min(chance if chance > least else 1 - chance for (_, chance), least in given)
 
+    def confidences(self, logits: Floats, task: Task) -> Floats:
+        import numpy as np
+
+        chances = self.probabilities(logits, task)
+        return np.asarray(np.where(chances > self.thresholds(task), chances, 1 - chances).min(axis=1))
+
     def thresholds(self, task: Task) -> tuple[float, ...]:
         """``[C]``: the probability above which each label is answered."""
         return task.thresholds or (0.5,) * task.num_labels

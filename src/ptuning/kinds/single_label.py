@@ -149,9 +149,10 @@ class SingleLabel(Classification):
         found = fit_temperature(lambda t: float(-log_softmax(raw / t, axis=1)[rows, classes].sum()))
         return replace(task, temperature=found, thresholds=())
 
-    def confidence(self, answer: Answer, task: Task) -> float | None:
-        """The probability of the most likely class."""
-        return max(chance for _, chance in answer.probabilities)
+    def confidences(self, logits: Floats, task: Task) -> Floats:
+        import numpy as np
+
+        return np.asarray(self.probabilities(logits, task).max(axis=1))
 
     # Metrics and baseline ------------------------------------------------------------------------------
 

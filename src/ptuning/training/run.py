@@ -247,15 +247,24 @@ def train_on(
             write(folder / CONFIG, dump(config), accelerator)
         cache.say_notes(config, say)
 
+    def can_be_resumed() -> bool:
+        return started and run_files.has_checkpoint(folder) and run_files.unfinished(folder)
+
     with (
         recording_divergence(folder, accelerator),
-        saying_how_to_resume(lambda: started and run_files.has_checkpoint(folder)),
+        saying_how_to_resume(can_be_resumed),
     ):
-        result = run(
-            job, accelerator, resume=resume, extensions=extensions, cache=cache, on_start=before_first_step
+        return run(
+            job,
+            accelerator,
+            resume=resume,
+            extensions=extensions,
+            cache=cache,
+            on_start=before_first_step,
+            on_result=lambda result: write(
+                folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator
+            ),
         )
-    write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
-    return result
 
 
 def run(
@@ -266,11 +275,14 @@ def run(
     extensions: Extensions = NO_EXTENSIONS,
     cache: RunCache | None = None,
     on_start: Callable[[], None] = lambda: None,
+    on_result: Callable[[TrainResult], None] = lambda result: None,
 ) -> TrainResult:
     """Plan a run, train, average the best checkpoints and save the adapter.
 
     Args:
         on_start: Called before the first step.
+        on_result: Called when the adapter is saved, before its report is drawn and the callbacks are told:
+            neither must make a finished run unfinished.
     """
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
     model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
@@ -308,10 +320,11 @@ def run(
             result = _calibrated(trainer, scored, result)
         if job.output is not None and accelerator.is_main_process:
             model.save_pretrained(job.output, **adapter_details(job, plan, result))
-            if job.report:
-                say = trainer.callbacks.on_message
-                file = run_folder(job.output) / REPORT
-                write_report(file, lambda: report_of(job, plan, result, scored), say)
+        on_result(result)
+        if job.output is not None and job.report and accelerator.is_main_process:
+            say = trainer.callbacks.on_message
+            file = run_folder(job.output) / REPORT
+            write_report(file, lambda: report_of(job, plan, result, scored), say)
         trainer.state.result = result
         trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
@@ -385,11 +398,17 @@ def _calibrated(trainer: Trainer, scored: Mapping[str, Scored], result: TrainRes
     model = trainer.model
     if result.diagnosis is not None and result.diagnosis.serious:
         return result
-    task, record = calibrate(model.task, scored)
+    say = trainer.callbacks.on_message
+    try:
+        task, record = calibrate(model.task, scored)
+    except Exception as error:  # such as one of a kind of the user's own: the adapter is worth more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"probabilities could not be calibrated ({reason}); they are used as they are")
+        return result
     if record is None:
         return result
     model.set_task(task)
-    trainer.callbacks.on_message(in_a_line(record))
+    say(in_a_line(record))
     names = model.task.kind.threshold_metrics
     metrics = {
         split: {**found, **{name: value for name, value in record[split]["after"].items() if name in names}}

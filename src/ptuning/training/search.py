@@ -145,7 +145,7 @@ def train_search(
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        if not search.started:
+        if not (search.started and run_files.unfinished(folder)):
             raise
         raise Interrupted(
             "interrupted; the finished trials are kept; to continue, run the same command with --resume"

@@ -138,10 +138,10 @@ def train_several(
     result = SeveralResult(metric=metric, runs=tuple(runs), best=best, adapter=output)
     if accelerator.is_main_process:
         adapters.save(adapters.load(folder / best.name), output)
-        if config.report:
-            say = extensions.callbacks.on_message
-            write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
     write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
+    if config.report and accelerator.is_main_process:  # last: the set is finished without it
+        say = extensions.callbacks.on_message
+        write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
     return result
 
 

@@ -47,6 +47,7 @@ class Beginning:
         default_folder: The folder otherwise.
         continued: The :attr:`Tracker.identity` of the run that is continued.
         step: The optimizer step at which a continued run goes on.
+        named: Whether the user chose the name.
     """
 
     name: str
@@ -56,6 +57,15 @@ class Beginning:
     default_folder: Path
     continued: str | None = None
     step: int = 0
+    named: bool = False
+
+    def called(self, variable: str) -> str:
+        """The run's name: a variable would name several runs the same."""
+        chosen = self.named or self.group is not None
+        return self.name if chosen else os.environ.get(variable) or self.name
+
+    def in_group(self, variable: str) -> str | None:
+        return (self.group if self.named else None) or os.environ.get(variable) or self.group
 
     def in_project(self, variable: str) -> str:
         return self.project or os.environ.get(variable) or PROJECT
@@ -218,8 +228,10 @@ class MLflow(BuiltIn):
     def finish(self, ending: Ending) -> None:
         import mlflow
 
+        ours, current = getattr(self.inner, "active_run", None), mlflow.active_run()
         try:
-            mlflow.end_run(ending.upper())
+            if ours is not None and current is not None and ours.info.run_id == current.info.run_id:
+                mlflow.end_run(ending.upper())  # else the user's own run would end
         finally:
             self.restore()
 
@@ -246,8 +258,8 @@ class WandB(BuiltIn):
         same: dict[str, Any] = {} if run.continued is None else {"id": run.continued, "resume": "allow"}
         inner = WandBTracker(
             run.in_project("WANDB_PROJECT"),
-            name=os.environ.get("WANDB_NAME") or run.name,
-            group=os.environ.get("WANDB_RUN_GROUP") or run.group,
+            name=run.called("WANDB_NAME"),
+            group=run.in_group("WANDB_RUN_GROUP"),
             dir=str(folder),
             **same,
         )

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -91,7 +91,7 @@ class TrackerCallback(Callback):
         self._open: list[Tracker] = []
         self._failed: set[str] = set()
         self._started = False
-        self._default_folder: Path | None = None
+        self._default_run: Path | None = None
         self._grouped = False
         self._part: str | None = None  # which of several runs, or which trial
         self._losses: list[float] = []
@@ -121,6 +121,7 @@ class TrackerCallback(Callback):
         self._log(values, state.step)
 
     def on_train_end(self, state: RunState) -> None:
+        self._grouped = False  # until several runs, or a search, say otherwise
         if not self._open or state.result is None:
             return
         self._final(_final(state.result), state.step)
@@ -132,6 +133,7 @@ class TrackerCallback(Callback):
         self._end("finished")
 
     def on_exception(self, state: RunState, error: BaseException) -> None:
+        self._grouped = False
         self._end("killed" if isinstance(error, KeyboardInterrupt) else "failed")
 
     # --------------------------------------------------------------------- several runs, a search
@@ -156,7 +158,7 @@ class TrackerCallback(Callback):
             self._each("log the trial's state", lambda tracker: tracker.facts({"state": trial.state}))
         ending: Ending = "killed" if trial is None else "failed" if trial.state == "diverged" else "finished"
         self._end(ending)
-        self._part = None
+        self._part, self._grouped = None, trial is not None  # the winner's run is in the group, too
 
     def _log_history(self, history: Sequence[Evaluation]) -> None:
         """Log the evaluations of a trial that are not logged yet."""
@@ -188,6 +190,8 @@ class TrackerCallback(Callback):
         if above is not None and self._part is not None:  # not a trial: those write nothing
             several = above.name == f"{self._part}.run"
             self._part, above = (self._part, above.parent) if several else (None, above)
+            self._grouped = several
+        above = self._default_run or above
         base = self.name or (PROJECT if above is None else above.name.removesuffix(".run"))
         part = "" if self._part is None else f"-{self._part}"
         return Beginning(
@@ -195,8 +199,9 @@ class TrackerCallback(Callback):
             group=base if self._grouped else None,
             project=self.project,
             folder=self.folder,
-            default_folder=self._default_folder or (Path(FOLDER) if above is None else above / FOLDER),
+            default_folder=Path(FOLDER) if above is None else above / FOLDER,
             step=state.step,
+            named=self.name is not None,
         )
 
     def _start(
@@ -206,7 +211,11 @@ class TrackerCallback(Callback):
         try:
             with redirect_stdout(sys.stderr):  # the commands' own output is there
                 tracker = BUILT_IN[wanted].begin(begin) if isinstance(wanted, str) else Tracker(wanted)
-                tracker.start(config)
+                try:
+                    tracker.start(config)
+                except BaseException:  # Ctrl-C too: nobody else knows this tracker yet
+                    _abandon(tracker)
+                    raise
         except Exception as error:
             name = wanted if isinstance(wanted, str) else wanted.name
             if begin.continued is not None:  # the run may have been deleted
@@ -249,6 +258,13 @@ class TrackerCallback(Callback):
             if tracker is not None:
                 self._open.remove(tracker)
                 self._failed.add(tracker.name)
+                _abandon(tracker)
+
+
+def _abandon(tracker: Tracker) -> None:
+    """Finish a tracker that failed, as far as it can be: what it changed in the process ends with it."""
+    with suppress(Exception), redirect_stdout(sys.stderr):
+        tracker.finish("failed")
 
 
 class _OfAccelerator(TrackerCallback):
@@ -287,10 +303,9 @@ def tracked(extensions: Extensions, config: TrainConfig) -> Extensions:
         config.track,
         project=config.track_project,
         folder=config.track_folder,
-        name=config.run_folder.name.removesuffix(".run"),
         config=options,
     )
-    callback._default_folder = config.run_folder / FOLDER  # a trial has no folder
+    callback._default_run = config.run_folder  # a trial has no folder
     return _with(extensions, callback)
 
 

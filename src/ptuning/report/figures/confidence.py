@@ -9,7 +9,7 @@ import numpy as np
 
 from ptuning.calibration import Bin, expected_calibration_error, log_loss, reliability_bins
 from ptuning.report.data import Floats, Rows
-from ptuning.report.figures.outcomes import Outcomes, probabilities
+from ptuning.report.figures.outcomes import Outcomes
 from ptuning.task import Task
 
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -37,7 +37,7 @@ def reliability(task: Task, rows: Rows) -> tuple[Reliability, ...]:
     tasks = [task] if task.temperature == 1 else [replace(task, temperature=1.0), task]
     made = []
     for each in tasks:
-        chances = probabilities(each, rows.logits)
+        chances = each.kind.probabilities(rows.logits, each)
         made.append(
             Reliability(
                 temperature=each.temperature,

@@ -34,29 +34,21 @@ class Outcomes:
 
 def outcomes(task: Task, rows: Rows) -> Outcomes:
     """The answers to ``rows``, which all have a target."""
-    chances = probabilities(task, rows.logits)
+    chances = task.kind.probabilities(rows.logits, task)
     truth = rows.targets.astype(np.int64)
     if task.kind.form is LabelForm.SEVERAL:
         predicted = (chances > (task.thresholds or 0.5)).astype(np.int64)
-        confidence = np.where(predicted, chances, 1 - chances).min(axis=1, initial=1)
         right = (predicted == truth).all(axis=1)
     else:
         predicted = chances.argmax(axis=1) if len(chances) else np.zeros(0, dtype=np.int64)
-        confidence = chances.max(axis=1, initial=0)
         right = predicted == truth
     return Outcomes(
-        probabilities=chances, truth=truth, predicted=predicted, right=right, confidence=confidence
+        probabilities=chances,
+        truth=truth,
+        predicted=predicted,
+        right=right,
+        confidence=task.kind.confidences(rows.logits, task),
     )
-
-
-def probabilities(task: Task, logits: Floats) -> Floats:
-    """``[N, C]``, as the task answers."""
-    try:
-        return task.kind.probabilities(logits, task)
-    except NotImplementedError:  # a kind of the user's own may only say what it answers
-        answers = [task.kind.answer(row, task).probabilities for row in logits.tolist()]
-        found = np.array([[chance for _, chance in answer] for answer in answers], dtype=np.float64)
-        return found.reshape(len(logits), task.num_labels)
 
 
 def predicted_numbers(task: Task, rows: Rows) -> Floats:
