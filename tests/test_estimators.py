@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -386,6 +387,56 @@ def test_texts_that_are_too_long(fitted: PTuningClassifier, classifier: PTuningC
         cut.set_params(too_long="error").predict(long)
 
 
+@pytest.fixture(scope="module")
+def read_in_windows(classifier: PTuningClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that reads long texts in up to 4 windows of 16 tokens."""
+    windows = {"too_long": "windows", "max_windows": 4, "window_overlap": 0.5, "max_length": 16}
+    found = clone(classifier).set_params(num_train_epochs=1, **windows).fit(TEXTS, LABELS)
+    return found.save_pretrained(tmp_path_factory.mktemp("windows") / "adapter")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"too_long": "truncate"}, {"max_windows": 2}, {"window_overlap": 0.0}, {"max_length": 12}],
+    ids=str,
+)
+def test_an_adapter_reads_texts_as_the_parameters_say(
+    read_in_windows: Path, parameters: dict[str, Any]
+) -> None:
+    text = ["good film bad bill the a " * 6]
+    as_trained = PTuningClassifier.from_pretrained(read_in_windows, device="cpu", precision="fp32")
+    found = PTuningClassifier.from_pretrained(read_in_windows, device="cpu", precision="fp32", **parameters)
+    assert found.predict_proba(text).tolist() != as_trained.predict_proba(text).tolist()
+    model = PTuningModel.from_pretrained(read_in_windows)
+    options = {"max_windows": 1} if "too_long" in parameters else parameters
+    model.set_task(replace(model.task, **options))
+    expected = [chance for _, chance in Predictor(model)(text)[0].probabilities]
+    assert found.predict_proba(text)[0].tolist() == expected
+    copied = pickle.loads(pickle.dumps(found))
+    assert copied.predict_proba(text)[0].tolist() == expected
+
+
+def test_a_wrong_way_to_read_texts_is_named_at_once(read_in_windows: Path) -> None:
+    for parameters, problem in (
+        ({"too_long": "skip"}, "too_long"),
+        ({"too_long": "truncate", "max_windows": 2}, "max_windows"),
+        ({"max_length": 1}, "max_length"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            PTuningClassifier.from_pretrained(read_in_windows, device="cpu", **parameters)
+
+
+def test_an_adapter_that_is_trained_again_keeps_its_windows(read_in_windows: Path) -> None:
+    found = PTuningClassifier.from_pretrained(read_in_windows, **{**SMALL, "num_virtual_tokens": None})
+    before = found.model_.task
+    after = clone(found).set_params(num_train_epochs=1).fit(TEXTS, LABELS).model_.task
+    names = ("max_length", "max_windows", "window_overlap")
+    assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]
+    assert (before.max_windows, before.window_overlap) == (4, 0.5)
+    cut = PTuningClassifier.from_pretrained(read_in_windows, device="cpu", too_long="truncate")
+    assert (cut.max_windows, cut.model_.task.max_windows) == (None, 1)
+
+
 def test_labels_as_a_column(fitted: PTuningClassifier, classifier: PTuningClassifier) -> None:
     expected = fitted.predict_proba(NEW).tolist()
     frame = pandas.DataFrame({"text": TEXTS, "label": LABELS})
@@ -545,6 +596,17 @@ def test_other_adapters(
     assert PTuningRegressor.from_pretrained(folder).predict(NEW).tolist() == scores.predict(NEW).tolist()
     with pytest.raises(ConfigError, match="open it with PTuningRegressor"):
         PTuningClassifier.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["fitted", "several"])
+def test_labels_of_several_types_are_refused(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    estimator = request.getfixturevalue(name)
+    model = PTuningModel.from_pretrained(estimator.save_pretrained(tmp_path / "adapter"))
+    model.set_task(replace(model.task, labels=("a", 1)))
+    with pytest.raises(ConfigError, match="the adapter's labels: got strings and numbers: 'a', 1"):
+        PTuningClassifier.from_pretrained(model.save_pretrained(tmp_path / "mixed"), device="cpu")
 
 
 def test_an_adapter_for_peft_is_opened_too(

@@ -8,6 +8,7 @@ import shutil
 import warnings
 import weakref
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
+from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import VotingClassifier
@@ -36,6 +38,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from conftest import WORDS
 from ptuning import Engine, PTuningClassifier, PTuningRegressor
 from ptuning.estimators import backbones
+from ptuning.model.loading import load_backbone
 from test_estimators import LABELS, NEW, SMALL, TEXTS
 
 
@@ -131,6 +134,45 @@ def test_other_weights_are_another_backbone(
     third = clone(classifier).fit(TEXTS, LABELS)
     assert len(loads) == 3
     assert not third.model_.backbone.same_weights(second.model_.backbone)
+
+
+def test_a_pickle_finds_its_backbone_where_the_parameter_says(
+    classifier: PTuningClassifier, loads: list[str], tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Also one without safetensors, because the user has named it."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "backbone"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    fitted = clone(classifier).set_params(backbone=str(folder)).fit(TEXTS, LABELS)
+    data, expected = pickle.dumps(fitted), fitted.predict_proba(NEW).tolist()
+    backbones._SHARED.clear()
+    assert pickle.loads(data).predict_proba(NEW).tolist() == expected
+    moved = folder.rename(tmp_path / "moved")
+    backbones._SHARED.clear()
+    copied = pickle.loads(data).set_params(backbone=str(moved))
+    assert copied.predict_proba(NEW).tolist() == expected
+    assert loads == [str(folder), str(folder), str(moved)]
+
+
+def test_the_token_is_used_for_the_backbone_and_is_not_kept(
+    classifier: PTuningClassifier, loads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = clone(classifier).fit(TEXTS, LABELS).save_pretrained(tmp_path / "adapter")
+    backbones._SHARED.clear()
+    load, tokens = backbones.load_backbone, list[Any]()
+
+    def seen(*args: Any, **options: Any) -> Any:
+        given = signature(load_backbone).bind(*args, **options)
+        tokens.append(given.arguments.get("token"))
+        return load(*args, **options)
+
+    monkeypatch.setattr(backbones, "load_backbone", seen)
+    found = PTuningClassifier.from_pretrained(folder, device="cpu", precision="fp32", token="hf_secret")
+    again = PTuningClassifier.from_pretrained(folder, device="cpu", precision="fp32", token="hf_other")
+    assert tokens == ["hf_secret"]
+    assert again.model_.backbone.same_weights(found.model_.backbone)
+    assert "hf_secret" not in repr(vars(found))
+    assert b"hf_secret" not in pickle.dumps(found)
 
 
 def test_two_threads_load_a_pickle_once(classifier: PTuningClassifier, loads: list[str]) -> None:

@@ -377,6 +377,17 @@ def test_without_cleanlab_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
 # -------------------------------------------------------------------------------------- differences
 
 
+def test_differences_in_the_loss_have_the_class_weights_of_each() -> None:
+    import torch
+
+    task, rows = scored(SINGLE, 3, 80)
+    logits, targets = torch.from_numpy(rows.logits), torch.from_numpy(rows.targets).long()
+    weights = torch.tensor([1.0, 5.0, 0.5], dtype=torch.float64)
+    weighted, plain = (float(task.kind.loss(logits, targets, task, each)) for each in (weights, None))
+    (found,) = compared([(task, rows), (task, rows)], "loss", [None, weights.tolist()])
+    assert found.value == pytest.approx(weighted - plain)
+
+
 @pytest.mark.parametrize(
     ("kind", "classes", "metric"), [(SINGLE, 3, "accuracy"), (SEVERAL, 3, "f1_micro"), (NUMBER, 1, "mae")]
 )

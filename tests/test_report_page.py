@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from ptuning.errors import OutputError
+from ptuning.report import page
+from ptuning.report.blocks import number
 from ptuning.report.comparison import comparison_page
 from ptuning.report.data import Comparison, Entry, ReportData
 from ptuning.report.page import page_of, write_page
+from ptuning.threads import DRAWING
 from reports import HOSTILE, NUMBER, SEVERAL, SINGLE, entry, report, scored, with_metrics
 
 COMMON = ["metrics", "learning"]
@@ -204,6 +207,20 @@ def test_a_number_that_is_always_the_same() -> None:
     checked(page_of(replace(data, splits=(constant,))))
 
 
+def test_numbers_of_a_small_unit_have_significant_digits() -> None:
+    data = report(NUMBER, rows=60)
+    rows, task = data.splits[0], replace(data.task, mean=0.0005, scale=0.0001)
+    small = replace(rows, targets=rows.targets / 10_000, logits=(rows.logits - 2.5) / 1.4)
+    page = checked(page_of(replace(data, task=task, splits=(with_metrics(task, small),), history=())))
+    error = with_metrics(task, small).metrics["mae"]
+    assert f"{error:#.3g}" in page.text
+    worst = np.abs(small.targets - small.logits[:, 0] * task.scale - task.mean).argmax()
+    assert number(float(small.targets[worst])) in page.text
+    assert [number(each) for each in (0.0005, -0.00123, 0.0123, 0.5, 0.0, 1e-17, 1234.5)] == [
+        *("0.000500", "-0.00123", "0.012", "0.500", "0.000", "0.000", "1,234"),
+    ]
+
+
 def test_splits_and_temperature() -> None:
     data = report(SINGLE, 2, 80, temperature=1.5)
     validation = replace(data.splits[0], split="validation", source="train.csv")
@@ -211,6 +228,20 @@ def test_splits_and_temperature() -> None:
     assert page.text.index("test of test.csv: 80 rows") < page.text.index("validation of train.csv: 80 rows")
     assert "1.000 (before)" in page.text
     assert "1.500" in page.text
+
+
+def test_the_page_says_what_the_validation_rows_chose() -> None:
+    data = report(SINGLE, 2, 80, temperature=1.5)
+    validation = replace(data.splits[0], split="validation")
+    assert "rows also chose" not in page_of(replace(data, splits=(validation,)))
+    data = replace(data, chosen=("the checkpoint", "the temperature"))
+    said = "The validation rows also chose the checkpoint and the temperature, so the figures on them are a"
+    text = page_of(replace(data, splits=(validation,)))
+    assert said in text
+    assert "These rows also chose the temperature, so the figures are a little too good." in text
+    text = page_of(replace(data, splits=(validation, data.splits[0])))
+    assert said in text
+    assert "These rows also chose" not in text  # those of the diagram are test rows
 
 
 def test_the_page_is_the_same_whatever_matplotlib_is_set_to() -> None:
@@ -229,6 +260,26 @@ def test_the_page_is_the_same_whatever_matplotlib_is_set_to() -> None:
         thread.join()
     assert others == [text, text]
     assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_are_computed_without_the_lock_of_the_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    free: list[bool] = []
+
+    def by_another_thread() -> None:
+        free.append(DRAWING.acquire(timeout=5))
+        if free[-1]:
+            DRAWING.release()
+
+    def outcomes(*args: object) -> object:
+        other = threading.Thread(target=by_another_thread)
+        other.start()
+        other.join()
+        return found(*args)
+
+    found = page.outcomes
+    monkeypatch.setattr(page, "outcomes", outcomes)
+    page_of(report(SINGLE, 2, 30))
+    assert free == [True]
 
 
 def test_numbers_that_are_not_finite_in_a_history_and_metrics_of_ones_own() -> None:
@@ -259,6 +310,57 @@ def test_several_adapters_on_the_same_rows() -> None:
     assert "other (chosen)" in page.text
     assert "Rows on which they disagree the most" in page.text
     assert "constant answer" in page.text
+
+
+def test_names_that_start_with_an_underscore_are_in_the_legends() -> None:
+    text = page_of(report(SEVERAL, 3, 120, labels=("_a", " b", "c")))
+    legends = [re.sub(" +", " ", each) for each in re.findall(r"<text[^>]*>([^<]*)</text>", text)]
+    assert {"_a", "b"} <= {each.strip().split(" (AUC")[0] for each in legends if "(AUC" in each}
+    assert {"_a", "b"} <= {each.strip().split(" (AP")[0] for each in legends if "(AP" in each}
+    assert ">_one</text>" in compare(entry("_one", SINGLE, rows=60), entry("other", SINGLE, rows=60))
+
+
+def test_the_training_says_which_end_of_a_metric_of_ones_own_is_better() -> None:
+    low, high = (replace(entry(n, SINGLE, rows=30), rows=None, task=None) for n in ("low", "high"))
+    low = replace(low, metrics={"test": {"distance": 0.125}})
+    high = replace(high, metrics={"test": {"distance": 0.875}})
+    assert "0.875 ★" in compare(low, high)  # as the name alone would have it
+    told = [replace(each, greater_is_better={"distance": False}) for each in (low, high)]
+    assert "0.125 ★" in compare(*told)
+    both = "".join(compare(told[0], replace(high, greater_is_better={"distance": True})).split("A star")[1:])
+    assert "★" not in both
+    data = report(SINGLE, 2, 40)
+    rows = replace(data.splits[0], metrics={"distance": 0.125})
+    data = replace(data, splits=(rows,), metric="distance", history=())
+    pages = [page_of(replace(data, greater_is_better=greater)) for greater in (True, False)]
+    assert [page.count('<span class="scale"') for page in pages] == [1, 0]
+
+
+def test_the_same_rows_are_known_by_their_numbers_and_labels_not_by_the_constant_answer() -> None:
+    one, other = entry("one", SINGLE, rows=60), entry("other", SINGLE, rows=60, noise=2.0)
+    floor = {"loss": other.baseline["test"]["loss"] + 0.01}  # other shares of the classes in its training
+    other = replace(other, baseline={"test": {**other.baseline["test"], **floor}})
+    page = checked(compare(one, other))
+    assert "the rows or labels differ" not in page.text
+    assert page.text.count("★") > 1
+    assert "constant answer" in page.text
+    as_recorded = [replace(each, rows=None, task=None) for each in (one, other)]
+    assert "the rows or labels differ" not in checked(compare(*as_recorded)).text
+    moved = replace(other, baseline={"test": {**other.baseline["test"], "accuracy": 0.123}})
+    assert "the rows or labels differ" in checked(compare(as_recorded[0], replace(moved, rows=None))).text
+
+
+def test_adapters_that_skipped_different_rows_are_not_compared_row_by_row() -> None:
+    one = entry("one", SINGLE, rows=60)
+    assert one.rows is not None
+    short = few(ReportData(name="", task=one.task, splits=(one.rows,)), 50).splits[0]  # type: ignore[arg-type]
+    renumbered = replace(one.rows, numbers=tuple(number + 1 for number in one.rows.numbers))
+    relabelled = replace(one.rows, targets=(one.rows.targets + 1) % 3)
+    for rows in (short, renumbered, relabelled):
+        page = checked(compare(one, replace(one, name="other", rows=rows)))
+        assert "were evaluated on other rows or labels" in page.text
+        assert "the rows or labels differ, so no value is the best" in page.text
+        assert "★" not in page.text.replace("A star", "")
 
 
 def test_the_runs_of_one_training() -> None:

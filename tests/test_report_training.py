@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ from typing import Any
 import pytest
 
 from ptuning import FitConfig, PTuningModel, TrainConfig, fit, train, train_search, train_several
-from ptuning.cli import main
+from ptuning.cli import main, report
+from ptuning.cli.evaluated import evaluated
+from ptuning.cli.shared import load_model
 from ptuning.errors import ConfigError
 from ptuning.report import comparison, page
+from ptuning.report.facts import facts_of
+from ptuning.training import search
 from ptuning.training.callbacks import Callback, RunState
+from ptuning.training.config import DataConfig
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.run_files import REPORT, unfinished
 from test_report_page import checked, sections
@@ -83,6 +89,7 @@ def test_a_run_has_a_report_of_its_own_figures(config: Made, tmp_path: Path) -> 
     assert text.count(">kept</span></td>") == len(result.averaged)
     assert json.loads(text_of(tmp_path / "out" / "ptuning.json"))["sha256_self"][:12] in words
     assert told.was_there
+    assert re.search("The validation rows also chose the checkpoints?(,| and) ", words)
     assert result.setting["rows"]["test"] == 24
     assert json.loads(text_of(tmp_path / "test.jsonl").splitlines()[0])["text"].split()[0] in words
 
@@ -189,6 +196,7 @@ def test_several_runs_have_one_each_and_one_that_compares(config: Made, tmp_path
     checked(text)
     words = shown(text)
     assert "2 runs side by side" in words
+    assert "The validation rows of a training also choose its checkpoint" in words
     assert f"{found.best.name} (chosen)" in words
     mean, deviation = found.over_seeds[0].metrics["test"]["accuracy"]
     assert f"{mean:.3f} ± {deviation:.3f}" in words
@@ -199,7 +207,7 @@ def test_several_runs_have_one_each_and_one_that_compares(config: Made, tmp_path
     assert shown(again).count("seed-1") >= shown(text).count("seed-1") - 1
 
 
-def test_a_search_compares_its_trials(config: Made, tmp_path: Path) -> None:
+def test_a_search_compares_its_trials(config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optuna")
     made = config(
         recipe="search", search={"trials": 2, "epochs": 1}, fit={"num_train_epochs": 1, "batch_size": 8}
@@ -209,7 +217,13 @@ def test_a_search_compares_its_trials(config: Made, tmp_path: Path) -> None:
     assert "2 trials side by side" in words
     assert f"trial {found.winner} (chosen)" in words
     assert "metrics" in sections(text_of(tmp_path / "out.run" / REPORT))
-    train_search(made, restart=True)  # what is there is no obstacle
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("no trials")
+
+    monkeypatch.setattr(search, "comparison_of_trials", broken)
+    train_search(made, restart=True)  # neither what is there nor a report that cannot be made is an obstacle
+    assert not (found.folder / REPORT).exists()
 
 
 def test_fit_writes_one_next_to_its_adapter(tiny_folder: Path, tmp_path: Path, rows: Rows) -> None:
@@ -310,6 +324,66 @@ def test_adapters_side_by_side_as_recorded_and_on_rows(run: Run, tmp_path: Path)
     assert sections(text_of(file)) == ["metrics", "learning", "about"]
 
 
+def test_titles(run: Run, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.html"
+
+    def title(*argv: str) -> str:
+        assert run("report", *argv, "--output", str(file))[0] == 0
+        found = re.search("<h1[^>]*>(.*?)</h1>", text_of(file), re.DOTALL)
+        assert found is not None
+        return found[1].strip()
+
+    assert (title("a"), title("a", "b"), title("a", "b", "a")) == ("a", "a and b", "1. a and 2 more")
+    monkeypatch.chdir(adapters / "a")
+    assert title(".") == "a"
+    assert "learning" in sections(text_of(file))
+
+
+def test_a_backbone_is_loaded_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbones = []
+
+    def load(*args: Any, **options: Any) -> PTuningModel:
+        model = load_model(*args, **options)
+        backbones.append(model.backbone)
+        return model
+
+    monkeypatch.setattr(report, "load_model", load)
+    shared, apart = tmp_path / "shared.html", tmp_path / "apart.html"
+    assert run("report", "a", "b", "--data", "rows.csv", *CPU, "--output", str(shared))[0] == 0
+    assert len(backbones) == 2
+    assert backbones[0].embedding.weight is backbones[1].embedding.weight
+    monkeypatch.setattr(report, "load_model", lambda given, like: load_model(given))
+    assert run("report", "a", "b", "--data", "rows.csv", *CPU, "--output", str(apart))[0] == 0
+    assert text_of(shared) == text_of(apart)
+
+
+@pytest.mark.parametrize(
+    "option", ["--no_texts", "--backbone x", "--precision bf16", "--device cpu", "--allow-pickle"]
+)
+def test_options_about_rows_need_rows(run: Run, tmp_path: Path, option: str) -> None:
+    code, out, err = run("report", "a", *option.split(), "--output", str(tmp_path / "x.html"))
+    assert (code, out) == (2, "")
+    assert (
+        err == f"ptuning: error: {option.split()[0]}: got no rows to read; add --data FILE, or leave it out\n"
+    )
+
+
+@pytest.mark.parametrize("page", ["rows.csv", "./a/../rows.csv", "a", "a/ptuning.json", "b.run/../a"])
+def test_the_page_does_not_replace_what_it_is_made_of(run: Run, adapters: Path, page: str) -> None:
+    def state() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in adapters.rglob("*") if file.is_file()}
+
+    before = state()
+    for argv in (
+        ["evaluate", "a", "rows.csv", *CPU, "--report", page],
+        ["report", "b", "a", "--data", "rows.csv", *CPU, "--output", page],
+    ):
+        code, out, err = run(*argv)
+        assert (code, out, err.count("\n")) == (2, "", 1), argv
+        assert "choose another file" in err
+    assert state() == before
+
+
 def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
     code, out, err = run("report", "a", "--data.text", "text")
     assert (code, out) == (2, "")
@@ -323,6 +397,31 @@ def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_facts_of_an_extra_that_is_not_ptunings_own() -> None:
+    backbone = {"name": "tiny", "model_type": "bert", "num_layers": 2}
+    for extra in (
+        {"data": {"train": {"source": "a"}}},
+        {"data": {"train": {"rows": "many", "source": ["a"]}}},
+        {"data": {"train": "a.csv"}, "rates": {"prompt": 10**400, "head": "x"}},
+        {"data": 3, "fit": [], "rates": {"prompt": float("nan")}, "recipe": {"chose": "x"}, "init_from": "b"},
+    ):
+        facts_of({"prompt": {"depth": "deep"}, "backbone": backbone, "extra": extra})
+    start = {"name": "first", "sha256": "0123456789abcdef", "head": "kept", "data": {"train": {"rows": 1200}}}
+    record = {"prompt": {"depth": "deep"}, "backbone": backbone, "extra": {"init_from": start}}
+    said = facts_of(record)["started from"]
+    assert said == "first, version 0123456789ab, trained on 1,200 rows of None, with its head"
+
+
+def test_a_baseline_that_is_not_ptunings_own_does_not_count(adapters: Path) -> None:
+    model = PTuningModel.from_pretrained(adapters / "a")
+    assert model.loaded is not None
+    own = evaluated(model, str(adapters / "rows.csv"), DataConfig(train="")).baseline
+    for broken in ([1], {"rule": "x"}, {"rule": "x", "logits": [1.0]}, {"rule": "x", "logits": "ab"}, 3):
+        model.loaded = replace(model.loaded, extra={"baseline": broken})
+        found = evaluated(model, str(adapters / "rows.csv"), DataConfig(train="")).baseline
+        assert found.rule == own.rule, broken
+
+
 def test_results_that_cannot_be_read_do_not_count(run: Run, adapters: Path, tmp_path: Path) -> None:
     result = adapters / "b.run" / "result.json"
     before = result.read_text()
@@ -331,5 +430,9 @@ def test_results_that_cannot_be_read_do_not_count(run: Run, adapters: Path, tmp_
             result.write_text(broken)
             code, _, err = run("report", "b", "a", "--output", str(tmp_path / "x.html"))
             assert (code, err.count("\n")) == (0, 1), broken
+        whole = json.loads(before)
+        for name, value in (("metrics", {"test": 3}), ("baseline", []), ("seconds", "x"), ("averaged", [3])):
+            result.write_text(json.dumps({**whole, name: value}))
+            assert run("report", "b", "a", "--output", str(tmp_path / "x.html"))[0] == 0, name
     finally:
         result.write_text(before)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -479,3 +480,24 @@ def test_a_link_to_a_folder_is_a_task(watched: Watched, two_versions: tuple[Path
     (watched.folder / "spam").symlink_to(two_versions[1])
     assert watched.scan() == Changes(loaded=("spam",))
     assert watched.tasks.get("spam").digest == digest(two_versions[1])
+
+
+def test_an_adapter_that_the_tokenizer_cannot_serve_leaves_the_old_version(
+    tasks: TaskRegistry, two_versions: tuple[Path, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Windows need a fast tokenizer. The tensors and the record stay those of one version."""
+
+    class Slow:
+        is_fast = False
+        model_max_length = 64
+
+    windows = adapter(tiny_folder, tmp_path / "windows", 3, replace(LABELS, max_length=8, max_windows=4))
+    tasks.tokenizer = Slow()  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="slow tokenizer"):
+        tasks.load("new", windows)
+    assert "new" not in tasks.table
+    old = tasks.load("one", two_versions[0])
+    with pytest.raises(ConfigError, match="slow tokenizer"):
+        tasks.load("one", windows)
+    assert tasks.get("one") is old
+    assert tasks.packed("one").digest == old.digest

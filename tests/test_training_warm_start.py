@@ -30,11 +30,13 @@ from ptuning import (
     train_several,
 )
 from ptuning.cli import inspect, main
+from ptuning.data import Example, Origin
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import logistic_rows, starts_fitted
+from ptuning.training.head_init import fit_new_rows, logistic_rows, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import Selection
+from ptuning.training.prepare import tokenised
 from ptuning.training.records import Evaluation
 from ptuning.training.selection import BestCheckpoints
 from ptuning.training.warm_start import WarmStart
@@ -42,6 +44,7 @@ from test_training import StopAfter
 from tiny import tiny
 
 Rows = list[dict[str, Any]]
+ORIGIN = Origin(name="rows", unit="row")
 
 
 class First(Callback):
@@ -57,6 +60,19 @@ class First(Callback):
 
     def on_message(self, message: str) -> None:
         self.messages.append(message)
+
+
+class Undone(Callback):
+    """Takes every step back."""
+
+    def on_train_begin(self, state: Any) -> None:
+        found = state.model.task_parameters().items()
+        self.before = {name: value.detach().clone() for name, value in found}
+
+    def on_step_end(self, state: Any) -> None:
+        with torch.no_grad():
+            for name, value in state.model.task_parameters().items():
+                value.copy_(self.before[name])
 
 
 def logits_of(model: PTuningModel, texts: tuple[str, ...]) -> torch.Tensor:
@@ -153,16 +169,18 @@ def test_a_label_without_new_rows_is_kept_and_named(run: Run) -> None:
     assert any("no training row has 'negative'" in message for message in first.messages)
 
 
-def test_rows_of_new_labels_are_fitted_given_the_others() -> None:
+@pytest.mark.parametrize("weights", [None, [1.0, 5.0, 0.5, 0.2]], ids=["plain", "weighted"])
+def test_rows_of_new_labels_are_fitted_given_the_others(weights: list[float] | None) -> None:
     """The oracle: the penalised loss, minimised by torch from the same start."""
     draw = np.random.default_rng(0)
     features, weight, bias = draw.normal(size=(40, 5)) * 3 + 1, draw.normal(size=(4, 5)), draw.normal(size=4)
     classes = draw.integers(0, 4, 40)
-    found, level = logistic_rows(features, classes, (weight, bias), [1, 3])
+    found, level = logistic_rows(features, classes, (weight, bias), [1, 3], weights=weights)
     np.testing.assert_array_equal(found[[0, 2]], weight[[0, 2]])
     np.testing.assert_array_equal(level[[0, 2]], bias[[0, 2]])
     size = np.sqrt(((features - features.mean(0)) ** 2).sum(1).mean())
     x, y = torch.from_numpy(features), torch.from_numpy(classes)
+    counts = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     moved = torch.zeros(2, 5, dtype=torch.float64, requires_grad=True)
     lift = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -174,15 +192,32 @@ def test_rows_of_new_labels_are_fitted_given_the_others() -> None:
         own, at = torch.from_numpy(weight).clone(), torch.from_numpy(bias).clone()
         own = own.index_add(0, torch.tensor([1, 3]), moved / size)
         at = at.index_add(0, torch.tensor([1, 3]), lift)
-        loss = (
-            torch.nn.functional.cross_entropy(x @ own.T + at, y, reduction="sum") + moved.square().sum() / 2
-        )
+        loss = torch.nn.functional.cross_entropy(x @ own.T + at, y, weight=counts, reduction="sum")
+        loss = loss + moved.square().sum() / 2
         loss.backward()
         return loss
 
     optimizer.step(cost)
     np.testing.assert_allclose(found[[1, 3]], weight[[1, 3]] + moved.detach().numpy() / size, atol=1e-3)
     np.testing.assert_allclose(level[[1, 3]], bias[[1, 3]] + lift.detach().numpy(), atol=1e-3)
+
+
+def test_class_weights_count_when_the_row_of_a_new_label_is_fitted(base: Path) -> None:
+    rows = labelled("positive", "strange", "negative", count=30)
+    heads = []
+    for weights in (None, (1.0, 1.0, 1.0), (1.0, 1.0, 8.0)):
+        model = PTuningModel.from_pretrained(base).with_labels(["negative", "positive", "strange"])
+        model.set_class_weights(weights)
+        examples = [
+            Example(text=row["text"], label=row["label"], row=at, origin=ORIGIN)
+            for at, row in enumerate(rows)
+        ]
+        fit_new_rows(model, tokenised(model, examples), [2])
+        heads.append({name: value.detach().clone() for name, value in model.head.named().items()})
+    plain, even, heavy = (head["classifier.bias"] for head in heads)
+    assert torch.equal(plain, even)
+    assert heavy[2] > plain[2]
+    assert torch.equal(heavy[:2], plain[:2])
 
 
 def test_another_task_takes_over_the_prompt_and_a_new_head(run: Run, base: Path) -> None:
@@ -295,6 +330,22 @@ def test_more_units_and_queries_start_without_an_effect(run: Run, base: Path, tm
     error = refused(run, sentiment(24), prompt={"num_virtual_units": 1}, init_from=str(tmp_path / "grown"))
     assert error.problem == "prompt.num_virtual_units"
     assert str(error.expected).startswith("at least 2")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "native"])
+def test_queries_are_refused_if_the_adapters_pooling_uses_none(
+    tiny_folder: Path, tmp_path: Path, jsonl: Any, capsys: pytest.CaptureFixture[str], pooling: str
+) -> None:
+    prompt = DeepPrompt(num_virtual_tokens=2, pooling=pooling)
+    model = PTuningModel.from_backbone(str(tiny_folder), prompt, num_labels=2)
+    model.set_task(replace(model.task, labels=("negative", "positive")))
+    start = model.save_pretrained(tmp_path / "start")
+    words = ["train", str(jsonl("rows.jsonl", sentiment(24))), "--init_from", str(start)]
+    assert main([*words, "--output", str(tmp_path / "next"), "--prompt.num_queries", "2"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1
+    assert "prompt.num_queries: got 2, expected 0" in message[0]
+    assert pooling in message[0]
 
 
 def test_a_head_that_is_not_trained_cannot_get_labels(run: Run) -> None:
@@ -496,6 +547,22 @@ def test_options_that_need_init_from_are_refused_without_it(base: Path) -> None:
         TrainConfig.checked({**data, "init_from": str(base), "revision": "main"})
 
 
+def test_a_run_that_improves_nothing_takes_over_no_record(base: Path, tmp_path: Path) -> None:
+    """The parameters are the adapter's, but what it recorded is of other rows and another calibration."""
+    model = PTuningModel.from_pretrained(base)
+    assert model.loaded is not None
+    stale = {"calibration": {"rows": 3}, "left_out_for_peft": "a temperature", "note": "old"}
+    start = model.save_pretrained(tmp_path / "start", extra={**model.loaded.extra, **stale})
+    model = PTuningModel.from_pretrained(start)
+    config = FitConfig(num_train_epochs=1, calibrate=False)
+    fit(model, sentiment(24, seed=2), config, output=tmp_path / "next", callbacks=[Undone()])
+    made, old = adapters.load(tmp_path / "next"), adapters.load(start)
+    assert torch.equal(made.prompt_tensor, old.prompt_tensor)
+    assert stale.keys() <= old.extra.keys()
+    assert not stale.keys() & made.extra.keys()
+    assert made.extra["data"]["train"]["rows"] < 24
+
+
 # ---------------------------------------------------------------------------------------- Python
 
 
@@ -523,6 +590,32 @@ def test_a_model_with_other_labels_keeps_the_logits_of_those_that_it_knows(base:
     assert fit(made, labelled("positive", "strange"), FitConfig(num_train_epochs=1)).history[0].step == 0
     with pytest.raises(ConfigError, match="at least one that this task has"):
         model.with_labels(["a", "b"])
+
+
+@pytest.mark.parametrize("labels", [["z"], ["a", "b"], [1, True], []], ids=str)
+def test_labels_without_a_common_one_are_refused_as_such(base: Path, labels: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="at least one that this task has, such as 'negative'"):
+        PTuningModel.from_pretrained(base).with_labels(labels)
+
+
+def test_a_string_is_not_several_labels(base: Path) -> None:
+    model = PTuningModel.from_pretrained(base)
+    model.set_task(replace(model.task, labels=("a", "b")))
+    with pytest.raises(ConfigError, match="got the string 'abc', expected several labels"):
+        model.with_labels("abc")
+
+
+def test_other_labels_keep_the_scales_of_the_learning_rates(base: Path) -> None:
+    model = PTuningModel.from_pretrained(base)
+    before = logits_of(model, ("the good film",))
+    model.scale_learning_rates(3.0, 0.5)
+    made = model.with_labels(["negative", "positive", "strange"])
+    assert made.learning_rate_scales == (3.0, 0.5)
+    assert made.to_adapter().extra["rate_scales"] == [3.0, 0.5]
+    found = logits_of(made, ("the good film",))
+    torch.testing.assert_close(found[:, :2], before, rtol=0, atol=1e-5)
+    made = PTuningModel.from_pretrained(base).with_labels(["negative", "positive", "strange"])
+    assert made.learning_rate_scales == (1.0, 1.0)
 
 
 # ------------------------------------------------------------------------------------ provenance

@@ -111,6 +111,14 @@ def test_what_is_behind_the_cut_is_learned_and_recorded_and_used_without_being_a
     assert np.mean(right) == pytest.approx(result.metrics["test"]["accuracy"])
 
 
+def test_a_row_that_needs_more_memory_than_a_batch_is_said(config: Callable[..., TrainConfig]) -> None:
+    for size, noted in ((3, True), (4, False)):
+        told = Told()
+        train(config(f"size-{size}", fit__batch_size=size, fit__epochs=1), callbacks=[told])
+        (said,) = (each for each in told.said if "read in windows" in each)
+        assert said.endswith("; one of 4 windows needs as much memory as 4 cut rows") == noted
+
+
 def gradients(model: PTuningModel, rows: list[dict[str, Any]], **options: Any) -> dict[str, torch.Tensor]:
     """Those of the first step of a run."""
     found: dict[str, torch.Tensor] = {}
@@ -135,9 +143,23 @@ def gradients(model: PTuningModel, rows: list[dict[str, Any]], **options: Any) -
     return found
 
 
-@pytest.mark.parametrize("name", ["deep", "stem", "input"])
-def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(tiny_folder: Path, name: str) -> None:
-    """Its windows run in several parts: 7 rows have more than 20, and a part has at most 8."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deep", {"batch_size": 8}),
+        ("stem", {"batch_size": 8}),
+        ("input", {"batch_size": 8}),
+        ("deep", {"batch_size": 8, "class_weights": (10.0, 1.0)}),
+        ("stem", {"batch_size": 3, "gradient_accumulation_steps": 3, "class_weights": (10.0, 1.0)}),
+    ],
+    ids=["deep", "stem", "input", "weights", "weights-accumulation"],
+)
+def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(
+    tiny_folder: Path, name: str, options: dict[str, Any]
+) -> None:
+    """Its windows run in several parts: 7 rows have more than 20, and a part has at most 8. The classes'
+    weights count in all of them together.
+    """
     prompts = {
         "deep": DeepPrompt(num_virtual_tokens=4, position_offset=0),
         "stem": DeepPrompt(num_virtual_tokens=4, position_offset=0, first_layer=1),
@@ -150,17 +172,16 @@ def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(tiny_folder: 
         torch.manual_seed(0)
         return PTuningModel.from_backbone(str(tiny_folder), prompts[name], task=task, dtype=torch.float32)
 
-    got = gradients(made(), rows, batch_size=8)
+    got = gradients(made(), rows, **options)
     model = made()
     model.set_task(replace(task, max_windows=4))
-    examples = [Example(row=i, text=row["text"]) for i, row in enumerate(rows)]
-    loss = torch.zeros(())
-    for row, given in zip(Tokenise.for_model(model)(examples), rows, strict=True):
-        logits = torch.stack([model(**collate([window], 0)).logits[0] for window in windows_of([row])]).mean(
-            0
-        )
-        label = int(given["label"] == "positive")
-        loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(label)) / len(rows)
+    tokens = Tokenise.for_model(model)([Example(row=i, text=row["text"]) for i, row in enumerate(rows)])
+    logits = torch.stack(
+        [torch.cat([model(**collate([w], 0)).logits for w in windows_of([row])]).mean(0) for row in tokens]
+    )
+    labels = torch.tensor([int(row["label"] == "positive") for row in rows])
+    weight = torch.tensor(options.get("class_weights", (1.0, 1.0)))
+    loss = torch.nn.functional.cross_entropy(logits, labels, weight=weight)
     wanted = dict(
         zip(got, torch.autograd.grad(loss, [model.task_parameters()[key] for key in got]), strict=True)
     )
@@ -405,9 +426,7 @@ def test_the_server_answers_one_row_per_row(adapter: Path, tiny_folder: Path) ->
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.kind) == (422, "too_many_tokens")
     assert "202 tokens, and the task long takes at most 4 windows of 10" in refused.message
-    with pytest.raises(
-        Refusal, match="the texts of the request have 25 windows, and the server takes at most 24"
-    ):
+    with pytest.raises(Refusal, match="the texts of the request have more windows than the server takes"):
         asyncio.run(asked(queue_rows=24, max_rows=24))
     first, *others = asyncio.run(asked(max_windows=3))
     assert isinstance(first, RowAnswer)
@@ -415,3 +434,39 @@ def test_the_server_answers_one_row_per_row(adapter: Path, tiny_folder: Path) ->
         (413, "too_many_windows")
     }
     assert len([each for each in others if isinstance(each, Refusal)]) == 6
+
+
+def test_the_server_makes_no_more_windows_than_it_takes(
+    adapter: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is refused after one window too many, and a request after the first rows that are too many."""
+    tasks = registry(tiny_folder)
+    tasks.load("long", adapter)
+    made: list[int] = []
+    call = Tokenise.__call__
+
+    def counted(self: Tokenise, *given: Any) -> Any:
+        rows = call(self, *given)
+        made.extend(len(row.windows) for row in rows)
+        return rows
+
+    monkeypatch.setattr(Tokenise, "__call__", counted)
+
+    async def asked(count: int, **settings: Any) -> list[RowAnswer | Refusal]:
+        service = Service(tasks, settings=Settings(tokenise_threads=1, warm_up=False, **settings))
+        await service.start()
+        try:
+            rows = [Row(task="long", text="very " * 200)] * count
+            return (await service.answer(rows))[0]
+        finally:
+            await service.close()
+
+    (refused,) = asyncio.run(asked(1, max_windows=2))
+    assert isinstance(refused, Refusal)
+    assert refused.kind == "too_many_windows"
+    assert "202 tokens, which are more than 2 windows" in refused.message
+    assert made == [3]  # of the task's 4
+    made.clear()
+    with pytest.raises(Refusal, match="more windows than the server takes"):
+        asyncio.run(asked(256, queue_rows=300, max_rows=256))
+    assert len(made) == 64  # the first of four pieces

@@ -28,7 +28,7 @@ from ptuning.data import Example
 from ptuning.data import tokens as tokens_module
 from ptuning.data.stems import stems_of
 from ptuning.data.token_cache import token_rows_of
-from ptuning.data.tokens import Tokenise, TokenRow, collate, windows_of
+from ptuning.data.tokens import Tokenise, TokenRow, collate, shared, windows_of
 from ptuning.errors import ConfigError, DataError
 from ptuning.inference.evaluate import logits_of
 from ptuning.inference.mixed import MultiPredictor
@@ -223,6 +223,26 @@ def test_a_batch_counts_the_windows_of_each_row(tokenizer: PreTrainedTokenizerFa
 # ------------------------------------------------------------------------------------------- logits
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_the_windows_of_a_batch(processes: int) -> None:
+    """Each has as many parts, of its own rows, and no part is larger than that of one process."""
+    windows = dict(enumerate([1, 1, 2, 2, 3, 3, 5, 5, 8, 8, 9]))
+    batch = list(windows)
+    found = shared(batch, windows, 8, processes)
+    assert len({len(own) for own in found}) == 1
+    for process, own in enumerate(found):
+        assert [row for part in own for row in part] == batch[process::processes]
+        for part in own:
+            assert len(part) <= 1 or len(part) * max(windows[row] for row in part) <= 8
+
+
+def test_two_processes_run_half_the_parts_of_one_where_rows_run_alone() -> None:
+    batch = list(range(8))
+    assert shared(batch, dict.fromkeys(batch, 12), 8, 2) == [[[0], [2], [4], [6]], [[1], [3], [5], [7]]]
+    assert shared(batch[:3], dict.fromkeys(batch, 12), 8, 2) == [[[0], [2]], [[1], []]]
+    assert shared(batch[:1], {0: 1}, 8, 2) == [[[0]], [[]]]
+
+
 def windows_by_hand(
     case: str, placement: str, model: PTuningModel, groups: Sequence[Sequence[Row]]
 ) -> Tensor:
@@ -372,8 +392,8 @@ def test_the_mean_of_one_windows_logits_is_exact_next_to_others(tiny_folder: Pat
         assert torch.equal(model(**made, windows=counts).logits[0], windows[0])
 
 
-@pytest.mark.parametrize("counts", [[1, 1], [5], [0, 4], [2, 2, 1], [[4]]])
-def test_windows_that_are_not_those_of_the_batch_are_refused(tiny_folder: Path, counts: list[Any]) -> None:
+@pytest.mark.parametrize("counts", [[1, 1], [5], [0, 4], [2, 2, 1], [[4]], [], 4, [4.0], [True] * 4])
+def test_windows_that_are_not_those_of_the_batch_are_refused(tiny_folder: Path, counts: Any) -> None:
     model = shaken(tiny_folder)
     made = collate(windows_of(Tokenise.for_model(model)([example(60)])), 0)
     with pytest.raises(DataError, match=r"windows: got .* for a batch of 4 windows"):

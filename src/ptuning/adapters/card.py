@@ -7,9 +7,9 @@ follows https://huggingface.co/docs/hub/model-cards.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -285,7 +285,7 @@ def _sources(adapter: Adapter) -> dict[str, str]:
 
 
 def _training(adapter: Adapter) -> Iterator[str]:
-    if start := started_from(adapter):
+    if start := started_from(adapter.extra):
         yield f"- started from: {_words(start)}"
     for part in ("fit", "rates"):
         recorded = adapter.extra.get(part)
@@ -294,9 +294,13 @@ def _training(adapter: Adapter) -> Iterator[str]:
             yield from _facts(known if part == "fit" else {"learning rates used": known})
 
 
-def started_from(adapter: Adapter) -> str | None:
-    """The adapter that the training started from, in words; ``None`` if none is recorded."""
-    recorded = adapter.extra.get("init_from")
+def started_from(extra: Mapping[str, Any]) -> str | None:
+    """The adapter that the training started from, in words; ``None`` if none is recorded.
+
+    Args:
+        extra: Of an :class:`Adapter`.
+    """
+    recorded = extra.get("init_from")
     if not isinstance(recorded, Mapping) or "name" not in recorded:
         return None
     words = [f"{recorded['name']}, version {str(recorded.get('sha256'))[:_DIGITS]}"]
@@ -346,7 +350,7 @@ def finite_numbers(values: Any) -> dict[str, float]:
     if not isinstance(values, Mapping):
         return {}
     found = {str(k): v.item() if hasattr(v, "item") else v for k, v in values.items()}
-    return {k: v for k, v in found.items() if type(v) in (int, float) and math.isfinite(v)}
+    return {k: v for k, v in found.items() if type(v) in (int, float) and abs(v) <= sys.float_info.max}
 
 
 def _number(value: float) -> str:

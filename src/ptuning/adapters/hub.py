@@ -96,8 +96,9 @@ def locate(
 
     Raises:
         AdapterError: neither a folder nor a reachable repository; says what to do.
-        AdapterTooLarge: more than ``max_bytes``: by the Hub's list of files nothing is downloaded, and a
-            download that turns out to be larger is ended.
+        AdapterTooLarge: more than ``max_bytes``. If the Hub's list of files says so, nothing is downloaded.
+            If the list was wrong, the files are refused after the download, or during it where the client
+            reports bytes (``huggingface_hub`` 1.0.0 reports files only).
     """
     path, name = local_path(name_or_path, "adapter", error=AdapterError), str(name_or_path)
     is_path = (
@@ -209,7 +210,8 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
 def _counting(name: str, max_bytes: int) -> type[Any]:
     """A progress bar that shows nothing, and ends a download of more than ``max_bytes``.
 
-    The client calls it with each part that it has received.
+    It can end a download only if the client calls it with the bytes of each part that it has received;
+    ``huggingface_hub`` 1.0.0 calls it with the number of files.
     """
 
     class Counting(tqdm):

@@ -11,6 +11,7 @@ from ptuning.cli.shared import (
     add_data,
     add_model,
     check_abstain_below,
+    check_page,
     data_of,
     load_model,
 )
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
     if given.without_texts and given.report_file is None:
         raise ConfigError("--no_texts is about the report", remedy="add --report FILE.html, or leave it out")
+    if given.report_file is not None:
+        check_page("--report", given.report_file, given.file, [given.adapter])
     import json
     import sys
 

@@ -45,8 +45,7 @@ def evaluated(model: PTuningModel, file: str, data: DataConfig) -> Evaluated:
     print_notes(loaded.notes)
     split = tokenised(model, loaded.examples, data.too_long)
     # The baseline is from the training rows; an adapter that was not trained by ptuning may not have one.
-    known = model.loaded.extra.get("baseline") if model.loaded is not None else None
-    baseline = Baseline.read(known) if known else Baseline.of(split.targets, model.task)
+    baseline = _recorded_baseline(model) or Baseline.of(split.targets, model.task)
     weights = None if model.class_weights is None else tuple(model.class_weights.tolist())
     scored = score(model, split)
     return Evaluated(
@@ -57,6 +56,18 @@ def evaluated(model: PTuningModel, file: str, data: DataConfig) -> Evaluated:
         floor=baseline.measure(split.targets, model.task, weights),
         class_weights=weights,
     )
+
+
+def _recorded_baseline(model: PTuningModel) -> Baseline | None:
+    """The constant answer that the adapter records, if it is one for its task: anyone may write ``extra``."""
+    known = None if model.loaded is None else model.loaded.extra.get("baseline")
+    try:
+        found = None if known is None else Baseline.read(known)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    width = model.task.num_labels
+    fits = found is not None and len(found.logits) == width and len(found.shares) in (0, width)
+    return found if fits else None
 
 
 def report_of(

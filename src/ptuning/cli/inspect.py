@@ -120,7 +120,7 @@ def _print(adapter: Adapter) -> None:
         "fingerprint": (backbone["fingerprint"] or "")[:16] or "unknown: PEFT does not record it",
         "PEFT": adapters.why_not_peft(adapter) or "can load this folder",
     }
-    if start := adapters.started_from(adapter):
+    if start := adapters.started_from(adapter.extra):
         rows["started from"] = visible(start)
     for name, value in rows.items():
         table.add_row(name, value)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_data, add_device, add_pickle, data_of, load_model
+from ptuning.cli.shared import add_data, add_device, add_pickle, check_page, data_of, load_model
 from ptuning.errors import ConfigError
 from ptuning.kinds import KINDS
 from ptuning.visible import visible
@@ -16,6 +16,7 @@ from ptuning.visible import visible
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ptuning.model.ptuning import PTuningModel
     from ptuning.report.data import Entry, ReportData
 
 OUTPUT = "report.html"
@@ -51,9 +52,11 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     given = parser().parse_args(list(argv))
-    if given.data is None and (lost := [key for key in vars(given) if key.startswith("data.")]):
-        raise ConfigError(f"--{lost[0]}", got="no rows to read", remedy="add --data FILE, or leave it out")
+    if given.data is None:
+        _check_unused(given)
+    import os
     import sys
+    from pathlib import Path
 
     from ptuning import adapters
     from ptuning.report.comparison import comparison_page
@@ -61,20 +64,20 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.report.page import page_of, write_page
     from ptuning.training.comparing import recorded
 
-    found = [each for name in given.adapters for each in recorded(adapters.locate(name))]
+    folders = [Path(os.path.abspath(adapters.locate(name))) for name in given.adapters]
+    found = [each for folder in folders for each in recorded(folder)]
+    check_page("--output", given.output, given.data, [*folders, *(folder for folder, _ in found)])
     if given.data is not None and len(found) == 1:
         page = page_of(_report(given, found[0]))
     else:
         names = _distinct([folder for folder, _ in found])
         entries = [replace(entry, name=name) for name, (_, entry) in zip(names, found, strict=True)]
         if given.data is not None:
-            entries = [
-                _on_rows(given, entry, folder) for entry, (folder, _) in zip(entries, found, strict=True)
-            ]
+            entries = list(_on_rows(given, entries, [folder for folder, _ in found]))
         runs = len(given.adapters) == 1 and len(found) > 1
         page = comparison_page(
             Comparison(
-                title=f"{found[0][0].name} and {len(found) - 1} more" if not runs else given.adapters[0],
+                title=folders[0].name if runs else _title(names),
                 what="run" if runs else "adapter",
                 entries=tuple(entries),
                 metric=_metric(entries),
@@ -87,30 +90,66 @@ def main(argv: Sequence[str]) -> None:
 def _report(given: Namespace, found: tuple[Path, Entry]) -> ReportData:
     """A single adapter on the rows of a file, with its learning curves."""
     folder, entry = found
-    data = _scored(given, folder)
+    data = _scored(given, folder, _loaded(given, folder, None))
     return replace(data, history=entry.history, averaged=entry.averaged)
 
 
-def _on_rows(given: Namespace, entry: Entry, folder: Path) -> Entry:
-    """An adapter on the rows of a file."""
-    data = _scored(given, folder)
-    (rows,) = data.splits
-    return replace(
-        entry,
-        metrics={rows.split: rows.metrics},
-        baseline={rows.split: rows.baseline},
-        task=data.task,
-        rows=rows,
-        class_weights=data.class_weights,
-    )
+def _on_rows(given: Namespace, entries: Iterable[Entry], folders: Iterable[Path]) -> Iterator[Entry]:
+    """Adapters on the rows of a file."""
+    model = None
+    for entry, folder in zip(entries, folders, strict=True):
+        model = _loaded(given, folder, model)
+        data = _scored(given, folder, model)
+        (rows,) = data.splits
+        yield replace(
+            entry,
+            metrics={rows.split: rows.metrics},
+            baseline={rows.split: rows.baseline},
+            task=data.task,
+            rows=rows,
+            class_weights=data.class_weights,
+        )
 
 
-def _scored(given: Namespace, folder: Path) -> ReportData:
+def _loaded(given: Namespace, folder: Path, before: PTuningModel | None) -> PTuningModel:
+    """An adapter, on the backbone of the one before if both were trained on the same."""
+    from ptuning import adapters
+
+    like = None
+    if before is not None and before.loaded is not None:
+        record, other = adapters.details(folder), before.loaded
+        same_labels = len(record["task"].get("labels", ())) == len(other.task.labels)
+        kind = record["task"].get("problem_type") == other.task.problem_type
+        if kind and same_labels and record["backbone"] == dict(other.backbone):
+            like = before
+    return load_model(Namespace(**{**vars(given), "adapter": str(folder), "revision": None}), like=like)
+
+
+def _scored(given: Namespace, folder: Path, model: PTuningModel) -> ReportData:
     from ptuning.cli.evaluated import evaluated, report_of
 
-    model = load_model(Namespace(**{**vars(given), "adapter": str(folder), "revision": None}))
     rows = evaluated(model, given.data, data_of(given, given.data))
     return report_of(str(folder), model, rows, given.data, no_texts=given.no_texts)
+
+
+def _check_unused(given: Namespace) -> None:
+    """Refuse options about rows if there are none.
+
+    Raises:
+        ConfigError: such an option.
+    """
+    options = {"no_texts": "--no_texts", "backbone": "--backbone", "precision": "--precision"}
+    options |= {"device": "--device", "allow_pickle": "--allow-pickle"}
+    defaults = parser()
+    lost = [f"--{key}" for key in vars(given) if key.startswith("data.")]
+    lost += [o for key, o in options.items() if getattr(given, key) != defaults.get_default(key)]
+    if lost:
+        raise ConfigError(lost[0], got="no rows to read", remedy="add --data FILE, or leave it out")
+
+
+def _title(names: Sequence[str]) -> str:
+    first, *others = names
+    return first if not others else f"{first} and {others[0] if len(others) == 1 else f'{len(others)} more'}"
 
 
 def _metric(entries: Sequence[Entry]) -> str:
@@ -129,4 +168,6 @@ def _distinct(folders: Sequence[Path]) -> list[str]:
     while len(set(names)) < len(names) and depth < max(len(folder.parts) for folder in folders):
         depth += 1
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
-    return names if len(set(names)) == len(names) else [f"{n}. {name}" for n, name in enumerate(names, 1)]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{n}. {folder.name}" for n, folder in enumerate(folders, 1)]

@@ -7,12 +7,15 @@ import sys
 from argparse import _ActionsContainer
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptuning.adapters import OWN_FILES
 from ptuning.cli.options import Parser, leaves
 from ptuning.data.options import OF_LABELS, ReadOptions
 from ptuning.errors import ConfigError
 from ptuning.model.config import Engine
+from ptuning.paths import local_path
 from ptuning.training.config import DataConfig
 from ptuning.validation import validated
 from ptuning.visible import visible
@@ -152,20 +155,46 @@ def data_of(given: Any, source: str) -> DataConfig:
     return config
 
 
+def check_page(option: str, page: str, rows: str | None, folders: Iterable[str | Path]) -> None:
+    """Refuse to write a page over what it is made of.
+
+    Args:
+        option: That names the page.
+        rows: The source of the rows.
+        folders: Adapters, as far as they are folders.
+
+    Raises:
+        ConfigError: the page would replace the rows, an adapter or one of its files.
+    """
+    target = local_path(page, option).resolve()
+    own = [Path(folder).resolve() / name for folder in folders for name in ("", *OWN_FILES)]
+    data = [] if rows is None else [Path(rows).resolve()]
+    for what, files in (("the rows that are read", data), ("the adapter", own)):
+        if target in files:
+            raise ConfigError(option, got=f"{page}, which is {what}", remedy="choose another file")
+    if data and target.parent == data[0] and target.exists():
+        raise ConfigError(option, got=f"{page}, a file of the rows", remedy="choose another file")
+
+
 def print_notes(notes: Iterable[str]) -> None:
     """Print notes about a source to standard error."""
     for note in notes:
         print(f"{getattr(note, 'level', 'note')}: {visible(note)}", file=sys.stderr)
 
 
-def load_model(given: Any) -> PTuningModel:
-    """Load the model named by the options of :func:`add_model` to its device."""
+def load_model(given: Any, *, like: PTuningModel | None = None) -> PTuningModel:
+    """Load the model named by the options of :func:`add_model` to its device.
+
+    Args:
+        like: A loaded model whose backbone it shares.
+    """
     from ptuning.model.ptuning import PTuningModel
 
     device, dtype = device_of(given)
     model = PTuningModel.from_pretrained(
         given.adapter,
-        backbone=given.backbone,
+        backbone=given.backbone if like is None else like.backbone,
+        tokenizer=None if like is None else like.tokenizer,
         revision=given.revision,
         dtype=dtype,
         allow_pickle=given.allow_pickle,

@@ -12,7 +12,8 @@ Duplicates = Literal["keep", "drop"]
 TooLong = Literal["truncate", "error", "windows"]
 """What happens to a text that is too long."""
 WINDOWS = 16
-"""Windows per row at most, if the user does not say: a row needs no more memory than a batch of cut texts."""
+"""Windows per row at most, if the user does not say. In training, a row with all its windows needs as
+much memory as so many cut texts: more than a batch of them where batches are smaller."""
 
 
 class ReadOptions(TypedDict, total=False):

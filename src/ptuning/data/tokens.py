@@ -459,3 +459,21 @@ def cut(
         batches[-1].append(row)
         longest, tokens = wider, tokens + lengths[row]
     return batches
+
+
+def shared(
+    batch: Sequence[int], windows: Mapping[int, int], most: int, processes: int
+) -> list[list[list[int]]]:
+    """The parts of a batch that each process runs, one after another: as many parts for every process.
+
+    Args:
+        batch: Row numbers. Process p gets every row whose place in the batch is p modulo ``processes``.
+        windows: The number of windows of each row.
+        most: Maximum windows per part, unless a single row has more.
+
+    Returns:
+        For each process its parts, lists of row numbers; the last ones may be empty.
+    """
+    parts = [cut(batch[process::processes], windows, None, most) for process in range(processes)]
+    count = max(map(len, parts))
+    return [own + [[]] * (count - len(own)) for own in parts]

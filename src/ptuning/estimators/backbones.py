@@ -61,12 +61,14 @@ def shared_backbone(
     dtype: torch.dtype | None,
     device: torch.device,
     *,
+    token: str | bool | None = None,
     allow_pickle: bool = True,
 ) -> SharedBackbone:
     """The backbone called ``name`` in ``dtype`` on ``device``: loaded now, or already in use.
 
     Args:
         task: The backbone is loaded with a head of its width.
+        token: The Hub's access token, if it has to be loaded.
         allow_pickle: As in :func:`~ptuning.model.loading.load`.
     """
     width, files = (task.num_labels, task.problem_type), _files(name)
@@ -77,9 +79,7 @@ def shared_backbone(
     with BACKBONES:
         found = _SHARED.get(key(revision))
         if found is None or found.is_moved:
-            backbone, tokenizer = load_backbone(
-                name, *width, None, revision, dtype, allow_pickle=allow_pickle
-            )
+            backbone, tokenizer = load_backbone(name, *width, None, revision, dtype, token, allow_pickle)
             backbone = backbone.to(device)
             found = SharedBackbone(
                 backbone=backbone, tokenizer=tokenizer, place=(backbone.device, backbone.dtype)

@@ -19,7 +19,7 @@ from ptuning.data import Example
 from ptuning.errors import ConfigError
 from ptuning.estimators.backbones import Keeper, SharedBackbone, shared_backbone
 from ptuning.estimators.inputs import examples_of
-from ptuning.estimators.settings import configuration, seed_of
+from ptuning.estimators.settings import configuration, data_options, seed_of
 from ptuning.inference import Predictor
 from ptuning.kinds import LabelForm
 from ptuning.model.backbone import Backbone
@@ -148,7 +148,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
                 with tempfile.TemporaryDirectory() as scratch:
                     for name, data in self._files.items():
                         (Path(scratch) / name).write_bytes(data)
-                    self._model = self._opened(Path(scratch))
+                    self._model = self._opened(Path(scratch), self.backbone)
                 del self._files
         found: PTuningModel = self._model
         return found
@@ -190,23 +190,31 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         Args:
             folder_or_hub_id: As ``PTuningModel.from_pretrained`` takes it.
             hub_revision: The adapter's branch, tag or commit on the Hub.
-            token: The Hub's access token.
+            token: The Hub's access token, for the adapter and its backbone.
             allow_pickle: As ``PTuningModel.from_pretrained`` takes it.
-            parameters: Parameters of the estimator, such as ``device="cpu"``. ``backbone`` and ``prompt`` are
-                the adapter's, so that ``fit`` trains such a prompt again.
+            parameters: Parameters of the estimator, such as ``device="cpu"``. Those that say how texts are
+                read (``max_length``, ``too_long``, ``max_windows``, ``window_overlap``) apply to the adapter,
+                too. By default they, ``backbone`` and ``prompt`` are the adapter's, so that ``fit`` trains
+                such a prompt again.
 
         Raises:
             AdapterError: no adapter, or one that was altered or cut short.
-            ConfigError: the task is not one of this estimator.
+            ConfigError: the task is not one of this estimator, or a parameter is wrong.
         """
         made = cls(**parameters)
         folder = adapters.locate(
             folder_or_hub_id, revision=hub_revision, token=token, allow_pickle=allow_pickle
         )
-        model = made._opened(folder, parameters.get("backbone"), allow_pickle=allow_pickle)
+        model = made._opened(
+            folder,
+            parameters.get("backbone"),
+            revision=parameters.get("revision"),
+            token=token,
+            allow_pickle=allow_pickle,
+        )
         made._model, made._details = model, {}
         made._set_task(model.task)
-        own = {
+        own: dict[str, Any] = {
             "backbone": model.backbone.name,
             "revision": model.backbone.revision,
             "prompt": model.provenance,
@@ -214,7 +222,12 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         }
         if "backbone" in parameters:
             del own["revision"]
+        if model.task.max_windows > 1 and parameters.get("too_long", "windows") == "windows":
+            own["too_long"] = "windows"
+            own |= {name: getattr(model.task, name) for name in ("max_windows", "window_overlap")}
         made.set_params(**{name: value for name, value in own.items() if name not in parameters})
+        data = data_options(made.get_params(deep=False))
+        model.set_task(reading_long_texts(replace(model.task, max_length=data.max_length), data))
         return made
 
     def _set_task(self, task: Task) -> None:
@@ -226,26 +239,41 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _opened(
-        self, folder: Path, backbone: str | None = None, *, allow_pickle: bool = False
+        self,
+        folder: Path,
+        backbone: str | None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        allow_pickle: bool = False,
     ) -> PTuningModel:
-        """The model of an adapter, on a backbone that other estimators may use too."""
+        """The model of an adapter, on a backbone that other estimators may use too.
+
+        Args:
+            backbone: The one that the user named, if any.
+            revision: In place of the backbone's revision that the adapter records.
+        """
         device = new_accelerator(cpu=self.device == "cpu").device
         dtype = precision(self.precision, device)
         view: Backbone | None = None
         tokenizer = None
         if adapters.is_adapter(folder):
             adapter = adapters.load(folder)
-            name, revision = adapter.backbone["name"], adapter.backbone["revision"]
-            if backbone is not None:
-                name, revision = backbone, self.revision
+            name, recorded = adapter.backbone["name"], adapter.backbone["revision"]
+            if backbone is not None and backbone != name:
+                name, recorded = backbone, self.revision
             if name:
                 allowed = allow_pickle or backbone is not None
-                shared = shared_backbone(name, revision, adapter.task, dtype, device, allow_pickle=allowed)
+                revision = revision or recorded
+                shared = shared_backbone(
+                    name, revision, adapter.task, dtype, device, token=token, allow_pickle=allowed
+                )
                 view, tokenizer = self._kept(shared)
         return PTuningModel.from_pretrained(
             folder,
             backbone=view or backbone,
             tokenizer=tokenizer,
+            token=token,
             dtype=dtype,
             allow_pickle=allow_pickle,
             engine=self.engine,

@@ -12,6 +12,7 @@ from sklearn.utils import assert_all_finite, column_or_1d, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from ptuning.data import Example
+from ptuning.data.places import listing
 from ptuning.errors import ConfigError, DataError
 from ptuning.estimators.base import TextEstimator, refuse_form
 from ptuning.estimators.inputs import examples_of, labelled, refuse_no_labels
@@ -165,6 +166,14 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
 
     def _set_task(self, task: Task) -> None:
         refuse_form(task, (LabelForm.ONE, LabelForm.SEVERAL), "open it with PTuningRegressor.from_pretrained")
+        # An array of strings and numbers would have strings only.
+        if len({isinstance(label, str) for label in task.labels}) > 1:
+            raise ConfigError(
+                "the adapter's labels",
+                got=f"strings and numbers: {listing(task.labels)}",
+                expected="labels of one type, as scikit-learn needs them",
+                remedy="open it with PTuningModel.from_pretrained",
+            )
         # An adapter's labels may be in another order than scikit-learn's, which is sorted.
         self.classes_ = np.asarray(task.labels)
         if task.kind.form is LabelForm.ONE:

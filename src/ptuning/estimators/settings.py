@@ -43,11 +43,25 @@ def configuration(
         run["engine"] = values["engine"]
     config: TrainConfig = TrainConfig(
         **run,
-        data=validated(DataConfig, {"train": "X", **{name: values[name] for name in OWN_DATA}}),
+        data=data_options(given),
         prompt=_prompt(values),
         fit=validated(FitConfig, {**fit, "seed": seed, "class_weights": class_weights}),
     )
     return config
+
+
+def data_options(given: Mapping[str, Any]) -> DataConfig:
+    """The options of ``data``.
+
+    Args:
+        given: The parameters of an estimator.
+
+    Raises:
+        ConfigError: names the first parameter that is wrong.
+    """
+    values = {name: _plain(given[name]) for name in OWN_DATA}
+    options: DataConfig = validated(DataConfig, {"train": "X", **values})
+    return options
 
 
 def seed_of(random_state: Any) -> int:

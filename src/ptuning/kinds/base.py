@@ -203,6 +203,19 @@ class Kind(ABC):
             weights: ``[C]``, of the classes; always ``None`` for a kind without classes.
         """
 
+    def row_weights(self, targets: Floats, weights: Sequence[float] | None) -> Floats:
+        """``[N]``: how much each row counts in :meth:`loss`, which is the mean weighted by these numbers.
+
+        So the loss of a batch is that of its parts, each weighted by the sum of its rows' weights.
+
+        Args:
+            targets: ``[N]`` or ``[N, C]``.
+            weights: ``[C]``, of the classes.
+        """
+        import numpy as np
+
+        return np.ones(len(targets))
+
     def logits(self, raw: Tensor, task: Task) -> Tensor:
         """What the model returns as ``logits`` ``[B, C]``, from what the head gives."""
         return raw

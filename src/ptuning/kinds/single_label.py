@@ -106,6 +106,14 @@ class SingleLabel(Classification):
 
         return cross_entropy(logits, targets, weight=weights, ignore_index=IGNORED)
 
+    def row_weights(self, targets: Floats, weights: Sequence[float] | None) -> Floats:
+        """The weight of the row's class, as cross-entropy divides by their sum."""
+        import numpy as np
+
+        classes = targets.astype(int)
+        counted = np.asarray(classes != IGNORED, dtype=np.float64)
+        return counted if weights is None else counted * np.asarray(weights)[classes * (classes != IGNORED)]
+
     def as_labels(self, targets: Floats) -> Tensor:
         return super().as_labels(targets).long()
 

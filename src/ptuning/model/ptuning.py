@@ -163,25 +163,35 @@ class PTuningModel(OpeningMixin, SavingMixin):
 
         Labels that this task has keep their rows of the head, and so their logits. The row of any other label
         starts as the mean of those. The prompt starts as this task's; a prompt encoder is not taken over.
+        Scales of the learning rates are kept. Class weights are not, because there is one per label: set them
+        with :meth:`set_class_weights`.
 
         Args:
             labels: All labels in the order of the logits. Those of this task that it leaves out are lost.
 
         Raises:
-            ConfigError: a regression, or no label of this task.
+            ConfigError: a regression, a string in place of several labels, or no label of this task.
         """
-        labels = tuple(labels)
-        if not self.task.labels:
-            raise ConfigError(f"with_labels: a {self.task.kind.title} has no labels", remedy="leave it out")
-        task = replace(self.task.uncalibrated(), labels=labels)
-        if all(row is None for row in kept_rows(self.task, task)):
+        if isinstance(labels, str):
             raise ConfigError(
-                "labels",
-                got=list(task.labels)[:6],
-                expected=f"at least one that this task has, such as {self.task.labels[0]!r}",
-                remedy="make a new model with PTuningModel.from_backbone",
+                "labels", got=f"the string {labels!r}", expected="several labels", remedy="pass a list"
             )
+        labels, known = tuple(labels), self.task.labels
+        if not known:
+            raise ConfigError(f"with_labels: a {self.task.kind.title} has no labels", remedy="leave it out")
+        unknown = ConfigError(
+            "labels",
+            got=repr(list(labels)[:6]),
+            expected=f"at least one that this task has, such as {known[0]!r}",
+            remedy="make a new model with PTuningModel.from_backbone",
+        )
+        if not any(label in known for label in labels):
+            raise unknown
+        task = replace(self.task.uncalibrated(), labels=labels)
+        if all(row is None for row in kept_rows(self.task, task)):  # 1 is not True
+            raise unknown
         made = self.from_adapter(relabelled(self.to_adapter(), task), self.backbone, tokenizer=self.tokenizer)
+        made.scale_learning_rates(*self.learning_rate_scales)
         made.backbone.engine = self.backbone.engine
         return made
 

@@ -38,12 +38,12 @@ class SavingMixin(TaskModule):
             prompt = task.prompt_encoder.eval()().float().cpu().clone()
             units = None if task.units is None else task.units().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in task.head.named().items()}
-        if self.learning_rate_scales != (1.0, 1.0):
-            extra = {**(extra or {}), "rate_scales": list(self.learning_rate_scales)}
         if (source := self.loaded) is not None and _same(source, prompt, units, head):
             # Unchanged since it was loaded, so its metrics are still valid.
             metrics = source.metrics if metrics is None else metrics
-            extra = {**source.extra, **(extra or {})}
+            extra = source.extra if extra is None else extra
+        if self.learning_rate_scales != (1.0, 1.0):
+            extra = {**(extra or {}), "rate_scales": list(self.learning_rate_scales)}
         return adapters.Adapter(
             prompt=prompt_to_dict(self.provenance),
             task=self.task,
@@ -69,8 +69,9 @@ class SavingMixin(TaskModule):
         Args:
             folder: The destination. An adapter there is replaced, unless its model card was edited; anything
                 else is refused.
-            metrics: Metrics for the model card.
-            extra: Anything else worth keeping, as JSON.
+            metrics: Metrics for the model card. If left out, those of the adapter that the task was loaded
+                from, if its parameters have not changed.
+            extra: Anything else worth keeping, as JSON. If left out, as ``metrics``.
             peft: Make sure that ``peft.PeftModel.from_pretrained`` can load it: a regression's scaling goes
                 into the head, and what PEFT does not support is refused.
 

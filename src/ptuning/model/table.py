@@ -62,8 +62,8 @@ class TaskTable:
         self._lock = threading.Lock()
         self._store: _Store | None = None
 
-    def put(self, name: str, task: PTuningModel | adapters.Adapter, digest: str = "") -> PackedTask:
-        """Add a task, or replace the one of that name. It does not follow later changes of ``task``.
+    def packed(self, name: str, task: PTuningModel | adapters.Adapter, digest: str = "") -> PackedTask:
+        """A task as :meth:`put` adds it, without adding it. It does not follow later changes of ``task``.
 
         Args:
             task: A model, or what :func:`ptuning.adapters.load` returned.
@@ -74,10 +74,23 @@ class TaskTable:
         """
         if isinstance(task, adapters.Adapter):
             check_backbone(self.backbone, task)
-            packed = pack_adapter(task, self.backbone, name, digest, tokenizer=self.tokenizer)
-        else:
-            self._check_weights(name, task)
-            packed = pack(task, name, digest)
+            return pack_adapter(task, self.backbone, name, digest, tokenizer=self.tokenizer)
+        self._check_weights(name, task)
+        return pack(task, name, digest)
+
+    def put(
+        self, name: str, task: PTuningModel | adapters.Adapter | PackedTask, digest: str = ""
+    ) -> PackedTask:
+        """Add a task, or replace the one of that name. It does not follow later changes of ``task``.
+
+        Args:
+            task: A model, what :func:`ptuning.adapters.load` returned, or what :meth:`packed` made of them.
+            digest: Of the adapter, to tell versions apart; a packed task has its own.
+
+        Raises:
+            AdapterMismatch: the task is for another backbone.
+        """
+        packed = task if isinstance(task, PackedTask) else self.packed(name, task, digest)
         with self._lock:
             self._drop(name)
             self._slots[name] = _Slot(packed, packed.nbytes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ptuning.errors import DataError
+from ptuning.kinds.base import type_and_shape
 
 
 def mean_of_windows(values: Tensor, counts: Sequence[int]) -> Tensor:
@@ -25,21 +26,25 @@ def mean_of_windows(values: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.stack([part.mean(0) for part in values.split(list(counts))])
 
 
+_WHOLE = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+
+
 def counts_of(windows: Tensor, rows: int) -> list[int]:
     """The number of windows of each row, checked.
 
     Args:
-        windows: ``[B]``.
+        windows: ``[B]``, whole numbers.
         rows: How many windows the batch has.
 
     Raises:
-        DataError: they are not ``rows`` in all, or a row has none.
+        DataError: they are not whole numbers, not ``rows`` in all, or a row has none.
     """
-    counts: list[int] = windows.tolist()
-    if windows.dim() != 1 or sum(counts) != rows or min(counts, default=0) < 1:
+    whole = windows.dim() == 1 and windows.dtype in _WHOLE
+    counts: list[int] = windows.tolist() if whole else []
+    if sum(counts) != rows or min(counts, default=0) < 1:
         raise DataError(
             "windows",
-            got=f"{counts} for a batch of {rows} windows",
-            expected="the number of windows of each row, at least 1, in the order of the batch",
+            got=f"{counts if whole else type_and_shape(windows)} for a batch of {rows} windows",
+            expected="whole numbers [B]: the windows of each row, at least 1, in the order of the batch",
         )
     return counts

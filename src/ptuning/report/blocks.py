@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,8 @@ from ptuning.visible import visible
 
 _TEXT = 280
 _LABEL = 60
+_NOISE = 1e-12
+"""Smaller numbers are rounding errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +126,17 @@ def shown_texts(texts: tuple[str, ...]) -> Texts:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A metric as text; a dash for none."""
+    """A metric as text; a dash for none. If it is small, ``digits`` are significant ones: units differ."""
     if value is None:
         return "–"
+    if _NOISE < abs(value) < 0.1 ** (digits - 1):
+        return f"{value:#.{digits}g}"
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference as text, with its sign; a dash for none."""
+    return ("+" if value is not None and value >= 0 else "") + number(value)
 
 
 def percent(share: float | None) -> str:
@@ -137,6 +147,12 @@ def percent(share: float | None) -> str:
 def several(count: int, noun: str) -> str:
     """``1 row``, ``2,000 rows``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _cut(text: str, limit: int) -> str:

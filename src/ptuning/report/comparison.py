@@ -20,9 +20,10 @@ from ptuning.report.blocks import (
     several,
     shown_label,
     shown_texts,
+    signed,
 )
 from ptuning.report.charts import plots
-from ptuning.report.charts.drawing import SERIES, drawing
+from ptuning.report.charts.drawing import SERIES
 from ptuning.report.data import Comparison, Entry, Rows
 from ptuning.report.figures.differences import Difference, compared, disagreements
 from ptuning.report.figures.headline import intervals
@@ -31,24 +32,26 @@ from ptuning.report.page import rendered
 from ptuning.task import Task
 
 _ROWS = 15
+_BIASED = (
+    "The validation rows of a training also choose its checkpoint and what is fitted after it, so the "
+    "figures on them are a little too good."
+)
 _SIDE_BY_SIDE = 4
 """The most adapters whose answers fit next to a text."""
 
 
 def comparison_page(comparison: Comparison) -> str:
     """The page, as HTML."""
-    with drawing():
-        sections = tuple(_sections(comparison))
     return rendered(
         title=comparison.title,
         subtitle=f"{several(len(comparison.entries), comparison.what)} side by side",
-        sections=sections,
+        sections=tuple(_sections(comparison)),
     )
 
 
 def _sections(comparison: Comparison) -> Iterator[Section]:
     yield _metrics(comparison)
-    if all(entry.rows is not None for entry in comparison.entries) and len(comparison.entries) > 1:
+    if len(comparison.entries) > 1:
         yield from _same_rows(comparison)
     yield from _learning(comparison)
     yield _facts(comparison)
@@ -59,6 +62,7 @@ def _sections(comparison: Comparison) -> Iterator[Section]:
 
 def _metrics(comparison: Comparison) -> Section:
     splits = dict.fromkeys(split for entry in comparison.entries for split in entry.metrics)
+    biased = [Note(text=_BIASED)] if "validation" in splits and not _scored(comparison.entries) else []
     notes = [Note(text=f"{entry.name}: {entry.note}") for entry in comparison.entries if entry.note]
     return Section(
         name="metrics",
@@ -66,7 +70,7 @@ def _metrics(comparison: Comparison) -> Section:
         lead="A star marks the best value of a column. Small differences are often chance: "
         "see the intervals, "
         "or train with several seeds.",
-        blocks=(*(_table(comparison, split) for split in splits), *notes),
+        blocks=(*(_table(comparison, split) for split in splits), *biased, *notes),
     )
 
 
@@ -74,9 +78,8 @@ def _table(comparison: Comparison, split: str) -> Table:
     entries = [entry for entry in comparison.entries if split in entry.metrics]
     found = dict.fromkeys(name for entry in entries for name in entry.metrics[split])
     names = sorted(found, key=lambda name: name != comparison.metric)
-    best = {name: _best([entry.metrics[split].get(name) for entry in entries], name) for name in names}
-    # Another constant answer means other rows, or other labels.
-    same = len({tuple(sorted(entry.baseline.get(split, {}).items())) for entry in entries}) == 1
+    best = {name: _best(entries, split, name) for name in names}
+    same = _comparable(entries, split)
     lines: list[tuple[Cell, ...]] = []
     for entry in entries:
         bounds = _bounds(entry, split, comparison.metric)
@@ -91,8 +94,7 @@ def _table(comparison: Comparison, split: str) -> Table:
             for each in values.values()
         ]
         lines.append(("mean ± standard deviation", "", *spread))
-    floor = entries[0].baseline.get(split, {})
-    if same and floor:
+    if same and (floor := _shared_floor(entries, split)):
         lines.append(("constant answer", "", *(number(floor.get(name)) for name in names)))
     intervals_known = any(line[1] not in ("", "–") for line in lines)
     columns = (
@@ -112,6 +114,27 @@ def _table(comparison: Comparison, split: str) -> Table:
     )
 
 
+def _comparable(entries: Sequence[Entry], split: str) -> bool:
+    """Whether the metrics of a split were measured on the same rows with the same labels, as far as is known.
+
+    If the rows are not known, another constant answer means others. Its loss is left out: it depends on the
+    training rows too.
+    """
+    if (found := _scored(entries)) is not None and all(rows.split == split for _, rows in found):
+        return _alike(found)
+    floors = [
+        {name: value for name, value in entry.baseline.get(split, {}).items() if name != "loss"}
+        for entry in entries
+    ]
+    return all(floor == floors[0] for floor in floors)
+
+
+def _shared_floor(entries: Sequence[Entry], split: str) -> dict[str, float]:
+    """The metrics of the constant answer that are the same for all."""
+    first, *others = (entry.baseline.get(split, {}) for entry in entries)
+    return {name: value for name, value in first.items() if all(o.get(name) == value for o in others)}
+
+
 def _bounds(entry: Entry, split: str, metric: str) -> tuple[float, float] | None:
     if entry.rows is None or entry.task is None or entry.rows.split != split:
         return None
@@ -122,9 +145,13 @@ def _known(values: Sequence[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _best(values: Sequence[float | None], name: str) -> float | None:
-    known = _known(values)
-    return (min if metric_named(name).lower_is_better else max)(known) if known else None
+def _best(entries: Sequence[Entry], split: str, name: str) -> float | None:
+    values = _known([entry.metrics[split].get(name) for entry in entries])
+    directions = {e.greater_is_better[name] for e in entries if name in e.greater_is_better}
+    if not values or len(directions) > 1:  # trained for opposite ends
+        return None
+    greater = directions.pop() if directions else not metric_named(name).lower_is_better
+    return (max if greater else min)(values)
 
 
 def _starred(value: float | None, best: float | None) -> str:
@@ -134,20 +161,47 @@ def _starred(value: float | None, best: float | None) -> str:
 # ------------------------------------------------------------------------------ on the same rows
 
 
+def _scored(entries: Sequence[Entry]) -> list[tuple[Task, Rows]] | None:
+    """The rows of each entry that have a target, or ``None`` if those of an entry are not known."""
+    found = [
+        (entry.task, entry.rows.known(entry.task))
+        for entry in entries
+        if entry.task is not None and entry.rows is not None
+    ]
+    return found if len(found) == len(entries) else None
+
+
+def _alike(scored: Sequence[tuple[Task, Rows]]) -> bool:
+    """Whether tasks have the same labels, and their rows are the same ones with the same targets."""
+    (_, rows), *others = scored
+    return _same_labels(scored) and all(
+        len(each) == len(rows)
+        and all(each.number(index) == rows.number(index) for index in range(len(rows)))
+        and np.array_equal(each.targets, rows.targets)
+        for _, each in others
+    )
+
+
+def _same_labels(scored: Sequence[tuple[Task, Rows]]) -> bool:
+    kinds = {task.kind.name for task, _ in scored}
+    return len(kinds) == 1 and len({tuple(map(str, task.labels)) for task, _ in scored}) == 1
+
+
 def _same_rows(comparison: Comparison) -> Iterator[Section]:
-    tasks = [entry.task for entry in comparison.entries]
-    rows = [entry.rows for entry in comparison.entries]
-    first, labels = tasks[0], {tuple(map(str, task.labels)) for task in tasks if task is not None}
-    if first is None or len(labels) > 1 or any(task is None or task.kind is not first.kind for task in tasks):
+    scored = _scored(comparison.entries)
+    if scored is None:
+        return
+    if not _alike(scored):
+        why = "were evaluated on other rows or labels" if _same_labels(scored) else "have different labels"
         yield Section(
             name="differences",
             title="On the same rows",
-            lead="The adapters have different labels, so their answers are not compared row by row.",
+            lead=f"The adapters {why}, so their answers are not compared row by row.",
             blocks=(),
         )
         return
-    scored = [(task, each.known(task)) for task, each in zip(tasks, rows, strict=True) if task and each]
-    found = compared(scored, comparison.metric)
+    first = scored[0][0]
+    found = compared(scored, comparison.metric, [entry.class_weights for entry in comparison.entries])
     names = [entry.name for entry in comparison.entries]
     numbers = first.kind.form is LabelForm.NUMBER
     blocks: list[Block] = [_differences(names, found, comparison.metric, numbers)]
@@ -169,9 +223,8 @@ def _differences(names: Sequence[str], found: Sequence[Difference], metric: str,
         columns = (*columns, "same answer", "only this one right", f"only {names[0]} right")
     lines: list[tuple[Cell, ...]] = []
     for name, each in zip(names[1:], found, strict=True):
-        value = "–" if each.value is None else f"{each.value:+.3f}"
-        interval = "–" if each.bounds is None else f"{each.bounds[0]:+.3f} to {each.bounds[1]:+.3f}"
-        line: tuple[Cell, ...] = (name, value, interval)
+        interval = "–" if each.bounds is None else f"{signed(each.bounds[0])} to {signed(each.bounds[1])}"
+        line: tuple[Cell, ...] = (name, signed(each.value), interval)
         if not numbers:
             line = (*line, percent(each.same), f"{each.only_this:,}", f"{each.only_first:,}")
         lines.append(line)

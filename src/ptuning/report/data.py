@@ -19,6 +19,8 @@ from ptuning.kinds import LabelForm
 from ptuning.task import Task
 
 Floats = NDArray[np.float64]
+FITTED = ("the temperature", "the thresholds")
+"""What of :attr:`ReportData.chosen` makes probabilities and answers of logits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,10 +91,12 @@ class ReportData:
         baseline_rule: The constant answer, in words.
         class_weights: ``[C]``, of the loss.
         metric: The metric that selected the checkpoints; the main one of the kind of task if unknown.
+        greater_is_better: Whether a larger ``metric`` is better; inferred from its name if unknown.
         history: Every evaluation on the validation rows: ``epoch``, ``step``, ``train_loss`` and ``metrics``.
         averaged: The steps of the evaluations whose parameters the adapter has the mean of.
         facts: What the adapter is and how it was trained, by name, in words.
         notes: What the reader should know first, one paragraph each.
+        chosen: What was chosen by the validation rows, such as ``the checkpoint``.
         no_texts: Whether texts were left out at the user's wish.
     """
 
@@ -102,10 +106,12 @@ class ReportData:
     baseline_rule: str = ""
     class_weights: tuple[float, ...] | None = None
     metric: str | None = None
+    greater_is_better: bool | None = None
     history: tuple[Mapping[str, Any], ...] = ()
     averaged: tuple[int, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
     no_texts: bool = False
 
     @property
@@ -135,6 +141,7 @@ class Entry:
         facts: What it is and how it was trained, by name, in words.
         note: What is special about it, such as that it diverged.
         best: Whether it was chosen.
+        greater_is_better: For metrics whose direction its training knew: those of the user's own.
     """
 
     name: str
@@ -148,6 +155,7 @@ class Entry:
     facts: Mapping[str, str] = field(default_factory=dict)
     note: str | None = None
     best: bool = False
+    greater_is_better: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

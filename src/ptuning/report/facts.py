@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ptuning.adapters.card import finite_numbers, started_from
 from ptuning.adapters.record import Adapter
 from ptuning.adapters.seal import SELF
 from ptuning.visible import visible
@@ -18,7 +19,8 @@ def record_of(adapter: Adapter) -> dict[str, Any]:
 
 
 def facts_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """The facts of an adapter, by name.
+    """The facts of an adapter, by name. Anyone may write ``extra``: what is not as ptuning writes it is left
+    out.
 
     Args:
         record: Its ``ptuning.json``, or :func:`record_of` an adapter.
@@ -35,12 +37,15 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "backbone", _backbone(backbone)
     yield "prompt", ", ".join(_prompt(record["prompt"]))
     for split, facts in _mapping(extra.get("data")).items():
-        yield f"{split} rows", f"{facts.get('rows', '?'):,} ({facts.get('source', '?')})"
+        if isinstance(facts, Mapping):
+            rows = facts.get("rows", "?")
+            count = f"{rows:,}" if isinstance(rows, int) else str(rows)
+            yield f"{split} rows", f"{count} ({facts.get('source', '?')})"
     yield from _fit(_mapping(extra.get("fit")), _mapping(extra.get("rates")))
     if chose := _mapping(_mapping(extra.get("recipe")).get("chose")):
         yield "chosen by the recipe", ", ".join(f"{name} {value}" for name, value in chose.items())
-    if (start := extra.get("init_from")) is not None:
-        yield "started from", str(_mapping(start).get("adapter", start))
+    if start := started_from(extra):
+        yield "started from", start
     if versions := _mapping(record.get("versions")):
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
@@ -71,8 +76,7 @@ def _fit(fit: Mapping[str, Any], rates: Mapping[str, Any]) -> Iterator[tuple[str
     for name, words in {"num_train_epochs": "epochs", "batch_size": "batch size", "seed": "seed"}.items():
         if name in fit:
             yield words, str(fit[name])
-    known = {part: rate for part, rate in rates.items() if isinstance(rate, int | float)}
-    if known:
+    if known := finite_numbers(rates):
         yield "learning rates", ", ".join(f"{part} {rate:g}" for part, rate in known.items())
 
 

@@ -11,7 +11,6 @@ from ptuning.adapters import atomic
 from ptuning.kinds import LabelForm
 from ptuning.paths import local_path
 from ptuning.report.blocks import Section, several
-from ptuning.report.charts.drawing import drawing
 from ptuning.report.data import ReportData
 from ptuning.report.figures.outcomes import outcomes
 from ptuning.report.sections import labels, overview, reading, trust
@@ -20,14 +19,12 @@ from ptuning.visible import visible
 
 def page_of(data: ReportData) -> str:
     """The report of one adapter, as HTML."""
-    with drawing():
-        sections = tuple(_sections(data))
     rows = data.splits[-1]
     return rendered(
         title=data.name,
         subtitle=f"{data.task.kind.title.capitalize()}, {data.task.kind.summary(data.task)}: report on "
         f"{several(len(rows), 'row')} of {rows.split}",
-        sections=sections,
+        sections=tuple(_sections(data)),
     )
 
 

@@ -157,7 +157,7 @@ class Service:
         row = Row(task=served[0].name, text=words, text_pair=words if served[0].task.pair else None)
         jobs = await self._tokenising([row] * self.settings.batch_rows, Lookup(self.tasks), truncate=True)
         good = [job for job in jobs if isinstance(job, Job)]
-        windows = sum(len(job.windows) for job in good)
+        windows = sum(len(job.row.windows) for job in good)
         request = _Request(missing=windows, finished=asyncio.get_running_loop().create_future())
         if good:
             await self._run(request, good, caller="", deadline=float("inf"))
@@ -250,13 +250,15 @@ class Service:
         except Overloaded as error:
             raise _overloaded(error) from None
         try:
-            jobs = await self._tokenising(rows, Lookup(self.tasks, visible), truncate=truncate)
-            self._check_windows(caller, rows, jobs)
+            jobs = await self._tokenising(
+                rows, Lookup(self.tasks, visible), truncate=truncate, most=self.settings.queue_rows
+            )
+            self._check_windows(caller, jobs)
         finally:
             self._engine.release(caller, counts)
         admitted = self._clock()
         request = _Request(
-            missing=sum(len(job.windows) for job in jobs if isinstance(job, Job)),
+            missing=sum(len(job.row.windows) for job in jobs if isinstance(job, Job)),
             finished=asyncio.get_running_loop().create_future(),
         )
         if request.missing:
@@ -269,21 +271,14 @@ class Service:
         self._count(rows, jobs, answers)
         return answers, timing
 
-    def _check_windows(self, caller: str, rows: Sequence[Row], jobs: Sequence[Job | Refusal]) -> None:
-        """Refuse a request whose rows have more windows than the queue has places for."""
+    def _check_windows(self, caller: str, jobs: Sequence[Job | Refusal]) -> None:
+        """Refuse a request for whose further windows the queue has no places now."""
         more: Counter[str] = Counter()
-        for row, job in zip(rows, jobs, strict=True):
+        for job in jobs:
             if isinstance(job, Job) and job.row.more:
-                more[row.task] += len(job.row.more)
+                more[job.packed.name] += len(job.row.more)
         if not more:
             return
-        if (total := len(rows) + more.total()) > self.settings.queue_rows:
-            raise Refusal(
-                status=413,
-                kind="too_many_windows",
-                message=f"the texts of the request have {total:,} windows, and the server takes at most "
-                f"{self.settings.queue_rows:,}; send several requests",
-            )
         try:
             self._engine.reserve(caller, more)
         except Overloaded as error:

@@ -205,12 +205,14 @@ class TaskRegistry:
         record, adapter, card = _read(folder)
         digest = record[SELF][:DIGITS]
         with self._lock:  # the table and the dictionary change together
-            packed = self.table.put(name, adapter, digest)
+            packed = self.table.packed(name, adapter, digest)
+            limit = Tokenise.for_task(packed, self.tokenizer, self.table.backbone).limit  # may refuse it
+            self.table.put(name, packed)
             served = self._served[name] = ServedTask(
                 name=name,
                 digest=digest,
                 task=packed.task,
-                max_tokens=Tokenise.for_task(packed, self.tokenizer, self.table.backbone).limit,
+                max_tokens=limit,
                 loaded_at=time.time(),
                 source=source,
                 card=card,

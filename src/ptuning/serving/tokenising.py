@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -52,16 +53,25 @@ class Tokenising:
 
         self._pool = ThreadPoolExecutor(settings.tokenise_threads, "ptuning-tokenise", initializer=begin)
 
-    async def __call__(self, rows: Sequence[Row], find: Find, *, truncate: bool) -> list[Job | Refusal]:
+    async def __call__(
+        self, rows: Sequence[Row], find: Find, *, truncate: bool, most: float = math.inf
+    ) -> list[Job | Refusal]:
         """A job, or the refusal, of each row, in order.
 
         Args:
             find: Called in the threads, for a task as often as there are pieces.
             truncate: Whether a text that is too long is cut; otherwise its row is refused.
+            most: Maximum windows of all rows together.
+
+        Raises:
+            Refusal: 413, the rows have more windows.
         """
+        places = _Places(most - len(rows))
         loop = asyncio.get_running_loop()
         pieces = [
-            loop.run_in_executor(self._pool, self._jobs, start, rows[start : start + PIECE], find, truncate)
+            loop.run_in_executor(
+                self._pool, self._jobs, start, rows[start : start + PIECE], find, truncate, places
+            )
             for start in range(0, len(rows), PIECE)
         ]
         return [job for piece in await asyncio.gather(*pieces) for job in piece]
@@ -72,7 +82,10 @@ class Tokenising:
 
     # ------------------------------------------------------------------------------ in one of the threads
 
-    def _jobs(self, start: int, rows: Sequence[Row], find: Find, truncate: bool) -> list[Job | Refusal]:
+    def _jobs(
+        self, start: int, rows: Sequence[Row], find: Find, truncate: bool, places: _Places
+    ) -> list[Job | Refusal]:
+        places.take(0)  # the pieces after one that is refused are not tokenised
         found: list[Job | Refusal | None] = [None] * len(rows)
         tasks = {name: find(name) for name in {row.task for row in rows}}
         alike: dict[tuple[Tokenise, bool], list[tuple[int, PackedTask]]] = {}  # tokenised in the same way
@@ -87,11 +100,15 @@ class Tokenising:
                 alike.setdefault((tokenise, packed.task.pair), []).append((place, packed))
         for (tokenise, _), group in alike.items():
             examples = [_example(start + place, rows[place]) for place, _ in group]
-            tokens = _tokens(replace(tokenise, lock=nullcontext()), examples)
+            # One more than allowed shows that there are too many.
+            windows = min(tokenise.max_windows, self._settings.max_windows + 1)
+            tokens = _tokens(replace(tokenise, max_windows=windows, lock=nullcontext()), examples)
             for (place, packed), each in zip(group, tokens, strict=True):
                 job = each if isinstance(each, Refusal) else self._job(each, packed, truncate)
                 if isinstance(job, Job):
                     job.place = start + place
+                    if job.row.more:
+                        places.take(len(job.row.more))
                 found[place] = job
         return [each for each in found if each is not None]
 
@@ -120,6 +137,13 @@ class Tokenising:
 
     def _job(self, tokens: _Tokens, packed: PackedTask, truncate: bool) -> Job | Refusal:
         row, length = tokens
+        if len(row.windows) > self._settings.max_windows:  # first: of such a row not all windows were made
+            return Refusal(
+                status=413,
+                kind="too_many_windows",
+                message=f"the text has {length:,} tokens, which are more than {self._settings.max_windows:,} "
+                "windows, the server's maximum; shorten it",
+            )
         several = len(row.windows) > 1
         job = Job(row=row, packed=packed, truncated=row.cut if several else length > len(row))
         if job.truncated and not truncate:
@@ -129,13 +153,6 @@ class Tokenising:
                 f"the text has {length:,} tokens, and the task {packed.name} takes at most {most}; "
                 "shorten it, or allow that it is cut",
             )
-        if len(row.windows) > self._settings.max_windows:
-            return Refusal(
-                status=413,
-                kind="too_many_windows",
-                message=f"the text has {length:,} tokens, which are {len(row.windows):,} windows, and the "
-                f"server takes at most {self._settings.max_windows:,}; shorten it",
-            )
         if job.length > self._settings.batch_tokens:
             return Refusal(
                 status=413,
@@ -144,6 +161,30 @@ class Tokenising:
                 f"{self._settings.batch_tokens:,} at once; shorten it",
             )
         return job
+
+
+class _Places:
+    """The places that are left for further windows of a request's rows. Any thread may call it."""
+
+    def __init__(self, left: float) -> None:
+        self._left, self._lock, self._refused = left, threading.Lock(), False
+
+    def take(self, count: int) -> None:
+        """Take places; once there were too few, every call is refused.
+
+        Raises:
+            Refusal: 413 ``too_many_windows``.
+        """
+        with self._lock:
+            self._left -= count
+            self._refused = self._refused or (count > 0 and self._left < 0)
+            if self._refused:
+                raise Refusal(
+                    status=413,
+                    kind="too_many_windows",
+                    message="the texts of the request have more windows than the server takes at once; "
+                    "send several requests",
+                )
 
 
 _Tokens = tuple[TokenRow, int]

@@ -19,7 +19,7 @@ from ptuning.training.records import SeveralResult, TrainResult
 from ptuning.training.run_files import RESULT
 from ptuning.training.trials import Trial
 
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 """What reading a file of results may raise."""
 
 
@@ -73,11 +73,20 @@ def entry_of(name: str, result: TrainResult, facts: Mapping[str, str], *, best: 
         name=name,
         metrics={split: _finite(values) for split, values in result.metrics.items()},
         baseline={split: _finite(values) for split, values in result.baseline.items()},
-        history=tuple({**asdict(each), "metrics": _finite(each.metrics)} for each in result.history),
-        averaged=tuple(each.step for each in result.averaged),
+        history=tuple(
+            {
+                "epoch": float(each.epoch),
+                "step": int(each.step),
+                "train_loss": float(each.train_loss),
+                "metrics": _finite(each.metrics),
+            }
+            for each in result.history
+        ),
+        averaged=tuple(int(each.step) for each in result.averaged),
         facts={**facts, "kept": result.kept, "seconds": f"{result.seconds:.0f}"},
         note=result.advice,
         best=best,
+        greater_is_better={result.metric: bool(result.greater_is_better)},
     )
 
 
@@ -94,7 +103,8 @@ def recorded(adapter: Path) -> Iterator[tuple[Path, Entry]]:
         AdapterError: there is no adapter.
     """
     record = adapters.details(adapter)
-    folder = run_folder(adapter)
+    path = adapter.resolve()
+    folder = path.with_name(f"{path.name}.run")  # run_folder() refuses where none may be written
     if several := list(_runs(folder)):
         yield from several
         return
@@ -125,7 +135,7 @@ def _runs(folder: Path) -> Iterator[tuple[Path, Entry]]:
 
 def _same(result: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     """Whether a run's result is that of the adapter, which may have been replaced since."""
-    return all(record.get(split) == dict(values) for split, values in result.items())
+    return all(record.get(split) == values for split, values in result.items())
 
 
 def _facts(folder: Path) -> dict[str, str]:
@@ -147,8 +157,7 @@ def _result(file: Path) -> TrainResult | None:
     values = _read(file)
     try:
         result = TrainResult.from_dict(values)
-        for each in result.history:
-            float(each.epoch), int(each.step), float(each.train_loss), _finite(each.metrics)
+        entry_of("", result, {})  # it may be anything that a result is made of
         return result
     except UNREADABLE:
         return None

@@ -106,7 +106,7 @@ def fit_new_rows(
     """Fit some rows of the head's last layer, those of labels that a trained model lacked; others stay.
 
     With several labels per row, nothing is fitted. Nor is the row of a label without training rows, nor any
-    row if features are not finite.
+    row if features are not finite. Rows count with the weights of their classes.
 
     Args:
         rows: Their classes.
@@ -128,7 +128,10 @@ def fit_new_rows(
         return
     weight = layer["weight"].double().cpu().numpy()
     bias = layer["bias"].double().cpu().numpy() if "bias" in layer else np.zeros(len(weight))
-    weight, bias = logistic_rows(features, classes, (weight, bias), rows, free_bias="bias" in layer)
+    weights = None if model.class_weights is None else model.class_weights.tolist()
+    weight, bias = logistic_rows(
+        features, classes, (weight, bias), rows, weights=weights, free_bias="bias" in layer
+    )
     fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
     model.head.copy_(
         {
@@ -258,6 +261,7 @@ def logistic_rows(
     layer: Layer,
     rows: Sequence[int],
     *,
+    weights: Sequence[float] | None = None,
     free_bias: bool = True,
 ) -> Layer:
     """``layer`` with some rows fitted by logistic regression, given the others.
@@ -266,12 +270,14 @@ def logistic_rows(
 
     Args:
         rows: The classes whose rows are fitted.
+        weights: Weight per class.
         free_bias: Whether their biases are fitted, too.
     """
     weight, bias = (each.copy() for each in layer)
     rows = list(rows)
     first, size = weight[rows], math.sqrt(((features - features.mean(0)) ** 2).sum(1).mean()) or 1.0
     others, wanted = features @ weight.T + bias, np.eye(len(weight))[classes]
+    counts = np.ones((len(classes), 1)) if weights is None else np.asarray(weights)[classes, None]
 
     def cost(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         moved = values.reshape(len(rows), -1)
@@ -279,11 +285,11 @@ def logistic_rows(
         logits = others.copy()
         logits[:, rows] = features @ own.T + bias[rows] + level
         shares = log_softmax(logits, axis=1)
-        wrong = (np.exp(shares) - wanted)[:, rows]
+        wrong = (counts * (np.exp(shares) - wanted))[:, rows]
         slope = np.concatenate(
             (wrong.T @ features / size + moved[:, :-1], wrong.sum(0)[:, None] * free_bias), axis=1
         )
-        return float(-(shares * wanted).sum() + (moved[:, :-1] ** 2).sum() / 2), slope.ravel()
+        return float(-(counts * shares * wanted).sum() + (moved[:, :-1] ** 2).sum() / 2), slope.ravel()
 
     found = minimize(cost, np.zeros(len(rows) * (features.shape[1] + 1)), jac=True, method="L-BFGS-B")
     moved = found.x.reshape(len(rows), -1)

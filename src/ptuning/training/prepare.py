@@ -302,8 +302,10 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
     return Split(rows=rows, targets=np.asarray(labels, dtype=np.float64))
 
 
-def about_long_rows(model: PTuningModel, examples: Sequence[Example], split: Split) -> str | None:
-    """A sentence about the training rows that are cut or read in windows.
+def about_long_rows(
+    model: PTuningModel, examples: Sequence[Example], split: Split, batch_size: int
+) -> str | None:
+    """A sentence about the training rows that are cut or read in windows, and how many windows run at once.
 
     ``None`` if there are none, if ptuning did not tokenise the rows, or if there is no maximum length.
     """
@@ -322,11 +324,12 @@ def about_long_rows(model: PTuningModel, examples: Sequence[Example], split: Spl
     counts = [len(row.windows) for row in rows if row.more]
     if not counts:
         return None
-    cut = sum(row.cut for row in rows)
+    cut, most = sum(row.cut for row in rows), max(counts)
     return (
         f"{len(counts):,} of {len(rows):,} training rows have more than {limit} tokens and are read in "
         f"windows, {sum(counts) / len(counts):.1f} on average"
         + (f"; the end of {cut:,} is cut (data.max_windows: {task.max_windows})" if cut else "")
+        + (f"; one of {most} windows needs as much memory as {most} cut rows" if most > batch_size else "")
     )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ptuning import adapters
 from ptuning.data import Example
-from ptuning.report.data import Comparison, ReportData, Rows, texts_of
+from ptuning.report.data import FITTED, Comparison, ReportData, Rows, texts_of
 from ptuning.report.facts import facts_of
+from ptuning.task import Task
 from ptuning.training.evaluation import Scored
 from ptuning.training.job import Job
 from ptuning.training.plan import Plan
@@ -70,6 +71,7 @@ def report_of(job: Job, plan: Plan, result: TrainResult, scored: Mapping[str, Sc
         baseline_rule=result.baseline_rule,
         class_weights=None if plan.class_weights is None else tuple(plan.class_weights),
         metric=result.metric,
+        greater_is_better=result.greater_is_better,
         history=tuple(asdict(each) for each in result.history),
         averaged=tuple(each.step for each in result.averaged),
         facts={
@@ -79,9 +81,21 @@ def report_of(job: Job, plan: Plan, result: TrainResult, scored: Mapping[str, Sc
             "kept": result.kept,
             "seconds": f"{result.seconds:.0f}",
         },
+        chosen=_chosen(result, job.model.task),
         notes=() if result.advice is None else (result.advice,),
         no_texts=job.no_texts,
     )
+
+
+def _chosen(result: TrainResult, task: Task) -> tuple[str, ...]:
+    """What this run chose by its validation rows."""
+    temperature, thresholds = FITTED
+    found = {
+        "the checkpoint" if len(result.averaged) < 2 else "the checkpoints": len(result.history) > 1,
+        temperature: task.temperature != 1,
+        thresholds: bool(task.thresholds),
+    }
+    return tuple(what for what, chosen in found.items() if chosen)
 
 
 def write_report(

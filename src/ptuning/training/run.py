@@ -336,7 +336,8 @@ def run(
 def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:
     """Report the plan, and what may be unexpected about it."""
     say(str(plan.recipe))
-    if job.too_long != "error" and (long := about_long_rows(job.model, job.examples.train, data.train)):
+    long = about_long_rows(job.model, job.examples.train, data.train, plan.fit.batch_size)
+    if job.too_long != "error" and long:
         say(long)
     if plan.select.note is not None:
         say(plan.select.note)

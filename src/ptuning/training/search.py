@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,8 +226,8 @@ class _Search:
             write(self.folder / PLOT, picture, self.accelerator)
             if self.config.report:
                 name, metric = self.config.run_folder.stem, self.select.metric
-                found = comparison_of_trials(name, self.trials, kept.number, metric)
-                write_report(self.folder / REPORT, lambda: found, self.say)
+                make = partial(comparison_of_trials, name, self.trials, kept.number, metric)
+                write_report(self.folder / REPORT, make, self.say)
 
     def _try(self, stop: StopRequest) -> Trial:
         config, number, start = self.config, len(self.trials) + 1, time.perf_counter()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from torch import Tensor
 from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
 from ptuning.data.stems import Stems
-from ptuning.data.tokens import cut, shuffled_batches
+from ptuning.data.tokens import shared, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, pad_id
 from ptuning.model.drawing import Draws
@@ -41,6 +42,13 @@ from ptuning.training.prepare import TrainingData
 from ptuning.training.records import Evaluation
 from ptuning.training.run_cache import RunCache
 from ptuning.training.selection import BestCheckpoints
+
+
+class _Part(NamedTuple):
+    """Rows that run in one pass, and the sum of their weights in the loss."""
+
+    rows: list[int]
+    weight: float
 
 
 class Trainer:
@@ -73,6 +81,11 @@ class Trainer:
         )
         self.stems: Stems | None = None
         self.batches = [self._count(epoch) for epoch in range(self.config.num_train_epochs)]
+        weights = None if model.class_weights is None else model.class_weights.tolist()
+        # A loss of the user's is the mean over rows, whatever weights the model has.
+        self.row_weights = model.task.kind.row_weights(
+            data.train.targets, weights if extensions.loss is None else None
+        )
         self.steps = sum(math.ceil(count / self.config.gradient_accumulation_steps) for count in self.batches)
         self.rates = self.config.learning_rate, self.config.head_learning_rate
         optimizer = make_optimizer(model, self.config, extensions.optimizer)
@@ -285,13 +298,14 @@ class Trainer:
 
     def _step(self, group: list[list[int]]) -> tuple[float, int]:
         """One optimizer step over a group of batches; returns the mean loss and the number of rows."""
-        rows = sum(map(len, group))
-        group = [part for batch in group for part in self._parts(batch)]
+        rows = [row for batch in group for row in batch]
+        weight = self.row_weights[rows].sum()
+        parts = [part for batch in group for part in self._parts(batch)]
         total = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(group):
-            last = number == len(group) - 1
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                total += self._backward(batch, rows)
+                total += self._backward(part.rows, float(part.weight / weight))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
@@ -299,24 +313,25 @@ class Trainer:
             raise self._diverged(loss, size)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss, rows
+        return loss, len(rows)
 
-    def _parts(self, batch: list[int]) -> list[list[int]]:
-        """A batch in parts that run after one another, so that long texts need no more memory than cut ones.
+    def _parts(self, batch: list[int]) -> list[_Part]:
+        """The rows of a batch that this process runs, in parts after one another, so that long texts need no
+        more memory than a batch of cut texts, or than one row with all its windows.
 
-        Each has at most ``batch_size`` windows, or one row.
+        A process without rows runs one that does not count, because each part is synchronised.
         """
         windows = {row: len(self.data.train.rows[row].windows) for row in batch}
-        return cut(batch, windows, None, self.config.batch_size)
+        shares = shared(batch, windows, self.config.batch_size, self.accelerator.num_processes)
+        idle = [min(batch, key=windows.__getitem__)]
+        own = shares[self.accelerator.process_index]
+        return [_Part(rows or idle, float(self.row_weights[rows].sum())) for rows in own]
 
-    def _backward(self, batch: list[int], rows: int) -> Tensor:
-        """Add a batch's gradient; returns the batch's part of the group's mean loss."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        # A process without rows must still take part in the synchronisation.
-        local = batch[rank::world] or batch[:1]
-        inputs = batch_of([self.data.train.rows[i] for i in local], pad_id(self.model), self.stems)
+    def _backward(self, rows: list[int], share: float) -> Tensor:
+        """Add a part's gradient; returns the part's share of the group's mean loss, over all processes."""
+        world = self.accelerator.num_processes
+        inputs = batch_of([self.data.train.rows[i] for i in rows], pad_id(self.model), self.stems)
         inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
-        share = len(batch[rank::world]) / rows
         loss = self._loss(inputs) * share
         self.accelerator.backward(loss * world)  # Accelerate averages over processes, and a sum is needed
         found: Tensor = loss.detach()

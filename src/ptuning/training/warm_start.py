@@ -125,6 +125,13 @@ class Source:
                 remedy="leave it out",
             )
         mine = have.virtual_tokens if name == "num_virtual_tokens" else getattr(have, name)
+        if name == "num_queries" and value and (pooling := getattr(have, "pooling", None)) != "layers":
+            raise ConfigError(
+                option,
+                got=value,
+                expected=f"0, because {self.name} has prompt.pooling {pooling!r}, which uses no queries",
+                remedy="leave it out, or leave init_from out",
+            )
         if name in _GROWS and (value or 0) >= (mine or 0):
             return {name: value or mine}
         if value is None or value == mine:

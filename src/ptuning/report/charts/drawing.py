@@ -61,8 +61,8 @@ _ID = re.compile(r' id="([\w.-]+)"')
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
-    """A block in which charts are drawn.
+def _drawing() -> Iterator[None]:
+    """A block in which a chart is drawn. Other threads wait for it, so nothing else is computed in it.
 
     matplotlib's settings belong to the process. Some of those below have no other place, and a user's own
     style must not change the page, so they are set for the block and put back after it.
@@ -85,10 +85,11 @@ def svg(name: str, draw: Callable[[Figure], None], *, width: float = WIDTH, heig
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps every figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    draw(figure)
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    with _drawing():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return _adapted(stream.getvalue(), name)
 
 
@@ -124,10 +125,15 @@ def heat() -> Colormap:
     return LinearSegmentedColormap.from_list("heat", [(*colour, 0.0), (*colour, 0.75)])
 
 
+def named(label: str) -> str:
+    """A user's label for :func:`legend`: matplotlib leaves out those that start with an underscore."""
+    return f" {label}"
+
+
 def legend(axes: Axes, **options: Any) -> None:
     """A legend outside the axes, where it covers nothing."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(
+        made = axes.legend(
             **{
                 "loc": "upper center",
                 "bbox_to_anchor": (0.5, -0.18),
@@ -136,3 +142,5 @@ def legend(axes: Axes, **options: Any) -> None:
                 **options,
             }
         )
+        for text in made.get_texts():
+            text.set_text(text.get_text().removeprefix(" "))

@@ -1,4 +1,4 @@
-"""One function per chart. All of them are called inside :func:`~ptuning.report.charts.drawing.drawing`."""
+"""One function per chart."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ptuning.report.charts.drawing import (
     WIDTH,
     heat,
     legend,
+    named,
     svg,
 )
 from ptuning.report.data import Floats
@@ -96,7 +97,9 @@ def learning_curves(
         for number, (label, history) in enumerate(histories.items()):
             colour, style = SERIES[number % len(SERIES)], ("-", "--", ":", "-.")[number // len(SERIES) % 4]
             points = [(e["step"], e["metrics"][metric]) for e in history if metric in e["metrics"]]
-            axes.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=label)
+            axes.plot(
+                *zip(*points, strict=True), color=colour, linestyle=style, linewidth=1.4, label=named(label)
+            )
             kept = [point for point in points if point[0] in averaged[label]]
             if kept:
                 axes.plot(
@@ -202,6 +205,7 @@ def precision_recall(name: str, found: Sequence[Curves], labels: Sequence[str]) 
 def _restyle(axes: Axes, plot: Any, colour: str, label: str) -> None:
     """Draw a display's curve in our colour: how it is told differs between versions of scikit-learn."""
     before = len(axes.get_lines())
+    label = named(label)
     plot(ax=axes, name=label)
     for line in axes.get_lines()[before:]:
         line.set(color=colour, label=label)

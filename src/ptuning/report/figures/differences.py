@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptuning.kinds import LabelForm
-from ptuning.report.data import Rows
+from ptuning.report.data import Floats, Rows
 from ptuning.report.figures.headline import Statistics, bounds_of, counts, resamples_of
 from ptuning.report.figures.outcomes import outcomes, predicted_numbers
 from ptuning.task import Task
@@ -36,25 +36,35 @@ class Difference:
     only_first: int = 0
 
 
-def compared(scored: Sequence[Scored], metric: str, *, seed: int = 0) -> tuple[Difference, ...]:
+def compared(
+    scored: Sequence[Scored],
+    metric: str,
+    class_weights: Sequence[Sequence[float] | None] | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Difference, ...]:
     """Each but the first, compared with the first.
 
     Args:
         scored: Tasks of one kind with the same labels, and the same rows with the logits of each.
+        class_weights: ``[C]`` of the loss of each.
     """
     rows = len(scored[0][1])
-    statistics = [Statistics(task, each, None) for task, each in scored]
-    exact = [each.of(np.ones((1, rows))) for each in statistics]
-    parts = list(counts(rows, resamples_of(rows), seed))
-    drawn = [[each.of(part) for each in statistics] for part in parts]
+    weights = class_weights or [None] * len(scored)
+    statistics = [Statistics(*each, weight) for each, weight in zip(scored, weights, strict=True)]
+    exact = [each.of(np.ones((1, rows))).get(metric) for each in statistics]
+    # Resamples are only kept as the value of the metric: those of many rows do not fit into memory.
+    drawn: list[list[Floats]] = []
+    if all(each is not None for each in exact):
+        for part in counts(rows, resamples_of(rows), seed):
+            drawn.append([each.of(part)[metric] for each in statistics])
     answers = None if scored[0][0].kind.form is LabelForm.NUMBER else [outcomes(*each) for each in scored]
     made = []
     for number in range(1, len(scored)):
         value, bounds = None, None
-        if metric in exact[0] and metric in exact[number]:
-            value = float(exact[number][metric][0] - exact[0][metric][0])
-            each = [part[number][metric] - part[0][metric] for part in drawn]
-            bounds = bounds_of(np.concatenate(each))
+        if drawn and (base := exact[0]) is not None and (own := exact[number]) is not None:
+            value = float(own[0] - base[0])
+            bounds = bounds_of(np.concatenate([part[number] - part[0] for part in drawn]))
         if answers is None:
             made.append(Difference(value=value, bounds=bounds))
             continue

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ptuning.kinds import metric_named
-from ptuning.report.blocks import Bar, Block, Cell, Chart, Interval, Note, Section, Table, number, several
+from ptuning.report.blocks import (
+    Bar,
+    Block,
+    Cell,
+    Chart,
+    Interval,
+    Note,
+    Section,
+    Table,
+    listed,
+    number,
+    several,
+)
 from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
 from ptuning.report.figures.headline import intervals
@@ -15,6 +27,13 @@ def headline(data: ReportData) -> Section:
     """The metrics of every split, with intervals, next to the baseline."""
     blocks: list[Block] = [Note(text=text, loud=True) for text in data.notes]
     blocks += [_metrics(data, rows.known(data.task)) for rows in reversed(data.splits)]
+    if data.chosen:
+        blocks.append(
+            Note(
+                text=f"The validation rows also chose {listed(data.chosen)}, so the figures on them are "
+                "a little too good."
+            )
+        )
     rule = f" The baseline is a constant answer, {data.baseline_rule}." if data.baseline_rule else ""
     return Section(
         name="metrics",
@@ -23,8 +42,8 @@ def headline(data: ReportData) -> Section:
         f"has the "
         "metric of 95 % of the resamples of these rows (bootstrap); it says nothing about rows of "
         "another kind. "
-        "Where there is a dash, the metric has none: all resamples agree, few of them define it, or it "
-        "is your own.",
+        "Where there is a dash, the metric has none: all resamples agree, few of them define it, "
+        "there are too many rows to rank in each of them, or it is your own.",
         blocks=tuple(blocks),
     )
 
@@ -38,7 +57,7 @@ def _metrics(data: ReportData, rows: Rows) -> Table:
         value, floor, bounds = rows.metrics[name], rows.baseline.get(name), found.bounds.get(name)
         low, high = bounds or (None, None)
         scale: Cell = ""
-        if all(0 <= each <= 1 for each in (value, *(bounds or ()))) and not _is_error(name):
+        if all(0 <= each <= 1 for each in (value, *(bounds or ()))) and not _is_error(data, name):
             scale = Interval(value=value, low=low, high=high, baseline=floor)
         lines.append(
             (
@@ -59,7 +78,9 @@ def _metrics(data: ReportData, rows: Rows) -> Table:
     )
 
 
-def _is_error(name: str) -> bool:
+def _is_error(data: ReportData, name: str) -> bool:
+    if name == data.metric and data.greater_is_better is not None:
+        return not data.greater_is_better
     return metric_named(name).lower_is_better
 
 

@@ -17,6 +17,7 @@ from ptuning.report.blocks import (
     several,
     shown_label,
     shown_texts,
+    signed,
 )
 from ptuning.report.charts import plots
 from ptuning.report.data import ReportData, Rows
@@ -148,7 +149,7 @@ def largest(data: ReportData, rows: Rows) -> Section:
                         *([] if rows.texts is None else [shown_texts(rows.texts[int(each)])]),
                         number(float(truth[each])),
                         number(float(predicted[each])),
-                        f"{truth[each] - predicted[each]:+.3f}",
+                        signed(float(truth[each] - predicted[each])),
                     )
                     for each in chosen
                 ),

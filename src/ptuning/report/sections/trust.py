@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ptuning.kinds import LabelForm
-from ptuning.report.blocks import Chart, Section, Table, number, percent, several
+from ptuning.report.blocks import Chart, Section, Table, listed, number, percent, several
 from ptuning.report.charts import plots
-from ptuning.report.data import ReportData, Rows
+from ptuning.report.data import FITTED, ReportData, Rows
 from ptuning.report.figures.confidence import Reliability, abstention, reliability, risk_coverage
 from ptuning.report.figures.lengths import LengthBin, by_length
 from ptuning.report.figures.outcomes import Outcomes, predicted_numbers
@@ -33,10 +33,16 @@ def confidence(data: ReportData, found: Outcomes) -> Section:
             "Whether answers with a confidence of 90 % are right 9 times in 10. The adapter is "
             f"{_tendency(last, 'overconfident', 'underconfident', 'neither over- nor underconfident')} "
         )
+    # Rows that the temperature or the thresholds were fitted to do not show what they do for others.
+    fitted = [what for what in data.chosen if what in FITTED] if data.rows.split == "validation" else []
+    biased = (
+        f" These rows also chose {listed(fitted)}, so the figures are a little too good." if fitted else ""
+    )
     return Section(
         name="confidence",
         title="Confidence",
-        lead=f"{lead}(expected calibration error {last.error:.3f} in {len(last.bins)} bins; 0 is perfect).",
+        lead=f"{lead}(expected calibration error {last.error:.3f} in {len(last.bins)} bins; 0 is perfect)."
+        + biased,
         blocks=(
             Chart(
                 svg=plots.reliability(
