@@ -155,10 +155,10 @@ def test_predictions_do_not_contradict_each_other(fitted: PTuningClassifier) -> 
 # ------------------------------------------------------------------------------------- parameters
 
 
-def test_columns_are_in_the_order_of_the_classes() -> None:
+def test_columns_are_in_the_order_of_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     made = PTuningClassifier()
     task = Task(problem_type="single_label_classification", labels=("b", "a"))
-    made.model_ = SimpleNamespace(task=task)  # type: ignore[assignment]
+    monkeypatch.setattr(PTuningClassifier, "model_", SimpleNamespace(task=task))
     made.classes_ = np.array(["a", "b"])
     assert made._columns([[1.0, 2.0]]).tolist() == [[2.0, 1.0]]
 
