@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
     }
     # Only from here on torch is imported, so that --help and errors about options are fast.
     from ptuning.cli.tables import as_options, plain_console
+    from ptuning.training.run_files import REPORT
 
     train = _several if lists else _search if config.recipe == "search" else _single
     begin = {"resume": given.resume, "restart": given.restart}
@@ -96,6 +98,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"next: {'the same command with ' if first.startswith('--') else ''}{first}")
         return
     print(f"saved {output}{chosen}")
+    if (page := config.run_folder / REPORT).is_file():
+        print(f"report: {visible(os.path.relpath(page))}")
     print(f"next: ptuning predict {output} --input FILE")
 
 

@@ -95,7 +95,7 @@ def matrices(data: ReportData, found: Outcomes) -> Iterator[Section]:
 def _pairs(pairs: Sequence[Confused], labels: Sequence[Label]) -> Table:
     return Table(
         caption="The pairs with the most mistakes",
-        columns=("label", "predicted", "rows", "of the label's rows", "the other way round"),
+        columns=("label", "predicted", "rows", "of the label's rows", "reversed"),
         rows=tuple(
             (
                 shown_label(labels[each.truth]),
