@@ -480,6 +480,24 @@ def test_a_task_replaced_in_flight_answers_as_the_version_that_ran(
         assert len(body["outputs"][1]["data"]) == 3
 
 
+@pytest.mark.parametrize("path", [*ASKS, "/v2/models/sentiment/versions/sentiment-1/infer"])
+def test_a_task_replaced_after_it_has_answered_is_not_named(
+    service: FakeService, client: TestClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    answer = service.answer
+
+    async def answered(rows: Any, **options: Any) -> Any:
+        found = await answer(rows, **options)
+        service.tasks.served["sentiment"] = Served(name="sentiment", digest="new", task=SENTIMENT)
+        return found
+
+    monkeypatch.setattr(service, "answer", answered)
+    found = client.post(path, json=ASKS.get(path, ASKS["/v2/models/sentiment/infer"]))
+    assert (found.status_code, found.headers["x-task-digest"]) == (200, "sentiment-1")
+    if path.startswith("/v2"):
+        assert found.json()["model_version"] == "sentiment-1"
+
+
 def test_a_refused_row_names_the_version_too(client: TestClient) -> None:
     found = client.post("/tasks/sentiment", json={"inputs": " "})
     assert (found.status_code, found.headers["x-task-digest"]) == (422, "sentiment-1")
