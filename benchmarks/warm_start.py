@@ -168,14 +168,14 @@ def adapter(run: Run, splits: Mapping[str, list[Row]], folder: Path) -> Path:
 def judged(model: PTuningModel, rows: Sequence[Row], new: str | None) -> dict[str, float]:
     """The metrics on ``rows``; with a new class, also those of the rows of old classes and of the new one."""
     pair = "sentence2" in rows[0]
-    names = ("sentence1", "sentence2") if pair else ("text" if "text" in rows[0] else "sentence",)
+    first, second = ("sentence1", "sentence2") if pair else ("text" if "text" in rows[0] else "sentence", "")
     label = {str(each): each for each in model.task.labels}
     known = [row for row in rows if str(row["label"]) in label]
     examples = [
         Example(
             row=number,
-            text=row[names[0]],
-            text_b=row[names[1]] if pair else None,
+            text=row[first],
+            text_b=row[second] if pair else None,
             label=label[str(row["label"])],
         )
         for number, row in enumerate(known, 1)
