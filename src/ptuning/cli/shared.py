@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptuning.adapters import OWN_FILES
 from ptuning.cli.options import Parser, leaves
 from ptuning.data.options import OF_LABELS, ReadOptions
 from ptuning.errors import ConfigError
@@ -166,6 +165,8 @@ def check_page(option: str, page: str, rows: str | None, folders: Iterable[str |
     Raises:
         ConfigError: the page would replace the rows, an adapter or one of its files.
     """
+    from ptuning.adapters import OWN_FILES
+
     target = local_path(page, option).resolve()
     own = [Path(folder).resolve() / name for folder in folders for name in ("", *OWN_FILES)]
     data = [] if rows is None else [Path(rows).resolve()]
