@@ -695,8 +695,8 @@ def test_check_data_can_be_told_the_kind_of_task(ptuning: Callable[..., Ran], ti
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "no command; expected one of train, evaluate, predict, serve, inspect, push, import-peft, "
-             "export-peft, check-data, cache, demo; see: ptuning --help"),
+        ([], "no command; expected one of train, evaluate, report, calibrate, predict, serve, inspect, push, "
+             "import-peft, export-peft, check-data, cache, demo; see: ptuning --help"),
         (["predcit"], "unknown command 'predcit'; did you mean predict?"),
         (["check_data"], "unknown command 'check_data'; did you mean check-data?"),
         (["zzz"], "unknown command 'zzz'; expected one of train, "),
