@@ -175,6 +175,19 @@ class TensorBoard(BuiltIn):
         self.inner.writer.add_hparams(self.config, dict(metrics), run_name=".", global_step=step)
 
 
+def _put_back(uri: str | None) -> None:
+    """Set MLflow's tracking URI as it was.
+
+    MLflow keeps a URI that is set in a variable of its own, and in the environment for child processes. The
+    one in the environment alone gives the same, and lets later changes of the environment count.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    if uri is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+
+
 class MLflow(BuiltIn):
     """A run of MLflow, in a database in the folder unless the user has a tracking server."""
 
@@ -196,7 +209,7 @@ class MLflow(BuiltIn):
         artifacts, restore = None, lambda: None
         if run.folder is not None or not (parent or mlflow.is_tracking_uri_set()):
             before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-            restore = partial(mlflow.set_tracking_uri, before)  # type: ignore[arg-type]
+            restore = partial(_put_back, before)
             folder = (run.folder or run.default_folder).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
