@@ -236,7 +236,8 @@ def explain(error: ValidationError, under: str = "", known: Mapping[str, str] | 
         case "value_error":
             inside = found["ctx"]["error"]
             # A check of several keys names them itself.
-            prefix = f"{key}: " if key else ""
+            named = not key or re.match(rf"{re.escape(key)}(\W|$)", str(getattr(inside, "problem", "")))
+            prefix = "" if named else f"{key}: "
             if not isinstance(inside, ConfigError):
                 return ConfigError(f"{prefix}{inside}", remedy=_with_count(None, others))
             return ConfigError(
