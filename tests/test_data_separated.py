@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ptuning.data import Problem, Table, load_examples, open_table, text_files
@@ -148,6 +148,8 @@ def test_unquoted_tsv_gives_every_row_or_an_error(rows: list[tuple[str, str]]) -
 
 
 @given(st.lists(st.tuples(WORDS, st.sampled_from(["x", "y"])), min_size=1))
+@example([('"', "x"), ('"""', "x"), ('"\t"', "x")])  # well-formed CSV of two rows as well
+@example([('"', "x"), ('""', "x"), ('\n"', "x")])  # of one row
 def test_unquoted_tsv_never_has_fewer_rows_whatever_is_in_it(rows: list[tuple[str, str]]) -> None:
     try:
         found = cells(open_table(io.BytesIO(unquoted(rows).encode()), format="tsv", header="first"))
@@ -157,6 +159,7 @@ def test_unquoted_tsv_never_has_fewer_rows_whatever_is_in_it(rows: list[tuple[st
 
 
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1), st.sampled_from(["csv", "tsv"]), st.booleans())
+@example([("", "\n"), ("\t\n", "")], "tsv", False)  # a line that is a quote and nothing else
 def test_what_a_csv_writer_wrote_comes_back(
     rows: list[tuple[str, str]], format: Any, all_quoted: bool
 ) -> None:

@@ -127,13 +127,16 @@ def _counted(cells: Sequence[str]) -> bool:
     return len(cells) > 1 and list(cells) == [str(number) for number in range(len(cells))]
 
 
-def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) -> Rows:
+def rows_of(
+    cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading, *, quotes_are_text: bool = False
+) -> Rows:
     """Rows by column name.
 
     Args:
         cells: All rows, numbered, the header (if any) first; empty rows are left out.
         beginning: The first of these rows, for header detection.
         reading: Has the ``header`` option, and receives notes.
+        quotes_are_text: Whether double quotes were detected to be characters of the text.
     """
     numbered = next(cells, None)
     if numbered is None:
@@ -171,11 +174,16 @@ def rows_of(cells: Cells, beginning: Sequence[Sequence[str]], reading: Reading) 
             )
         )
     header = first if with_names and len(first) > 1 else None
-    yield from _complete_rows(chain([numbered], cells), names, needed, header, reading)
+    yield from _complete_rows(chain([numbered], cells), names, needed, header, reading, quotes_are_text)
 
 
 def _complete_rows(
-    cells: Cells, names: Sequence[str], needed: int, header: list[str] | None, reading: Reading
+    cells: Cells,
+    names: Sequence[str],
+    needed: int,
+    header: list[str] | None,
+    reading: Reading,
+    quotes_are_text: bool,
 ) -> Rows:
     """Rows with a cell for each name. Empty or unnamed cells at the end may be missing or superfluous."""
     count = len(names)
@@ -191,13 +199,17 @@ def _complete_rows(
             elif needed <= len(row) < count:
                 row = row + [""] * (count - len(row))
             else:
+                quoted = quotes_are_text and any('"' in cell for cell in row)
                 reading.bad_row(
                     number,
                     "cells",
                     DataError(
                         got=counted(len(row), "cell"),
                         expected=f"{count} ({listing(names)})",
-                        remedy=advice,
+                        remedy="if double quotes enclose cells, pass --data.quoting csv; otherwise correct "
+                        "the row"
+                        if quoted
+                        else advice,
                     ),
                 )
                 continue

@@ -67,7 +67,12 @@ def separated_rows(
         cells = _quoted_cells(lines, separator, dialect, reading, sample)
     if marked:
         next(cells, None)
-    yield from rows_of(_filled(cells), [row for row in sample if row][:_SAMPLE_ROWS], reading)
+    yield from rows_of(
+        _filled(cells),
+        [row for row in sample if row][:_SAMPLE_ROWS],
+        reading,
+        quotes_are_text=quoting == "none" and reading.quoting == "auto",
+    )
 
 
 def _filled(cells: Cells) -> Cells:
@@ -458,14 +463,15 @@ class _RowProfile:
 
     def swallowed(self, row: Sequence[str], lines: Sequence[str]) -> bool:
         """Whether a row over several lines has swallowed other rows."""
-        if (
-            self._trusted
-            or self._width < 2
-            or any('"' in cell for cell in row if "\n" in cell or "\r" in cell)
-        ):
-            return False  # a quote inside was doubled, which only CSV does
+        if self._trusted or self._width < 2:
+            return False
+        multi_line = [cell for cell in row if "\n" in cell or "\r" in cell]
+        doubled = any('"' in cell for cell in multi_line)  # which CSV does, and hardly anything else
         if self._separator == "\t":
-            return any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in row)
+            whole = sum(line.count("\t") + 1 >= self._width for line in lines)
+            return any("\t" in cell for cell in multi_line) and (whole > 1 or not doubled)
+        if doubled:
+            return False
         typed = any(column.is_typed for column in self._columns)
         alone = [self._is_row(line.rstrip("\r\n"), typed) for line in lines]
         return sum(alone) > 1 if typed else all(alone)
