@@ -78,7 +78,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) 'pip>=25.1'
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,search,excel,report,serve,tracing]' --group dev
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,search,excel,ray,report,serve,tracing]' --group dev
 	touch $(READY)
 
 lock: $(READY)  ## write the versions of the environment into constraints.txt

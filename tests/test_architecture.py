@@ -41,6 +41,7 @@ LAYERS = (
     ("ptuning.report",),
     ("ptuning.training", "ptuning.serving"),
     ("ptuning.estimators",),
+    ("ptuning.ray",),
     ("ptuning.cli", "ptuning.__main__"),
 )
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}

@@ -71,6 +71,16 @@ def add_pickle(parser: Parser) -> None:
     )
 
 
+def add_ray(parser: Parser) -> None:
+    """Add the option to run on a Ray cluster."""
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: HOST:PORT of its head, auto for the one that runs on this machine (or of "
+        "RAY_ADDRESS), or local to start one here (default: without Ray)",
+    )
+
+
 def add_abstain_below(parser: Parser) -> None:
     """Add the option to give no label to uncertain rows."""
     parser.add_argument(

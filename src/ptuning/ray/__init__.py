@@ -1,0 +1,1 @@
+"""Bulk scoring, searches and serving on a Ray cluster (extra ``ptuning[ray]``)."""
