@@ -79,10 +79,14 @@ class Served:
 
 @contextmanager
 def serve(
-    programs: Programs, place: Path, *arguments: object, env: dict[str, str] | None = None
+    programs: Programs,
+    place: Path,
+    *arguments: object,
+    port: int = 0,
+    env: dict[str, str] | None = None,
 ) -> Iterator[Served]:
     log = place / f"log-{time.monotonic_ns()}"
-    argv = ["-m", "ptuning", "serve", *map(str, arguments), "--port", "0", "--precision", "fp32"]
+    argv = ["-m", "ptuning", "serve", *map(str, arguments), "--port", str(port), "--precision", "fp32"]
     with log.open("wb") as stream:
         program = programs.start(argv, stdout=stream, stderr=stream, env=env)
     try:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_device, add_packed_memory, add_pickle, bytes_of
+from ptuning.cli.shared import add_device, add_packed_memory, add_pickle, add_ray, bytes_of
 from ptuning.errors import ConfigError
 from ptuning.paths import local_path
 
@@ -99,11 +99,34 @@ def parser() -> Parser:
         "unless the request says it (default: truncate)",
     )
 
+    cluster = made.add_argument_group("cluster options")
+    add_ray(cluster)
+    cluster.add_argument(
+        "--replicas",
+        metavar="NUMBER",
+        help="servers on the cluster; MIN-MAX for as many as requests need (default: 1)",
+    )
+    for name, kind, text in _SCALE:
+        cluster.add_argument(f"--{name}", type=kind, help=text)
+
     logs = made.add_argument_group("log options")
     logs.add_argument("--no_request_log", action="store_true", help="do not log every request")
     logs.add_argument("--log_texts", action="store_true", help="log the texts of requests, too")
     return made
 
+
+_SCALE: tuple[tuple[str, type, str], ...] = (
+    ("ray_cpus", float, "CPU cores per replica (default: 1)"),
+    ("ray_gpus", float, "GPUs per replica (default: 0)"),
+    (
+        "tasks_per_replica",
+        int,
+        "tasks that a replica holds; beyond it, it lets go of those that were named least recently (default: "
+        "1000)",
+    ),
+    ("target_requests", int, "with --replicas MIN-MAX, requests per replica (default: 64)"),
+)
+"""Name, type and meaning of the options for a cluster."""
 
 _LIMITS: tuple[tuple[str, type, Any, str], ...] = (
     ("batch_tokens", int, 4096, "maximum tokens per batch, padding and virtual tokens included"),
@@ -128,13 +151,18 @@ def main(argv: Sequence[str]) -> None:
     for name in ("key_tasks", "key_admin"):
         if getattr(given, name):
             raise ConfigError(f"--{name} is for a new key", remedy="add --make_key NAME")
+    if given.ray is None and (unused := _scale(given)):
+        raise ConfigError(f"--{next(iter(unused))} is for a cluster", remedy="add --ray ADDRESS")
     if not given.adapters and given.folder is None:
         raise ConfigError(
             "adapters", got="none", expected="at least one", remedy="name them, or a folder with --folder"
         )
     _import_server()
     options = _options(given)
-    _serve(options, given)
+    if given.ray is None:
+        _serve(options, given)
+    else:
+        _serve_on_ray(options, given)
 
 
 def _serve(options: ServerOptions, given: Any) -> None:
@@ -158,6 +186,23 @@ def _serve(options: ServerOptions, given: Any) -> None:
             print(f"ptuning: serving {what} at {url}", file=sys.stderr, flush=True)
 
         Server(app, options.http(), started).run(sockets=[listening])
+
+
+def _serve_on_ray(options: ServerOptions, given: Any) -> None:
+    from ptuning.ray.serving import ScaleOptions, serve_on_ray
+
+    scale = ScaleOptions(**_scale(given))
+
+    def started(url: str) -> None:
+        print(f"ptuning: serving on Ray at {url}", file=sys.stderr, flush=True)
+
+    serve_on_ray(options, scale, given.ray, host=given.host, port=given.port, started=started)
+
+
+def _scale(given: Any) -> dict[str, Any]:
+    """The options for a cluster that are given."""
+    names = ("replicas", *(name for name, _, _ in _SCALE))
+    return {name: value for name in names if (value := getattr(given, name)) is not None}
 
 
 def _import_server() -> None:
