@@ -340,7 +340,7 @@ def test_why_a_replica_did_not_start() -> None:
         "Traceback (most recent call last):\n  File …\nptuning.errors.AdapterError: the adapter x\n"
         "The above exception was the direct cause:\nptuning.errors.ConfigError: on the node a: got b\n"
     )
-    assert str(serving._explained(RuntimeError(text))) == "on the node a: got b"
-    other = serving._explained(RuntimeError("Deploying failed\nsomething else\n"))
+    assert str(serving.explained(text)) == "on the node a: got b"
+    other = serving.explained("Deploying failed\nsomething else\n")
     assert isinstance(other, OutputError)
     assert "something else" in str(other)

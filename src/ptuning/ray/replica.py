@@ -87,7 +87,7 @@ def _hold(loop: asyncio.AbstractEventLoop, limit: int, let_go: Callable[[str], N
     """Serve's own order of the tasks that were named most recently."""
     from ray import serve
 
-    @serve.multiplexed(max_num_models_per_replica=limit)
+    @serve.multiplexed(max_num_models_per_replica=limit)  # type: ignore[untyped-decorator]
     async def held_task(name: str) -> _Held:
         return _Held(name, let_go)
 

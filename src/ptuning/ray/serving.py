@@ -38,7 +38,8 @@ _MARGIN = 10.0
 """Seconds that a replica may take to stop after its requests were answered."""
 _NAMESPACE = "serve"
 """Of Serve's own actors."""
-_ERROR = re.compile(r"^(?:ptuning\.errors\.)(\w+): (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^(?:\w+\.)*ptuning\.errors\.\w+: (.*)$", re.MULTILINE)
+"""The line of a traceback with an error of ours."""
 
 
 @checked
@@ -168,7 +169,7 @@ def serve_on_ray(
             try:
                 serve.run(made, name=NAME, route_prefix="/")
             except RuntimeError as error:
-                raise _explained(error) from error
+                raise explained("\n".join((str(error), *_messages()))) from error
             started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -296,12 +297,23 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _explained(error: RuntimeError) -> ConfigError | OutputError:
-    """The reason for which no replica could be started, in one line."""
-    found = _ERROR.findall(str(error))
-    if found:
-        return ConfigError(found[-1][1])
-    return OutputError(f"the server could not be deployed: {_last_line(str(error))}", remedy="see Ray's logs")
+def _messages() -> list[str]:
+    """What Serve says about the deployment."""
+    from ray import serve
+
+    found = serve.status().applications.get(NAME)
+    return [] if found is None else [each.message for each in found.deployments.values()]
+
+
+def explained(text: str) -> ConfigError | OutputError:
+    """The reason for which no replica could be started, in one line.
+
+    Args:
+        text: What Serve says, with the replica's traceback.
+    """
+    if found := _ERROR.findall(text):
+        return ConfigError(found[-1])
+    return OutputError(f"the server could not be deployed: {_last_line(text)}", remedy="see Ray's logs")
 
 
 def _last_line(text: str) -> str:
