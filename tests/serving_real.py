@@ -83,6 +83,7 @@ def serve(
     place: Path,
     *arguments: object,
     port: int = 0,
+    seconds: float = 120,
     env: dict[str, str] | None = None,
 ) -> Iterator[Served]:
     log = place / f"log-{time.monotonic_ns()}"
@@ -90,7 +91,7 @@ def serve(
     with log.open("wb") as stream:
         program = programs.start(argv, stdout=stream, stderr=stream, env=env)
     try:
-        ends = time.monotonic() + 120
+        ends = time.monotonic() + seconds
         while "ptuning: serving" not in log.read_text():
             assert program.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -196,7 +197,8 @@ def _serve_on_ray(options: ServerOptions, given: Any) -> None:
     def started(url: str) -> None:
         print(f"ptuning: serving on Ray at {url}", file=sys.stderr, flush=True)
 
-    serve_on_ray(options, scale, given.ray, host=given.host, port=given.port, started=started)
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # Ray's notes on its own actors
+        serve_on_ray(options, scale, given.ray, host=given.host, port=given.port, started=started)
 
 
 def _scale(given: Any) -> dict[str, Any]:

@@ -288,7 +288,9 @@ def _interrupted() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Serve's progress on standard error."""
-    logger = logging.getLogger("ray.serve")
+    import ray.serve  # sets the level
+
+    logger = logging.getLogger(ray.serve.__name__)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Tasks of which a server keeps the tensors of some only: those that rows have named most recently.
+"""Tasks with the tensors of some of them only: of those that rows have named most recently.
 
 All tasks are listed. An adapter's record is read when the folder is scanned; its tensors are read when a row
 first names the task, and again after they were let go. What is let go is decided elsewhere (:data:`Hold`).
