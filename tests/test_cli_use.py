@@ -443,7 +443,9 @@ def test_places_that_cannot_be_written_to(
     refused: Callable[..., str], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = refused("predict", "single", "--output", "nosuch/found.jsonl")
-    assert said.startswith(f"--output nosuch/found.jsonl: got the folder {home.resolve() / 'nosuch'}, which does")
+    assert said.startswith(
+        f"--output nosuch/found.jsonl: got the folder {home.resolve() / 'nosuch'}, which does"
+    )
     assert said.endswith("; make the folder first, or choose another file")
     assert not (home / "nosuch").exists()
 

@@ -385,6 +385,7 @@ def test_the_page_does_not_replace_what_it_is_made_of(run: Run, adapters: Path, 
 
 
 def test_a_page_in_a_folder_that_does_not_exist(run: Run, adapters: Path) -> None:
+    folder = adapters.resolve() / "nosuch"
     for argv in (
         ["evaluate", "a", "rows.csv", *CPU, "--report", "nosuch/page.html"],
         ["report", "a", "--output", "nosuch/page.html"],
@@ -392,10 +393,10 @@ def test_a_page_in_a_folder_that_does_not_exist(run: Run, adapters: Path) -> Non
         assert run(*argv) == (
             2,
             "",
-            f"ptuning: error: {argv[-2]} nosuch/page.html: got the folder {adapters.resolve() / 'nosuch'}, which "
-            "does not exist; make the folder first, or choose another file\n",
+            f"ptuning: error: {argv[-2]} nosuch/page.html: got the folder {folder}, which does not exist; "
+            "make the folder first, or choose another file\n",
         )
-        assert not (adapters / "nosuch").exists()
+        assert not folder.exists()
 
 
 def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
