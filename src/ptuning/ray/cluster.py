@@ -162,8 +162,10 @@ def errors_of_workers() -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         found = cause(error)
-        if found is not None:
-            raise found from error
+        if found is not None:  # made again of its parts, because Ray Data adds to the message
+            raise type(found)(
+                found.problem, got=found.got, expected=found.expected, remedy=found.remedy
+            ) from error
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # a bug, with the worker's traceback
         raise OutputError(

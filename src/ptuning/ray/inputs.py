@@ -98,7 +98,8 @@ class Files:
 
         layout = replace(self.layout, strings=frozenset(name for name in strings if name is not None))
         source = FileSource(self.paths, self.filesystem, layout)
-        return ray.data.read_datasource(source, num_cpus=num_cpus)
+        made: Dataset = ray.data.read_datasource(source, num_cpus=num_cpus)
+        return made
 
 
 def find_files(

@@ -1,8 +1,9 @@
 """The predictions of a data set as Parquet or JSON lines files in a folder, all of them or none.
 
-While work runs, everything is in ``OUT/_temporary``, which readers of Parquet skip. A task writes files of
-names of its own and returns them, and only what the tasks that count have returned is published: so a task that
-is run again after its node was lost leaves no row twice. ``OUT/_SUCCESS`` is written last::
+While work runs, everything is in ``OUT/_temporary``, which readers of Parquet skip. A task writes files with
+names of its own and returns the names, and only the files are published that the tasks which count have
+returned. So a task that is run again after its node was lost leaves no row twice. ``OUT/_SUCCESS`` is written
+last::
 
     OUT/part-RUN-000000-….parquet            rows with their predictions
     OUT/_bad_rows/part-RUN-000000-….parquet  rows without, each with the reason in its column ``error``
@@ -35,9 +36,12 @@ from ptuning.visible import json_text
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from ptuning.ray.sink import Sink
+
 OutputFormat = Literal["parquet", "jsonl"]
 SUCCESS, TEMPORARY, BAD_ROWS = "_SUCCESS", "_temporary", "_bad_rows"
 _PREDICTED = ("label", "value", "probabilities", "abstained")
+FILE_BYTES = 64 << 20
 _AT_ONCE = 1024
 """Rows that are turned into JSON at once."""
 _THREADS = 16
@@ -87,6 +91,7 @@ def write_predictions(
     form: OutputFormat = "parquet",
     prefix: str = "",
     rows: int | None = None,
+    file_bytes: int = FILE_BYTES,
     about: Mapping[str, Any] | None = None,
     num_cpus: float = 1,
     filesystem: fs.FileSystem | None = None,
@@ -99,6 +104,7 @@ def write_predictions(
         form: The format of the files.
         prefix: As it was passed to :func:`~ptuning.ray.predict_dataset`.
         rows: How many rows the data set has, if that is known.
+        file_bytes: Bytes of rows per file, about, before they are compressed; they are in memory.
         about: Added to ``_SUCCESS``.
         num_cpus: Cores per task that writes.
         filesystem: A file system on which ``output`` is a path.
@@ -113,7 +119,7 @@ def write_predictions(
     folder.check()
     folder.start()
     try:
-        sink = _sink(folder, form, prefix)
+        sink = _sink(folder, form, prefix, file_bytes)
         with errors_of_workers():
             dataset.write_datasink(sink, ray_remote_args={"num_cpus": num_cpus})
         parts, received = sink.returned
@@ -270,8 +276,9 @@ def writing_to(shown: str, what: str = "written") -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = error.strerror or first_line(error)
         raise OutputError(
-            f"{shown} could not be {what} on the node {platform.node()}: {error.strerror or first_line(error)}",
+            f"{shown} could not be {what} on the node {platform.node()}: {why}",
             remedy="nothing was published; "
             + (
                 "free some space, or choose another folder"
@@ -281,10 +288,10 @@ def writing_to(shown: str, what: str = "written") -> Iterator[None]:
         ) from error
 
 
-def _sink(folder: Folder, form: OutputFormat, prefix: str) -> Any:
+def _sink(folder: Folder, form: OutputFormat, prefix: str, file_bytes: int) -> Sink:
     from ptuning.ray.sink import Sink
 
-    return Sink(folder.filesystem, folder.parts, folder.run, form, prefix)
+    return Sink(folder.filesystem, folder.parts, folder.run, form, prefix, file_bytes)
 
 
 def split(table: pa.Table, prefix: str) -> tuple[pa.Table, pa.Table]:

@@ -16,9 +16,6 @@ from ray.data.datasource.datasink import WriteResult
 
 from ptuning.ray.output import OutputFormat, Part, split, write_table, writing_to
 
-_BYTES = 64 << 20
-"""Bytes of rows that a task writes, about."""
-
 
 class Sink(Datasink[list[Part]]):
     """Writes the good and the bad rows of a task into a file each.
@@ -32,16 +29,23 @@ class Sink(Datasink[list[Part]]):
         run: Its name.
         form: The format.
         prefix: What the names of the added columns start with.
+        file_bytes: Bytes of rows per file, about; they are collected for a task in memory.
 
     Attributes:
         returned: After the work: the files of the tasks that count, and the rows that they received.
     """
 
     def __init__(
-        self, filesystem: fs.FileSystem, folder: str, run: str, form: OutputFormat, prefix: str
+        self,
+        filesystem: fs.FileSystem,
+        folder: str,
+        run: str,
+        form: OutputFormat,
+        prefix: str,
+        file_bytes: int,
     ) -> None:
         self._filesystem, self._folder, self._run = filesystem, folder, run
-        self._form, self._prefix = form, prefix
+        self._form, self._prefix, self._file_bytes = form, prefix, file_bytes
         self.returned: tuple[list[Part], int] = ([], 0)
 
     def write(self, blocks: Iterable[Block], ctx: object) -> list[Part]:
@@ -77,4 +81,4 @@ class Sink(Datasink[list[Part]]):
 
     @property
     def min_bytes_per_write(self) -> int:
-        return _BYTES
+        return self._file_bytes

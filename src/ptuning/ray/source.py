@@ -12,7 +12,7 @@ from ray.data.datasource import FileBasedDatasource
 from ptuning.ray.inputs import Layout, reading, tables_of
 
 
-class FileSource(FileBasedDatasource):  # type: ignore[misc]
+class FileSource(FileBasedDatasource):
     """Reads files; an error names the file.
 
     Args:
