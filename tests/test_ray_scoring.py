@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +30,14 @@ import fsspec.implementations.local
 import pyarrow as pa
 from pyarrow import fs, parquet
 
+from ptuning.ray import write_predictions
 from ptuning.ray.inputs import TextOptions, find_files, tables_of
 from ptuning.ray.output import Folder, Part
 from ptuning.ray.scorer import Scorer
-from ptuning.ray.scoring import planned
+from ptuning.ray.scoring import planned, scored
 from ptuning.ray.storage import files_of, place_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own options
 
 PAIR = Task(problem_type="single_label_classification", labels=("same", "other"), pair=True)
 TASKS = dict(zip(("two", "five", "several", "number"), KINDS, strict=True)) | {"pair": PAIR}
@@ -308,7 +315,7 @@ class Full(fsspec.implementations.local.LocalFileSystem):  # type: ignore[misc]
 # ----------------------------------------------------------------------------------------------- on a cluster
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -365,3 +372,132 @@ def test_the_command(
     assert main(argv) == 2
     assert "leave such rows out with --data.bad_rows skip" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+class Gate:
+    """Rows with an id from ``first`` on wait until a file exists."""
+
+    def __init__(self, file: Path, first: int) -> None:
+        self.file, self.first = file, first
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if rows.num_rows and rows["id"][0].as_py() >= self.first:
+            until(self.file.exists)
+        return rows
+
+
+def parts_of(out: Path) -> list[Path]:
+    """The files that were written and are not published yet."""
+    return list((out / "_temporary").glob("*/part-*"))
+
+
+def test_nodes_and_actors_that_are_killed(
+    ray_cluster: Any,  # noqa: F811
+    models: dict[str, PTuningModel],
+    adapters: Path,
+    tmp_path: Path,
+) -> None:
+    """After half of the blocks an actor is killed, then a node with what it has computed."""
+    import ray
+    from ray._private.state import actors
+
+    rows, victim = table(200), ray_cluster.add_node(num_cpus=1, resources={"victim": 1})
+    for part in range(20):
+        parquet.write_table(rows.slice(part * 10, 10), tmp_path / f"{part:02}.parquet")
+    files = find_files(f"{tmp_path}/*.parquet")
+    source = files.dataset(num_cpus=0).map_batches(
+        Gate(tmp_path / "go", 100), batch_format="pyarrow", num_cpus=0
+    )
+    plan = planned(adapters / "five", files.layout.names, precision="fp32", device="cpu")
+    predictions = scored(plan, source, concurrency=3, num_cpus=1)
+    out, found = tmp_path / "out", []
+    work = threading.Thread(
+        target=lambda: found.append(
+            write_predictions(predictions, str(out), rows=files.rows, file_bytes=1, num_cpus=0)
+        )
+    )
+    work.start()
+
+    def alive() -> dict[str, int]:
+        """The processes of the actors, by their nodes."""
+        every = [each for each in actors().values() if each["State"] == "ALIVE"]
+        return {
+            each["Address"]["NodeID"]: each["Pid"] for each in every if "Scorer" in each["ActorClassName"]
+        }
+
+    try:
+        until(lambda: len(alive()) == 3 and len(parts_of(out)) >= 5)
+        assert not list(out.glob("part-*"))
+        pids = alive()
+        (kept, *_) = set(pids) - {victim.node_id}
+        os.kill(pids[kept], signal.SIGKILL)
+        ray_cluster.remove_node(victim, allow_graceful=False)
+        until(lambda: victim.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]})
+    finally:
+        (tmp_path / "go").touch()
+        work.join(200)
+    (written,) = found
+    assert (written.rows_read, written.rows_written, written.bad_rows) == (200, 200, 0)
+    assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])
+    expected = Predictor(models["five"])(rows["text"].to_pylist())
+    got = results(out)
+    assert [row["id"] for row in got] == list(range(200))
+    for row, one in zip(got, expected, strict=True):
+        assert row["label"] == one.label
+        assert close(row["probabilities"], one.to_dict()["probabilities"])
+
+
+DRIVER = """
+import sys, ray
+from pathlib import Path
+import pyarrow as pa
+from ptuning.ray import write_predictions
+from test_ray_scoring import Gate, unscored
+ray.init("auto", log_to_driver=False)
+write_predictions(unscored(Gate(Path(sys.argv[1]), 20)), sys.argv[2], file_bytes=1, num_cpus=0)
+"""
+
+
+def unscored(gate: Gate | None = None) -> Any:
+    """Forty rows as an actor leaves them, in four blocks."""
+    import ray.data
+
+    rows = pa.table({"id": list(range(40)), "label": ["a"] * 40, "error": pa.array([None] * 40, pa.string())})
+    found = ray.data.from_arrow([rows.slice(start, 10) for start in range(0, 40, 10)])
+    return found if gate is None else found.map_batches(gate, batch_format="pyarrow", num_cpus=0)
+
+
+def test_the_driver_is_killed(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811
+    out, go = tmp_path / "out", tmp_path / "go"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(go), str(out)])
+    try:
+        until(lambda: len(parts_of(out)) >= 2)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert os.listdir(out) == ["_temporary"]
+    written = write_predictions(unscored(), str(out), form="jsonl", num_cpus=0)
+    go.touch()
+    assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])
+    lines = [json.loads(line) for name in written.files for line in (out / name).read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == list(range(40))
+    assert lines[0] == {"id": lines[0]["id"], "label": "a"}
+
+
+def test_work_that_fails_leaves_nothing(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811
+    full = fs.PyFileSystem(fs.FSSpecHandler(Full()))
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=r"on the node .*No space left.*free some space"):
+        write_predictions(unscored(), str(out), filesystem=full, num_cpus=0)
+    with pytest.raises(OutputError, match="40 rows would be written of 41 rows that were read"):
+        write_predictions(unscored(), str(out), rows=41, num_cpus=0)
+    for part in range(3):
+        parquet.write_table(table(4), tmp_path / f"{part}.parquet")
+    files = find_files(f"{tmp_path}/*.parquet")
+    content = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "1.parquet").write_bytes(
+        content[:4] + bytes(200) + content[204:]
+    )  # after its footer was read
+    with pytest.raises(DataError, match=r"1\.parquet cannot be read"):
+        write_predictions(files.dataset(num_cpus=0), str(out), num_cpus=0)
+    assert not out.exists()

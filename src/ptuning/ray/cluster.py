@@ -175,10 +175,13 @@ def errors_of_workers() -> Iterator[None]:
 
 def cause(error: BaseException) -> PTuningError | None:
     """The error of ours that an error of Ray's was caused by, if any."""
+    from ray.exceptions import RayError
+
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
-        if isinstance(found, PTuningError):
+        # Ray raises a class of its own that inherits from ours too; what the worker raised is its cause.
+        if isinstance(found, PTuningError) and not isinstance(found, RayError):
             return found
         seen.add(id(found))
         inner = getattr(found, "cause", None)
