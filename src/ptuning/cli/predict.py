@@ -19,6 +19,7 @@ from ptuning.cli.shared import (
     add_model,
     add_packed_memory,
     check_abstain_below,
+    check_folder_of,
     data_of,
     load_model,
     pack,
@@ -114,6 +115,8 @@ def main(argv: Sequence[str]) -> None:
     given.format, given.window = given.format or "jsonl", given.window or WINDOW
     if given.output == "-" and sys.stdout is None:
         raise OutputError("standard output is closed", remedy="name a file with --output")
+    if given.output != "-":
+        check_folder_of("--output", given.output, _file(given.output))
     from ptuning.cli.tables import plain_console
     from ptuning.cli.throughput import Throughput
     from ptuning.data import stream_examples
@@ -193,7 +196,7 @@ def _open(output: str) -> Iterator[IO[str]]:
         return
     from ptuning.adapters.atomic import atomic_file
 
-    target = Path(os.path.realpath(local_path(output, "--output", expand=False)))
+    target = _file(output)
     if target.is_dir():
         raise ConfigError(
             "--output", got=f"the folder {output!r}", expected="a file", remedy="name a file in it"
@@ -209,6 +212,10 @@ def _open(output: str) -> Iterator[IO[str]]:
         open(part, "x", encoding="utf-8", newline="") as stream,
     ):
         yield stream
+
+
+def _file(output: str) -> Path:
+    return Path(os.path.realpath(local_path(output, "--output", expand=False)))
 
 
 @contextmanager
