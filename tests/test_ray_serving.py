@@ -152,7 +152,6 @@ def test_what_is_sent_to_one_replica_is_served_by_all(
     assert served.ask("POST", "/tasks/sent", {"inputs": "a good film"})[0] == 200
     wait_for(lambda: served.ask("DELETE", "/tasks/sent", **ADMIN)[0] in (204, 404))
     assert not (folder / "sent").exists()
-    on_every_replica(served, lambda: served.ask("GET", "/tasks/sent")[0] == 404)
 
 
 def test_an_unknown_task_is_the_same_404(served: Served) -> None:
@@ -204,6 +203,11 @@ def test_requests_are_answered_after_a_replica_was_killed(served: Served, folder
     on_every_replica(served, answered)
     wait_for(lambda: first not in replicas() and len(replicas()) == 2)  # and another one takes its place
     assert second in replicas()
+
+
+def test_what_was_deleted_at_one_replica_is_unknown_to_all(served: Served) -> None:
+    """After some time, in which other tests have run."""
+    on_every_replica(served, lambda: served.ask("GET", "/tasks/sent")[0] == 404)
 
 
 def test_ctrl_c_ends_the_deployment(served: Served) -> None:
