@@ -60,6 +60,7 @@ def test_workers_train_what_one_process_does_although_one_is_lost(
     options = {"rows": data, "backbone": str(tiny_folder), "fit": FIT, "callbacks": [KillOnce(mark)]}
     adapter = example.train(options, folder=str(tmp_path / "runs"))
     assert mark.exists()
+    torch.manual_seed(0)
     alone = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=8), num_labels=2)
     fit(alone, data, FitConfig(**FIT), report=False)
     found = PTuningModel.from_pretrained(adapter, backbone=str(tiny_folder))
