@@ -71,7 +71,9 @@ def train(options: dict[str, Any], *, folder: str, workers: int = 2, gpu: bool =
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=3)),
     )
-    return Path(trainer.fit().checkpoint.path)
+    checkpoint = trainer.fit().checkpoint
+    assert checkpoint is not None  # the last report of the first worker has one: the adapter
+    return Path(checkpoint.path)
 
 
 if __name__ == "__main__":

@@ -141,10 +141,12 @@ def fit(
         output=target,
         report=report,
         no_texts=no_texts,
-        start=None if model.loaded is None else WarmStart(keeps_head=True),
+        start=None if model.loaded is None else WarmStart(keeps_head=True, new_rows=model.new_rows),
     )
     extensions = tracked_by(extensions, accelerator)
-    return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
+    result = run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
+    model.new_rows = ()  # they are trained now
+    return result
 
 
 def _columns(columns: Mapping[str, Any] | None) -> DataConfig:

@@ -6,7 +6,7 @@ several gives the same result: nothing here depends on the seed or the learning 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.threads import ACCELERATE
-from ptuning.training.config import DataConfig, TrainConfig
+from ptuning.training.config import TrainConfig
 from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, read_all, tokenised
 from ptuning.training.warm_start import Source
 
@@ -61,16 +61,13 @@ class RunCache:
     """What runs share. Entries are never removed, so a cache should not outlive its runs.
 
     Args:
-        gathered: Rows that are in memory, by the configuration that stands for them; others are read.
         load: Loads a backbone that no run had yet.
     """
 
-    def __init__(
-        self, *, gathered: Mapping[DataConfig, Gathered] | None = None, load: LoadBackbone = load_named
-    ) -> None:
+    def __init__(self, *, load: LoadBackbone = load_named) -> None:
         self._load = load
         self._backbones: dict[Hashable, Loaded] = {}
-        self._gathered: dict[Hashable, Gathered] = dict((gathered or {}).items())
+        self._gathered: dict[Hashable, Gathered] = {}
         self._reported: set[Hashable] = set()
         self._sources: dict[str, Source] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
@@ -92,6 +89,10 @@ class RunCache:
             start = None if source is None else source.task
             self._gathered[key] = read_all(config.data, start=start, head=config.init_head)
         return self._gathered[key]
+
+    def keep(self, config: TrainConfig, rows: Gathered) -> None:
+        """Take rows that are in memory in place of those that ``config`` names."""
+        self._gathered[_data_key(config)] = rows
 
     def say_notes(self, config: TrainConfig, say: Callable[[str], None]) -> None:
         """Report the notes about the data files once; called after all checks, so errors come alone."""
