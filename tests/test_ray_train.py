@@ -35,14 +35,14 @@ class KillOnce(Callback):
 
 
 @pytest.fixture
-def example() -> ModuleType:
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("ray_train_example", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     spec.loader.exec_module(module)
-    for each in (module, sys.modules[__name__]):  # the workers cannot import it
-        ray.cloudpickle.register_pickle_by_value(each)
+    ray.cloudpickle.register_pickle_by_value(module)  # the workers cannot import it
     return module
 
 

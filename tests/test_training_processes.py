@@ -272,7 +272,7 @@ def test_ctrl_c_of_torchrun_saves_and_is_reported_once(inputs: Path, tmp_path: P
             torchrun.wait(60)
     told = (tmp_path / "log").read_text()
     assert len(re.findall(r"^ptuning: interrupted at step \d+ of \d+ and saved", told, re.MULTILINE)) == 1
-    assert told.count("epoch  1.00") == 1
+    assert len(re.findall(r"^training \S+ of \S+ parameters", told, re.MULTILINE)) == 1
     adapters.verify(checkpoint)
 
 
