@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate.utils import broadcast_object_list
-
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.kinds import metric_named
 from ptuning.model.config import prompt_to_dict
@@ -29,6 +27,7 @@ from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.job import make_job
 from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
+from ptuning.training.processes import any_process, from_main
 from ptuning.training.recipe import Facts
 from ptuning.training.records import Evaluation, TrainResult
 from ptuning.training.reporting import write_report
@@ -217,7 +216,7 @@ class _Search:
             self.trials.append(trial)
             self._keep()
             self.callbacks.on_trial_end(trial, self.count, self.select.metric)
-            if stop.made:  # the signal came after the trial's last step
+            if any_process(self.accelerator, stop.made):  # the signal came after the trial's last step
                 raise self._interrupted(len(self.trials))
         kept, _ = self.winner
         self._keep(kept.number)
@@ -281,9 +280,7 @@ class _Search:
         minutes = self.config.search.minutes
         if minutes is None or not self.trials:
             return True
-        answer = [sum(trial.seconds for trial in self.trials) < 60 * minutes]
-        broadcast_object_list(answer)
-        return answer[0]
+        return from_main(self.accelerator, sum(trial.seconds for trial in self.trials) < 60 * minutes)
 
     def _keep(self, kept: int | None = None) -> None:
         """Write the trials so far, completely or not at all."""
@@ -315,9 +312,9 @@ class _TrialCallback(Callback):
         self.history: list[Evaluation] = []
 
     def on_train_begin(self, state: RunState) -> None:
-        if self.stop_request.made:  # while the model was created
-            raise Interrupted
         search = self.search
+        if any_process(search.accelerator, self.stop_request.made):  # while the model was created
+            raise Interrupted
         search.callbacks.on_trial_begin(len(search.trials) + 1, search.count, state.total_steps)
 
     def on_progress(self, what: str, done: int, total: int) -> None:

@@ -19,8 +19,9 @@ from ptuning.training.callbacks import Callback
 from ptuning.training.comparing import comparison_of_runs
 from ptuning.training.config import FitConfig, TrainConfig
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
-from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
+from ptuning.training.interrupt import Interrupted, stop_requests
 from ptuning.training.metrics import Selection
+from ptuning.training.processes import any_process
 from ptuning.training.records import OneRun, SeveralResult, TrainResult
 from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same
@@ -129,7 +130,14 @@ def train_several(
             _clear(folder, () if resume else plan)
 
     with stop_requests() as stop:
-        runs = _run_all(plan, kept, before_first_step, stop, resume=resume, extensions=extensions)
+        runs = _run_all(
+            plan,
+            kept,
+            before_first_step,
+            lambda: any_process(accelerator, stop.made),
+            resume=resume,
+            extensions=extensions,
+        )
     if all(run.result is None for run in runs):  # finished, so that a set with other values can be started
         table = {"best": None, "runs": [run.to_dict() for run in runs]}
         write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
@@ -142,6 +150,7 @@ def train_several(
     if config.report and accelerator.is_main_process:  # last: the set is finished without it
         say = extensions.callbacks.on_message
         write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
+    accelerator.wait_for_everyone()  # so that each process finds the files
     return result
 
 
@@ -271,18 +280,23 @@ def _run_all(
     plan: Sequence[_Planned],
     kept: Mapping[str, TrainResult],
     before_first_step: Callable[[], None],
-    stop: StopRequest,
+    stopping: Callable[[], bool],
     *,
     resume: bool,
     extensions: Extensions,
 ) -> list[OneRun]:
-    """Train the runs that are not in ``kept``; ``before_first_step`` is called once, before any of them."""
+    """Train the runs that are not in ``kept``.
+
+    Args:
+        before_first_step: Called once, before any of them.
+        stopping: Whether a signal asked to stop, in any process.
+    """
     cache, runs = RunCache(), list[OneRun]()
     started = False
 
     def on_start() -> None:
         nonlocal started
-        if stop.made:  # while the model was created
+        if stopping():  # while the model was created
             raise KeyboardInterrupt
         if not started:
             started = True
@@ -313,7 +327,7 @@ def _run_all(
                 )
                 raise Interrupted(f"run {number} of {len(plan)}, {each.name}: {how}") from None
         runs.append(OneRun(name=each.name, values=each.values, result=found, diverged=diverged))
-        if stop.made and number < len(plan):  # the signal came after that run's last step
+        if number < len(plan) and stopping():  # the signal came after that run's last step
             raise Interrupted(
                 f"interrupted after run {number} of {len(plan)}, {each.name}; finished runs are kept; to "
                 "continue, run the same command with --resume"
