@@ -161,7 +161,8 @@ def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in every if node["Alive"]]
     gpus = given.ray_gpus
     if gpus is None:
         gpus = float(given.device != "cpu" and any(node.get("GPU", 0) for node in nodes))
