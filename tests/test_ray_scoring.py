@@ -31,8 +31,10 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ptuning.ray import write_predictions
-from ptuning.ray.inputs import TextOptions, find_files, tables_of
-from ptuning.ray.output import Folder, Part
+from ptuning.ray.inputs import find_files
+from ptuning.ray.layout import TextOptions, tables_of
+from ptuning.ray.output import Folder
+from ptuning.ray.parts import Part
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
 from ptuning.ray.storage import files_of, place_of

@@ -90,7 +90,8 @@ def predict_on_ray(given: Any) -> None:
     from ptuning.ray.cluster import connected, require_ray
 
     require_ray()
-    from ptuning.ray.inputs import TextOptions, find_files
+    from ptuning.ray.inputs import find_files
+    from ptuning.ray.layout import TextOptions
     from ptuning.ray.output import Folder, write_predictions
     from ptuning.ray.scoring import planned, scored
     from ptuning.ray.storage import place_of
