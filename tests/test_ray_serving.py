@@ -320,7 +320,7 @@ def test_refused_at_the_command_line(
     assert words in failed(capsys, "--folder", folder, *arguments)
 
 
-def test_a_port_that_is_taken_and_a_folder_that_a_node_does_not_see(
+def test_no_room_and_a_port_that_is_taken_and_a_folder_that_a_node_does_not_see(
     capsys: pytest.CaptureFixture[str],
     ray_cluster: Any,  # noqa: F811
     folder: Path,
@@ -328,6 +328,8 @@ def test_a_port_that_is_taken_and_a_folder_that_a_node_does_not_see(
 ) -> None:
     """After the other deployment has ended."""
     on = ("--ray", ray_cluster.address, "--ray_cpus", 0.5)
+    assert "at most 4, as many as" in failed(capsys, "--folder", folder, *on, "--replicas", 5)
+    assert "at most 0, as many as" in failed(capsys, "--folder", folder, *on, "--ray_gpus", 1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = failed(capsys, "--folder", folder, *on, "--port", port)

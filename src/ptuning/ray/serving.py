@@ -174,6 +174,7 @@ def serve_on_ray(
         from ray import serve
 
         made = application(on_all_nodes(options), scale)
+        _check_room(scale)
         ours = _start(host, port)
         try:
             try:
@@ -219,6 +220,31 @@ def on_all_nodes(options: ServerOptions) -> ServerOptions:
     )
 
 
+def _check_room(scale: ScaleOptions) -> None:
+    """Refuse what would be waited for without end.
+
+    Raises:
+        ConfigError: the nodes of the cluster have no room for the minimum of replicas.
+    """
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()
+    wanted = [(name, size) for name, size in (("CPU", scale.ray_cpus), ("GPU", scale.ray_gpus)) if size]
+    least, _ = scale.bounds
+    room = sum(
+        min((int(node["Resources"].get(name, 0) // size) for name, size in wanted), default=least)
+        for node in nodes
+        if node["Alive"]
+    )
+    if room < least:
+        raise ConfigError(
+            "--replicas",
+            got=f"{least}, with {scale.ray_cpus:g} cores and {scale.ray_gpus:g} GPUs each",
+            expected=f"at most {room}, as many as the nodes of the cluster have room for",
+            remedy="lower --replicas, --ray_cpus or --ray_gpus, or add nodes",
+        )
+
+
 def _start(host: str, port: int) -> bool:
     """Start Serve on the cluster, unless it runs.
 
@@ -261,8 +287,12 @@ def _end(ours: bool, drain_seconds: float) -> None:
     """End the deployment, and Serve itself if it was started for it."""
     from ray import serve
 
-    with suppress(TimeoutError):
-        serve.delete(NAME)
+    ends = time.monotonic() + drain_seconds + 2 * _MARGIN
+    deleted = False
+    while not deleted and time.monotonic() < ends:
+        with suppress(TimeoutError):  # a minute is as long as Serve waits
+            serve.delete(NAME)
+            deleted = True
     if ours and not serve.status().applications:
         _shut_down()
 
