@@ -258,9 +258,9 @@ def _start(host: str, port: int) -> bool:
     from ray import serve
     from ray.serve.context import _get_global_client
 
-    running = _get_global_client(raise_if_no_controller_running=False)
-    if running is not None:
-        have = running.http_config
+    client = _get_global_client(raise_if_no_controller_running=False) if _runs() else None
+    if client is not None:
+        have = client.http_config
         if (have.host, have.port) != (host, port):
             raise ConfigError(
                 "--host and --port",
@@ -299,15 +299,19 @@ def _end(ours: bool, drain_seconds: float) -> None:
 
 def _shut_down() -> None:
     """End Serve on the cluster, and wait until it can be started again."""
-    import ray
     from ray import serve
 
     serve.shutdown()
     ends = time.monotonic() + _MARGIN
-    while time.monotonic() < ends and any(
-        each["namespace"] == _NAMESPACE for each in ray.util.list_named_actors(all_namespaces=True)
-    ):
+    while time.monotonic() < ends and _runs():
         time.sleep(0.05)
+
+
+def _runs() -> bool:
+    """Whether Serve has an actor on the cluster."""
+    import ray
+
+    return any(each["namespace"] == _NAMESPACE for each in ray.util.list_named_actors(all_namespaces=True))
 
 
 @contextmanager
