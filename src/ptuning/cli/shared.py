@@ -71,9 +71,9 @@ def add_pickle(parser: Parser) -> None:
     )
 
 
-def add_ray(parser: Parser) -> None:
+def add_ray(options: _ActionsContainer) -> None:
     """Add the option to run on a Ray cluster."""
-    parser.add_argument(
+    options.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="run on a Ray cluster: HOST:PORT of its head, auto for the one that runs on this machine (or of "

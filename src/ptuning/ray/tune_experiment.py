@@ -149,6 +149,7 @@ class _Run:
     def __init__(self, work: Work, stop: StopRequest) -> None:
         self.work, self.stop = work, stop
         self.error: Exception | None = None
+        self.lost = False
 
     def suggest(self) -> Task | None:
         try:
@@ -166,7 +167,7 @@ class _Run:
 
     @property
     def over(self) -> bool:
-        return self.error is not None or self.stop.made or self.work.over
+        return self.lost or self.error is not None or self.stop.made or self.work.over
 
 
 def _parts(run: _Run) -> tuple[Any, Any, Any, Any]:
@@ -189,7 +190,7 @@ def _parts(run: _Run) -> tuple[Any, Any, Any, Any]:
             return None if task is None else {TASK: task}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            pass  # the scheduler has taken the last report
+            run.lost |= error  # begin nothing more
 
         def save(self, checkpoint_path: str) -> None:
             pass

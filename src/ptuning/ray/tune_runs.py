@@ -105,7 +105,7 @@ def raise_reported(report: Report) -> None:
         Exception: the one that the worker reported.
     """
     error = report.error
-    if isinstance(error, UserError):
+    if isinstance(error, UserError) and report.node not in error.problem:
         raise type(error)(
             f"on the node {report.node}: {error.problem}",
             got=error.got,
