@@ -31,6 +31,7 @@ RETRIES = 3
 _FOLDER = "tune"
 """In the run's folder, while an experiment runs."""
 _ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a summary however little it is asked for
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no copies of the results as CSV, JSON, TensorBoard
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
