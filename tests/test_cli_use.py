@@ -442,8 +442,12 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_places_that_cannot_be_written_to(
     refused: Callable[..., str], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = refused("predict", "single", "--output", "nosuch/found.jsonl", code=1)
-    assert said.startswith("--output nosuch/found.jsonl: No such file or directory")
+    said = refused("predict", "single", "--output", "nosuch/found.jsonl")
+    assert said.startswith(
+        f"--output nosuch/found.jsonl: got the folder {home.resolve() / 'nosuch'}, which does"
+    )
+    assert said.endswith("; make the folder first, or choose another file")
+    assert not (home / "nosuch").exists()
 
     def forbidden(source: Any, target: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(source))

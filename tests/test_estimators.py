@@ -131,6 +131,62 @@ def test_it_is_ptuning_train_to_the_bit(
     assert saved["task"] == trained["task"]
 
 
+def test_a_warm_start_is_that_of_ptuning_train_to_the_bit(
+    fitted: PTuningClassifier, jsonl: Files, tmp_path: Path
+) -> None:
+    first = fitted.save_pretrained(tmp_path / "first")
+    labels = ["mixed" if number % 3 == 0 else label for number, label in enumerate(LABELS)]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+    config = TrainConfig.checked(
+        {
+            "data": {"train": str(jsonl("more.jsonl", rows))},
+            "init_from": str(first),
+            "output": str(tmp_path / "second"),
+            "precision": "fp32",
+            "device": "cpu",
+            "fit": {"num_train_epochs": 1, "seed": 3, "class_weights": [1.0, 1.0, 2.0]},
+        }
+    )
+    result = train(config)
+    predictor = Predictor(PTuningModel.from_pretrained(tmp_path / "second", dtype=torch.float32))
+    options = {"precision": "fp32", "device": "cpu", "num_train_epochs": 1, "random_state": 3}
+    made = PTuningClassifier(init_from=first, class_weight={"mixed": 2.0}, **options)
+    found = clone(made).fit(TEXTS, labels)
+    assert found.model_.task.labels == ("negative", "positive", "mixed")
+    assert found.classes_.tolist() == ["mixed", "negative", "positive"]
+    expected = [dict(each.probabilities) for each in predictor(NEW)]
+    assert found.predict_proba(NEW).tolist() == [
+        [chances[name] for name in found.classes_] for chances in expected
+    ]
+    assert found.result_.metrics == result.metrics
+    assert found.result_.history[0].step == 0
+    saved, trained = (
+        adapters.details(folder)
+        for folder in (found.save_pretrained(tmp_path / "third"), tmp_path / "second")
+    )
+    assert saved["extra"]["init_from"] == trained["extra"]["init_from"]
+    assert saved["prompt"] == trained["prompt"]
+    copied = pickle.loads(pickle.dumps(found))
+    assert copied.init_from == first
+    assert copied.predict_proba(NEW).tolist() == found.predict_proba(NEW).tolist()
+
+
+def test_what_a_warm_start_of_an_estimator_refuses(fitted: PTuningClassifier, tmp_path: Path) -> None:
+    first = fitted.save_pretrained(tmp_path / "first")
+    with pytest.raises(ConfigError, match="init_head"):
+        PTuningClassifier(init_head="new").fit(TEXTS, LABELS)
+    with pytest.raises(ConfigError, match="no training row has a label of the adapter"):
+        PTuningClassifier(init_from=first, device="cpu").fit(TEXTS, ["a", "b"] * 24)
+    with pytest.raises(ConfigError, match=r"prompt\.num_virtual_tokens"):
+        PTuningClassifier(init_from=first, device="cpu", num_virtual_tokens=5).fit(TEXTS, LABELS)
+    found = PTuningRegressor(
+        init_from=str(first), **{**SMALL, "num_virtual_tokens": None, "num_train_epochs": 1}
+    )
+    found.fit(TEXTS, LENGTHS)
+    assert found.model_.prompt_config.virtual_tokens == 2
+    assert found._details["extra"]["init_from"]["head"] == "new"
+
+
 def test_it_is_ptuning_fit_to_the_bit(fitted: PTuningClassifier, tiny_folder: Path) -> None:
     torch.manual_seed(3)
     model = PTuningModel.from_backbone(
@@ -414,6 +470,28 @@ def test_an_adapter_reads_texts_as_the_parameters_say(
     assert found.predict_proba(text)[0].tolist() == expected
     copied = pickle.loads(pickle.dumps(found))
     assert copied.predict_proba(text)[0].tolist() == expected
+
+
+def test_metrics_of_another_reading_of_texts_are_not_claimed(read_in_windows: Path, tmp_path: Path) -> None:
+    def facts(folder: Path) -> dict[str, Any]:
+        return {name: adapters.details(folder)[name] for name in ("metrics", "extra")}
+
+    def saved(name: str, **parameters: Any) -> dict[str, Any]:
+        found = PTuningClassifier.from_pretrained(
+            read_in_windows, device="cpu", precision="fp32", **parameters
+        )
+        copied = pickle.loads(pickle.dumps(found))
+        folder = found.save_pretrained(tmp_path / name)
+        assert facts(copied.save_pretrained(tmp_path / f"{name}-copied")) == facts(folder)
+        return facts(folder)
+
+    trained = facts(read_in_windows)
+    assert trained["metrics"]["validation"]
+    assert saved("same") == trained
+    other = saved("other", max_length=12)
+    assert other["metrics"] == {}
+    assert other["extra"]["data"] == trained["extra"]["data"]
+    assert not {"calibration", "learned"} & set(other["extra"])
 
 
 def test_a_wrong_way_to_read_texts_is_named_at_once(read_in_windows: Path) -> None:

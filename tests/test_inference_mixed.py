@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import threading
 import weakref
 from collections.abc import Iterator
@@ -344,6 +345,32 @@ def test_a_task_that_cannot_be_stored_stays_in_memory(
     assert "a stays in memory, beyond the limit: [Errno 28] No space left on device" in caplog.text
     assert len(MultiPredictor(table, tokenizer).predict(TEXTS[:2], ["a", "b"])) == 2
     assert table.nbytes == table["a"].nbytes + table["b"].nbytes
+
+
+def test_a_full_disk_costs_no_task_and_no_new_version(served: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A real refusal of the operating system, as safetensors reports it."""
+    backbone, tokenizer, models = served
+    table = TaskTable(backbone, memory_limit=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        table.put("a", models["task-0"])
+        table.put("b", models["task-0"], "old")
+        table.put("b", models["task-1"], "new")
+        table.put("a", table["a"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "a stays in memory, beyond the limit" in caplog.text
+    assert "too large" in caplog.text
+    assert table.names == ("a", "b")
+    assert table.nbytes == table["a"].nbytes + table["b"].nbytes
+    assert table["b"].digest == "new"
+    for name, model in (("a", models["task-0"]), ("b", models["task-1"])):
+        text = text_for(model, 0)
+        (expected,) = Predictor(model)([text])
+        assert_same(MultiPredictor(table, tokenizer).predict([text], [name])[0], expected)
+    table.put("c", models["task-0"])  # there is room again
+    assert table.nbytes == table["c"].nbytes
 
 
 def test_another_backbone_is_refused(served: Any, tiny_folder: Path) -> None:

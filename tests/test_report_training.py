@@ -384,6 +384,21 @@ def test_the_page_does_not_replace_what_it_is_made_of(run: Run, adapters: Path, 
     assert state() == before
 
 
+def test_a_page_in_a_folder_that_does_not_exist(run: Run, adapters: Path) -> None:
+    folder = adapters.resolve() / "nosuch"
+    for argv in (
+        ["evaluate", "a", "rows.csv", *CPU, "--report", "nosuch/page.html"],
+        ["report", "a", "--output", "nosuch/page.html"],
+    ):
+        assert run(*argv) == (
+            2,
+            "",
+            f"ptuning: error: {argv[-2]} nosuch/page.html: got the folder {folder}, which does not exist; "
+            "make the folder first, or choose another file\n",
+        )
+        assert not folder.exists()
+
+
 def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
     code, out, err = run("report", "a", "--data.text", "text")
     assert (code, out) == (2, "")
@@ -393,8 +408,7 @@ def test_what_report_refuses(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "x.html").exists()
     (tmp_path / "file").write_text("")
     code, out, err = run("report", "a", "--output", str(tmp_path / "file" / "x.html"))
-    assert code in (1, 2)
-    assert err.count("\n") == 1
+    assert (code, out, err.count("\n")) == (2, "", 1)
 
 
 def test_facts_of_an_extra_that_is_not_ptunings_own() -> None:

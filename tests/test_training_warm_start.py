@@ -592,6 +592,22 @@ def test_a_model_with_other_labels_keeps_the_logits_of_those_that_it_knows(base:
         model.with_labels(["a", "b"])
 
 
+def test_fit_gives_new_labels_the_rows_of_the_head_that_init_from_gives_them(run: Run, base: Path) -> None:
+    rows = labelled("positive", "strange", "negative")
+    _, first, _ = run(rows)
+    model = PTuningModel.from_pretrained(base).with_labels(["negative", "positive", "strange"])
+    assert model.new_rows == (2,)
+    assert model.with_labels(["strange", "odd", "negative"]).new_rows == (0, 1)
+    second = First(*first.texts)
+    fit(model, rows, FitConfig(num_train_epochs=1), callbacks=[second])
+    torch.testing.assert_close(second.logits, first.logits, rtol=0, atol=1e-6)
+    assert model.new_rows == ()
+    third = First(*first.texts)
+    trained = logits_of(model, first.texts)
+    fit(model, rows, FitConfig(num_train_epochs=1), callbacks=[third])
+    torch.testing.assert_close(third.logits, trained, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("labels", [["z"], ["a", "b"], [1, True], []], ids=str)
 def test_labels_without_a_common_one_are_refused_as_such(base: Path, labels: list[Any]) -> None:
     with pytest.raises(ConfigError, match="at least one that this task has, such as 'negative'"):

@@ -117,21 +117,32 @@ class Programs:
 
     def ranks(self, argv: Sequence[str], folder: Path, processes: int = 2) -> str:
         """Run so many as torchrun does, each with its rank; what the first wrote. They have to end well."""
+        running = self.start_ranks(argv, folder, processes)
+        codes = [program.wait(240) for program, _ in running]
+        found = [log.read_text() for _, log in running]
+        assert codes == [0] * processes, "\n".join(text[-3000:] for text in found)
+        return found[0]
+
+    def start_ranks(
+        self, argv: Sequence[str], folder: Path, processes: int = 2
+    ) -> list[tuple[Program, Path]]:
+        """So many as torchrun starts, each with its rank, and the file that it writes to.
+
+        The file of torchrun's summary of the errors is ``.error-RANK`` in ``folder``.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
         common |= {"LOCAL_WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo"}
-        logs = [folder / f".rank-{rank}" for rank in range(processes)]
         running = []
-        for rank, log in enumerate(logs):
+        for rank in range(processes):
+            log = folder / f".rank-{rank}"
+            errors = {"TORCHELASTIC_ERROR_FILE": str(folder / f".error-{rank}")}
             with log.open("wb") as out:
-                env = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                running.append(self.start(argv, stdout=out, stderr=out, env=env))
-        codes = [program.wait(240) for program in running]
-        found = [log.read_text() for log in logs]
-        assert codes == [0] * processes, "\n".join(text[-3000:] for text in found)
-        return found[0]
+                env = {**common, **errors, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                running.append((self.start(argv, stdout=out, stderr=out, env=env), log))
+        return running
 
     def close(self) -> None:
         if self._socket is not None and self._server is not None:

@@ -12,6 +12,7 @@
     │       ├── AdapterMismatch   an adapter made for another backbone
     │       └── AdapterTooLarge   an adapter with more bytes than are allowed
     ├── TrainingDiverged          a loss, gradient or logit that is not finite; the last good checkpoint stays
+    ├── ProcessLost               another process of a distributed run has ended; the last checkpoint stays
     └── OutputError               a result that could not be written: disk full, no permission
 
 A message is one paragraph: what was got, what was expected, the remedy. The three are attributes too, so
@@ -97,6 +98,10 @@ class AdapterTooLarge(AdapterError):
 
 class TrainingDiverged(PTuningError, ArithmeticError):
     """A loss, a gradient or logits that are not finite. The last good checkpoint is kept."""
+
+
+class ProcessLost(PTuningError, RuntimeError):
+    """Another process of a distributed run has ended. The last checkpoint is kept."""
 
 
 class OutputError(PTuningError, OSError):

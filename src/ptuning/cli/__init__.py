@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
         except KeyboardInterrupt as error:
-            return _say(str(error) or "interrupted", stop.exit_code)
+            return _say_interrupted(str(error) or "interrupted", stop.exit_code)
         except BaseException as error:
             if stop.raised:  # inside a callback of a library, which turned it into another exception
-                return _say("interrupted", stop.exit_code)
+                return _say_interrupted("interrupted", stop.exit_code)
             if (code := _failed(error)) is None:
                 raise
             return code
@@ -46,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def console() -> None:
     """The ``ptuning`` program."""
+    from ptuning.cli.launched import is_main
     from ptuning.training.interrupt import exit_on_signals
 
     _open_standard_streams()
+    if not is_main() and sys.stdout is not None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     code = main()
     exit_on_signals()
     try:
@@ -73,13 +76,15 @@ def _open_standard_streams() -> None:
 
 def _failed(error: BaseException) -> int | None:
     """Print the error in one line and return the exit code; ``None`` for an unexpected exception."""
+    from ptuning.cli.launched import left_to_launcher
     from ptuning.errors import PTuningError, UserError, out_of_memory
 
     match error:
         case SystemExit():  # a command's --help
             return int(error.code or 0)
         case PTuningError():
-            return _say(str(error), 2 if isinstance(error, UserError) else 1)
+            code = 2 if isinstance(error, UserError) else 1
+            return code if left_to_launcher(error) else _say(str(error), code)
         case BrokenPipeError():
             return 1  # the reader of our output has gone (``| head``), so there is nothing to print
         case OSError():
@@ -120,6 +125,13 @@ def _os_error(error: OSError) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _say_interrupted(message: str, code: int) -> int:
+    """Like :func:`_say`, by one of the processes that a launcher interrupts."""
+    from ptuning.cli.launched import is_main
+
+    return _say(message, code) if is_main() else code
 
 
 def _say(message: str, code: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
+from ptuning.cli.predict_ray import add_ray_options, check_ray_options, predict_on_ray
 from ptuning.cli.predict_tasks import TaskAnswers, add_adapters, check_adapters
 from ptuning.cli.shared import (
     add_abstain_below,
@@ -18,6 +19,7 @@ from ptuning.cli.shared import (
     add_model,
     add_packed_memory,
     check_abstain_below,
+    check_folder_of,
     data_of,
     load_model,
     pack,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ptuning.training.config import DataConfig
 
 FORMATS = ["text", "csv", "tsv", "jsonl", "parquet"]
+WINDOW = 1024
 
 
 def parser() -> Parser:
@@ -48,7 +51,12 @@ def parser() -> Parser:
     )
     add_model(made, optional=True)
     made.add_argument("file", metavar="FILE", nargs="?", help="same as --input")
-    made.add_argument("--input", type=str, help="file, folder or hf:NAME; - is standard input (default: -)")
+    made.add_argument(
+        "--input",
+        type=str,
+        help="file, folder or hf:NAME; - is standard input; with --ray also a pattern or URI such as "
+        "'s3://bucket/*.parquet' (default: -)",
+    )
     made.add_argument(
         "--input_format",
         choices=FORMATS,
@@ -56,15 +64,21 @@ def parser() -> Parser:
         "jsonl with --adapters)",
     )
     made.add_argument(
-        "--output", type=str, default="-", help="file to write; - is standard output (default: -)"
+        "--output",
+        type=str,
+        default="-",
+        help="file to write; - is standard output; with --ray a folder or URI (default: -)",
     )
     made.add_argument(
-        "--format", choices=["jsonl", "csv"], default="jsonl", help="format of the output (default: jsonl)"
+        "--format",
+        choices=["jsonl", "csv", "parquet"],
+        help="format of the output; parquet with --ray only (default: jsonl, with --ray parquet)",
     )
     made.add_argument(
         "--keep",
         metavar="COLUMNS",
-        help="input columns to copy to the output, separated by commas, such as id; * for all",
+        help="input columns to copy to the output, separated by commas, such as id; * for all (default: "
+        "none, with --ray all)",
     )
     made.add_argument(
         "--batch_tokens",
@@ -75,12 +89,11 @@ def parser() -> Parser:
     made.add_argument(
         "--batch_size", type=int, help="maximum rows per batch (default: as many as batch_tokens allows)"
     )
-    made.add_argument(
-        "--window", type=int, default=1024, help="maximum rows in memory at once (default: 1024)"
-    )
+    made.add_argument("--window", type=int, help=f"maximum rows in memory at once (default: {WINDOW})")
     add_abstain_below(made)
     add_packed_memory(made)
     add_adapters(made)
+    add_ray_options(made)
     add_data(made, label=False, more=["too_long"])
     return made
 
@@ -94,23 +107,22 @@ def main(argv: Sequence[str]) -> None:
     if given.file is not None and given.input is not None:
         raise ConfigError("FILE and --input", got="both", expected="one of them")
     given.input = given.input or given.file or "-"
+    check_numbers(given)
+    check_ray_options(given)
+    if given.ray is not None:
+        predict_on_ray(given)
+        return
+    given.format, given.window = given.format or "jsonl", given.window or WINDOW
     if given.output == "-" and sys.stdout is None:
         raise OutputError("standard output is closed", remedy="name a file with --output")
+    if given.output != "-":
+        check_folder_of("--output", given.output, _file(given.output))
     from ptuning.cli.tables import plain_console
     from ptuning.cli.throughput import Throughput
     from ptuning.data import stream_examples
     from ptuning.inference.read_ahead import read_ahead
     from ptuning.inference.writing import writer
 
-    for option, maximum in {
-        "batch_size": 1_000_000,
-        "batch_tokens": 1_000_000_000,
-        "window": 10_000_000,
-    }.items():
-        value = getattr(given, option)
-        if value is not None and not 1 <= value <= maximum:
-            raise ConfigError(f"--{option}", got=value, expected=f"at least 1 and at most {maximum:,}")
-    check_abstain_below(given.abstain_below)
     data = data_of(given, given.input)
     several = given.adapters is not None
     answers = TaskAnswers(given, data) if several else OneAdapter(given, data)
@@ -131,6 +143,23 @@ def main(argv: Sequence[str]) -> None:
     print_notes(found.notes[printed:])
     if (left_out := found.left_out.note(found.origin, done)) is not None:
         print_notes([left_out])
+
+
+def check_numbers(given: Any) -> None:
+    """Refuse sizes and probabilities that are out of range.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for option, maximum in {
+        "batch_size": 1_000_000,
+        "batch_tokens": 1_000_000_000,
+        "window": 10_000_000,
+    }.items():
+        value = getattr(given, option)
+        if value is not None and not 1 <= value <= maximum:
+            raise ConfigError(f"--{option}", got=value, expected=f"at least 1 and at most {maximum:,}")
+    check_abstain_below(given.abstain_below)
 
 
 class OneAdapter:
@@ -167,7 +196,7 @@ def _open(output: str) -> Iterator[IO[str]]:
         return
     from ptuning.adapters.atomic import atomic_file
 
-    target = Path(os.path.realpath(local_path(output, "--output", expand=False)))
+    target = _file(output)
     if target.is_dir():
         raise ConfigError(
             "--output", got=f"the folder {output!r}", expected="a file", remedy="name a file in it"
@@ -183,6 +212,10 @@ def _open(output: str) -> Iterator[IO[str]]:
         open(part, "x", encoding="utf-8", newline="") as stream,
     ):
         yield stream
+
+
+def _file(output: str) -> Path:
+    return Path(os.path.realpath(local_path(output, "--output", expand=False)))
 
 
 @contextmanager

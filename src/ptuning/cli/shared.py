@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from argparse import _ActionsContainer
 from collections.abc import Iterable
@@ -71,9 +72,9 @@ def add_pickle(parser: Parser) -> None:
     )
 
 
-def add_ray(options: _ActionsContainer) -> None:
+def add_ray(parser: _ActionsContainer) -> None:
     """Add the option to run on a Ray cluster."""
-    options.add_argument(
+    parser.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="run on a Ray cluster: HOST:PORT of its head, auto for the one that runs on this machine (or of "
@@ -173,11 +174,13 @@ def check_page(option: str, page: str, rows: str | None, folders: Iterable[str |
         folders: Adapters, as far as they are folders.
 
     Raises:
-        ConfigError: the page would replace the rows, an adapter or one of its files.
+        ConfigError: the page would replace the rows, an adapter or one of its files, or its folder does not
+            exist.
     """
     from ptuning.adapters import OWN_FILES
 
     target = local_path(page, option).resolve()
+    check_folder_of(option, page, target)
     own = [Path(folder).resolve() / name for folder in folders for name in ("", *OWN_FILES)]
     data = [] if rows is None else [Path(rows).resolve()]
     for what, files in (("the rows that are read", data), ("the adapter", own)):
@@ -185,6 +188,24 @@ def check_page(option: str, page: str, rows: str | None, folders: Iterable[str |
             raise ConfigError(option, got=f"{page}, which is {what}", remedy="choose another file")
     if data and target.parent == data[0] and target.exists():
         raise ConfigError(option, got=f"{page}, a file of the rows", remedy="choose another file")
+
+
+def check_folder_of(option: str, name: str, file: Path) -> None:
+    """Refuse to write a file where there is no folder, before anything is computed for it.
+
+    Args:
+        option: That names the file.
+        name: As the user wrote it.
+
+    Raises:
+        ConfigError: the folder does not exist.
+    """
+    if not os.path.isdir(file.parent):
+        raise ConfigError(
+            f"{option} {name}",
+            got=f"the folder {file.parent}, which does not exist",
+            remedy="make the folder first, or choose another file",
+        )
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptuning.cli.launched import is_main
 from ptuning.cli.options import Parser, add_options, nested, old_names
 from ptuning.cli.shared import add_ray
 from ptuning.errors import ConfigError
@@ -107,7 +108,9 @@ def main(argv: Sequence[str]) -> None:
 
     train = _several if lists else _search if config.recipe == "search" else _single
     begin = {"resume": given.resume, "restart": given.restart, **cluster}
-    chosen, result = train(config, lists, begin, plain_console(stderr=True))
+    console = plain_console(stderr=True)
+    console.quiet = not is_main()
+    chosen, result = train(config, lists, begin, console)
     found = None if result is None else result.diagnosis
     output = visible(config.output)
     if found is not None and found.kind == "not learned":

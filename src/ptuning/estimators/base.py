@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 
 from ptuning import adapters
 from ptuning.data import Example
+from ptuning.data.continued import Continued, continued_task
 from ptuning.errors import ConfigError
 from ptuning.estimators.backbones import Keeper, SharedBackbone, shared_backbone
 from ptuning.estimators.inputs import examples_of
@@ -36,6 +38,7 @@ from ptuning.training.plan import Plan
 from ptuning.training.prepare import Gathered, reading_long_texts
 from ptuning.training.run import adapter_details, run
 from ptuning.training.run_cache import Loaded, RunCache, new_accelerator
+from ptuning.training.warm_start import Source
 
 
 class _PlanOf(Callback):
@@ -55,6 +58,8 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         backbone: str = "demo",
         *,
         revision: str | None = None,
+        init_from: str | os.PathLike[str] | None = None,
+        init_head: str = "auto",
         prompt: PromptConfig | Mapping[str, Any] | None = None,
         num_virtual_tokens: int | None = None,
         first_layer: int | None = None,
@@ -76,6 +81,8 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.backbone = backbone
         self.revision = revision
+        self.init_from = init_from
+        self.init_head = init_head
         self.prompt = prompt
         self.num_virtual_tokens = num_virtual_tokens
         self.first_layer = first_layer
@@ -98,32 +105,36 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------ training
 
     def _train(
-        self, examples: Sequence[Example], task: Task, class_weights: str | tuple[float, ...] | None = None
+        self,
+        examples: Sequence[Example],
+        task: Task,
+        class_weights: Callable[[Task], str | tuple[float, ...] | None] = lambda task: None,
     ) -> None:
         """Train a model; everything that it sets is set at the end.
 
         Args:
             examples: The rows, labelled.
             task: What the labels mean, without what the parameters say.
+            class_weights: Gives the weights for the labels of the task that is trained, which may be more.
         """
-        config = configuration(
-            self.get_params(deep=False), seed=seed_of(self.random_state), class_weights=class_weights
-        )
-        task = reading_long_texts(replace(task, max_length=config.data.max_length), config.data)
+        parameters, seed = self.get_params(deep=False), seed_of(self.random_state)
+        config = configuration(parameters, seed=seed)
         accelerator = new_accelerator(cpu=config.device == "cpu")
 
         def load(config: TrainConfig, task: Task, dtype: Any, device: Any) -> Loaded:
             shared = shared_backbone(config.backbone, config.revision, task, dtype, device)
             return self._kept(shared)
 
-        rows = Gathered(
-            train=examples, validation=None, test=(), sources={"train": examples[0].origin.name}, task=task
-        )
+        cache = RunCache(load=load)
+        rows = _gathered(examples, task, config, cache.source(config))
+        config = configuration(parameters, seed=seed, class_weights=class_weights(rows.task))
+        cache.keep(config, rows)
         planned = _PlanOf()
         shown = [ConsoleCallback(Console(markup=False, emoji=False))] if self.verbose else []
         extensions = Extensions.checked([planned, *shown])
-        cache = RunCache(gathered={config.data: rows}, load=load)
-        job = make_job(cache, config, accelerator, say=extensions.callbacks.on_message)
+        say = extensions.callbacks.on_message
+        job = make_job(cache, config, accelerator, say=say)
+        cache.say_notes(config, say)
         result = run(job, accelerator, extensions=extensions, cache=cache)
         self._model, self.result_ = job.model.eval(), result
         self._details: dict[str, Any] = adapter_details(job, planned.plan, result)
@@ -315,6 +326,42 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False  # scikit-learn means numbers
         return tags
+
+
+def _gathered(
+    examples: Sequence[Example], task: Task, config: TrainConfig, source: Source | None
+) -> Gathered:
+    """The rows for a run.
+
+    Args:
+        task: What the labels mean.
+        source: The adapter that the run starts from. If the rows are of its task, that task continues,
+            perhaps with more labels.
+
+    Raises:
+        ConfigError: no row has a label of the adapter, or texts differ from pairs.
+        DataError: labels that differ from the adapter's by type alone.
+    """
+    found: Continued | None = None
+    if source is not None:
+        found = continued_task(
+            examples,
+            source.task,
+            problem_type=task.problem_type,
+            head=config.init_head,
+            names=task.labels or None,
+        )
+        task = found.task if found.same else task
+    task = replace(task, max_length=config.data.max_length or task.max_length)
+    return Gathered(
+        train=examples,
+        validation=None,
+        test=(),
+        sources={"train": examples[0].origin.name},
+        task=reading_long_texts(task, config.data),
+        continues=found is not None and found.same,
+        notes=() if found is None else found.notes,
+    )
 
 
 def refuse_form(task: Task, forms: Sequence[LabelForm], remedy: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -34,6 +35,10 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
     Args:
         backbone: A Hub id, a folder, or ``demo``. Clones of an estimator, as in cross-validation, share it.
         revision: A branch, tag or commit of the backbone on the Hub.
+        init_from: The folder or Hub id of a trained adapter that ``fit`` starts from. It decides backbone and
+            prompt if they are left out, and its labels are among ``classes_``.
+        init_head: With ``init_from``, ``auto`` keeps the adapter's head for the same kind of task; ``new``
+            takes over the prompt alone.
         prompt: A :class:`~ptuning.DeepPrompt` or :class:`~ptuning.InputPrompt`, or a dictionary of its
             options; ``DeepPrompt()`` if left out.
         num_virtual_tokens: Replaces that option of ``prompt``.
@@ -69,6 +74,8 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
         backbone: str = "demo",
         *,
         revision: str | None = None,
+        init_from: str | os.PathLike[str] | None = None,
+        init_head: str = "auto",
         prompt: PromptConfig | Mapping[str, Any] | None = None,
         num_virtual_tokens: int | None = None,
         first_layer: int | None = None,
@@ -92,6 +99,8 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
         super().__init__(
             backbone,
             revision=revision,
+            init_from=init_from,
+            init_head=init_head,
             prompt=prompt,
             num_virtual_tokens=num_virtual_tokens,
             first_layer=first_layer,
@@ -145,8 +154,8 @@ class PTuningClassifier(ClassifierMixin, TextEstimator):  # type: ignore[misc]
             labels=tuple(labels),
             pair=examples[0].text_b is not None,
         )
-        self._train(rows, task, self._weights(task, rows))
-        self._set_task(task)
+        self._train(rows, task, lambda task: self._weights(task, rows))
+        self._set_task(self.model_.task)
         return self
 
     def _weights(self, task: Task, rows: Sequence[Example]) -> str | tuple[float, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Integral
@@ -20,7 +21,9 @@ OWN_FIT = ("num_train_epochs", "learning_rate", "head_learning_rate", "batch_siz
 OTHER_NAMES = {"seed": "random_state", "class_weights": "class_weight"}
 """Options of ``fit`` that are parameters under scikit-learn's name."""
 OWN_DATA = ("validation_fraction", "max_length", "too_long", "max_windows", "window_overlap")
-RUN = ("backbone", "revision", "precision", "device")
+RUN = ("backbone", "revision", "init_from", "init_head", "precision", "device")
+OF_PROMPT = ("num_virtual_tokens", "first_layer")
+"""Options of a prompt that are parameters of an estimator."""
 
 
 def configuration(
@@ -41,10 +44,17 @@ def configuration(
     run = {name: values[name] for name in RUN}
     if values["engine"] is not None:
         run["engine"] = values["engine"]
+    run["prompt"] = _prompt(values)
+    if isinstance(values["init_from"], os.PathLike):
+        run["init_from"] = os.fspath(values["init_from"])
+    if values["init_from"] is not None:  # then the adapter decides what is left out, as a default value is
+        if (values["backbone"], values["revision"]) == ("demo", None):
+            del run["backbone"], run["revision"]
+        if values["prompt"] is None:
+            run["prompt"] = {name: values[name] for name in OF_PROMPT if values[name] is not None}
     config: TrainConfig = TrainConfig(
         **run,
         data=data_options(given),
-        prompt=_prompt(values),
         fit=validated(FitConfig, {**fit, "seed": seed, "class_weights": class_weights}),
     )
     return config
@@ -104,7 +114,6 @@ def _prompt(values: Mapping[str, Any]) -> PromptConfig:
     elif not isinstance(prompt, DeepPrompt | InputPrompt):
         options = {"depth": "deep", **prompt} if isinstance(prompt, Mapping) else prompt
         prompt = validated(PromptConfig, options, "prompt")
-    names = ("num_virtual_tokens", "first_layer")
-    changed = {name: values[name] for name in names if values[name] is not None}
+    changed = {name: values[name] for name in OF_PROMPT if values[name] is not None}
     found: PromptConfig = replace(prompt, **changed) if changed else prompt
     return found

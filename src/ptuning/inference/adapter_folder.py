@@ -1,9 +1,9 @@
-"""A folder of adapters as tasks of one table, each loaded when a row first names it."""
+"""Many adapters as tasks of one table, each loaded when a row first names it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,11 +19,12 @@ from ptuning.paths import local_path
 
 class AdapterFolder:
     """The adapters in the sub-folders of a folder. A sub-folder's name is its task's; hidden ones are none.
+    Or adapters by name, wherever they are.
 
     The first adapter that is loaded decides the backbone, unless it is given; all others must be on it.
 
     Args:
-        folder: The folder.
+        folder: The folder; or the folder of each adapter, by the name of its task.
         backbone: Hub id or folder of the backbone; by default the one that the first adapter names.
         dtype: Of the frozen weights.
         device: Where to compute.
@@ -32,7 +33,7 @@ class AdapterFolder:
         allow_pickle: As :meth:`PTuningModel.from_pretrained`'s.
 
     Attributes:
-        path: The folder.
+        path: The folder; ``None`` if the adapters were given by name.
         names: The tasks, in alphabetical order.
 
     Raises:
@@ -41,7 +42,7 @@ class AdapterFolder:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Mapping[str, str | Path],
         *,
         backbone: str | None = None,
         dtype: torch.dtype | None = None,
@@ -50,9 +51,9 @@ class AdapterFolder:
         adjust: Callable[[Backbone], None] = lambda backbone: None,
         allow_pickle: bool = False,
     ) -> None:
-        self.path = local_path(folder, "the folder of adapters", error=AdapterError)
-        self.names = _adapters_in(self.path)
-        self._known = frozenset(self.names)
+        self.path = None if isinstance(folder, Mapping) else _folder(folder)
+        self._folders = folders_of(folder)
+        self.names = tuple(sorted(self._folders))
         self._backbone, self._dtype, self._device = backbone, dtype, device
         self._memory_limit, self._allow_pickle, self._adjust = memory_limit, allow_pickle, adjust
         self._opened: tuple[TaskTable, PreTrainedTokenizerBase] | None = None
@@ -69,6 +70,14 @@ class AdapterFolder:
             raise ConfigError("no adapter was loaded yet")
         return self._opened
 
+    def folder_of(self, name: str) -> Path:
+        """The folder of an adapter.
+
+        Raises:
+            KeyError: there is no adapter of that name.
+        """
+        return self._folders[name]
+
     def load(self, name: str) -> None:
         """Load a task, unless it is loaded already.
 
@@ -79,26 +88,25 @@ class AdapterFolder:
         """
         if self._opened is not None and name in self._opened[0]:
             return
-        if name not in self._known:
-            raise KeyError(name)
+        folder = self.folder_of(name)
         try:
             if self._opened is None:
-                self._open(name)
+                self._open(name, folder)
             else:
-                self._add(name, *self._opened)
+                self._add(name, folder, *self._opened)
         except AdapterMismatch as error:
             others = f"; the first adapter that was loaded is {self._first!r}" if self._first else ""
             raise AdapterMismatch(
-                f"the adapter {name!r} in {self.path}: {error.problem}",
+                f"the adapter {name!r} in {folder.parent}: {error.problem}",
                 got=error.got,
                 expected=error.expected,
                 remedy=f"all adapters of one call must be on one backbone{others}",
             ) from error
 
-    def _open(self, name: str) -> None:
+    def _open(self, name: str, folder: Path) -> None:
         """Load the first task, and the backbone."""
         model = PTuningModel.from_pretrained(
-            self.path / name, backbone=self._backbone, dtype=self._dtype, allow_pickle=self._allow_pickle
+            folder, backbone=self._backbone, dtype=self._dtype, allow_pickle=self._allow_pickle
         )
         model = model.to(self._device or "cpu")
         tokenizer = model.tokenizer
@@ -108,8 +116,7 @@ class AdapterFolder:
         table.put(name, model)
         self._opened, self._first = (table, tokenizer), name
 
-    def _add(self, name: str, table: TaskTable, tokenizer: PreTrainedTokenizerBase) -> None:
-        folder = self.path / name
+    def _add(self, name: str, folder: Path, table: TaskTable, tokenizer: PreTrainedTokenizerBase) -> None:
         if (folder / adapters.RECORD).is_file():
             table.put(name, adapters.load(folder))
             return
@@ -117,6 +124,24 @@ class AdapterFolder:
             folder, backbone=table.backbone, tokenizer=tokenizer, allow_pickle=self._allow_pickle
         )
         table.put(name, model.to(table.backbone.device))
+
+
+def folders_of(folder: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
+    """The folder of each adapter by name, for what :class:`AdapterFolder` takes.
+
+    Raises:
+        AdapterError: there is no such folder, or no adapter in it.
+    """
+    if not isinstance(folder, Mapping):
+        path = _folder(folder)
+        return {name: path / name for name in _adapters_in(path)}
+    if not folder:
+        raise AdapterError("there are no adapters", expected="the folder of each by name")
+    return {name: _folder(path) for name, path in folder.items()}
+
+
+def _folder(path: str | Path) -> Path:
+    return local_path(path, "the folder of adapters", error=AdapterError)
 
 
 def _adapters_in(folder: Path) -> tuple[str, ...]:

@@ -211,6 +211,11 @@ class Predictor:
             if refused is not None:
                 raise refused
 
+    def refusal(self, example: Example) -> UserError | None:
+        """Why an example cannot be answered, or ``None``."""
+        _, refused = self._rows(Tokenise.for_model(self.model, self.too_long), [example])
+        return refused
+
     def _rows(self, tokenise: Tokenise, part: Sequence[Example]) -> tuple[list[TokenRow], UserError | None]:
         """The tokens of ``part`` up to the first invalid row, and the error for that row."""
         try:

@@ -93,18 +93,18 @@ def _with_kept(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str,
         free = name
         while free in own:
             free = f"input.{free}"
-        own[free] = _plain(value)
+        own[free] = plain(value)
     return own
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value that JSON can represent; other values, such as dates, as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
+        return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return str(value)

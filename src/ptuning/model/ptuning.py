@@ -162,9 +162,10 @@ class PTuningModel(OpeningMixin, SavingMixin):
         """The task with other labels: a new model on the same backbone, to train further.
 
         Labels that this task has keep their rows of the head, and so their logits. The row of any other label
-        starts as the mean of those. The prompt starts as this task's; a prompt encoder is not taken over.
-        Scales of the learning rates are kept. Class weights are not, because there is one per label: set them
-        with :meth:`set_class_weights`.
+        is the mean of those; :func:`~ptuning.fit` fits it to the training rows before the first step, by
+        logistic regression (with several labels per row it starts as the mean). The prompt starts as this
+        task's; a prompt encoder is not taken over. Scales of the learning rates are kept. Class weights are
+        not, because there is one per label: set them with :meth:`set_class_weights`.
 
         Args:
             labels: All labels in the order of the logits. Those of this task that it leaves out are lost.
@@ -188,11 +189,13 @@ class PTuningModel(OpeningMixin, SavingMixin):
         if not any(label in known for label in labels):
             raise unknown
         task = replace(self.task.uncalibrated(), labels=labels)
-        if all(row is None for row in kept_rows(self.task, task)):  # 1 is not True
+        rows = kept_rows(self.task, task)
+        if all(row is None for row in rows):  # 1 is not True
             raise unknown
         made = self.from_adapter(relabelled(self.to_adapter(), task), self.backbone, tokenizer=self.tokenizer)
         made.scale_learning_rates(*self.learning_rate_scales)
         made.backbone.engine = self.backbone.engine
+        made.new_rows = tuple(at for at, row in enumerate(rows) if row is None or row in self.new_rows)
         return made
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from ptuning import adapters
 from ptuning.model.config import prompt_to_dict
 from ptuning.model.task_module import TaskModule
+from ptuning.task import Task
 
 
 class SavingMixin(TaskModule):
@@ -39,9 +40,11 @@ class SavingMixin(TaskModule):
             units = None if task.units is None else task.units().float().cpu().clone()
         head = {name: value.detach().float().cpu().clone() for name, value in task.head.named().items()}
         if (source := self.loaded) is not None and _same(source, prompt, units, head):
-            # Unchanged since it was loaded, so its metrics are still valid.
-            metrics = source.metrics if metrics is None else metrics
-            extra = source.extra if extra is None else extra
+            # Unchanged since it was loaded, so its metrics are still valid, if it reads texts as before.
+            alike = _reading(source.task) == _reading(self.task)
+            measured, facts = (source.metrics, source.extra) if alike else ({}, _not_measured(source.extra))
+            metrics = measured if metrics is None else metrics
+            extra = facts if extra is None else extra
         if self.learning_rate_scales != (1.0, 1.0):
             extra = {**(extra or {}), "rate_scales": list(self.learning_rate_scales)}
         return adapters.Adapter(
@@ -70,8 +73,9 @@ class SavingMixin(TaskModule):
             folder: The destination. An adapter there is replaced, unless its model card was edited; anything
                 else is refused.
             metrics: Metrics for the model card. If left out, those of the adapter that the task was loaded
-                from, if its parameters have not changed.
-            extra: Anything else worth keeping, as JSON. If left out, as ``metrics``.
+                from, if neither its parameters nor the task's ``max_length`` or windows have changed.
+            extra: Anything else worth keeping, as JSON. If left out, that of the adapter that the task was
+                loaded from, if its parameters have not changed.
             peft: Make sure that ``peft.PeftModel.from_pretrained`` can load it: a regression's scaling goes
                 into the head, and what PEFT does not support is refused.
 
@@ -129,6 +133,16 @@ class SavingMixin(TaskModule):
                 license=license,
                 backbone=backbone,
             )
+
+
+def _reading(task: Task) -> tuple[object, ...]:
+    """How much of a long text it reads; the metrics depend on it."""
+    return task.max_length, task.max_windows, task.max_windows > 1 and task.window_overlap
+
+
+def _not_measured(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """``extra`` of a training without what it says about the metrics."""
+    return {name: value for name, value in extra.items() if name not in ("calibration", "learned")}
 
 
 def _same(

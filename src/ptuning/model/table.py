@@ -19,6 +19,7 @@ from tempfile import mkdtemp
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -169,7 +170,7 @@ class TaskTable:
                 if slot.stored is None:
                     self._store = self._store or _store_for(self.backbone.device)
                     slot.stored = self._store.keep(dict(slot.task.tensors()))
-            except OSError as error:  # such as a full disk: better too much memory than no answer
+            except (OSError, SafetensorError) as error:  # a full disk: better too much memory than no answer
                 _LOG.warning("the task %s stays in memory, beyond the limit: %s", other, error)
                 return
             slot.send_away()
@@ -219,7 +220,13 @@ class _Stored(Protocol):
 class _Store(Protocol):
     """Where tasks are moved to."""
 
-    def keep(self, tensors: Mapping[str, Tensor]) -> _Stored: ...
+    def keep(self, tensors: Mapping[str, Tensor]) -> _Stored:
+        """Keep a copy.
+
+        Raises:
+            OSError: there is no room for it.
+            SafetensorError: the same, from safetensors.
+        """
 
 
 def _store_for(device: torch.device) -> _Store:

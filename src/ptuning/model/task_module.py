@@ -56,6 +56,9 @@ class TaskModule(nn.Module):
     class_weights: Tensor | None
     _borrows_backbone = False
 
+    new_rows: tuple[int, ...]
+    """The rows of the output layer whose labels have not been trained: those that ``with_labels`` added."""
+
     config: Any
     """A copy of the backbone's configuration with the task's labels, for tools that look for one."""
 
@@ -84,6 +87,7 @@ class TaskModule(nn.Module):
         self.prompt_config = config
         self._provenance: PromptConfig | None = None
         self.loaded: adapters.Adapter | None = None
+        self.new_rows = ()
         self.head = task_parts.make_head(backbone, config, task.num_labels, head)
         self.anchors: tuple[tuple[int, ...], ...] = ()
         self.units = None

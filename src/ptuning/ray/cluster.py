@@ -162,8 +162,10 @@ def errors_of_workers() -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         found = cause(error)
-        if found is not None:
-            raise found from error
+        if found is not None:  # made again of its parts, because Ray Data adds to the message
+            raise type(found)(
+                found.problem, got=found.got, expected=found.expected, remedy=found.remedy
+            ) from error
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # a bug, with the worker's traceback
         raise OutputError(
@@ -173,10 +175,13 @@ def errors_of_workers() -> Iterator[None]:
 
 def cause(error: BaseException) -> PTuningError | None:
     """The error of ours that an error of Ray's was caused by, if any."""
+    from ray.exceptions import RayError
+
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
-        if isinstance(found, PTuningError):
+        # Ray raises a class of its own that inherits from ours too; what the worker raised is its cause.
+        if isinstance(found, PTuningError) and not isinstance(found, RayError):
             return found
         seen.add(id(found))
         inner = getattr(found, "cause", None)

@@ -24,7 +24,6 @@ from ptuning.ray.cluster import cause
 from ptuning.ray.tune_worker import REPORTED, TASK, Report, Shared, Task, Worker
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import TrainConfig
-from ptuning.training.interrupt import StopRequest
 
 RETRIES = 3
 """How often a task is tried again whose process or node ended."""
@@ -95,9 +94,14 @@ class Workers:
 
 
 def run_experiment(
-    work: Work, shared: Shared, workers: Workers, config: TrainConfig, callbacks: Callback, stop: StopRequest
+    work: Work,
+    shared: Shared,
+    workers: Workers,
+    config: TrainConfig,
+    callbacks: Callback,
+    stopping: Callable[[], bool],
 ) -> None:
-    """Run all tasks on the cluster that this process is connected to, or those before ``stop`` is requested.
+    """Run all tasks on the cluster that this process is connected to, or those before ``stopping()`` is true.
 
     Raises:
         PTuningError: what a worker reported, or what ``work`` raised.
@@ -106,7 +110,7 @@ def run_experiment(
     import ray
     from ray import tune
 
-    run = _Run(work, stop)
+    run = _Run(work, stopping)
     searcher, scheduler, stopper, callback = _parts(run)
     with _storage(config.run_folder) as storage, _quiet():
         trainable = tune.with_resources(
@@ -134,7 +138,7 @@ def run_experiment(
         errors = tuner.fit().errors
     if run.error is not None:
         raise run.error
-    if errors and not stop.made:
+    if errors and not stopping():
         error = errors[0]
         if isinstance(found := cause(error), Exception):
             raise found from error
@@ -147,8 +151,8 @@ def run_experiment(
 class _Run:
     """The state of an experiment that its parts share."""
 
-    def __init__(self, work: Work, stop: StopRequest) -> None:
-        self.work, self.stop = work, stop
+    def __init__(self, work: Work, stopping: Callable[[], bool]) -> None:
+        self.work, self.stopping = work, stopping
         self.error: Exception | None = None
         self.lost = False
 
@@ -168,7 +172,7 @@ class _Run:
 
     @property
     def over(self) -> bool:
-        return self.lost or self.error is not None or self.stop.made or self.work.over
+        return self.lost or self.error is not None or self.stopping() or self.work.over
 
 
 def _parts(run: _Run) -> tuple[Any, Any, Any, Any]:
@@ -198,7 +202,7 @@ def _parts(run: _Run) -> tuple[Any, Any, Any, Any]:
 
     class Scheduler(Stays, FIFOScheduler):
         def __init__(self) -> None:
-            FIFOScheduler.__init__(self)  # type: ignore[no-untyped-call]
+            FIFOScheduler.__init__(self)
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
             report, task = result.get(REPORTED), trial.config[TASK]
@@ -214,7 +218,7 @@ def _parts(run: _Run) -> tuple[Any, Any, Any, Any]:
             return False
 
         def stop_all(self) -> bool:
-            return run.error is not None or run.stop.made
+            return run.error is not None or run.stopping()
 
     class TuneCallback(Stays, tune.Callback):
         def __init__(self) -> None:

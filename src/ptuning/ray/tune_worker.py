@@ -24,7 +24,7 @@ from ptuning.training.extensions import Extensions
 from ptuning.training.prepare import Gathered
 from ptuning.training.records import Evaluation, TrainResult
 from ptuning.training.run import train_on
-from ptuning.training.run_cache import RunCache, data_key
+from ptuning.training.run_cache import RunCache
 from ptuning.training.run_files import CHECKPOINT, REPORT
 from ptuning.training.search import run_trial
 from ptuning.training.trials import Values
@@ -124,26 +124,25 @@ class Shared:
     Attributes:
         versions: Of the driver.
         directory: Its working directory, for relative names where nodes share a file system.
-        rows: What the data files have, by :func:`~ptuning.training.run_cache.data_key`.
-        sources: The adapter that the runs start from, by name.
+        rows: What the data files have.
+        source: The adapter that the runs start from.
         extensions: The user's.
     """
 
     versions: Versions
     directory: str
-    rows: Mapping[Any, Gathered]
-    sources: Mapping[str, Source]
+    rows: Gathered
+    source: Source | None
     extensions: Extensions
 
     @classmethod
     def of(cls, config: TrainConfig, cache: RunCache, extensions: Extensions) -> Shared:
         """What runs of ``config`` need, read in this process."""
-        source = cache.source(config)
         return cls(
             versions=Versions.here(),
             directory=os.getcwd(),
-            rows={data_key(config): cache.gathered(config)},
-            sources={} if source is None else {source.name: source},
+            rows=cache.gathered(config),
+            source=cache.source(config),
             extensions=extensions,
         )
 
@@ -181,7 +180,8 @@ class Worker:
                 os.chdir(shared.directory)
             # This process is used for one task after another; the last one may take a while to end.
             os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "60"
-            cache = RunCache(gathered=shared.rows, sources=shared.sources)
+            cache = RunCache()
+            cache.keep(config, shared.rows, shared.source)
             cache.say_notes(config, lambda note: None)  # the driver has
             self._opened = cache, shared.extensions
         return self._opened

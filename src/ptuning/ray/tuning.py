@@ -19,7 +19,7 @@ from ptuning.ray.tune_worker import Report, Shared, Task
 from ptuning.training.callbacks import Callback
 from ptuning.training.config import TrainConfig
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
-from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
+from ptuning.training.interrupt import Interrupted, stop_requests
 from ptuning.training.records import OneRun, SeveralResult, TrainResult
 from ptuning.training.run_cache import RunCache, new_accelerator
 from ptuning.training.search import Search, SearchResult, search_with
@@ -181,9 +181,9 @@ def _search(search: Search, *, workers: Workers) -> TrainResult:
     """Run the trials of a search that are left, and the winner's run."""
     with stop_requests() as stop:
         search.begin()
-        trials = _Trials(search, stop)
+        trials = _Trials(search)
         shared = Shared.of(search.config, search.cache, search.extensions)
-        run_experiment(trials, shared, workers, search.config, search.callbacks, stop)
+        run_experiment(trials, shared, workers, search.config, search.callbacks, lambda: stop.made)
         if trials.result is None:
             trials.stop()
             if not search.started:
@@ -198,8 +198,8 @@ def _search(search: Search, *, workers: Workers) -> TrainResult:
 class _Trials(Work):
     """The trials of a search, and then the run of their winner."""
 
-    def __init__(self, search: Search, stop: StopRequest) -> None:
-        self.search, self.request = search, stop
+    def __init__(self, search: Search) -> None:
+        self.search = search
         self.count = search.count + 1
         self.running: dict[int, Watch] = {}
         self.last: RunHere | None = None
@@ -284,7 +284,9 @@ class _Trials(Work):
 # ------------------------------------------------------------------------------------- several runs
 
 
-def _several(runs: Runs, stop: StopRequest, *, config: TrainConfig, workers: Workers) -> list[OneRun]:
+def _several(
+    runs: Runs, stopping: Callable[[], bool], *, config: TrainConfig, workers: Workers
+) -> list[OneRun]:
     """Train the runs of a set that are not finished."""
     cache, callbacks = RunCache(), runs.extensions.callbacks
     for number, each in enumerate(runs.plan, 1):
@@ -294,8 +296,8 @@ def _several(runs: Runs, stop: StopRequest, *, config: TrainConfig, workers: Wor
     if work.left:
         shared = Shared.of(config, cache, runs.extensions)
         cache.say_notes(config, callbacks.on_message)
-        run_experiment(work, shared, workers, config, callbacks, stop)
-    if stop.made and not work.finished:
+        run_experiment(work, shared, workers, config, callbacks, stopping)
+    if not work.finished:  # it was asked to stop
         if not runs.can_be_resumed:
             raise KeyboardInterrupt
         raise Interrupted(

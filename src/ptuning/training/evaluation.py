@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ptuning.data.stems import Stems
@@ -35,21 +36,43 @@ class Scored:
 
 
 def score(
-    model: PTuningModel, split: Split, stems: Stems | None = None, *, rates: tuple[float, float] | None = None
+    model: PTuningModel,
+    split: Split,
+    stems: Stems | None = None,
+    *,
+    rates: tuple[float, float] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Scored:
     """The model's logits for a split.
 
     Args:
         stems: The cached outputs of the stem for these rows, if there are any.
         rates: Learning rates of prompt and head, for the error message if the run diverged.
+        accelerator: If it has several processes, each runs its share of the rows, and all get all logits.
 
     Raises:
         TrainingDiverged: logits that are not finite.
     """
-    logits = logits_of(model, split.rows, stems=stems)
+    if accelerator is None or accelerator.num_processes == 1:
+        logits = logits_of(model, split.rows, stems=stems)
+    else:
+        logits = _shared_logits(model, split, stems, accelerator)
     if (seen := out_of_bounds(logits)) is not None:
         raise not_finite(f"{seen}: prompt or head grew out of bounds", rates=rates)
     return Scored(split=split, logits=logits)
+
+
+def _shared_logits(
+    model: PTuningModel, split: Split, stems: Stems | None, accelerator: Accelerator
+) -> Tensor:
+    """``[N, C]``: each process runs every so many rows of the sorted ones, and the sum has all of them."""
+    order = sorted(range(len(split.rows)), key=lambda row: split.rows[row].places())
+    own = order[accelerator.process_index :: accelerator.num_processes]
+    logits = torch.zeros(len(split.rows), model.task.num_labels)
+    if own:
+        logits[own] = logits_of(model, [split.rows[row] for row in own], stems=stems)
+    summed: Tensor = accelerator.reduce(logits.to(accelerator.device))
+    return summed.cpu()
 
 
 def metrics_of(model: PTuningModel, scored: Scored, extensions: Extensions = NO_EXTENSIONS) -> Metrics:
@@ -80,9 +103,10 @@ def evaluate(
     *,
     rates: tuple[float, float] | None = None,
     extensions: Extensions = NO_EXTENSIONS,
+    accelerator: Accelerator | None = None,
 ) -> Metrics:
     """:func:`score` and :func:`metrics_of` in one."""
-    return metrics_of(model, score(model, split, stems, rates=rates), extensions)
+    return metrics_of(model, score(model, split, stems, rates=rates, accelerator=accelerator), extensions)
 
 
 def baseline_metrics(

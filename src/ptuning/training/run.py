@@ -34,6 +34,7 @@ from ptuning.training.extensions import (
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, about_long_rows, gather
+from ptuning.training.processes import noticing_lost
 from ptuning.training.records import TrainResult
 from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
@@ -140,10 +141,12 @@ def fit(
         output=target,
         report=report,
         no_texts=no_texts,
-        start=None if model.loaded is None else WarmStart(keeps_head=True),
+        start=None if model.loaded is None else WarmStart(keeps_head=True, new_rows=model.new_rows),
     )
     extensions = tracked_by(extensions, accelerator)
-    return run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
+    result = run(job, accelerator or new_accelerator(), resume=resume, extensions=extensions)
+    model.new_rows = ()  # they are trained now
+    return result
 
 
 def _columns(columns: Mapping[str, Any] | None) -> DataConfig:
@@ -320,28 +323,39 @@ def run(
         trainer.remove_checkpoint()
     _report_plan(job, plan, data, trainer.callbacks.on_message)
     try:
-        stopped_early = trainer.train(cache)
-        averaged = trainer.average()
-        scored = {
-            name: score(model, split, trainer.stems if name == "validation" else None)
-            for name, split in data.evaluated.items()
-        }
-        result = _result(trainer, job, averaged, scored, stopped_early=stopped_early)
-        if plan.fit.calibrate:
-            result = _calibrated(trainer, scored, result)
-        if job.output is not None and accelerator.is_main_process:
-            model.save_pretrained(job.output, **adapter_details(job, plan, result))
-        on_result(result)
-        if job.output is not None and job.report and accelerator.is_main_process:
-            say = trainer.callbacks.on_message
-            file = run_folder(job.output) / REPORT
-            write_report(file, lambda: report_of(job, plan, result, scored), say)
-        trainer.state.result = result
-        trainer.callbacks.on_train_end(trainer.state)
+        with noticing_lost(accelerator, lambda: _how_to_resume(job.output)):
+            stopped_early = trainer.train(cache)
+            averaged = trainer.average()
+            scored = {
+                name: score(
+                    model, split, trainer.stems if name == "validation" else None, accelerator=accelerator
+                )
+                for name, split in data.evaluated.items()
+            }
+            result = _result(trainer, job, averaged, scored, stopped_early=stopped_early)
+            if plan.fit.calibrate:
+                result = _calibrated(trainer, scored, result)
+            if job.output is not None and accelerator.is_main_process:
+                model.save_pretrained(job.output, **adapter_details(job, plan, result))
+            on_result(result)
+            if job.output is not None and job.report and accelerator.is_main_process:
+                say = trainer.callbacks.on_message
+                file = run_folder(job.output) / REPORT
+                write_report(file, lambda: report_of(job, plan, result, scored), say)
+            accelerator.wait_for_everyone()  # so that each process finds the files
+            trainer.state.result = result
+            trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
         trainer.callbacks.on_exception(trainer.state, error)
         raise
     return result
+
+
+def _how_to_resume(output: Path | None) -> str | None:
+    """The remedy for a run that was cut off."""
+    if output is None or not run_files.has_checkpoint(run_folder(output)):
+        return None
+    return "to continue from the last checkpoint, run the same command with --resume (in Python: resume=True)"
 
 
 def _report_plan(job: Job, plan: Plan, data: TrainingData, say: Callable[[str], None]) -> None:

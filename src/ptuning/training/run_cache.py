@@ -6,7 +6,7 @@ several gives the same result: nothing here depends on the seed or the learning 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from ptuning.model.loading import load_backbone
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.threads import ACCELERATE
-from ptuning.training.config import DataConfig, TrainConfig
+from ptuning.training.config import TrainConfig
 from ptuning.training.prepare import Examples, Gathered, Split, TrainingData, read_all, tokenised
 from ptuning.training.warm_start import Source
 
@@ -61,24 +61,15 @@ class RunCache:
     """What runs share. Entries are never removed, so a cache should not outlive its runs.
 
     Args:
-        gathered: Rows that are in memory, by the configuration that stands for them (or by
-            :func:`data_key`); others are read.
-        sources: Adapters to start from that are in memory, by name; others are read.
         load: Loads a backbone that no run had yet.
     """
 
-    def __init__(
-        self,
-        *,
-        gathered: Mapping[DataConfig, Gathered] | Mapping[Hashable, Gathered] | None = None,
-        sources: Mapping[str, Source] | None = None,
-        load: LoadBackbone = load_named,
-    ) -> None:
+    def __init__(self, *, load: LoadBackbone = load_named) -> None:
         self._load = load
         self._backbones: dict[Hashable, Loaded] = {}
-        self._gathered: dict[Hashable, Gathered] = dict((gathered or {}).items())
+        self._gathered: dict[Hashable, Gathered] = {}
         self._reported: set[Hashable] = set()
-        self._sources: dict[str, Source] = dict(sources or {})
+        self._sources: dict[str, Source] = {}
         self._tokens: dict[Hashable, dict[int, _Tokens]] = {}
         self._stems: dict[str, Stems] = {}
         self.poolings: dict[Hashable, Pooling | None] = {}  # measured by ptuning.training.pair_pooling
@@ -93,15 +84,25 @@ class RunCache:
 
     def gathered(self, config: TrainConfig) -> Gathered:
         """:func:`~ptuning.training.prepare.read_all`, with every file read once."""
-        if (key := data_key(config)) not in self._gathered:
+        if (key := _data_key(config)) not in self._gathered:
             source = self.source(config)
             start = None if source is None else source.task
             self._gathered[key] = read_all(config.data, start=start, head=config.init_head)
         return self._gathered[key]
 
+    def keep(self, config: TrainConfig, rows: Gathered, source: Source | None = None) -> None:
+        """Take rows that are in memory in place of those that ``config`` names.
+
+        Args:
+            source: The adapter that ``config`` starts from, if it is in memory, too.
+        """
+        self._gathered[_data_key(config)] = rows
+        if source is not None:
+            self._sources[source.name] = source
+
     def say_notes(self, config: TrainConfig, say: Callable[[str], None]) -> None:
         """Report the notes about the data files once; called after all checks, so errors come alone."""
-        if (key := data_key(config)) in self._gathered and key not in self._reported:
+        if (key := _data_key(config)) in self._gathered and key not in self._reported:
             self._reported.add(key)
             for note in self._gathered[key].notes:
                 say(note)
@@ -152,7 +153,7 @@ class RunCache:
         return stems_of(model, rows, on_rows=on_rows, known=self._stems)
 
 
-def data_key(config: TrainConfig) -> Hashable:
+def _data_key(config: TrainConfig) -> Hashable:
     """Everything that the rows and their task depend on."""
     return config.data if config.init_from is None else (config.data, config.init_from, config.init_head)
 

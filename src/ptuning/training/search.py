@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate.utils import broadcast_object_list
-
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.kinds import metric_named
 from ptuning.model.config import prompt_to_dict
@@ -29,6 +27,7 @@ from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.job import make_job
 from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
+from ptuning.training.processes import any_process, from_main
 from ptuning.training.recipe import Facts
 from ptuning.training.records import TrainResult
 from ptuning.training.reporting import write_report
@@ -172,7 +171,7 @@ def in_turn(search: Search) -> TrainResult:
         search.begin()
         while search.left:
             search.add(_try(search, stop))
-            if stop.made:  # the signal came after the trial's last step
+            if any_process(search.accelerator, stop.made):  # the signal came after the trial's last step
                 raise search.interrupted(len(search.trials))
         kept = search.decide()
     return train_on(
@@ -252,9 +251,7 @@ class Search:
         minutes = self.config.search.minutes
         if minutes is None or not self.trials:
             return True
-        answer = [sum(trial.seconds for trial in self.trials) < 60 * minutes]
-        broadcast_object_list(answer)
-        return answer[0]
+        return from_main(self.accelerator, sum(trial.seconds for trial in self.trials) < 60 * minutes)
 
     def begin(self) -> None:
         """Report the plan."""
@@ -401,9 +398,9 @@ class _TrialCallback(Callback):
         self.search, self.watch, self.stop_request = search, watch, stop
 
     def on_train_begin(self, state: RunState) -> None:
-        if self.stop_request.made:  # while the model was created
-            raise Interrupted
         search = self.search
+        if any_process(search.accelerator, self.stop_request.made):  # while the model was created
+            raise Interrupted
         search.callbacks.on_trial_begin(len(search.trials) + 1, search.count, state.total_steps)
 
     def on_progress(self, what: str, done: int, total: int) -> None:

@@ -19,8 +19,9 @@ from ptuning.training.callbacks import Callback
 from ptuning.training.comparing import comparison_of_runs
 from ptuning.training.config import FitConfig, TrainConfig
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
-from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
+from ptuning.training.interrupt import Interrupted, stop_requests
 from ptuning.training.metrics import Selection
+from ptuning.training.processes import any_process
 from ptuning.training.records import OneRun, SeveralResult, TrainResult
 from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same
@@ -147,7 +148,10 @@ def several_with(
             _clear(folder, () if resume else plan)
 
     with stop_requests() as stop:
-        runs = execute(Runs(plan, kept, before_first_step, resume=resume, extensions=extensions), stop)
+        runs = execute(
+            Runs(plan, kept, before_first_step, resume=resume, extensions=extensions),
+            lambda: any_process(accelerator, stop.made),
+        )
     if all(run.result is None for run in runs):  # finished, so that a set with other values can be started
         table = {"best": None, "runs": [run.to_dict() for run in runs]}
         write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
@@ -160,6 +164,7 @@ def several_with(
     if config.report and accelerator.is_main_process:  # last: the set is finished without it
         say = extensions.callbacks.on_message
         write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
+    accelerator.wait_for_everyone()  # so that each process finds the files
     return result
 
 
@@ -324,16 +329,19 @@ class Runs:
         return bool(self.started or self.kept) and any(each.started for each in self.plan)
 
 
-Execute = Callable[[Runs, StopRequest], list[OneRun]]
-"""Trains the runs of a set that are not finished, and returns all of them, in order."""
+Execute = Callable[[Runs, Callable[[], bool]], list[OneRun]]
+"""Trains the runs of a set that are not finished, and returns all of them, in order.
+
+The function that it gets says whether a signal asked to stop, in any process.
+"""
 
 
-def in_turn(several: Runs, stop: StopRequest) -> list[OneRun]:
+def in_turn(several: Runs, stopping: Callable[[], bool]) -> list[OneRun]:
     """Train the runs one after another in this process, on one backbone."""
     cache, runs, plan = RunCache(), list[OneRun](), several.plan
 
     def on_start() -> None:
-        if stop.made:  # while the model was created
+        if stopping():  # while the model was created
             raise KeyboardInterrupt
         several.start()
 
@@ -361,7 +369,7 @@ def in_turn(several: Runs, stop: StopRequest) -> list[OneRun]:
                 )
                 raise Interrupted(f"run {number} of {len(plan)}, {each.name}: {how}") from None
         runs.append(OneRun(name=each.name, values=each.values, result=found, diverged=diverged))
-        if stop.made and number < len(plan):  # the signal came after that run's last step
+        if number < len(plan) and stopping():  # the signal came after that run's last step
             raise Interrupted(
                 f"interrupted after run {number} of {len(plan)}, {each.name}; finished runs are kept; to "
                 "continue, run the same command with --resume"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from ptuning.training.metrics import Metrics
 from ptuning.training.optimizers import learning_rates, make_optimizer, make_scheduler
 from ptuning.training.plan import Plan
 from ptuning.training.prepare import TrainingData
+from ptuning.training.processes import any_process, draw_for_step, from_main
 from ptuning.training.records import Evaluation
 from ptuning.training.run_cache import RunCache
 from ptuning.training.selection import BestCheckpoints
@@ -49,6 +50,10 @@ class _Part(NamedTuple):
 
     rows: list[int]
     weight: float
+
+
+class _Stopped(Exception):
+    """A signal asked to stop while something was computed before the first step."""
 
 
 class Trainer:
@@ -170,17 +175,18 @@ class Trainer:
         if self.model.stem_layer == 0 or not engine.reuse_stem:
             return
         start = time.perf_counter()
-        # With a cache on disk, the main process fills it while the others wait.
+        # With a cache on disk, one process of each machine fills it while the others wait.
         on_disk = cache_root() is not None and engine.stem_disk > 0
-        interrupted: Interrupted | None = None
-        with self.accelerator.main_process_first() if on_disk else nullcontext():
-            try:
-                splits = self.data.train, self.data.validation
-                self.stems = cache.stems(self.model, splits, self._progress("stem", stop))
-            except Interrupted as request:  # raised below, because the other processes wait for this block
-                interrupted = request
-        if interrupted is not None:
-            raise interrupted
+        finished = False
+        first = self.accelerator.local_main_process_first() if on_disk else nullcontext()
+        with (
+            first,
+            suppress(_Stopped),
+        ):  # an exception would leave the others waiting for the end of ``first``
+            splits = self.data.train, self.data.validation
+            self.stems = cache.stems(self.model, splits, self._progress("stem", stop))
+            finished = True
+        self._interrupt_if_any(not finished)
         if self.stems is None:
             self.callbacks.on_message(
                 "the outputs of the layers below the first prompt need more than engine.stem_memory "
@@ -191,18 +197,25 @@ class Trainer:
 
     def _start(self, stop: StopRequest) -> None:
         """Fit a head that starts fitted. Evaluate if there is something to keep before the first step."""
-        start, rows, warm = time.perf_counter(), some(self.data.train), self.plan.start
-        if starts_fitted(self.model, warm):
-            loss = fit_head(self.model, rows, self._progress("head", stop), self.extensions)
-        elif warm is not None:
-            if warm.new_rows and self.model.prompt_config.train_head:
-                fit_new_rows(self.model, rows, warm.new_rows, self._progress("head", stop))
-            loss = evaluate(self.model, rows, self.stems, extensions=self.extensions)["loss"]
-        else:
+        warm = self.plan.start
+        fitted = starts_fitted(self.model, warm)
+        if not fitted and warm is None:
             return
+        start, rows = time.perf_counter(), some(self.data.train)
+        loss, finished = math.nan, False
+        with suppress(_Stopped):
+            if fitted:
+                loss = fit_head(self.model, rows, self._progress("head", stop), self.extensions)
+            elif warm is not None:
+                if warm.new_rows and self.model.prompt_config.train_head:
+                    fit_new_rows(self.model, rows, warm.new_rows, self._progress("head", stop))
+                loss = evaluate(self.model, rows, self.stems, extensions=self.extensions)["loss"]
+            finished = True
+        self._interrupt_if_any(not finished)
         if self.accelerator.num_processes > 1:  # each process has fitted it, with its own rounding
             head = self.model.head
             head.copy_({name: broadcast(value.detach().clone()) for name, value in head.named().items()})
+        loss = from_main(self.accelerator, loss)
         self.position.train_seconds += time.perf_counter() - start
         if math.isfinite(loss):
             self.position.loss_sum, self.position.loss_rows = loss, 1
@@ -213,7 +226,7 @@ class Trainer:
         def on_rows(done: int, total: int) -> None:
             self.callbacks.on_progress(what, done, total)
             if stop.made:
-                self._interrupt()
+                raise _Stopped
 
         return on_rows
 
@@ -226,7 +239,7 @@ class Trainer:
             for group in self._groups():
                 start = time.perf_counter()
                 with self.draws.drawing():
-                    loss, rows = self._step(group)
+                    loss, rows, stopped = self._step(group, stop)
                 scheduler.step()
                 position.took(loss, rows, batches=len(group), seconds=time.perf_counter() - start)
                 state.loss, state.learning_rates = loss, learning_rates(self._inner)
@@ -234,7 +247,7 @@ class Trainer:
                 self._after_step()
                 if self._should_stop():
                     break
-                if stop.made and position.step < self.steps:
+                if stopped and position.step < self.steps:
                     self._interrupt()
         if not position.history or position.history[-1].step != position.step:  # stopped between evaluations
             self._evaluate()
@@ -258,9 +271,8 @@ class Trainer:
     def _asked(self, flag: str, *, reset: bool = True) -> bool:
         """Whether a callback set the flag; with a user's callbacks, in any of the processes."""
         asked = bool(getattr(self.state, flag))
-        if self.accelerator.num_processes > 1 and self.extensions.callbacks.callbacks:
-            count = torch.tensor(float(asked), device=self.accelerator.device)
-            asked = bool(self.accelerator.reduce(count) > 0)
+        if self.extensions.callbacks.callbacks:
+            asked = any_process(self.accelerator, asked)
         if reset or asked:
             setattr(self.state, flag, asked and not reset)
         return asked
@@ -296,8 +308,14 @@ class Trainer:
             return math.ceil(len(self.data.train.rows) / self.config.batch_size)
         return len(self._batches(epoch))
 
-    def _step(self, group: list[list[int]]) -> tuple[float, int]:
-        """One optimizer step over a group of batches; returns the mean loss and the number of rows."""
+    def _step(self, group: list[list[int]], stop: StopRequest) -> tuple[float, int, bool]:
+        """One optimizer step over a group of batches.
+
+        Returns:
+            The mean loss, the number of rows, and whether any process was asked to stop: all of them stop
+            after the same step.
+        """
+        draw_for_step(self.accelerator, self.config.seed, self.position.step)
         rows = [row for batch in group for row in batch]
         weight = self.row_weights[rows].sum()
         parts = [part for batch in group for part in self._parts(batch)]
@@ -307,13 +325,17 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 total += self._backward(part.rows, float(part.weight / weight))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
+        summed = torch.stack((total, total.new_tensor(float(stop.made))))
+        if self.accelerator.num_processes > 1:
+            summed = self.accelerator.reduce(summed)
+        found = torch.stack((*summed, norm.to(total.device) if norm is not None else total))
+        loss, stops, size = found.tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             self.optimizer.zero_grad()
             raise self._diverged(loss, size)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss, len(rows)
+        return loss, len(rows), stops > 0
 
     def _parts(self, batch: list[int]) -> list[_Part]:
         """The rows of a batch that this process runs, in parts after one another, so that long texts need no
@@ -328,16 +350,13 @@ class Trainer:
         return [_Part(rows or idle, float(self.row_weights[rows].sum())) for rows in own]
 
     def _backward(self, rows: list[int], share: float) -> Tensor:
-        """Add a part's gradient; returns the part's share of the group's mean loss, over all processes."""
+        """Add a part's gradient; returns the part's share of the group's mean loss."""
         world = self.accelerator.num_processes
         inputs = batch_of([self.data.train.rows[i] for i in rows], pad_id(self.model), self.stems)
         inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
         loss = self._loss(inputs) * share
         self.accelerator.backward(loss * world)  # Accelerate averages over processes, and a sum is needed
-        found: Tensor = loss.detach()
-        if world > 1:
-            found = self.accelerator.reduce(found)
-        return found
+        return loss.detach()
 
     def _loss(self, inputs: dict[str, Tensor]) -> Tensor:
         if self.extensions.loss is None:
@@ -350,9 +369,15 @@ class Trainer:
     # ------------------------------------------------------------------- evaluations and checkpoints
 
     def _measure(self) -> Metrics:
-        return evaluate(
-            self.model, self.data.validation, self.stems, rates=self.rates, extensions=self.extensions
+        found = evaluate(
+            self.model,
+            self.data.validation,
+            self.stems,
+            rates=self.rates,
+            extensions=self.extensions,
+            accelerator=self.accelerator,
         )
+        return from_main(self.accelerator, found)
 
     def _evaluate(self) -> None:
         position, select = self.position, self.plan.select
@@ -400,8 +425,14 @@ class Trainer:
                     setting=self.plan.setting,
                 )
 
+    def _interrupt_if_any(self, stopped: bool) -> None:
+        """Interrupt the run if any process has ``stopped``."""
+        if any_process(self.accelerator, stopped):
+            self._interrupt()
+
     def _interrupt(self) -> None:
         self._save()
+        self.accelerator.wait_for_everyone()  # a launcher ends all processes soon after the first has ended
         at = f"step {self.position.step} of {self.steps}"
         if self.folder is None:
             raise Interrupted(f"interrupted at {at}; nothing was saved, because no output folder was given")

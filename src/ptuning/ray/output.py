@@ -1,0 +1,318 @@
+"""The predictions of a data set as Parquet or JSON lines files in a folder, all of them or none.
+
+While work runs, everything is in ``OUT/_temporary``, which readers of Parquet skip. A task writes files with
+names of its own and returns the names, and only the files are published that the tasks which count have
+returned. So a task that is run again after its node was lost leaves no row twice. ``OUT/_SUCCESS`` is written
+last::
+
+    OUT/part-RUN-000000-….parquet            rows with their predictions
+    OUT/_bad_rows/part-RUN-000000-….parquet  rows without, each with the reason in its column ``error``
+    OUT/_SUCCESS                             JSON: counts, files, versions
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import platform
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+from pyarrow import compute, fs, parquet
+
+from ptuning.data.places import counted, first_line
+from ptuning.errors import ConfigError, OutputError, PTuningError
+from ptuning.inference.writing import plain
+from ptuning.ray.cluster import errors_of_workers
+from ptuning.ray.storage import Place, place_of
+from ptuning.visible import json_text
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from ptuning.ray.sink import Sink
+
+OutputFormat = Literal["parquet", "jsonl"]
+SUCCESS, TEMPORARY, BAD_ROWS = "_SUCCESS", "_temporary", "_bad_rows"
+_PREDICTED = ("label", "value", "probabilities", "abstained")
+FILE_BYTES = 64 << 20
+_AT_ONCE = 1024
+"""Rows that are turned into JSON at once."""
+_THREADS = 16
+"""Files that are published at the same time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A file that a task has written.
+
+    Attributes:
+        name: In the folder of the run.
+        bad: Whether it has bad rows.
+        rows: How many.
+        nbytes: Its size.
+        node: The node that wrote it.
+    """
+
+    name: str
+    bad: bool
+    rows: int
+    nbytes: int
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        rows_read: Rows of the data set.
+        rows_written: Rows with a prediction.
+        bad_rows: Rows without.
+        files: The names of the files in the folder, sorted.
+    """
+
+    rows_read: int
+    rows_written: int
+    bad_rows: int
+    files: tuple[str, ...]
+
+
+def write_predictions(
+    dataset: Dataset,
+    output: str,
+    *,
+    form: OutputFormat = "parquet",
+    prefix: str = "",
+    rows: int | None = None,
+    file_bytes: int = FILE_BYTES,
+    about: Mapping[str, Any] | None = None,
+    num_cpus: float = 1,
+    filesystem: fs.FileSystem | None = None,
+) -> Written:
+    """Run the work of a data set of :func:`~ptuning.ray.predict_dataset`, and write its rows.
+
+    Args:
+        dataset: The rows with their predictions.
+        output: The folder to write, as a path or URI. All nodes have to reach it.
+        form: The format of the files.
+        prefix: As it was passed to :func:`~ptuning.ray.predict_dataset`.
+        rows: How many rows the data set has, if that is known.
+        file_bytes: Bytes of rows per file, about, before they are compressed; they are in memory.
+        about: Added to ``_SUCCESS``.
+        num_cpus: Cores per task that writes.
+        filesystem: A file system on which ``output`` is a path.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+        OutputError: it could not be written, rows are missing, or the cluster lost the work. No file is
+            visible in the folder, except that a failure while they are published leaves some, without
+            ``_SUCCESS``.
+    """
+    folder = Folder(place_of(output, "--output", filesystem))
+    folder.check()
+    folder.start()
+    try:
+        sink = _sink(folder, form, prefix, file_bytes)
+        with errors_of_workers():
+            dataset.write_datasink(sink, ray_remote_args={"num_cpus": num_cpus})
+        parts, received = sink.returned
+        read = received if rows is None else rows
+        found = sum(part.rows for part in parts)
+        if not found == received == read:
+            raise OutputError(
+                f"{output}: {counted(found)} would be written of {counted(read)} that were read",
+                remedy="nothing was written; run it again, and report this with Ray's logs",
+            )
+        bad = sum(part.rows for part in parts if part.bad)
+        files = tuple(sorted(f"{BAD_ROWS}/{part.name}" if part.bad else part.name for part in parts))
+        written = Written(rows_read=read, rows_written=found - bad, bad_rows=bad, files=files)
+        versions = {name: version(name) for name in ("ptuning", "torch", "transformers", "ray", "pyarrow")}
+        folder.publish(parts, {**asdict(written), **(about or {}), "versions": versions})
+        return written
+    finally:
+        folder.clear()
+
+
+class Folder:
+    """The folder that is written.
+
+    Args:
+        place: Where it is.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.filesystem, self.path, self.shown = place
+        self.run = uuid.uuid4().hex[:12]
+        self.temporary = f"{self.path}/{TEMPORARY}"
+        self.parts = f"{self.temporary}/{self.run}"
+
+    def check(self) -> None:
+        """Refuse a folder with anything in it, except what an interrupted run has left.
+
+        Raises:
+            ConfigError: it is not empty, or it is a file.
+            OutputError: it cannot be read.
+        """
+        with self._errors("read"):
+            names = self._names()
+        if not names:
+            return
+        if names - self._leftovers(names):
+            done = SUCCESS in names
+            raise ConfigError(
+                "--output",
+                got=f"{self.shown}, which {'has the results of another run' if done else 'is not empty'}",
+                expected="a folder that is empty or does not exist",
+                remedy="choose another folder, or delete this one",
+            )
+
+    def start(self) -> None:
+        """Make the folder of this run, in place of what an interrupted one has left."""
+        with self._errors("written"):
+            for name in sorted(self._leftovers(self._names())):
+                path = f"{self.path}/{name}"
+                if self.filesystem.get_file_info(path).type == fs.FileType.Directory:
+                    self.filesystem.delete_dir(path)
+                else:
+                    self.filesystem.delete_file(path)
+            self.filesystem.create_dir(self.temporary, recursive=True)
+            self._write(f"{self.parts}.json", {"run": self.run, "ptuning": version("ptuning")})
+            self.filesystem.create_dir(self.parts, recursive=True)
+
+    def publish(self, parts: Iterable[Part], success: Mapping[str, Any]) -> None:
+        """Move the files of a run into place, and write ``_SUCCESS``.
+
+        Raises:
+            OutputError: a file is not there, because the node that wrote it does not share the folder; or
+                the file system failed.
+        """
+        parts = list(parts)
+        with self._errors("written"):
+            if self._names() - {TEMPORARY}:
+                raise OutputError(
+                    f"{self.shown}: another run has written there meanwhile", remedy="choose another folder"
+                )
+            there = {
+                info.base_name: info.size
+                for info in self.filesystem.get_file_info(fs.FileSelector(self.parts, allow_not_found=True))
+            }
+            for part in parts:
+                if there.get(part.name) != part.nbytes:
+                    raise OutputError(
+                        f"{self.shown}: {part.name}, which the node {part.node} wrote, is not here",
+                        expected="a folder that all nodes share",
+                        remedy="choose a shared file system, or a URI such as s3://bucket/folder",
+                    )
+            if any(part.bad for part in parts):
+                self.filesystem.create_dir(f"{self.path}/{BAD_ROWS}", recursive=True)
+            with ThreadPoolExecutor(_THREADS) as threads:
+                list(threads.map(self._publish, parts))
+            self._write(f"{self.parts}/{SUCCESS}", success)
+            self.filesystem.move(f"{self.parts}/{SUCCESS}", f"{self.path}/{SUCCESS}")
+
+    def clear(self) -> None:
+        """Delete the folder of this run, and what is empty without it. Errors are ignored."""
+        with suppress(OSError):
+            self.filesystem.delete_dir(self.parts)
+        with suppress(OSError):
+            self.filesystem.delete_file(f"{self.parts}.json")
+        for path in (self.temporary, self.path):
+            with suppress(OSError):
+                if not self.filesystem.get_file_info(fs.FileSelector(path)):
+                    self.filesystem.delete_dir(path)
+
+    def _publish(self, part: Part) -> None:
+        target = f"{BAD_ROWS}/{part.name}" if part.bad else part.name
+        self.filesystem.move(f"{self.parts}/{part.name}", f"{self.path}/{target}")
+
+    def _names(self) -> set[str]:
+        """What is in the folder."""
+        info = self.filesystem.get_file_info(self.path)
+        if info.type == fs.FileType.NotFound:
+            return set()
+        if info.type == fs.FileType.File:
+            raise ConfigError("--output", got=f"the file {self.shown}", expected="a folder")
+        return {each.base_name for each in self.filesystem.get_file_info(fs.FileSelector(self.path))}
+
+    def _leftovers(self, names: Iterable[str]) -> set[str]:
+        """Those of ``names`` that an interrupted run has left."""
+        names = set(names)
+        if TEMPORARY not in names or SUCCESS in names:
+            return set()
+        every = self.filesystem.get_file_info(fs.FileSelector(self.temporary))
+        runs = [info.base_name.removesuffix(".json") for info in every if info.base_name.endswith(".json")]
+        if not runs and every:
+            return set()
+        starts = tuple(f"part-{run}-" for run in runs)
+        return {name for name in names if name in (TEMPORARY, BAD_ROWS) or name.startswith(starts)}
+
+    def _write(self, path: str, content: Mapping[str, Any]) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        with writing_to(self.shown, what):
+            yield
+
+
+@contextmanager
+def writing_to(shown: str, what: str = "written") -> Iterator[None]:
+    """Turn an error of a file system into one that a user can act on.
+
+    Raises:
+        OutputError: instead of it.
+    """
+    try:
+        yield
+    except PTuningError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = error.strerror or first_line(error)
+        raise OutputError(
+            f"{shown} could not be {what} on the node {platform.node()}: {why}",
+            remedy="nothing was published; "
+            + (
+                "free some space, or choose another folder"
+                if full
+                else "check the folder and your access to it"
+            ),
+        ) from error
+
+
+def _sink(folder: Folder, form: OutputFormat, prefix: str, file_bytes: int) -> Sink:
+    from ptuning.ray.sink import Sink
+
+    return Sink(folder.filesystem, folder.parts, folder.run, form, prefix, file_bytes)
+
+
+def split(table: pa.Table, prefix: str) -> tuple[pa.Table, pa.Table]:
+    """The rows with a prediction, and those without, each without the columns that are null there."""
+    error = f"{prefix}error"
+    good = compute.is_null(table.column(error))
+    predicted = [name for each in _PREDICTED if (name := f"{prefix}{each}") in table.column_names]
+    return table.filter(good).drop_columns([error]), table.filter(compute.invert(good)).drop_columns(
+        predicted
+    )
+
+
+def write_table(table: pa.Table, stream: Any, form: OutputFormat) -> None:
+    """Write a table in a format."""
+    if form == "parquet":
+        parquet.write_table(table, stream)
+        return
+    maps = [field.name for field in table.schema if pa.types.is_map(field.type)]
+    for start in range(0, table.num_rows, _AT_ONCE):
+        lines = []
+        for row in table.slice(start, _AT_ONCE).to_pylist():
+            row.update({name: dict(row[name]) for name in maps if row[name] is not None})
+            lines.append(json_text(plain(row)))
+        stream.write("".join(f"{line}\n" for line in lines).encode())

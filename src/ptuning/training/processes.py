@@ -1,0 +1,79 @@
+"""What the processes of a distributed run do together: they agree, and end when one of them has ended.
+
+Every process makes the same decisions at the same step, or else one would wait for the others without end.
+So what may differ between them (a signal, a metric's last bits) is shared before anything depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ptuning.errors import ProcessLost, out_of_memory
+
+T = TypeVar("T")
+
+
+def any_process(accelerator: Accelerator, asked: bool) -> bool:
+    """Whether ``asked`` is true in any process; all of them have to call this."""
+    if accelerator.num_processes == 1:
+        return asked
+    count = torch.tensor(float(asked), device=accelerator.device)
+    return bool(accelerator.reduce(count) > 0)
+
+
+def from_main(accelerator: Accelerator, value: T) -> T:
+    """The main process's ``value``, in all of them; all of them have to call this."""
+    if accelerator.num_processes == 1:
+        return value
+    found = [value]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def draw_for_step(accelerator: Accelerator, seed: int, step: int) -> None:
+    """Seed torch's generators for a step of this process, if there are several.
+
+    So each process draws dropout masks of its own, and a resumed run draws the same ones again although a
+    checkpoint has the generators of the main process only.
+    """
+    if accelerator.num_processes > 1:
+        entropy = np.random.SeedSequence((seed, step, accelerator.process_index))
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+
+
+@contextmanager
+def noticing_lost(accelerator: Accelerator, remedy: Callable[[], str | None]) -> Iterator[None]:
+    """In the ``with`` block, the end of another process is an error with one sentence.
+
+    Args:
+        remedy: What to do about it.
+
+    Raises:
+        ProcessLost: instead of the communication library's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not _is_communication(error):
+            raise
+        raise ProcessLost(
+            f"process {accelerator.process_index} of {accelerator.num_processes} cannot go on: another one "
+            "has ended, or cannot be reached",
+            remedy=remedy(),
+        ) from error
+
+
+def _is_communication(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised it: gloo's errors are bare ones."""
+    if out_of_memory(error):
+        return False
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return type(error) is RuntimeError and any(name in str(error).lower() for name in ("gloo", "nccl"))

@@ -1,0 +1,503 @@
+"""Bulk scoring: what a cluster answers equals what one process answers, every row exactly once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import sentiment
+from mixed import KINDS, shaken
+from ptuning import DeepPrompt, Predictor, PTuningModel, Task
+from ptuning.cli import main
+from ptuning.errors import AdapterError, ConfigError, DataError, OutputError
+from ptuning.model.loading import load_backbone
+from ray_cluster import ray_cluster  # noqa: F401
+
+pytest.importorskip("ray")
+import fsspec.implementations.local
+import pyarrow as pa
+from pyarrow import fs, parquet
+
+from ptuning.ray import write_predictions
+from ptuning.ray.inputs import TextOptions, find_files, tables_of
+from ptuning.ray.output import Folder, Part
+from ptuning.ray.scorer import Scorer
+from ptuning.ray.scoring import planned, scored
+from ptuning.ray.storage import files_of, place_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own options
+
+PAIR = Task(problem_type="single_label_classification", labels=("same", "other"), pair=True)
+TASKS = dict(zip(("two", "five", "several", "number"), KINDS, strict=True)) | {"pair": PAIR}
+LONG = "the parcel is late and " * 40
+
+
+@pytest.fixture(scope="module")
+def models(tiny_folder: Path) -> dict[str, PTuningModel]:
+    """A task of each kind on one backbone."""
+    torch.manual_seed(0)
+    backbone, tokenizer = load_backbone(str(tiny_folder), 2, None, None, None, None)
+    made = {}
+    for name, task in TASKS.items():
+        made[name] = shaken(PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=3), task=task))
+        made[name].tokenizer = tokenizer
+    return made
+
+
+@pytest.fixture(scope="module")
+def adapters(models: dict[str, PTuningModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Their folder."""
+    folder = tmp_path_factory.mktemp("bulk") / "adapters"
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def table(count: int = 40, **columns: Any) -> pa.Table:
+    texts = [row["text"] for row in sentiment(count)]
+    return pa.table({"id": list(range(count)), "text": texts} | columns)
+
+
+def answers(adapter: Any, rows: pa.Table, **options: Any) -> list[dict[str, Any]]:
+    """What an actor answers, in this process."""
+    plan = planned(adapter, rows.column_names, precision="fp32", device="cpu", **options)
+    found: list[dict[str, Any]] = Scorer(plan)(rows).to_pylist()
+    return found
+
+
+def close(got: Any, expected: Any) -> bool:
+    """Whether probabilities or values are equal to 1e-5."""
+    return bool(got == pytest.approx(expected, abs=1e-5))
+
+
+# ------------------------------------------------------------------- an actor's answers
+
+
+@pytest.mark.parametrize("name", ["two", "five", "several", "number"])
+def test_one_task(models: dict[str, PTuningModel], adapters: Path, name: str) -> None:
+    rows = table()
+    expected = Predictor(models[name])(rows["text"].to_pylist())
+    found = answers(adapters / name, rows)
+    for row, one, source in zip(found, expected, rows.to_pylist(), strict=True):
+        wanted = one.to_dict()
+        assert list(row) == ["id", "text", *wanted, "error"]
+        assert row["error"] is None
+        assert {"id": row["id"], "text": row["text"]} == source
+        assert row.get("label") == wanted.get("label")
+        key = "probabilities" if "probabilities" in wanted else "value"
+        assert close(row[key], wanted[key])
+
+
+def test_pairs_abstaining_and_windows(models: dict[str, PTuningModel], adapters: Path) -> None:
+    rows = table(text_b=[LONG if i % 3 else "food" for i in range(40)])
+    options: Any = {"too_long": "windows", "abstain_below": 0.6}
+    texts = list(zip(rows["text"].to_pylist(), rows["text_b"].to_pylist(), strict=True))
+    expected = Predictor(models["pair"], **options)(texts)
+    found = answers(adapters / "pair", rows, **options)
+    assert {row["abstained"] for row in found} == {True, False}
+    for row, one in zip(found, expected, strict=True):
+        assert (row["label"], row["abstained"]) == (one.label, one.abstained)
+        assert close(row["probabilities"], one.to_dict()["probabilities"])
+
+
+def test_mixed_tasks(models: dict[str, PTuningModel], adapters: Path) -> None:
+    names = [list(TASKS)[i % 5] for i in range(40)]
+    rows = table(task=names, text_b=["slow food" if name == "pair" else None for name in names])
+    folders = {name: adapters / name for name in TASKS}
+    for given in (adapters, folders):
+        found = answers(given, rows, task_column="task")
+        for row in found:
+            texts = (row["text"], row["text_b"]) if row["task"] == "pair" else row["text"]
+            wanted = Predictor(models[row["task"]])([texts])[0].to_dict()
+            label = wanted.get("label")
+            assert row["label"] == ("|".join(label) if isinstance(label, list) else label)
+            if row["task"] == "number":
+                assert close(row["value"], wanted["value"])
+            else:
+                assert row["value"] is None
+                assert close(dict(row["probabilities"]), wanted["probabilities"])
+
+
+def test_bad_rows_have_their_reason(adapters: Path) -> None:
+    texts = ["good", "", None, LONG, "bad"]
+    rows = pa.table({"id": list(range(5)), "text": texts})
+    found = answers(adapters / "two", rows, too_long="error")
+    assert [row["label"] is None for row in found] == [False, True, True, True, False]
+    reasons = [row["error"] for row in found]
+    assert reasons[0] is reasons[4] is None
+    assert all(word in reason for word, reason in zip(("''", "null", "tokens"), reasons[1:4], strict=True))
+    assert not any("block" in reason for reason in reasons[1:4])
+    mixed = pa.table({"text": ["good", "good", "bad"], "task": ["two", "nothing", None]})
+    found = answers(adapters, mixed, task_column="task")
+    assert [bool(row["error"]) for row in found] == [False, True, True]
+    assert "'nothing'" in found[1]["error"]
+    with pytest.raises(DataError, match=r"the row .*'text': ''.*bad_rows skip"):
+        answers(adapters / "two", rows, bad_rows="error")
+
+
+def test_only_bad_rows(adapters: Path) -> None:
+    rows = pa.table({"text": ["", None], "task": ["two", "two"]})
+    for options in ({}, {"task_column": "task"}):
+        found = answers(adapters if options else adapters / "two", rows, **options)
+        assert all(row["error"] for row in found)
+
+
+def test_mistakes_need_no_cluster(adapters: Path, tmp_path: Path) -> None:
+    def refused(kind: type[Exception], said: str, adapter: Any, names: list[str], **options: Any) -> None:
+        with pytest.raises(kind, match=said):
+            planned(adapter, names, **options)
+
+    two = adapters / "two"
+    refused(ConfigError, "already has a column named 'label'.*prefix", two, ["text", "label"])
+    planned(two, ["text", "label"], prefix="predicted_")
+    planned(two, ["text", "label"], keep=["text"])
+    refused(DataError, "no column 'words'", two, ["text"], text="words")
+    refused(DataError, "no column 'id' to keep", two, ["text"], keep=["id"])
+    refused(DataError, "two texts", adapters / "pair", ["text"])
+    refused(DataError, "one text", two, ["text", "text_b"])
+    refused(DataError, "for task_column", adapters, ["text"], task_column="task")
+    refused(ConfigError, "abstain_below", adapters / "number", ["text"], abstain_below=0.5)
+    refused(ConfigError, "too_long", two, ["text"], too_long="cut")
+    refused(ConfigError, "task_column", {"two": two}, ["text"])
+    refused(AdapterError, "nothing", tmp_path / "nothing", ["text"])
+
+
+def test_a_node_without_the_backbone_or_with_another_adapter(
+    adapters: Path, models: dict[str, PTuningModel], tmp_path: Path
+) -> None:
+    rows = table(3)
+    with pytest.raises(Exception, match=r"on the node .*nowhere"):
+        answers(adapters / "two", rows, backbone=str(tmp_path / "nowhere"))
+    models["two"].save_pretrained(tmp_path / "two")
+    plan = planned(tmp_path / "two", rows.column_names)
+    models["five"].save_pretrained(tmp_path / "two")
+    with pytest.raises(AdapterError, match=r"on the node .*as in the process that started"):
+        Scorer(plan)(rows)
+
+
+# ----------------------------------------------------------------------------- the files
+
+
+def read(source: str, form: Any = None, options: TextOptions | None = None) -> list[dict[str, Any]]:
+    files = find_files(source, form, options)
+    found = []
+    for path in files.paths:
+        with open(path, "rb") as stream:
+            opened = pa.PythonFile(stream)
+            found += [row for part in tables_of(files.layout, opened, path) for row in part.to_pylist()]
+    return found
+
+
+def test_cells_of_a_csv_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,text,when\n007,"two\nlines",2024-01-01\n8,NA,\n')
+    assert read(str(tmp_path / "a.csv")) == [
+        {"id": "007", "text": "two\nlines", "when": "2024-01-01"},
+        {"id": "8", "text": "NA", "when": ""},
+    ]
+    (tmp_path / "b.tsv").write_text('1\t"quoted\n')
+    options = TextOptions(header="none", quoting="none")
+    assert read(str(tmp_path / "b.tsv"), None, options) == [{"1": "1", "2": '"quoted'}]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good", "when": "2024-01-01T00:00:00Z"}\n{"text": null}\n')
+    assert read(str(tmp_path / "a.jsonl")) == [
+        {"text": "good", "when": "2024-01-01T00:00:00Z"},
+        {"text": None, "when": None},
+    ]
+
+
+def test_patterns_and_uris(tmp_path: Path) -> None:
+    for name in ("a/1.parquet", "a/2.parquet", "b/c/3.parquet", "b/_hidden/4.parquet", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def names(pattern: str, filesystem: Any = None) -> list[str]:
+        return [Path(found.path).stem for found in files_of(pattern, "--input", filesystem)[1]]
+
+    assert names(f"{tmp_path}/a/*.parquet") == names(f"file://{tmp_path}/a/*.parquet") == ["1", "2"]
+    assert names(f"{tmp_path}/**/*.parquet") == ["1", "2", "3"]
+    assert names(f"{tmp_path}/*/[2-9].parquet") == ["2"]
+    below = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    assert names("a/?.parquet", below) == names("a", below) == ["1", "2"]
+    for bad in (f"{tmp_path}/*.csv", f"{tmp_path}/nothing"):
+        with pytest.raises(DataError, match=r"there (are no files|is no)"):
+            names(bad)
+    with pytest.raises(ConfigError, match="a URI that pyarrow can open"):
+        names("nonsense://bucket/a")
+    with pytest.raises(ConfigError, match="files of one format"):
+        find_files(f"{tmp_path}/b")
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    for number in range(3):
+        parquet.write_table(table(4), tmp_path / f"{number}.parquet")
+    (tmp_path / "1.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises(DataError, match=r"1\.parquet cannot be read"):
+        find_files(f"{tmp_path}/*.parquet")
+    parquet.write_table(pa.table({"words": ["a"]}), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match=r"1\.parquet, the columns"):
+        find_files(f"{tmp_path}/*.parquet")
+    (tmp_path / "a.csv").write_text("id,text\n1,a,b\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\nnothing\n')
+    for name in ("a.csv", "a.jsonl"):
+        with pytest.raises(DataError, match=f"{name} cannot be read"):
+            read(str(tmp_path / name))
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    place = place_of(str(out), "--output")
+    Folder(place).check()
+    out.mkdir()
+    Folder(place).check()
+    interrupted = Folder(place)
+    interrupted.start()
+    (out / f"part-{interrupted.run}-000000-0.parquet").write_bytes(b"")  # killed while publishing
+    (out / "_bad_rows").mkdir()
+    again = Folder(place)
+    again.check()
+    again.start()
+    assert sorted(os.listdir(out)) == ["_temporary"]
+    again.clear()
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="not empty"):
+        Folder(place).check()
+    interrupted = Folder(place)
+    interrupted.start()
+    with pytest.raises(ConfigError, match="not empty"):
+        Folder(place).check()
+    (out / "_SUCCESS").touch()
+    with pytest.raises(ConfigError, match="results of another run"):
+        Folder(place).check()
+    with pytest.raises(ConfigError, match="expected a folder"):
+        Folder(place_of(str(out / "notes.txt"), "--output")).check()
+
+
+def test_nodes_that_do_not_share_the_folder(tmp_path: Path) -> None:
+    folder = Folder(place_of(str(tmp_path / "out"), "--output"))
+    folder.start()
+    part = Part(name=f"part-{folder.run}-0.parquet", bad=False, rows=1, nbytes=4, node="far")
+    with pytest.raises(OutputError, match="the node far wrote, is not here"):
+        folder.publish([part], {})
+    Path(folder.parts, part.name).write_bytes(b"cut")
+    with pytest.raises(OutputError, match="the node far wrote, is not here"):
+        folder.publish([part], {})
+    assert os.listdir(tmp_path / "out") == ["_temporary"]
+
+
+class Full(fsspec.implementations.local.LocalFileSystem):  # type: ignore[misc]
+    """A disk without room for data."""
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "w" in mode and path.endswith((".parquet", ".jsonl")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super()._open(path, mode, **options)
+
+
+# ----------------------------------------------------------------------------------------------- on a cluster
+
+
+def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait until something is true, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def results(out: Path) -> list[dict[str, Any]]:
+    return sorted(parquet.read_table(out).to_pylist(), key=lambda row: row["id"])
+
+
+def test_the_command(
+    ray_cluster: Any,  # noqa: F811
+    models: dict[str, PTuningModel],
+    adapters: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [list(TASKS)[i % 4] for i in range(60)]
+    rows = table(60, task=names, text=[" " if i == 7 else f"good {'film ' * (i % 5)}" for i in range(60)])
+    for part in range(3):
+        parquet.write_table(rows.slice(part * 20, 20), tmp_path / f"{part}.parquet")
+    out, argv = tmp_path / "out", ["predict", "--adapters", str(adapters), "--device", "cpu"]
+    argv += ["--precision", "fp32", "--input", f"{tmp_path}/*.parquet", "--output", f"file://{out}"]
+    argv += ["--ray", "auto", "--ray_cpus", "0.5", "--ray_workers", "1"]
+    assert main([*argv, "--bad_rows", "skip"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[0].startswith("note: 1 of 60 rows cannot be used")
+    assert len(printed.err.splitlines()) == 2
+    found = results(out)
+    assert [row["id"] for row in found] == [i for i in range(60) if i != 7]
+    for row in found:
+        (wanted,) = Predictor(models[row["task"]])([row["text"]])
+        if row["task"] == "number":
+            assert close(row["value"], wanted.label)
+        else:
+            label = wanted.label
+            assert row["label"] == ("|".join(map(str, label)) if isinstance(label, tuple) else label)
+            assert close(dict(row["probabilities"]), wanted.to_dict()["probabilities"])
+    (bad,) = parquet.read_table(out / "_bad_rows").to_pylist()
+    assert (bad["id"], bad["text"], bad["task"]) == (7, " ", names[7])
+    assert "at least one character" in bad["error"]
+    success = json.loads((out / "_SUCCESS").read_text())
+    assert (success["rows_read"], success["rows_written"], success["bad_rows"]) == (60, 59, 1)
+    assert set(success["adapters"]) == set(TASKS)
+    assert all((out / name).is_file() for name in success["files"])
+    assert sorted(os.listdir(out)) == sorted(["_SUCCESS", "_bad_rows", *success["files"][1:]])
+    # again: the folder is taken; another one: bad rows are errors unless they are left out
+    assert main(argv) == 2
+    assert "has the results of another run" in capsys.readouterr().err
+    argv[argv.index(f"file://{out}")] = str(tmp_path / "other")
+    assert main(argv) == 2
+    assert "leave such rows out with --data.bad_rows skip" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+class Gate:
+    """Rows with an id from ``first`` on wait until a file exists."""
+
+    def __init__(self, file: Path, first: int) -> None:
+        self.file, self.first = file, first
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        if rows.num_rows and rows["id"][0].as_py() >= self.first:
+            until(self.file.exists)
+        return rows
+
+
+def parts_of(out: Path) -> list[Path]:
+    """The files that were written and are not published yet."""
+    return list((out / "_temporary").glob("*/part-*"))
+
+
+def test_nodes_and_actors_that_are_killed(
+    ray_cluster: Any,  # noqa: F811
+    models: dict[str, PTuningModel],
+    adapters: Path,
+    tmp_path: Path,
+) -> None:
+    """After half of the blocks an actor is killed, then a node with what it has computed."""
+    import ray
+    from ray._private.state import actors
+
+    rows, victim = table(200), ray_cluster.add_node(num_cpus=1, resources={"victim": 1})
+    for part in range(20):
+        parquet.write_table(rows.slice(part * 10, 10), tmp_path / f"{part:02}.parquet")
+    files = find_files(f"{tmp_path}/*.parquet")
+    source = files.dataset(num_cpus=0).map_batches(
+        Gate(tmp_path / "go", 100), batch_format="pyarrow", num_cpus=0
+    )
+    plan = planned(adapters / "five", files.layout.names, precision="fp32", device="cpu")
+    predictions = scored(plan, source, concurrency=3, num_cpus=1)
+    out, found = tmp_path / "out", []
+    work = threading.Thread(
+        target=lambda: found.append(
+            write_predictions(predictions, str(out), rows=files.rows, file_bytes=1, num_cpus=0)
+        )
+    )
+    work.start()
+
+    def alive() -> dict[str, int]:
+        """The processes of the actors, by their nodes."""
+        every = [each for each in actors().values() if each["State"] == "ALIVE"]
+        return {
+            each["Address"]["NodeID"]: each["Pid"] for each in every if "Scorer" in each["ActorClassName"]
+        }
+
+    try:
+        until(lambda: len(alive()) == 3 and len(parts_of(out)) >= 5)
+        assert not list(out.glob("part-*"))
+        pids = alive()
+        (kept, *_) = set(pids) - {victim.node_id}
+        os.kill(pids[kept], signal.SIGKILL)
+        ray_cluster.remove_node(victim, allow_graceful=False)
+        until(lambda: victim.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]})
+    finally:
+        (tmp_path / "go").touch()
+        work.join(200)
+    (written,) = found
+    assert (written.rows_read, written.rows_written, written.bad_rows) == (200, 200, 0)
+    assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])
+    expected = Predictor(models["five"])(rows["text"].to_pylist())
+    got = results(out)
+    assert [row["id"] for row in got] == list(range(200))
+    for row, one in zip(got, expected, strict=True):
+        assert row["label"] == one.label
+        assert close(row["probabilities"], one.to_dict()["probabilities"])
+
+
+DRIVER = """
+import sys, ray
+from pathlib import Path
+import pyarrow as pa
+from ptuning.ray import write_predictions
+from test_ray_scoring import Gate, unscored
+ray.init("auto", log_to_driver=False)
+write_predictions(unscored(Gate(Path(sys.argv[1]), 20)), sys.argv[2], file_bytes=1, num_cpus=0)
+"""
+
+
+def unscored(gate: Gate | None = None) -> Any:
+    """Forty rows as an actor leaves them, in four blocks."""
+    import ray.data
+
+    rows = pa.table({"id": list(range(40)), "label": ["a"] * 40, "error": pa.array([None] * 40, pa.string())})
+    found = ray.data.from_arrow([rows.slice(start, 10) for start in range(0, 40, 10)])
+    return found if gate is None else found.map_batches(gate, batch_format="pyarrow", num_cpus=0)
+
+
+def test_the_driver_is_killed(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811
+    out, go = tmp_path / "out", tmp_path / "go"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(go), str(out)])
+    try:
+        until(lambda: len(parts_of(out)) >= 2)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert os.listdir(out) == ["_temporary"]
+    written = write_predictions(unscored(), str(out), form="jsonl", num_cpus=0)
+    go.touch()
+    assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])
+    lines = [json.loads(line) for name in written.files for line in (out / name).read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == list(range(40))
+    assert lines[0] == {"id": lines[0]["id"], "label": "a"}
+
+
+def test_work_that_fails_leaves_nothing(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811
+    full = fs.PyFileSystem(fs.FSSpecHandler(Full()))
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match=r"on the node .*No space left.*free some space"):
+        write_predictions(unscored(), str(out), filesystem=full, num_cpus=0)
+    with pytest.raises(OutputError, match="40 rows would be written of 41 rows that were read"):
+        write_predictions(unscored(), str(out), rows=41, num_cpus=0)
+    for part in range(3):
+        parquet.write_table(table(4), tmp_path / f"{part}.parquet")
+    files = find_files(f"{tmp_path}/*.parquet")
+    content = (tmp_path / "1.parquet").read_bytes()
+    (tmp_path / "1.parquet").write_bytes(
+        content[:4] + bytes(200) + content[204:]
+    )  # after its footer was read
+    with pytest.raises(DataError, match=r"1\.parquet cannot be read"):
+        write_predictions(files.dataset(num_cpus=0), str(out), num_cpus=0)
+    assert not out.exists()
