@@ -90,9 +90,15 @@ class RunCache:
             self._gathered[key] = read_all(config.data, start=start, head=config.init_head)
         return self._gathered[key]
 
-    def keep(self, config: TrainConfig, rows: Gathered) -> None:
-        """Take rows that are in memory in place of those that ``config`` names."""
+    def keep(self, config: TrainConfig, rows: Gathered, source: Source | None = None) -> None:
+        """Take rows that are in memory in place of those that ``config`` names.
+
+        Args:
+            source: The adapter that ``config`` starts from, if it is in memory, too.
+        """
         self._gathered[_data_key(config)] = rows
+        if source is not None:
+            self._sources[source.name] = source
 
     def say_notes(self, config: TrainConfig, say: Callable[[str], None]) -> None:
         """Report the notes about the data files once; called after all checks, so errors come alone."""
