@@ -162,7 +162,7 @@ def _tokens_key(model: PTuningModel, too_long: TooLong | None) -> Hashable:
 def new_accelerator(*, cpu: bool = False) -> Accelerator:
     """A new ``Accelerator``; created by one thread at a time.
 
-    Without ``cpu``, Accelerate would take each of several processes on a machine without a GPU for the only one.
+    Without ``cpu``, Accelerate takes each of several processes on a machine without a GPU for the only one.
     """
     several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     with ACCELERATE:
