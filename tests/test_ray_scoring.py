@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +20,18 @@ from ptuning import DeepPrompt, Predictor, PTuningModel, Task
 from ptuning.cli import main
 from ptuning.errors import AdapterError, ConfigError, DataError, OutputError
 from ptuning.model.loading import load_backbone
+from ray_bulk import Full, Gate, unscored, until
 from ray_cluster import ray_cluster  # noqa: F401
 
 pytest.importorskip("ray")
-import fsspec.implementations.local
 import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ptuning.ray import write_predictions
-from ptuning.ray.inputs import TextOptions, find_files, tables_of
-from ptuning.ray.output import Folder, Part
+from ptuning.ray.inputs import find_files
+from ptuning.ray.layout import TextOptions, tables_of
+from ptuning.ray.output import Folder
+from ptuning.ray.parts import Part
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
 from ptuning.ray.storage import files_of, place_of
@@ -303,25 +302,7 @@ def test_nodes_that_do_not_share_the_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["_temporary"]
 
 
-class Full(fsspec.implementations.local.LocalFileSystem):  # type: ignore[misc]
-    """A disk without room for data."""
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        if "w" in mode and path.endswith((".parquet", ".jsonl")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super()._open(path, mode, **options)
-
-
 # ----------------------------------------------------------------------------------------------- on a cluster
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """Wait until something is true, and return it."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def results(out: Path) -> list[dict[str, Any]]:
@@ -372,18 +353,6 @@ def test_the_command(
     assert main(argv) == 2
     assert "leave such rows out with --data.bad_rows skip" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
-
-
-class Gate:
-    """Rows with an id from ``first`` on wait until a file exists."""
-
-    def __init__(self, file: Path, first: int) -> None:
-        self.file, self.first = file, first
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        if rows.num_rows and rows["id"][0].as_py() >= self.first:
-            until(self.file.exists)
-        return rows
 
 
 def parts_of(out: Path) -> list[Path]:
@@ -452,19 +421,10 @@ import sys, ray
 from pathlib import Path
 import pyarrow as pa
 from ptuning.ray import write_predictions
-from test_ray_scoring import Gate, unscored
+from ray_bulk import Gate, unscored
 ray.init("auto", log_to_driver=False)
 write_predictions(unscored(Gate(Path(sys.argv[1]), 20)), sys.argv[2], file_bytes=1, num_cpus=0)
 """
-
-
-def unscored(gate: Gate | None = None) -> Any:
-    """Forty rows as an actor leaves them, in four blocks."""
-    import ray.data
-
-    rows = pa.table({"id": list(range(40)), "label": ["a"] * 40, "error": pa.array([None] * 40, pa.string())})
-    found = ray.data.from_arrow([rows.slice(start, 10) for start in range(0, 40, 10)])
-    return found if gate is None else found.map_batches(gate, batch_format="pyarrow", num_cpus=0)
 
 
 def test_the_driver_is_killed(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811

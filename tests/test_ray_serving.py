@@ -283,7 +283,6 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (("--ray", "auto", "--replicas", "x"), "MIN-MAX"),
         (("--ray", "auto", "--port", 0), "--port: got 0"),
         (("--ray", "auto", "--host", "0.0.0.0"), "no --keys"),
-        (("--ray", "nowhere"), "HOST:PORT"),
         (("--ray", "auto", "--ray_cpus", "-1"), "ray_cpus"),
     ],
 )

@@ -90,7 +90,8 @@ def predict_on_ray(given: Any) -> None:
     from ptuning.ray.cluster import connected, require_ray
 
     require_ray()
-    from ptuning.ray.inputs import TextOptions, find_files
+    from ptuning.ray.inputs import find_files
+    from ptuning.ray.layout import TextOptions
     from ptuning.ray.output import Folder, write_predictions
     from ptuning.ray.scoring import planned, scored
     from ptuning.ray.storage import place_of
@@ -161,7 +162,8 @@ def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in every if node["Alive"]]
     gpus = given.ray_gpus
     if gpus is None:
         gpus = float(given.device != "cpu" and any(node.get("GPU", 0) for node in nodes))

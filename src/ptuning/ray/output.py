@@ -12,59 +12,32 @@ last::
 
 from __future__ import annotations
 
-import errno
 import json
-import platform
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from pyarrow import compute, fs, parquet
+from pyarrow import fs
 
-from ptuning.data.places import counted, first_line
-from ptuning.errors import ConfigError, OutputError, PTuningError
-from ptuning.inference.writing import plain
+from ptuning.data.places import counted
+from ptuning.errors import ConfigError, OutputError
 from ptuning.ray.cluster import errors_of_workers
+from ptuning.ray.parts import OutputFormat, Part, writing_to
 from ptuning.ray.storage import Place, place_of
-from ptuning.visible import json_text
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
     from ptuning.ray.sink import Sink
 
-OutputFormat = Literal["parquet", "jsonl"]
 SUCCESS, TEMPORARY, BAD_ROWS = "_SUCCESS", "_temporary", "_bad_rows"
-_PREDICTED = ("label", "value", "probabilities", "abstained")
 FILE_BYTES = 64 << 20
-_AT_ONCE = 1024
-"""Rows that are turned into JSON at once."""
 _THREADS = 16
 """Files that are published at the same time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A file that a task has written.
-
-    Attributes:
-        name: In the folder of the run.
-        bad: Whether it has bad rows.
-        rows: How many.
-        nbytes: Its size.
-        node: The node that wrote it.
-    """
-
-    name: str
-    bad: bool
-    rows: int
-    nbytes: int
-    node: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,56 +236,7 @@ class Folder:
             yield
 
 
-@contextmanager
-def writing_to(shown: str, what: str = "written") -> Iterator[None]:
-    """Turn an error of a file system into one that a user can act on.
-
-    Raises:
-        OutputError: instead of it.
-    """
-    try:
-        yield
-    except PTuningError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = error.strerror or first_line(error)
-        raise OutputError(
-            f"{shown} could not be {what} on the node {platform.node()}: {why}",
-            remedy="nothing was published; "
-            + (
-                "free some space, or choose another folder"
-                if full
-                else "check the folder and your access to it"
-            ),
-        ) from error
-
-
 def _sink(folder: Folder, form: OutputFormat, prefix: str, file_bytes: int) -> Sink:
     from ptuning.ray.sink import Sink
 
     return Sink(folder.filesystem, folder.parts, folder.run, form, prefix, file_bytes)
-
-
-def split(table: pa.Table, prefix: str) -> tuple[pa.Table, pa.Table]:
-    """The rows with a prediction, and those without, each without the columns that are null there."""
-    error = f"{prefix}error"
-    good = compute.is_null(table.column(error))
-    predicted = [name for each in _PREDICTED if (name := f"{prefix}{each}") in table.column_names]
-    return table.filter(good).drop_columns([error]), table.filter(compute.invert(good)).drop_columns(
-        predicted
-    )
-
-
-def write_table(table: pa.Table, stream: Any, form: OutputFormat) -> None:
-    """Write a table in a format."""
-    if form == "parquet":
-        parquet.write_table(table, stream)
-        return
-    maps = [field.name for field in table.schema if pa.types.is_map(field.type)]
-    for start in range(0, table.num_rows, _AT_ONCE):
-        lines = []
-        for row in table.slice(start, _AT_ONCE).to_pylist():
-            row.update({name: dict(row[name]) for name in maps if row[name] is not None})
-            lines.append(json_text(plain(row)))
-        stream.write("".join(f"{line}\n" for line in lines).encode())
