@@ -302,6 +302,23 @@ def test_nodes_that_do_not_share_the_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["_temporary"]
 
 
+def test_a_failure_while_files_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(place_of(str(tmp_path / "out"), "--output"))
+    folder.start()
+    parts = [Part(name=f"part-{i}", bad=bool(i), rows=1, nbytes=1, node="a") for i in range(2)]
+    for part in parts:
+        Path(folder.parts, part.name).write_bytes(b"1")
+
+    def refuse(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "_write", refuse)  # of _SUCCESS
+    with pytest.raises(OutputError, match="No space left"):
+        folder.publish(parts, {})
+    folder.clear()
+    assert not (tmp_path / "out").exists()
+
+
 # ----------------------------------------------------------------------------------------------- on a cluster
 
 
