@@ -395,7 +395,7 @@ def test_nodes_and_actors_that_are_killed(
         Gate(tmp_path / "go", 100), batch_format="pyarrow", num_cpus=0
     )
     plan = planned(adapters / "five", files.layout.names, precision="fp32", device="cpu")
-    predictions = scored(plan, source, concurrency=3, num_cpus=1)
+    predictions = scored(plan, source, concurrency=3, num_cpus=1, batch_size=10)
     out, found = tmp_path / "out", []
     work = threading.Thread(
         target=lambda: found.append(
@@ -421,7 +421,7 @@ def test_nodes_and_actors_that_are_killed(
         until(lambda: victim.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]})
     finally:
         (tmp_path / "go").touch()
-        work.join(200)
+        work.join(300)
     (written,) = found
     assert (written.rows_read, written.rows_written, written.bad_rows) == (200, 200, 0)
     assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])

@@ -86,7 +86,6 @@ def connected(address: str) -> Iterator[None]:
     """
     require_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library does not decide to send statistics
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines on the command's standard error
     import ray
 
     if ray.is_initialized():
