@@ -14,9 +14,9 @@ demo: $(READY)  ## train, compare and use a classifier on the data that ptuning 
 test: $(READY)  ## the tests, as many at once as there are cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-# Types take a minute of one core, next to the tests. What each prints comes as a block, the tests' last.
+# Types take a minute of one core, next to the tests, which end last.
 check: $(READY)  ## what CI runs: lint, types, tests, at the same time
-	$(MAKE) --no-print-directory --jobs 3 --output-sync=target lint types test
+	$(MAKE) --no-print-directory --jobs 3 lint types test
 
 lint: $(READY)
 	$(BIN)/ruff check .

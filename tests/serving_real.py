@@ -79,14 +79,19 @@ class Served:
 
 @contextmanager
 def serve(
-    programs: Programs, place: Path, *arguments: object, env: dict[str, str] | None = None
+    programs: Programs,
+    place: Path,
+    *arguments: object,
+    port: int = 0,
+    seconds: float = 120,
+    env: dict[str, str] | None = None,
 ) -> Iterator[Served]:
     log = place / f"log-{time.monotonic_ns()}"
-    argv = ["-m", "ptuning", "serve", *map(str, arguments), "--port", "0", "--precision", "fp32"]
+    argv = ["-m", "ptuning", "serve", *map(str, arguments), "--port", str(port), "--precision", "fp32"]
     with log.open("wb") as stream:
         program = programs.start(argv, stdout=stream, stderr=stream, env=env)
     try:
-        ends = time.monotonic() + 120
+        ends = time.monotonic() + seconds
         while "ptuning: serving" not in log.read_text():
             assert program.poll() is None, log.read_text()
             assert time.monotonic() < ends, log.read_text()

@@ -18,7 +18,7 @@ from page_fake import CARD, HOSTILE, PART, FakeService, Parsed, text_of
 from ptuning.serving.app import make_app
 from ptuning.serving.keys import RECHECK_SECONDS, Keys, digest, make_key
 from ptuning.serving.page.cards import card_html
-from ptuning.serving.page.sessions import COOKIE, Sessions
+from ptuning.serving.page.sessions import COOKIE, Sessions, SignedSessions
 from ptuning.serving.rows import Refusal
 
 
@@ -255,7 +255,7 @@ def request(cookie: str = "") -> Request:
     return Request({"type": "http", "method": "GET", "path": "/", "headers": headers, "server": ("h", 80)})
 
 
-def started(sessions: Sessions, key: str) -> str:
+def started(sessions: Sessions | SignedSessions, key: str) -> str:
     response = Response()
     sessions.start(key, request(), response)
     return response.headers["set-cookie"].partition(";")[0].partition("=")[2]
@@ -323,6 +323,37 @@ def test_sessions_end_after_their_time_and_are_bounded(tmp_path: Path) -> None:
     with pytest.raises(Refusal):
         sessions.caller(request(second))
     assert sessions.caller(request(third)).name == sessions.caller(request(fourth)).name == "a"
+
+
+def test_several_servers_know_each_others_sessions(tmp_path: Path) -> None:
+    now = [1_790_000_000.0]
+    file = tmp_path / "keys.toml"
+    key, _ = (make_key(file, name) for name in ("a.b", "c"))
+
+    def server(secret: bytes = b"s" * 32) -> SignedSessions:
+        return SignedSessions(Keys(file=file), secret, clock=lambda: now[0])
+
+    cookie = started(server(), key)
+    assert server().caller(request(cookie)).name == "a.b"
+    assert digest(key) not in cookie
+    name, end, signature = cookie.rsplit(".", 2)
+    longer = f"{name}.{int(end) + 1}.{signature}"
+    for forged in (longer, f"c.{end}.{signature}", f"{name}.{end}.", f"{name}.x.{signature}", "..", "é"):
+        with pytest.raises(Refusal):
+            server().caller(request(forged))
+    with pytest.raises(Refusal):
+        server(b"t" * 32).caller(request(cookie))
+    with pytest.raises(Refusal):
+        started(server(), "ptk_not_a_key")
+    file.unlink()
+    make_key(file, "a.b")  # the key was withdrawn, and another one has its name
+    with pytest.raises(Refusal):
+        server().caller(request(cookie))
+    fresh = make_key(file, "d")
+    cookie = started(server(), fresh)
+    now[0] += 12 * 3600 + 1
+    with pytest.raises(Refusal):
+        server().caller(request(cookie))
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,18 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
-from ptuning.cli.shared import add_device, add_packed_memory, add_pickle, bytes_of, pack
-from ptuning.errors import AdapterError, ConfigError
+from ptuning.cli.shared import add_device, add_packed_memory, add_pickle, add_ray, bytes_of
+from ptuning.errors import ConfigError
 from ptuning.paths import local_path
 
 if TYPE_CHECKING:
-    from ptuning.serving.keys import Keys
-    from ptuning.serving.service import Service
+    from ptuning.serving.launching import ServerOptions
 
 ADMIN_KEY = "PTUNING_ADMIN_KEY"
 """The environment variable with the admin key."""
@@ -100,11 +100,34 @@ def parser() -> Parser:
         "unless the request says it (default: truncate)",
     )
 
+    cluster = made.add_argument_group("cluster options")
+    add_ray(cluster)
+    cluster.add_argument(
+        "--replicas",
+        metavar="NUMBER",
+        help="servers on the cluster; MIN-MAX for as many as requests need (default: 1)",
+    )
+    for name, kind, text in _SCALE:
+        cluster.add_argument(f"--{name}", type=kind, help=text)
+
     logs = made.add_argument_group("log options")
     logs.add_argument("--no_request_log", action="store_true", help="do not log every request")
     logs.add_argument("--log_texts", action="store_true", help="log the texts of requests, too")
     return made
 
+
+_SCALE: tuple[tuple[str, type, str], ...] = (
+    ("ray_cpus", float, "CPU cores per replica (default: 1)"),
+    ("ray_gpus", float, "GPUs per replica (default: 0)"),
+    (
+        "tasks_per_replica",
+        int,
+        "tasks that a replica holds; beyond it, it lets go of those that were named least recently (default: "
+        "1000)",
+    ),
+    ("target_requests", int, "with --replicas MIN-MAX, requests per replica (default: 64)"),
+)
+"""Name, type and meaning of the options for a cluster."""
 
 _LIMITS: tuple[tuple[str, type, Any, str], ...] = (
     ("batch_tokens", int, 4096, "maximum tokens per batch, padding and virtual tokens included"),
@@ -129,54 +152,30 @@ def main(argv: Sequence[str]) -> None:
     for name in ("key_tasks", "key_admin"):
         if getattr(given, name):
             raise ConfigError(f"--{name} is for a new key", remedy="add --make_key NAME")
+    if given.ray is None and (unused := _scale(given)):
+        raise ConfigError(f"--{next(iter(unused))} is for a cluster", remedy="add --ray ADDRESS")
     if not given.adapters and given.folder is None:
         raise ConfigError(
             "adapters", got="none", expected="at least one", remedy="name them, or a folder with --folder"
         )
     _import_server()
-    from ptuning.serving.app import make_app
-    from ptuning.serving.limits import HttpSettings
-    from ptuning.serving.logs import log_to_stderr
-    from ptuning.serving.protocols.exchange import About
-    from ptuning.serving.server import Server, listen
-    from ptuning.serving.settings import Settings
-    from ptuning.serving.tracing import tracing_from_environment
+    options = _options(given)
+    if given.ray is None:
+        _serve(options, given)
+    else:
+        _serve_on_ray(options, given)
 
-    keys = _keys(given)
-    settings = Settings(
-        batch_tokens=given.batch_tokens,
-        batch_rows=given.batch_rows,
-        max_rows=given.max_rows,
-        max_windows=given.max_windows,
-        max_body_bytes=given.max_body_bytes,
-        queue_seconds=given.max_queue_seconds,
-        timeout=given.timeout,
-        drain_seconds=given.drain_seconds,
-    )
-    http = HttpSettings(
-        truncate=given.too_long == "truncate",
-        max_upload_bytes=given.max_upload_bytes,
-        max_connections=given.max_connections,
-        drain_delay=given.drain_delay,
-        log_texts=given.log_texts,
-    )
-    tracing = tracing_from_environment()
+
+def _serve(options: ServerOptions, given: Any) -> None:
+    from ptuning.serving.launching import open_app
+    from ptuning.serving.logs import log_to_stderr
+    from ptuning.serving.server import Server, listen
+
     listening = listen(given.host, given.port)
     with listening:
-        folder = None if given.folder is None else _folder(given.folder)
         logging.getLogger("ptuning").addHandler(logging.NullHandler())  # an error is one line, not two
-        service, about = _service(given, settings, folder)
+        service, app = open_app(options)
         log_to_stderr(requests=not given.no_request_log)
-        app = make_app(
-            service,
-            keys,
-            http,
-            about=About(**about),
-            folder=folder,
-            tracing=tracing,
-            root_path=given.root_path.rstrip("/"),
-            loopback_only=not keys.required and not given.no_auth,
-        )
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -187,7 +186,25 @@ def main(argv: Sequence[str]) -> None:
             what = f"{count:,} task{'s' * (count != 1)}"
             print(f"ptuning: serving {what} at {url}", file=sys.stderr, flush=True)
 
-        Server(app, http, started).run(sockets=[listening])
+        Server(app, options.http(), started).run(sockets=[listening])
+
+
+def _serve_on_ray(options: ServerOptions, given: Any) -> None:
+    from ptuning.ray.serving import ScaleOptions, serve_on_ray
+
+    scale = ScaleOptions(**_scale(given))
+
+    def started(url: str) -> None:
+        print(f"ptuning: serving on Ray at {url}", file=sys.stderr, flush=True)
+
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # Ray's notes on its own actors
+        serve_on_ray(options, scale, given.ray, host=given.host, port=given.port, started=started)
+
+
+def _scale(given: Any) -> dict[str, Any]:
+    """The options for a cluster that are given."""
+    names = ("replicas", *(name for name, _, _ in _SCALE))
+    return {name: value for name in names if (value := getattr(given, name)) is not None}
 
 
 def _import_server() -> None:
@@ -216,111 +233,31 @@ def _make_key(given: Any) -> None:
     print(make_key(local_path(given.keys, "--keys"), given.make_key, tasks=tasks, admin=given.key_admin))
 
 
-def _keys(given: Any) -> Keys:
-    from ptuning.serving.hosts import is_loopback
-    from ptuning.serving.keys import Keys
+def _options(given: Any) -> ServerOptions:
+    """The options of the server.
 
-    admin = os.environ.get(ADMIN_KEY) or None
-    if given.admin_key_file is not None:
-        try:
-            text = local_path(given.admin_key_file, "--admin_key_file").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "it is not text"
-            raise ConfigError("--admin_key_file", got=f"{given.admin_key_file}: {why}") from error
-        admin = text.strip()
-    keys = Keys(file=None if given.keys is None else local_path(given.keys, "--keys"), admin_key=admin)
-    if not keys.required and not given.no_auth and not is_loopback(given.host):
-        raise ConfigError(
-            f"--host {given.host}",
-            got="no --keys",
-            expected="API keys, because other machines can reach this address",
-            remedy="make one with --keys FILE --make_key NAME, or allow everybody with --no_auth",
-        )
-    return keys
+    Raises:
+        ConfigError: an invalid one, or keys that cannot be read.
+    """
+    from ptuning.serving.launching import ServerOptions, check_host, keys_of
 
-
-# ------------------------------------------------------------------------------------------- tasks
-
-
-def _service(given: Any, settings: Any, folder: Path | None) -> tuple[Service, Mapping[str, str]]:
-    """The service with the adapters of the command line, and what it runs, in words."""
-    import torch
-    from accelerate import Accelerator
-
-    from ptuning.serving.opening import open_backbone, open_service
-    from ptuning.training.job import precision
-
-    if given.threads is not None:
-        if not 1 <= given.threads <= 1024:
-            raise ConfigError("--threads", got=given.threads, expected="from 1 to 1024")
-        torch.set_num_threads(given.threads)
-    limit = bytes_of(given, "memory_limit")
-    bytes_of(given, "packed_memory", least=0)
-    device = Accelerator(cpu=given.device == "cpu").device
-    dtype = precision(given.precision, device)
-    named = _adapters(given.adapters, given.allow_pickle)
-    found = [place for place, _ in named.values()] + ([] if folder is None else _inside(folder))
-    backbone, tokenizer = open_backbone(
-        given.backbone, found, device=device, dtype=dtype, allow_pickle=given.allow_pickle
+    for name, least in (("memory_limit", 1), ("packed_memory", 0)):
+        bytes_of(given, name, least=least)
+    names = {field.name for field in fields(ServerOptions)} - {"admin_key"}
+    options = ServerOptions(
+        **{name: value for name, value in vars(given).items() if name in names}, admin_key=_admin_key(given)
     )
-    pack(backbone, given)
-    service = open_service(
-        backbone,
-        tokenizer,
-        folder=folder,
-        settings=settings,
-        memory_limit=limit,
-    )
-    for name, (place, source) in named.items():
-        try:
-            service.tasks.load(name, place, source)
-        except AdapterError as error:
-            problem = f"the adapter {source}: {error.problem}"
-            raise type(error)(problem, got=error.got, expected=error.expected, remedy=error.remedy) from error
-    about = {
-        "backbone": given.backbone or backbone.name,
-        "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
-        "device": str(device),
-    }
-    return service, about
+    keys_of(options)
+    check_host(options, given.host)
+    return options
 
 
-def _adapters(given: Sequence[str], allow_pickle: bool) -> dict[str, tuple[Path, str]]:
-    """The adapters of the command line by the name of their task: the folder, and how it was given."""
-    from ptuning import adapters
-    from ptuning.serving.tasks import check_name
-
-    found: dict[str, tuple[Path, str]] = {}
-    for each in given:
-        name, equals, source = each.partition("=")
-        if not equals:
-            name, source = os.path.basename(os.path.abspath(each)), each
-        check_name(name)
-        if name in found:
-            raise ConfigError(
-                f"the task {name!r}",
-                got=f"{found[name][1]} and {source}",
-                expected="one adapter for each name",
-                remedy="name one of them: NAME=ADAPTER",
-            )
-        place = adapters.locate(source, allow_pickle=allow_pickle)
-        adapters.details(place)
-        found[name] = (place, source)
-    return found
-
-
-def _folder(given: str) -> Path:
-    folder = local_path(given, "--folder").absolute()
+def _admin_key(given: Any) -> str | None:
+    if given.admin_key_file is None:
+        return os.environ.get(ADMIN_KEY) or None
     try:
-        os.scandir(folder).close()
-    except OSError as error:
-        raise ConfigError(
-            "--folder", got=f"{given}: {error.strerror}", expected="a folder of adapters"
-        ) from error
-    return folder
-
-
-def _inside(folder: Path) -> list[Path]:
-    from ptuning import adapters
-
-    return [each for each in sorted(folder.iterdir()) if adapters.is_adapter(each)]
+        text = local_path(given.admin_key_file, "--admin_key_file").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError("--admin_key_file", got=f"{given.admin_key_file}: {why}") from error
+    return text.strip()

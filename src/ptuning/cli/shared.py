@@ -72,7 +72,7 @@ def add_pickle(parser: Parser) -> None:
     )
 
 
-def add_ray(parser: Parser) -> None:
+def add_ray(parser: _ActionsContainer) -> None:
     """Add the option to run on a Ray cluster."""
     parser.add_argument(
         "--ray",

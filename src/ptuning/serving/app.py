@@ -21,6 +21,7 @@ from ptuning.serving.hosts import LoopbackOnly
 from ptuning.serving.keys import Keys
 from ptuning.serving.limits import HttpSettings, Limits
 from ptuning.serving.page import make_page
+from ptuning.serving.page.sessions import Sessions, SignedSessions
 from ptuning.serving.protocols import (
     embeddings_inference,
     health,
@@ -55,6 +56,8 @@ def make_app(
     tracing: Tracing | None = None,
     root_path: str = "",
     loopback_only: bool = False,
+    several: bool = False,
+    session_secret: bytes | None = None,
 ) -> FastAPI:
     """The application. Its lifespan starts and closes the service.
 
@@ -69,6 +72,10 @@ def make_app(
         root_path: The path under which a proxy shows the server.
         loopback_only: Whether to refuse requests for other hosts than this machine; see
             :class:`~ptuning.serving.hosts.LoopbackOnly`.
+        several: Whether this is one of several servers behind one address. Then tasks are only changed in
+            ``folder``, which all of them see.
+        session_secret: What several servers share, so that each of them knows the sessions of the page that
+            another one has started; ``None`` if there is one server.
 
     Returns:
         The application; ``app.state`` has ``exchange``, ``running`` (:class:`Running`), and ``failure``, the
@@ -77,7 +84,10 @@ def make_app(
     settings, tracing = settings or HttpSettings(), tracing or Tracing()
     exchange, running = Exchange(service, keys, settings, about or About()), Running()
     own = Path(tempfile.gettempdir(), f"ptuning-serve-{secrets.token_hex(8)}")
-    uploads = Uploads(service.tasks, folder or own, settings.max_upload_bytes)
+    uploads = Uploads(
+        service.tasks, folder or (None if several else own), settings.max_upload_bytes, shared=several
+    )
+    sessions = Sessions(keys=keys) if session_secret is None else SignedSessions(keys, session_secret)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -106,7 +116,7 @@ def make_app(
     for protocol in (huggingface, embeddings_inference, infinity, vllm, open_inference, rows, health):
         app.include_router(protocol.router(exchange))
     app.include_router(tasks.router(exchange, uploads))
-    app.include_router(make_page(service, keys, settings), include_in_schema=False)
+    app.include_router(make_page(service, sessions, settings), include_in_schema=False)
     app.add_exception_handler(HTTPException, _not_routed)
 
     def max_bytes(method: str) -> int:

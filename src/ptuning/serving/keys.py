@@ -146,6 +146,11 @@ class Keys:
             return Caller()
         raise _unauthorized("this API key is not valid")
 
+    def digests_of(self, name: str) -> list[str]:
+        """The digests of the keys with this name: one, or none."""
+        self._refresh()
+        return [known for known, caller in self._entries() if caller.name == name]
+
     def _entries(self) -> tuple[tuple[str, Caller], ...]:
         if self.admin_key is None:
             return self._known

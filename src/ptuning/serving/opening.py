@@ -12,6 +12,7 @@ from ptuning import adapters
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model import Backbone, TaskTable
 from ptuning.model.loading import load_backbone, load_tokenizer
+from ptuning.serving.held import HeldTasks, Holding
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.service import Service
 from ptuning.serving.settings import Settings
@@ -77,18 +78,22 @@ def open_service(
     folder: Path | None = None,
     settings: Settings | None = None,
     memory_limit: int | None = None,
+    holding: Holding | None = None,
 ) -> Service:
     """A service that has not been started, with no tasks yet.
 
     Args:
         folder: A folder of adapters to watch.
         memory_limit: Bytes of tasks on the device; see :class:`~ptuning.model.TaskTable`.
+        holding: Keeps the tensors of some tasks only; see :class:`~ptuning.serving.held.HeldTasks`.
     """
     settings = settings or Settings()
     table = TaskTable(backbone, tokenizer, memory_limit=memory_limit)
-    tasks = TaskRegistry(
-        table, tokenizer, metrics=Metrics(settings.metrics_tasks), threads=settings.load_threads
-    )
+    metrics, threads = Metrics(settings.metrics_tasks), settings.load_threads
+    if holding is None:
+        tasks = TaskRegistry(table, tokenizer, metrics=metrics, threads=threads)
+    else:
+        tasks = HeldTasks(table, tokenizer, holding=holding, home=folder, metrics=metrics, threads=threads)
     watch = None
     if folder is not None:
         watch = FolderWatch(

@@ -8,8 +8,9 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,14 @@ class TaskRegistry:
         Several threads may load at the same time.
         """
         check_name(name)
-        try:
+        with self._reported(name):
             return self._loaded(name, folder, source or str(folder))
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        """Keep the error that a task is refused with."""
+        try:
+            yield
         except Exception as error:
             if self.failures.get(name) != (why := _why(error)):  # the same error again is not another one
                 self.refused(name, error)
@@ -233,11 +240,15 @@ class TaskRegistry:
         with self._lock:
             failed = self.failures.pop(name, None)
             if self._served.pop(name, None) is not None:
-                self.table.remove(name)
+                self._forget(name)
             elif failed is None:
                 raise self._unknown(name, _everyone)
         self.metrics.loaded("removed")
         _LOG.info("the task %s was removed", name)
+
+    def _forget(self, name: str) -> None:
+        """Let go of a task's tensors."""
+        self.table.remove(name)
 
     def close(self) -> None:
         """End the threads that load."""

@@ -66,12 +66,16 @@ class Uploads:
 
     Args:
         tasks: The server's tasks.
-        folder: Where adapters are written: the watched folder, or one of the server's own.
+        folder: Where adapters are written: the watched folder, or one of the server's own; ``None`` to
+            refuse them.
         max_bytes: Maximum bytes of all files of an adapter.
+        shared: Whether other servers serve the same tasks. Then only adapters in ``folder`` are deleted.
     """
 
-    def __init__(self, tasks: TaskRegistry, folder: Path, max_bytes: int) -> None:
-        self.tasks, self.folder, self.max_bytes = tasks, folder, max_bytes
+    def __init__(
+        self, tasks: TaskRegistry, folder: Path | None, max_bytes: int, *, shared: bool = False
+    ) -> None:
+        self.tasks, self.folder, self.max_bytes, self._shared = tasks, folder, max_bytes, shared
         self._one_at_a_time = asyncio.Lock()
 
     async def upload(self, name: str, archive: Path) -> ServedTask:
@@ -108,23 +112,27 @@ class Uploads:
 
         Raises:
             OutputError: the folder could not be removed. The task is still served.
-            Refusal: 404, there is no such task.
+            Refusal: 404, there is no such task; 403, other servers would still serve it.
         """
         async with self._one_at_a_time:
             self.tasks.get(name)
-            if adapters.is_adapter(target := self.folder / name):  # otherwise it is somebody's other folder
+            target = self._folder() / name
+            if adapters.is_adapter(target):  # otherwise it is somebody's other folder
                 await asyncio.to_thread(remove_folder, target)
+            elif self._shared:
+                raise _fixed(f"the task {name!r} is not in the servers' folder")
             await asyncio.to_thread(self.tasks.remove, name)
 
     async def _put(self, name: str, fill: Callable[[Path], None], source: str | None) -> ServedTask:
-        target = self.folder / name
+        folder = self._folder()
+        target = folder / name
         async with self._one_at_a_time:
             if os.path.lexists(target) and not adapters.is_adapter(target):
                 message = (
                     f"the server's folder has {name!r} already, which is not an adapter; choose another name"
                 )
                 raise Refusal(status=409, kind="not_an_adapter", message=message)
-            with self._staging(target) as staged:
+            with _staging(folder, target) as staged:
                 await asyncio.to_thread(_filled, staged, target, fill)
                 served = await self.tasks.put(
                     name, staged, source or str(target)
@@ -143,16 +151,31 @@ class Uploads:
         else:
             await asyncio.to_thread(self.tasks.remove, name)
 
-    @contextmanager
-    def _staging(self, target: Path) -> Iterator[Path]:
-        """A folder next to the place of the adapter, so that moving it there needs no space."""
-        with writing_errors(target):
-            self.folder.mkdir(0o700, parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=self.folder))
-        try:
-            yield staged
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    def _folder(self) -> Path:
+        """Where adapters are written.
+
+        Raises:
+            Refusal: 403, nowhere.
+        """
+        if self.folder is None:
+            raise _fixed("the servers have no folder that they share (--folder)")
+        return self.folder
+
+
+def _fixed(why: str) -> Refusal:
+    return Refusal(status=403, kind="forbidden", message=f"tasks cannot be changed: {why}")
+
+
+@contextmanager
+def _staging(folder: Path, target: Path) -> Iterator[Path]:
+    """A folder next to the place of the adapter, so that moving it there needs no space."""
+    with writing_errors(target):
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=STAGED, dir=folder))
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _filled(staged: Path, target: Path, fill: Callable[[Path], None]) -> None:
@@ -187,7 +210,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     except _UNREADABLE as error:
         raise AdapterError(f"the archive cannot be read: {error}") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's; gzip's and bzip2's have no number
+        # The disk's, except a place in front of the file. Those of gzip and bzip2 have no number.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise AdapterError(f"the archive cannot be read: {error}") from error
     inner = list(folder.iterdir())

@@ -16,13 +16,13 @@ from starlette.responses import RedirectResponse, Response
 
 from ptuning.errors import UserError
 from ptuning.serving.access import CLIENT_GONE, record_of
-from ptuning.serving.keys import Caller, Keys
+from ptuning.serving.keys import Caller
 from ptuning.serving.limits import HttpSettings
 from ptuning.serving.page.asking import Question, Result, refused
 from ptuning.serving.page.files import static_files
 from ptuning.serving.page.forms import Asked, asked, text_of
 from ptuning.serving.page.rendering import HEADERS, Templates, is_part, root_of
-from ptuning.serving.page.sessions import Sessions, check_origin
+from ptuning.serving.page.sessions import Sessions, SignedSessions, check_origin
 from ptuning.serving.page.tasks import about, summary, task_item, task_list
 from ptuning.serving.page.views import Trouble, trouble
 from ptuning.serving.protocols.connected import while_connected
@@ -40,16 +40,16 @@ MAX_FIELDS = 20_000
 """Fields of a form: one per task that is ticked."""
 
 
-def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter:
+def make_page(service: Service, sessions: Sessions | SignedSessions, settings: HttpSettings) -> APIRouter:
     """The router of the page.
 
     Args:
         service: Answers rows.
-        keys: The keys that the server accepts. If it requires one, the page asks for it and shows only the
-            tasks of that key.
+        sessions: Of the keys that the server accepts. If it requires one, the page asks for it and shows
+            only the tasks of that key.
         settings: Says whether texts that are too long are cut, unless the user says otherwise.
     """
-    page = _Page(service, Sessions(keys=keys), settings)
+    page = _Page(service, sessions, settings)
     router = APIRouter(include_in_schema=False)
 
     def add(method: str, path: str, handler: Handler) -> None:
@@ -89,7 +89,7 @@ def make_page(service: Service, keys: Keys, settings: HttpSettings) -> APIRouter
 class _Page:
     """The handlers, and what they share."""
 
-    def __init__(self, service: Service, sessions: Sessions, settings: HttpSettings) -> None:
+    def __init__(self, service: Service, sessions: Sessions | SignedSessions, settings: HttpSettings) -> None:
         self._service, self._sessions, self._settings = service, sessions, settings
         self._static = static_files()
         self._templates = Templates(self._static)

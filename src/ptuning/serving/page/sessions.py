@@ -3,11 +3,16 @@
 The browser gets a random session id in a cookie that scripts cannot read and other sites cannot send
 (``HttpOnly``, ``SameSite=Strict``). The key's digest stays in the memory of this process and is checked again
 at every request, so a key that is withdrawn ends its sessions, and a cookie that leaks is worth a few hours,
-not a key. The price: after a restart, and on another replica, the page asks for the key again.
+not a key. The price: after a restart, and on another server, the page asks for the key again.
+
+Several servers behind one address use :class:`SignedSessions`: the cookie has the name of the key, the end of
+the session and a signature with a secret that they share. The price: a session that the user ends is over in
+that browser only; a copied cookie is valid until the session ends or the key is withdrawn.
 """
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import time
 from collections import OrderedDict
@@ -75,19 +80,74 @@ class Sessions:
         self._open[session] = (found, self.clock() + self.lifetime)
         while len(self._open) > self.capacity:
             self._open.popitem(last=False)
-        response.set_cookie(
-            COOKIE,
-            session,
-            path=request.scope.get("root_path", "") + "/",
-            secure=request.url.scheme == "https",
-            httponly=True,
-            samesite="strict",
-        )
+        _set_cookie(session, request, response)
 
     def end(self, request: Request, response: Response) -> None:
         """End the session of a request."""
         self._open.pop(request.cookies.get(COOKIE, ""), None)
-        response.delete_cookie(COOKIE, path=request.scope.get("root_path", "") + "/")
+        response.delete_cookie(COOKIE, path=_path(request))
+
+
+class SignedSessions:
+    """Sessions that every server with the same keys and secret knows; nothing is stored.
+
+    Args:
+        keys: The keys that the server accepts.
+        secret: At least 32 random bytes.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, keys: Keys, secret: bytes, clock: Callable[[], float] = time.time) -> None:
+        self.keys, self._secret, self._clock = keys, secret, clock
+
+    def caller(self, request: Request) -> Caller:
+        """Who sent a request of the page.
+
+        Raises:
+            Refusal: 401, the page has to ask for a key.
+        """
+        rest, _, signature = request.cookies.get(COOKIE, "").rpartition(".")
+        name, _, end = rest.rpartition(".")
+        if end.isascii() and end.isdigit() and len(end) < 12 and self._clock() < int(end):
+            for known in self.keys.digests_of(name):
+                if hmac.compare_digest(signature.encode(), self._signature(rest, known).encode()):
+                    return self.keys.caller_of(known)
+        return self.keys.caller(None)
+
+    def start(self, key: str, request: Request, response: Response) -> None:
+        """Start a session, if the server asks for keys.
+
+        Raises:
+            Refusal: 401, this is not a key.
+        """
+        if not self.keys.required:
+            return
+        caller = self.keys.caller_of(found := digest(key))
+        rest = f"{caller.name}.{int(self._clock() + LIFETIME)}"
+        _set_cookie(f"{rest}.{self._signature(rest, found)}", request, response)
+
+    def end(self, request: Request, response: Response) -> None:
+        """End the session of a request, in this browser."""
+        response.delete_cookie(COOKIE, path=_path(request))
+
+    def _signature(self, rest: str, known: str) -> str:
+        """Of the name of a key, the end of the session, and the key's digest, which is not in the cookie."""
+        return hmac.new(self._secret, f"{rest}.{known}".encode(), "sha256").hexdigest()
+
+
+def _set_cookie(value: str, request: Request, response: Response) -> None:
+    response.set_cookie(
+        COOKIE,
+        value,
+        path=_path(request),
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+
+
+def _path(request: Request) -> str:
+    return f"{request.scope.get('root_path', '')}/"
 
 
 def check_origin(request: Request) -> None:
