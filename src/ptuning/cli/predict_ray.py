@@ -163,7 +163,7 @@ def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
     """
     import ray
 
-    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    every: list[dict[str, Any]] = ray.nodes()
     nodes = [node["Resources"] for node in every if node["Alive"]]
     gpus = given.ray_gpus
     if gpus is None:
