@@ -13,7 +13,7 @@ import fsspec.implementations.local
 import pyarrow as pa
 
 
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -302,6 +302,23 @@ def test_nodes_that_do_not_share_the_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["_temporary"]
 
 
+def test_a_failure_while_files_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(place_of(str(tmp_path / "out"), "--output"))
+    folder.start()
+    parts = [Part(name=f"part-{i}", bad=bool(i), rows=1, nbytes=1, node="a") for i in range(2)]
+    for part in parts:
+        Path(folder.parts, part.name).write_bytes(b"1")
+
+    def refuse(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "_write", refuse)  # of _SUCCESS
+    with pytest.raises(OutputError, match="No space left"):
+        folder.publish(parts, {})
+    folder.clear()
+    assert not (tmp_path / "out").exists()
+
+
 # ----------------------------------------------------------------------------------------------- on a cluster
 
 
@@ -378,7 +395,7 @@ def test_nodes_and_actors_that_are_killed(
         Gate(tmp_path / "go", 100), batch_format="pyarrow", num_cpus=0
     )
     plan = planned(adapters / "five", files.layout.names, precision="fp32", device="cpu")
-    predictions = scored(plan, source, concurrency=3, num_cpus=1)
+    predictions = scored(plan, source, concurrency=3, num_cpus=1, batch_size=10)
     out, found = tmp_path / "out", []
     work = threading.Thread(
         target=lambda: found.append(
@@ -395,7 +412,7 @@ def test_nodes_and_actors_that_are_killed(
         }
 
     try:
-        until(lambda: len(alive()) == 3 and len(parts_of(out)) >= 5)
+        until(lambda: len(alive()) == 3 and len(parts_of(out)) >= 2)
         assert not list(out.glob("part-*"))
         pids = alive()
         (kept, *_) = set(pids) - {victim.node_id}
@@ -404,7 +421,7 @@ def test_nodes_and_actors_that_are_killed(
         until(lambda: victim.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]})
     finally:
         (tmp_path / "go").touch()
-        work.join(200)
+        work.join(300)
     (written,) = found
     assert (written.rows_read, written.rows_written, written.bad_rows) == (200, 200, 0)
     assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])

@@ -47,6 +47,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_workers_train_what_one_process_does_although_one_is_lost(
     ray_cluster: Any,  # noqa: F811
     example: ModuleType,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.launched import is_main
 from ptuning.cli.options import Parser, add_options, nested, old_names
+from ptuning.cli.shared import add_ray
 from ptuning.errors import ConfigError
 from ptuning.training.config import TrainConfig, dump
 from ptuning.visible import visible
@@ -16,7 +17,8 @@ from ptuning.visible import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ptuning.training.records import TrainResult
+    from ptuning.training.records import SeveralResult, TrainResult
+    from ptuning.training.search import SearchResult
 
 LISTS: Mapping[str, tuple[str, Callable[[str], int | float], str]] = {
     "seeds": ("fit.seed", int, "whole numbers separated by commas, such as 0,1,2"),
@@ -53,6 +55,21 @@ def parser() -> Parser:
         several.add_argument(f"--{name}", type=str, metavar="LIST", help=f"values of {single}; {expected}")
     for old in OLD_LISTS:
         several.add_argument(f"--{old}", type=str, help=SUPPRESS)
+    cluster = made.add_argument_group("on a Ray cluster (a search, or several runs)")
+    add_ray(cluster)
+    cluster.add_argument(
+        "--ray_workers",
+        type=int,
+        metavar="N",
+        help="how many run at once (default: one trial of a search, so that the trials are those of one "
+        "machine; as many runs as the cluster has room for)",
+    )
+    cluster.add_argument(
+        "--ray_cpus", type=float, metavar="N", help="CPU cores of each, and threads (default: 1)"
+    )
+    cluster.add_argument(
+        "--ray_gpus", type=float, metavar="N", help="GPUs of each (default: 1, where the cluster has any)"
+    )
     add_options(made, TrainConfig, short="data")
     return made
 
@@ -84,12 +101,13 @@ def main(argv: Sequence[str]) -> None:
     lists = {
         name: _listed(name, getattr(given, name), given) for name in LISTS if getattr(given, name) is not None
     }
+    cluster = _cluster(given, several=bool(lists) or config.recipe == "search")
     # Only from here on torch is imported, so that --help and errors about options are fast.
     from ptuning.cli.tables import as_options, plain_console
     from ptuning.training.run_files import REPORT
 
     train = _several if lists else _search if config.recipe == "search" else _single
-    begin = {"resume": given.resume, "restart": given.restart}
+    begin = {"resume": given.resume, "restart": given.restart, **cluster}
     console = plain_console(stderr=True)
     console.quiet = not is_main()
     chosen, result = train(config, lists, begin, console)
@@ -104,6 +122,28 @@ def main(argv: Sequence[str]) -> None:
     if (page := config.run_folder / REPORT).is_file():
         print(f"report: {visible(os.path.relpath(page))}")
     print(f"next: ptuning predict {output} --input FILE")
+
+
+def _cluster(given: Namespace, *, several: bool) -> dict[str, Any]:
+    """The options of a Ray cluster, as :mod:`ptuning.ray.tuning` takes them; empty without ``--ray``.
+
+    Args:
+        several: Whether it is a search or a set of runs.
+    """
+    names = {"ray_workers": "concurrency", "ray_cpus": "num_cpus", "ray_gpus": "num_gpus"}
+    set_ones = [name for name in names if getattr(given, name) is not None]
+    if given.ray is None:
+        if set_ones:
+            raise ConfigError(f"--{set_ones[0]}", got="no --ray", expected="the address of a cluster")
+        return {}
+    if not several:
+        raise ConfigError(
+            "--ray",
+            got="a single run",
+            expected="--recipe search, or a list such as --seeds 0,1,2, whose runs a cluster shares",
+            remedy="leave --ray out; for one run on several GPUs, see docs/scale.md",
+        )
+    return {"address": given.ray, **{names[name]: getattr(given, name) for name in set_ones}}
 
 
 def _listed(name: str, text: str, given: Namespace) -> list[int | float]:
@@ -127,7 +167,7 @@ Trained = tuple[str, "TrainResult | None"]
 
 
 def _single(
-    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, bool], console: Console
+    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, Any], console: Console
 ) -> Trained:
     from ptuning.training.console import ConsoleCallback
     from ptuning.training.run import train
@@ -139,15 +179,19 @@ def _single(
 
 
 def _search(
-    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, bool], console: Console
+    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, Any], console: Console
 ) -> Trained:
     from ptuning.cli.tables import search_table
     from ptuning.training.console import ConsoleCallback
     from ptuning.training.run_files import PLOT
     from ptuning.training.search import train_search
 
-    callbacks = [ConsoleCallback(console)]
-    found = train_search(config, resume=begin["resume"], restart=begin["restart"], callbacks=callbacks)
+    train: Callable[..., SearchResult] = train_search
+    if "address" in begin:
+        from ptuning.ray.tuning import train_search as train_on_cluster
+
+        train = train_on_cluster
+    found = train(config, **begin, callbacks=[ConsoleCallback(console)])
     console.print(search_table(found))
     console.print(f"picture: {found.folder / PLOT}\n", highlight=False, soft_wrap=True)
     _show(found.result, console)
@@ -169,20 +213,18 @@ def _show(result: TrainResult, console: Console) -> None:
 
 
 def _several(
-    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, bool], console: Console
+    config: TrainConfig, lists: Mapping[str, Any], begin: Mapping[str, Any], console: Console
 ) -> Trained:
     from ptuning.cli.tables import print_diagnosis, several_table
     from ptuning.training.console import ConsoleCallback
     from ptuning.training.several import train_several
 
-    callbacks = [ConsoleCallback(console)]
-    found = train_several(
-        config,
-        **lists,
-        resume=begin["resume"],
-        restart=begin["restart"],
-        callbacks=callbacks,
-    )
+    train: Callable[..., SeveralResult] = train_several
+    if "address" in begin:
+        from ptuning.ray.tuning import train_several as train_on_cluster
+
+        train = train_on_cluster
+    found = train(config, **lists, **begin, callbacks=[ConsoleCallback(console)])
     console.print(several_table(found))
     for run in found.runs:
         if run.diverged:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from pyarrow import fs
 from ptuning.data.places import counted
 from ptuning.errors import ConfigError, OutputError
 from ptuning.ray.cluster import errors_of_workers
-from ptuning.ray.parts import OutputFormat, Part, writing_to
+from ptuning.ray.parts import BAD_ROWS, OutputFormat, Part, writing_to
 from ptuning.ray.storage import Place, place_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ptuning.ray.sink import Sink
 
-SUCCESS, TEMPORARY, BAD_ROWS = "_SUCCESS", "_temporary", "_bad_rows"
+SUCCESS, TEMPORARY = "_SUCCESS", "_temporary"
 FILE_BYTES = 64 << 20
 _THREADS = 16
 """Files that are published at the same time."""
@@ -84,9 +84,8 @@ def write_predictions(
 
     Raises:
         ConfigError: the folder exists and is not empty.
-        OutputError: it could not be written, rows are missing, or the cluster lost the work. No file is
-            visible in the folder, except that a failure while they are published leaves some, without
-            ``_SUCCESS``.
+        OutputError: it could not be written, rows are missing, or the cluster lost the work. Nothing is in
+            the folder then.
     """
     folder = Folder(place_of(output, "--output", filesystem))
     folder.check()
@@ -104,7 +103,7 @@ def write_predictions(
                 remedy="nothing was written; run it again, and report this with Ray's logs",
             )
         bad = sum(part.rows for part in parts if part.bad)
-        files = tuple(sorted(f"{BAD_ROWS}/{part.name}" if part.bad else part.name for part in parts))
+        files = tuple(sorted(part.place for part in parts))
         written = Written(rows_read=read, rows_written=found - bad, bad_rows=bad, files=files)
         versions = {name: version(name) for name in ("ptuning", "torch", "transformers", "ray", "pyarrow")}
         folder.publish(parts, {**asdict(written), **(about or {}), "versions": versions})
@@ -185,10 +184,16 @@ class Folder:
                     )
             if any(part.bad for part in parts):
                 self.filesystem.create_dir(f"{self.path}/{BAD_ROWS}", recursive=True)
-            with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(self._publish, parts))
-            self._write(f"{self.parts}/{SUCCESS}", success)
-            self.filesystem.move(f"{self.parts}/{SUCCESS}", f"{self.path}/{SUCCESS}")
+            try:
+                with ThreadPoolExecutor(_THREADS) as threads:
+                    list(threads.map(self._publish, parts))
+                self._write(f"{self.parts}/{SUCCESS}", success)
+                self.filesystem.move(f"{self.parts}/{SUCCESS}", f"{self.path}/{SUCCESS}")
+            except BaseException:
+                for part in parts:
+                    with suppress(OSError):
+                        self.filesystem.delete_file(self._target(part))
+                raise
 
     def clear(self) -> None:
         """Delete the folder of this run, and what is empty without it. Errors are ignored."""
@@ -196,14 +201,16 @@ class Folder:
             self.filesystem.delete_dir(self.parts)
         with suppress(OSError):
             self.filesystem.delete_file(f"{self.parts}.json")
-        for path in (self.temporary, self.path):
+        for path in (self.temporary, f"{self.path}/{BAD_ROWS}", self.path):
             with suppress(OSError):
                 if not self.filesystem.get_file_info(fs.FileSelector(path)):
                     self.filesystem.delete_dir(path)
 
     def _publish(self, part: Part) -> None:
-        target = f"{BAD_ROWS}/{part.name}" if part.bad else part.name
-        self.filesystem.move(f"{self.parts}/{part.name}", f"{self.path}/{target}")
+        self.filesystem.move(f"{self.parts}/{part.name}", self._target(part))
+
+    def _target(self, part: Part) -> str:
+        return f"{self.path}/{part.place}"
 
     def _names(self) -> set[str]:
         """What is in the folder."""
@@ -230,10 +237,8 @@ class Folder:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        with writing_to(self.shown, what):
-            yield
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        return writing_to(self.shown, what)
 
 
 def _sink(folder: Folder, form: OutputFormat, prefix: str, file_bytes: int) -> Sink:

@@ -17,6 +17,8 @@ from ptuning.errors import OutputError, PTuningError
 from ptuning.inference.writing import plain
 from ptuning.visible import json_text
 
+BAD_ROWS = "_bad_rows"
+"""The folder of the rows without a prediction; readers of Parquet skip it."""
 OutputFormat = Literal["parquet", "jsonl"]
 _PREDICTED = ("label", "value", "probabilities", "abstained")
 _AT_ONCE = 1024
@@ -40,6 +42,11 @@ class Part:
     rows: int
     nbytes: int
     node: str
+
+    @property
+    def place(self) -> str:
+        """Its path in the output."""
+        return f"{BAD_ROWS}/{self.name}" if self.bad else self.name
 
 
 @contextmanager

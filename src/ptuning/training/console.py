@@ -38,6 +38,10 @@ class ConsoleCallback(Callback):
         self._loss: float | None = None
         self._ahead: TaskID | None = None
 
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        """A copy in another process, such as a worker of a cluster, prints nothing."""
+        return Callback, ()
+
     # -------------------------------------------------------------------------------- the run
 
     def on_train_begin(self, state: RunState) -> None:

@@ -241,13 +241,7 @@ def train_on(
         nonlocal started
         on_start()
         started = True
-        if accelerator.is_main_process and resume:
-            run_files.remove(folder / REPORT)
-            run_files.remove(folder / RESULT)  # the run is not finished any more
-        elif accelerator.is_main_process:
-            run_files.clear(folder, search=found is None)
-        if not resume:  # the configuration of a resumed run is there already
-            write(folder / CONFIG, dump(config), accelerator)
+        start_files(config, accelerator, resume=resume, search=found is None)
         cache.say_notes(config, say)
 
     def can_be_resumed() -> bool:
@@ -268,6 +262,23 @@ def train_on(
                 folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator
             ),
         )
+
+
+def start_files(config: TrainConfig, accelerator: Accelerator, *, resume: bool, search: bool) -> None:
+    """Before a run's first step: remove what an earlier run left, and write the configuration.
+
+    Args:
+        resume: Whether the run continues: then its checkpoint and configuration are kept.
+        search: Whether to remove the files of a search, too.
+    """
+    folder = config.run_folder
+    if accelerator.is_main_process and resume:
+        run_files.remove(folder / REPORT)
+        run_files.remove(folder / RESULT)  # the run is not finished any more
+    elif accelerator.is_main_process:
+        run_files.clear(folder, search=search)
+    if not resume:  # the configuration of a resumed run is there already
+        write(folder / CONFIG, dump(config), accelerator)
 
 
 def run(

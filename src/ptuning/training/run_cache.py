@@ -6,6 +6,7 @@ several gives the same result: nothing here depends on the seed or the learning 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,9 +91,15 @@ class RunCache:
             self._gathered[key] = read_all(config.data, start=start, head=config.init_head)
         return self._gathered[key]
 
-    def keep(self, config: TrainConfig, rows: Gathered) -> None:
-        """Take rows that are in memory in place of those that ``config`` names."""
+    def keep(self, config: TrainConfig, rows: Gathered, source: Source | None = None) -> None:
+        """Take rows that are in memory in place of those that ``config`` names.
+
+        Args:
+            source: The adapter that ``config`` starts from, if it is in memory, too.
+        """
         self._gathered[_data_key(config)] = rows
+        if source is not None:
+            self._sources[source.name] = source
 
     def say_notes(self, config: TrainConfig, say: Callable[[str], None]) -> None:
         """Report the notes about the data files once; called after all checks, so errors come alone."""
@@ -159,6 +166,10 @@ def _tokens_key(model: PTuningModel, too_long: TooLong | None) -> Hashable:
 
 
 def new_accelerator(*, cpu: bool = False) -> Accelerator:
-    """A new ``Accelerator``; created by one thread at a time."""
+    """A new ``Accelerator``; created by one thread at a time.
+
+    Without ``cpu``, Accelerate takes each of several processes on a machine without a GPU for the only one.
+    """
+    several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     with ACCELERATE:
-        return Accelerator(cpu=cpu)
+        return Accelerator(cpu=cpu or several)

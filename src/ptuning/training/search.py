@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
 from ptuning.training.processes import any_process, from_main
 from ptuning.training.recipe import Facts
-from ptuning.training.records import Evaluation, TrainResult
+from ptuning.training.records import TrainResult
 from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same, recording_divergence
 from ptuning.training.run import run, train_on
@@ -45,7 +45,7 @@ from ptuning.training.run_files import (
     write,
 )
 from ptuning.training.tracking import tracked
-from ptuning.training.trials import Proposal, Space, Trial, proposal, require_optuna, winner
+from ptuning.training.trials import Space, Trial, Values, Watch, proposal, require_optuna, winner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,28 @@ def train_search(
         TrainingDiverged: all trials diverged, or the winner's run did.
         Interrupted: Ctrl-C; finished trials are kept, and the winner's run is saved where it was.
     """
+    extensions = Extensions.checked(
+        callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
+    )
+    return search_with(in_turn, config, tracked(extensions, config), resume=resume, restart=restart)
+
+
+def search_with(
+    execute: Execute,
+    config: TrainConfig,
+    extensions: Extensions,
+    *,
+    resume: bool,
+    restart: bool,
+    concurrency: int = 1,
+) -> SearchResult:
+    """:func:`train_search` with another way to run the trials.
+
+    Args:
+        execute: Runs the trials, and trains the winner.
+        concurrency: How many trials may run at once. A trial is proposed from those that finished so many
+            before it, so the trials depend on it, but not on which of them finishes first.
+    """
     if config.recipe != "search":
         raise ConfigError(
             "recipe",
@@ -117,30 +139,15 @@ def train_search(
             got=str(wanted).lower(),
             remedy="if a smaller value is better, give the metric a name that ends in loss",
         )
-    extensions = Extensions.checked(
-        callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
-    )
-    extensions = tracked(extensions, config)
     folder = config.run_folder
     run_files.prepared(config.output)
     if not (resume or restart):
         refuse_unfinished(folder)
     if resume:
         _check_started(config)
-    search = _Search(config, extensions, resume=resume)
+    search = Search(config, extensions, resume=resume, concurrency=concurrency)
     try:
-        with stop_requests() as stop, recording_divergence(folder, search.accelerator):
-            search.try_all(stop)
-        kept, why = search.winner
-        search.say(f"{why}: {kept}; trained in full")
-        result = train_on(
-            search.cache,
-            config,
-            resume=resume and run_files.has_checkpoint(folder),
-            restart=True,
-            extensions=extensions,
-            found=kept.values,
-        )
+        result = execute(search)
     except Interrupted:
         raise
     except KeyboardInterrupt:
@@ -152,17 +159,47 @@ def train_search(
     return SearchResult(
         metric=search.select.metric,
         trials=tuple(search.trials),
-        winner=kept.number,
+        winner=search.winner[0].number,
         result=result,
         folder=search.folder,
     )
 
 
-class _Search:
-    """The trials of a search so far, and what they have in common."""
+def in_turn(search: Search) -> TrainResult:
+    """Run the trials one after another in this process, then the winner's run."""
+    with stop_requests() as stop:
+        search.begin()
+        while search.left:
+            search.add(_try(search, stop))
+            if any_process(search.accelerator, stop.made):  # the signal came after the trial's last step
+                raise search.interrupted(len(search.trials))
+        kept = search.decide()
+    return train_on(
+        search.cache,
+        search.config,
+        resume=search.continues,
+        restart=True,
+        extensions=search.extensions,
+        found=kept.values,
+    )
 
-    def __init__(self, config: TrainConfig, extensions: Extensions, *, resume: bool) -> None:
+
+class Search:
+    """The trials of a search so far, and what they have in common.
+
+    Attributes:
+        count: How many trials there will be, without a limit of minutes.
+        trials: Those that are finished, by number.
+        started: Whether a trial has begun, now or before the search was resumed.
+        continues: Whether the winner's run has a checkpoint to continue from.
+    """
+
+    def __init__(
+        self, config: TrainConfig, extensions: Extensions, *, resume: bool, concurrency: int = 1
+    ) -> None:
         self.config, self.extensions, self.started = config, extensions, resume
+        self.concurrency = concurrency
+        self.continues = resume and run_files.has_checkpoint(config.run_folder)
         self.callbacks, self.say = extensions.callbacks, extensions.callbacks.on_message
         self.folder = config.run_folder / SEARCH
         self.cache = RunCache()
@@ -182,6 +219,7 @@ class _Search:
                 for name, value in prompt_to_dict(model.prompt_config).items()
                 if name in ("pooling", "num_virtual_units", "num_queries")
             },
+            "concurrency": concurrency,
         }
         self.trials = _kept(self.folder / RESULT, self.setting) if resume else []
         self.accelerator.wait_for_everyone()  # the main process changes files that the others have read
@@ -202,8 +240,21 @@ class _Search:
             )
         return found
 
-    def try_all(self, stop: StopRequest) -> None:
-        """Run the trials that are left, then plot all of them."""
+    @property
+    def left(self) -> bool:
+        """Whether another trial may be started; the main process decides for all."""
+        return len(self.trials) < self.count and self.has_time
+
+    @property
+    def has_time(self) -> bool:
+        """Whether the minutes that the trials may take together have not passed."""
+        minutes = self.config.search.minutes
+        if minutes is None or not self.trials:
+            return True
+        return from_main(self.accelerator, sum(trial.seconds for trial in self.trials) < 60 * minutes)
+
+    def begin(self) -> None:
+        """Report the plan."""
         self.cache.say_notes(self.config, self.say)
         lowest = self.space.auto.get("first_layer", 0)
         start = f", from layer {lowest:g}" if lowest else ""
@@ -211,61 +262,14 @@ class _Search:
         self.say(f"search: {plan}" + (f"; {len(self.trials)} finished before" if self.trials else ""))
         if self.select.note is not None:
             self.say(self.select.note)
-        while len(self.trials) < self.count and self._has_time():
-            trial = self._try(stop)
-            self.trials.append(trial)
-            self._keep()
-            self.callbacks.on_trial_end(trial, self.count, self.select.metric)
-            if any_process(self.accelerator, stop.made):  # the signal came after the trial's last step
-                raise self._interrupted(len(self.trials))
-        kept, _ = self.winner
-        self._keep(kept.number)
-        if self.accelerator.is_main_process:
-            picture = plot(self.trials, kept, self.select.metric, self.rows)
-            write(self.folder / PLOT, picture, self.accelerator)
-            if self.config.report:
-                name, metric = self.config.run_folder.stem, self.select.metric
-                make = partial(comparison_of_trials, name, self.trials, kept.number, metric)
-                write_report(self.folder / REPORT, make, self.say)
 
-    def _try(self, stop: StopRequest) -> Trial:
-        config, number, start = self.config, len(self.trials) + 1, time.perf_counter()
-        proposed = proposal(self.space, self.trials, self.select.metric, config.fit.seed)
-        watch = _TrialCallback(self, proposed, stop)
-        state: Literal["complete", "pruned", "diverged"] = "complete"
-        # A new one per trial, because it keeps references to what it prepares.
-        accelerator = new_accelerator(cpu=config.device == "cpu")
-        job = make_job(self.cache, config, accelerator, Earlier(found=proposed.values))
-        job = replace(
-            job,
-            examples=replace(job.examples, test=[]),  # no trial is evaluated on the test rows
-            config=config.fit.model_copy(update={"num_train_epochs": self.space.epochs}),
-        )
-        try:
-            run(
-                job,
-                accelerator,
-                extensions=replace(self.extensions, callbacks=CallbackList([watch])),
-                cache=self.cache,
-                on_start=self._start,
-            )
-        except Pruned:
-            state = "pruned"
-        except TrainingDiverged:
-            state = "diverged"
-        except KeyboardInterrupt:
-            if not self.started:
-                raise
-            raise self._interrupted(number) from None
-        return Trial(
-            number=number,
-            values=proposed.values,
-            state=state,
-            history=tuple(watch.history),
-            seconds=time.perf_counter() - start,
-        )
+    def watch(self, number: int) -> Watch:
+        """What trial ``number`` tries, and when it is pruned."""
+        seen = [trial for trial in self.trials if trial.number <= number - self.concurrency]
+        proposed = proposal(self.space, seen, self.select.metric, self.config.fit.seed, number)
+        return Watch(proposed, self.select)
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Before the first step of the first trial: remove the files of the previous run."""
         if self.started:
             return
@@ -275,12 +279,36 @@ class _Search:
         write(self.config.run_folder / CONFIG, dump(self.config), self.accelerator)
         self._keep()
 
-    def _has_time(self) -> bool:
-        """Whether the time budget allows another trial; the main process decides for all."""
-        minutes = self.config.search.minutes
-        if minutes is None or not self.trials:
-            return True
-        return from_main(self.accelerator, sum(trial.seconds for trial in self.trials) < 60 * minutes)
+    def add(self, trial: Trial) -> None:
+        """Record a trial that is over."""
+        self.trials = sorted([*self.trials, trial], key=lambda each: each.number)
+        self._keep()
+        self.callbacks.on_trial_end(trial, self.count, self.select.metric)
+
+    def decide(self) -> Trial:
+        """The winner of all trials, which are plotted.
+
+        Raises:
+            TrainingDiverged: no trial was completed; this is recorded.
+        """
+        with recording_divergence(self.config.run_folder, self.accelerator):
+            kept, why = self.winner
+        self._keep(kept.number)
+        if self.accelerator.is_main_process:
+            picture = plot(self.trials, kept, self.select.metric, self.rows)
+            write(self.folder / PLOT, picture, self.accelerator)
+            if self.config.report:
+                name, metric = self.config.run_folder.stem, self.select.metric
+                make = partial(comparison_of_trials, name, self.trials, kept.number, metric)
+                write_report(self.folder / REPORT, make, self.say)
+        self.say(f"{why}: {kept}; trained in full")
+        return kept
+
+    def interrupted(self, number: int) -> Interrupted:
+        return Interrupted(
+            f"interrupted at trial {number} of {self.count}; finished trials are kept; to continue, run the "
+            "same command with --resume"
+        )
 
     def _keep(self, kept: int | None = None) -> None:
         """Write the trials so far, completely or not at all."""
@@ -293,11 +321,70 @@ class _Search:
         }
         write(file, json.dumps(values, indent=1) + "\n", self.accelerator)
 
-    def _interrupted(self, number: int) -> Interrupted:
-        return Interrupted(
-            f"interrupted at trial {number} of {self.count}; finished trials are kept; to continue, run the "
-            "same command with --resume"
+
+Execute = Callable[[Search], TrainResult]
+"""Runs the trials of a search that are left, and trains the winner."""
+
+
+# ---------------------------------------------------------------------------------------- one trial
+
+
+def run_trial(
+    cache: RunCache,
+    config: TrainConfig,
+    values: Values,
+    epochs: int,
+    *,
+    extensions: Extensions,
+    on_start: Callable[[], None],
+) -> None:
+    """Run a trial; ``extensions.callbacks`` are told of its evaluations.
+
+    Args:
+        values: What it tries.
+        on_start: Called before its first step.
+    """
+    # A new one per trial, because it keeps references to what it prepares.
+    accelerator = new_accelerator(cpu=config.device == "cpu")
+    job = make_job(cache, config, accelerator, Earlier(found=values))
+    job = replace(
+        job,
+        examples=replace(job.examples, test=[]),  # no trial is evaluated on the test rows
+        config=config.fit.model_copy(update={"num_train_epochs": epochs}),
+    )
+    run(job, accelerator, extensions=extensions, cache=cache, on_start=on_start)
+
+
+def _try(search: Search, stop: StopRequest) -> Trial:
+    """Run the next trial in this process."""
+    number, start = len(search.trials) + 1, time.perf_counter()
+    watch = search.watch(number)
+    callbacks = CallbackList([_TrialCallback(search, watch, stop)])
+    state: Literal["complete", "pruned", "diverged"] = "complete"
+    try:
+        run_trial(
+            search.cache,
+            search.config,
+            watch.proposed.values,
+            search.space.epochs,
+            extensions=replace(search.extensions, callbacks=callbacks),
+            on_start=search.start,
         )
+    except Pruned:
+        state = "pruned"
+    except TrainingDiverged:
+        state = "diverged"
+    except KeyboardInterrupt:
+        if not search.started:
+            raise
+        raise search.interrupted(number) from None
+    return Trial(
+        number=number,
+        values=watch.proposed.values,
+        state=state,
+        history=tuple(watch.history),
+        seconds=time.perf_counter() - start,
+    )
 
 
 class Pruned(Exception):
@@ -307,9 +394,8 @@ class Pruned(Exception):
 class _TrialCallback(Callback):
     """Records a trial's evaluations, prunes it, and passes its progress on."""
 
-    def __init__(self, search: _Search, proposed: Proposal, stop: StopRequest) -> None:
-        self.search, self.proposed, self.stop_request = search, proposed, stop
-        self.history: list[Evaluation] = []
+    def __init__(self, search: Search, watch: Watch, stop: StopRequest) -> None:
+        self.search, self.watch, self.stop_request = search, watch, stop
 
     def on_train_begin(self, state: RunState) -> None:
         search = self.search
@@ -325,10 +411,7 @@ class _TrialCallback(Callback):
         self.search.callbacks.on_trial_step(state)
 
     def on_evaluate(self, state: RunState) -> None:
-        self.history.append(state.history[-1])
-        reached = [self.search.select.key(each.metrics)[0] for each in self.history]
-        inside = 0 < state.step < state.total_steps  # at step 0 only the head was fitted
-        if inside and self.proposed.should_prune(reached, state.step / state.total_steps):
+        if self.watch.prunes(state.history[-1], state.total_steps):
             raise Pruned
 
     def on_exception(self, state: RunState, error: BaseException) -> None:

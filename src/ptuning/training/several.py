@@ -36,7 +36,7 @@ MAX_RUNS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Planned:
+class Planned:
     """One run of the set: its name, the values that it varies, its complete configuration."""
 
     name: str
@@ -101,20 +101,38 @@ def train_several(
         TrainingDiverged: all runs diverged.
         Interrupted: Ctrl-C; the current run is saved where it was.
     """
-    if config.recipe == "search":
-        raise ConfigError(
-            "recipe: search tries learning rates itself, with one seed",
-            remedy="leave the lists of seeds and learning rates out",
-        )
     extensions = Extensions.checked(
         callbacks, compute_metrics=compute_metrics, loss=loss, optimizer=optimizer, lr_scheduler=lr_scheduler
     )
-    extensions = tracked(extensions, config)
     lists = {
         "seed": seeds,
         "learning_rate": _either("learning_rates", learning_rates, "prompt_rates", prompt_rates),
         "head_learning_rate": _either("head_learning_rates", head_learning_rates, "head_rates", head_rates),
     }
+    extensions = tracked(extensions, config)
+    return several_with(in_turn, config, lists, extensions, resume=resume, restart=restart)
+
+
+def several_with(
+    execute: Execute,
+    config: TrainConfig,
+    lists: Mapping[str, Sequence[int | float] | None],
+    extensions: Extensions,
+    *,
+    resume: bool,
+    restart: bool,
+) -> SeveralResult:
+    """:func:`train_several` with another way to train the runs.
+
+    Args:
+        execute: Trains the runs.
+        lists: The values of ``seed``, ``learning_rate`` and ``head_learning_rate``.
+    """
+    if config.recipe == "search":
+        raise ConfigError(
+            "recipe: search tries learning rates itself, with one seed",
+            remedy="leave the lists of seeds and learning rates out",
+        )
     plan = _plan(config, lists)
     folder, output = config.run_folder, run_files.prepared(config.output)
     for each in plan:
@@ -130,13 +148,9 @@ def train_several(
             _clear(folder, () if resume else plan)
 
     with stop_requests() as stop:
-        runs = _run_all(
-            plan,
-            kept,
-            before_first_step,
+        runs = execute(
+            Runs(plan, kept, before_first_step, resume=resume, extensions=extensions),
             lambda: any_process(accelerator, stop.made),
-            resume=resume,
-            extensions=extensions,
         )
     if all(run.result is None for run in runs):  # finished, so that a set with other values can be started
         table = {"best": None, "runs": [run.to_dict() for run in runs]}
@@ -170,7 +184,7 @@ def _either(
     return earlier if values is None else values
 
 
-def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]) -> list[_Planned]:
+def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]) -> list[Planned]:
     """Every combination, in training order; the values of the last list change fastest."""
     given = {name: tuple(values) for name, values in lists.items() if values is not None}
     if not given:
@@ -197,18 +211,18 @@ def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]
     return [_planned(config, values) for values in chosen]
 
 
-def _planned(config: TrainConfig, values: Mapping[str, int | float]) -> _Planned:
+def _planned(config: TrainConfig, values: Mapping[str, int | float]) -> Planned:
     fit: FitConfig = validated(FitConfig, {**config.fit.model_dump(), **values}, "fit")
     varied = {name: getattr(fit, name) for name in values}
     name = "_".join(f"{option}-{repr(value).removesuffix('.0')}" for option, value in varied.items())
     output = str(config.run_folder / name)
-    return _Planned(name=name, values=varied, config=config.model_copy(update={"fit": fit, "output": output}))
+    return Planned(name=name, values=varied, config=config.model_copy(update={"fit": fit, "output": output}))
 
 
 # ------------------------------------------------------------------------- the files that are there
 
 
-def _refuse_unfinished(plan: Iterable[_Planned], folder: Path, *, resume: bool) -> None:
+def _refuse_unfinished(plan: Iterable[Planned], folder: Path, *, resume: bool) -> None:
     """Refuse to overwrite an unfinished single run, or, without ``resume``, an unfinished set of runs."""
     if unfinished(folder):
         raise ConfigError(
@@ -234,7 +248,7 @@ def _listed(file: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _kept(plan: Sequence[_Planned]) -> dict[str, TrainResult]:
+def _kept(plan: Sequence[Planned]) -> dict[str, TrainResult]:
     """The results of the finished runs, by name.
 
     Raises:
@@ -265,7 +279,7 @@ def _found(file: Path) -> TrainResult | None:
         return None
 
 
-def _clear(folder: Path, stale: Iterable[_Planned]) -> None:
+def _clear(folder: Path, stale: Iterable[Planned]) -> None:
     """Remove the files of earlier runs with these names, and then the table of the previous set."""
     for each in stale:
         run_files.clear(each.config.run_folder)
@@ -276,50 +290,78 @@ def _clear(folder: Path, stale: Iterable[_Planned]) -> None:
 # ---------------------------------------------------------------------------------------- the runs
 
 
-def _run_all(
-    plan: Sequence[_Planned],
-    kept: Mapping[str, TrainResult],
-    before_first_step: Callable[[], None],
-    stopping: Callable[[], bool],
-    *,
-    resume: bool,
-    extensions: Extensions,
-) -> list[OneRun]:
-    """Train the runs that are not in ``kept``.
+class Runs:
+    """The runs of a set, and those of them that are finished.
 
     Args:
-        before_first_step: Called once, before any of them.
-        stopping: Whether a signal asked to stop, in any process.
+        kept: The results of those that were finished before, by name.
+        before_first_step: Called once, before the first step of any of them.
+        resume: Whether a run that was started is continued.
     """
-    cache, runs = RunCache(), list[OneRun]()
-    started = False
+
+    def __init__(
+        self,
+        plan: Sequence[Planned],
+        kept: Mapping[str, TrainResult],
+        before_first_step: Callable[[], None],
+        *,
+        resume: bool,
+        extensions: Extensions,
+    ) -> None:
+        self.plan, self.kept, self.resume, self.extensions = plan, kept, resume, extensions
+        self.started = False
+        self._before_first_step = before_first_step
+
+    def start(self) -> None:
+        """Before the first step of a run."""
+        if not self.started:
+            self.started = True
+            self._before_first_step()
+
+    def begin(self, number: int) -> None:
+        """Report that a run, from 1, starts or was finished before."""
+        name = self.plan[number - 1].name
+        self.extensions.callbacks.on_run_begin(name, number, len(self.plan), name in self.kept)
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether there is something to keep."""
+        return bool(self.started or self.kept) and any(each.started for each in self.plan)
+
+
+Execute = Callable[[Runs, Callable[[], bool]], list[OneRun]]
+"""Trains the runs of a set that are not finished, and returns all of them, in order.
+
+The function that it gets says whether a signal asked to stop, in any process.
+"""
+
+
+def in_turn(several: Runs, stopping: Callable[[], bool]) -> list[OneRun]:
+    """Train the runs one after another in this process, on one backbone."""
+    cache, runs, plan = RunCache(), list[OneRun](), several.plan
 
     def on_start() -> None:
-        nonlocal started
         if stopping():  # while the model was created
             raise KeyboardInterrupt
-        if not started:
-            started = True
-            before_first_step()
+        several.start()
 
     for number, each in enumerate(plan, 1):
-        extensions.callbacks.on_run_begin(each.name, number, len(plan), each.name in kept)
-        found, diverged = kept.get(each.name), None
+        several.begin(number)
+        found, diverged = several.kept.get(each.name), None
         if found is None:
-            continues = resume and each.started
             try:
                 found = train_on(
                     cache,
                     each.config,
-                    resume=continues,
+                    resume=several.resume and each.started,
                     restart=True,
-                    extensions=extensions,
+                    extensions=several.extensions,
                     on_start=on_start,
                 )
             except TrainingDiverged as error:
                 diverged = str(error)
             except KeyboardInterrupt as error:
-                if not (started or kept) or not any(other.started for other in plan):
+                if not several.can_be_resumed:
                     raise
                 how = str(error) or (
                     "interrupted; the last checkpoint is kept; to continue, run the same command with "

@@ -246,14 +246,39 @@ class Proposal:
             return share >= PRUNE_AFTER and self._trial.should_prune()
 
 
-def proposal(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> Proposal:
+class Watch:
+    """The evaluations of a trial that is running, and whether to stop it.
+
+    Args:
+        select: What compares the trials.
+    """
+
+    def __init__(self, proposed: Proposal, select: Selection) -> None:
+        self.proposed, self.select = proposed, select
+        self.history: list[Evaluation] = []
+
+    def prunes(self, evaluation: Evaluation, steps: int) -> bool:
+        """Take one more evaluation of a trial of ``steps``; whether others were better at that point."""
+        self.history.append(evaluation)
+        reached = [self.select.key(each.metrics)[0] for each in self.history]
+        inside = 0 < evaluation.step < steps  # at step 0 only the head was fitted
+        return inside and self.proposed.should_prune(reached, evaluation.step / steps)
+
+
+def proposal(
+    space: Space, trials: Sequence[Trial], metric: str, seed: int, number: int | None = None
+) -> Proposal:
     """What to try after ``trials``: the auto recipe's learning rates with each first layer, then Optuna's.
 
-    The proposal depends on ``seed`` and ``trials`` only.
+    The proposal depends on the arguments only.
+
+    Args:
+        number: The number of the trial, from 1, if not all of those before it are in ``trials``.
     """
-    given = space.beginning[len(trials) : len(trials) + 1]
+    number = len(trials) + 1 if number is None else number
+    given = space.beginning[number - 1 : number]
     with _quiet():
-        study = _study(space, trials, metric, seed)
+        study = _study(space, trials, metric, (seed, number - 1))
         for values in given:
             study.enqueue_trial(dict(values))
         asked = study.ask(space.distributions())
@@ -261,12 +286,12 @@ def proposal(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> P
     return Proposal(given[0] if given else drawn, asked)
 
 
-def _study(space: Space, trials: Sequence[Trial], metric: str, seed: int) -> optuna.Study:
+def _study(space: Space, trials: Sequence[Trial], metric: str, seed: tuple[int, int]) -> optuna.Study:
     """Optuna's study of ``trials``; one that diverged is added as pruned, without values."""
     import optuna
     from optuna.trial import TrialState
 
-    sampler_seed = int(np.random.SeedSequence((seed, len(trials))).generate_state(1)[0])
+    sampler_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=sampler_seed, n_startup_trials=RANDOM),
