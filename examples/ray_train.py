@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -44,6 +45,7 @@ def work(options: dict[str, Any]) -> None:
     last = ray.train.get_checkpoint()
     if last is not None:
         last.to_directory(str(run))
+    torch.manual_seed(0)  # a new prompt and head are drawn
     model = PTuningModel.from_backbone(options["backbone"], DeepPrompt(num_virtual_tokens=8), num_labels=2)
     result = fit(
         model,

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
+from starlette.testclient import TestClient
+
+from ptuning.serving.app import make_app
+from ptuning.serving.keys import Keys
 from ptuning.serving.metrics import Metrics
 from ptuning.serving.rows import Refusal, Row, RowAnswer, Timing
 from ptuning.serving.settings import Settings
 from ptuning.serving.tasks import ServedTask
 from ptuning.task import Task
+from serving_fake import each_row
 
 HOSTILE = '<script>alert("label")</script>'
 CARD = """---
@@ -130,14 +137,10 @@ class FakeService:
             raise
         if self.refuse is not None:
             raise self.refuse
-        found = [self._answer(row, truncate, visible) for row in rows]
+        found = each_row(self.tasks, rows, visible, partial(self._answer, truncate))
         return found, Timing(tokenise=0.0004, queue=0.0, inference=0.0123)
 
-    def _answer(self, row: Row, truncate: bool, visible: Callable[[str], bool]) -> RowAnswer | Refusal:
-        try:
-            task = self.tasks.get(row.task, visible)
-        except Refusal as refusal:
-            return refusal
+    def _answer(self, truncate: bool, row: Row, task: ServedTask) -> RowAnswer | Refusal:
         if not row.text.strip():
             return Refusal(status=422, kind="empty", message="the text is empty")
         if (row.text_pair is not None) != task.task.pair:
@@ -153,6 +156,13 @@ class FakeService:
             tokens=120 if long else len(row.text.split()) + 2,
             truncated=long,
         )
+
+
+@contextmanager
+def page_client(service: Any, keys: Keys | None = None) -> Iterator[TestClient]:
+    """A client of a server with this service, which does not follow redirects."""
+    with TestClient(make_app(service, keys or Keys()), follow_redirects=False) as made:
+        yield made
 
 
 def fake_logits(task: Task, text: str) -> tuple[float, ...]:

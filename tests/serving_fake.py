@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,10 @@ class FakeService:
             raise
         except TimeoutError:
             raise Refusal(status=504, kind="timeout", message="too late") from None
-        found = [self._answer(row, truncate, visible) for row in rows]
+        found = each_row(self.tasks, rows, visible, partial(self._answer, truncate))
         return found, Timing(tokenise=0.001, queue=0.002, inference=0.003)
 
-    def _answer(self, row: Row, truncate: bool, visible: Callable[[str], bool]) -> RowAnswer | Refusal:
-        try:
-            served = self.tasks.get(row.task, visible)
-        except Refusal as refusal:
-            return refusal
+    def _answer(self, truncate: bool, row: Row, served: Served) -> RowAnswer | Refusal:
         if (row.text_pair is not None) != served.task.pair:
             return Refusal(status=422, kind="wrong_texts", message="expected one text, or two")
         if not row.text.strip():
@@ -154,6 +151,24 @@ class FakeService:
             tokens=min(words, 62) + 2,
             truncated=words > 62,
         )
+
+
+def each_row(
+    tasks: Any,
+    rows: Sequence[Row],
+    visible: Callable[[str], bool],
+    answer: Callable[[Row, Any], RowAnswer | Refusal],
+) -> list[RowAnswer | Refusal]:
+    """What a fake answers to rows: a refusal where the task is not there, otherwise what ``answer`` says."""
+    found: list[RowAnswer | Refusal] = []
+    for row in rows:
+        try:
+            served = tasks.get(row.task, visible)
+        except Refusal as refusal:
+            found.append(refusal)
+        else:
+            found.append(answer(row, served))
+    return found
 
 
 def logits_of(row: Row, task: Task) -> tuple[float, ...]:

@@ -73,6 +73,8 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "cpu",
             "--output",
             str(home / kind),
+            "--report",
+            "false",
         ]
         for split in ("train", "validation", "test"):
             argv += [f"--data.{split}", str(home / f"{kind}-{split}.jsonl")]

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from page_fake import PART, FakeService, Parsed, fake_logits, served, text_of
+from page_fake import PART, FakeService, Parsed, fake_logits, page_client, served, text_of
 from ptuning import PTuningModel, adapters
 from ptuning.cli import main
 from ptuning.data import Example
@@ -50,7 +50,7 @@ def service() -> FakeService:
 
 @pytest.fixture
 def client(service: FakeService) -> Iterator[TestClient]:
-    with TestClient(make_app(service, Keys()), follow_redirects=False) as made:
+    with page_client(service) as made:
         yield made
 
 

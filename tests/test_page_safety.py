@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
 
-from page_fake import CARD, HOSTILE, PART, FakeService, Parsed, text_of
-from ptuning.serving.app import make_app
+from page_fake import CARD, HOSTILE, PART, FakeService, Parsed, page_client, text_of
 from ptuning.serving.keys import RECHECK_SECONDS, Keys, digest, make_key
 from ptuning.serving.page.cards import card_html
 from ptuning.serving.page.sessions import COOKIE, Sessions, SignedSessions
@@ -29,7 +28,7 @@ def service() -> FakeService:
 
 @pytest.fixture
 def client(service: FakeService) -> Iterator[TestClient]:
-    with TestClient(make_app(service, Keys()), follow_redirects=False) as made:
+    with page_client(service) as made:
         yield made
 
 
@@ -161,7 +160,7 @@ def keyed(service: FakeService, tmp_path: Path) -> Iterator[Keyed]:
     team, ops = make_key(file, "team", tasks=("stars", "emo*")), make_key(file, "ops")
     now = [0.0]
     keys = Keys(file=file, clock=lambda: now[0])
-    with TestClient(make_app(service, keys), follow_redirects=False) as client:
+    with page_client(service, keys) as client:
         yield Keyed(client=client, file=file, team=team, ops=ops, now=now)
 
 

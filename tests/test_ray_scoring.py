@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +20,18 @@ from ptuning import DeepPrompt, Predictor, PTuningModel, Task
 from ptuning.cli import main
 from ptuning.errors import AdapterError, ConfigError, DataError, OutputError
 from ptuning.model.loading import load_backbone
+from ray_bulk import Full, Gate, unscored, until
 from ray_cluster import ray_cluster  # noqa: F401
 
 pytest.importorskip("ray")
-import fsspec.implementations.local
 import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ptuning.ray import write_predictions
-from ptuning.ray.inputs import TextOptions, find_files, tables_of
-from ptuning.ray.output import Folder, Part
+from ptuning.ray.inputs import find_files
+from ptuning.ray.layout import TextOptions, tables_of
+from ptuning.ray.output import Folder
+from ptuning.ray.parts import Part
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
 from ptuning.ray.storage import files_of, place_of
@@ -303,25 +302,24 @@ def test_nodes_that_do_not_share_the_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out") == ["_temporary"]
 
 
-class Full(fsspec.implementations.local.LocalFileSystem):  # type: ignore[misc]
-    """A disk without room for data."""
+def test_a_failure_while_files_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(place_of(str(tmp_path / "out"), "--output"))
+    folder.start()
+    parts = [Part(name=f"part-{i}", bad=bool(i), rows=1, nbytes=1, node="a") for i in range(2)]
+    for part in parts:
+        Path(folder.parts, part.name).write_bytes(b"1")
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        if "w" in mode and path.endswith((".parquet", ".jsonl")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super()._open(path, mode, **options)
+    def refuse(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "_write", refuse)  # of _SUCCESS
+    with pytest.raises(OutputError, match="No space left"):
+        folder.publish(parts, {})
+    folder.clear()
+    assert not (tmp_path / "out").exists()
 
 
 # ----------------------------------------------------------------------------------------------- on a cluster
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """Wait until something is true, and return it."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def results(out: Path) -> list[dict[str, Any]]:
@@ -374,18 +372,6 @@ def test_the_command(
     assert not (tmp_path / "other").exists()
 
 
-class Gate:
-    """Rows with an id from ``first`` on wait until a file exists."""
-
-    def __init__(self, file: Path, first: int) -> None:
-        self.file, self.first = file, first
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        if rows.num_rows and rows["id"][0].as_py() >= self.first:
-            until(self.file.exists)
-        return rows
-
-
 def parts_of(out: Path) -> list[Path]:
     """The files that were written and are not published yet."""
     return list((out / "_temporary").glob("*/part-*"))
@@ -409,7 +395,7 @@ def test_nodes_and_actors_that_are_killed(
         Gate(tmp_path / "go", 100), batch_format="pyarrow", num_cpus=0
     )
     plan = planned(adapters / "five", files.layout.names, precision="fp32", device="cpu")
-    predictions = scored(plan, source, concurrency=3, num_cpus=1)
+    predictions = scored(plan, source, concurrency=3, num_cpus=1, batch_size=10)
     out, found = tmp_path / "out", []
     work = threading.Thread(
         target=lambda: found.append(
@@ -426,7 +412,7 @@ def test_nodes_and_actors_that_are_killed(
         }
 
     try:
-        until(lambda: len(alive()) == 3 and len(parts_of(out)) >= 5)
+        until(lambda: len(alive()) == 3 and len(parts_of(out)) >= 2)
         assert not list(out.glob("part-*"))
         pids = alive()
         (kept, *_) = set(pids) - {victim.node_id}
@@ -435,7 +421,7 @@ def test_nodes_and_actors_that_are_killed(
         until(lambda: victim.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]})
     finally:
         (tmp_path / "go").touch()
-        work.join(200)
+        work.join(300)
     (written,) = found
     assert (written.rows_read, written.rows_written, written.bad_rows) == (200, 200, 0)
     assert sorted(os.listdir(out)) == sorted(["_SUCCESS", *written.files])
@@ -452,19 +438,10 @@ import sys, ray
 from pathlib import Path
 import pyarrow as pa
 from ptuning.ray import write_predictions
-from test_ray_scoring import Gate, unscored
+from ray_bulk import Gate, unscored
 ray.init("auto", log_to_driver=False)
 write_predictions(unscored(Gate(Path(sys.argv[1]), 20)), sys.argv[2], file_bytes=1, num_cpus=0)
 """
-
-
-def unscored(gate: Gate | None = None) -> Any:
-    """Forty rows as an actor leaves them, in four blocks."""
-    import ray.data
-
-    rows = pa.table({"id": list(range(40)), "label": ["a"] * 40, "error": pa.array([None] * 40, pa.string())})
-    found = ray.data.from_arrow([rows.slice(start, 10) for start in range(0, 40, 10)])
-    return found if gate is None else found.map_batches(gate, batch_format="pyarrow", num_cpus=0)
 
 
 def test_the_driver_is_killed(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811

@@ -11,12 +11,14 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptuning.cli import main
+from ptuning.cli.serve import parser
 from ptuning.errors import BackboneNotFound, ConfigError, OutputError
 from ptuning.ray.cluster import Versions
 from ray_cluster import ray_cluster  # noqa: F401
@@ -152,7 +154,6 @@ def test_what_is_sent_to_one_replica_is_served_by_all(
     assert served.ask("POST", "/tasks/sent", {"inputs": "a good film"})[0] == 200
     wait_for(lambda: served.ask("DELETE", "/tasks/sent", **ADMIN)[0] in (204, 404))
     assert not (folder / "sent").exists()
-    on_every_replica(served, lambda: served.ask("GET", "/tasks/sent")[0] == 404)
 
 
 def test_an_unknown_task_is_the_same_404(served: Served) -> None:
@@ -175,6 +176,17 @@ def test_limits_are_ours(served: Served) -> None:
     assert served.ask("PUT", "/tasks/x", b"", content_type="application/zip")[0] in (401, 403)
     assert served.ask("GET", "/tasks", host="example.org")[0] == 421
     assert served.ask("GET", "/ready") == (200, {"status": "ready"})
+
+
+def test_serve_answers_at_one_address(
+    capsys: pytest.CaptureFixture[str],
+    served: Served,
+    ray_cluster: Any,  # noqa: F811
+    folder: Path,
+) -> None:
+    other = ("--ray", ray_cluster.address, "--port", free_port())
+    assert f"127.0.0.1:{served.port}, where Ray Serve answers" in failed(capsys, "--folder", folder, *other)
+    assert served.ask("GET", "/health")[0] == 200
 
 
 # ------------------------------------------------------------------------------------- the end
@@ -204,6 +216,11 @@ def test_requests_are_answered_after_a_replica_was_killed(served: Served, folder
     on_every_replica(served, answered)
     wait_for(lambda: first not in replicas() and len(replicas()) == 2)  # and another one takes its place
     assert second in replicas()
+
+
+def test_what_was_deleted_at_one_replica_is_unknown_to_all(served: Served) -> None:
+    """After some time, in which other tests have run."""
+    on_every_replica(served, lambda: served.ask("GET", "/tasks/sent")[0] == 404)
 
 
 def test_ctrl_c_ends_the_deployment(served: Served) -> None:
@@ -251,6 +268,16 @@ def test_the_builder_for_configuration_files(tmp_path: Path) -> None:
         app({"replicas": 2})
 
 
+def test_the_defaults_are_those_of_the_command() -> None:
+    given = vars(parser().parse_args(["x"]))
+    for field in fields(ServerOptions):
+        if field.name not in ("adapters", "admin_key"):
+            assert given[field.name] == field.default, field.name
+    said = {action.dest: action.help or "" for action in parser()._actions}
+    for field in fields(ScaleOptions):
+        assert said[field.name].endswith(f"(default: {field.default:g})"), field.name
+
+
 @pytest.mark.parametrize("replicas", ["0", "3-2", "x", "1-", "-1", "0-3", ""])
 def test_replicas_that_cannot_be(replicas: str) -> None:
     with pytest.raises(ConfigError, match="MIN-MAX"):
@@ -283,8 +310,8 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (("--ray", "auto", "--replicas", "x"), "MIN-MAX"),
         (("--ray", "auto", "--port", 0), "--port: got 0"),
         (("--ray", "auto", "--host", "0.0.0.0"), "no --keys"),
-        (("--ray", "nowhere"), "HOST:PORT"),
         (("--ray", "auto", "--ray_cpus", "-1"), "ray_cpus"),
+        (("--ray", "auto", "--drain_delay", 5), "drain_delay"),
     ],
 )
 def test_refused_at_the_command_line(

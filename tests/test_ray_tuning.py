@@ -334,7 +334,7 @@ def test_trackers_are_refused(config: Made) -> None:
     ("argv", "said"),
     [
         (["--ray", "auto"], "--ray: got a single run, expected --recipe search, or a list"),
-        (["--concurrency", "2", "--seeds", "0"], "--concurrency: got no --ray"),
+        (["--ray_workers", "2", "--seeds", "0"], "--ray_workers: got no --ray"),
         (["--ray", "nowhere", "--seeds", "0"], "--ray: got nowhere, expected auto, local, or HOST:PORT"),
     ],
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,16 +119,16 @@ def test_two_processes_train_what_one_does(alone: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_so_do_two_that_accelerate_launches(alone: dict[str, Any], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *LAUNCH, __file__, str(tmp_path), "deep"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
+def test_so_do_two_that_accelerate_launches(
+    alone: dict[str, Any], tmp_path: Path, programs: Programs
+) -> None:
+    done = programs.run(
+        ["-m", *LAUNCH, __file__, str(tmp_path), "deep"],
+        tmp_path,
+        env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         timeout=240,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:].decode()
     check(["deep"], alone, tmp_path)
 
 

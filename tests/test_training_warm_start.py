@@ -97,6 +97,7 @@ def base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": str(file)},
         "backbone": str(tiny_folder),
         "output": str(folder / "base"),
+        "report": False,
         "prompt": {"num_virtual_tokens": 3, "first_layer": 1, "pooling": "layers"},
         "fit": {"num_train_epochs": 2},
     }
@@ -116,6 +117,7 @@ def run(base: Path, tmp_path: Path) -> Run:
             "data": {"train": str(file), **options.pop("data", {})},
             "output": str(tmp_path / "next"),
             "init_from": str(base),
+            "report": False,
             "fit": {"num_train_epochs": 1},
             **options,
         }
@@ -469,6 +471,7 @@ def test_a_resumed_run_is_the_same_to_the_bit_and_knows_its_adapter(
         "data": {"train": str(tmp_path / "more.jsonl")},
         "output": str(tmp_path / "next"),
         "init_from": str(tmp_path / "start"),
+        "report": False,
         "fit": fit,
     }
     config = TrainConfig.checked(values)
@@ -507,6 +510,7 @@ def test_several_seeds_and_a_search_start_from_it(run: Run, base: Path, jsonl: A
     values = {
         "data": {"train": str(file)},
         "init_from": str(base),
+        "report": False,
         "fit": {"num_train_epochs": 1},
         "device": "cpu",
     }
@@ -528,7 +532,7 @@ def test_the_command_line_has_it_and_a_mistake_is_one_line(
     base: Path, jsonl: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = jsonl("rows.jsonl", sentiment(24))
-    words = [str(file), "--init_from", str(base), "--output", str(tmp_path / "next")]
+    words = [str(file), "--init_from", str(base), "--output", str(tmp_path / "next"), "--report", "false"]
     assert main(["train", *words, "--fit.num_train_epochs", "1", "--device", "cpu"]) == 0
     assert f"warm start from {base}: its prompt and its head" in capsys.readouterr().err
     assert main(["train", *words, "--prompt.num_virtual_tokens", "4"]) == 2
@@ -555,7 +559,7 @@ def test_a_run_that_improves_nothing_takes_over_no_record(base: Path, tmp_path: 
     start = model.save_pretrained(tmp_path / "start", extra={**model.loaded.extra, **stale})
     model = PTuningModel.from_pretrained(start)
     config = FitConfig(num_train_epochs=1, calibrate=False)
-    fit(model, sentiment(24, seed=2), config, output=tmp_path / "next", callbacks=[Undone()])
+    fit(model, sentiment(24, seed=2), config, output=tmp_path / "next", report=False, callbacks=[Undone()])
     made, old = adapters.load(tmp_path / "next"), adapters.load(start)
     assert torch.equal(made.prompt_tensor, old.prompt_tensor)
     assert stale.keys() <= old.extra.keys()

@@ -67,6 +67,7 @@ def config(tiny_folder: Path, tmp_path: Path, jsonl: Callable[..., Path]) -> Cal
             "data": data,
             "backbone": str(tiny_folder),
             "output": str(tmp_path / output),
+            "report": False,
             "precision": "fp32",
             "device": "cpu",
             "prompt": {"num_virtual_tokens": 4},

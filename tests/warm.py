@@ -103,13 +103,19 @@ class Programs:
         return Program(read)
 
     def run(
-        self, argv: Sequence[str], folder: Path, *, stdin: bytes = b"", env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 120,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run to the end; ``folder`` is for what it reads and writes."""
         files = [folder / f".{name}-{time.monotonic_ns()}" for name in ("in", "out", "err")]
         files[0].write_bytes(stdin)
         with files[0].open("rb") as given, files[1].open("wb") as out, files[2].open("wb") as err:
-            code = self.start(argv, stdin=given, stdout=out, stderr=err, env=env).wait()
+            code = self.start(argv, stdin=given, stdout=out, stderr=err, env=env).wait(timeout)
         _, told, said = (file.read_bytes() for file in files)
         for file in files:
             file.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import json
 import os
@@ -154,7 +155,10 @@ def made() -> Iterator[Lab]:
         # in a child, so that nothing that training starts in a process is forked later
         ended(fork(lambda: _prepare(root)), 300, must=0)
         seconds = float((root / "seconds").read_text())
-        yield Lab(root, seconds, PTuningModel.from_pretrained(root / "reference"))
+        lab = Lab(root, seconds, PTuningModel.from_pretrained(root / "reference"))
+        gc.collect()
+        gc.freeze()  # the trials are forks, which would look at all of this, and copy it
+        yield lab
 
 
 def _prepare(root: Path) -> None:

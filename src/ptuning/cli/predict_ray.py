@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def predict_on_ray(given: Any) -> None:
     from ptuning.ray.cluster import connected, require_ray
 
     require_ray()
-    from ptuning.ray.inputs import TextOptions, find_files
+    from ptuning.ray.inputs import find_files
+    from ptuning.ray.layout import TextOptions
     from ptuning.ray.output import Folder, write_predictions
     from ptuning.ray.scoring import planned, scored
     from ptuning.ray.storage import place_of
@@ -161,7 +163,8 @@ def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    every: list[dict[str, Any]] = ray.nodes()
+    nodes = [node["Resources"] for node in every if node["Alive"]]
     gpus = given.ray_gpus
     if gpus is None:
         gpus = float(given.device != "cpu" and any(node.get("GPU", 0) for node in nodes))
@@ -186,7 +189,11 @@ def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray Data without progress bars and log lines, and with blocks of a size for scoring."""
+    """Ray Data without progress bars and log lines, and with blocks of a size for scoring.
+
+    Ray's C++ part prints lines of its own about every pool of actors, which no option switches off; they are
+    in its log files too.
+    """
     import logging
 
     from ray.data import DataContext
@@ -197,8 +204,14 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
         context.enable_progress_bars, context.target_max_block_size = before
         logger.setLevel(level)

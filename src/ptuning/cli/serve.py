@@ -237,9 +237,9 @@ def _options(given: Any) -> ServerOptions:
     """The options of the server.
 
     Raises:
-        ConfigError: an invalid one.
+        ConfigError: an invalid one, or keys that cannot be read.
     """
-    from ptuning.serving.launching import ServerOptions, check_host
+    from ptuning.serving.launching import ServerOptions, check_host, keys_of
 
     for name, least in (("memory_limit", 1), ("packed_memory", 0)):
         bytes_of(given, name, least=least)
@@ -247,6 +247,7 @@ def _options(given: Any) -> ServerOptions:
     options = ServerOptions(
         **{name: value for name, value in vars(given).items() if name in names}, admin_key=_admin_key(given)
     )
+    keys_of(options)
     check_host(options, given.host)
     return options
 

@@ -58,17 +58,17 @@ def parser() -> Parser:
     cluster = made.add_argument_group("on a Ray cluster (a search, or several runs)")
     add_ray(cluster)
     cluster.add_argument(
-        "--concurrency",
+        "--ray_workers",
         type=int,
         metavar="N",
         help="how many run at once (default: one trial of a search, so that the trials are those of one "
         "machine; as many runs as the cluster has room for)",
     )
     cluster.add_argument(
-        "--num_cpus", type=float, metavar="N", help="CPU cores of each, and threads (default: 1)"
+        "--ray_cpus", type=float, metavar="N", help="CPU cores of each, and threads (default: 1)"
     )
     cluster.add_argument(
-        "--num_gpus", type=float, metavar="N", help="GPUs of each (default: 1, where the cluster has any)"
+        "--ray_gpus", type=float, metavar="N", help="GPUs of each (default: 1, where the cluster has any)"
     )
     add_options(made, TrainConfig, short="data")
     return made
@@ -130,11 +130,11 @@ def _cluster(given: Namespace, *, several: bool) -> dict[str, Any]:
     Args:
         several: Whether it is a search or a set of runs.
     """
-    names = ("concurrency", "num_cpus", "num_gpus")
-    options = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    names = {"ray_workers": "concurrency", "ray_cpus": "num_cpus", "ray_gpus": "num_gpus"}
+    set_ones = [name for name in names if getattr(given, name) is not None]
     if given.ray is None:
-        if options:
-            raise ConfigError(f"--{next(iter(options))}", got="no --ray", expected="the address of a cluster")
+        if set_ones:
+            raise ConfigError(f"--{set_ones[0]}", got="no --ray", expected="the address of a cluster")
         return {}
     if not several:
         raise ConfigError(
@@ -143,7 +143,7 @@ def _cluster(given: Namespace, *, several: bool) -> dict[str, Any]:
             expected="--recipe search, or a list such as --seeds 0,1,2, whose runs a cluster shares",
             remedy="leave --ray out; for one run on several GPUs, see docs/scale.md",
         )
-    return {"address": given.ray, **options}
+    return {"address": given.ray, **{names[name]: getattr(given, name) for name in set_ones}}
 
 
 def _listed(name: str, text: str, given: Namespace) -> list[int | float]:

@@ -21,7 +21,7 @@ from ptuning.data.continued import Continued, continued_task
 from ptuning.errors import ConfigError
 from ptuning.estimators.backbones import Keeper, SharedBackbone, shared_backbone
 from ptuning.estimators.inputs import examples_of
-from ptuning.estimators.settings import configuration, data_options, seed_of
+from ptuning.estimators.settings import configuration, data_options, seed_of, takes_its_backbone
 from ptuning.inference import Predictor
 from ptuning.kinds import LabelForm
 from ptuning.model.backbone import Backbone
@@ -159,7 +159,10 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
                 with tempfile.TemporaryDirectory() as scratch:
                     for name, data in self._files.items():
                         (Path(scratch) / name).write_bytes(data)
-                    self._model = self._opened(Path(scratch), self.backbone)
+                    own = takes_its_backbone(self.get_params(deep=False))
+                    self._model = self._opened(
+                        Path(scratch), None if own else self.backbone, allow_pickle=True
+                    )
                 del self._files
         found: PTuningModel = self._model
         return found

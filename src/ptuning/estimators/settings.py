@@ -47,17 +47,25 @@ def configuration(
     run["prompt"] = _prompt(values)
     if isinstance(values["init_from"], os.PathLike):
         run["init_from"] = os.fspath(values["init_from"])
-    if values["init_from"] is not None:  # then the adapter decides what is left out, as a default value is
-        if (values["backbone"], values["revision"]) == ("demo", None):
-            del run["backbone"], run["revision"]
-        if values["prompt"] is None:
-            run["prompt"] = {name: values[name] for name in OF_PROMPT if values[name] is not None}
+    if takes_its_backbone(values):
+        del run["backbone"], run["revision"]
+    if values["init_from"] is not None and values["prompt"] is None:
+        run["prompt"] = {name: values[name] for name in OF_PROMPT if values[name] is not None}
     config: TrainConfig = TrainConfig(
         **run,
         data=data_options(given),
         fit=validated(FitConfig, {**fit, "seed": seed, "class_weights": class_weights}),
     )
     return config
+
+
+def takes_its_backbone(given: Mapping[str, Any]) -> bool:
+    """Whether the adapter of ``init_from`` decides the backbone; the default value counts as left out.
+
+    Args:
+        given: The parameters of an estimator.
+    """
+    return given["init_from"] is not None and (given["backbone"], given["revision"]) == ("demo", None)
 
 
 def data_options(given: Mapping[str, Any]) -> DataConfig:

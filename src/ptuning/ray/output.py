@@ -12,59 +12,32 @@ last::
 
 from __future__ import annotations
 
-import errno
 import json
-import platform
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-from pyarrow import compute, fs, parquet
+from pyarrow import fs
 
-from ptuning.data.places import counted, first_line
-from ptuning.errors import ConfigError, OutputError, PTuningError
-from ptuning.inference.writing import plain
+from ptuning.data.places import counted
+from ptuning.errors import ConfigError, OutputError
 from ptuning.ray.cluster import errors_of_workers
+from ptuning.ray.parts import BAD_ROWS, OutputFormat, Part, writing_to
 from ptuning.ray.storage import Place, place_of
-from ptuning.visible import json_text
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
     from ptuning.ray.sink import Sink
 
-OutputFormat = Literal["parquet", "jsonl"]
-SUCCESS, TEMPORARY, BAD_ROWS = "_SUCCESS", "_temporary", "_bad_rows"
-_PREDICTED = ("label", "value", "probabilities", "abstained")
+SUCCESS, TEMPORARY = "_SUCCESS", "_temporary"
 FILE_BYTES = 64 << 20
-_AT_ONCE = 1024
-"""Rows that are turned into JSON at once."""
 _THREADS = 16
 """Files that are published at the same time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A file that a task has written.
-
-    Attributes:
-        name: In the folder of the run.
-        bad: Whether it has bad rows.
-        rows: How many.
-        nbytes: Its size.
-        node: The node that wrote it.
-    """
-
-    name: str
-    bad: bool
-    rows: int
-    nbytes: int
-    node: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +84,8 @@ def write_predictions(
 
     Raises:
         ConfigError: the folder exists and is not empty.
-        OutputError: it could not be written, rows are missing, or the cluster lost the work. No file is
-            visible in the folder, except that a failure while they are published leaves some, without
-            ``_SUCCESS``.
+        OutputError: it could not be written, rows are missing, or the cluster lost the work. Nothing is in
+            the folder then.
     """
     folder = Folder(place_of(output, "--output", filesystem))
     folder.check()
@@ -131,7 +103,7 @@ def write_predictions(
                 remedy="nothing was written; run it again, and report this with Ray's logs",
             )
         bad = sum(part.rows for part in parts if part.bad)
-        files = tuple(sorted(f"{BAD_ROWS}/{part.name}" if part.bad else part.name for part in parts))
+        files = tuple(sorted(part.place for part in parts))
         written = Written(rows_read=read, rows_written=found - bad, bad_rows=bad, files=files)
         versions = {name: version(name) for name in ("ptuning", "torch", "transformers", "ray", "pyarrow")}
         folder.publish(parts, {**asdict(written), **(about or {}), "versions": versions})
@@ -212,10 +184,16 @@ class Folder:
                     )
             if any(part.bad for part in parts):
                 self.filesystem.create_dir(f"{self.path}/{BAD_ROWS}", recursive=True)
-            with ThreadPoolExecutor(_THREADS) as threads:
-                list(threads.map(self._publish, parts))
-            self._write(f"{self.parts}/{SUCCESS}", success)
-            self.filesystem.move(f"{self.parts}/{SUCCESS}", f"{self.path}/{SUCCESS}")
+            try:
+                with ThreadPoolExecutor(_THREADS) as threads:
+                    list(threads.map(self._publish, parts))
+                self._write(f"{self.parts}/{SUCCESS}", success)
+                self.filesystem.move(f"{self.parts}/{SUCCESS}", f"{self.path}/{SUCCESS}")
+            except BaseException:
+                for part in parts:
+                    with suppress(OSError):
+                        self.filesystem.delete_file(self._target(part))
+                raise
 
     def clear(self) -> None:
         """Delete the folder of this run, and what is empty without it. Errors are ignored."""
@@ -223,14 +201,16 @@ class Folder:
             self.filesystem.delete_dir(self.parts)
         with suppress(OSError):
             self.filesystem.delete_file(f"{self.parts}.json")
-        for path in (self.temporary, self.path):
+        for path in (self.temporary, f"{self.path}/{BAD_ROWS}", self.path):
             with suppress(OSError):
                 if not self.filesystem.get_file_info(fs.FileSelector(path)):
                     self.filesystem.delete_dir(path)
 
     def _publish(self, part: Part) -> None:
-        target = f"{BAD_ROWS}/{part.name}" if part.bad else part.name
-        self.filesystem.move(f"{self.parts}/{part.name}", f"{self.path}/{target}")
+        self.filesystem.move(f"{self.parts}/{part.name}", self._target(part))
+
+    def _target(self, part: Part) -> str:
+        return f"{self.path}/{part.place}"
 
     def _names(self) -> set[str]:
         """What is in the folder."""
@@ -257,62 +237,11 @@ class Folder:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        with writing_to(self.shown, what):
-            yield
-
-
-@contextmanager
-def writing_to(shown: str, what: str = "written") -> Iterator[None]:
-    """Turn an error of a file system into one that a user can act on.
-
-    Raises:
-        OutputError: instead of it.
-    """
-    try:
-        yield
-    except PTuningError:
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = error.strerror or first_line(error)
-        raise OutputError(
-            f"{shown} could not be {what} on the node {platform.node()}: {why}",
-            remedy="nothing was published; "
-            + (
-                "free some space, or choose another folder"
-                if full
-                else "check the folder and your access to it"
-            ),
-        ) from error
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        return writing_to(self.shown, what)
 
 
 def _sink(folder: Folder, form: OutputFormat, prefix: str, file_bytes: int) -> Sink:
     from ptuning.ray.sink import Sink
 
     return Sink(folder.filesystem, folder.parts, folder.run, form, prefix, file_bytes)
-
-
-def split(table: pa.Table, prefix: str) -> tuple[pa.Table, pa.Table]:
-    """The rows with a prediction, and those without, each without the columns that are null there."""
-    error = f"{prefix}error"
-    good = compute.is_null(table.column(error))
-    predicted = [name for each in _PREDICTED if (name := f"{prefix}{each}") in table.column_names]
-    return table.filter(good).drop_columns([error]), table.filter(compute.invert(good)).drop_columns(
-        predicted
-    )
-
-
-def write_table(table: pa.Table, stream: Any, form: OutputFormat) -> None:
-    """Write a table in a format."""
-    if form == "parquet":
-        parquet.write_table(table, stream)
-        return
-    maps = [field.name for field in table.schema if pa.types.is_map(field.type)]
-    for start in range(0, table.num_rows, _AT_ONCE):
-        lines = []
-        for row in table.slice(start, _AT_ONCE).to_pylist():
-            row.update({name: dict(row[name]) for name in maps if row[name] is not None})
-            lines.append(json_text(plain(row)))
-        stream.write("".join(f"{line}\n" for line in lines).encode())

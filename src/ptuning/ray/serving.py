@@ -86,8 +86,18 @@ def application(options: ServerOptions, scale: ScaleOptions) -> Application:
     Args:
         options: Of the server. Folders and files have to be the same on all nodes.
         scale: How many replicas there are, and what each gets.
+
+    Raises:
+        ConfigError: Ray is not installed, or an option has no meaning on a cluster.
     """
     require_ray()
+    if options.drain_delay:
+        raise ConfigError(
+            "drain_delay",
+            got=options.drain_delay,
+            expected="0 on a cluster, where Ray Serve stops sending requests to a replica before it stops",
+            remedy="leave it out",
+        )
     from ray import serve
 
     from ptuning.ray.replica import Replica
@@ -262,7 +272,7 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
-    serve.shutdown()  # type: ignore[no-untyped-call]
+    serve.shutdown()
     ends = time.monotonic() + _MARGIN
     while time.monotonic() < ends and any(
         each["namespace"] == _NAMESPACE for each in ray.util.list_named_actors(all_namespaces=True)

@@ -14,7 +14,7 @@ from ray.data.block import Block, BlockAccessor
 from ray.data.datasource import Datasink
 from ray.data.datasource.datasink import WriteResult
 
-from ptuning.ray.output import OutputFormat, Part, split, write_table, writing_to
+from ptuning.ray.parts import OutputFormat, Part, split, write_table, writing_to
 
 
 class Sink(Datasink[list[Part]]):

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pyarrow import fs
 from ray.data.datasource import FileBasedDatasource
 
-from ptuning.ray.inputs import Layout, reading, tables_of
+from ptuning.ray.layout import Layout, reading, tables_of
 
 
 class FileSource(FileBasedDatasource):

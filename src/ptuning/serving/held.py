@@ -22,7 +22,6 @@ from ptuning import adapters
 from ptuning.adapters.folder import CARD, checked
 from ptuning.adapters.seal import SELF
 from ptuning.data.tokens import Tokenise
-from ptuning.errors import AdapterMismatch
 from ptuning.model import DeepPrompt, PackedTask, TaskTable
 from ptuning.model.config import prompt_from_dict
 from ptuning.model.limits import TextLimits, text_limits
@@ -89,22 +88,16 @@ class HeldTasks(TaskRegistry):
         """A task's tensors, read from its folder, unless another thread has done so meanwhile.
 
         Raises:
-            Refusal: 404, it was removed, or its adapter is for another backbone.
-            AdapterError: it cannot be read. It is read again for the next row.
+            Refusal: 404, it was removed.
+            AdapterError: it cannot be read. It is tried again for the next row.
         """
         with self._reading:
             served = self._served.get(name)
             if served is None:
                 raise self._unknown(name, visible)
-            try:
-                with suppress(KeyError):
-                    return self.table[name]
+            if name not in self.table:
                 with self._reported(name):
                     super()._loaded(name, self._folders[name], served.source)
-            except AdapterMismatch as error:
-                with self._lock:
-                    self._served.pop(name, None)
-                raise self._unknown(name, visible) from error
             return self.table[name]
 
     def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:

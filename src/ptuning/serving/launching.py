@@ -72,6 +72,8 @@ class ServerOptions:
             raise ConfigError(
                 "adapters", got="none", expected="at least one", remedy="name them, or a folder with --folder"
             )
+        self.settings()
+        self.http()
 
     def settings(self) -> Settings:
         """The limits of the service."""

@@ -210,7 +210,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     except _UNREADABLE as error:
         raise AdapterError(f"the archive cannot be read: {error}") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's; gzip's and bzip2's have no number
+        # The disk's, except a place in front of the file. Those of gzip and bzip2 have no number.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise AdapterError(f"the archive cannot be read: {error}") from error
     inner = list(folder.iterdir())

@@ -6,6 +6,7 @@ several gives the same result: nothing here depends on the seed or the learning 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -165,6 +166,10 @@ def _tokens_key(model: PTuningModel, too_long: TooLong | None) -> Hashable:
 
 
 def new_accelerator(*, cpu: bool = False) -> Accelerator:
-    """A new ``Accelerator``; created by one thread at a time."""
+    """A new ``Accelerator``; created by one thread at a time.
+
+    Without ``cpu``, Accelerate takes each of several processes on a machine without a GPU for the only one.
+    """
+    several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     with ACCELERATE:
-        return Accelerator(cpu=cpu)
+        return Accelerator(cpu=cpu or several)

@@ -239,7 +239,7 @@ class Trainer:
             for group in self._groups():
                 start = time.perf_counter()
                 with self.draws.drawing():
-                    loss, rows, stopped = self._step(group, stop)
+                    loss, rows = self._step(group)
                 scheduler.step()
                 position.took(loss, rows, batches=len(group), seconds=time.perf_counter() - start)
                 state.loss, state.learning_rates = loss, learning_rates(self._inner)
@@ -247,8 +247,8 @@ class Trainer:
                 self._after_step()
                 if self._should_stop():
                     break
-                if stopped and position.step < self.steps:
-                    self._interrupt()
+                if position.step < self.steps:
+                    self._interrupt_if_any(stop.made)
         if not position.history or position.history[-1].step != position.step:  # stopped between evaluations
             self._evaluate()
             self._save_if_asked()
@@ -308,13 +308,8 @@ class Trainer:
             return math.ceil(len(self.data.train.rows) / self.config.batch_size)
         return len(self._batches(epoch))
 
-    def _step(self, group: list[list[int]], stop: StopRequest) -> tuple[float, int, bool]:
-        """One optimizer step over a group of batches.
-
-        Returns:
-            The mean loss, the number of rows, and whether any process was asked to stop: all of them stop
-            after the same step.
-        """
+    def _step(self, group: list[list[int]]) -> tuple[float, int]:
+        """One optimizer step over a group of batches; returns the mean loss and the number of rows."""
         draw_for_step(self.accelerator, self.config.seed, self.position.step)
         rows = [row for batch in group for row in batch]
         weight = self.row_weights[rows].sum()
@@ -325,17 +320,15 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 total += self._backward(part.rows, float(part.weight / weight))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        summed = torch.stack((total, total.new_tensor(float(stop.made))))
         if self.accelerator.num_processes > 1:
-            summed = self.accelerator.reduce(summed)
-        found = torch.stack((*summed, norm.to(total.device) if norm is not None else total))
-        loss, stops, size = found.tolist()
+            total = self.accelerator.reduce(total)
+        loss, size = torch.stack((total, norm.to(total.device) if norm is not None else total)).tolist()
         if not (math.isfinite(loss) and math.isfinite(size)):
             self.optimizer.zero_grad()
             raise self._diverged(loss, size)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss, len(rows), stops > 0
+        return loss, len(rows)
 
     def _parts(self, batch: list[int]) -> list[_Part]:
         """The rows of a batch that this process runs, in parts after one another, so that long texts need no

@@ -1,0 +1,171 @@
+"""How the files of bulk scoring are read: formats, columns, and errors that name the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+from pyarrow import csv, fs, json, parquet
+
+from ptuning.data.places import first_line, listing
+from ptuning.errors import DataError
+
+InputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
+_ROWS = 8192
+"""Rows of a Parquet file that are read at once."""
+_LONGEST_LINE = 64 << 20
+"""Bytes of a JSON line at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How CSV and TSV are written; see :class:`~ptuning.data.options.ReadOptions`."""
+
+    separator: str | None = None
+    encoding: str | None = None
+    header: Literal["auto", "first", "none"] = "auto"
+    quoting: Literal["auto", "csv", "none"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the files of a data set are read.
+
+    Attributes:
+        form: Their format.
+        names: Their columns.
+        options: How CSV and TSV are written.
+        strings: The columns that are read as strings; of CSV and TSV, all are.
+    """
+
+    form: InputFormat
+    names: tuple[str, ...]
+    options: TextOptions
+    strings: frozenset[str] = frozenset()
+
+
+def first_names(
+    filesystem: fs.FileSystem, path: str, form: InputFormat, options: TextOptions
+) -> tuple[str, ...]:
+    """The columns of a file that is not Parquet, by its first lines.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    with reading(path), filesystem.open_input_stream(path, compression="detect") as stream:
+        if form == "jsonl":
+            return tuple(_read_json(_lines(stream), frozenset()).column_names)
+        with csv.open_csv(stream, _csv_reading(options, ()), _csv_parsing(options, form)) as reader:
+            found = list(reader.schema.names)
+    return tuple(map(str, range(1, len(found) + 1))) if options.header == "none" else tuple(found)
+
+
+def _lines(stream: Any, size: int = 1 << 20) -> bytes:
+    """The first lines of a stream: about ``size`` bytes, at least one line."""
+    found = bytearray()
+    while b"\n" not in found[size:] and len(found) < _LONGEST_LINE:
+        if not (part := stream.read(size)):
+            return bytes(found)
+        found += part
+    return bytes(found[: found.rindex(b"\n") + 1])
+
+
+def check_names(path: str, got: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuse a file that has other columns than the first.
+
+    Raises:
+        DataError: names the file.
+    """
+    if set(got) != set(expected):
+        raise DataError(
+            f"{path}, the columns",
+            got=listing(got, 20),
+            expected=f"{listing(expected, 20)}, as in the first file",
+            remedy="name files with the same columns, with a pattern such as 'folder/part-*.parquet'",
+        )
+    if repeated := sorted({name for name in got if list(got).count(name) > 1}):
+        raise DataError(f"{path}: more than one column is named {repeated[0]!r}", remedy="rename one of them")
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn an error while reading into one that names the file.
+
+    Raises:
+        DataError: instead of pyarrow's or the system's error.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({first_line(error)})", remedy="write or copy it again, or leave it out"
+        ) from error
+
+
+def _csv_reading(options: TextOptions, names: Sequence[str]) -> csv.ReadOptions:
+    made = csv.ReadOptions(use_threads=False, encoding=options.encoding or "utf8")
+    if options.header == "none":
+        if names:
+            made.column_names = list(names)
+        else:
+            made.autogenerate_column_names = True
+    return made
+
+
+def _csv_parsing(options: TextOptions, form: InputFormat) -> csv.ParseOptions:
+    separator = options.separator or ("\t" if form == "tsv" else ",")
+    separator = "\t" if separator == "tab" else separator
+    quotes = options.quoting != "none"
+    return csv.ParseOptions(
+        delimiter=separator, quote_char='"' if quotes else False, newlines_in_values=quotes
+    )
+
+
+def tables_of(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
+    """The rows of one file, part by part.
+
+    Args:
+        layout: How it is read.
+        stream: The open file; it can be sought if it is Parquet.
+        path: Its name, for messages.
+    """
+    if layout.form == "parquet":
+        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_ROWS, use_threads=False):
+            yield pa.Table.from_batches([batch])
+    elif layout.form == "jsonl":
+        content = stream.read()
+        if content.strip():
+            yield _json_table(content, layout.strings)
+    else:
+        yield from _csv_tables(layout, stream, path)
+
+
+def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
+    options, names = layout.options, layout.names
+    types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    with csv.open_csv(
+        stream, _csv_reading(options, names), _csv_parsing(options, layout.form), types
+    ) as rows:
+        check_names(path, rows.schema.names, names)
+        for batch in rows:
+            yield pa.Table.from_batches([batch])
+
+
+def _json_table(content: bytes, strings: frozenset[str]) -> pa.Table:
+    table = _read_json(content, strings)
+    dates = {field.name for field in table.schema if pa.types.is_temporal(field.type)}
+    return _read_json(content, strings | dates) if dates else table  # strings like dates stay strings
+
+
+def _read_json(content: bytes, strings: frozenset[str]) -> pa.Table:
+    schema = pa.schema([(name, pa.string()) for name in sorted(strings)])
+    return json.read_json(
+        pa.BufferReader(content),
+        json.ReadOptions(block_size=_LONGEST_LINE, use_threads=False),
+        json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer"),
+    )
