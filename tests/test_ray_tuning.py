@@ -385,7 +385,8 @@ def test_a_set_is_that_of_one_machine_though_it_is_interrupted_and_a_node_dies(
     assert [step for step, _ in noted.of(last)] == [0]
     with pytest.raises(ConfigError, match="has an unfinished set of runs"):
         ptuning.ray.train_several(made, **values)
-    found = ptuning.ray.train_several(made, **values, resume=True, callbacks=[noted, NodeDies()])
+    callbacks = [noted, NodeDies()]
+    found = ptuning.ray.train_several(made, **values, resume=True, concurrency=1, callbacks=callbacks)
     steps, nodes = zip(*noted.of(last), strict=True)
     assert steps == (0, 5, 10)
     assert nodes[1] != nodes[2]
