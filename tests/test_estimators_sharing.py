@@ -37,6 +37,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from conftest import WORDS
 from ptuning import Engine, PTuningClassifier, PTuningRegressor
+from ptuning.errors import BackboneNotFound
 from ptuning.estimators import backbones
 from ptuning.model.loading import load_backbone
 from test_estimators import LABELS, NEW, SMALL, TEXTS
@@ -152,6 +153,22 @@ def test_a_pickle_finds_its_backbone_where_the_parameter_says(
     copied = pickle.loads(data).set_params(backbone=str(moved))
     assert copied.predict_proba(NEW).tolist() == expected
     assert loads == [str(folder), str(folder), str(moved)]
+
+
+def test_an_adapter_to_start_from_cannot_have_a_pickled_backbone_read(
+    classifier: PTuningClassifier, tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Its author chose the backbone; the user can, too."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "backbone"))
+    named = clone(classifier).set_params(backbone=str(folder), num_train_epochs=1)
+    adapter = named.fit(TEXTS, LABELS).save_pretrained(tmp_path / "adapter")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    backbones._SHARED.clear()
+    start = {"init_from": str(adapter), "prompt": None, "num_train_epochs": 1}
+    with pytest.raises(BackboneNotFound, match="as a pickle"):
+        clone(classifier).set_params(backbone="demo", **start).fit(TEXTS, LABELS)
+    clone(classifier).set_params(backbone=str(folder), **start).fit(TEXTS, LABELS)
 
 
 def test_the_token_is_used_for_the_backbone_and_is_not_kept(

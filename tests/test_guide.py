@@ -8,7 +8,6 @@ and the arguments that transformers has renamed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -64,7 +63,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def glue(root: Path | None) -> DatasetDict:
     """Rows of MRPC as GLUE has them; a few sentence pairs of our own where it is not at hand."""
     if root is not None:
-        sizes = {"train": 512, "validation": 128, "test": 192}
+        sizes = {"train": 640, "validation": 128, "test": 192}
         found = {split: clear(rows(root / "mrpc" / f"{split}.jsonl"), size) for split, size in sizes.items()}
     else:
         ours = rows(SHIPPED)
@@ -187,8 +186,8 @@ def test_the_guide_learns(
     share = sum(labels) / len(labels)
     assert share == 0.5
     assert found["eval_accuracy"] > 0.7
-    # What it costs to know only how frequent each class is. F1 would not tell: it rewards "always yes".
-    assert found["eval_loss"] < math.log(2) - 0.05
+    # A constant answer has a loss of 0.69 at best. F1 would not tell: it rewards "always yes".
+    assert found["eval_loss"] < 0.6
     falling = losses(trainer, "eval_loss")
     assert falling[1] < falling[0]
     assert_shared(names)

@@ -122,7 +122,10 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
         accelerator = new_accelerator(cpu=config.device == "cpu")
 
         def load(config: TrainConfig, task: Task, dtype: Any, device: Any) -> Loaded:
-            shared = shared_backbone(config.backbone, config.revision, task, dtype, device)
+            allowed = "backbone" not in config.left_open  # else the adapter's author chose it
+            shared = shared_backbone(
+                config.backbone, config.revision, task, dtype, device, allow_pickle=allowed
+            )
             return self._kept(shared)
 
         cache = RunCache(load=load)
@@ -161,7 +164,7 @@ class TextEstimator(BaseEstimator):  # type: ignore[misc]
                         (Path(scratch) / name).write_bytes(data)
                     own = takes_its_backbone(self.get_params(deep=False))
                     self._model = self._opened(
-                        Path(scratch), None if own else self.backbone, allow_pickle=True
+                        Path(scratch), None if own else self.backbone, allow_pickle=not own
                     )
                 del self._files
         found: PTuningModel = self._model
