@@ -34,7 +34,7 @@ from ptuning.ray.output import Folder
 from ptuning.ray.parts import Part
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
-from ptuning.ray.storage import files_of, place_of
+from ptuning.ray.storage import Place, files_of, place_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own options
 
@@ -285,14 +285,21 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the folder
 
 
+def killed(place: Place) -> Folder:
+    """A folder that a run has begun to write, whose process was killed."""
+    folder = Folder(place)
+    folder.start()
+    Path(f"{folder.parts}.json").write_text(json.dumps({"host": "a", "pid": 1, "time": 0}))
+    return folder
+
+
 def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
     out = tmp_path / "out"
     place = place_of(str(out), "--output")
     Folder(place).check()
     out.mkdir()
     Folder(place).check()
-    interrupted = Folder(place)
-    interrupted.start()
+    interrupted = killed(place)
     (out / f"part-{interrupted.run}-000000-0.parquet").write_bytes(b"")  # killed while publishing
     (out / "_bad_rows").mkdir()
     again = Folder(place)
@@ -305,8 +312,7 @@ def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
     (out / "notes.txt").touch()
     with pytest.raises(ConfigError, match="not empty"):
         Folder(place).check()
-    interrupted = Folder(place)
-    interrupted.start()
+    killed(place)
     with pytest.raises(ConfigError, match="not empty"):
         Folder(place).check()
     (out / "_SUCCESS").touch()
