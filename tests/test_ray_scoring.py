@@ -199,6 +199,49 @@ def test_options_that_do_not_go_together(
     assert len(found.splitlines()) == 1
 
 
+def test_workers_are_started_in_another_folder(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, start = table(3), os.getcwd()
+    expected = answers(adapters / "two", rows)
+    monkeypatch.chdir(adapters)
+    options: Any = {"precision": "fp32", "device": "cpu"}
+    for given, task in (("two", None), ({"two": "two"}, "task"), (".", "task")):
+        block = rows.append_column("task", pa.array(["two"] * 3)) if task else rows
+        monkeypatch.chdir(adapters)
+        plan = planned(given, block.column_names, task_column=task, **options)  # type: ignore[arg-type]
+        monkeypatch.chdir(tmp_path)
+        found = Scorer(plan)(block).to_pylist()
+        assert [row["label"] for row in found] == [row["label"] for row in expected]
+        assert os.getcwd() == str(adapters)  # where a relative backbone of an adapter's record is, too
+    monkeypatch.chdir(start)
+
+
+def test_what_training_leaves_beside_adapters(
+    models: dict[str, PTuningModel], adapters: Path, tmp_path: Path
+) -> None:
+    models["two"].save_pretrained(tmp_path / "two")
+    (tmp_path / "two.run").mkdir()
+    (tmp_path / "two.run" / "progress.jsonl").touch()
+    rows = pa.table({"text": ["good", "good"], "task": ["two", "two.run"]})
+    found = answers(tmp_path, rows, task_column="task")
+    assert [bool(row["error"]) for row in found] == [False, True]
+    (next((tmp_path / "two").glob("*.safetensors"))).unlink()
+    with pytest.raises(AdapterError, match="two"):  # damaged, not none
+        answers(tmp_path, rows, task_column="task")
+    with pytest.raises(AdapterError):
+        planned({"two.run": tmp_path / "two.run"}, ["text", "task"], task_column="task")
+
+
+def test_a_worker_that_cannot_start_says_why(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("torch.set_num_threads", fail)
+    with pytest.raises(OutputError, match=r"on the node .*could not load .*RuntimeError: no kernel image"):
+        answers(adapters / "two", table(3))
+
+
 def test_a_node_without_the_backbone_or_with_another_adapter(
     adapters: Path, models: dict[str, PTuningModel], tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def filled(folder: Folder) -> list[Part]:
 
 
 class Failing(fs.LocalFileSystem):
-    """Says that moving ``_SUCCESS`` failed after it was moved; with ``stuck``, it cannot be deleted either."""
+    """Fails after it has moved ``_SUCCESS``; with ``stuck``, it cannot delete it either."""
 
     def __init__(self, stuck: bool) -> None:
         super().__init__()
