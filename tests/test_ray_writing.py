@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-from ptuning.errors import ConfigError, OutputError
+from ptuning import Task
+from ptuning.errors import ConfigError, DataError, OutputError
 from ray_bulk import until
 
 pytest.importorskip("ray")
-from pyarrow import fs
+import pyarrow as pa
+from pyarrow import fs, parquet
 
 from ptuning.ray.output import Folder
-from ptuning.ray.parts import Part
+from ptuning.ray.parts import Part, split
+from ptuning.ray.prediction_columns import PredictionColumns
+from ptuning.ray.sink import Sink
 from ptuning.ray.storage import place_of
 
 
@@ -151,3 +155,74 @@ def test_progress(tmp_path: Path) -> None:
     with folder.alive(lambda *found: told.append(found), beat=0.01, every=0.0):
         until(lambda: len(told) > 1)
     assert set(told) == {(2, 2)}
+
+
+# ------------------------------------------------------------------------- good and bad rows
+
+
+def predicted(columns: dict[str, list[Any]], prefix: str = "") -> pa.Table:
+    """Rows none of which could be answered."""
+    task = Task(problem_type="regression", labels=())
+    added = PredictionColumns(task=task, prefix=prefix)
+    rows = pa.table(columns)
+    return added.add(rows, ["too long"] * rows.num_rows)
+
+
+def write(folder: Folder, tables: list[pa.Table], form: Any = "parquet", prefix: str | None = None) -> Any:
+    sink = Sink(folder.filesystem, folder.parts, folder.run, form, prefix, 1)
+    return sink.write(tables, None)
+
+
+def test_own_columns_of_bad_rows_stay() -> None:
+    own: dict[str, list[Any]] = {"label": ["a"], "probabilities": [0.5], "error": ["mine"]}
+    rows = predicted(own, "p_")
+    good, bad = split(rows)
+    assert good.num_rows == 0
+    assert bad.to_pylist() == [{"label": "a", "probabilities": 0.5, "error": "mine", "p_error": "too long"}]
+    assert not bad.schema.field("p_error").metadata  # the next reader is told nothing
+    own_error = predicted({"text": ["x"], "abstained": [True]})
+    assert split(own_error)[1].to_pylist() == [{"text": "x", "abstained": True, "error": "too long"}]
+
+
+def test_rows_that_were_scored_twice() -> None:
+    once = predicted({"text": ["x"]})
+    twice = PredictionColumns(task=None, prefix="b_").add(once, ["null"])
+    assert list(split(twice)[1].to_pylist()[0]) == ["text", "value", "error", "b_error"]
+
+
+def test_ray_keeps_what_was_added() -> None:
+    from ray.data._internal.delegating_block_builder import DelegatingBlockBuilder
+    from ray.data.block import BlockAccessor
+
+    builder = DelegatingBlockBuilder()
+    for columns in ({"id": [1], "error": ["a"]}, {"id": [2.5], "error": [None]}):
+        builder.add_block(BlockAccessor.for_block(predicted(columns, "p_")).slice(0, 1))
+    assert split(builder.build())[1]["p_error"].to_pylist() == ["too long", "too long"]
+
+
+def test_rows_whose_marks_are_lost(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.start()
+    rows = pa.Table.from_pylist(predicted({"error": ["mine"]}, "p_").to_pylist())
+    for prefix in (None, "q_"):
+        with pytest.raises(DataError, match=r"'error', 'p_value'.*prefix"):
+            write(folder, [rows], prefix=prefix)
+    (part,) = write(folder, [rows], prefix="p_")
+    assert part.bad
+    assert parquet.read_table(f"{folder.parts}/{part.name}").to_pylist() == [
+        {"error": "mine", "p_error": "too long"}
+    ]
+
+
+def test_columns_that_the_format_cannot_hold(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.start()
+    empty = predicted({"text": ["x"], "meta": [{}]})
+    with pytest.raises(OutputError, match=r"could not be written on the node .*jsonl"):
+        write(folder, [empty])
+    assert os.listdir(folder.parts) == []
+    (part,) = write(folder, [empty], "jsonl")
+    line = json.loads(Path(folder.parts, part.name).read_text())
+    assert line == {"text": "x", "meta": {}, "error": "too long"}
+    with pytest.raises(OutputError, match=r"could not be written on the node .*--keep"):
+        write(folder, [predicted({"meta": [{"a": 1}]}), predicted({"meta": ["b"]})])

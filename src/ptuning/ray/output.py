@@ -65,7 +65,7 @@ def write_predictions(
     output: str,
     *,
     form: OutputFormat = "parquet",
-    prefix: str = "",
+    prefix: str | None = None,
     rows: int | None = None,
     file_bytes: int = FILE_BYTES,
     about: Mapping[str, Any] | None = None,
@@ -80,7 +80,8 @@ def write_predictions(
         dataset: The rows with their predictions.
         output: The folder to write, as a path or URI. All nodes have to reach it.
         form: The format of the files.
-        prefix: As it was passed to :func:`~ptuning.ray.predict_dataset`.
+        prefix: As it was passed to :func:`~ptuning.ray.predict_dataset`. It is needed only if a step since
+            then, such as one on rows or on pandas, has made new columns: others know what was added.
         rows: How many rows the data set has, if that is known.
         file_bytes: Bytes of rows per file, about, before they are compressed; they are in memory.
         about: Added to ``_SUCCESS``.
@@ -92,6 +93,7 @@ def write_predictions(
 
     Raises:
         ConfigError: the folder exists and is not empty, or another run writes there.
+        DataError: the rows are not those of :func:`~ptuning.ray.predict_dataset`.
         OutputError: it could not be written, rows are missing, or the cluster lost the work. Nothing is in
             the folder then.
     """
@@ -321,7 +323,7 @@ class Folder:
         return writing_to(self.shown, what)
 
 
-def _sink(folder: Folder, form: OutputFormat, prefix: str, file_bytes: int) -> Sink:
+def _sink(folder: Folder, form: OutputFormat, prefix: str | None, file_bytes: int) -> Sink:
     from ptuning.ray.sink import Sink
 
     return Sink(folder.filesystem, folder.parts, folder.run, form, prefix, file_bytes)
