@@ -111,6 +111,24 @@ def test_versions_of_workers() -> None:
         dataclasses.replace(here, python="3.1").check()
 
 
+def test_the_reason_why_a_worker_could_not_start() -> None:
+    pytest.importorskip("ray")
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    trace = (
+        "\x1b[36mray::Scorer()\x1b[39m (pid=1)\n  File 'a.py'\nModuleNotFoundError: No module named 'ptuning'"
+    )
+    failed = RayTaskError("Scorer", trace, ImportError("ptuning"))
+    for error, said in (
+        (ActorDiedError(failed), "a worker could not start: ModuleNotFoundError: No module named 'ptuning'"),
+        (ActorDiedError(), "The actor died unexpectedly before finishing this task."),
+    ):
+        with pytest.raises(OutputError) as found, errors_of_workers():
+            raise error
+        assert said in str(found.value)
+        assert "\x1b" not in str(found.value)
+
+
 def test_what_a_worker_raises_is_raised_here(ray_cluster: Any) -> None:  # noqa: F811
     @ray.remote
     def refuse() -> None:

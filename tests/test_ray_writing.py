@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ptuning import Task
+from ptuning.cli.predict_ray import busy, shares
 from ptuning.errors import ConfigError, DataError, OutputError
 from ray_bulk import until
 
@@ -226,3 +228,47 @@ def test_columns_that_the_format_cannot_hold(tmp_path: Path) -> None:
     assert line == {"text": "x", "meta": {}, "error": "too long"}
     with pytest.raises(OutputError, match=r"could not be written on the node .*--keep"):
         write(folder, [predicted({"meta": [{"a": 1}]}), predicted({"meta": ["b"]})])
+
+
+# ---------------------------------------------------------------------------------------- the command
+
+
+def test_shares_and_a_busy_cluster() -> None:
+    nodes = [{"CPU": 2.0}, {"CPU": 1.0}, {"memory": 9.0}]
+    given = SimpleNamespace(ray="auto", ray_gpus=None, ray_workers=None, device="auto")
+    assert shares(given, 1.0, nodes) == (0.0, (1, 3))
+    given.ray_workers = 3
+    assert shares(given, 1.0, nodes) == (0.0, 3)
+    with pytest.raises(ConfigError, match="--ray_workers: got 3, expected at most 1"):
+        shares(given, 2.0, nodes)
+    assert busy({"CPU": 1.0}, 1.0, 0.0) == ""
+    assert "with 0.5 cores free" in busy({"CPU": 0.5}, 1.0, 0.0)
+    assert "with 4 cores and 0 GPUs free" in busy({"CPU": 4.0}, 1.0, 1.0)
+
+
+HIDDEN = """
+import os, sys
+from ptuning.cli.predict_ray import _say, hidden_descriptor
+try:
+    with hidden_descriptor():
+        os.write(2, b"noise\\n")
+        _say("ours")
+        raise ValueError
+except ValueError:
+    pass
+os.write(2, b"visible\\n")
+_say("after")
+"""
+
+
+def test_only_noise_is_hidden() -> None:
+    found = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+    assert found.stderr.splitlines() == ["ours", "visible", "after"]
+
+
+def test_a_closed_standard_error() -> None:
+    code = HIDDEN.replace("os.write", "(lambda *given: None)")
+    closed = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    found = subprocess.run(closed, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 from ptuning.cli.options import Parser
@@ -130,10 +130,11 @@ def predict_on_ray(given: Any) -> None:
         allow_pickle=given.allow_pickle,
     )
     began = time.perf_counter()
-    with connected(given.ray), _quiet():
+    with connected(given.ray), _quiet(), hidden_descriptor():
         import ray
 
         gpus, workers = _shares(given, cpus)
+        _say_if_busy(cpus, gpus)
         columns = plan.columns
         # Tasks that read and write take no core of their own: the workers may have all of them.
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -147,27 +148,42 @@ def predict_on_ray(given: Any) -> None:
             rows=files.rows,
             about={"input": given.input, "adapters": dict(plan.digests)},
             num_cpus=0,
+            concurrency=cores,
+            progress=lambda count, nbytes: _say(
+                f"{time.perf_counter() - began:,.0f} s: {count:,} files with {nbytes / 2**20:,.1f} MiB so far"
+            ),
         )
     seconds = time.perf_counter() - began
     if found.bad_rows:
-        print(
+        _say(
             f"{'warning' if found.bad_rows > found.rows_written else 'note'}: {found.bad_rows:,} of "
-            f"{found.rows_read:,} rows cannot be used; they are in {given.output.rstrip('/')}/_bad_rows",
-            file=sys.stderr,
+            f"{found.rows_read:,} rows cannot be used; they are in {given.output.rstrip('/')}/_bad_rows"
         )
-    print(f"{found.rows_read:,} rows, {found.rows_read / seconds:,.0f} rows/s", file=sys.stderr)
+    _say(f"{found.rows_read:,} rows, {found.rows_read / seconds:,.0f} rows/s")
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:  # it is None if the command was started with 2>&-
+        print(line, file=sys.stderr, flush=True)
 
 
 def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
     """The GPUs per worker, and the number of workers.
 
     Raises:
-        ConfigError: no node of the cluster has so many cores or GPUs.
+        ConfigError: no node of the cluster has so many cores or GPUs, or not enough nodes have.
     """
     import ray
 
-    every: list[dict[str, Any]] = ray.nodes()
-    nodes = [node["Resources"] for node in every if node["Alive"]]
+    return shares(given, cpus, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def shares(given: Any, cpus: float, nodes: list[dict[str, float]]) -> tuple[float, int | tuple[int, int]]:
+    """The GPUs per worker, and the number of workers, for nodes with these resources.
+
+    Raises:
+        ConfigError: no node has so many cores or GPUs, or not enough nodes have.
+    """
     gpus = given.ray_gpus
     if gpus is None:
         gpus = float(given.device != "cpu" and any(node.get("GPU", 0) for node in nodes))
@@ -187,16 +203,82 @@ def _shares(given: Any, cpus: float) -> tuple[float, int | tuple[int, int]]:
             expected="a node that one worker fits on",
             remedy="lower --ray_cpus or --ray_gpus, or add nodes",
         )
+    if given.ray_workers is not None and given.ray_workers > most:
+        raise ConfigError(
+            "--ray_workers",
+            got=given.ray_workers,
+            expected=f"at most {most}, for which the cluster has room now",
+            remedy="lower it, --ray_cpus or --ray_gpus, or add nodes first",
+        )
     return gpus, (1, most) if given.ray_workers is None else given.ray_workers
 
 
+def _say_if_busy(cpus: float, gpus: float) -> None:
+    import ray
+
+    end = time.monotonic() + 5  # a node that has just started takes a moment to say what is free
+    while note := busy(ray.available_resources(), cpus, gpus):
+        if time.monotonic() > end:
+            _say(note)
+            return
+        time.sleep(0.25)
+
+
+def busy(available: dict[str, float], cpus: float, gpus: float) -> str:
+    """A line that says that the work has to wait, or nothing if a worker can start."""
+    free = {name: available.get(name, 0.0) for name in ("CPU", "GPU")}
+    if free["CPU"] >= cpus and free["GPU"] >= gpus:
+        return ""
+    return (
+        f"note: the cluster is busy, with {free['CPU']:g} cores "
+        + (f"and {free['GPU']:g} GPUs " if gpus else "")
+        + "free; the work starts when there is room for a worker"
+    )
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without progress bars and log lines, and with blocks of a size for scoring.
+def hidden_descriptor() -> Iterator[None]:
+    """Hide what is written to file descriptor 2 past Python; ``sys.stderr`` writes on.
 
     Ray's C++ part prints lines of its own about every pool of actors, which no option switches off; they are
     in its log files too.
     """
+    stream = sys.stderr
+    try:
+        if stream is None:  # then descriptor 2 is closed, or another file
+            raise OSError
+        saved = os.dup(2)
+    except OSError:
+        yield
+        return
+    try:
+        stream.flush()
+        with ExitStack() as stack:
+            if _is_descriptor_2(stream):
+                own = stack.enter_context(
+                    open(
+                        saved, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False
+                    )
+                )
+                stack.enter_context(redirect_stderr(own))
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _is_descriptor_2(stream: Any) -> bool:
+    try:
+        return bool(stream.fileno() == 2)
+    except (AttributeError, OSError, ValueError):  # a stream of a test or notebook
+        return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray Data without progress bars and log lines, and with blocks of a size for scoring."""
     import logging
 
     from ray.data import DataContext
@@ -207,14 +289,8 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
         context.enable_progress_bars, context.target_max_block_size = before
         logger.setLevel(level)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import signal
 import threading
 import warnings
@@ -23,6 +24,7 @@ from ptuning.errors import ConfigError, OutputError, PTuningError
 
 SECONDS = 10.0
 """How long a cluster may take to answer."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STATISTICS = "RAY_USAGE_STATS_ENABLED"
 _PACKAGES = ("ptuning", "torch", "transformers", "ray")
 
@@ -192,7 +194,7 @@ def errors_of_workers() -> Iterator[None]:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # a bug, with the worker's traceback
         raise OutputError(
-            f"the cluster lost the work: {_first_line(error)}", remedy="run it again, or see Ray's logs"
+            f"the cluster lost the work: {_reason(error)}", remedy="run it again, or see Ray's logs"
         ) from error
 
 
@@ -212,5 +214,13 @@ def cause(error: BaseException) -> PTuningError | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: BaseException) -> str:
+    """The line of an error of Ray's that says why: the last one of a traceback, else the first one."""
+    from ray.exceptions import ActorDiedError
+
+    lines = [line for each in _COLOUR.sub("", str(error)).splitlines() if (line := each.strip())]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, ActorDiedError) and getattr(error, "actor_init_failed", False):
+        return f"a worker could not start: {lines[-1]}"
+    return lines[0]
