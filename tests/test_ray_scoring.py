@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from ptuning.ray import write_predictions
 from ptuning.ray.inputs import find_files
 from ptuning.ray.layout import TextOptions, tables_of
 from ptuning.ray.output import Folder
-from ptuning.ray.parts import Part
+from ptuning.ray.parts import Part, write_table
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
 from ptuning.ray.storage import files_of, place_of
@@ -216,6 +217,26 @@ def test_json_lines(tmp_path: Path) -> None:
         {"text": "good", "when": "2024-01-01T00:00:00Z"},
         {"text": None, "when": None},
     ]
+
+
+def test_json_lines_keep_large_numbers_and_dates_in_objects(tmp_path: Path) -> None:
+    rows = [
+        {"id": 2**64 - 1, "x": 1e300, "meta": {"on": "2024-01-01", "seen": [{"at": "2024-01-01 10:00:00"}]}},
+        {"id": 3, "x": 0.5, "meta": {"on": None, "seen": [{"at": None, "hash": -(2**70)}]}},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps({'text': 'a', **row})}\n" for row in rows))
+    first, second = read(str(tmp_path / "a.jsonl"))
+    assert first == {
+        "text": "a",
+        **rows[0],
+        "meta": {"on": "2024-01-01", "seen": [{"at": "2024-01-01 10:00:00", "hash": None}]},
+    }
+    assert second == {"text": "a", **rows[1]}
+    stream = io.BytesIO()
+    write_table(pa.Table.from_pylist([first]).select(["id"]), stream, "jsonl")
+    assert json.loads(stream.getvalue()) == {"id": 2**64 - 1}
+    (tmp_path / "a.jsonl").write_text('{"id": 18446744073709551616}\n{"id": 0.5}\n')
+    assert [row["id"] for row in read(str(tmp_path / "a.jsonl"))] == [2.0**64, 0.5]
 
 
 def test_patterns_and_uris(tmp_path: Path) -> None:

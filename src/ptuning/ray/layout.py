@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-from pyarrow import csv, fs, json, parquet
+from pyarrow import compute, csv, fs, json, parquet
 
 from ptuning.data.places import first_line, listing
 from ptuning.errors import DataError
@@ -18,6 +18,8 @@ _ROWS = 8192
 """Rows of a Parquet file that are read at once."""
 _LONGEST_LINE = 64 << 20
 """Bytes of a JSON line at most."""
+_LARGEST = 2**63
+"""Whole numbers from here on are read as floats by pyarrow unless their type is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def first_names(
     """
     with reading(path), filesystem.open_input_stream(path, compression="detect") as stream:
         if form == "jsonl":
-            return tuple(_read_json(_lines(stream), frozenset()).column_names)
+            return tuple(_read_json(_lines(stream), {}).column_names)
         with csv.open_csv(stream, _csv_reading(options, ()), _csv_parsing(options, form)) as reader:
             found = list(reader.schema.names)
     return tuple(map(str, range(1, len(found) + 1))) if options.header == "none" else tuple(found)
@@ -157,15 +159,55 @@ def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
 
 
 def _json_table(content: bytes, strings: frozenset[str]) -> pa.Table:
-    table = _read_json(content, strings)
-    dates = {field.name for field in table.schema if pa.types.is_temporal(field.type)}
-    return _read_json(content, strings | dates) if dates else table  # strings like dates stay strings
+    """JSON lines, in which strings like dates stay strings, and large whole numbers keep their digits."""
+    given = dict.fromkeys(sorted(strings), pa.string())
+    table = _read_json(content, given)
+    for field in table.schema:
+        chunks = table.column(field.name).chunks
+        dateless = _faithful(field.type, chunks, pa.float64())
+        exact = _faithful(field.type, chunks, pa.decimal128(38, 0))
+        if exact != dateless and _fits(content, field.name, exact):
+            given[field.name] = exact
+        elif dateless != field.type:
+            given[field.name] = dateless
+    return _read_json(content, given) if len(given) > len(strings) else table
 
 
-def _read_json(content: bytes, strings: frozenset[str]) -> pa.Table:
-    schema = pa.schema([(name, pa.string()) for name in sorted(strings)])
+def _faithful(inferred: pa.DataType, chunks: Sequence[pa.Array], large: pa.DataType) -> pa.DataType:
+    """The type that keeps what JSON has, also in lists and objects.
+
+    Args:
+        inferred: The type that pyarrow has chosen.
+        chunks: The values.
+        large: The type of numbers some of which are too large for an integer.
+    """
+    if pa.types.is_temporal(inferred):
+        return pa.string()
+    if pa.types.is_floating(inferred):
+        most = (compute.max(compute.abs(chunk)).as_py() for chunk in chunks)
+        return large if any(each is not None and each >= _LARGEST for each in most) else inferred
+    if pa.types.is_struct(inferred):
+        return pa.struct(
+            field.with_type(_faithful(field.type, [chunk.field(number) for chunk in chunks], large))
+            for number, field in enumerate(inferred)
+        )
+    if pa.types.is_list(inferred):
+        return pa.list_(_faithful(inferred.value_type, [chunk.flatten() for chunk in chunks], large))
+    return inferred
+
+
+def _fits(content: bytes, name: str, kind: pa.DataType) -> bool:
+    """Whether all values of a column can be read as this type: whole numbers, not floats."""
+    try:
+        _read_json(content, {name: kind}, others="ignore")
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _read_json(content: bytes, types: Mapping[str, pa.DataType], *, others: str = "infer") -> pa.Table:
     return json.read_json(
         pa.BufferReader(content),
         json.ReadOptions(block_size=_LONGEST_LINE, use_threads=False),
-        json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer"),
+        json.ParseOptions(explicit_schema=pa.schema(types.items()), unexpected_field_behavior=others),
     )
