@@ -211,6 +211,45 @@ def test_cells_of_a_csv_stay_text(tmp_path: Path) -> None:
     assert read(str(tmp_path / "b.tsv"), None, options) == [{"1": "1", "2": '"quoted'}]
 
 
+def test_an_empty_line_is_a_row_if_there_is_one_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\na\n\nb\n\n")
+    assert [row["text"] for row in read(str(tmp_path / "a.csv"))] == ["a", "", "b", ""]
+    (tmp_path / "b.csv").write_text("a\n\nb\n")
+    assert [row["1"] for row in read(str(tmp_path / "b.csv"), None, TextOptions(header="none"))] == [
+        "a",
+        "",
+        "b",
+    ]
+    (tmp_path / "c.csv").write_text("id,text\n1,a\n\n2,b\n")
+    assert len(read(str(tmp_path / "c.csv"))) == 2
+
+
+def test_long_cells_and_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "word " * 500_000
+    (tmp_path / "1.csv").write_text(f'id,text\n1,a\n2,"{long}"\n')
+    (tmp_path / "0.csv").touch()
+    assert [row["text"] for row in read(f"{tmp_path}/*.csv")] == ["a", long]
+    monkeypatch.setattr("ptuning.ray.layout._LONGEST_ROW", 1 << 20)
+    with pytest.raises(DataError, match=r"1\.csv: a row is too long.*1 MiB in CSV"):
+        read(str(tmp_path / "1.csv"))
+    with pytest.raises(DataError, match="there are no rows"):
+        find_files(str(tmp_path / "0.csv"))
+    (tmp_path / "0.parquet").touch()
+    with pytest.raises(DataError, match=r"0\.parquet cannot be read"):
+        find_files(f"{tmp_path}/*.parquet")
+
+
+def test_encodings_and_separators(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("\ufeffid|text\n1|süß\n".encode())
+    assert read(str(tmp_path / "a.csv"), None, TextOptions(separator="|")) == [{"id": "1", "text": "süß"}]
+    (tmp_path / "b.csv").write_bytes("id\ttext\n1\tsüß\n".encode("cp1252"))
+    options = TextOptions(separator="tab", encoding="cp1252")
+    assert read(str(tmp_path / "b.csv"), None, options) == [{"id": "1", "text": "süß"}]
+    for bad in ({"encoding": "nonsense"}, {"separator": "||"}, {"separator": "é"}, {"separator": '"'}):
+        with pytest.raises(ConfigError, match=f"data.{next(iter(bad))}"):
+            TextOptions(**bad)  # type: ignore[arg-type]
+
+
 def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good", "when": "2024-01-01T00:00:00Z"}\n{"text": null}\n')
     assert read(str(tmp_path / "a.jsonl")) == [

@@ -93,15 +93,15 @@ def find_files(
     place, found = files_of(source, "--input", filesystem)
     form = form or _format_of([each.path for each in found], source)
     options = options or TextOptions()
-    paths = tuple(each.path for each in found)
+    # An empty file of text has no rows; an empty Parquet file is a damaged one.
+    paths = tuple(each.path for each in found if each.nbytes or form == "parquet")
+    if not paths:
+        raise DataError(f"{source}: there are no rows")
     rows: int | None = None
     if form == "parquet":
         names, rows = _footers(place.filesystem, paths)
     else:
-        nonempty = [each.path for each in found if each.nbytes]
-        if not nonempty:
-            raise DataError(f"{source}: there are no rows")
-        names = first_names(place.filesystem, nonempty[0], form, options)
+        names = first_names(place.filesystem, paths[0], form, options)
     return Files(
         filesystem=place.filesystem,
         paths=paths,

@@ -10,26 +10,40 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import compute, csv, fs, json, parquet
 
+from ptuning.data.encodings import checked_encoding
 from ptuning.data.places import first_line, listing
-from ptuning.errors import DataError
+from ptuning.data.separated import checked_separator
+from ptuning.errors import ConfigError, DataError
 
 InputFormat = Literal["csv", "tsv", "jsonl", "parquet"]
 _ROWS = 8192
 """Rows of a Parquet file that are read at once."""
 _LONGEST_LINE = 64 << 20
 """Bytes of a JSON line at most."""
+_LONGEST_ROW = 16 << 20
+"""Bytes of a row of CSV or TSV at most."""
 _LARGEST = 2**63
 """Whole numbers from here on are read as floats by pyarrow unless their type is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How CSV and TSV are written; see :class:`~ptuning.data.options.ReadOptions`."""
+    """How CSV and TSV are written; see :class:`~ptuning.data.options.ReadOptions`.
+
+    Raises:
+        ConfigError: ``separator`` is not one character of ASCII, or there is no such encoding.
+    """
 
     separator: str | None = None
     encoding: str | None = None
     header: Literal["auto", "first", "none"] = "auto"
     quoting: Literal["auto", "csv", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and not checked_separator(self.separator).isascii():
+            raise ConfigError("data.separator", got=repr(self.separator), expected="a character of ASCII")
+        if self.encoding is not None:
+            checked_encoding(self.encoding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +74,7 @@ def first_names(
     with reading(path), filesystem.open_input_stream(path, compression="detect") as stream:
         if form == "jsonl":
             return tuple(_read_json(_lines(stream), {}).column_names)
-        with csv.open_csv(stream, _csv_reading(options, ()), _csv_parsing(options, form)) as reader:
+        with csv.open_csv(stream, _csv_reading(options, ()), _csv_parsing(options, form, ())) as reader:
             found = list(reader.schema.names)
     return tuple(map(str, range(1, len(found) + 1))) if options.header == "none" else tuple(found)
 
@@ -104,13 +118,20 @@ def reading(path: str) -> Iterator[None]:
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
+        if "straddling" in str(error):  # pyarrow's word for a row that is longer than a block
+            raise DataError(
+                f"{path}: a row is too long",
+                expected=f"at most {_LONGEST_ROW >> 20} MiB in CSV, {_LONGEST_LINE >> 20} MiB in JSON lines",
+                remedy="shorten it, or write Parquet",
+            ) from error
         raise DataError(
             f"{path} cannot be read ({first_line(error)})", remedy="write or copy it again, or leave it out"
         ) from error
 
 
 def _csv_reading(options: TextOptions, names: Sequence[str]) -> csv.ReadOptions:
-    made = csv.ReadOptions(use_threads=False, encoding=options.encoding or "utf8")
+    encoding = checked_encoding(options.encoding or "utf-8").removesuffix("-sig")  # pyarrow skips the mark
+    made = csv.ReadOptions(use_threads=False, block_size=_LONGEST_ROW, encoding=encoding)
     if options.header == "none":
         if names:
             made.column_names = list(names)
@@ -119,12 +140,13 @@ def _csv_reading(options: TextOptions, names: Sequence[str]) -> csv.ReadOptions:
     return made
 
 
-def _csv_parsing(options: TextOptions, form: InputFormat) -> csv.ParseOptions:
-    separator = options.separator or ("\t" if form == "tsv" else ",")
-    separator = "\t" if separator == "tab" else separator
+def _csv_parsing(options: TextOptions, form: InputFormat, names: Sequence[str]) -> csv.ParseOptions:
     quotes = options.quoting != "none"
     return csv.ParseOptions(
-        delimiter=separator, quote_char='"' if quotes else False, newlines_in_values=quotes
+        delimiter=checked_separator(options.separator or ("tab" if form == "tsv" else ",")),
+        quote_char='"' if quotes else False,
+        newlines_in_values=quotes,
+        ignore_empty_lines=len(names) != 1,  # with one column, an empty line is a row without a text
     )
 
 
@@ -151,7 +173,7 @@ def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
     options, names = layout.options, layout.names
     types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
     with csv.open_csv(
-        stream, _csv_reading(options, names), _csv_parsing(options, layout.form), types
+        stream, _csv_reading(options, names), _csv_parsing(options, layout.form, names), types
     ) as rows:
         check_names(path, rows.schema.names, names)
         for batch in rows:
