@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pyarrow import fs, parquet
 
 from ptuning.ray import write_predictions
 from ptuning.ray.inputs import find_files
-from ptuning.ray.layout import TextOptions, tables_of
+from ptuning.ray.layout import TextOptions, reading, tables_of
 from ptuning.ray.output import Folder
 from ptuning.ray.parts import Part, write_table
 from ptuning.ray.scorer import Scorer
@@ -154,6 +155,20 @@ def test_only_bad_rows(adapters: Path) -> None:
         assert all(row["error"] for row in found)
 
 
+def test_blocks_with_other_columns(adapters: Path) -> None:
+    def scorer(**options: Any) -> Scorer:
+        return Scorer(planned(adapters / "two", ["text", "id"], device="cpu", **options))
+
+    late = pa.table({"text": ["good"], "label": ["late"]})
+    with pytest.raises(ConfigError, match=r"already has a column named 'label'.*prefix"):
+        scorer()(late)
+    (row,) = scorer(keep=["id"])(late).to_pylist()
+    assert row["id"] is None
+    assert row["label"] != "late"
+    (row,) = scorer()(pa.table({"id": [1]})).to_pylist()
+    assert "null" in row["error"]
+
+
 def test_mistakes_need_no_cluster(adapters: Path, tmp_path: Path) -> None:
     def refused(kind: type[Exception], said: str, adapter: Any, names: list[str], **options: Any) -> None:
         with pytest.raises(kind, match=said):
@@ -190,13 +205,17 @@ def test_a_node_without_the_backbone_or_with_another_adapter(
 # ----------------------------------------------------------------------------- the files
 
 
-def read(source: str, form: Any = None, options: TextOptions | None = None) -> list[dict[str, Any]]:
+def read(
+    source: str, form: Any = None, options: TextOptions | None = None, keep: Any = None
+) -> list[dict[str, Any]]:
+    """The rows of files, as the tasks read them."""
     files = find_files(source, form, options)
-    found = []
+    layout = replace(files.layout, keep=keep and frozenset(keep))
+    found: list[dict[str, Any]] = []
     for path in files.paths:
-        with open(path, "rb") as stream:
+        with open(path, "rb") as stream, reading(path):
             opened = pa.PythonFile(stream)
-            found += [row for part in tables_of(files.layout, opened, path) for row in part.to_pylist()]
+            found += [row for part in tables_of(layout, opened, path) for row in part.to_pylist()]
     return found
 
 
@@ -276,6 +295,32 @@ def test_json_lines_keep_large_numbers_and_dates_in_objects(tmp_path: Path) -> N
     assert json.loads(stream.getvalue()) == {"id": 2**64 - 1}
     (tmp_path / "a.jsonl").write_text('{"id": 18446744073709551616}\n{"id": 0.5}\n')
     assert [row["id"] for row in read(str(tmp_path / "a.jsonl"))] == [2.0**64, 0.5]
+
+
+def test_types_that_differ_between_parquet_files(tmp_path: Path) -> None:
+    for number, ids in enumerate(([1, 2], [0.5], [None])):
+        parquet.write_table(pa.table({"text": ["a"] * len(ids), "id": ids}), tmp_path / f"{number}.parquet")
+    files = find_files(f"{tmp_path}/*.parquet")
+    with open(files.paths[0], "rb") as stream:
+        (part,) = tables_of(files.layout, pa.PythonFile(stream), "")
+    assert part.schema.field("id").type == pa.float64()
+    assert [row["id"] for row in read(f"{tmp_path}/*.parquet")] == [1, 2, 0.5, None]
+    assert read(f"{tmp_path}/*.parquet", keep=["text"]) == [{"text": "a"}] * 4
+    parquet.write_table(pa.table({"text": ["a"], "id": ["x"]}), tmp_path / "3.parquet")
+    with pytest.raises(DataError, match=r"3\.parquet: a column has another type.*id.*double vs string"):
+        find_files(f"{tmp_path}/*.parquet")
+
+
+def test_columns_that_differ_between_files_of_json_lines(tmp_path: Path) -> None:
+    for number, row in enumerate(({"id": 1, "by": "x"}, {"id": 0.5}, {"id": None, "label": "late"})):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a", **row}))
+    found = read(f"{tmp_path}/*.jsonl")
+    assert [(row["id"], row["by"]) for row in found] == [(1, "x"), (0.5, None), (None, None)]
+    assert read(f"{tmp_path}/*.jsonl", keep=["id"]) == [{"id": 1}, {"id": 0.5}, {"id": None}]
+    (tmp_path / "3.jsonl").write_text('{"text": "a", "id": "x"}')
+    with pytest.raises(DataError, match=r"3\.jsonl: a column has another type.*int64 vs string.*--keep"):
+        read(f"{tmp_path}/*.jsonl")
+    assert read(f"{tmp_path}/*.jsonl", keep=["text"]) == [{"text": "a"}] * 4
 
 
 def test_patterns_and_uris(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def predict_on_ray(given: Any) -> None:
         gpus, workers = _shares(given, cpus)
         columns = plan.columns
         # Tasks that read and write take no core of their own: the workers may have all of them.
-        rows = files.dataset((columns.text, columns.text_b, columns.task), num_cpus=0)
+        rows = files.dataset((columns.text, columns.text_b, columns.task), keep=plan.keep, num_cpus=0)
         predictions = scored(plan, rows, concurrency=workers, num_cpus=cpus, num_gpus=gpus)
         found = write_predictions(
             predictions,

@@ -52,20 +52,30 @@ class Layout:
 
     Attributes:
         form: Their format.
-        names: Their columns.
+        schema: Their columns. Parquet files are read with these types. The types of JSON lines are those of
+            the first lines of the first file: the types of the others have to go together with them.
         options: How CSV and TSV are written.
         strings: The columns that are read as strings; of CSV and TSV, all are.
+        keep: The columns that are read; ``None`` for all.
     """
 
     form: InputFormat
-    names: tuple[str, ...]
+    schema: pa.Schema
     options: TextOptions
     strings: frozenset[str] = frozenset()
+    keep: frozenset[str] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.schema.names)
+
+    def kept(self, names: Sequence[str]) -> list[str]:
+        """Those of ``names`` that are read."""
+        return [name for name in names if self.keep is None or name in self.keep]
 
 
-def first_names(
-    filesystem: fs.FileSystem, path: str, form: InputFormat, options: TextOptions
-) -> tuple[str, ...]:
+def first_columns(filesystem: fs.FileSystem, path: str, form: InputFormat, options: TextOptions) -> pa.Schema:
     """The columns of a file that is not Parquet, by its first lines.
 
     Raises:
@@ -73,10 +83,12 @@ def first_names(
     """
     with reading(path), filesystem.open_input_stream(path, compression="detect") as stream:
         if form == "jsonl":
-            return tuple(_read_json(_lines(stream), {}).column_names)
+            return _json_table(_lines(stream), frozenset()).schema
         with csv.open_csv(stream, _csv_reading(options, ()), _csv_parsing(options, form, ())) as reader:
             found = list(reader.schema.names)
-    return tuple(map(str, range(1, len(found) + 1))) if options.header == "none" else tuple(found)
+    if options.header == "none":
+        found = [str(number) for number in range(1, len(found) + 1)]
+    return pa.schema((name, pa.string()) for name in found)
 
 
 def _lines(stream: Any, size: int = 1 << 20) -> bytes:
@@ -104,6 +116,23 @@ def check_names(path: str, got: Sequence[str], expected: Sequence[str]) -> None:
         )
     if repeated := sorted({name for name in got if list(got).count(name) > 1}):
         raise DataError(f"{path}: more than one column is named {repeated[0]!r}", remedy="rename one of them")
+
+
+def together(path: str, types: pa.Schema, expected: pa.Schema, remedy: str) -> pa.Schema:
+    """The types that hold the columns of a file and those of the files before it.
+
+    Raises:
+        DataError: names the file, if a column has a type that does not go together with the other one.
+    """
+    if types.equals(expected):
+        return expected
+    try:
+        return pa.unify_schemas([expected, types], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{path}: a column has another type than in the files before it ({first_line(error)})",
+            remedy=remedy,
+        ) from error
 
 
 @contextmanager
@@ -159,25 +188,45 @@ def tables_of(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
         path: Its name, for messages.
     """
     if layout.form == "parquet":
-        for batch in parquet.ParquetFile(stream).iter_batches(batch_size=_ROWS, use_threads=False):
-            yield pa.Table.from_batches([batch])
+        names = layout.kept(layout.names)
+        schema = pa.schema([layout.schema.field(name) for name in names])
+        file = parquet.ParquetFile(stream)
+        for batch in file.iter_batches(batch_size=_ROWS, columns=names, use_threads=False):
+            yield pa.Table.from_batches([batch]).select(names).cast(schema)
     elif layout.form == "jsonl":
         content = stream.read()
         if content.strip():
-            yield _json_table(content, layout.strings)
+            table = _json_table(content, layout.strings)
+            yield _like_the_first(table.select(layout.kept(table.column_names)), layout, path)
     else:
         yield from _csv_tables(layout, stream, path)
 
 
 def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
     options, names = layout.options, layout.names
-    types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    types = csv.ConvertOptions(column_types=layout.schema)
     with csv.open_csv(
         stream, _csv_reading(options, names), _csv_parsing(options, layout.form, names), types
     ) as rows:
         check_names(path, rows.schema.names, names)
         for batch in rows:
-            yield pa.Table.from_batches([batch])
+            yield pa.Table.from_batches([batch]).select(layout.kept(names))
+
+
+def _like_the_first(table: pa.Table, layout: Layout, path: str) -> pa.Table:
+    """JSON lines with the columns of the first file; those that are missing or null here with its types."""
+    expected = pa.schema(
+        [layout.schema.field(name) for name in layout.kept(layout.names) if name not in layout.strings]
+    )
+    remedy = "write the column with one type, or keep other columns with --keep (in Python: keep=…)"
+    together(path, table.schema, expected, remedy)
+    for field in expected:
+        position = table.schema.get_field_index(field.name)
+        if position < 0:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        elif pa.types.is_null(table.schema.field(position).type):
+            table = table.set_column(position, field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _json_table(content: bytes, strings: frozenset[str]) -> pa.Table:
