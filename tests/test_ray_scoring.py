@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -30,6 +31,7 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ptuning.ray import write_predictions
+from ptuning.ray.cluster import errors_of_workers
 from ptuning.ray.inputs import find_files
 from ptuning.ray.layout import TextOptions, reading, tables_of
 from ptuning.ray.output import Folder
@@ -336,6 +338,11 @@ def test_patterns_and_uris(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/*/[2-9].parquet") == ["2"]
     below = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     assert names("a/?.parquet", below) == names("a", below) == ["1", "2"]
+    for name in ("c/data[1].parquet", "c/data1.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(f"{tmp_path}/c/data[1].parquet") == names("c/data[1].parquet", below) == ["data[1]"]
+    assert names(f"{tmp_path}/c/data[1-9].parquet") == ["data1"]
     for bad in (f"{tmp_path}/*.csv", f"{tmp_path}/nothing"):
         with pytest.raises(DataError, match=r"there (are no files|is no)"):
             names(bad)
@@ -477,6 +484,26 @@ def test_the_command(
     assert not (tmp_path / "other").exists()
 
 
+def test_text_files_on_workers(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811
+    def rows(pattern: str, **options: Any) -> list[dict[str, Any]]:
+        found = find_files(f"{tmp_path}/{pattern}").dataset(["text"], num_cpus=0, **options).take_all()
+        return sorted(found, key=lambda row: row["text"])
+
+    (tmp_path / "a.csv").write_text("id,text\n007,a\n8,b\n")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text,id\nc,9\n"))
+    (tmp_path / "c.csv").touch()
+    wanted = [{"id": number, "text": text} for number, text in (("007", "a"), ("8", "b"), ("9", "c"))]
+    assert rows("*.csv*") == wanted
+    for number, row in enumerate(({"id": 1}, {"id": 2**64, "text": "b"}, {"late": 1, "text": "c"})):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a"} | row))
+    found = [(row["text"], row["id"], row.get("late")) for row in rows("*.jsonl")]
+    assert found == [("a", 1, None), ("b", 2**64, None), ("c", None, 1)]
+    (tmp_path / "1.jsonl").write_text('{"text": "b", "id": "x"}')
+    assert [row["text"] for row in rows("*.jsonl", keep=["late"])] == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"1\.jsonl: a column has another type"), errors_of_workers():
+        rows("*.jsonl")
+
+
 def parts_of(out: Path) -> list[Path]:
     """The files that were written and are not published yet."""
     return list((out / "_temporary").glob("*/part-*"))
@@ -542,6 +569,7 @@ DRIVER = """
 import sys, ray
 from pathlib import Path
 import pyarrow as pa
+from ptuning.ray.cluster import errors_of_workers
 from ptuning.ray import write_predictions
 from ray_bulk import Gate, unscored
 ray.init("auto", log_to_driver=False)

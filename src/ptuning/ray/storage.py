@@ -75,9 +75,9 @@ def place_of(name: str, option: str, filesystem: fs.FileSystem | None = None) ->
 def files_of(name: str, option: str, filesystem: fs.FileSystem | None = None) -> tuple[Place, list[Found]]:
     """The files that a name of a user's means, sorted: a file, a folder with its sub-folders, or a pattern.
 
-    In a pattern, ``*`` and ``?`` match within a name and ``**`` any folders. The name of a file or folder that
-    exists is not a pattern. In a URI, ``?`` begins the options of the file system. Files and folders with a
-    name that starts with ``_`` or ``.`` are left out unless they are named.
+    In a pattern, ``*`` and ``?`` match within a name and ``**`` any folders. The name of a file or folder
+    that exists is not a pattern. In a URI, ``?`` begins the options of the file system. Files and folders
+    with a name that starts with ``_`` or ``.`` are left out unless they are named.
 
     Raises:
         ConfigError: see :func:`place_of`.
