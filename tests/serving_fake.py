@@ -63,7 +63,9 @@ class Registry:
     def all(self) -> list[Served]:
         return [self.served[name] for name in sorted(self.served)]
 
-    async def put(self, name: str, folder: Path, source: str | None = None) -> Served:
+    async def put(
+        self, name: str, folder: Path, source: str | None = None, home: Path | None = None
+    ) -> Served:
         if (why := self.refuse(folder)) is not None:
             raise AdapterError(why)
         assert (folder / "ptuning.json").is_file()

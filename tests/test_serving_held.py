@@ -55,7 +55,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tasks(tiny_folder: Path, folder: Path) -> HeldTasks:
     backbone, tokenizer = opened(tiny_folder)
-    return HeldTasks(TaskTable(backbone, tokenizer), tokenizer, holding=Recent(2), home=folder)
+    return HeldTasks(TaskTable(backbone, tokenizer), tokenizer, holding=Recent(2))
 
 
 @pytest.fixture
@@ -125,6 +125,16 @@ def test_a_removed_adapter_is_unknown(tasks: HeldTasks, watch: FolderWatch, fold
         tasks.packed("pair")
 
 
+def test_a_version_that_was_read_before_it_was_scanned_is_removed_with_its_folder(
+    tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path
+) -> None:
+    before = tasks.get("labels").digest
+    adapter(tiny_folder, folder / "labels", 10)
+    assert tasks.packed("labels").digest != before
+    shutil.rmtree(folder / "labels")
+    assert watch.scan().removed == ("labels",)
+
+
 def test_a_damaged_adapter_is_refused_until_it_is_whole(
     tasks: HeldTasks, watch: FolderWatch, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,7 +168,7 @@ def test_what_is_sent_is_read_at_once_and_found_in_the_folder_later(
     tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path, tmp_path: Path
 ) -> None:
     staged = adapter(tiny_folder, tmp_path / "staged", 20)
-    served = asyncio.run(tasks.put("sent", staged))
+    served = asyncio.run(tasks.put("sent", staged, home=folder / "sent"))
     assert tasks.packed("sent").digest == served.digest
     staged.rename(folder / "sent")
     tasks.let_go("sent")

@@ -447,6 +447,24 @@ def test_a_task_from_elsewhere_stays(watched: Watched, two_versions: tuple[Path,
     assert {each.name for each in watched.tasks.all()} == {"spam", "other"}
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_was_sent_and_then_deleted_elsewhere_before_a_scan_is_removed(
+    replaced: bool, watched: Watched, two_versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As if one replica gets the upload, and another one the deletion."""
+    if replaced:
+        watched.put("spam", two_versions[0])
+    watched.scan()
+    staged = shutil.copytree(two_versions[1], tmp_path / "staged")
+    asyncio.run(watched.tasks.put("spam", staged, home=watched.folder / "spam"))
+    watched.put("spam", staged)
+    remove_folder(watched.folder / "spam")
+    assert watched.scan() == Changes()
+    watched.now = 11
+    assert watched.scan() == Changes(removed=("spam",))
+    assert "spam" not in watched.tasks
+
+
 def test_a_version_that_is_served_is_not_loaded_again(
     watched: Watched, two_versions: tuple[Path, Path]
 ) -> None:

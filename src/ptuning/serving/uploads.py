@@ -134,9 +134,9 @@ class Uploads:
                 raise Refusal(status=409, kind="not_an_adapter", message=message)
             with _staging(folder, target) as staged:
                 await asyncio.to_thread(_filled, staged, target, fill)
-                served = await self.tasks.put(
-                    name, staged, source or str(target)
-                )  # refuses what does not fit
+                served = await self.tasks.put(  # refuses what does not fit
+                    name, staged, source or str(target), target
+                )
                 try:
                     await asyncio.to_thread(replace_folder, target, lambda new: _move(staged, new))
                 except OutputError:
