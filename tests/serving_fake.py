@@ -39,6 +39,7 @@ class Served:
     max_tokens: int | None = 62
     loaded_at: float = 1_790_000_000.5
     source: str = "/adapters"
+    folder: Path = Path("/adapters")
     card: str = "# A card"
     metrics: Mapping[str, Any] = field(default_factory=lambda: {"test": {"accuracy": 0.9}})
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from ptuning.adapters.atomic import remove_folder, replace_folder
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.serving.rows import Refusal
 from ptuning.serving.tasks import NAME, TaskRegistry
+from ptuning.serving.uploads import Uploads
 from ptuning.serving.watching import Changes, FolderWatch
 from served import LABELS, adapter, registry
 from tiny import tiny
@@ -463,6 +464,22 @@ def test_what_was_sent_and_then_deleted_elsewhere_before_a_scan_is_removed(
     watched.now = 11
     assert watched.scan() == Changes(removed=("spam",))
     assert "spam" not in watched.tasks
+
+
+def test_a_task_that_another_server_has_deleted_can_be_deleted(
+    watched: Watched, two_versions: tuple[Path, Path]
+) -> None:
+    """With servers that share a folder, before this one has noticed."""
+    uploads = Uploads(watched.tasks, watched.folder, 1 << 20, shared=True)
+    watched.put("spam", two_versions[0])
+    watched.scan()
+    watched.tasks.load("other", two_versions[1])
+    remove_folder(watched.folder / "spam")
+    asyncio.run(uploads.delete("spam"))
+    for name, status in (("spam", 404), ("other", 403)):
+        with pytest.raises(Refusal) as refused:
+            asyncio.run(uploads.delete(name))
+        assert refused.value.status == status
 
 
 def test_a_version_that_is_served_is_not_loaded_again(
