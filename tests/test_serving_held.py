@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from ptuning.errors import AdapterError
 from ptuning.model import TaskTable
+from ptuning.serving import tasks as tasks_module
 from ptuning.serving.held import HeldTasks, Hold
 from ptuning.serving.rows import Refusal
 from ptuning.serving.tasks import Lookup
@@ -135,6 +137,24 @@ def test_a_version_that_was_read_before_it_was_scanned_is_removed_with_its_folde
     assert watch.scan().removed == ("labels",)
 
 
+def test_what_is_removed_while_it_is_read_stays_removed(
+    tasks: HeldTasks, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = tasks_module._read
+    removing = Thread(target=tasks.remove, args=("labels",))
+
+    def removed_meanwhile(place: Path) -> Any:
+        removing.start()
+        removing.join(0.2)  # it waits for this
+        return read(place)
+
+    monkeypatch.setattr(tasks_module, "_read", removed_meanwhile)
+    tasks.packed("labels")
+    removing.join()
+    assert "labels" not in tasks
+    assert len(tasks.table) == 0
+
+
 def test_a_damaged_adapter_is_refused_until_it_is_whole(
     tasks: HeldTasks, watch: FolderWatch, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,6 +171,20 @@ def test_a_damaged_adapter_is_refused_until_it_is_whole(
     file.write_bytes(whole)
     assert not isinstance(Lookup(tasks)("labels"), Refusal)
     assert tasks.failures == {}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_damaged_replacement_is_refused_by_every_replica(
+    held: bool, tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path
+) -> None:
+    before = tasks.get("labels").digest
+    if held:
+        tasks.packed("labels")
+    adapter(tiny_folder, folder / "labels", 10)
+    (folder / "labels" / "adapter_model.safetensors").write_bytes(b"half")
+    assert watch.scan().refused == ("labels",)
+    assert tasks.get("labels").digest == before
+    assert "labels" in tasks.failures
 
 
 def test_an_adapter_for_another_backbone_is_refused_at_once(

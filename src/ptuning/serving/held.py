@@ -76,6 +76,10 @@ class HeldTasks(TaskRegistry):
             self._hold(name)
         return found
 
+    def remove(self, name: str) -> None:
+        with self._reading:  # what is read meanwhile would serve it again
+            super().remove(name)
+
     def let_go(self, name: str) -> None:
         """Free a task's tensors. Rows that were admitted before are answered."""
         with self._reading, self._lock, suppress(KeyError):
@@ -102,6 +106,8 @@ class HeldTasks(TaskRegistry):
             if name in self.table:  # it is held: the next row gets the new version
                 served = super()._loaded(name, folder, source, home)
             else:
+                if name in self._served:  # a damaged replacement is refused by all replicas
+                    adapters.verify(folder)
                 record = adapters.details(folder)
                 if self._facts.items() <= record["backbone"].items():
                     served = self._noted(name, folder, source, record)
