@@ -186,7 +186,7 @@ def test_the_guide_learns(
     share = sum(labels) / len(labels)
     assert share == 0.5
     assert found["eval_accuracy"] > 0.7
-    # Who knows only how frequent each class is has a loss of 0.69. F1 would not tell: it rewards "always yes".
+    # A constant answer has a loss of 0.69 at best. F1 would not tell: it rewards "always yes".
     assert found["eval_loss"] < 0.6
     falling = losses(trainer, "eval_loss")
     assert falling[1] < falling[0]
