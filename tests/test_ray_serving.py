@@ -289,6 +289,10 @@ def test_replicas_that_cannot_be(replicas: str) -> None:
         ScaleOptions(replicas=replicas)
 
 
+def test_the_admin_key_is_not_printed(tmp_path: Path) -> None:
+    assert "sixteen" not in repr(ServerOptions(folder=str(tmp_path), admin_key="sixteen-characters"))
+
+
 def test_paths_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "support").mkdir()
     monkeypatch.chdir(tmp_path)
