@@ -111,8 +111,8 @@ def interrupted_and_resumed(folder: Path, inputs: Path, rank: int) -> dict[str, 
     straight = train(config_of(folder, inputs, "straight", **options))
     config = config_of(folder, inputs, "broken", **options)
     told = ""
-    try:
-        train(config, callbacks=[Watch((lambda: os.kill(os.getpid(), signal.SIGINT)) if rank else int)])
+    try:  # callbacks of one process only are a usual pattern
+        train(config, callbacks=[Watch(lambda: os.kill(os.getpid(), signal.SIGINT))] if rank else [])
     except Interrupted as error:
         told = str(error)
     resumed = train(config, resume=True)
