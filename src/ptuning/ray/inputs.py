@@ -59,6 +59,7 @@ class Files:
         *,
         keep: Iterable[str] | None = None,
         num_cpus: float = 1,
+        concurrency: int | None = None,
     ) -> Dataset:
         """The rows.
 
@@ -66,6 +67,7 @@ class Files:
             strings: Columns that are read as strings: the texts and the task.
             keep: The other columns that are read; ``None`` for all.
             num_cpus: Cores per task that reads.
+            concurrency: How many of these tasks run at once, at most; Ray decides if ``None``.
         """
         import ray.data
 
@@ -75,7 +77,7 @@ class Files:
         kept = None if keep is None else texts.union(keep)
         layout = replace(self.layout, strings=texts, keep=kept)
         source = FileSource(self.paths, self.filesystem, layout)
-        made: Dataset = ray.data.read_datasource(source, num_cpus=num_cpus)
+        made: Dataset = ray.data.read_datasource(source, num_cpus=num_cpus, concurrency=concurrency)
         return made
 
 
