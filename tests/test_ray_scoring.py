@@ -351,6 +351,22 @@ def test_columns_that_differ_between_files_of_json_lines(tmp_path: Path) -> None
     assert read(f"{tmp_path}/*.jsonl", keep=["text"]) == [{"text": "a"}] * 4
 
 
+def test_columns_in_the_names_of_folders(tmp_path: Path) -> None:
+    for day in ("2024-01-01", "a%20b"):
+        (tmp_path / f"x=1/day={day}").mkdir(parents=True)
+        parquet.write_table(table(1), tmp_path / f"x=1/day={day}/0.parquet")
+    for source in (f"{tmp_path}/x=1", f"{tmp_path}/x=1/*/*.parquet", f"file://{tmp_path}/x=1/**"):
+        assert find_files(source).layout.names == ("id", "text", "day")
+        assert [row["day"] for row in read(source)] == ["2024-01-01", "a b"]
+    assert list(read(str(tmp_path), keep=["text", "x"])[0]) == ["text", "x"]
+    assert list(read(f"{tmp_path}/x=1/day=2024-01-01/0.parquet")[0]) == ["id", "text"]
+    (tmp_path / "x=1/0.parquet").write_bytes((tmp_path / "x=1/day=a%20b/0.parquet").read_bytes())
+    with pytest.raises(
+        DataError, match=r"the columns in the names of its folders: got 'x', 'day', expected 'x'"
+    ):
+        find_files(str(tmp_path))
+
+
 def test_patterns_and_uris(tmp_path: Path) -> None:
     for name in ("a/1.parquet", "a/2.parquet", "b/c/3.parquet", "b/_hidden/4.parquet", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -524,6 +540,9 @@ def test_text_files_on_workers(ray_cluster: Any, tmp_path: Path) -> None:  # noq
         (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a"} | row))
     found = [(row["text"], row["id"], row.get("late")) for row in rows("*.jsonl")]
     assert found == [("a", 1, None), ("b", 2**64, None), ("c", None, 1)]
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=1/a.tsv").write_text("text\na\n\n")
+    assert rows("day=*/*.tsv") == [{"text": "", "day": "1"}, {"text": "a", "day": "1"}]
     (tmp_path / "1.jsonl").write_text('{"text": "b", "id": "x"}')
     assert [row["text"] for row in rows("*.jsonl", keep=["late"])] == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"1\.jsonl: a column has another type"), errors_of_workers():

@@ -16,7 +16,16 @@ from pyarrow import fs, parquet
 
 from ptuning.data.places import listing
 from ptuning.errors import ConfigError, DataError
-from ptuning.ray.layout import InputFormat, Layout, TextOptions, check_names, first_columns, reading, together
+from ptuning.ray.layout import (
+    InputFormat,
+    Layout,
+    TextOptions,
+    check_names,
+    first_columns,
+    folder_values,
+    reading,
+    together,
+)
 from ptuning.ray.storage import files_of
 
 if TYPE_CHECKING:
@@ -117,7 +126,13 @@ def find_files(
     return Files(
         filesystem=place.filesystem,
         paths=paths,
-        layout=Layout(form=form, schema=schema, options=options),
+        layout=Layout(
+            form=form,
+            schema=schema,
+            options=options,
+            folders=tuple(name for name in _folders(paths, place.path) if name not in schema.names),
+            base=place.path,
+        ),
         rows=rows,
         shown=source,
     )
@@ -141,6 +156,14 @@ def _format_of(paths: Sequence[str], source: str) -> InputFormat:
     (form,) = found
     assert form is not None
     return form
+
+
+def _folders(paths: Sequence[str], base: str) -> tuple[str, ...]:
+    """The columns whose values are in the names of the folders."""
+    first = tuple(folder_values(paths[0], base))
+    for path in paths:
+        check_names(path, tuple(folder_values(path, base)), first, "the columns in the names of its folders")
+    return first
 
 
 def _footers(filesystem: fs.FileSystem, paths: Sequence[str]) -> tuple[pa.Schema, int]:

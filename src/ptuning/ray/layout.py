@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-from pyarrow import compute, csv, fs, json, parquet
+from pyarrow import compute, csv, dataset, fs, json, parquet
 
 from ptuning.data.encodings import checked_encoding
 from ptuning.data.places import first_line, listing
@@ -52,11 +52,13 @@ class Layout:
 
     Attributes:
         form: Their format.
-        schema: Their columns. Parquet files are read with these types. The types of JSON lines are those of
-            the first lines of the first file: the types of the others have to go together with them.
+        schema: The columns in the files. Parquet files are read with these types. The types of JSON lines are
+            those of the first lines of the first file: the types of the others have to go together with them.
         options: How CSV and TSV are written.
         strings: The columns that are read as strings; of CSV and TSV, all are.
         keep: The columns that are read; ``None`` for all.
+        folders: The columns whose values are in the names of the folders: ``day=2024-01-01/part.parquet``.
+        base: The folder below which these folders are.
     """
 
     form: InputFormat
@@ -64,11 +66,13 @@ class Layout:
     options: TextOptions
     strings: frozenset[str] = frozenset()
     keep: frozenset[str] | None = None
+    folders: tuple[str, ...] = ()
+    base: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the columns."""
-        return tuple(self.schema.names)
+        """The names of all columns."""
+        return *self.schema.names, *self.folders
 
     def kept(self, names: Sequence[str]) -> list[str]:
         """Those of ``names`` that are read."""
@@ -101,7 +105,16 @@ def _lines(stream: Any, size: int = 1 << 20) -> bytes:
     return bytes(found[: found.rindex(b"\n") + 1])
 
 
-def check_names(path: str, got: Sequence[str], expected: Sequence[str]) -> None:
+def folder_values(path: str, base: str) -> dict[str, str | None]:
+    """The values in the names of the folders of a file below ``base``, as Hive writes them."""
+    below = path[len(base) :].lstrip("/") if path.startswith(base) else ""
+    names = dict.fromkeys(part.partition("=")[0] for part in below.split("/")[:-1] if "=" in part)
+    scheme = dataset.HivePartitioning(pa.schema((name, pa.string()) for name in names))
+    found: dict[str, str | None] = dataset.get_partition_keys(scheme.parse(below)) if names else {}
+    return {name: found.get(name) for name in names}
+
+
+def check_names(path: str, got: Sequence[str], expected: Sequence[str], what: str = "the columns") -> None:
     """Refuse a file that has other columns than the first.
 
     Raises:
@@ -109,7 +122,7 @@ def check_names(path: str, got: Sequence[str], expected: Sequence[str]) -> None:
     """
     if set(got) != set(expected):
         raise DataError(
-            f"{path}, the columns",
+            f"{path}, {what}",
             got=listing(got, 20),
             expected=f"{listing(expected, 20)}, as in the first file",
             remedy="name files with the same columns, with a pattern such as 'folder/part-*.parquet'",
@@ -187,8 +200,20 @@ def tables_of(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
         stream: The open file; it can be sought if it is Parquet.
         path: Its name, for messages.
     """
+    values = folder_values(path, layout.base)
+    for table in _tables_in(layout, stream, path):
+        for name in layout.kept(layout.folders):
+            if name in table.column_names:  # JSON lines may have it in some files only
+                continue
+            column = pa.repeat(pa.scalar(values[name], pa.string()), table.num_rows)
+            table = table.append_column(name, column)
+        yield table
+
+
+def _tables_in(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
+    """The rows without the columns of the folders."""
     if layout.form == "parquet":
-        names = layout.kept(layout.names)
+        names = layout.kept(layout.schema.names)
         schema = pa.schema([layout.schema.field(name) for name in names])
         file = parquet.ParquetFile(stream)
         for batch in file.iter_batches(batch_size=_ROWS, columns=names, use_threads=False):
@@ -203,7 +228,7 @@ def tables_of(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
 
 
 def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
-    options, names = layout.options, layout.names
+    options, names = layout.options, layout.schema.names
     types = csv.ConvertOptions(column_types=layout.schema)
     with csv.open_csv(
         stream, _csv_reading(options, names), _csv_parsing(options, layout.form, names), types
@@ -216,7 +241,7 @@ def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
 def _like_the_first(table: pa.Table, layout: Layout, path: str) -> pa.Table:
     """JSON lines with the columns of the first file; those that are missing or null here with its types."""
     expected = pa.schema(
-        [layout.schema.field(name) for name in layout.kept(layout.names) if name not in layout.strings]
+        [layout.schema.field(name) for name in layout.kept(layout.schema.names) if name not in layout.strings]
     )
     remedy = "write the column with one type, or keep other columns with --keep (in Python: keep=…)"
     together(path, table.schema, expected, remedy)
