@@ -326,7 +326,8 @@ def test_json_lines_keep_large_numbers_and_dates_in_objects(tmp_path: Path) -> N
 
 
 def test_types_that_differ_between_parquet_files(tmp_path: Path) -> None:
-    for number, ids in enumerate(([1, 2], [0.5], [None])):
+    columns: list[list[Any]] = [[1, 2], [0.5], [None]]
+    for number, ids in enumerate(columns):
         parquet.write_table(pa.table({"text": ["a"] * len(ids), "id": ids}), tmp_path / f"{number}.parquet")
     files = find_files(f"{tmp_path}/*.parquet")
     with open(files.paths[0], "rb") as stream:
@@ -340,7 +341,8 @@ def test_types_that_differ_between_parquet_files(tmp_path: Path) -> None:
 
 
 def test_columns_that_differ_between_files_of_json_lines(tmp_path: Path) -> None:
-    for number, row in enumerate(({"id": 1, "by": "x"}, {"id": 0.5}, {"id": None, "label": "late"})):
+    rows: list[dict[str, Any]] = [{"id": 1, "by": "x"}, {"id": 0.5}, {"id": None, "label": "late"}]
+    for number, row in enumerate(rows):
         (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a", **row}))
     found = read(f"{tmp_path}/*.jsonl")
     assert [(row["id"], row["by"]) for row in found] == [(1, "x"), (0.5, None), (None, None)]
@@ -536,7 +538,8 @@ def test_text_files_on_workers(ray_cluster: Any, tmp_path: Path) -> None:  # noq
     (tmp_path / "c.csv").touch()
     wanted = [{"id": number, "text": text} for number, text in (("007", "a"), ("8", "b"), ("9", "c"))]
     assert rows("*.csv*") == wanted
-    for number, row in enumerate(({"id": 1}, {"id": 2**64, "text": "b"}, {"late": 1, "text": "c"})):
+    several: list[dict[str, Any]] = [{"id": 1}, {"id": 2**64, "text": "b"}, {"late": 1, "text": "c"}]
+    for number, row in enumerate(several):
         (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a"} | row))
     found = [(row["text"], row["id"], row.get("late")) for row in rows("*.jsonl")]
     assert found == [("a", 1, None), ("b", 2**64, None), ("c", None, 1)]
