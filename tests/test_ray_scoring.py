@@ -347,6 +347,11 @@ def test_columns_that_differ_between_files_of_json_lines(tmp_path: Path) -> None
     found = read(f"{tmp_path}/*.jsonl")
     assert [(row["id"], row["by"]) for row in found] == [(1, "x"), (0.5, None), (None, None)]
     assert read(f"{tmp_path}/*.jsonl", keep=["id"]) == [{"id": 1}, {"id": 0.5}, {"id": None}]
+    files = find_files(f"{tmp_path}/*.jsonl")
+    with open(files.paths[2], "rb") as stream:
+        (part,) = tables_of(files.layout, pa.PythonFile(stream), "")
+    assert part.schema.field("id").type == pa.int64()
+    assert part.schema.field("by").type == pa.string()
     (tmp_path / "3.jsonl").write_text('{"text": "a", "id": "x"}')
     with pytest.raises(DataError, match=r"3\.jsonl: a column has another type.*int64 vs string.*--keep"):
         read(f"{tmp_path}/*.jsonl")

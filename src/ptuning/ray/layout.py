@@ -239,19 +239,16 @@ def _csv_tables(layout: Layout, stream: Any, path: str) -> Iterator[pa.Table]:
 
 
 def _like_the_first(table: pa.Table, layout: Layout, path: str) -> pa.Table:
-    """JSON lines with the columns of the first file; those that are missing or null here with its types."""
+    """JSON lines with the columns of the first file, and types that hold those of both."""
     expected = pa.schema(
         [layout.schema.field(name) for name in layout.kept(layout.schema.names) if name not in layout.strings]
     )
     remedy = "write the column with one type, or keep other columns with --keep (in Python: keep=…)"
-    together(path, table.schema, expected, remedy)
-    for field in expected:
-        position = table.schema.get_field_index(field.name)
-        if position < 0:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        elif pa.types.is_null(table.schema.field(position).type):
-            table = table.set_column(position, field, pa.nulls(table.num_rows, field.type))
-    return table
+    schema = together(path, table.schema, expected, remedy)
+    for name in schema.names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows))
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
 def _json_table(content: bytes, strings: frozenset[str]) -> pa.Table:
