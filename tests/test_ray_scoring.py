@@ -38,7 +38,7 @@ from ptuning.ray.output import Folder
 from ptuning.ray.parts import Part, write_table
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
-from ptuning.ray.storage import files_of, place_of
+from ptuning.ray.storage import Place, files_of, place_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own options
 
@@ -215,6 +215,49 @@ def test_options_that_do_not_go_together(
     found = capsys.readouterr().err
     assert said in found
     assert len(found.splitlines()) == 1
+
+
+def test_workers_are_started_in_another_folder(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, start = table(3), os.getcwd()
+    expected = answers(adapters / "two", rows)
+    monkeypatch.chdir(adapters)
+    options: Any = {"precision": "fp32", "device": "cpu"}
+    for given, task in (("two", None), ({"two": "two"}, "task"), (".", "task")):
+        block = rows.append_column("task", pa.array(["two"] * 3)) if task else rows
+        monkeypatch.chdir(adapters)
+        plan = planned(given, block.column_names, task_column=task, **options)  # type: ignore[arg-type]
+        monkeypatch.chdir(tmp_path)
+        found = Scorer(plan)(block).to_pylist()
+        assert [row["label"] for row in found] == [row["label"] for row in expected]
+        assert os.getcwd() == str(adapters)  # where a relative backbone of an adapter's record is, too
+    monkeypatch.chdir(start)
+
+
+def test_what_training_leaves_beside_adapters(
+    models: dict[str, PTuningModel], adapters: Path, tmp_path: Path
+) -> None:
+    models["two"].save_pretrained(tmp_path / "two")
+    (tmp_path / "two.run").mkdir()
+    (tmp_path / "two.run" / "progress.jsonl").touch()
+    rows = pa.table({"text": ["good", "good"], "task": ["two", "two.run"]})
+    found = answers(tmp_path, rows, task_column="task")
+    assert [bool(row["error"]) for row in found] == [False, True]
+    (next((tmp_path / "two").glob("*.safetensors"))).unlink()
+    with pytest.raises(AdapterError, match="two"):  # damaged, not none
+        answers(tmp_path, rows, task_column="task")
+    with pytest.raises(AdapterError):
+        planned({"two.run": tmp_path / "two.run"}, ["text", "task"], task_column="task")
+
+
+def test_a_worker_that_cannot_start_says_why(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("torch.set_num_threads", fail)
+    with pytest.raises(OutputError, match=r"on the node .*could not load .*RuntimeError: no kernel image"):
+        answers(adapters / "two", table(3))
 
 
 def test_a_node_without_the_backbone_or_with_another_adapter(
@@ -420,14 +463,21 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the folder
 
 
+def killed(place: Place) -> Folder:
+    """A folder that a run has begun to write, whose process was killed."""
+    folder = Folder(place)
+    folder.start()
+    Path(f"{folder.parts}.json").write_text(json.dumps({"host": "a", "pid": 1, "time": 0}))
+    return folder
+
+
 def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
     out = tmp_path / "out"
     place = place_of(str(out), "--output")
     Folder(place).check()
     out.mkdir()
     Folder(place).check()
-    interrupted = Folder(place)
-    interrupted.start()
+    interrupted = killed(place)
     (out / f"part-{interrupted.run}-000000-0.parquet").write_bytes(b"")  # killed while publishing
     (out / "_bad_rows").mkdir()
     again = Folder(place)
@@ -440,8 +490,7 @@ def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
     (out / "notes.txt").touch()
     with pytest.raises(ConfigError, match="not empty"):
         Folder(place).check()
-    interrupted = Folder(place)
-    interrupted.start()
+    killed(place)
     with pytest.raises(ConfigError, match="not empty"):
         Folder(place).check()
     (out / "_SUCCESS").touch()

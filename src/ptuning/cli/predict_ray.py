@@ -144,7 +144,6 @@ def predict_on_ray(given: Any) -> None:
             predictions,
             given.output,
             form=given.format or "parquet",
-            prefix=prefix,
             rows=files.rows,
             about={"input": given.input, "adapters": dict(plan.digests)},
             num_cpus=0,
