@@ -6,8 +6,9 @@ So what may differ between them (a signal, a metric's last bits) is shared befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -18,14 +19,21 @@ from accelerate.utils import broadcast_object_list
 from ptuning.errors import ProcessLost, out_of_memory
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long a process waits for work that another one does for all."""
 
 
 def any_process(accelerator: Accelerator, asked: bool) -> bool:
     """Whether ``asked`` is true in any process; all of them have to call this."""
+    return any_of_each(accelerator, [asked])[0]
+
+
+def any_of_each(accelerator: Accelerator, asked: Sequence[bool]) -> list[bool]:
+    """:func:`any_process` for several questions at once, which costs no more than one."""
     if accelerator.num_processes == 1:
-        return asked
-    count = torch.tensor(float(asked), device=accelerator.device)
-    return bool(accelerator.reduce(count) > 0)
+        return list(asked)
+    counts = torch.tensor([float(bool(each)) for each in asked], device=accelerator.device)
+    return [count > 0 for count in accelerator.reduce(counts).tolist()]
 
 
 def from_main(accelerator: Accelerator, value: T) -> T:
@@ -35,6 +43,23 @@ def from_main(accelerator: Accelerator, value: T) -> T:
     found = [value]
     broadcast_object_list(found)
     return found[0]
+
+
+@contextmanager
+def taking_time(accelerator: Accelerator) -> Iterator[None]:
+    """At the end of the ``with`` block each process waits for the others, however long their blocks take.
+
+    Other collectives give up after 10 minutes with NCCL, and 30 with gloo.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield
+        torch.distributed.barrier(group)
+    finally:
+        torch.distributed.destroy_process_group(group)
 
 
 def draw_for_step(accelerator: Accelerator, seed: int, step: int) -> None:

@@ -34,7 +34,7 @@ from ptuning.training.extensions import (
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, about_long_rows, gather
-from ptuning.training.processes import noticing_lost
+from ptuning.training.processes import noticing_lost, taking_time
 from ptuning.training.records import TrainResult
 from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
@@ -338,11 +338,11 @@ def run(
             if job.output is not None and accelerator.is_main_process:
                 model.save_pretrained(job.output, **adapter_details(job, plan, result))
             on_result(result)
-            if job.output is not None and job.report and accelerator.is_main_process:
-                say = trainer.callbacks.on_message
-                file = run_folder(job.output) / REPORT
-                write_report(file, lambda: report_of(job, plan, result, scored), say)
-            accelerator.wait_for_everyone()  # so that each process finds the files
+            with taking_time(accelerator):  # so that each process finds the files
+                if job.output is not None and job.report and accelerator.is_main_process:
+                    say = trainer.callbacks.on_message
+                    file = run_folder(job.output) / REPORT
+                    write_report(file, lambda: report_of(job, plan, result, scored), say)
             trainer.state.result = result
             trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:
