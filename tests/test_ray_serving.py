@@ -12,6 +12,7 @@ import re
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import fields
@@ -239,7 +240,7 @@ def test_ctrl_c_ends_the_deployment(served: Served) -> None:
     assert served.program.wait() == 0
     assert replicas() == []
     lines = served.log.read_text().splitlines()
-    assert [line for line in lines if not line.startswith("ptuning: serving")] == []
+    assert [line for line in lines if not line.startswith(("ptuning: serving", "ptuning: waiting"))] == []
     with pytest.raises(ConnectionError):
         served.ask("GET", "/health")
 
@@ -407,7 +408,14 @@ def test_another_application_at_the_same_path(monkeypatch: pytest.MonkeyPatch) -
     error = RayTaskError("deploy_applications", "Traceback …", why).as_instanceof_cause()
     monkeypatch.setattr("ray.serve.run", raising(error))
     with pytest.raises(ConfigError, match=r'deployed: Prefix / is being used by application "other"'):
-        serving._deploy(None)  # type: ignore[arg-type]
+        serving._deploy(None, print)  # type: ignore[arg-type]
+
+
+def test_a_start_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = threading.Event()
+    monkeypatch.setattr("ray.serve.run", lambda *given, **options: said.wait(60))
+    serving._deploy(None, said.set, seconds=0)  # type: ignore[arg-type]
+    assert said.is_set()
 
 
 def test_a_deployment_that_was_ended_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -163,6 +164,7 @@ def serve_on_ray(
     host: str = "127.0.0.1",
     port: int = 8000,
     started: Callable[[str], None] = lambda url: None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> None:
     """Deploy the server, wait for SIGINT or SIGTERM, and end it.
 
@@ -171,6 +173,7 @@ def serve_on_ray(
         host: The address that the proxy of each node binds to.
         port: Its port.
         started: Called with the URL when requests are answered.
+        waiting: Called, in a thread, if no replica has started after half a minute.
 
     Raises:
         ConfigError: there is no cluster, the address is taken, another command serves already, other machines
@@ -188,7 +191,7 @@ def serve_on_ray(
         if not ours:
             _check_alone()
         try:
-            _deploy(made)
+            _deploy(made, waiting)
             started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             _wait()
         except KeyboardInterrupt:
@@ -316,8 +319,11 @@ def _check_alone() -> None:
             )
 
 
-def _deploy(made: Application) -> None:
+def _deploy(made: Application, waiting: Callable[[], None], seconds: float = 30.0) -> None:
     """Deploy the application, and wait until it answers.
+
+    Args:
+        waiting: Called if that takes longer than ``seconds``.
 
     Raises:
         ConfigError, OutputError: it cannot be deployed.
@@ -325,6 +331,9 @@ def _deploy(made: Application) -> None:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
+    timer = threading.Timer(seconds, waiting)
+    timer.daemon = True
+    timer.start()
     try:
         serve.run(made, name=NAME, route_prefix="/")
     except RayServeException as error:  # such as another application at the same path
@@ -334,6 +343,8 @@ def _deploy(made: Application) -> None:
         ) from error
     except RuntimeError as error:
         raise explained("\n".join((str(error), *_messages()))) from error
+    finally:
+        timer.cancel()
 
 
 def _wait(seconds: float = 5.0) -> None:
