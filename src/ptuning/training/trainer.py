@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
@@ -100,6 +101,8 @@ class Trainer:
         self.rates = self.config.learning_rate, self.config.head_learning_rate
         optimizer = make_optimizer(model, self.config, extensions.optimizer)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        if isinstance(self.wrapped, DistributedDataParallel):  # buffers were sent once, and never change
+            self.wrapped.broadcast_buffers = False
         self._inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         self.parameters = list(model.task_parameters().values())
         self.state = RunState(
