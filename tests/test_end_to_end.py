@@ -29,7 +29,7 @@ def test_the_demo_learns_and_says_what_to_type_next(
     monkeypatch.chdir(tmp_path)
     for name in ("head_only", "fine_tune"):  # one epoch shows that they run
         monkeypatch.setattr(demo_baselines, name, partial(getattr(demo_baselines, name), epochs=1))
-    assert main(["demo", "--epochs", "4"]) == 0
+    assert main(["demo", "--epochs", "5"]) == 0
     printed = capsys.readouterr().out
     for words in (
         "regression on embeddings",

@@ -175,7 +175,8 @@ def test_the_guide_learns(
 ) -> None:
     """Two epochs at the guide's own learning rate, on clear cases of MRPC.
 
-    benchmarks/guide.py does the same on all of it, with PEFT, too.
+    With PEFT in place of ptuning.peft they end at an accuracy of 0.51 and a loss of 0.69, with ptuning.peft
+    at 0.80 and 0.55. benchmarks/guide.py compares the two on all of MRPC.
 
     The guide's own program, or the migration page's where there is no copy of the guide.
     """
@@ -186,7 +187,7 @@ def test_the_guide_learns(
     share = sum(labels) / len(labels)
     assert share == 0.5
     assert found["eval_accuracy"] > 0.7
-    # Who knows only how frequent each class is has a loss of 0.69. F1 would not tell: it rewards "always yes".
+    # A constant answer has a loss of 0.69 at best. F1 would not tell: it rewards "always yes".
     assert found["eval_loss"] < 0.6
     falling = losses(trainer, "eval_loss")
     assert falling[1] < falling[0]

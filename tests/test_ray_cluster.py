@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import socket
 import threading
 from typing import Any
@@ -49,8 +51,12 @@ def _accept(server: socket.socket) -> None:
         pass
 
 
-def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(**options: Any) -> None:  # "auto" finds every cluster of this machine, those of other tests too
+        assert options["address"] == "auto"
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", none)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="no cluster that runs on this machine"), connected("auto"):
         pass
@@ -69,8 +75,30 @@ def test_another_version_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9\n")
 
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(ConfigError, match="cannot be used: Version mismatch"), connected("host:6379"):
+    with (
+        pytest.raises(ConfigError, match=r"cannot be used: Version mismatch.* Ray: 2\.9"),
+        connected("host:6379"),
+    ):
         pass
+
+
+def test_connecting_changes_neither_signals_nor_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_check_answers", lambda address: None)
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    seen: list[str | None] = []
+
+    def init(**options: Any) -> None:
+        seen.append(os.environ.get("RAY_USAGE_STATS_ENABLED"))
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ConfigError, match="not the head of a cluster"), connected("host:10001"):
+        pass
+    assert seen == ["0"]
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "RAY_USAGE_STATS_ENABLED" not in os.environ
 
 
 def test_versions_of_workers() -> None:

@@ -173,6 +173,32 @@ def test_mistakes_need_no_cluster(adapters: Path, tmp_path: Path) -> None:
     refused(AdapterError, "nothing", tmp_path / "nothing", ["text"])
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--ray auto --output out", "--input: got standard input"),
+        ("--ray auto --input hf:a/b --output out", "--input: got hf:a/b"),
+        ("--ray auto --input a.csv", "--output: got standard output"),
+        ("--ray auto --input a.csv --output out --format csv", "--format: got csv"),
+        ("--ray auto --input a.csv --output out --input_format text", "--input_format: got text"),
+        ("--ray auto --input a.csv --output out --window 8", "--window is not for work on a cluster"),
+        ("--ray auto --input a.csv --output out --batch_size 8", "use --batch_tokens"),
+        ("--ray auto --input a.csv --output out --ray_workers 0", "--ray_workers: got 0"),
+        ("--ray auto --input nothing.csv --output out", "there is no nothing.csv"),
+        ("--input a.csv --ray_cpus 2", "--ray_cpus is for work on a cluster"),
+        ("--input a.csv --format parquet", "--format: got parquet"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    argv: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "adapter", *argv.split()]) == 2
+    found = capsys.readouterr().err
+    assert said in found
+    assert len(found.splitlines()) == 1
+
+
 def test_a_node_without_the_backbone_or_with_another_adapter(
     adapters: Path, models: dict[str, PTuningModel], tmp_path: Path
 ) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -61,8 +63,11 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """One that neither Ray's workers nor outgoing connections take before the server does."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +287,10 @@ def test_the_defaults_are_those_of_the_command() -> None:
 def test_replicas_that_cannot_be(replicas: str) -> None:
     with pytest.raises(ConfigError, match="MIN-MAX"):
         ScaleOptions(replicas=replicas)
+
+
+def test_the_admin_key_is_not_printed(tmp_path: Path) -> None:
+    assert "sixteen" not in repr(ServerOptions(folder=str(tmp_path), admin_key="sixteen-characters"))
 
 
 def test_paths_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,7 +21,8 @@ import ptuning
 import ptuning.ray
 from ptuning import TrainConfig, TrainResult, adapters
 from ptuning.cli import main
-from ptuning.errors import BackboneNotFound, ConfigError
+from ptuning.errors import BackboneNotFound, ConfigError, OutputError
+from ptuning.ray import tune_experiment
 from ptuning.ray.cluster import Versions
 from ptuning.ray.tune_experiment import Workers
 from ptuning.ray.tune_worker import Shared, Worker
@@ -131,10 +132,13 @@ class Dies(Callback):
     def __init__(self, step: int, mark: Path) -> None:
         self.step, self.mark = step, mark
 
-    def on_trial_step(self, state: RunState) -> None:
+    def on_step_end(self, state: RunState) -> None:
         if state.step == self.step and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_trial_step(self, state: RunState) -> None:
+        self.on_step_end(state)
 
 
 class Noted(Callback):
@@ -231,6 +235,32 @@ def test_a_backbone_that_a_worker_lacks(config: Made) -> None:
     with pytest.raises(BackboneNotFound, match=rf"^on the node {platform.node()}: .*/nowhere/model"):
         ptuning.ray.train_several(made, seeds=[0])
     assert not made.run_folder.exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_task_that_is_lost_again_and_again(
+    config: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Told(Callback):
+        runs: ClassVar[list[str]] = []
+
+        def __reduce__(self) -> Any:
+            return Callback, ()
+
+        def on_run_begin(self, name: str, number: int, count: int, finished: bool) -> None:
+            self.runs.append(name)
+
+    monkeypatch.setattr(tune_experiment, "RETRIES", 0)
+    callbacks = [Dies(7, tmp_path / "died"), Told()]
+    with pytest.raises(OutputError, match=r"a task was lost again after 0 retries: .*; what is finished is"):
+        ptuning.ray.train_several(config(), seeds=[0, 1], concurrency=1, callbacks=callbacks)
+    assert Told.runs == ["seed-0"]
+    assert not Path(config().output).exists()
+    checkpoint = config().run_folder / "seed-0.run" / "checkpoint"
+    assert adapters.verify(checkpoint)  # of the epoch before
+    assert files(config().run_folder) == sorted(
+        ["seed-0.run/config.yaml", *(f"seed-0.run/checkpoint/{name}" for name in files(checkpoint))]
+    )
 
 
 # ------------------------------------------------------------------------------------------ refused
@@ -355,7 +385,8 @@ def test_a_set_is_that_of_one_machine_though_it_is_interrupted_and_a_node_dies(
     assert [step for step, _ in noted.of(last)] == [0]
     with pytest.raises(ConfigError, match="has an unfinished set of runs"):
         ptuning.ray.train_several(made, **values)
-    found = ptuning.ray.train_several(made, **values, resume=True, callbacks=[noted, NodeDies()])
+    callbacks = [noted, NodeDies()]
+    found = ptuning.ray.train_several(made, **values, resume=True, concurrency=1, callbacks=callbacks)
     steps, nodes = zip(*noted.of(last), strict=True)
     assert steps == (0, 5, 10)
     assert nodes[1] != nodes[2]

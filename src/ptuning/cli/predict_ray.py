@@ -131,10 +131,14 @@ def predict_on_ray(given: Any) -> None:
     )
     began = time.perf_counter()
     with connected(given.ray), _quiet():
+        import ray
+
         gpus, workers = _shares(given, cpus)
         columns = plan.columns
         # Tasks that read and write take no core of their own: the workers may have all of them.
-        rows = files.dataset((columns.text, columns.text_b, columns.task), num_cpus=0)
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        strings = columns.text, columns.text_b, columns.task
+        rows = files.dataset(strings, num_cpus=0, concurrency=cores)
         predictions = scored(plan, rows, concurrency=workers, num_cpus=cpus, num_gpus=gpus)
         found = write_predictions(
             predictions,

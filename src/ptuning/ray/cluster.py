@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from ptuning.errors import ConfigError, OutputError, PTuningError
 
 SECONDS = 10.0
 """How long a cluster may take to answer."""
+_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 _PACKAGES = ("ptuning", "torch", "transformers", "ray")
 
 
@@ -85,7 +88,6 @@ def connected(address: str) -> Iterator[None]:
             Ray or Python.
     """
     require_ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a library does not decide to send statistics
     import ray
 
     if ray.is_initialized():
@@ -94,7 +96,7 @@ def connected(address: str) -> Iterator[None]:
     where = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
     if where not in ("auto", "local"):
         _check_answers(where)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _unchanged():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             ray.init(
@@ -104,6 +106,12 @@ def connected(address: str) -> Iterator[None]:
                 include_dashboard=False if where == "local" else None,
             )
         except ConnectionError as error:
+            if where != "auto":
+                raise ConfigError(
+                    f"--ray {address}",
+                    got=f"a server at {where} that is not the head of a cluster",
+                    expected="the port of a head, 6379 unless it was chosen (ray status prints it)",
+                ) from error
             raise ConfigError(
                 f"--ray {address}",
                 got="no cluster that runs on this machine",
@@ -111,11 +119,26 @@ def connected(address: str) -> Iterator[None]:
                 remedy="give HOST:PORT of its head, set RAY_ADDRESS, or use --ray local",
             ) from error
         except RuntimeError as error:
-            raise ConfigError(f"the cluster at {where} cannot be used: {_first_line(error)}") from error
+            why = " ".join(str(error).split())
+            raise ConfigError(f"the cluster at {where} cannot be used: {why}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Put back what ``ray.init`` changes in this process: the handler of SIGTERM, and the environment."""
+    handler, statistics = signal.getsignal(signal.SIGTERM), os.environ.get(_STATISTICS)
+    os.environ.setdefault(_STATISTICS, "0")  # a library does not decide to send statistics
+    try:
+        yield
+    finally:
+        if statistics is None:
+            os.environ.pop(_STATISTICS, None)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_answers(address: str) -> None:

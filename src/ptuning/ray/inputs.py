@@ -52,12 +52,15 @@ class Files:
     rows: int | None
     shown: str
 
-    def dataset(self, strings: Iterable[str | None] = (), *, num_cpus: float = 1) -> Dataset:
+    def dataset(
+        self, strings: Iterable[str | None] = (), *, num_cpus: float = 1, concurrency: int | None = None
+    ) -> Dataset:
         """The rows.
 
         Args:
             strings: Columns that are read as strings: the texts and the task.
             num_cpus: Cores per task that reads.
+            concurrency: How many of these tasks run at once, at most; Ray decides if ``None``.
         """
         import ray.data
 
@@ -65,7 +68,7 @@ class Files:
 
         layout = replace(self.layout, strings=frozenset(name for name in strings if name is not None))
         source = FileSource(self.paths, self.filesystem, layout)
-        made: Dataset = ray.data.read_datasource(source, num_cpus=num_cpus)
+        made: Dataset = ray.data.read_datasource(source, num_cpus=num_cpus, concurrency=concurrency)
         return made
 
 

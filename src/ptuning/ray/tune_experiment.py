@@ -143,7 +143,7 @@ def run_experiment(
         if isinstance(found := cause(error), Exception):
             raise found from error
         raise OutputError(
-            f"a task was lost {RETRIES + 1} times, the last time with: {_last_line(error)}",
+            f"a task was lost again after {RETRIES} retries: {_last_line(error)}",
             remedy="what is finished is kept: run the same command with --resume",
         ) from error
 

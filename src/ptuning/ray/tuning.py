@@ -183,9 +183,11 @@ def _search(search: Search, *, workers: Workers) -> TrainResult:
         search.begin()
         trials = _Trials(search)
         shared = Shared.of(search.config, search.cache, search.extensions)
-        run_experiment(trials, shared, workers, search.config, search.callbacks, lambda: stop.made)
+        try:
+            run_experiment(trials, shared, workers, search.config, search.callbacks, lambda: stop.made)
+        finally:
+            trials.close()
         if trials.result is None:
-            trials.stop()
             if not search.started:
                 raise KeyboardInterrupt
             raise Interrupted(
@@ -212,8 +214,8 @@ class _Trials(Work):
     def over(self) -> bool:
         return self.last is not None
 
-    def stop(self) -> None:
-        """Tell the callbacks that the running trials end."""
+    def close(self) -> None:
+        """Tell the callbacks that the trials which did not finish have ended."""
         if self.running:
             self.search.callbacks.on_trial_end(None, self.search.count, self.search.select.metric)
 

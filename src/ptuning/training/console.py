@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, SupportsIndex
 
 from rich.console import Console
 from rich.progress import (
@@ -38,9 +39,9 @@ class ConsoleCallback(Callback):
         self._loss: float | None = None
         self._ahead: TaskID | None = None
 
-    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """A copy in another process, such as a worker of a cluster, prints nothing."""
-        return Callback, ()
+        return (Callback, ()) if type(self) is ConsoleCallback else super().__reduce_ex__(protocol)
 
     # -------------------------------------------------------------------------------- the run
 
