@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -133,7 +134,9 @@ def main(what: str, folder: Path, inputs: Path) -> None:
     rank = int(os.environ["RANK"])
     found: dict[str, Any] = {}
     if what == "learn":
-        found = learn(folder, inputs)
+        with patch.object(torch.distributed, "new_group", wraps=torch.distributed.new_group) as group:
+            found = learn(folder, inputs)
+        found["patience"] = [call.kwargs["timeout"].days for call in group.call_args_list]
         found["interrupted"] = interrupted_and_resumed(folder, inputs, rank)
     else:
         watch = Watch((lambda: os.kill(os.getpid(), signal.SIGKILL)) if rank else int)
@@ -212,6 +215,8 @@ def test_two_processes_train_what_one_does(
     assert len(list((tmp_path / "stem.run" / "tracking").rglob("events*"))) == len(
         list((before / "stem.run" / "tracking").rglob("events*"))
     )
+    assert len(first["patience"]) > 2  # for the stem, at least, and for the report
+    assert min(first["patience"]) > 1
     stopped, other = first["interrupted"], second["interrupted"]
     assert stopped == other
     assert stopped["told"].startswith(f"interrupted at step {STOP} of 15 and saved")
