@@ -6,6 +6,7 @@ So what may differ between them (a signal, a metric's last bits) is shared befor
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -74,7 +75,7 @@ def draw_for_step(accelerator: Accelerator, seed: int, step: int) -> None:
 
 
 @contextmanager
-def noticing_lost(accelerator: Accelerator, remedy: Callable[[], str | None]) -> Iterator[None]:
+def noticing_lost(remedy: Callable[[], str | None]) -> Iterator[None]:
     """In the ``with`` block, the end of another process is an error with one sentence.
 
     Args:
@@ -86,13 +87,21 @@ def noticing_lost(accelerator: Accelerator, remedy: Callable[[], str | None]) ->
     try:
         yield
     except RuntimeError as error:
-        if accelerator.num_processes == 1 or not _is_communication(error):
+        process, of = _place()
+        noticed = isinstance(error, ProcessLost) and error.remedy is None  # in a block inside this one
+        if of == 1 or not (noticed or _is_communication(error)):
             raise
         raise ProcessLost(
-            f"process {accelerator.process_index} of {accelerator.num_processes} cannot go on: another one "
-            "has ended, or cannot be reached",
+            f"process {process} of {of} cannot go on: another one has ended, or cannot be reached",
             remedy=remedy(),
         ) from error
+
+
+def _place() -> tuple[int, int]:
+    """The number of this process, and of all; from the launcher, if they have not met yet."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _is_communication(error: RuntimeError) -> bool:

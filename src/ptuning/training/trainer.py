@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
@@ -46,10 +47,15 @@ from ptuning.training.selection import BestCheckpoints
 
 
 class _Part(NamedTuple):
-    """Rows that run in one pass, and the sum of their weights in the loss."""
+    """Rows that run in one pass, and the sum of their weights in the loss.
+
+    Attributes:
+        idle: Whether they only run because other processes have more parts, and have no part in the loss.
+    """
 
     rows: list[int]
     weight: float
+    idle: bool
 
 
 class _Stopped(Exception):
@@ -95,6 +101,8 @@ class Trainer:
         self.rates = self.config.learning_rate, self.config.head_learning_rate
         optimizer = make_optimizer(model, self.config, extensions.optimizer)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        if isinstance(self.wrapped, DistributedDataParallel):  # buffers were sent once, and never change
+            self.wrapped.broadcast_buffers = False
         self._inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         self.parameters = list(model.task_parameters().values())
         self.state = RunState(
@@ -332,7 +340,7 @@ class Trainer:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                total += self._backward(part.rows, float(part.weight / weight))
+                total += self._backward(part, float(part.weight / weight))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if self.accelerator.num_processes > 1:
             total = self.accelerator.reduce(total)
@@ -354,16 +362,22 @@ class Trainer:
         shares = shared(batch, windows, self.config.batch_size, self.accelerator.num_processes)
         idle = [min(batch, key=windows.__getitem__)]
         own = shares[self.accelerator.process_index]
-        return [_Part(rows or idle, float(self.row_weights[rows].sum())) for rows in own]
+        return [_Part(rows or idle, float(self.row_weights[rows].sum()), idle=not rows) for rows in own]
 
-    def _backward(self, rows: list[int], share: float) -> Tensor:
+    def _backward(self, part: _Part, share: float) -> Tensor:
         """Add a part's gradient; returns the part's share of the group's mean loss."""
         world = self.accelerator.num_processes
-        inputs = batch_of([self.data.train.rows[i] for i in rows], pad_id(self.model), self.stems)
+        inputs = batch_of([self.data.train.rows[i] for i in part.rows], pad_id(self.model), self.stems)
         inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
-        loss = self._loss(inputs) * share
+        loss = self._nothing(inputs) if part.idle else self._loss(inputs) * share
         self.accelerator.backward(loss * world)  # Accelerate averages over processes, and a sum is needed
         return loss.detach()
+
+    def _nothing(self, inputs: dict[str, Tensor]) -> Tensor:
+        """0, with a gradient of 0: a loss, were it not finite, would not become 0 by a factor."""
+        del inputs["labels"]
+        logits: Tensor = self.wrapped(**inputs).logits
+        return logits.sum() * 0
 
     def _loss(self, inputs: dict[str, Tensor]) -> Tensor:
         if self.extensions.loss is None:
