@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -55,7 +56,9 @@ METRICS = {
 
 def served(name: str, task: Task, card: str = "", **facts: Any) -> ServedTask:
     digest = sha256(name.encode()).hexdigest()[:12]
-    values: dict[str, Any] = {"max_tokens": 120, "loaded_at": 1_796_000_000.0, "source": f"/adapters/{name}"}
+    folder = Path("/adapters", name)
+    values: dict[str, Any] = {"max_tokens": 120, "loaded_at": 1_796_000_000.0, "source": str(folder)}
+    values["folder"] = folder
     return ServedTask(name=name, digest=digest, task=task, card=card, **{**values, **facts})
 
 

@@ -33,6 +33,7 @@ def cluster(nodes: int = 2, **options: Any) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_gcs_server_port_wait_time_s", "120")  # next to other work
         # workers are started in a folder of their own, and import what this process imports
         patch.setenv(
             "PYTHONPATH",
@@ -42,8 +43,9 @@ def cluster(nodes: int = 2, **options: Any) -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
-        made = Cluster(initialize_head=True, head_node_args=head)
+        made = Cluster()
         try:
+            made.add_node(**head)
             for _ in range(nodes):
                 made.add_node(num_cpus=1, object_store_memory=MEMORY, **options)
             patch.setenv("RAY_ADDRESS", made.address)

@@ -39,6 +39,7 @@ class Served:
     max_tokens: int | None = 62
     loaded_at: float = 1_790_000_000.5
     source: str = "/adapters"
+    folder: Path = Path("/adapters")
     card: str = "# A card"
     metrics: Mapping[str, Any] = field(default_factory=lambda: {"test": {"accuracy": 0.9}})
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -63,7 +64,9 @@ class Registry:
     def all(self) -> list[Served]:
         return [self.served[name] for name in sorted(self.served)]
 
-    async def put(self, name: str, folder: Path, source: str | None = None) -> Served:
+    async def put(
+        self, name: str, folder: Path, source: str | None = None, home: Path | None = None
+    ) -> Served:
         if (why := self.refuse(folder)) is not None:
             raise AdapterError(why)
         assert (folder / "ptuning.json").is_file()

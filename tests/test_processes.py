@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from ptuning import DeepPrompt, FitConfig, PTuningModel, fit
+from ptuning.data.tokens import shared
 from test_training_head_init import scored
 from warm import Programs
 
@@ -91,3 +96,23 @@ def test_two_processes_give_the_losses_of_one(
     ]
     one, two = (losses(programs, processes, tmp_path, *arguments) for processes in (1, 2))
     assert two == pytest.approx(one, abs=1e-5)
+
+
+def test_a_process_without_rows_has_no_loss(
+    tiny_folder: Path, rows: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        found = torch.nn.functional.cross_entropy(logits, labels)
+        return found if len(logits) > 1 else found * math.nan
+
+    data, found = {"train": rows(40), "validation": rows(16, seed=1)}, []
+    for idle in (False, True):
+        if idle:  # after each batch, as where another process has more windows to run
+            monkeypatch.setattr(
+                "ptuning.training.trainer.shared", lambda *given: [[*own, []] for own in shared(*given)]
+            )
+        torch.manual_seed(0)
+        model = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=4), num_labels=2)
+        fit(model, data, FitConfig(epochs=1, batch_size=8), loss=loss, report=False)
+        found.append(model.task_parameters())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

@@ -55,12 +55,21 @@ def test_workers_train_what_one_process_does_although_one_is_lost(
     tmp_path: Path,
     rows: Callable[..., list[dict[str, Any]]],
     jsonl: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = {"train": str(jsonl("train.jsonl", rows(41))), "validation": str(jsonl("held.jsonl", rows(17, 1)))}
     mark = tmp_path / "killed"
-    options = {"rows": data, "backbone": str(tiny_folder), "fit": FIT, "callbacks": [KillOnce(mark)]}
+    options = {
+        **{"rows": data, "num_labels": 2, "backbone": str(tiny_folder)},
+        **{"fit": FIT, "callbacks": [KillOnce(mark)]},
+    }
     adapter = example.train(options, folder=str(tmp_path / "runs"))
     assert mark.exists()
+    # A worker that is lost after the last report, and its successor.
+    monkeypatch.setattr(
+        ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(str(adapter))
+    )
+    example.work({})
     torch.manual_seed(0)
     alone = PTuningModel.from_backbone(str(tiny_folder), DeepPrompt(num_virtual_tokens=8), num_labels=2)
     fit(alone, data, FitConfig(**FIT), report=False)

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 
 from ptuning.errors import AdapterError
 from ptuning.model import TaskTable
+from ptuning.serving import tasks as tasks_module
 from ptuning.serving.held import HeldTasks, Hold
 from ptuning.serving.rows import Refusal
 from ptuning.serving.tasks import Lookup
@@ -55,7 +57,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tasks(tiny_folder: Path, folder: Path) -> HeldTasks:
     backbone, tokenizer = opened(tiny_folder)
-    return HeldTasks(TaskTable(backbone, tokenizer), tokenizer, holding=Recent(2), home=folder)
+    return HeldTasks(TaskTable(backbone, tokenizer), tokenizer, holding=Recent(2))
 
 
 @pytest.fixture
@@ -125,6 +127,34 @@ def test_a_removed_adapter_is_unknown(tasks: HeldTasks, watch: FolderWatch, fold
         tasks.packed("pair")
 
 
+def test_a_version_that_was_read_before_it_was_scanned_is_removed_with_its_folder(
+    tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path
+) -> None:
+    before = tasks.get("labels").digest
+    adapter(tiny_folder, folder / "labels", 10)
+    assert tasks.packed("labels").digest != before
+    shutil.rmtree(folder / "labels")
+    assert watch.scan().removed == ("labels",)
+
+
+def test_what_is_removed_while_it_is_read_stays_removed(
+    tasks: HeldTasks, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = tasks_module._read
+    removing = Thread(target=tasks.remove, args=("labels",))
+
+    def removed_meanwhile(place: Path) -> Any:
+        removing.start()
+        removing.join(0.2)  # it waits for this
+        return read(place)
+
+    monkeypatch.setattr(tasks_module, "_read", removed_meanwhile)
+    tasks.packed("labels")
+    removing.join()
+    assert "labels" not in tasks
+    assert len(tasks.table) == 0
+
+
 def test_a_damaged_adapter_is_refused_until_it_is_whole(
     tasks: HeldTasks, watch: FolderWatch, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +173,20 @@ def test_a_damaged_adapter_is_refused_until_it_is_whole(
     assert tasks.failures == {}
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_damaged_replacement_is_refused_by_every_replica(
+    held: bool, tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path
+) -> None:
+    before = tasks.get("labels").digest
+    if held:
+        tasks.packed("labels")
+    adapter(tiny_folder, folder / "labels", 10)
+    (folder / "labels" / "adapter_model.safetensors").write_bytes(b"half")
+    assert watch.scan().refused == ("labels",)
+    assert tasks.get("labels").digest == before
+    assert "labels" in tasks.failures
+
+
 def test_an_adapter_for_another_backbone_is_refused_at_once(
     tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -158,7 +202,7 @@ def test_what_is_sent_is_read_at_once_and_found_in_the_folder_later(
     tasks: HeldTasks, watch: FolderWatch, tiny_folder: Path, folder: Path, tmp_path: Path
 ) -> None:
     staged = adapter(tiny_folder, tmp_path / "staged", 20)
-    served = asyncio.run(tasks.put("sent", staged))
+    served = asyncio.run(tasks.put("sent", staged, home=folder / "sent"))
     assert tasks.packed("sent").digest == served.digest
     staged.rename(folder / "sent")
     tasks.let_go("sent")

@@ -21,6 +21,7 @@ from ptuning.adapters.atomic import remove_folder, replace_folder
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.serving.rows import Refusal
 from ptuning.serving.tasks import NAME, TaskRegistry
+from ptuning.serving.uploads import Uploads
 from ptuning.serving.watching import Changes, FolderWatch
 from served import LABELS, adapter, registry
 from tiny import tiny
@@ -445,6 +446,40 @@ def test_a_task_from_elsewhere_stays(watched: Watched, two_versions: tuple[Path,
     watched.now = 11
     assert watched.scan() == Changes()
     assert {each.name for each in watched.tasks.all()} == {"spam", "other"}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_was_sent_and_then_deleted_elsewhere_before_a_scan_is_removed(
+    replaced: bool, watched: Watched, two_versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As if one replica gets the upload, and another one the deletion."""
+    if replaced:
+        watched.put("spam", two_versions[0])
+    watched.scan()
+    staged = shutil.copytree(two_versions[1], tmp_path / "staged")
+    asyncio.run(watched.tasks.put("spam", staged, home=watched.folder / "spam"))
+    watched.put("spam", staged)
+    remove_folder(watched.folder / "spam")
+    assert watched.scan() == Changes()
+    watched.now = 11
+    assert watched.scan() == Changes(removed=("spam",))
+    assert "spam" not in watched.tasks
+
+
+def test_a_task_that_another_server_has_deleted_can_be_deleted(
+    watched: Watched, two_versions: tuple[Path, Path]
+) -> None:
+    """With servers that share a folder, before this one has noticed."""
+    uploads = Uploads(watched.tasks, watched.folder, 1 << 20, shared=True)
+    watched.put("spam", two_versions[0])
+    watched.scan()
+    watched.tasks.load("other", two_versions[1])
+    remove_folder(watched.folder / "spam")
+    asyncio.run(uploads.delete("spam"))
+    for name, status in (("spam", 404), ("other", 403)):
+        with pytest.raises(Refusal) as refused:
+            asyncio.run(uploads.delete(name))
+        assert refused.value.status == status
 
 
 def test_a_version_that_is_served_is_not_loaded_again(

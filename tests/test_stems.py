@@ -560,6 +560,18 @@ def test_what_memory_may_not_hold_is_mapped_from_disk(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped files")
+def test_several_processes_have_one_copy(folder: Path) -> None:
+    held, _ = made(deep())
+    read = stems_of(deep(), ROWS)
+    assert not is_mapped(folder)
+    found = stems_of(deep(), ROWS, mapped=True)
+    assert is_mapped(folder)
+    assert found is not None
+    assert read is not None
+    assert torch.equal(found.hidden, held.hidden)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux' list of mapped files")
 def test_the_limit_of_memory_is_in_gib(folder: Path) -> None:
     size = sum(map(len, ROWS)) * HIDDEN * 4
     for room, mapped in ((size / GIB, False), ((size - 1) / GIB, True)):

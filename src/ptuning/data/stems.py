@@ -67,6 +67,7 @@ def stems_of(
     *,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
     known: MutableMapping[str, Stems] | None = None,
+    mapped: bool = False,
 ) -> Stems | None:
     """The stem outputs for ``rows``: from the cache if possible, otherwise computed and cached.
 
@@ -75,6 +76,8 @@ def stems_of(
         on_rows: Called after each batch with the number of distinct rows done and the total; an exception
             from it ends the computation.
         known: Outputs from earlier calls in this process; the new ones are added.
+        mapped: Whether outputs that are on disk stay there, also those that fit in memory: the processes of
+            a machine then have one copy together.
 
     Returns:
         ``None`` if there is no stem, or if neither the memory nor the disk limit allows so much.
@@ -99,7 +102,7 @@ def stems_of(
     shape = (total, model.backbone.hidden_size)
     hidden = _read(cache.get(key), shape, model.backbone.dtype)
     if hidden is not None:
-        known[key] = Stems(hidden.clone() if in_memory else hidden, places)
+        known[key] = Stems(hidden.clone() if in_memory and not mapped else hidden, places)
         return known[key]
     parts = _computed(model, [distinct[text] for text in order], on_rows)
     if in_memory:

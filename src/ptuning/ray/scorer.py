@@ -100,13 +100,20 @@ class Scorer:
         """The rows with their predictions.
 
         Raises:
+            ConfigError: the block has a column with the name of one that is added.
             PTuningError: an adapter or the backbone is missing on this node or differs from the driver's; or
                 a row cannot be answered, with ``bad_rows="error"``.
         """
         if self._failed is not None:
             raise self._failed
         found: list[Prediction | str] = []
+        keep, added = self._scoring.keep, self._scoring.added
         names = [name for name in _names(self._scoring.columns) if name is not None]
+        # Blocks may differ in their columns, for example those of JSON lines.
+        added.check_free(table.column_names if keep is None else keep)
+        for name in dict.fromkeys((*names, *(keep or ()))):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows))
         cells = [table.column(name).to_pylist() for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*cells, strict=True)]
         for number, answer in enumerate(self._answered(rows)):
@@ -119,8 +126,7 @@ class Scorer:
                 found.append(str(reason))
             else:
                 found.append(answer)
-        kept = table if self._scoring.keep is None else table.select(list(self._scoring.keep))
-        return self._scoring.added.add(kept, found)
+        return added.add(table if keep is None else table.select(list(keep)), found)
 
     def _answered(self, rows: Sequence[Mapping[str, Any]]) -> Answers:
         """The answer for each row, or its error."""

@@ -47,7 +47,6 @@ class HeldTasks(TaskRegistry):
 
     Args:
         holding: Makes what decides which tasks are held.
-        home: The folder that uploaded adapters are moved to.
     """
 
     def __init__(
@@ -56,13 +55,11 @@ class HeldTasks(TaskRegistry):
         tokenizer: PreTrainedTokenizerBase,
         *,
         holding: Holding,
-        home: Path | None = None,
         metrics: Metrics | None = None,
         threads: int = 2,
     ) -> None:
         super().__init__(table, tokenizer, metrics=metrics, threads=threads)
-        self._hold, self._home = holding(self.let_go), home
-        self._folders: dict[str, Path] = {}
+        self._hold = holding(self.let_go)
         self._reading = RLock()
 
     def packed(
@@ -78,6 +75,10 @@ class HeldTasks(TaskRegistry):
         else:
             self._hold(name)
         return found
+
+    def remove(self, name: str) -> None:
+        with self._reading:  # what is read meanwhile would serve it again
+            super().remove(name)
 
     def let_go(self, name: str) -> None:
         """Free a task's tensors. Rows that were admitted before are answered."""
@@ -97,37 +98,36 @@ class HeldTasks(TaskRegistry):
                 raise self._unknown(name, visible)
             if name not in self.table:
                 with self._reported(name):
-                    super()._loaded(name, self._folders[name], served.source)
+                    super()._loaded(name, served.folder, served.source, served.folder)
             return self.table[name]
 
-    def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:
+    def _loaded(self, name: str, folder: Path, source: str, home: Path) -> ServedTask:
         with self._reading:
             if name in self.table:  # it is held: the next row gets the new version
-                served = super()._loaded(name, folder, source)
+                served = super()._loaded(name, folder, source, home)
             else:
+                if name in self._served:  # a damaged replacement is refused by all replicas
+                    adapters.verify(folder)
                 record = adapters.details(folder)
                 if self._facts.items() <= record["backbone"].items():
                     served = self._noted(name, folder, source, record)
                 else:  # only its tensors show whether it is for this backbone
-                    served = super()._loaded(name, folder, source)
+                    served = super()._loaded(name, folder, source, home)
                     self.let_go(name)
-            self._folders[name] = folder
         return served
 
-    def _put(self, name: str, folder: Path, source: str | None) -> ServedTask:
+    def _put(self, name: str, folder: Path, source: str, home: Path) -> ServedTask:
         check_name(name)
         with self._reading:
             try:
-                served = super()._loaded(name, folder, source or str(folder))
+                served = super()._loaded(name, folder, source, home)
             except Exception as error:
                 self.refused(name, error)
                 raise
-            self._folders[name] = folder if self._home is None else self._home / name  # it is moved there
         self._hold(name).result()
         return served
 
     def _forget(self, name: str) -> None:
-        self._folders.pop(name, None)
         with suppress(KeyError):
             self.table.remove(name)
 
@@ -149,6 +149,7 @@ class HeldTasks(TaskRegistry):
             max_tokens=Tokenise.for_task(limits, self.tokenizer, self.table.backbone).limit,
             loaded_at=time.time(),
             source=source,
+            folder=folder.absolute(),
             card=card,
             metrics=record["metrics"],
             details=record,

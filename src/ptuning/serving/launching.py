@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -51,7 +51,7 @@ class ServerOptions:
     root_path: str = ""
     max_connections: Int = 1024
     keys: str | None = None
-    admin_key: str | None = None
+    admin_key: str | None = field(default=None, repr=False)
     no_auth: bool = False
     batch_tokens: Int = 4096
     batch_rows: Int = 64

@@ -93,7 +93,7 @@ def open_service(
     if holding is None:
         tasks = TaskRegistry(table, tokenizer, metrics=metrics, threads=threads)
     else:
-        tasks = HeldTasks(table, tokenizer, holding=holding, home=folder, metrics=metrics, threads=threads)
+        tasks = HeldTasks(table, tokenizer, holding=holding, metrics=metrics, threads=threads)
     watch = None
     if folder is not None:
         watch = FolderWatch(

@@ -60,6 +60,7 @@ class ServedTask:
         max_tokens: Maximum tokens of a text next to the prompt; ``None`` for no limit.
         loaded_at: Seconds since the epoch.
         source: The folder or the Hub id that it was loaded from.
+        folder: Where its files are.
         card: The model card, in Markdown.
         metrics: Metrics by split, and those of the baseline.
         details: The adapter's record.
@@ -71,6 +72,7 @@ class ServedTask:
     max_tokens: int | None
     loaded_at: float
     source: str
+    folder: Path
     card: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -161,24 +163,30 @@ class TaskRegistry:
 
     # ---------------------------------------------------------------------------------------- changing
 
-    async def put(self, name: str, folder: Path, source: str | None = None) -> ServedTask:
+    async def put(
+        self, name: str, folder: Path, source: str | None = None, home: Path | None = None
+    ) -> ServedTask:
         """Load an adapter and serve it as ``name``, in place of the previous version if there is one.
 
         A refusal is for whoever sent the adapter; it is not kept in :attr:`failures`.
 
         Args:
             source: Where it is from, if not from ``folder``, such as a Hub id.
+            home: Where the caller moves the folder to, if it does.
 
         Raises:
             ConfigError: a name that is not allowed.
             AdapterError: a damaged adapter, or one for another backbone. The previous version stays.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._put, name, folder, source)
+        source, home = source or str(folder), home or folder
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._put, name, folder, source, home
+        )
 
-    def _put(self, name: str, folder: Path, source: str | None) -> ServedTask:
+    def _put(self, name: str, folder: Path, source: str, home: Path) -> ServedTask:
         check_name(name)
         try:
-            return self._loaded(name, folder, source or str(folder))
+            return self._loaded(name, folder, source, home)
         except Exception as error:
             self.refused(name, error)
             raise
@@ -190,7 +198,7 @@ class TaskRegistry:
         """
         check_name(name)
         with self._reported(name):
-            return self._loaded(name, folder, source or str(folder))
+            return self._loaded(name, folder, source or str(folder), folder)
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
@@ -208,7 +216,7 @@ class TaskRegistry:
         self.metrics.loaded("refused")
         _LOG.warning("the adapter for the task %s was refused: %s", name, _why(error))
 
-    def _loaded(self, name: str, folder: Path, source: str) -> ServedTask:
+    def _loaded(self, name: str, folder: Path, source: str, home: Path) -> ServedTask:
         record, adapter, card = _read(folder)
         digest = record[SELF][:DIGITS]
         with self._lock:  # the table and the dictionary change together
@@ -222,6 +230,7 @@ class TaskRegistry:
                 max_tokens=limit,
                 loaded_at=time.time(),
                 source=source,
+                folder=home.absolute(),
                 card=card,
                 metrics=record["metrics"],
                 details=record,

@@ -115,11 +115,10 @@ class Uploads:
             Refusal: 404, there is no such task; 403, other servers would still serve it.
         """
         async with self._one_at_a_time:
-            self.tasks.get(name)
-            target = self._folder() / name
+            served, target = self.tasks.get(name), self._folder() / name
             if adapters.is_adapter(target):  # otherwise it is somebody's other folder
                 await asyncio.to_thread(remove_folder, target)
-            elif self._shared:
+            elif self._shared and served.folder != target.absolute():  # otherwise another server removed it
                 raise _fixed(f"the task {name!r} is not in the servers' folder")
             await asyncio.to_thread(self.tasks.remove, name)
 
@@ -134,9 +133,9 @@ class Uploads:
                 raise Refusal(status=409, kind="not_an_adapter", message=message)
             with _staging(folder, target) as staged:
                 await asyncio.to_thread(_filled, staged, target, fill)
-                served = await self.tasks.put(
-                    name, staged, source or str(target)
-                )  # refuses what does not fit
+                served = await self.tasks.put(  # refuses what does not fit
+                    name, staged, source or str(target), target
+                )
                 try:
                     await asyncio.to_thread(replace_folder, target, lambda new: _move(staged, new))
                 except OutputError:

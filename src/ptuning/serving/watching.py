@@ -21,7 +21,7 @@ from ptuning.adapters.atomic import is_leftover, moved_aside
 from ptuning.adapters.seal import SELF
 from ptuning.errors import AdapterError
 from ptuning.serving.rows import Refusal
-from ptuning.serving.tasks import DIGITS, NAME, NAMES, TaskRegistry
+from ptuning.serving.tasks import DIGITS, NAME, NAMES, ServedTask, TaskRegistry
 from ptuning.visible import visible
 
 _LOG = logging.getLogger(__name__)
@@ -46,19 +46,17 @@ class _Seen:
     Attributes:
         stamp: Of the record, or of all files if it was refused; empty if it is to be read again.
         failed: Whether it was refused.
-        digest: Of the version that was last loaded from it, if any.
         gone_since: When it was first missing.
     """
 
     stamp: Stamp
     failed: bool = False
-    digest: str | None = None
     gone_since: float | None = None
 
 
 @dataclass(kw_only=True)
 class FolderWatch:
-    """Keeps a registry's tasks as a folder has them. It removes no task that it did not load.
+    """Keeps a registry's tasks as a folder has them. It removes no task whose adapter is elsewhere.
 
     Args:
         folder: The folder.
@@ -104,6 +102,9 @@ class FolderWatch:
         with ThreadPoolExecutor(self.threads, "ptuning-load") as pool:
             found = dict(zip(new, pool.map(self._load, new, [present[name] for name in new]), strict=True))
         self._seen |= found
+        for served in self.tasks.all():  # also what a request has put there, and another server removed since
+            if self._is_inside(served):
+                self._seen.setdefault(served.name, _Seen(stamp=()))
         return Changes(
             loaded=tuple(name for name in new if not found[name].failed),
             refused=tuple(name for name in new if found[name].failed),
@@ -157,31 +158,35 @@ class FolderWatch:
 
     def _load(self, name: str, stamp: Stamp) -> _Seen:
         """Load an adapter, if another version is served."""
-        folder, before = self.folder / name, self._seen.get(name)
+        folder = self.folder / name
         every = self._stamp(name, every=True) or ()  # before it is read
         known = self.tasks.failures.get(name)
         try:
-            return _Seen(
-                stamp=stamp, digest=self._served(name, folder) or self.tasks.load(name, folder).digest
-            )
+            if not self._is_served(name, folder):
+                self.tasks.load(name, folder)
+            return _Seen(stamp=stamp)
         except AdapterError as error:
             passing = isinstance(error.__cause__, OSError)
         except Exception:  # no memory, say
             passing = True
             if self.tasks.failures.get(name) != known:
                 _LOG.exception("the adapter %s could not be loaded", folder)
-        return _Seen(stamp=() if passing else every, failed=True, digest=before.digest if before else None)
+        return _Seen(stamp=() if passing else every, failed=True)
 
-    def _served(self, name: str, folder: Path) -> str | None:
-        """The digest of the folder's adapter, if that version is served already."""
+    def _is_served(self, name: str, folder: Path) -> bool:
+        """Whether the version in the folder is served already."""
         try:
-            digest: str = adapters.details(folder)[SELF][:DIGITS]
+            digest = adapters.details(folder)[SELF][:DIGITS]
             if name not in self.tasks or self.tasks.get(name).digest != digest:
-                return None
+                return False
         except (AdapterError, Refusal):
-            return None  # loading it says why
+            return False  # loading it says why
         self.tasks.failures.pop(name, None)
-        return digest
+        return True
+
+    def _is_inside(self, served: ServedTask) -> bool:
+        """Whether the files of a task are in the folder, under its name."""
+        return served.folder == self.folder.absolute() / served.name
 
     def _is_gone(self, name: str) -> bool:
         """Remove the task of a folder that has been missing for long enough."""
@@ -193,7 +198,7 @@ class FolderWatch:
             return False
         del self._seen[name]
         try:
-            if name in self.tasks and self.tasks.get(name).digest != seen.digest:
+            if name in self.tasks and not self._is_inside(self.tasks.get(name)):
                 return False  # another adapter has taken its name
             self.tasks.remove(name)
         except Refusal:

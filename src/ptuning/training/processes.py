@@ -6,8 +6,10 @@ So what may differ between them (a signal, a metric's last bits) is shared befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -18,14 +20,21 @@ from accelerate.utils import broadcast_object_list
 from ptuning.errors import ProcessLost, out_of_memory
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long a process waits for work that another one does for all."""
 
 
 def any_process(accelerator: Accelerator, asked: bool) -> bool:
     """Whether ``asked`` is true in any process; all of them have to call this."""
+    return any_of_each(accelerator, [asked])[0]
+
+
+def any_of_each(accelerator: Accelerator, asked: Sequence[bool]) -> list[bool]:
+    """:func:`any_process` for several questions at once, which costs no more than one."""
     if accelerator.num_processes == 1:
-        return asked
-    count = torch.tensor(float(asked), device=accelerator.device)
-    return bool(accelerator.reduce(count) > 0)
+        return list(asked)
+    counts = torch.tensor([float(bool(each)) for each in asked], device=accelerator.device)
+    return [count > 0 for count in accelerator.reduce(counts).tolist()]
 
 
 def from_main(accelerator: Accelerator, value: T) -> T:
@@ -35,6 +44,23 @@ def from_main(accelerator: Accelerator, value: T) -> T:
     found = [value]
     broadcast_object_list(found)
     return found[0]
+
+
+@contextmanager
+def taking_time(accelerator: Accelerator) -> Iterator[None]:
+    """At the end of the ``with`` block each process waits for the others, however long their blocks take.
+
+    Other collectives give up after 10 minutes with NCCL, and 30 with gloo.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield
+        torch.distributed.barrier(group)
+    finally:
+        torch.distributed.destroy_process_group(group)
 
 
 def draw_for_step(accelerator: Accelerator, seed: int, step: int) -> None:
@@ -49,7 +75,7 @@ def draw_for_step(accelerator: Accelerator, seed: int, step: int) -> None:
 
 
 @contextmanager
-def noticing_lost(accelerator: Accelerator, remedy: Callable[[], str | None]) -> Iterator[None]:
+def noticing_lost(remedy: Callable[[], str | None]) -> Iterator[None]:
     """In the ``with`` block, the end of another process is an error with one sentence.
 
     Args:
@@ -61,13 +87,21 @@ def noticing_lost(accelerator: Accelerator, remedy: Callable[[], str | None]) ->
     try:
         yield
     except RuntimeError as error:
-        if accelerator.num_processes == 1 or not _is_communication(error):
+        process, of = _place()
+        noticed = isinstance(error, ProcessLost) and error.remedy is None  # in a block inside this one
+        if of == 1 or not (noticed or _is_communication(error)):
             raise
         raise ProcessLost(
-            f"process {accelerator.process_index} of {accelerator.num_processes} cannot go on: another one "
-            "has ended, or cannot be reached",
+            f"process {process} of {of} cannot go on: another one has ended, or cannot be reached",
             remedy=remedy(),
         ) from error
+
+
+def _place() -> tuple[int, int]:
+    """The number of this process, and of all; from the launcher, if they have not met yet."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def _is_communication(error: RuntimeError) -> bool:

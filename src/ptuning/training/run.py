@@ -34,7 +34,7 @@ from ptuning.training.extensions import (
 from ptuning.training.job import Job, make_job
 from ptuning.training.plan import Earlier, Plan, SettledPrompt, plan_run
 from ptuning.training.prepare import TrainingData, about_long_rows, gather
-from ptuning.training.processes import noticing_lost
+from ptuning.training.processes import noticing_lost, taking_time
 from ptuning.training.records import TrainResult
 from ptuning.training.reporting import report_of, write_report
 from ptuning.training.resumption import recording_divergence, saying_how_to_resume
@@ -232,10 +232,11 @@ def train_on(
     output = run_files.prepared(config.output)  # checked now, not after an hour of training
     if not (resume or restart):
         refuse_unfinished(folder)
-    accelerator, say = new_accelerator(cpu=config.device == "cpu"), extensions.callbacks.on_message
-    earlier = Earlier.read(folder / CHECKPOINT if resume else None, found)
-    job = replace(make_job(cache, config, accelerator, earlier, say), output=output)
-    started = resume
+    say, started = extensions.callbacks.on_message, resume
+    with noticing_lost(lambda: _how_to_resume(output) if resume else None):
+        accelerator = new_accelerator(cpu=config.device == "cpu")
+        earlier = Earlier.read(folder / CHECKPOINT if resume else None, found)
+        job = replace(make_job(cache, config, accelerator, earlier, say), output=output)
 
     def before_first_step() -> None:
         nonlocal started
@@ -299,31 +300,32 @@ def run(
             neither must make a finished run unfinished.
     """
     draws, cache, model = Draws(accelerator.device), cache or RunCache(), job.model
-    model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
-    with draws.drawing():
-        torch.manual_seed(job.config.seed)
-    data = cache.data(model, job.examples, job.too_long)
-    plan = plan_run(
-        model, job.prompt, data, job.config, found=job.found, extensions=extensions, start=job.start
-    )
-    model.to(accelerator.device)
-    trainer = Trainer(
-        model,
-        data,
-        plan,
-        folder=None if job.output is None else run_folder(job.output) / CHECKPOINT,
-        accelerator=accelerator,
-        draws=draws,
-        extensions=extensions,
-    )
-    if resume:
-        trainer.resume()
-    on_start()
-    if not resume:
-        trainer.remove_checkpoint()
-    _report_plan(job, plan, data, trainer.callbacks.on_message)
+    with noticing_lost(lambda: _how_to_resume(job.output) if resume else None):
+        model.set_task(model.task.uncalibrated())  # that of earlier parameters says nothing about new ones
+        with draws.drawing():
+            torch.manual_seed(job.config.seed)
+        data = cache.data(model, job.examples, job.too_long)
+        plan = plan_run(
+            model, job.prompt, data, job.config, found=job.found, extensions=extensions, start=job.start
+        )
+        model.to(accelerator.device)
+        trainer = Trainer(
+            model,
+            data,
+            plan,
+            folder=None if job.output is None else run_folder(job.output) / CHECKPOINT,
+            accelerator=accelerator,
+            draws=draws,
+            extensions=extensions,
+        )
+        if resume:
+            trainer.resume()
+        on_start()
+        if not resume:
+            trainer.remove_checkpoint()
+        _report_plan(job, plan, data, trainer.callbacks.on_message)
     try:
-        with noticing_lost(accelerator, lambda: _how_to_resume(job.output)):
+        with noticing_lost(lambda: _how_to_resume(job.output)):
             stopped_early = trainer.train(cache)
             averaged = trainer.average()
             scored = {
@@ -338,11 +340,11 @@ def run(
             if job.output is not None and accelerator.is_main_process:
                 model.save_pretrained(job.output, **adapter_details(job, plan, result))
             on_result(result)
-            if job.output is not None and job.report and accelerator.is_main_process:
-                say = trainer.callbacks.on_message
-                file = run_folder(job.output) / REPORT
-                write_report(file, lambda: report_of(job, plan, result, scored), say)
-            accelerator.wait_for_everyone()  # so that each process finds the files
+            with taking_time(accelerator):  # so that each process finds the files
+                if job.output is not None and job.report and accelerator.is_main_process:
+                    say = trainer.callbacks.on_message
+                    file = run_folder(job.output) / REPORT
+                    write_report(file, lambda: report_of(job, plan, result, scored), say)
             trainer.state.result = result
             trainer.callbacks.on_train_end(trainer.state)
     except BaseException as error:

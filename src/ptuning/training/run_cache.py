@@ -144,14 +144,19 @@ class RunCache:
         )
 
     def stems(
-        self, model: PTuningModel, splits: Sequence[Split], on_rows: Callable[[int, int], None]
+        self,
+        model: PTuningModel,
+        splits: Sequence[Split],
+        on_rows: Callable[[int, int], None],
+        *,
+        mapped: bool = False,
     ) -> Stems | None:
         """:func:`~ptuning.data.stems.stems_of` for the rows of these splits together.
 
         Together, so that it does not matter which rows a seed has split off for validation.
         """
         rows = [row for split in splits for row in split.rows]
-        return stems_of(model, rows, on_rows=on_rows, known=self._stems)
+        return stems_of(model, rows, on_rows=on_rows, known=self._stems, mapped=mapped)
 
 
 def _data_key(config: TrainConfig) -> Hashable:

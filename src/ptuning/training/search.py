@@ -27,7 +27,7 @@ from ptuning.training.interrupt import Interrupted, StopRequest, stop_requests
 from ptuning.training.job import make_job
 from ptuning.training.plan import Earlier, plan_run
 from ptuning.training.plot import plot
-from ptuning.training.processes import any_process, from_main
+from ptuning.training.processes import any_process, from_main, noticing_lost
 from ptuning.training.recipe import Facts
 from ptuning.training.records import TrainResult
 from ptuning.training.reporting import write_report
@@ -46,6 +46,8 @@ from ptuning.training.run_files import (
 )
 from ptuning.training.tracking import tracked
 from ptuning.training.trials import Space, Trial, Values, Watch, proposal, require_optuna, winner
+
+_RESUME = "finished trials are kept; to continue, run the same command with --resume (in Python: resume=True)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +147,17 @@ def search_with(
         refuse_unfinished(folder)
     if resume:
         _check_started(config)
-    search = Search(config, extensions, resume=resume, concurrency=concurrency)
+    with noticing_lost(lambda: _RESUME if run_files.unfinished(folder) else None):
+        return _search(execute, Search(config, extensions, resume=resume, concurrency=concurrency))
+
+
+def _search(execute: Execute, search: Search) -> SearchResult:
     try:
         result = execute(search)
     except Interrupted:
         raise
     except KeyboardInterrupt:
-        if not (search.started and run_files.unfinished(folder)):
+        if not (search.started and run_files.unfinished(search.config.run_folder)):
             raise
         raise Interrupted(
             "interrupted; the finished trials are kept; to continue, run the same command with --resume"

@@ -21,7 +21,7 @@ from ptuning.training.config import FitConfig, TrainConfig
 from ptuning.training.extensions import ComputeMetrics, Extensions, Loss, MakeOptimizer, MakeScheduler
 from ptuning.training.interrupt import Interrupted, stop_requests
 from ptuning.training.metrics import Selection
-from ptuning.training.processes import any_process
+from ptuning.training.processes import any_process, noticing_lost
 from ptuning.training.records import OneRun, SeveralResult, TrainResult
 from ptuning.training.reporting import write_report
 from ptuning.training.resumption import check_same
@@ -33,6 +33,7 @@ from ptuning.validation import validated
 
 MAX_RUNS = 64
 """Maximum number of runs in a set; for more, ``recipe: search`` is better."""
+_RESUME = "finished runs are kept; to continue, run the same command with --resume (in Python: resume=True)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,32 +141,33 @@ def several_with(
     if not restart:
         _refuse_unfinished(plan, folder, resume=resume)
     kept = _kept(plan) if resume else {}
-    accelerator = new_accelerator(cpu=config.device == "cpu")
-    accelerator.wait_for_everyone()  # the main process changes files that the others have read
+    with noticing_lost(lambda: _RESUME if any(each.started for each in plan) else None):
+        accelerator = new_accelerator(cpu=config.device == "cpu")
+        accelerator.wait_for_everyone()  # the main process changes files that the others have read
 
-    def before_first_step() -> None:
+        def before_first_step() -> None:
+            if accelerator.is_main_process:
+                _clear(folder, () if resume else plan)
+
+        with stop_requests() as stop:
+            runs = execute(
+                Runs(plan, kept, before_first_step, resume=resume, extensions=extensions),
+                lambda: any_process(accelerator, stop.made),
+            )
+        if all(run.result is None for run in runs):  # finished, so a set with other values can be started
+            table = {"best": None, "runs": [run.to_dict() for run in runs]}
+            write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
+        metric = _metric(runs)
+        best = _best(runs, metric)
+        result = SeveralResult(metric=metric, runs=tuple(runs), best=best, adapter=output)
         if accelerator.is_main_process:
-            _clear(folder, () if resume else plan)
-
-    with stop_requests() as stop:
-        runs = execute(
-            Runs(plan, kept, before_first_step, resume=resume, extensions=extensions),
-            lambda: any_process(accelerator, stop.made),
-        )
-    if all(run.result is None for run in runs):  # finished, so that a set with other values can be started
-        table = {"best": None, "runs": [run.to_dict() for run in runs]}
-        write(folder / RESULT, json.dumps(table, indent=1) + "\n", accelerator)
-    metric = _metric(runs)
-    best = _best(runs, metric)
-    result = SeveralResult(metric=metric, runs=tuple(runs), best=best, adapter=output)
-    if accelerator.is_main_process:
-        adapters.save(adapters.load(folder / best.name), output)
-    write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
-    if config.report and accelerator.is_main_process:  # last: the set is finished without it
-        say = extensions.callbacks.on_message
-        write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
-    accelerator.wait_for_everyone()  # so that each process finds the files
-    return result
+            adapters.save(adapters.load(folder / best.name), output)
+        write(folder / RESULT, json.dumps(result.to_dict(), indent=1) + "\n", accelerator)
+        if config.report and accelerator.is_main_process:  # last: the set is finished without it
+            say = extensions.callbacks.on_message
+            write_report(folder / REPORT, lambda: comparison_of_runs(result), say)
+        accelerator.wait_for_everyone()  # so that each process finds the files
+        return result
 
 
 # ---------------------------------------------------------------------------------------- the plan

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ptuning.adapters.atomic import remove_folder
 from ptuning.cache import root as cache_root
@@ -39,17 +40,22 @@ from ptuning.training.metrics import Metrics
 from ptuning.training.optimizers import learning_rates, make_optimizer, make_scheduler
 from ptuning.training.plan import Plan
 from ptuning.training.prepare import TrainingData
-from ptuning.training.processes import any_process, draw_for_step, from_main
+from ptuning.training.processes import any_of_each, any_process, draw_for_step, from_main, taking_time
 from ptuning.training.records import Evaluation
 from ptuning.training.run_cache import RunCache
 from ptuning.training.selection import BestCheckpoints
 
 
 class _Part(NamedTuple):
-    """Rows that run in one pass, and the sum of their weights in the loss."""
+    """Rows that run in one pass, and the sum of their weights in the loss.
+
+    Attributes:
+        idle: Whether they only run because other processes have more parts, and have no part in the loss.
+    """
 
     rows: list[int]
     weight: float
+    idle: bool
 
 
 class _Stopped(Exception):
@@ -95,6 +101,8 @@ class Trainer:
         self.rates = self.config.learning_rate, self.config.head_learning_rate
         optimizer = make_optimizer(model, self.config, extensions.optimizer)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        if isinstance(self.wrapped, DistributedDataParallel):  # buffers were sent once, and never change
+            self.wrapped.broadcast_buffers = False
         self._inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         self.parameters = list(model.task_parameters().values())
         self.state = RunState(
@@ -174,19 +182,22 @@ class Trainer:
         engine = self.model.backbone.engine
         if self.model.stem_layer == 0 or not engine.reuse_stem:
             return
-        start = time.perf_counter()
+        start, accelerator = time.perf_counter(), self.accelerator
+        splits, mapped = (self.data.train, self.data.validation), accelerator.num_processes > 1
         # With a cache on disk, one process of each machine fills it while the others wait.
         on_disk = cache_root() is not None and engine.stem_disk > 0
-        finished = False
-        first = self.accelerator.local_main_process_first() if on_disk else nullcontext()
-        with (
-            first,
-            suppress(_Stopped),
-        ):  # an exception would leave the others waiting for the end of ``first``
-            splits = self.data.train, self.data.validation
-            self.stems = cache.stems(self.model, splits, self._progress("stem", stop))
+        first = accelerator.is_local_main_process or not on_disk
+        for turn in (True, False):
             finished = True
-        self._interrupt_if_any(not finished)
+            with taking_time(accelerator), suppress(_Stopped):  # else the others would wait without end
+                if first == turn:
+                    finished = False
+                    self.stems = cache.stems(self.model, splits, self._progress("stem", stop), mapped=mapped)
+                    finished = True
+            self._interrupt_if_any(not finished)
+            if any_process(accelerator, first == turn and self.stems is None):
+                self.stems = None  # there is no room for it, so the others need not try
+                break
         if self.stems is None:
             self.callbacks.on_message(
                 "the outputs of the layers below the first prompt need more than engine.stem_memory "
@@ -220,6 +231,7 @@ class Trainer:
         if math.isfinite(loss):
             self.position.loss_sum, self.position.loss_rows = loss, 1
             self._evaluate()
+            self._agree(stop)
             self._save_if_asked()
 
     def _progress(self, what: str, stop: StopRequest) -> Callable[[int, int], None]:
@@ -235,7 +247,8 @@ class Trainer:
         position, state = self.position, self.state
         scheduler = make_scheduler(self._inner, self.config, custom, step=position.step, steps=self.steps)
         self.model.train()
-        while position.epoch < self.config.num_train_epochs and not self._should_stop():
+        self._agree(stop)
+        while position.epoch < self.config.num_train_epochs and not state.should_stop:
             for group in self._groups():
                 start = time.perf_counter()
                 with self.draws.drawing():
@@ -244,38 +257,47 @@ class Trainer:
                 position.took(loss, rows, batches=len(group), seconds=time.perf_counter() - start)
                 state.loss, state.learning_rates = loss, learning_rates(self._inner)
                 self.callbacks.on_step_end(state)
-                self._after_step()
-                if self._should_stop():
+                interrupted = self._after_step(stop)
+                if state.should_stop:
                     break
-                if position.step < self.steps:
-                    self._interrupt_if_any(stop.made)
+                if interrupted and position.step < self.steps:
+                    self._interrupt()
         if not position.history or position.history[-1].step != position.step:  # stopped between evaluations
             self._evaluate()
+            self._agree(stop)
             self._save_if_asked()
         return position.step < self.steps
 
-    def _after_step(self) -> None:
-        """Whatever is due after a step: the end of an epoch, an evaluation, a checkpoint."""
+    def _after_step(self, stop: StopRequest) -> bool:
+        """Whatever is due after a step: the end of an epoch, an evaluation, a checkpoint.
+
+        Returns:
+            Whether a signal asked to stop.
+        """
         position, state = self.position, self.state
         epoch_ended = position.batch >= self.batches[position.epoch]
         if epoch_ended:
             position.epoch, position.batch = position.epoch + 1, 0
             self.callbacks.on_epoch_end(state)
-        if self._asked("should_evaluate") or self._due(epoch_ended):
+        interrupted = self._agree(stop)
+        if state.should_evaluate or self._due(epoch_ended):
+            state.should_evaluate = False
             self._evaluate()
-        self._save_if_asked()
+            interrupted = self._agree(stop)
+        if self._save_if_asked():
+            interrupted = self._agree(stop)
+        return interrupted
 
-    def _should_stop(self) -> bool:
-        return self._asked("should_stop", reset=False)
+    def _agree(self, stop: StopRequest) -> bool:
+        """Share what callbacks ask for in any process; returns whether a signal asked to stop any of them.
 
-    def _asked(self, flag: str, *, reset: bool = True) -> bool:
-        """Whether a callback set the flag; with a user's callbacks, in any of the processes."""
-        asked = bool(getattr(self.state, flag))
-        if self.extensions.callbacks.callbacks:
-            asked = any_process(self.accelerator, asked)
-        if reset or asked:
-            setattr(self.state, flag, asked and not reset)
-        return asked
+        Called after callbacks ran, at the same points in every process, whatever callbacks it has.
+        """
+        state = self.state
+        asked = state.should_evaluate, state.should_save, state.should_stop, stop.made
+        found = any_of_each(self.accelerator, asked)
+        state.should_evaluate, state.should_save, state.should_stop, interrupted = found
+        return interrupted
 
     def _due(self, epoch_ended: bool) -> bool:
         every = self.config.evaluate_every
@@ -318,7 +340,7 @@ class Trainer:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                total += self._backward(part.rows, float(part.weight / weight))
+                total += self._backward(part, float(part.weight / weight))
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if self.accelerator.num_processes > 1:
             total = self.accelerator.reduce(total)
@@ -340,16 +362,22 @@ class Trainer:
         shares = shared(batch, windows, self.config.batch_size, self.accelerator.num_processes)
         idle = [min(batch, key=windows.__getitem__)]
         own = shares[self.accelerator.process_index]
-        return [_Part(rows or idle, float(self.row_weights[rows].sum())) for rows in own]
+        return [_Part(rows or idle, float(self.row_weights[rows].sum()), idle=not rows) for rows in own]
 
-    def _backward(self, rows: list[int], share: float) -> Tensor:
+    def _backward(self, part: _Part, share: float) -> Tensor:
         """Add a part's gradient; returns the part's share of the group's mean loss."""
         world = self.accelerator.num_processes
-        inputs = batch_of([self.data.train.rows[i] for i in rows], pad_id(self.model), self.stems)
+        inputs = batch_of([self.data.train.rows[i] for i in part.rows], pad_id(self.model), self.stems)
         inputs = {name: value.to(self.accelerator.device) for name, value in inputs.items()}
-        loss = self._loss(inputs) * share
+        loss = self._nothing(inputs) if part.idle else self._loss(inputs) * share
         self.accelerator.backward(loss * world)  # Accelerate averages over processes, and a sum is needed
         return loss.detach()
+
+    def _nothing(self, inputs: dict[str, Tensor]) -> Tensor:
+        """0, with a gradient of 0: a loss, were it not finite, would not become 0 by a factor."""
+        del inputs["labels"]
+        logits: Tensor = self.wrapped(**inputs).logits
+        return logits.sum() * 0
 
     def _loss(self, inputs: dict[str, Tensor]) -> Tensor:
         if self.extensions.loss is None:
@@ -396,9 +424,13 @@ class Trainer:
         self.best.offer(len(position.history) - 1, position.history, self.model)
         self.callbacks.on_evaluate(self.state)
 
-    def _save_if_asked(self) -> None:
-        if self._asked("should_save"):
-            self._save()
+    def _save_if_asked(self) -> bool:
+        """Save if a callback asked for it; returns whether one did."""
+        if not self.state.should_save:
+            return False
+        self.state.should_save = False
+        self._save()
+        return True
 
     def _save(self) -> None:
         self.position.seconds = time.perf_counter() - self.started
