@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,7 @@ def filled(folder: Folder) -> list[Part]:
     return parts
 
 
-class Failing(fs.LocalFileSystem):
+class Failing(fs.LocalFileSystem):  # type: ignore[misc]
     """Fails after it has moved ``_SUCCESS``; with ``stuck``, it cannot delete it either."""
 
     def __init__(self, stuck: bool) -> None:
@@ -162,11 +163,11 @@ def test_progress(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- good and bad rows
 
 
-def predicted(columns: dict[str, list[Any]], prefix: str = "") -> pa.Table:
+def predicted(columns: Mapping[str, Any], prefix: str = "") -> pa.Table:
     """Rows none of which could be answered."""
     task = Task(problem_type="regression", labels=())
     added = PredictionColumns(task=task, prefix=prefix)
-    rows = pa.table(columns)
+    rows = pa.table(dict(columns))
     return added.add(rows, ["too long"] * rows.num_rows)
 
 
@@ -176,7 +177,7 @@ def write(folder: Folder, tables: list[pa.Table], form: Any = "parquet", prefix:
 
 
 def test_own_columns_of_bad_rows_stay() -> None:
-    own: dict[str, list[Any]] = {"label": ["a"], "probabilities": [0.5], "error": ["mine"]}
+    own = {"label": ["a"], "probabilities": [0.5], "error": ["mine"]}
     rows = predicted(own, "p_")
     good, bad = split(rows)
     assert good.num_rows == 0
