@@ -112,7 +112,7 @@ def _added(schema: pa.Schema, prefix: str | None) -> tuple[str, list[str]]:
     else:
         raise DataError(
             "rows to write" if prefix is None else f"rows to write with the prefix {prefix!r}",
-            got=f"the columns {listing(schema.names, 40)}, none of which predict_dataset has marked",
+            got=f"the columns {listing(schema.names, 40)}, without the marks of predict_dataset",
             expected="rows of predict_dataset",
             remedy="if a step since then, such as one on rows or pandas, made new columns, pass the prefix "
             "of predict_dataset to write_predictions (prefix='' if it had none)",
