@@ -630,6 +630,7 @@ def test_nodes_and_actors_that_are_killed(
     )
     plan = planned(adapters / "five", files.layout.names, precision="fp32", device="cpu")
     predictions = scored(plan, source, concurrency=3, num_cpus=1, batch_size=10)
+    assert not source.context.raise_original_map_exception  # the caller's own is as it was
     out, found = tmp_path / "out", []
     work = threading.Thread(
         target=lambda: found.append(

@@ -278,8 +278,9 @@ def _is_descriptor_2(stream: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray Data without progress bars and log lines, and with blocks of a size for scoring."""
+    """Ray Data without progress bars, log lines and warnings, and with blocks of a size for scoring."""
     import logging
+    import warnings
 
     from ray.data import DataContext
 
@@ -290,7 +291,9 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\.")  # such as fewer files than tasks
+            yield
     finally:
         context.enable_progress_bars, context.target_max_block_size = before
         logger.setLevel(level)
