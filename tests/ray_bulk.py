@@ -47,6 +47,15 @@ def unscored(gate: Gate | None = None) -> Any:
     """Forty rows as an actor leaves them, in four blocks."""
     import ray.data
 
-    rows = pa.table({"id": list(range(40)), "label": ["a"] * 40, "error": pa.array([None] * 40, pa.string())})
+    from ptuning.ray.parts import ADDED
+
+    schema = pa.schema(
+        [
+            ("id", pa.int64()),
+            ("label", pa.string()),
+            pa.field("error", pa.string(), metadata={ADDED: '["label", "error"]'}),
+        ]
+    )
+    rows = pa.table({"id": list(range(40)), "label": ["a"] * 40, "error": [None] * 40}, schema)
     found = ray.data.from_arrow([rows.slice(start, 10) for start in range(0, 40, 10)])
     return found if gate is None else found.map_batches(gate, batch_format="pyarrow", num_cpus=0)

@@ -7,6 +7,8 @@ Two tables are written by this file; after a change of the program, renew them w
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import shlex
@@ -334,6 +336,24 @@ def test_python_examples_run(
     for number, block in enumerate(blocks, 1):
         source = block.replace('"demo"', repr(str(tiny_folder)))
         exec(compile(source, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_calls_on_a_cluster_have_the_arguments_that_are_shown() -> None:
+    """Of the page whose Python is not run here."""
+    pytest.importorskip("ray")
+    import ptuning.ray
+
+    found = set()
+    for block in fenced((DOCS / "scale.md").read_text(encoding="utf-8"), "python"):
+        for call in ast.walk(ast.parse(block)):
+            if isinstance(call, ast.Call):
+                name = ast.unparse(call.func).removeprefix("ptuning.ray.")
+                if name in ptuning.ray.__all__:
+                    found.add(name)
+                    given = {str(each.arg): each.value for each in call.keywords}
+                    bound = inspect.signature(getattr(ptuning.ray, name)).bind(*call.args, **given)
+                    assert "options" not in bound.arguments, ast.unparse(call)
+    assert found == {"predict_dataset", "write_predictions", "train_several", "train_search"}
 
 
 @pages

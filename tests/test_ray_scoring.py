@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,14 @@ import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ptuning.ray import write_predictions
+from ptuning.ray.cluster import errors_of_workers
 from ptuning.ray.inputs import find_files
-from ptuning.ray.layout import TextOptions, tables_of
+from ptuning.ray.layout import TextOptions, reading, tables_of
 from ptuning.ray.output import Folder
-from ptuning.ray.parts import Part
+from ptuning.ray.parts import Part, write_table
 from ptuning.ray.scorer import Scorer
 from ptuning.ray.scoring import planned, scored
-from ptuning.ray.storage import files_of, place_of
+from ptuning.ray.storage import Place, files_of, place_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, of its own options
 
@@ -153,6 +157,20 @@ def test_only_bad_rows(adapters: Path) -> None:
         assert all(row["error"] for row in found)
 
 
+def test_blocks_with_other_columns(adapters: Path) -> None:
+    def scorer(**options: Any) -> Scorer:
+        return Scorer(planned(adapters / "two", ["text", "id"], device="cpu", **options))
+
+    late = pa.table({"text": ["good"], "label": ["late"]})
+    with pytest.raises(ConfigError, match=r"already has a column named 'label'.*prefix"):
+        scorer()(late)
+    (row,) = scorer(keep=["id"])(late).to_pylist()
+    assert row["id"] is None
+    assert row["label"] != "late"
+    (row,) = scorer()(pa.table({"id": [1]})).to_pylist()
+    assert "null" in row["error"]
+
+
 def test_mistakes_need_no_cluster(adapters: Path, tmp_path: Path) -> None:
     def refused(kind: type[Exception], said: str, adapter: Any, names: list[str], **options: Any) -> None:
         with pytest.raises(kind, match=said):
@@ -199,6 +217,49 @@ def test_options_that_do_not_go_together(
     assert len(found.splitlines()) == 1
 
 
+def test_workers_are_started_in_another_folder(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, start = table(3), os.getcwd()
+    expected = answers(adapters / "two", rows)
+    monkeypatch.chdir(adapters)
+    options: Any = {"precision": "fp32", "device": "cpu"}
+    for given, task in (("two", None), ({"two": "two"}, "task"), (".", "task")):
+        block = rows.append_column("task", pa.array(["two"] * 3)) if task else rows
+        monkeypatch.chdir(adapters)
+        plan = planned(given, block.column_names, task_column=task, **options)  # type: ignore[arg-type]
+        monkeypatch.chdir(tmp_path)
+        found = Scorer(plan)(block).to_pylist()
+        assert [row["label"] for row in found] == [row["label"] for row in expected]
+        assert os.getcwd() == str(adapters)  # where a relative backbone of an adapter's record is, too
+    monkeypatch.chdir(start)
+
+
+def test_what_training_leaves_beside_adapters(
+    models: dict[str, PTuningModel], adapters: Path, tmp_path: Path
+) -> None:
+    models["two"].save_pretrained(tmp_path / "two")
+    (tmp_path / "two.run").mkdir()
+    (tmp_path / "two.run" / "progress.jsonl").touch()
+    rows = pa.table({"text": ["good", "good"], "task": ["two", "two.run"]})
+    found = answers(tmp_path, rows, task_column="task")
+    assert [bool(row["error"]) for row in found] == [False, True]
+    (next((tmp_path / "two").glob("*.safetensors"))).unlink()
+    with pytest.raises(AdapterError, match="two"):  # damaged, not none
+        answers(tmp_path, rows, task_column="task")
+    with pytest.raises(AdapterError):
+        planned({"two.run": tmp_path / "two.run"}, ["text", "task"], task_column="task")
+
+
+def test_a_worker_that_cannot_start_says_why(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr("torch.set_num_threads", fail)
+    with pytest.raises(OutputError, match=r"on the node .*could not load .*RuntimeError: no kernel image"):
+        answers(adapters / "two", table(3))
+
+
 def test_a_node_without_the_backbone_or_with_another_adapter(
     adapters: Path, models: dict[str, PTuningModel], tmp_path: Path
 ) -> None:
@@ -215,13 +276,17 @@ def test_a_node_without_the_backbone_or_with_another_adapter(
 # ----------------------------------------------------------------------------- the files
 
 
-def read(source: str, form: Any = None, options: TextOptions | None = None) -> list[dict[str, Any]]:
+def read(
+    source: str, form: Any = None, options: TextOptions | None = None, keep: Any = None
+) -> list[dict[str, Any]]:
+    """The rows of files, as the tasks read them."""
     files = find_files(source, form, options)
-    found = []
+    layout = replace(files.layout, keep=keep and frozenset(keep))
+    found: list[dict[str, Any]] = []
     for path in files.paths:
-        with open(path, "rb") as stream:
+        with open(path, "rb") as stream, reading(path):
             opened = pa.PythonFile(stream)
-            found += [row for part in tables_of(files.layout, opened, path) for row in part.to_pylist()]
+            found += [row for part in tables_of(layout, opened, path) for row in part.to_pylist()]
     return found
 
 
@@ -236,12 +301,120 @@ def test_cells_of_a_csv_stay_text(tmp_path: Path) -> None:
     assert read(str(tmp_path / "b.tsv"), None, options) == [{"1": "1", "2": '"quoted'}]
 
 
+def test_an_empty_line_is_a_row_if_there_is_one_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\na\n\nb\n\n")
+    assert [row["text"] for row in read(str(tmp_path / "a.csv"))] == ["a", "", "b", ""]
+    (tmp_path / "b.csv").write_text("a\n\nb\n")
+    assert [row["1"] for row in read(str(tmp_path / "b.csv"), None, TextOptions(header="none"))] == [
+        "a",
+        "",
+        "b",
+    ]
+    (tmp_path / "c.csv").write_text("id,text\n1,a\n\n2,b\n")
+    assert len(read(str(tmp_path / "c.csv"))) == 2
+
+
+def test_long_cells_and_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "word " * 500_000
+    (tmp_path / "1.csv").write_text(f'id,text\n1,a\n2,"{long}"\n')
+    (tmp_path / "0.csv").touch()
+    assert [row["text"] for row in read(f"{tmp_path}/*.csv")] == ["a", long]
+    monkeypatch.setattr("ptuning.ray.layout._LONGEST_ROW", 1 << 20)
+    with pytest.raises(DataError, match=r"1\.csv: a row is too long.*1 MiB in CSV"):
+        read(str(tmp_path / "1.csv"))
+    with pytest.raises(DataError, match="there are no rows"):
+        find_files(str(tmp_path / "0.csv"))
+    (tmp_path / "0.parquet").touch()
+    with pytest.raises(DataError, match=r"0\.parquet cannot be read"):
+        find_files(f"{tmp_path}/*.parquet")
+
+
+def test_encodings_and_separators(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("\ufeffid|text\n1|süß\n".encode())
+    assert read(str(tmp_path / "a.csv"), None, TextOptions(separator="|")) == [{"id": "1", "text": "süß"}]
+    (tmp_path / "b.csv").write_bytes("id\ttext\n1\tsüß\n".encode("cp1252"))
+    options = TextOptions(separator="tab", encoding="cp1252")
+    assert read(str(tmp_path / "b.csv"), None, options) == [{"id": "1", "text": "süß"}]
+    for bad in ({"encoding": "nonsense"}, {"separator": "||"}, {"separator": "é"}, {"separator": '"'}):
+        with pytest.raises(ConfigError, match=f"data.{next(iter(bad))}"):
+            TextOptions(**bad)  # type: ignore[arg-type]
+
+
 def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good", "when": "2024-01-01T00:00:00Z"}\n{"text": null}\n')
     assert read(str(tmp_path / "a.jsonl")) == [
         {"text": "good", "when": "2024-01-01T00:00:00Z"},
         {"text": None, "when": None},
     ]
+
+
+def test_json_lines_keep_large_numbers_and_dates_in_objects(tmp_path: Path) -> None:
+    rows = [
+        {"id": 2**64 - 1, "x": 1e300, "meta": {"on": "2024-01-01", "seen": [{"at": "2024-01-01 10:00:00"}]}},
+        {"id": 3, "x": 0.5, "meta": {"on": None, "seen": [{"at": None, "hash": -(2**70)}]}},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps({'text': 'a', **row})}\n" for row in rows))
+    first, second = read(str(tmp_path / "a.jsonl"))
+    assert first == {
+        "text": "a",
+        **rows[0],
+        "meta": {"on": "2024-01-01", "seen": [{"at": "2024-01-01 10:00:00", "hash": None}]},
+    }
+    assert second == {"text": "a", **rows[1]}
+    stream = io.BytesIO()
+    write_table(pa.Table.from_pylist([first]).select(["id"]), stream, "jsonl")
+    assert json.loads(stream.getvalue()) == {"id": 2**64 - 1}
+    (tmp_path / "a.jsonl").write_text('{"id": 18446744073709551616}\n{"id": 0.5}\n')
+    assert [row["id"] for row in read(str(tmp_path / "a.jsonl"))] == [2.0**64, 0.5]
+
+
+def test_types_that_differ_between_parquet_files(tmp_path: Path) -> None:
+    columns: list[list[Any]] = [[1, 2], [0.5], [None]]
+    for number, ids in enumerate(columns):
+        parquet.write_table(pa.table({"text": ["a"] * len(ids), "id": ids}), tmp_path / f"{number}.parquet")
+    files = find_files(f"{tmp_path}/*.parquet")
+    with open(files.paths[0], "rb") as stream:
+        (part,) = tables_of(files.layout, pa.PythonFile(stream), "")
+    assert part.schema.field("id").type == pa.float64()
+    assert [row["id"] for row in read(f"{tmp_path}/*.parquet")] == [1, 2, 0.5, None]
+    assert read(f"{tmp_path}/*.parquet", keep=["text"]) == [{"text": "a"}] * 4
+    parquet.write_table(pa.table({"text": ["a"], "id": ["x"]}), tmp_path / "3.parquet")
+    with pytest.raises(DataError, match=r"3\.parquet: a column has another type.*id.*double vs string"):
+        find_files(f"{tmp_path}/*.parquet")
+
+
+def test_columns_that_differ_between_files_of_json_lines(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": 1, "by": "x"}, {"id": 0.5}, {"id": None, "label": "late"}]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a", **row}))
+    found = read(f"{tmp_path}/*.jsonl")
+    assert [(row["id"], row["by"]) for row in found] == [(1, "x"), (0.5, None), (None, None)]
+    assert read(f"{tmp_path}/*.jsonl", keep=["id"]) == [{"id": 1}, {"id": 0.5}, {"id": None}]
+    files = find_files(f"{tmp_path}/*.jsonl")
+    with open(files.paths[2], "rb") as stream:
+        (part,) = tables_of(files.layout, pa.PythonFile(stream), "")
+    assert part.schema.field("id").type == pa.int64()
+    assert part.schema.field("by").type == pa.string()
+    (tmp_path / "3.jsonl").write_text('{"text": "a", "id": "x"}')
+    with pytest.raises(DataError, match=r"3\.jsonl: a column has another type.*int64 vs string.*--keep"):
+        read(f"{tmp_path}/*.jsonl")
+    assert read(f"{tmp_path}/*.jsonl", keep=["text"]) == [{"text": "a"}] * 4
+
+
+def test_columns_in_the_names_of_folders(tmp_path: Path) -> None:
+    for day in ("2024-01-01", "a%20b"):
+        (tmp_path / f"x=1/day={day}").mkdir(parents=True)
+        parquet.write_table(table(1), tmp_path / f"x=1/day={day}/0.parquet")
+    for source in (f"{tmp_path}/x=1", f"{tmp_path}/x=1/*/*.parquet", f"file://{tmp_path}/x=1/**"):
+        assert find_files(source).layout.names == ("id", "text", "day")
+        assert [row["day"] for row in read(source)] == ["2024-01-01", "a b"]
+    assert list(read(str(tmp_path), keep=["text", "x"])[0]) == ["text", "x"]
+    assert list(read(f"{tmp_path}/x=1/day=2024-01-01/0.parquet")[0]) == ["id", "text"]
+    (tmp_path / "x=1/0.parquet").write_bytes((tmp_path / "x=1/day=a%20b/0.parquet").read_bytes())
+    with pytest.raises(
+        DataError, match=r"the columns in the names of its folders: got 'x', 'day', expected 'x'"
+    ):
+        find_files(str(tmp_path))
 
 
 def test_patterns_and_uris(tmp_path: Path) -> None:
@@ -257,6 +430,11 @@ def test_patterns_and_uris(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/*/[2-9].parquet") == ["2"]
     below = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     assert names("a/?.parquet", below) == names("a", below) == ["1", "2"]
+    for name in ("c/data[1].parquet", "c/data1.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert names(f"{tmp_path}/c/data[1].parquet") == names("c/data[1].parquet", below) == ["data[1]"]
+    assert names(f"{tmp_path}/c/data[1-9].parquet") == ["data1"]
     for bad in (f"{tmp_path}/*.csv", f"{tmp_path}/nothing"):
         with pytest.raises(DataError, match=r"there (are no files|is no)"):
             names(bad)
@@ -285,14 +463,21 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the folder
 
 
+def killed(place: Place) -> Folder:
+    """A folder that a run has begun to write, whose process was killed."""
+    folder = Folder(place)
+    folder.start()
+    Path(f"{folder.parts}.json").write_text(json.dumps({"host": "a", "pid": 1, "time": 0}))
+    return folder
+
+
 def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
     out = tmp_path / "out"
     place = place_of(str(out), "--output")
     Folder(place).check()
     out.mkdir()
     Folder(place).check()
-    interrupted = Folder(place)
-    interrupted.start()
+    interrupted = killed(place)
     (out / f"part-{interrupted.run}-000000-0.parquet").write_bytes(b"")  # killed while publishing
     (out / "_bad_rows").mkdir()
     again = Folder(place)
@@ -305,8 +490,7 @@ def test_what_is_in_the_folder_decides(tmp_path: Path) -> None:
     (out / "notes.txt").touch()
     with pytest.raises(ConfigError, match="not empty"):
         Folder(place).check()
-    interrupted = Folder(place)
-    interrupted.start()
+    killed(place)
     with pytest.raises(ConfigError, match="not empty"):
         Folder(place).check()
     (out / "_SUCCESS").touch()
@@ -398,6 +582,30 @@ def test_the_command(
     assert not (tmp_path / "other").exists()
 
 
+def test_text_files_on_workers(ray_cluster: Any, tmp_path: Path) -> None:  # noqa: F811
+    def rows(pattern: str, **options: Any) -> list[dict[str, Any]]:
+        found = find_files(f"{tmp_path}/{pattern}").dataset(["text"], num_cpus=0, **options).take_all()
+        return sorted(found, key=lambda row: row["text"])
+
+    (tmp_path / "a.csv").write_text("id,text\n007,a\n8,b\n")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"text,id\nc,9\n"))
+    (tmp_path / "c.csv").touch()
+    wanted = [{"id": number, "text": text} for number, text in (("007", "a"), ("8", "b"), ("9", "c"))]
+    assert rows("*.csv*") == wanted
+    several: list[dict[str, Any]] = [{"id": 1}, {"id": 2**64, "text": "b"}, {"late": 1, "text": "c"}]
+    for number, row in enumerate(several):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": "a"} | row))
+    found = [(row["text"], row["id"], row.get("late")) for row in rows("*.jsonl")]
+    assert found == [("a", 1, None), ("b", 2**64, None), ("c", None, 1)]
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=1/a.tsv").write_text("text\na\n\n")
+    assert rows("day=*/*.tsv") == [{"text": "", "day": "1"}, {"text": "a", "day": "1"}]
+    (tmp_path / "1.jsonl").write_text('{"text": "b", "id": "x"}')
+    assert [row["text"] for row in rows("*.jsonl", keep=["late"])] == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"1\.jsonl: a column has another type"), errors_of_workers():
+        rows("*.jsonl")
+
+
 def parts_of(out: Path) -> list[Path]:
     """The files that were written and are not published yet."""
     return list((out / "_temporary").glob("*/part-*"))
@@ -463,6 +671,7 @@ DRIVER = """
 import sys, ray
 from pathlib import Path
 import pyarrow as pa
+from ptuning.ray.cluster import errors_of_workers
 from ptuning.ray import write_predictions
 from ray_bulk import Gate, unscored
 ray.init("auto", log_to_driver=False)

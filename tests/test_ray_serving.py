@@ -7,17 +7,21 @@ The tests of the server's protocols are those of ``test_serving_end_to_end.py`` 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from ptuning.cli import main
 from ptuning.cli.serve import parser
@@ -191,6 +195,8 @@ def test_serve_answers_at_one_address(
 ) -> None:
     other = ("--ray", ray_cluster.address, "--port", free_port())
     assert f"127.0.0.1:{served.port}, where Ray Serve answers" in failed(capsys, "--folder", folder, *other)
+    same = ("--ray", ray_cluster.address, "--port", served.port)
+    assert f"the process {served.program.pid} on" in failed(capsys, "--folder", folder, *same)
     assert served.ask("GET", "/health")[0] == 200
 
 
@@ -234,7 +240,7 @@ def test_ctrl_c_ends_the_deployment(served: Served) -> None:
     assert served.program.wait() == 0
     assert replicas() == []
     lines = served.log.read_text().splitlines()
-    assert [line for line in lines if not line.startswith("ptuning: serving")] == []
+    assert [line for line in lines if not line.startswith(("ptuning: serving", "ptuning: waiting"))] == []
     with pytest.raises(ConnectionError):
         served.ask("GET", "/health")
 
@@ -261,7 +267,8 @@ def test_what_serve_is_told(tmp_path: Path) -> None:
 
 
 def test_the_builder_for_configuration_files(tmp_path: Path) -> None:
-    built = app({"folder": str(tmp_path), "replicas": "2", "ray_cpus": "0.5", "batch_rows": "32"})
+    given = {"replicas": "2", "ray_cpus": "0.5", "batch_rows": "32", "no_auth": "true"}
+    built = app({"folder": str(tmp_path), **given})
     assert configured(built).num_replicas == 2
     options, tasks, versions, secret = built._bound_deployment.init_args
     assert (options.folder, options.batch_rows, tasks) == (str(tmp_path), 32, 1000)
@@ -271,6 +278,20 @@ def test_the_builder_for_configuration_files(tmp_path: Path) -> None:
         app({"foldr": "x"})
     with pytest.raises(ConfigError, match="at least one"):
         app({"replicas": 2})
+    with pytest.raises(ConfigError, match="no_auth=true"):
+        app({"folder": str(tmp_path)})
+
+
+def test_what_the_page_shows_can_be_built() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```yml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    [given] = yaml.safe_load(block)["applications"]
+    assert (given["name"], given["import_path"]) == (serving.NAME, "ptuning.ray.serving:app")
+    app(given["args"])
+    [command] = re.findall(r"^serve run ptuning.ray.serving:app (.*)$", text, re.MULTILINE)
+    app(dict(each.split("=") for each in command.split()))
+    [python] = re.findall(r"`ray\.serve\.run\(app\((\{.*?\})\), name=\"ptuning\"\)`", text)
+    app(json.loads(python))
 
 
 def test_the_defaults_are_those_of_the_command() -> None:
@@ -370,3 +391,73 @@ def test_why_a_replica_did_not_start() -> None:
     other = serving.explained("Deploying failed\nsomething else\n")
     assert isinstance(other, OutputError)
     assert "something else" in str(other)
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def call(*given: object, **options: object) -> Any:
+        raise error
+
+    return call
+
+
+def test_another_application_at_the_same_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RayTaskError
+    from ray.serve.exceptions import RayServeException
+
+    why = RayServeException('Prefix / is being used by application "other".')
+    error = RayTaskError("deploy_applications", "Traceback …", why).as_instanceof_cause()
+    monkeypatch.setattr("ray.serve.run", raising(error))
+    with pytest.raises(ConfigError, match=r'deployed: Prefix / is being used by application "other"'):
+        serving._deploy(None, print)  # type: ignore[arg-type]
+
+
+def test_a_start_that_takes_long_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = threading.Event()
+    monkeypatch.setattr("ray.serve.run", lambda *given, **options: said.wait(60))
+    serving._deploy(None, said.set, seconds=0)  # type: ignore[arg-type]
+    assert said.is_set()
+
+
+def test_a_deployment_that_was_ended_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import RayServeException
+
+    found = [{serving.NAME: None}, {}]
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=found.pop(0)))
+    with pytest.raises(OutputError, match="ended elsewhere"):
+        serving._wait(seconds=0)
+    assert found == []
+    monkeypatch.setattr("ray.serve.status", raising(RayActorError()))
+    with pytest.raises(OutputError, match="ended elsewhere"):
+        serving._wait(seconds=0)
+    monkeypatch.setattr("ray.serve.delete", raising(RayServeException("There is no Serve instance running")))
+    serving._end(True, 0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError()])
+def test_an_end_that_is_interrupted_or_takes_too_long_is_said(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.serve.delete", raising(error))
+    with pytest.raises(OutputError, match="has not ended yet"):
+        serving._end(True, -100)
+
+
+@pytest.mark.parametrize(
+    ("failed", "ready", "draining", "healthy"),
+    [
+        (False, True, False, True),
+        (False, False, True, True),
+        (False, False, False, False),  # stuck
+        (True, False, False, False),
+    ],
+)
+def test_a_replica_whose_engine_is_stuck_is_replaced(
+    failed: bool, ready: bool, draining: bool, healthy: bool
+) -> None:
+    from ptuning.ray.replica import Replica
+
+    replica = Replica.__new__(Replica)
+    replica._service = SimpleNamespace(failed=failed, ready=ready, draining=draining)  # type: ignore[assignment]
+    with nullcontext() if healthy else pytest.raises(RuntimeError, match="stuck"):
+        replica.check_health()

@@ -138,13 +138,12 @@ def predict_on_ray(given: Any) -> None:
         # Tasks that read and write take no core of their own: the workers may have all of them.
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         strings = columns.text, columns.text_b, columns.task
-        rows = files.dataset(strings, num_cpus=0, concurrency=cores)
+        rows = files.dataset(strings, keep=plan.keep, num_cpus=0, concurrency=cores)
         predictions = scored(plan, rows, concurrency=workers, num_cpus=cpus, num_gpus=gpus)
         found = write_predictions(
             predictions,
             given.output,
             form=given.format or "parquet",
-            prefix=prefix,
             rows=files.rows,
             about={"input": given.input, "adapters": dict(plan.digests)},
             num_cpus=0,

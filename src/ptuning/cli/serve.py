@@ -197,8 +197,14 @@ def _serve_on_ray(options: ServerOptions, given: Any) -> None:
     def started(url: str) -> None:
         print(f"ptuning: serving on Ray at {url}", file=sys.stderr, flush=True)
 
+    def waiting() -> None:
+        why = "ray status shows whether the cluster has room for them"
+        print(f"ptuning: waiting for the replicas to start; {why}", file=sys.stderr, flush=True)
+
     with open(os.devnull, "w") as nothing, redirect_stdout(nothing):  # Ray's notes on its own actors
-        serve_on_ray(options, scale, given.ray, host=given.host, port=given.port, started=started)
+        serve_on_ray(
+            options, scale, given.ray, host=given.host, port=given.port, started=started, waiting=waiting
+        )
 
 
 def _scale(given: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ def _with_kept(own: dict[str, Any], kept: Mapping[str, Any] | None) -> dict[str,
 
 def plain(value: Any) -> Any:
     """A value that JSON can represent; other values, such as dates, as strings."""
+    if isinstance(value, Decimal) and value.as_tuple().exponent == 0:
+        return int(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | int | float):

@@ -11,11 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from pyarrow import fs, parquet
 
 from ptuning.data.places import listing
 from ptuning.errors import ConfigError, DataError
-from ptuning.ray.layout import InputFormat, Layout, TextOptions, check_names, first_names, reading
+from ptuning.ray.layout import (
+    InputFormat,
+    Layout,
+    TextOptions,
+    check_names,
+    first_columns,
+    folder_values,
+    reading,
+    together,
+)
 from ptuning.ray.storage import files_of
 
 if TYPE_CHECKING:
@@ -53,12 +63,18 @@ class Files:
     shown: str
 
     def dataset(
-        self, strings: Iterable[str | None] = (), *, num_cpus: float = 1, concurrency: int | None = None
+        self,
+        strings: Iterable[str | None] = (),
+        *,
+        keep: Iterable[str] | None = None,
+        num_cpus: float = 1,
+        concurrency: int | None = None,
     ) -> Dataset:
         """The rows.
 
         Args:
             strings: Columns that are read as strings: the texts and the task.
+            keep: The other columns that are read; ``None`` for all.
             num_cpus: Cores per task that reads.
             concurrency: How many of these tasks run at once, at most; Ray decides if ``None``.
         """
@@ -66,7 +82,9 @@ class Files:
 
         from ptuning.ray.source import FileSource
 
-        layout = replace(self.layout, strings=frozenset(name for name in strings if name is not None))
+        texts = frozenset(name for name in strings if name is not None)
+        kept = None if keep is None else texts.union(keep)
+        layout = replace(self.layout, strings=texts, keep=kept)
         source = FileSource(self.paths, self.filesystem, layout)
         made: Dataset = ray.data.read_datasource(source, num_cpus=num_cpus, concurrency=concurrency)
         return made
@@ -96,19 +114,25 @@ def find_files(
     place, found = files_of(source, "--input", filesystem)
     form = form or _format_of([each.path for each in found], source)
     options = options or TextOptions()
-    paths = tuple(each.path for each in found)
+    # An empty file of text has no rows; an empty Parquet file is a damaged one.
+    paths = tuple(each.path for each in found if each.nbytes or form == "parquet")
+    if not paths:
+        raise DataError(f"{source}: there are no rows")
     rows: int | None = None
     if form == "parquet":
-        names, rows = _footers(place.filesystem, paths)
+        schema, rows = _footers(place.filesystem, paths)
     else:
-        nonempty = [each.path for each in found if each.nbytes]
-        if not nonempty:
-            raise DataError(f"{source}: there are no rows")
-        names = first_names(place.filesystem, nonempty[0], form, options)
+        schema = first_columns(place.filesystem, paths[0], form, options)
     return Files(
         filesystem=place.filesystem,
         paths=paths,
-        layout=Layout(form=form, names=names, options=options),
+        layout=Layout(
+            form=form,
+            schema=schema,
+            options=options,
+            folders=tuple(name for name in _folders(paths, place.path) if name not in schema.names),
+            base=place.path,
+        ),
         rows=rows,
         shown=source,
     )
@@ -134,17 +158,26 @@ def _format_of(paths: Sequence[str], source: str) -> InputFormat:
     return form
 
 
-def _footers(filesystem: fs.FileSystem, paths: Sequence[str]) -> tuple[tuple[str, ...], int]:
-    """The columns of Parquet files, and their number of rows."""
+def _folders(paths: Sequence[str], base: str) -> tuple[str, ...]:
+    """The columns whose values are in the names of the folders."""
+    first = tuple(folder_values(paths[0], base))
+    for path in paths:
+        check_names(path, tuple(folder_values(path, base)), first, "the columns in the names of its folders")
+    return first
 
-    def footer(path: str) -> tuple[tuple[str, ...], int]:
+
+def _footers(filesystem: fs.FileSystem, paths: Sequence[str]) -> tuple[pa.Schema, int]:
+    """The columns of Parquet files, with types that hold those of all of them, and the number of rows."""
+
+    def footer(path: str) -> tuple[pa.Schema, int]:
         with reading(path), filesystem.open_input_file(path) as stream:
             file = parquet.ParquetFile(stream)
-            return tuple(file.schema_arrow.names), file.metadata.num_rows
+            return file.schema_arrow.remove_metadata(), file.metadata.num_rows
 
     with ThreadPoolExecutor(_THREADS) as threads:
         found = list(threads.map(footer, paths))
-    first = found[0][0]
-    for path, (names, _) in zip(paths, found, strict=True):
-        check_names(path, names, first)
-    return first, sum(rows for _, rows in found)
+    schema = found[0][0]
+    for path, (types, _) in zip(paths, found, strict=True):
+        check_names(path, types.names, schema.names)
+        schema = together(path, types, schema, "write the column with one type in all files")
+    return schema, sum(rows for _, rows in found)

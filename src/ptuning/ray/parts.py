@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,16 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import compute, parquet
 
-from ptuning.data.places import first_line
-from ptuning.errors import OutputError, PTuningError
+from ptuning.data.places import first_line, listing
+from ptuning.errors import DataError, OutputError, PTuningError
 from ptuning.inference.writing import plain
 from ptuning.visible import json_text
 
 BAD_ROWS = "_bad_rows"
 """The folder of the rows without a prediction; readers of Parquet skip it."""
 OutputFormat = Literal["parquet", "jsonl"]
+ADDED = b"ptuning:added"
+"""The key of the metadata of the column with the errors: the names of all added columns, as JSON."""
 _PREDICTED = ("label", "value", "probabilities", "abstained")
 _AT_ONCE = 1024
 """Rows that are turned into JSON at once."""
@@ -60,6 +63,12 @@ def writing_to(shown: str, what: str = "written") -> Iterator[None]:
         yield
     except PTuningError:
         raise
+    except pa.ArrowException as error:
+        raise OutputError(
+            f"{shown} could not be {what} on the node {platform.node()}: {first_line(error)}",
+            remedy="nothing was published; if it is a column that the format cannot hold, leave it out with "
+            "--keep (in Python: keep=…), or choose --format jsonl (in Python: form='jsonl')",
+        ) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = error.strerror or first_line(error)
@@ -74,14 +83,46 @@ def writing_to(shown: str, what: str = "written") -> Iterator[None]:
         ) from error
 
 
-def split(table: pa.Table, prefix: str) -> tuple[pa.Table, pa.Table]:
-    """The rows with a prediction, and those without, each without the columns that are null there."""
-    error = f"{prefix}error"
+def split(table: pa.Table, prefix: str | None = None) -> tuple[pa.Table, pa.Table]:
+    """The rows with a prediction, and those without, each without the added columns that are null there.
+
+    Args:
+        table: Rows of :func:`~ptuning.ray.predict_dataset`, which marks the columns that it adds.
+        prefix: What the names of the added columns start with, if a step since then has lost the marks.
+
+    Raises:
+        DataError: no column is marked, and none has the name that ``prefix`` says.
+    """
+    error, predicted = _added(table.schema, prefix)
+    unmarked = pa.schema([_unmarked(field) for field in table.schema], table.schema.metadata)
+    table = pa.Table.from_arrays(table.columns, schema=unmarked)
     good = compute.is_null(table.column(error))
-    predicted = [name for each in _PREDICTED if (name := f"{prefix}{each}") in table.column_names]
     return table.filter(good).drop_columns([error]), table.filter(compute.invert(good)).drop_columns(
         predicted
     )
+
+
+def _added(schema: pa.Schema, prefix: str | None) -> tuple[str, list[str]]:
+    """The name of the column with the errors, and the names of the other added columns."""
+    marked = [field for field in schema if ADDED in (field.metadata or {})]
+    if marked:  # the last one, if rows were scored twice
+        error, added = marked[-1].name, json.loads(marked[-1].metadata[ADDED])
+    elif prefix is not None and f"{prefix}error" in schema.names:
+        error, added = f"{prefix}error", [f"{prefix}{name}" for name in _PREDICTED]
+    else:
+        raise DataError(
+            "rows to write" if prefix is None else f"rows to write with the prefix {prefix!r}",
+            got=f"the columns {listing(schema.names, 40)}, none of which predict_dataset has marked",
+            expected="rows of predict_dataset",
+            remedy="if a step since then, such as one on rows or pandas, made new columns, pass the prefix "
+            "of predict_dataset to write_predictions (prefix='' if it had none)",
+        )
+    return error, [name for name in schema.names if name in added and name != error]
+
+
+def _unmarked(field: pa.Field) -> pa.Field:
+    others = {key: value for key, value in (field.metadata or {}).items() if key != ADDED}
+    return field.with_metadata(others or None)
 
 
 def write_table(table: pa.Table, stream: Any, form: OutputFormat) -> None:

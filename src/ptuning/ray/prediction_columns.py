@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from ptuning.errors import ConfigError
 from ptuning.kinds import LabelForm
+from ptuning.ray.parts import ADDED
 from ptuning.task import Label, Task
 
 if TYPE_CHECKING:
@@ -43,12 +45,14 @@ class PredictionColumns:
 
     @property
     def fields(self) -> list[pa.Field]:
-        """Names and types."""
+        """Names and types. The last one, of the error, has the names of all in its metadata."""
         types = self._types()
         if self.abstaining:
             types["abstained"] = pa.bool_()
         types["error"] = pa.string()
-        return [pa.field(f"{self.prefix}{name}", kind) for name, kind in types.items()]
+        fields = [pa.field(f"{self.prefix}{name}", kind) for name, kind in types.items()]
+        names = json.dumps([field.name for field in fields])
+        return [*fields[:-1], fields[-1].with_metadata({ADDED: names})]
 
     def _types(self) -> dict[str, pa.DataType]:
         if self.task is None:

@@ -61,13 +61,14 @@ class Replica:
         return self._app
 
     def check_health(self) -> None:
-        """As ``GET /health``: Serve replaces a replica whose engine has ended.
+        """Serve replaces a replica whose engine has ended, or has been in one batch for too long.
 
         Raises:
             RuntimeError: it has.
         """
-        if self._service.failed:
-            raise RuntimeError("the thread that runs the model has ended")
+        service = self._service
+        if service.failed or not (service.ready or service.draining):
+            raise RuntimeError("the thread that runs the model has ended, or is stuck")
 
 
 class _Held:

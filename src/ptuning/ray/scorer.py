@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,8 @@ from ptuning.data.bad_rows import offering_skip
 from ptuning.data.columns import Columns
 from ptuning.data.examples import Example, as_examples
 from ptuning.data.options import BadRows, TooLong
-from ptuning.data.places import Origin, Problem, shortened
-from ptuning.errors import AdapterError, DataError, PTuningError, UserError
+from ptuning.data.places import Origin, Problem, first_line, shortened
+from ptuning.errors import AdapterError, DataError, OutputError, PTuningError, UserError
 from ptuning.ray.cluster import Versions
 from ptuning.ray.prediction_columns import PredictionColumns
 
@@ -44,6 +46,7 @@ class Scoring:
         keep: The input columns that are kept; ``None`` for all.
         threads: Of torch.
         versions: Those that a worker has to have.
+        directory: Where relative paths start, such as that of a backbone in an adapter's record.
         others: As the parameters of :func:`~ptuning.ray.scoring.predict_dataset`.
     """
 
@@ -66,6 +69,7 @@ class Scoring:
     allow_pickle: bool
     threads: int
     versions: Versions
+    directory: str
 
 
 class Scorer:
@@ -80,22 +84,36 @@ class Scorer:
         self._failed: PTuningError | None = None
         try:
             scoring.versions.check()
+            with suppress(OSError):
+                os.chdir(scoring.directory)
             self._answers = _opened(scoring)
         except PTuningError as error:
             # Raised with the first rows: an actor that cannot be created would be started again and again.
             self._failed = _on_this_node(error)
+        except Exception as error:
+            self._failed = OutputError(
+                f"on the node {platform.node()}: a worker could not load its models ({first_line(error)})"
+            )
+            self._failed.__cause__ = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The rows with their predictions.
 
         Raises:
+            ConfigError: the block has a column with the name of one that is added.
             PTuningError: an adapter or the backbone is missing on this node or differs from the driver's; or
                 a row cannot be answered, with ``bad_rows="error"``.
         """
         if self._failed is not None:
             raise self._failed
         found: list[Prediction | str] = []
+        keep, added = self._scoring.keep, self._scoring.added
         names = [name for name in _names(self._scoring.columns) if name is not None]
+        # Blocks may differ in their columns, for example those of JSON lines.
+        added.check_free(table.column_names if keep is None else keep)
+        for name in dict.fromkeys((*names, *(keep or ()))):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows))
         cells = [table.column(name).to_pylist() for name in names]
         rows = [dict(zip(names, values, strict=True)) for values in zip(*cells, strict=True)]
         for number, answer in enumerate(self._answered(rows)):
@@ -108,8 +126,7 @@ class Scorer:
                 found.append(str(reason))
             else:
                 found.append(answer)
-        kept = table if self._scoring.keep is None else table.select(list(self._scoring.keep))
-        return self._scoring.added.add(kept, found)
+        return added.add(table if keep is None else table.select(list(keep)), found)
 
     def _answered(self, rows: Sequence[Mapping[str, Any]]) -> Answers:
         """The answer for each row, or its error."""
@@ -199,6 +216,8 @@ def _of_many(
         for example in examples:
             name = example.task or ""
             try:
+                if name not in scoring.digests:
+                    raise KeyError(name)
                 if name not in checked:
                     _check_version(name, folder.folder_of(name), scoring)
                     folder.load(name)

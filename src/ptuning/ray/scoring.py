@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 ROWS = 4096
 """Rows per call of an actor. They are sorted by length, so more rows have less padding."""
 BATCH_TOKENS = 4096
+_STARTS = 3
+"""How many actors in a row may die while they start."""
 
 
 class ScoringOptions(TypedDict, total=False):
@@ -136,13 +139,13 @@ def planned(
             raise ConfigError(
                 "adapters", got="several", expected="one adapter", remedy="name the task_column"
             )
-        folder = str(adapters)
+        folder = _everywhere(adapters)
         task, digests = _of_one(folder, options.get("revision"), options.get("allow_pickle", False))
         check_abstain_below(abstain_below, task)
     else:
         several, digests = _of_several(adapters)
     columns = _columns(names, task, task_column, options.get("text"), options.get("text_b"), source)
-    keep = options.get("keep")
+    keep, backbone = options.get("keep"), options.get("backbone")
     if keep is not None and (missing := [name for name in keep if name not in names]):
         raise DataError(
             f"{source}: no column {missing[0]!r} to keep", expected=f"one of {listing(names, 40)}"
@@ -159,7 +162,7 @@ def planned(
         added=added,
         keep=None if keep is None else tuple(dict.fromkeys(keep)),
         bad_rows=bad_rows,
-        backbone=options.get("backbone"),
+        backbone=None if backbone is None else _everywhere(backbone),
         revision=options.get("revision"),
         device=options.get("device", "auto"),
         precision=options.get("precision", "auto"),
@@ -171,6 +174,7 @@ def planned(
         allow_pickle=options.get("allow_pickle", False),
         threads=max(1, int(num_cpus)),
         versions=Versions.here(),
+        directory=os.getcwd(),
     )
 
 
@@ -188,7 +192,7 @@ def scored(
     Raises:
         ConfigError: ``batch_size`` or a number of workers, cores or GPUs is wrong.
     """
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, Dataset
 
     from ptuning.ray.scorer import Scorer
 
@@ -209,7 +213,10 @@ def scored(
         num_gpus=num_gpus,
         udf_modifying_row_count=False,
     )
+    found = Dataset.copy(found, _deep_copy=True)  # its context is the caller's otherwise
     found.context.raise_original_map_exception = True  # Ray's own would come without the error of ours
+    if hasattr(found.context, "max_consecutive_actor_init_deaths"):
+        found.context.max_consecutive_actor_init_deaths = _STARTS
     return found
 
 
@@ -239,16 +246,31 @@ def _of_several(
     Raises:
         AdapterError: there is none, or one of them is not an adapter.
     """
-    from ptuning.adapters import version
+    from ptuning.adapters import OWN_FILES, is_peft, version
     from ptuning.inference.adapter_folder import folders_of
 
     folders = folders_of(adapters)
     several = (
-        {name: str(path) for name, path in adapters.items()}
+        {name: _everywhere(path) for name, path in adapters.items()}
         if isinstance(adapters, Mapping)
-        else str(adapters)
+        else _everywhere(adapters)
     )
+    if not isinstance(adapters, Mapping):  # training leaves NAME.run there, which is none
+        found = {
+            name: path
+            for name, path in folders.items()
+            if is_peft(path) or any((path / file).is_file() for file in OWN_FILES)
+        }
+        if not found:
+            raise AdapterError(f"{adapters} has no adapters", expected="a sub-folder for each task")
+        folders = found
     return several, {name: version(folder) for name, folder in folders.items()}
+
+
+def _everywhere(name: str | Path) -> str:
+    """A folder by its full path, since workers are started in another one; a Hub id as it is."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.exists(path) else str(name)
 
 
 def _columns(

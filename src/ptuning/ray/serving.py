@@ -137,14 +137,22 @@ def app(args: Mapping[str, Any]) -> Application:
         args: Options of :class:`~ptuning.serving.launching.ServerOptions` and :class:`ScaleOptions`.
 
     Raises:
-        ConfigError: an unknown or invalid option.
+        ConfigError: an unknown or invalid option, or neither ``keys`` nor ``no_auth``.
     """
     from ptuning.serving.launching import ServerOptions
 
     names = {field.name for field in fields(ScaleOptions)}
+    options = ServerOptions(**{name: value for name, value in args.items() if name not in names})
+    if options.keys is None and not options.no_auth:
+        raise ConfigError(
+            "keys",
+            got="none",
+            expected="a file of API keys, because other machines may reach the address, which is Ray Serve's",
+            remedy="make one with: ptuning serve --keys FILE --make_key NAME; or allow everybody with "
+            "no_auth=true",
+        )
     return application(
-        ServerOptions(**{name: value for name, value in args.items() if name not in names}),
-        ScaleOptions(**{name: value for name, value in args.items() if name in names}),
+        options, ScaleOptions(**{name: value for name, value in args.items() if name in names})
     )
 
 
@@ -156,6 +164,7 @@ def serve_on_ray(
     host: str = "127.0.0.1",
     port: int = 8000,
     started: Callable[[str], None] = lambda url: None,
+    waiting: Callable[[], None] = lambda: None,
 ) -> None:
     """Deploy the server, wait for SIGINT or SIGTERM, and end it.
 
@@ -164,25 +173,27 @@ def serve_on_ray(
         host: The address that the proxy of each node binds to.
         port: Its port.
         started: Called with the URL when requests are answered.
+        waiting: Called, in a thread, if no replica has started after half a minute.
 
     Raises:
-        ConfigError: there is no cluster, the address is taken, or a replica cannot be started.
-        OutputError: the cluster lost the work.
+        ConfigError: there is no cluster, the address is taken, another command serves already, other machines
+            could ask without a key, or a replica cannot be started.
+        OutputError: the cluster lost the work, or the deployment was ended elsewhere.
     """
-    check_port(port)
-    with connected(address), _quiet(), errors_of_workers(), _interrupted():
-        from ray import serve
+    from ptuning.serving.launching import check_host
 
+    check_port(port)
+    check_host(options, host)
+    with connected(address), _quiet(), errors_of_workers(), _interrupted():
         made = application(on_all_nodes(options), scale)
         _check_room(scale)
         ours = _start(host, port)
+        if not ours:
+            _check_alone()
         try:
-            try:
-                serve.run(made, name=NAME, route_prefix="/")
-            except RuntimeError as error:
-                raise explained("\n".join((str(error), *_messages()))) from error
+            _deploy(made, waiting)
             started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-            threading.Event().wait()
+            _wait()
         except KeyboardInterrupt:
             pass  # the signal to stop
         finally:
@@ -283,18 +294,112 @@ def _start(host: str, port: int) -> bool:
     return True
 
 
-def _end(ours: bool, drain_seconds: float) -> None:
-    """End the deployment, and Serve itself if it was started for it."""
+def _check_alone() -> None:
+    """Refuse to replace a deployment that the process serves which made it.
+
+    Raises:
+        ConfigError: that process runs. If it was killed, its deployment can be taken over.
+    """
+    import ray
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    deployed = ray.get(client._controller.list_deployments_internal.remote())
+    jobs = {info.deployer_job_id for each, (info, _) in deployed.items() if each.app_name == NAME}
+    jobs.discard(ray.get_runtime_context().get_job_id())
+    for job in ray._private.state.jobs():
+        if job["JobID"] in jobs and not job["IsDead"]:
+            raise ConfigError(
+                f"the cluster has the deployment {NAME!r} already",
+                got=f"one of the process {job['DriverPid']} on {job['DriverIPAddress']}, which runs",
+                expected="none",
+                remedy="stop that process first",
+            )
+
+
+def _deploy(made: Application, waiting: Callable[[], None], seconds: float = 30.0) -> None:
+    """Deploy the application, and wait until it answers.
+
+    Args:
+        waiting: Called if that takes longer than ``seconds``.
+
+    Raises:
+        ConfigError, OutputError: it cannot be deployed.
+    """
     from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    timer = threading.Timer(seconds, waiting)
+    timer.daemon = True
+    timer.start()
+    try:
+        serve.run(made, name=NAME, route_prefix="/")
+    except RayServeException as error:  # such as another application at the same path
+        raise ConfigError(
+            f"the server cannot be deployed: {getattr(error, 'cause', error)}",
+            remedy="end what is in its way; serve status lists it, serve shutdown ends everything",
+        ) from error
+    except RuntimeError as error:
+        raise explained("\n".join((str(error), *_messages()))) from error
+    finally:
+        timer.cancel()
+
+
+def _wait(seconds: float = 5.0) -> None:
+    """Wait for a signal.
+
+    Args:
+        seconds: Between two looks at the deployment.
+
+    Raises:
+        OutputError: the deployment was ended elsewhere.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    with suppress(RayServeException, ray.exceptions.RayActorError):  # Serve itself has ended
+        while NAME in serve.status().applications:
+            time.sleep(seconds)
+    raise OutputError("the deployment was ended elsewhere", remedy="start it again")
+
+
+def _end(ours: bool, drain_seconds: float) -> None:
+    """End the deployment, and Serve itself if it was started for it.
+
+    Raises:
+        OutputError: it takes too long, or is interrupted.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     ends = time.monotonic() + drain_seconds + 2 * _MARGIN
-    deleted = False
-    while not deleted and time.monotonic() < ends:
-        with suppress(TimeoutError):  # a minute is as long as Serve waits
-            serve.delete(NAME)
-            deleted = True
-    if ours and not serve.status().applications:
-        _shut_down()
+    remaining = OutputError(
+        "the deployment has not ended yet", remedy="see serve status; serve shutdown ends what is left"
+    )
+    try:
+        with suppress(RayServeException, ray.exceptions.RayActorError):  # Serve was ended elsewhere
+            while not _deleted():
+                if time.monotonic() > ends:
+                    raise remaining
+            if ours and not serve.status().applications:
+                _shut_down()
+    except KeyboardInterrupt:
+        raise remaining from None
+
+
+def _deleted() -> bool:
+    """Delete the deployment, and wait for as long as Serve does: a minute."""
+    from ray import serve
+
+    try:
+        serve.delete(NAME)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _shut_down() -> None:

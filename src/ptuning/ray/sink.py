@@ -28,7 +28,7 @@ class Sink(Datasink[list[Part]]):
         folder: The folder of the run.
         run: Its name.
         form: The format.
-        prefix: What the names of the added columns start with.
+        prefix: As of :func:`~ptuning.ray.parts.split`.
         file_bytes: Bytes of rows per file, about; they are collected for a task in memory.
 
     Attributes:
@@ -41,7 +41,7 @@ class Sink(Datasink[list[Part]]):
         folder: str,
         run: str,
         form: OutputFormat,
-        prefix: str,
+        prefix: str | None,
         file_bytes: int,
     ) -> None:
         self._filesystem, self._folder, self._run = filesystem, folder, run
@@ -53,7 +53,9 @@ class Sink(Datasink[list[Part]]):
         tables = [table for table in tables if table.num_rows]
         if not tables:
             return []
-        both = split(pa.concat_tables(tables, promote_options="permissive"), self._prefix)
+        with writing_to(self._folder):
+            table = pa.concat_tables(tables, promote_options="permissive")
+        both = split(table, self._prefix)
         number = getattr(ctx, "task_idx", 0)
         return [
             self._write(table, bad, number)

@@ -75,9 +75,9 @@ def place_of(name: str, option: str, filesystem: fs.FileSystem | None = None) ->
 def files_of(name: str, option: str, filesystem: fs.FileSystem | None = None) -> tuple[Place, list[Found]]:
     """The files that a name of a user's means, sorted: a file, a folder with its sub-folders, or a pattern.
 
-    In a pattern, ``*`` and ``?`` match within a name and ``**`` any folders. In a URI, ``?`` begins the
-    options of the file system. Files and folders with a name that starts with ``_`` or ``.`` are left out
-    unless they are named.
+    In a pattern, ``*`` and ``?`` match within a name and ``**`` any folders. The name of a file or folder
+    that exists is not a pattern. In a URI, ``?`` begins the options of the file system. Files and folders
+    with a name that starts with ``_`` or ``.`` are left out unless they are named.
 
     Raises:
         ConfigError: see :func:`place_of`.
@@ -89,7 +89,7 @@ def files_of(name: str, option: str, filesystem: fs.FileSystem | None = None) ->
         path, mark, rest = name.partition("?")
         options = mark + rest
     wild = _WILD.search(path)
-    if wild is None:
+    if wild is None or _exists(name, option, filesystem):
         place = place_of(name, option, filesystem)
         with _listing(name):
             info = place.filesystem.get_file_info(place.path)
@@ -109,6 +109,15 @@ def files_of(name: str, option: str, filesystem: fs.FileSystem | None = None) ->
     if not found:
         raise DataError(f"{option}: there are no files in {name}", remedy="check the name")
     return Place(place.filesystem, place.path, name), sorted(found)
+
+
+def _exists(name: str, option: str, filesystem: fs.FileSystem | None) -> bool:
+    """Whether a name with the characters of a pattern is that of a file or folder."""
+    try:
+        place = place_of(name, option, filesystem)
+        return bool(place.filesystem.get_file_info(place.path).type != fs.FileType.NotFound)
+    except (ConfigError, OSError, pa.ArrowException):
+        return False  # what is wrong is said where the folder is listed
 
 
 def _below(place: Place, *, recursive: bool) -> list[Found]:
