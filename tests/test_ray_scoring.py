@@ -320,7 +320,7 @@ def test_long_cells_and_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "0.csv").touch()
     assert [row["text"] for row in read(f"{tmp_path}/*.csv")] == ["a", long]
     monkeypatch.setattr("ptuning.ray.layout._LONGEST_ROW", 1 << 20)
-    with pytest.raises(DataError, match=r"1\.csv: a row is too long.*1 MiB in CSV"):
+    with pytest.raises(DataError, match=r"1\.csv: (a row is too long|no row is complete).*1 MiB in CSV"):
         read(str(tmp_path / "1.csv"))
     with pytest.raises(DataError, match="there are no rows"):
         find_files(str(tmp_path / "0.csv"))

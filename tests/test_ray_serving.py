@@ -328,8 +328,10 @@ def test_paths_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.Monk
 def failed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     assert main(["serve", *map(str, arguments)]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    return said
+    waiting = "ptuning: waiting for the replicas to start"  # a note, on a machine that is slow
+    lines = [line for line in said.splitlines() if not line.startswith(waiting)]
+    assert len(lines) == 1, said
+    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,10 @@ def reading(path: str) -> Iterator[None]:
     except DataError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        if "straddling" in str(error):  # pyarrow's word for a row that is longer than a block
+        words = str(error)
+        if "straddling" in words or "Empty CSV file or block" in words:  # no end of a row in a block
             raise DataError(
-                f"{path}: a row is too long",
+                f"{path}: a row is too long" if "straddling" in words else f"{path}: no row is complete",
                 expected=f"at most {_LONGEST_ROW >> 20} MiB in CSV, {_LONGEST_LINE >> 20} MiB in JSON lines",
                 remedy="shorten it, or write Parquet",
             ) from error
