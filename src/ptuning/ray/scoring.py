@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ptuning.ray.scorer import Scoring
     from ptuning.task import Task
 
-ROWS = 4096
-"""Rows per call of an actor. They are sorted by length, so more rows have less padding."""
+ROWS = 1024
+"""Rows per call of an actor, which sorts them by length: as many as ``ptuning predict`` sorts at once. More
+would have less padding, but more would be repeated if a node dies, and workers would end less together."""
 BATCH_TOKENS = 4096
 _STARTS = 3
 """How many actors in a row may die while they start."""
