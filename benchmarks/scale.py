@@ -44,8 +44,8 @@ from measuring import machine, write
 
 RESULTS = Path(__file__).parent / "results"
 FILES = 8
-STORE = 100_000_000
-"""Bytes of each node's object store; Ray takes no less than 75 MB."""
+STORE = 300_000_000
+"""Bytes of each node's object store."""
 ARMS: dict[str, int] = {"plain": 0, "ray, 1 worker": 1, "ray, 2 workers": 2}
 """The arms, by their number of workers on the cluster."""
 SECONDS = 1800
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs=2, default=[4096, 16384], help="of the two sizes")
     parser.add_argument("--memory", action="store_true", help="memory instead of speed")
     parser.add_argument(
-        "--memory_rows", type=int, nargs=2, default=[20_000, 60_000], help="rows, bytes per row"
+        "--memory_rows", type=int, nargs=2, default=[36_000, 40_000], help="rows, bytes per row"
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "scale.json")
     given = parser.parse_args()
