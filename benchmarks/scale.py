@@ -12,7 +12,9 @@ the command without Ray, times the rows of a batch.
 ``--memory`` scores a data set of several times the size of the object stores (each row carries bytes that are
 kept), and samples the memory of all processes of the cluster.
 
-    PTUNING_DATA=... python benchmarks/scale.py [--rounds 3] [--memory]
+``--tokenising`` measures how many rows a core tokenises in a second.
+
+    PTUNING_DATA=... python benchmarks/scale.py [--rounds 3] [--memory | --tokenising]
 
 Two cores are needed for two workers; driver and scheduler need some, too.
 """
@@ -247,16 +249,47 @@ def memory(folder: Path, model: Path, address: str, count: int, payload: int) ->
     }
 
 
+def tokenising() -> dict[str, Any]:
+    """Rows that one core tokenises in a second of CPU time, with the demo backbone's tokenizer."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from ptuning.model.loading import load_tokenizer
+
+    tokenizer, found, rates = load_tokenizer("demo"), texts() * 5, []
+    tokens = [len(ids) for ids in tokenizer(found)["input_ids"]]
+    for _ in range(5):
+        began = time.process_time()
+        tokenizer(found)
+        rates.append(len(found) / (time.process_time() - began))
+    return {"rows_per_second": round(median(rates)), "tokens_per_row": round(sum(tokens) / len(tokens), 1)}
+
+
+def keep(file: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Write parts of the result next to those that the file has, and print them."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine() | {"ray": version("ray")},
+        "command": " ".join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
+    }
+    write(file, {**before, **{name: {**about, **each} for name, each in found.items()}})
+    for name, each in found.items():
+        print(name, json.dumps({key: value for key, value in each.items() if key != "rounds"}, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs=2, default=[4096, 16384], help="of the two sizes")
     parser.add_argument("--memory", action="store_true", help="memory instead of speed")
+    parser.add_argument("--tokenising", action="store_true", help="the rate of the tokenizer instead")
     parser.add_argument(
         "--memory_rows", type=int, nargs=2, default=[36_000, 40_000], help="rows, bytes per row"
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "scale.json")
     given = parser.parse_args()
+    if given.tokenising:
+        keep(given.results, {"tokenising": tokenising()})
+        return
     with tempfile.TemporaryDirectory(prefix="pt-", dir="/tmp") as scratch:
         folder = Path(scratch)
         model = adapter(folder)
@@ -265,22 +298,7 @@ def main() -> None:
                 found = {"memory": memory(folder, model, address, *given.memory_rows)}
             else:
                 found = {"speed": speed(folder, model, address, tuple(given.rows), given.rounds)}
-    before = json.loads(given.results.read_text(encoding="utf-8")) if given.results.exists() else {}
-    about = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine() | {"ray": version("ray")},
-        "command": " ".join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
-    }
-    write(given.results, {**before, **{name: {**about, **each} for name, each in found.items()}})
-    print(
-        json.dumps(
-            {
-                name: {key: value for key, value in each.items() if key != "rounds"}
-                for name, each in found.items()
-            },
-            indent=1,
-        )
-    )
+    keep(given.results, found)
 
 
 if __name__ == "__main__":
