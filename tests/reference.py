@@ -71,6 +71,9 @@ class SlowReference:
         if self.kind == "deberta-v2":
             for layer, block in enumerate(self.model.deberta.encoder.layer):
                 block.attention.self.forward = self._disentangled(block.attention.self, layer)
+        elif self.kind == "mpnet":
+            for layer, block in enumerate(self.model.mpnet.encoder.layer):
+                block.attention.attn.forward = self._biased(block.attention.attn, layer)
         elif self.kind != "bloom":
             self.model.set_attn_implementation(_NAME)
 
@@ -108,7 +111,7 @@ class SlowReference:
         if position_offset:
             first = (
                 self.model.config.pad_token_id + 1
-                if "roberta" in self.kind or self.kind == "camembert"
+                if "roberta" in self.kind or self.kind in ("camembert", "mpnet")
                 else 0
             )
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
@@ -116,7 +119,7 @@ class SlowReference:
         _running = self
         with self._averaged(beside, mix) if mean else nullcontext(), self._widened(units, first_layer):
             logits: Tensor = self.model(**inputs).logits[0]
-        if self.kind != "deberta-v2":
+        if self.kind not in ("deberta-v2", "mpnet"):
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
         return logits
 
@@ -218,6 +221,26 @@ class SlowReference:
             hidden = hidden + block.mlp.dense_4h_to_h(nn.functional.gelu(wide, approximate="tanh"))
         logits: Tensor = self.model.score(base.ln_f(hidden)[-1])
         return logits
+
+    def _biased(self, module: Any, layer: int) -> Callable[..., tuple[Tensor]]:
+        """MPNet's attention for one row, head by head: its bias depends on the distance between two tokens,
+        and a prompt is at no distance.
+        """
+
+        def forward(hidden: Tensor, mask: Tensor | None, bias: Tensor, **_: Any) -> tuple[Tensor]:
+            assert hidden.shape[0] == 1
+            heads, mixed = self.model.config.num_attention_heads, []
+            query, key, value = (
+                part(hidden)[0].chunk(heads, dim=1) for part in (module.q, module.k, module.v)
+            )
+            for head, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+                more_keys, more_values = self.keys_values(layer, head, q.shape[1])
+                root = math.sqrt(q.shape[1])
+                scores = torch.cat((q @ more_keys.T / root, q @ k.T / root + bias[0, head]), dim=1)
+                mixed.append(scores.softmax(-1) @ torch.cat((more_values, v)))
+            return (module.o(torch.cat(mixed, dim=1))[None],)
+
+        return forward
 
     def _disentangled(self, module: Any, layer: int) -> Callable[..., tuple[Tensor, None]]:
         """DeBERTa's equation 4 for each pair of places; a prompt has content alone."""

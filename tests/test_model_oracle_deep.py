@@ -21,7 +21,7 @@ from tiny import CASES, DISTINCT, FAMILIES, HEADS, HIDDEN, LAYERS, SPECIFICS, ra
 P = 4
 LENGTHS = [9, 3, 6, 2]
 
-NO_CACHE = ("distilbert", "albert", "modernbert", "deberta-v2")
+NO_CACHE = ("distilbert", "albert", "modernbert", "deberta-v2", "mpnet")
 """PEFT's PREFIX_TUNING is a key/value cache, and their forward takes none."""
 HAS_NO_POSITIONS = {"bloom"}
 HAS_SEGMENTS = {"bert", "electra", "albert", "albert, own weights a layer"} | {

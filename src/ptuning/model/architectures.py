@@ -60,6 +60,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "distilbert": Architecture(layers="transformer.layer", feed_forward=("ffn.lin1", "ffn.lin2")),
     "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo"), final=("final_norm",)),
     "deberta-v2": replace(_BERT, attention="replaced"),
+    "mpnet": replace(_ROBERTA, attention="replaced", segments=False),
     "gpt2": replace(
         _DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",), same_length=True
     ),

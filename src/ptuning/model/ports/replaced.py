@@ -1,11 +1,11 @@
-"""The port for attention outside transformers' interface: DeBERTa-v2's disentangled attention.
+"""The port for attention outside transformers' interface: DeBERTa-v2's disentangled attention, and MPNet's.
 
 DeBERTa (arXiv:2006.03654, arXiv:2111.09543) adds relative-position terms inside its attention. As in the
 P-tuning v2 reference, a prompt has no position in the text: queries meet its keys by content only, with no
-relative-position term.
+relative-position term. Nor has MPNet's attention (arXiv:2004.09297) a relative-position bias for a prompt.
 
-DeBERTa's forward hands no keyword arguments down to its layers, so they find the pass, and what they are
-given, in context variables: set for the duration of one call, and separate for every thread.
+Neither hands keyword arguments down to its attention, so the layers find the pass, and what they are given,
+in context variables: set for the duration of one call, and separate for every thread.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from ptuning.model.layer_parts import LayerPart, LayerPass
-from ptuning.model.ports.interface import with_prompt
+from ptuning.model.ports.interface import attention, with_prompt
 from ptuning.model.ports.port import AttentionPort, Capabilities
 
 _pass: ContextVar[object] = ContextVar("ptuning_forward_pass", default=None)
@@ -101,7 +102,52 @@ class PromptedSelfAttention(DisentangledSelfAttention):
         return split
 
 
-REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {DisentangledSelfAttention: PromptedSelfAttention}
+class PromptedMPNetAttention(MPNetSelfAttention):
+    """MPNet's attention with the layer's prompt in front; outside of a pass, its parent."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]`` and ``position_bias``
+        ``[B, h, T, T]``, both to be added to the scores; returns ``[B, T, H]``.
+        """
+        given = _layer.get()
+        if given is None or output_attentions and given.keys is None:
+            plain: Callable[..., tuple[Tensor, ...]] = super().forward
+            return plain(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
+        query, key, value = (
+            part(hidden_states).unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        bias = [each for each in (attention_mask, position_bias) if each is not None]
+        mask = None
+        if bias:
+            mask = self._in_front(sum(bias[1:], bias[0]), given)
+        dropout = self.dropout.p if self.training else 0.0
+        mixed, _ = attention(self, query, key, value, mask, dropout=dropout, forward_pass=given)
+        return (self.o(mixed.flatten(2)),)
+
+    @staticmethod
+    def _in_front(bias: Tensor, given: LayerPass) -> Tensor:
+        """``bias`` for P virtual tokens more: 0 for those that a row has."""
+        if given.keys is None:
+            return bias
+        wide = nn.functional.pad(bias, (given.keys.shape[2], 0))
+        if given.prompt_mask is not None:
+            hidden = ~given.prompt_mask.bool()[:, None, None]
+            wide[..., : hidden.shape[-1]].masked_fill_(hidden, torch.finfo(bias.dtype).min)
+        return wide
+
+
+REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {
+    DisentangledSelfAttention: PromptedSelfAttention,
+    MPNetSelfAttention: PromptedMPNetAttention,
+}
 """transformers' attention class, and ours in its place."""
 
 
