@@ -82,5 +82,36 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma2": _DECODER,
     "gemma3_text": _DECODER,
     "phi3": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
+    "ernie": _BERT,
+    "xlm-roberta-xl": replace(_ROBERTA, final=("encoder.LayerNorm",)),
+    "roberta-prelayernorm": replace(_ROBERTA, final=("LayerNorm",)),
+    "eurobert": Architecture(final=("norm",)),
+    "nomic_bert": Architecture(segments=True),
+    "gte": Architecture(segments=True),
+    "jina_embeddings_v3": Architecture(feed_forward=("mlp.fc1", "mlp.fc2"), segments=True),
+    "modernbert-decoder": Architecture(feed_forward=("mlp.Wi", "mlp.Wo"), final=("final_norm",), causal=True),
+    "gpt_bigcode": replace(
+        _DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",), same_length=True
+    ),
+    "biogpt": replace(_DECODER, feed_forward=("fc1", "fc2"), final=("layer_norm",)),
+    "olmo": _DECODER,
+    "olmo2": _DECODER,
+    "olmo3": _DECODER,
+    "smollm3": _DECODER,
+    "starcoder2": replace(_DECODER, feed_forward=("mlp.c_fc", "mlp.c_proj")),
+    "phi": replace(_DECODER, feed_forward=("mlp.fc1", "mlp.fc2"), final=("final_layernorm",)),
+    "stablelm": _DECODER,
+    "glm": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
+    "glm4": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
+    "nemotron": replace(_DECODER, feed_forward=("mlp.up_proj", "mlp.down_proj")),
+    "persimmon": replace(
+        _DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), final=("final_layernorm",)
+    ),
+    "exaone4": _DECODER,
+    "seed_oss": _DECODER,
+    "ministral": _DECODER,
+    "helium": _DECODER,
+    "hunyuan_v1_dense": _DECODER,
+    "arcee": replace(_DECODER, feed_forward=("mlp.up_proj", "mlp.down_proj")),
 }
 """By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
