@@ -25,6 +25,8 @@ ANCHORS = ((11, 12),)
 TEMPLATE = "{prompt:2} {text_a} two words {prompt:3} {text_b}"
 NAMED = ("start", "front", "between", "middle", "end")
 SEGMENTED = (
+    "ernie",
+    "nomic_bert",
     "bert",
     "electra",
     "albert",

@@ -89,7 +89,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "nomic_bert": Architecture(segments=True),
     "gte": Architecture(segments=True),
     "jina_embeddings_v3": Architecture(feed_forward=("mlp.fc1", "mlp.fc2"), segments=True),
-    "modernbert-decoder": Architecture(feed_forward=("mlp.Wi", "mlp.Wo"), final=("final_norm",), causal=True),
     "gpt_bigcode": replace(
         _DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",), same_length=True
     ),
@@ -100,10 +99,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "smollm3": _DECODER,
     "starcoder2": replace(_DECODER, feed_forward=("mlp.c_fc", "mlp.c_proj")),
     "phi": replace(_DECODER, feed_forward=("mlp.fc1", "mlp.fc2"), final=("final_layernorm",)),
-    "stablelm": _DECODER,
     "glm": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
     "glm4": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
-    "nemotron": replace(_DECODER, feed_forward=("mlp.up_proj", "mlp.down_proj")),
     "persimmon": replace(
         _DECODER, feed_forward=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), final=("final_layernorm",)
     ),
