@@ -50,6 +50,7 @@ class Facts:
         virtual_units: U.
         fitted: Whether the head starts fitted to the rows, or trained.
         warm: Whether the prompt was trained before.
+        features: The root mean square of what the head reads; 0 if it is not known.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
     """
 
@@ -63,11 +64,12 @@ class Facts:
     fitted: bool = False
     scaled: bool = False
     warm: bool = False
+    features: float = 0.0
 
     @classmethod
     def of(cls, model: PTuningModel, rows: Sequence[TokenRow], start: WarmStart | None = None) -> Facts:
         """The facts of training ``model`` on ``rows``."""
-        from ptuning.training.head_init import starts_fitted  # imports scikit-learn, which is slow
+        from ptuning.training.head_init import feature_size, starts_fitted  # imports scikit-learn: slow
 
         prompt = model.prompt_config
         return cls(
@@ -80,6 +82,7 @@ class Facts:
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
             warm=start is not None,
+            features=feature_size(model, rows),
             scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 
@@ -103,6 +106,9 @@ MAX_SPEEDUP = 3.0
 """Maximum factor on the prompt's learning rate if the user asks for fewer than :data:`MIN_STEPS`."""
 HEAD_RATE_TIMES_STEPS = 2.5
 """The head's learning rate times the number of steps. It is constant, so that a long run does not overfit."""
+HEAD_STEP = 1e-3
+"""Maximum head learning rate times the size of the features. A head that reads large ones learns few rows by
+heart before the prompt has learned anything."""
 FITTED_EPOCHS = 5
 """Epochs if the head starts fitted or trained: less is left to learn."""
 FITTED_HEAD = 2e-4
@@ -143,15 +149,13 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         every = math.ceil(epochs * steps / EVALUATIONS)
     elif epochs < usual and steps * usual > MAX_STEPS:  # many rows, so few epochs
         every = math.ceil(epochs * steps / usual)
-    head = (
-        FITTED_HEAD
-        if facts.fitted
-        else _rounded(min(1e-2, max(1e-3, HEAD_RATE_TIMES_STEPS / (epochs * steps))))
-    )
+    head = FITTED_HEAD if facts.fitted else min(1e-2, max(1e-3, HEAD_RATE_TIMES_STEPS / (epochs * steps)))
+    if facts.features:
+        head = min(head, HEAD_STEP / facts.features)
     return {
         "num_train_epochs": epochs,
         "learning_rate": _rounded(prompt),
-        "head_learning_rate": head,
+        "head_learning_rate": _rounded(head),
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem has no dropout
         "evaluate_every": every,
     }
