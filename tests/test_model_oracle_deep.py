@@ -23,7 +23,7 @@ LENGTHS = [9, 3, 6, 2]
 
 NO_CACHE = (
     *("distilbert", "albert", "modernbert", "deberta-v2", "mpnet"),
-    *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3"),
+    *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "ultrabert"),
 )
 """PEFT's PREFIX_TUNING is a key/value cache, and their forward takes none."""
 HAS_NO_POSITIONS = {"bloom"}
@@ -478,10 +478,10 @@ def test_prompts_that_nobody_reads_are_refused_not_ignored(case: str) -> None:
 
 
 def test_an_architecture_whose_attention_does_more_is_refused_not_half_obeyed() -> None:
-    """gpt-oss hands its attention sinks over as an argument."""
+    """Block-sparse attention would hand its blocks over as an argument."""
     states = torch.randn(1, HEADS, 3, HIDDEN // HEADS)
-    with pytest.raises(UnsupportedBackbone, match="Linear passes s_aux to its attention"):
-        attention(torch.nn.Linear(1, 1), states, states, states, None, s_aux=torch.zeros(HEADS))
+    with pytest.raises(UnsupportedBackbone, match="Linear passes block_table to its attention"):
+        attention(torch.nn.Linear(1, 1), states, states, states, None, block_table=torch.zeros(HEADS))
 
 
 # ------------------------------------------------------------------------------------------- bf16

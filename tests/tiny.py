@@ -21,6 +21,7 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 SPECIFICS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -81,6 +82,17 @@ SPECIFICS: dict[str, dict[str, Any]] = {
     "helium": _GROUPED,
     "hunyuan_v1_dense": _GROUPED,
     "arcee": _GROUPED,
+    "data2vec-text": {"type_vocab_size": 1},
+    "ultrabert": {**_GROUPED, "sliding_window": 128},
+    "ministral3": _GROUPED,
+    "mixtral": {**_GROUPED, "num_local_experts": 4},
+    "qwen2_moe": {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {**_GROUPED, **_EXPERTS},
+    "phimoe": {**_GROUPED, "num_local_experts": 4},
+    "hunyuan_v1_moe": {**_GROUPED, "num_experts": 4, "moe_topk": 2},
+    "gpt_oss": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_neo": {"num_layers": LAYERS, "num_heads": HEADS, "attention_types": [[["global", "local"], 1], [["global"], 1]]},
+    "gptj": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "rotary_dim": 4},
 }
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

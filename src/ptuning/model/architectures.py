@@ -45,6 +45,7 @@ _BERT = Architecture(
 )
 _ROBERTA = replace(_BERT, after_padding=True)
 _DECODER = Architecture(final=("norm",), causal=True)
+_EXPERTS = replace(_DECODER, feed_forward=("mlp", "mlp"))
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "bert": _BERT,
@@ -110,5 +111,28 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "helium": _DECODER,
     "hunyuan_v1_dense": _DECODER,
     "arcee": replace(_DECODER, feed_forward=("mlp.up_proj", "mlp.down_proj")),
+    "data2vec-text": _ROBERTA,
+    "ultrabert": Architecture(final=("norm",)),
+    "ministral3": _DECODER,
+    "mixtral": _EXPERTS,
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS,
+    "phimoe": _EXPERTS,
+    "hunyuan_v1_moe": _EXPERTS,
+    "gpt_oss": replace(_DECODER, feed_forward=("mlp.experts", "mlp.experts")),
+    "gpt_neo": replace(
+        _DECODER,
+        layers="h",
+        feed_forward=("mlp.c_fc", "mlp.c_proj"),
+        final=("ln_f",),
+        attention="replaced",
+    ),
+    "gptj": replace(
+        _DECODER,
+        layers="h",
+        feed_forward=("mlp.fc_in", "mlp.fc_out"),
+        final=("ln_f",),
+        attention="replaced",
+    ),
 }
 """By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
