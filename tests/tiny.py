@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ _COMMON: dict[str, Any] = {
 }
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_FAR = {
+    **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 4},
+    "llama_4_scaling_beta": 0.5,
+}
 
 SPECIFICS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -70,7 +75,7 @@ SPECIFICS: dict[str, dict[str, Any]] = {
     "olmo": _GROUPED,
     "olmo2": _GROUPED,
     "olmo3": _GROUPED,
-    "smollm3": _GROUPED,
+    "smollm3": {**_GROUPED, "no_rope_layer_interval": 2},
     "starcoder2": _GROUPED,
     "phi": _GROUPED,
     "glm": _GROUPED,
@@ -84,7 +89,7 @@ SPECIFICS: dict[str, dict[str, Any]] = {
     "arcee": _GROUPED,
     "data2vec-text": {"type_vocab_size": 1},
     "ultrabert": {**_GROUPED, "sliding_window": 128},
-    "ministral3": _GROUPED,
+    "ministral3": {**_GROUPED, "rope_parameters": _FAR},
     "mixtral": {**_GROUPED, "num_local_experts": 4},
     "qwen2_moe": {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 40},
     "qwen3_moe": {**_GROUPED, **_EXPERTS},
@@ -110,6 +115,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2, sliding": ("gemma2", {"sliding_window": 4}),
     "gemma3_text, sliding": ("gemma3_text", {"sliding_window": 4}),
     "phi3, sliding": ("phi3", {"sliding_window": 4}),
+    "ernie, task ids": ("ernie", {"use_task_id": True}),
+    "gte, two segments": ("gte", {"type_vocab_size": 2}),
+    "jina_embeddings_v3, two segments": ("jina_embeddings_v3", {"type_vocab_size": 2}),
+    "eurobert, mean pooling": ("eurobert", {"classifier_pooling": "mean"}),
+    "eurobert, first token": ("eurobert", {"classifier_pooling": "bos"}),
+    "ultrabert, sliding": ("ultrabert", {"sliding_window": 4}),
+    "ultrabert, mean pooling": ("ultrabert", {"classifier_pooling": "mean"}),
+    "gpt_bigcode, a key for each head": ("gpt_bigcode", {"multi_query": False}),
+    "gpt_neo, window": ("gpt_neo", {"window_size": 3}),
+    "olmo, clipped": ("olmo", {"clip_qkv": 0.5}),
+    "olmo3, sliding": ("olmo3", {"sliding_window": 4}),
+    "smollm3, sliding": ("smollm3", {"use_sliding_window": True, "sliding_window": 4}),
+    "starcoder2, sliding": ("starcoder2", {"sliding_window": 4}),
+    "phi, normed": ("phi", {"qk_layernorm": True}),
+    "persimmon, not normed": ("persimmon", {"qk_layernorm": False}),
+    "exaone4, sliding": ("exaone4", {"sliding_window": 4, "sliding_window_pattern": 2}),
+    "ministral, sliding": ("ministral", {"sliding_window": 4}),
+    "mixtral, sliding": ("mixtral", {"sliding_window": 4}),
+    "qwen2_moe, a dense layer": ("qwen2_moe", {"mlp_only_layers": [1]}),
+    "qwen3_moe, a dense layer": ("qwen3_moe", {"mlp_only_layers": [1]}),
+    "gpt_oss, sliding": ("gpt_oss", {"sliding_window": 4}),
 }
 """Configurations of real checkpoints that take another way through their architecture's code."""
 
@@ -132,7 +158,7 @@ FAMILIES = (
 """One of each way through ptuning's code. The others differ from one of them inside transformers' code alone;
 all of them are compared with the reference.
 """
-TWINS = ("xlm-roberta", "camembert")
+TWINS = ("xlm-roberta", "camembert", "data2vec-text")
 """RoBERTa's code and RoBERTa's row of the table."""
 DISTINCT = tuple(case for case in CASES if case not in TWINS)
 
@@ -146,7 +172,7 @@ def tiny_case(name: str, **overrides: Any) -> PreTrainedModel:
 def tiny(kind: str, *, num_labels: int = 3, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model of architecture ``kind`` in fp32, with initial weights large enough to matter."""
     torch.manual_seed(seed)
-    specifics = {"initializer_range": 0.2, **SPECIFICS[kind], **overrides}
+    specifics = deepcopy({"initializer_range": 0.2, **SPECIFICS[kind], **overrides})
     config = AutoConfig.for_model(kind, **{**_COMMON, **specifics}, num_labels=num_labels)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():  # biases and norms start at 0 and 1 everywhere: a swapped one would not be seen
