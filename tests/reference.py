@@ -261,7 +261,7 @@ class SlowReference:
                 scores = q @ torch.cat((more_keys, k)).T / root
                 for now in range(len(q)):
                     for place in range(len(k)):
-                        if place > now or local and place <= now - self.model.config.window_size:
+                        if place > now or (local and place <= now - self.model.config.window_size):
                             scores[now, len(more_keys) + place] = -math.inf
                 mixed.append(scores.softmax(-1) @ torch.cat((more_values, v)))
             return torch.stack(mixed)[None], None

@@ -261,7 +261,10 @@ def test_no_configuration_chooses_how_experts_are_computed(tmp_path: Path) -> No
     tiny("mixtral").save_pretrained(tmp_path)
     for field in ("experts_implementation", "_experts_implementation", "_experts_implementation_internal"):
         config(**{field: "kernels-community/experts"})(tmp_path)
-        assert "kernels" not in load(str(tmp_path), num_labels=3, problem_type=None).config._experts_implementation
+        assert (
+            "kernels"
+            not in load(str(tmp_path), num_labels=3, problem_type=None).config._experts_implementation
+        )
 
 
 def test_a_checkpoint_in_bf16_is_exact_in_fp32(tmp_path: Path) -> None:

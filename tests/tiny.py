@@ -96,7 +96,13 @@ SPECIFICS: dict[str, dict[str, Any]] = {
     "phimoe": {**_GROUPED, "num_local_experts": 4},
     "hunyuan_v1_moe": {**_GROUPED, "num_experts": 4, "moe_topk": 2},
     "gpt_oss": {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "gpt_neo": {"num_layers": LAYERS, "num_heads": HEADS, "attention_types": [[["global", "local"], 1], [["global"], 1]]},
+    "stablelm": {**_GROUPED, "qk_layernorm": True},
+    "nemotron": {**_GROUPED, "initializer_range": 0.1},
+    "gpt_neo": {
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "attention_types": [[["global", "local"], 1], [["global"], 1]],
+    },
     "gptj": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "rotary_dim": 4},
 }
 
@@ -123,6 +129,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ultrabert, sliding": ("ultrabert", {"sliding_window": 4}),
     "ultrabert, mean pooling": ("ultrabert", {"classifier_pooling": "mean"}),
     "gpt_bigcode, a key for each head": ("gpt_bigcode", {"multi_query": False}),
+    "stablelm, side by side": ("stablelm", {"qk_layernorm": False, "use_parallel_residual": True}),
     "gpt_neo, window": ("gpt_neo", {"window_size": 3}),
     "olmo, clipped": ("olmo", {"clip_qkv": 0.5}),
     "olmo3, sliding": ("olmo3", {"sliding_window": 4}),

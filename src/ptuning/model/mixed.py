@@ -22,7 +22,6 @@ from ptuning.model.layer_parts import LayerPart
 from ptuning.model.limits import joined_of
 from ptuning.model.packed import DEEP, PackedTask, input_key
 from ptuning.model.placement import apart
-from ptuning.model.pooling import mean_of_tokens
 from ptuning.model.readout import EveryToken
 from ptuning.model.row_heads import row_head
 from ptuning.model.row_parts import Places, RowPrompts, RowReadout, RowUnits

@@ -105,7 +105,7 @@ class RowLinear(nn.Module):
         else:
             bias = torch.stack([biases[owner] for owner in rows])
             found = torch.baddbmm(bias[:, None], arranged, weight.mT)
-        found = found.unflatten(1, tokens).flatten(0, 1)
+        found = torch.unflatten(found, 1, tokens).flatten(0, 1)
         return found if most == 1 else found[place]
 
 

@@ -95,14 +95,18 @@ class InterfacePort(AttentionPort):
         # transformers has no call that projects keys and values alone: norm, projection and rotary positions
         # are each architecture's own code. So that code runs up to the attention function and stops there.
         try:
-            layer(hidden, **{**arguments, ARGUMENT: _KeysAndValuesOnly()})
+            layer(hidden, **{**arguments, ARGUMENT: KeysAndValuesOnly()})
         except _KeysAndValues as ready:
             return ready.keys_values
         return None  # somebody has set another attention implementation
 
 
-class _KeysAndValuesOnly:
+class KeysAndValuesOnly:
     """In place of a :class:`LayerPass`: stop as soon as the keys and values are there."""
+
+
+Given = LayerPass | KeysAndValuesOnly
+"""What a layer's attention is given."""
 
 
 class _KeysAndValues(Exception):
@@ -122,7 +126,7 @@ def attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    forward_pass: LayerPass | _KeysAndValuesOnly | None = None,
+    forward_pass: Given | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with this layer's prompt in front.
@@ -151,7 +155,7 @@ def attention(
             "not support",
             remedy="use an architecture of the table in docs/backbones.md",
         )
-    if isinstance(forward_pass, _KeysAndValuesOnly):
+    if isinstance(forward_pass, KeysAndValuesOnly):
         raise _KeysAndValues(key, value)
     given = forward_pass or LayerPass(plain=prefers_plain(query.device, query.dtype))
     given.read = True

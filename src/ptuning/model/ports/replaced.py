@@ -3,16 +3,11 @@
 DeBERTa (arXiv:2006.03654, arXiv:2111.09543) adds relative-position terms inside its attention. As in the
 P-tuning v2 reference, a prompt has no position in the text: queries meet its keys by content only, with no
 relative-position term. Nor has MPNet's attention (arXiv:2004.09297) a relative-position bias for a prompt.
-
-None of them hands keyword arguments down to its attention, so the layers find the pass, and what they are
-given, in context variables: set for the duration of one call, and separate for every thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,15 +17,13 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from ptuning.model.layer_parts import LayerPart, LayerPass
-from ptuning.model.ports.interface import additive, attention, with_prompt
-from ptuning.model.ports.port import AttentionPort, Capabilities
-
-_pass: ContextVar[object] = ContextVar("ptuning_forward_pass", default=None)
-_layer: ContextVar[LayerPass | None] = ContextVar("ptuning_layer_pass", default=None)
+from ptuning.model.layer_parts import LayerPass
+from ptuning.model.ports.context import InContext, given_here
+from ptuning.model.ports.interface import KeysAndValuesOnly, additive, attention, with_prompt
+from ptuning.model.ports.port import Capabilities
 
 
-class ReplacedPort(AttentionPort):
+class ReplacedPort(InContext):
     """The attention modules get a class of ours; their weights stay the same tensors."""
 
     can = Capabilities(one_token=False, record=False, compile=False)
@@ -39,17 +32,6 @@ class ReplacedPort(AttentionPort):
         for module in model.modules():
             if (ours := REPLACEMENTS.get(type(module))) is not None:
                 module.__class__ = ours
-
-    def under_way(
-        self, found: object, parts: Sequence[LayerPart], inputs: dict[str, Any], dtype: torch.dtype
-    ) -> AbstractContextManager[None]:
-        return _set(_pass, found)
-
-    def find(self, arguments: dict[str, Any]) -> object:
-        return _pass.get()
-
-    def running(self, given: LayerPass) -> AbstractContextManager[None]:
-        return _set(_layer, given)
 
     def hidden(self, output: Any) -> Tensor:
         found: Tensor = output[0]
@@ -72,7 +54,7 @@ class PromptedSelfAttention(DisentangledSelfAttention):
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]``; returns ``[B, T, H]``."""
-        given = _layer.get()
+        given = _given()
         if given is None or given.keys is None or given.values is None:
             plain: Callable[..., tuple[Tensor, Tensor | None]] = super().forward
             return plain(
@@ -118,8 +100,8 @@ class PromptedMPNetAttention(MPNetSelfAttention):
         """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]`` and ``position_bias``
         ``[B, h, T, T]``, both to be added to the scores; returns ``[B, T, H]``.
         """
-        given = _layer.get()
-        if given is None or output_attentions and given.keys is None:
+        given = _given()
+        if given is None or (output_attentions and given.keys is None):
             plain: Callable[..., tuple[Tensor, ...]] = super().forward
             return plain(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         query, key, value = (
@@ -140,10 +122,10 @@ class PromptedGPTJAttention(GPTJAttention):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As its parent: ``[B, h, T, d]``, and a mask to be added to the scores, which are in fp32."""
-        given = _layer.get()
+        given = _given()
         if given is None or given.keys is None:
-            plain: tuple[Tensor, Tensor | None] = super()._attn(query, key, value, attention_mask)
-            return plain
+            plain: Callable[..., tuple[Tensor, Tensor | None]] = super()._attn
+            return plain(query, key, value, attention_mask)
         return in_fp32(self, (query, key, value), attention_mask, given, 1 / self.scale_attn)
 
 
@@ -156,10 +138,10 @@ class PromptedGPTNeoAttention(GPTNeoSelfAttention):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As its parent: ``[B, h, T, d]``, and a mask to be added to the scores, which are in fp32."""
-        given = _layer.get()
+        given = _given()
         if given is None or given.keys is None:
-            plain: tuple[Tensor, Tensor | None] = super()._attn(query, key, value, attention_mask)
-            return plain
+            plain: Callable[..., tuple[Tensor, Tensor | None]] = super()._attn
+            return plain(query, key, value, attention_mask)
         length = query.shape[2]
         near = self.bias[:, :, :length, :length]  # causal, and within the window of a local layer
         mask = additive(near, torch.float32)
@@ -167,10 +149,16 @@ class PromptedGPTNeoAttention(GPTNeoSelfAttention):
         return in_fp32(self, (query, key, value), mask, given, 1.0)
 
 
+def _given() -> LayerPass | None:
+    given = given_here()
+    assert not isinstance(given, KeysAndValuesOnly)  # this port is not asked for keys and values alone
+    return given
+
+
 def in_fp32(
     module: Any, text: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, given: LayerPass, scaling: float
 ) -> tuple[Tensor, None]:
-    """``[B, h, T, d]`` in the dtype of the values: GPT-J's and GPT-Neo's scores overflow in half precision."""
+    """``[B, h, T, d]``: GPT-J's and GPT-Neo's scores can overflow in half precision."""
     query, key, value = (each.float() for each in text)
     wide = None if mask is None else in_front(mask.float(), given)
     dropout = module.attn_dropout.p if module.training else 0.0
@@ -199,12 +187,3 @@ REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {
     GPTNeoSelfAttention: PromptedGPTNeoAttention,
 }
 """transformers' attention class, and ours in its place."""
-
-
-@contextmanager
-def _set(variable: ContextVar[Any], value: object) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
