@@ -139,12 +139,16 @@ class PromptedGPTNeoAttention(GPTNeoSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As its parent: ``[B, h, T, d]``, and a mask to be added to the scores, which are in fp32."""
         given = _given()
-        if given is None or given.keys is None:
+        if given is None:
             plain: Callable[..., tuple[Tensor, Tensor | None]] = super()._attn
             return plain(query, key, value, attention_mask)
-        length = query.shape[2]
-        near = self.bias[:, :, :length, :length]  # causal, and within the window of a local layer
-        mask = additive(near, torch.float32)
+        # Its parent's table of who sees whom ends at the last position, and padding may be wider.
+        places = torch.arange(query.shape[2], device=query.device)
+        back = places[:, None] - places
+        visible = back >= 0
+        if self.attention_type == "local":
+            visible &= back < self.config.window_size
+        mask = additive(visible[None, None], torch.float32)
         mask = mask if attention_mask is None else attention_mask.float() + mask
         return in_fp32(self, (query, key, value), mask, given, 1.0)
 
