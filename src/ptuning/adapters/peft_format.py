@@ -78,7 +78,7 @@ one without its ``ptuning.json``, which has the labels, is not mistaken for a PE
 NO_CACHE = frozenset(
     {
         *("albert", "distilbert", "modernbert", "deberta-v2", "mpnet"),
-        *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3"),
+        *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "ultrabert"),
     }
 )
 """Their forward has no key/value cache, so PEFT's ``PREFIX_TUNING`` raises."""

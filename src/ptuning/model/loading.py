@@ -62,6 +62,7 @@ def load_backbone(
             revision=revision,
             token=token,
             allow_pickle=allow_pickle,
+            dtype=dtype,
         )
         tokenizer = tokenizer or load_tokenizer(name, revision, token)
     else:
@@ -173,6 +174,7 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head if its checkpoint has none of that width.
 
@@ -184,6 +186,9 @@ def load(
         token: The Hub's access token; the one of ``hf auth login`` if left out.
         allow_pickle: Read ``pytorch_model.bin`` if there are no safetensors, with torch's restricted
             unpickler. Only for a backbone that the user named, not for one that an adapter names.
+        dtype: What it will be used in. A bf16 checkpoint for fp32 is loaded in fp32, because what a model
+            computes from its configuration would be rounded otherwise, such as the scale of Gemma's
+            embeddings. In all other cases the weights stay in the checkpoint's dtype.
 
     Raises:
         BackboneNotFound: no such folder or model, or a damaged one; names the part.
@@ -210,6 +215,8 @@ def load(
                 raise unsupported(name, config.model_type)
             config.chunk_size_feed_forward = 0  # it would refuse most text lengths
             config._attn_implementation = None  # the file may name code on the Hub
+            config._experts_implementation = None
+        exact = {"dtype": dtype} if dtype == torch.float32 else {}
         try:
             with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):
                 model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -219,6 +226,7 @@ def load(
                     output_loading_info=True,
                     use_safetensors=None if allow_pickle else True,
                     trust_remote_code=False,
+                    **exact,
                     **hub,
                 )
         except BackboneNotFound:

@@ -22,7 +22,6 @@ from ptuning.model.layer_parts import LayerPart
 from ptuning.model.limits import joined_of
 from ptuning.model.packed import DEEP, PackedTask, input_key
 from ptuning.model.placement import apart
-from ptuning.model.pooling import mean_of_tokens
 from ptuning.model.readout import EveryToken
 from ptuning.model.row_heads import row_head
 from ptuning.model.row_parts import Places, RowPrompts, RowReadout, RowUnits
@@ -133,10 +132,10 @@ def _pass(backbone: Backbone, key: Hashable, batch: Batch, tasks: Sequence[Packe
         rows, parts = joined.arranged(encoder, batch, Prepared(prompt=prompts))
         everywhere = torch.arange(len(tasks), device=prompts.device)
         places = {"native": Places(answers=everywhere, rows=everywhere)}
-    read = _read(encoder, rows, parts, tasks, places)
+    read, mask = _read(encoder, rows, parts, tasks, places)
     distinct, owners = _distinct(tasks)
     head = row_head(backbone, [task.head for task in distinct], owners)
-    logits = head(read, rows.attention_mask).float()
+    logits = head(read, mask).float()
     return [
         task.task.kind.logits(its[: task.task.num_labels], task.task)
         for task, its in zip(tasks, logits, strict=True)
@@ -216,13 +215,18 @@ def _read(
     parts: Sequence[LayerPart],
     tasks: Sequence[PackedTask],
     places: Mapping[str, Places],
-) -> Tensor:
-    """``[N, H]``, what the head of each row reads."""
+) -> tuple[Tensor, Tensor]:
+    """What the head of each row reads, ``[N, H]``, and the mask ``[N, T]``. A head that pools tokens itself
+    gets ``[N, T, H]``, in which a row that is read in another way is one token.
+    """
     native, mask = encoder.native_readout(), rows.attention_mask
     readout = RowReadout(tasks, places, native, mask)
     states = encoder.encode(rows, (*parts, readout))
     read = encoder.finish(readout.read(states))
-    if isinstance(native, EveryToken) and (its := places.get("native")) is not None:
-        # This head averages the tokens behind the final norm.
-        read[its.answers] = mean_of_tokens(encoder.finish(states[its.rows]), mask[its.rows])
-    return read
+    its = places.get("native")
+    if its is None or not isinstance(native, EveryToken):
+        return read, mask
+    every, seen = read.new_zeros(len(read), *states.shape[1:]), mask.new_zeros(len(read), mask.shape[1])
+    every[:, 0], seen[:, 0] = read, 1
+    every[its.answers], seen[its.answers] = encoder.finish(states[its.rows]), mask[its.rows]
+    return every, seen
