@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick bench-serving bench-infinity soak quality-setfit quality-elsewhere backbones lock clean
+.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick bench-serving bench-infinity soak quality-setfit quality-elsewhere quality-backbones backbones lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -31,6 +31,9 @@ format: $(READY)  ## write what lint asks for
 
 quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; resumes where it stopped)
 	PYTHONPATH=benchmarks $(BIN)/python -m quality
+
+quality-backbones: $(READY)  ## the default recipe and its peers on two other backbones (needs PTUNING_DATA, make backbones, make quality-elsewhere; days on two cores; resumes)
+	$(BIN)/python benchmarks/quality_backbones.py
 
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.
 quality-setfit:  ## the environment of the study's SetFit runs

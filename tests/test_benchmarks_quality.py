@@ -598,7 +598,9 @@ def test_other_backbones_have_a_table_each_and_peers_three_seeds(
         record("gemma/sst2-100", "default", 0, None, 0.8, 0.9),
         *(record("gemma/sst2-100", "full", 0, rate, 0.8, 0.7) for rate in METHODS["full"].rates[1:]),
     ]
-    text = tables.travelled(lambda header, rows: "\n".join(" | ".join(row) for row in (header, *rows)), records)
+    text = tables.travelled(
+        lambda header, rows: "\n".join(" | ".join(row) for row in (header, *rows)), records
+    )
     assert "### all-mpnet-base-v2\n\nNot run yet." in text
     assert "**ptuning, default recipe** | 1,000 | 0.900 (1)" in text
     assert "full fine-tuning" not in text  # its sweep is not whole

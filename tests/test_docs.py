@@ -164,13 +164,16 @@ def test_every_unsupported_architecture_has_a_reason() -> None:
     assert [row for row in cells(unsupported(inside)) if not row[0]] == []
 
 
-def quality(part: str) -> Callable[[str], str]:
-    """What the quality study has found so far: docs/recipes.md's ``tables``, or README's ``short`` one."""
+def quality(part: str, results: str = "RESULTS") -> Callable[[str], str]:
+    """What the quality study has found so far: docs/recipes.md's ``tables`` and ``travelled``, or README's
+    ``short`` one.
+    """
 
     def make(_: str) -> str:
         sys.path.append(str(ROOT / "benchmarks"))
+        records = import_module("quality.records")
         rendered: str = getattr(import_module("quality.tables"), part)(
-            table, import_module("quality.records").read()
+            table, records.read(getattr(records, results))
         )
         return rendered
 
@@ -209,6 +212,7 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("backbones.md", "unsupported"): unsupported,
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
+    ("recipes.md", "travelled"): quality("travelled", "BACKBONES"),
     ("trials.md", "runs"): runs,
     ("trials.md", "trials"): trials,
     ("performance.md", "performance"): performance,
