@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -271,12 +270,6 @@ def config(
         )
 
     return make
-
-
-@pytest.fixture
-def any_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny backbone's random features are large; MiniLM's leave the head's rate as it is."""
-    monkeypatch.setattr("ptuning.training.recipe.HEAD_STEP", math.inf)
 
 
 @pytest.mark.usefixtures("any_features")
