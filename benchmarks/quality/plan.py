@@ -470,10 +470,8 @@ def outstanding(records: Sequence[Record], dataset: str, method: str, seeds: Seq
 
 # ------------------------------------------------------------------------------------------ estimates
 
-GUESS = 5e-4
-"""Seconds a token takes in training, until there is a record; on MiniLM."""
-LARGER = 7
-"""How many times as long it takes on one of :data:`BACKBONES`."""
+GUESS, LARGER = 5e-4, 7
+"""Seconds a token takes in training on MiniLM, until there is a record; how many times as long on others."""
 
 
 def estimate(records: Sequence[Record], dataset: str, method: str) -> float:
