@@ -183,7 +183,7 @@ def plan_run(
         ConfigError: options that contradict each other, the task or the rows.
     """
     task, train, validation = model.task, data.train, data.validation
-    facts = Facts.of(model, train.rows, start)
+    facts = Facts.of(model, train.rows, start, features=config.head_learning_rate is None)
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps its own
         model.set_class_weights(class_weights(config, train.targets, task))

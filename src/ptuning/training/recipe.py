@@ -67,8 +67,19 @@ class Facts:
     features: float = 0.0
 
     @classmethod
-    def of(cls, model: PTuningModel, rows: Sequence[TokenRow], start: WarmStart | None = None) -> Facts:
-        """The facts of training ``model`` on ``rows``."""
+    def of(
+        cls,
+        model: PTuningModel,
+        rows: Sequence[TokenRow],
+        start: WarmStart | None = None,
+        *,
+        features: bool = True,
+    ) -> Facts:
+        """The facts of training ``model`` on ``rows``.
+
+        Args:
+            features: Whether to measure the features, which takes a pass over a few rows.
+        """
         from ptuning.training.head_init import feature_size, starts_fitted  # imports scikit-learn: slow
 
         prompt = model.prompt_config
@@ -82,7 +93,7 @@ class Facts:
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
             warm=start is not None,
-            features=feature_size(model, rows),
+            features=feature_size(model, rows) if features else 0.0,
             scaled=model.learning_rate_scales != (1.0, 1.0),
         )
 
