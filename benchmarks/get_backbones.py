@@ -4,7 +4,7 @@
 
 ``make backbones`` installs what it needs (pip, and the package gguf for Gemma) and writes ``.backbones``, one
 folder a backbone, as transformers loads it; ``PTUNING_BACKBONES`` names another folder. Takes about a minute
-and 1.1 GB. A backbone that is there is left alone. Nothing of them is shipped.
+and 1.1 GB. An existing folder is not touched. Nothing of them is shipped.
 
 - all-mpnet-base-v2: an encoder (MPNet, 109M) of sentence embeddings, fp32, Apache-2.0, the Hub's own weights.
 - gemma-3-270m: a decoder (18 layers of width 640, 268M), from 4-bit GGUF (Q4_K_M) to bf16, under the Gemma
@@ -104,7 +104,7 @@ def get(name: str, source: Source, folder: Path, download: Download) -> Path:
     """``FOLDER/NAME``, made if it is not there. What an interrupted call left is deleted by the next one.
 
     Raises:
-        Failed: a package that cannot be had, or is not what it was; then nothing is left behind.
+        Failed: a package that cannot be downloaded, or has changed; then nothing is left behind.
     """
     made = folder / name
     if made.is_dir():

@@ -1,4 +1,4 @@
-"""Ports for layers that keep their keyword arguments to themselves, so that none reaches their attention.
+"""Ports for layers that do not pass their keyword arguments on to the attention.
 
 The layers find the pass, and what they are given, in context variables: set for the duration of one call, and
 separate for every thread.
