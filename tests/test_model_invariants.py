@@ -583,7 +583,7 @@ def test_an_architecture_outside_the_table_is_named() -> None:
         intermediate_size=48,
     )
     with pytest.raises(
-        UnsupportedBackbone, match=r"not supported: got 'megatron-bert', expected one of bert, .*phi3"
+        UnsupportedBackbone, match=r"not supported: got 'megatron-bert', expected one of \d+ architectures"
     ):
         Backbone(AutoModelForSequenceClassification.from_config(config))
 

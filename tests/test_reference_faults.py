@@ -536,7 +536,8 @@ def test_fault_08_a_head_that_is_not_known_is_not_left_at_random(whose: str, kin
     if whose != PEFT:
         assert kind not in ARCHITECTURES
         with pytest.raises(
-            UnsupportedBackbone, match=rf"'{kind}' .* not supported: got .*, expected one of bert, .*phi3"
+            UnsupportedBackbone,
+            match=rf"'{kind}' .* not supported: got .*, expected one of \d+ architectures",
         ):
             made(whose, base)
         assert all(value.requires_grad for value in base.parameters()), "left as it was"

@@ -138,3 +138,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
 }
 """By ``config.model_type``. What is not here is refused by name; what is here is in the oracle tests."""
+
+EXPECTED = (
+    f"one of {len(ARCHITECTURES)} architectures (docs/backbones.md), such as bert, roberta, llama or qwen3"
+)
+"""What errors say about any other ``model_type``; all names would be too many for a line."""

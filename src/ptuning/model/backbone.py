@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ptuning.errors import UnsupportedBackbone
 from ptuning.model import layers, packed_weights, views
-from ptuning.model.architectures import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES, EXPECTED
 from ptuning.model.config import Engine
 from ptuning.model.embedded import canonical
 from ptuning.model.facts import BackboneFacts, Weights
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
             raise UnsupportedBackbone(
                 f"{config.model_type!r} ({type(model).__name__}) is not supported",
                 got=repr(config.model_type),
-                expected=f"one of {', '.join(ARCHITECTURES)} (docs/backbones.md)",
+                expected=EXPECTED,
             )
         if not any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__):
             raise UnsupportedBackbone(
