@@ -19,9 +19,9 @@ from mixed import KINDS, PROMPTS, alone, assert_close, batch_of, shaken
 from ptuning import Task
 from ptuning.errors import DataError, UnsupportedBackbone
 from ptuning.model import Backbone, DeepPrompt, InputPrompt, PTuningModel
+from ptuning.model.batch import Batch
 from ptuning.model.mixed import mixed_logits
 from ptuning.model.packed import PackedTask, pack
-from ptuning.model.sequence import Batch
 from tiny import FAMILIES, PAD, tiny_case
 
 CASES = (*FAMILIES, "mistral, sliding", "qwen2, sliding")

@@ -98,12 +98,25 @@ class BackboneFields(_Fields):
     fingerprint: Digest | None
 
 
+class ClozeFields(_Fields):
+    """:class:`~ptuning.adapters.record.ClozeTokens`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+    words: Annotated[
+        list[Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]],
+        Field(min_length=1),
+    ]
+    mask: TokenId | None
+    head: Digest
+
+
 class _Shared(_Fields):
     format_version: Annotated[int, Field(ge=1)]
     task: TaskFields
     prompt: dict[str, Any]
     backbone: BackboneFields
     anchors: list[list[TokenId]]
+    cloze: ClozeFields | None = None
 
 
 class RecordFields(_Shared):
@@ -139,10 +152,31 @@ def check_fields(fields: type[_Shared], values: Mapping[str, Any]) -> None:
         raise ValueError(_brief(str(explain(error)))) from None
     except ConfigError as error:
         raise ValueError(_brief(str(error))) from None
-    vocabulary = values["backbone"]["vocab_size"]
-    ids = [each for anchor in values["anchors"] for each in anchor]
-    if vocabulary is not None and (strange := [each for each in ids if each >= vocabulary]):
-        raise ValueError(f"anchors: got the token id {strange[0]}, expected one below {vocabulary}")
+    _check_tokens(values)
+
+
+def _check_tokens(values: Mapping[str, Any]) -> None:
+    """Refuse token ids that the backbone does not have, and words that do not fit task and template."""
+    vocabulary, cloze = values["backbone"]["vocab_size"], values.get("cloze")
+    anchors = [each for anchor in values["anchors"] for each in anchor]
+    words = [] if cloze is None else [each for label in cloze["words"] for word in label for each in word]
+    for name, ids in (("anchors", anchors), ("cloze.words", words)):
+        if vocabulary is not None and (strange := [each for each in ids if each >= vocabulary]):
+            raise ValueError(f"{name}: got the token id {strange[0]}, expected one below {vocabulary}")
+    prompt = prompt_from_dict(values["prompt"])
+    if (prompt.head is None) != (cloze is None):
+        raise ValueError(
+            f"cloze: got {'none' if cloze is None else 'words'}, expected words with a cloze head alone"
+        )
+    if cloze is None:
+        return
+    pieces = sum(bool(piece.anchor) for piece in prompt.insertions)
+    if len(values["anchors"]) != pieces:
+        raise ValueError(f"anchors: got {len(values['anchors'])}, expected {pieces}, as the template has")
+    if (got := len(cloze["words"])) != (expected := len(values["task"]["labels"])):
+        raise ValueError(f"cloze.words: got those of {got} labels, expected {expected}")
+    if cloze["mask"] is not None and anchors.count(cloze["mask"]) != 1:
+        raise ValueError(f"cloze.mask: got {cloze['mask']}, expected a token that is once among the anchors")
 
 
 def _brief(sentence: str) -> str:

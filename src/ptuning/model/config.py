@@ -10,10 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ptuning.errors import ConfigError
-from ptuning.model.template import Insertion, insertions
+from ptuning.model.template import (
+    DEFAULT_PLACEMENT,
+    Insertion,
+    cloze_insertions,
+    cloze_texts,
+    cloze_words,
+    insertions,
+)
 from ptuning.validation import Float, Int, checked, validated
 
 Width = Annotated[Int, Field(ge=1, le=65_536)]
@@ -155,6 +162,54 @@ class TextInit:
 InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminator="kind")]
 
 
+# ------------------------------------------------------------------------------------------ heads
+
+
+def _by_name(value: Any) -> Any:
+    """A verbalizer with labels as text: YAML reads ``1`` as a number and ``true`` as a boolean."""
+    if not isinstance(value, Mapping):
+        return value
+    return {str(label): (words,) if isinstance(words, str) else words for label, words in value.items()}
+
+
+Verbalizer = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_by_name)]
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class ClozeHead:
+    """The language model's own head, frozen, which scores words for the labels (PET, arXiv:2001.07676).
+
+    The text is put into a template, and the model predicts the word there. A label's score is the mean of the
+    scores of its words, a word's score the mean of the logits of its tokens, all at the one place. Nothing is
+    trained except the prompt, as in P-tuning's own form (arXiv:2103.10385).
+
+    Args:
+        template: The words around the text, such as ``"{text} It was {mask}."``. A masked language model
+            predicts the word at ``{mask}``, a decoder after the last word. For pairs with ``{text_a}`` and
+            ``{text_b}``. ``{prompt:4}`` puts virtual tokens of an input prompt there; without such a slot,
+            ``placement`` says where they are.
+        verbalizer: The word of each label, or several, such as ``{negative: terrible, positive: great}``. A
+            label that is left out is its own word.
+    """
+
+    kind: Literal["cloze"] = "cloze"
+    template: str
+    verbalizer: Verbalizer = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for label, words in self.verbalizer.items():
+            if not words or not all(word.strip() for word in words):
+                raise ConfigError(
+                    f"head.verbalizer: the words of {label!r}", got=repr(list(words)), expected="at least one"
+                )
+
+    @property
+    def texts(self) -> int:
+        """The number of texts in the template."""
+        return cloze_texts(self.template)
+
+
 # --------------------------------------------------------------------------------------- prompts
 
 
@@ -171,14 +226,16 @@ class InputPrompt:
         init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
             ``mlp`` and ``lstm`` encoders transform them.
         train_head: Train the head too; otherwise it stays frozen.
+        head: A cloze head, for masked and causal language models; if left out, the classification head.
     """
 
     depth: Literal["input"] = "input"
     num_virtual_tokens: Some | None = None
-    placement: str = "front"
+    placement: str = DEFAULT_PLACEMENT
     encoder: InputEncoderConfig = field(default_factory=EmbeddingEncoder)
     init: InitConfig = field(default_factory=VocabularyInit)
     train_head: bool = True
+    head: ClozeHead | None = None
 
     def __post_init__(self) -> None:
         _ = self.insertions  # so that a malformed template is refused here, not at the first batch
@@ -186,6 +243,8 @@ class InputPrompt:
     @property
     def insertions(self) -> tuple[Insertion, ...]:
         """What is inserted where, in the order of the row."""
+        if self.head is not None:
+            return cloze_insertions(self.head.template, self.placement, self.num_virtual_tokens)
         return insertions(self.placement, self.num_virtual_tokens)
 
     @property
@@ -223,6 +282,7 @@ class DeepPrompt:
             ``ptuning train`` adds some for 5,000 rows or more.
         encoder: The network that makes the prompt while training.
         train_head: Train the head too; otherwise it stays frozen.
+        head: A cloze head, for masked and causal language models; if left out, the classification head.
     """
 
     depth: Literal["deep"] = "deep"
@@ -234,6 +294,15 @@ class DeepPrompt:
     num_queries: Count | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
+    head: ClozeHead | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.insertions  # so that a malformed template is refused here, not at the first batch
+
+    @property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """The words that a cloze head's template inserts where, in the order of the row."""
+        return () if self.head is None else cloze_words(self.head.template)
 
     @property
     def virtual_tokens(self) -> int:
@@ -286,8 +355,13 @@ class Engine:
 
 
 def prompt_to_dict(config: PromptConfig) -> dict[str, Any]:
-    """Every option by name, ready for JSON."""
-    return asdict(config)
+    """Every option by name, ready for JSON. ``head`` is left out where there is no cloze head, because earlier
+    versions do not know it.
+    """
+    values = asdict(config)
+    if (head := values.pop("head")) is not None:
+        values["head"] = {**head, "verbalizer": {name: list(x) for name, x in head["verbalizer"].items()}}
+    return values
 
 
 def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:

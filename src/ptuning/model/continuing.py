@@ -46,7 +46,10 @@ def relabelled(adapter: Adapter, task: Task, *, head: bool = True) -> Adapter:
         if head:
             kept = old[[row for row in rows if row is not None]].mean(0)
             values[name] = torch.stack([kept if row is None else old[row] for row in rows])
-    return replace(adapter, task=task, head=values, metrics={}, extra={})
+    cloze = adapter.cloze
+    if cloze is not None and task.labels != adapter.task.labels:
+        cloze = replace(cloze, words=())  # the model makes them of the words of the new labels
+    return replace(adapter, task=task, head=values, cloze=cloze, metrics={}, extra={})
 
 
 def with_prompt(adapter: Adapter, config: PromptConfig) -> Adapter:

@@ -197,6 +197,7 @@ class OpeningMixin(TaskModule):
                 adapter.task,
                 tokenizer=tokenizer,
                 anchors=adapter.anchors,
+                cloze=adapter.cloze,
                 head=head,
             )
         if task is not None:
@@ -227,7 +228,7 @@ class OpeningMixin(TaskModule):
             *(tokenizer, token, dtype, allow_pickle),
         )
         parameters = dict(loaded.model.named_parameters())
-        config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
+        config, anchors, cloze = prompt_from_dict(record["prompt"]), record["anchors"], record.get("cloze")
         provenance = config
         if isinstance(config, InputPrompt):  # initial values are overwritten below
             config = replace(config, init=InputPrompt().init)
@@ -245,6 +246,7 @@ class OpeningMixin(TaskModule):
                 task,
                 tokenizer=tokenizer,
                 anchors=anchors,
+                cloze=None if cloze is None else adapters.ClozeTokens.from_dict(cloze),
                 head=values,
                 learning_rate_scales=(prompt_scale, head_scale),
             )

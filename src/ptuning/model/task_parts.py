@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +18,21 @@ from ptuning.model.head import Head, first_mix
 from ptuning.model.prompt import Embedding, PromptEncoder, deep_encoder, initial_prompt, input_encoder
 from ptuning.model.template import Insertion
 from ptuning.model.units import initial_units
+from ptuning.model.verbalizer import Verbalizer, check_cloze, template_ids, words_of
+from ptuning.task import Task
 from ptuning.threads import TOKENIZER
 
 
 def make_head(
     backbone: Backbone, config: PromptConfig, num_labels: int, given: Mapping[str, Tensor] | None
 ) -> Head:
-    """The task's head: a copy of the backbone's with ``num_labels`` outputs.
+    """The task's head: a copy of the backbone's with ``num_labels`` outputs. A cloze head has no parameters.
 
     Args:
         given: Values that replace the backbone's, by name, or further parameters that the task gets.
     """
+    if config.head is not None:
+        return Head({}, trained=False)
     head = Head(
         {
             **backbone.head_parameters(num_labels),
@@ -88,6 +94,49 @@ def anchors_of(
             expected=f"{len(pieces)}, as the placement {config.placement!r} has",
         )
     return tuple(tuple(ids) for ids in given)
+
+
+def make_cloze(
+    backbone: Backbone,
+    config: PromptConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase | None,
+    anchors: Sequence[Sequence[int]] | None,
+    given: adapters.ClozeTokens | None,
+) -> tuple[tuple[tuple[int, ...], ...], adapters.ClozeTokens]:
+    """The template's and the labels' words in tokens.
+
+    Args:
+        anchors, given: The tokens, as far as they are known already.
+
+    Raises:
+        ConfigError: a template or words that the task, the backbone or its tokenizer cannot have.
+        UnsupportedBackbone: the checkpoint has no language model head.
+    """
+    head, causal = config.head, backbone.architecture.causal
+    assert head is not None
+    check_cloze(config, task, backbone)
+    digest = backbone.language_head.digest
+    if given is not None and given.words:
+        return tuple(tuple(ids) for ids in anchors or ()), given
+    if tokenizer is None:
+        raise ConfigError(
+            "prompt.head",
+            got="a cloze head",
+            expected="a tokenizer to encode its words with",
+            remedy="pass tokenizer=…",
+        )
+    words = words_of(head, task, tokenizer, config.insertions)
+    if given is not None:
+        return tuple(tuple(ids) for ids in anchors or ()), replace(given, words=words)
+    ids, mask = template_ids(tokenizer, config.insertions, causal=causal)
+    return ids, adapters.ClozeTokens(words=words, mask=mask, head=digest)
+
+
+def verbalizer_of(backbone: Backbone, cloze: adapters.ClozeTokens) -> Verbalizer:
+    """The rows of the backbone's language model head for the words of a task."""
+    table: Any = backbone.embedding.weight
+    return Verbalizer(backbone.language_head, cloze.words, table)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str) -> list[int]:

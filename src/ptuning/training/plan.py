@@ -74,7 +74,8 @@ class SettledPrompt:
 
     def __post_init__(self) -> None:
         if isinstance(self.config, DeepPrompt):
-            assert None not in vars(self.config).values(), f"not settled: {self.config}"
+            options = {name: value for name, value in vars(self.config).items() if name != "head"}
+            assert None not in options.values(), f"not settled: {self.config}"
 
     @property
     def recipe_says(self) -> list[str]:
