@@ -113,7 +113,7 @@ def make(setting: Mapping[str, Any], task: Task) -> Any:
                     r=setting["r"],
                     lora_alpha=setting["lora_alpha"],
                     lora_dropout=setting["lora_dropout"],
-                    target_modules=["query", "value"],
+                    target_modules=setting.get("target_modules", ["query", "value"]),
                 ),
             )
         case peer:

@@ -89,9 +89,9 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "Callback",
+    "ClozeHead",
     "ConsoleCallback",
     "DataConfig",
-    "ClozeHead",
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",

@@ -244,7 +244,7 @@ def _merged(option: Option, same: Sequence[tuple[Any, Option]], default: Any, wh
     if len(same) == 1:
         return option
     name = option.key.rpartition(".")[2]
-    if all(each.choices == (each.default,) for _, each in same):  # the discriminator
+    if hasattr(default, name) and all(each.choices == (each.default,) for _, each in same):  # discriminator
         chosen = getattr(default, name)
         return option._replace(
             default=chosen, help=what, choices=tuple(dict.fromkeys(each.default for _, each in same))

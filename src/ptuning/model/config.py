@@ -310,6 +310,11 @@ class DeepPrompt:
         return self.num_virtual_tokens
 
 
+def trains_head(config: InputPrompt | DeepPrompt) -> bool:
+    """Whether the head is trained; a cloze head never is."""
+    return config.train_head and config.head is None
+
+
 PromptConfig = Annotated[InputPrompt | DeepPrompt, Field(discriminator="depth")]
 
 
@@ -355,8 +360,8 @@ class Engine:
 
 
 def prompt_to_dict(config: PromptConfig) -> dict[str, Any]:
-    """Every option by name, ready for JSON. ``head`` is left out where there is no cloze head, because earlier
-    versions do not know it.
+    """Every option by name, ready for JSON; without ``head`` if there is no cloze head, as earlier versions
+    wrote it.
     """
     values = asdict(config)
     if (head := values.pop("head")) is not None:

@@ -59,6 +59,8 @@ def with_prompt(adapter: Adapter, config: PromptConfig) -> Adapter:
         config: The adapter's prompt configuration otherwise.
     """
     old = prompt_from_dict(adapter.prompt)
+    if adapter.cloze is not None and old.head != config.head:
+        adapter = replace(adapter, cloze=replace(adapter.cloze, words=()))
     if not isinstance(old, DeepPrompt) or not isinstance(config, DeepPrompt):
         return replace(adapter, prompt=prompt_to_dict(config))
     layers, width = len(adapter.prompt_tensor), int(adapter.backbone["hidden_size"])

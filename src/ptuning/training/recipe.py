@@ -51,6 +51,7 @@ class Facts:
         fitted: Whether the head starts fitted to the rows, or trained.
         warm: Whether the prompt was trained before.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
+        cloze: Whether the head is a language model's own, which is not trained.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Facts:
     fitted: bool = False
     scaled: bool = False
     warm: bool = False
+    cloze: bool = False
 
     @classmethod
     def of(cls, model: PTuningModel, rows: Sequence[TokenRow], start: WarmStart | None = None) -> Facts:
@@ -81,6 +83,7 @@ class Facts:
             fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
             warm=start is not None,
             scaled=model.learning_rate_scales != (1.0, 1.0),
+            cloze=prompt.head is not None,
         )
 
     def steps(self, fit: FitConfig, epochs: int) -> int:
