@@ -36,7 +36,9 @@ def tokenizer(way: str) -> PreTrainedTokenizerFast:
     """
     kind, _, closes = way.partition(" ")
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    inner = Tokenizer(models.BPE(unk_token="<unk>") if kind != "words" else models.WordPiece(unk_token="<unk>"))
+    inner = Tokenizer(
+        models.BPE(unk_token="<unk>") if kind != "words" else models.WordPiece(unk_token="<unk>")
+    )
     trainer: Any = trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False)
     if kind == "bytes":
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -59,7 +61,7 @@ def tokenizer(way: str) -> PreTrainedTokenizerFast:
         pair="<s> $A </s> $B:1 </s>:1" if closes else "<s> $A <s> $B",
         special_tokens=[("<s>", 0), ("</s>", 2)],
     )
-    found = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",
         pad_token="<pad>",
@@ -68,7 +70,6 @@ def tokenizer(way: str) -> PreTrainedTokenizerFast:
         mask_token="<mask>" if closes else None,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-    return found
 
 
 def language_model(folder: Path, case: str, *, way: str = "", **overrides: Any) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cloze import LABELS, language_model
-from ptuning import ClozeHead, DeepPrompt, InputPrompt, PTuningModel, Task
+from mixed import shaken
+from ptuning import ClozeHead, DeepPrompt, InputPrompt, PTuningModel, Task, TaskTable
 from ptuning.data.examples import Example
 from ptuning.data.tokens import Tokenise, collate
+from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, UnsupportedBackbone
+from ptuning.inference import MultiPredictor
 from reference import SlowReference
+from test_adapters_schema import JUNK, places, record, write
 
 VERBALIZER = {"negative": ("terrible", "dull"), "positive": "great"}
 TASK = Task(problem_type="single_label_classification", labels=LABELS)
@@ -135,8 +140,287 @@ def test_a_deep_prompt_is_in_the_layers(some: tuple[PreTrainedModel, Path]) -> N
     if reference.kind == "bloom":  # the reference returns what its score makes of the last token
         reference.model.score = reference.model.lm_head
     for text, logits in zip(TEXTS, found, strict=True):
-        ids = words(head.template.format(text=text, mask=words.mask_token), return_tensors="pt")["input_ids"][0]
+        ids = words(head.template.format(text=text, mask=words.mask_token), return_tensors="pt")["input_ids"][
+            0
+        ]
         out = reference.logits(ids.tolist(), prompt, position_offset=model.position_offset)
         out = out[None] if out.dim() == 1 else out
         expected = scores(out, ids, words, (("terrible", "dull"), ("great",))).float()
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_and_several_texts_around_them(some: tuple[PreTrainedModel, Path]) -> None:
+    """An encoder's separator stays between the texts; a decoder's text runs on."""
+    plain, folder = some
+    masked = "Masked" in type(plain).__name__
+    written = "{text_a} ? {mask} , {text_b} ." if masked else "{text_a} \n {text_b} \n same ?"
+    verbalizer = {"no": "different", "yes": "equivalent"}
+    head = ClozeHead(template=written, verbalizer=verbalizer)
+    model = PTuningModel.from_backbone(str(folder), DeepPrompt(head=head), task=PAIRS).eval()
+    words: Any = model.tokenizer
+    with torch.no_grad():
+        found = model.plain()(**batch(model, TEXTS, SECONDS)).logits
+    of_label = tuple((word,) for word in verbalizer.values())
+    for text, second, logits in zip(TEXTS, SECONDS, found, strict=True):
+        if masked:
+            expected = in_pieces(plain, words, text, f" ? {words.mask_token} ,", second)
+        else:
+            ids = [words.bos_token_id]
+            for part in (text, " \n", second, " \n same ?"):  # a text is tokenised by itself
+                ids += words(part, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                expected = plain(input_ids=torch.tensor([ids])).logits[0]
+            ids = torch.tensor(ids)
+            expected = scores(expected, ids, words, of_label)
+        if masked:
+            expected = scores(*expected, words, of_label)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def in_pieces(
+    plain: PreTrainedModel, words: PreTrainedTokenizerBase, text: str, between: str, second: str
+) -> tuple[Tensor, Tensor]:
+    """The logits and ids of ``<s> text </s> between second . </s>``."""
+    parts = [words(part, add_special_tokens=False)["input_ids"] for part in (text, between, second, " .")]
+    first = [words.bos_token_id, *parts[0], words.eos_token_id]
+    rest = [*parts[1], *parts[2], *parts[3], words.eos_token_id]
+    ids = torch.tensor([first + rest])
+    inputs = {"input_ids": ids, "token_type_ids": torch.tensor([[0] * len(first) + [1] * len(rest)])}
+    if getattr(plain.config, "type_vocab_size", 0) < 2:
+        del inputs["token_type_ids"]
+    with torch.no_grad():
+        return plain(**inputs).logits[0], ids[0]
+
+
+# ------------------------------------------------------------------------------- saved and shared
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("language-models")
+    for case in ("roberta", "llama"):
+        on_disk(case, root / case)
+    return {case: root / case for case in ("roberta", "llama")}
+
+
+def tasks_on(folder: Path) -> list[PTuningModel]:
+    """Cloze heads with each kind of prompt, and two classification heads, on one backbone."""
+    text = "{text} It was {mask}." if folder.name == "roberta" else "{text} It was"
+    head = ClozeHead(template=text, verbalizer=VERBALIZER)
+    among = ClozeHead(template=text.replace("{text}", "Review: {text} {prompt:2}"), verbalizer=VERBALIZER)
+    other = ClozeHead(template=f"Review: {text}")
+    first = PTuningModel.from_backbone(str(folder), DeepPrompt(head=head, num_virtual_tokens=3), task=TASK)
+    configs: list[Any] = [
+        InputPrompt(head=head, num_virtual_tokens=4),
+        InputPrompt(head=among),
+        InputPrompt(head=other, num_virtual_tokens=2, placement="end"),
+        DeepPrompt(head=other, num_virtual_tokens=1, first_layer=1, num_virtual_units=2),
+        DeepPrompt(num_virtual_tokens=2, pooling="mean"),
+        InputPrompt(num_virtual_tokens=3),
+    ]
+    more = [
+        PTuningModel.from_backbone(first.backbone, config, task=TASK, tokenizer=first.tokenizer)
+        for config in configs
+    ]
+    return [shaken(model) for model in (first, *more)]
+
+
+@pytest.mark.parametrize("case", ["roberta", "llama"])
+def test_rows_of_cloze_and_other_tasks_share_passes(case: str, folders: dict[str, Path]) -> None:
+    models = tasks_on(folders[case])
+    assert models[0].tokenizer is not None
+    table = TaskTable(models[0].backbone, models[0].tokenizer)
+    for number, model in enumerate(models):
+        table.put(f"task-{number}", model)
+    predictor = MultiPredictor(table, models[0].tokenizer)
+    rows = [{"text": text, "task": f"task-{number}"} for number in range(len(models)) for text in TEXTS]
+    answers = predictor.predict([row["text"] for row in rows], [row["task"] for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        model = models[int(row["task"].removeprefix("task-"))]
+        with torch.no_grad():
+            logits = model(**batch(model, [row["text"]])).logits[0]
+        probabilities = logits.softmax(-1).tolist()
+        assert [p for _, p in answer.probabilities] == pytest.approx(probabilities, abs=1e-5), row
+
+
+def test_a_record_with_any_field_corrupted(folders: dict[str, Path], tmp_path: Path) -> None:
+    """It is refused by name, or means the same."""
+    model = tasks_on(folders["roberta"])[0]
+    folder, inputs = model.save_pretrained(tmp_path / "adapter"), batch(model, TEXTS)
+    whole = record(folder)
+    with torch.no_grad():
+        right = model(**inputs).logits
+    said = []
+    own = [
+        place
+        for place in places(whole)
+        if place[0] in ("cloze", "anchors") or place[:2] == ("prompt", "head")
+    ]
+    assert len(own) > 6
+    for place in own:
+        for junk in ("(left out)", *JUNK):
+            values = copy.deepcopy(whole)
+            inner = values
+            for name in place[:-1]:
+                inner = inner[name]
+            inner[place[-1]] = junk
+            if junk == "(left out)":
+                del inner[place[-1]]
+            write(folder, values)
+            try:
+                loaded = PTuningModel.from_pretrained(folder, backbone=model.backbone)
+            except AdapterError as error:
+                said.append(str(error))
+            else:
+                with torch.no_grad():
+                    assert torch.equal(loaded(**inputs).logits, right), (place, junk)
+    assert len(said) > 80
+    assert [each for each in said if "\n" in each or len(each) > 1500] == []
+    for changed, message in (
+        ({"words": [[[5]]]}, r"cloze\.words: got those of 1 labels, expected 2"),
+        ({"words": [[[5]], [[10**6]]]}, r"cloze\.words: got the token id 1000000"),
+        ({"mask": 0}, r"cloze\.mask: got 0"),
+        ({"mask": None}, "has no mask"),
+        ({"head": "0" * 64}, "language model head"),
+    ):
+        write(folder, {**whole, "cloze": {**whole["cloze"], **changed}})
+        with pytest.raises(AdapterError, match=message):
+            PTuningModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("case", ["roberta", "llama"])
+def test_saved_and_loaded_to_the_bit(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    for number, model in enumerate(tasks_on(folders[case])[:5]):
+        folder = model.save_pretrained(tmp_path / str(number))
+        loaded = PTuningModel.from_pretrained(folder)
+        inputs = batch(model, TEXTS)
+        with torch.no_grad():
+            assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        names = {name for name, _ in model.named_parameters()}
+        assert names <= {"prompt_encoder.weight", "units.weight"}  # nothing of the head is the task's
+        other = PTuningModel.from_pretrained(folder)
+        other.load_state_dict(model.state_dict())
+        card = (folder / "README.md").read_text("utf-8")
+        head = model.prompt_config.head
+        assert head is not None
+        assert head.template in card
+        assert "PEFT cannot load this adapter: it has a cloze head" in card
+
+
+def test_the_head_is_frozen_and_the_prompt_learns(folders: dict[str, Path]) -> None:
+    model = tasks_on(folders["roberta"])[0].train()
+    model(**batch(model, TEXTS), labels=torch.tensor([1, 0, 1])).loss.backward()
+    head = model.backbone.language_head
+    assert all(value.grad is None for value in head._model.parameters())
+    assert float(model.prompt_encoder.weight.grad.abs().sum()) > 0
+
+
+def test_it_moves_and_is_rounded_with_the_backbone(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = tasks_on(folders["roberta"])[0]
+    folder, inputs = model.save_pretrained(tmp_path / "adapter"), batch(model, TEXTS)
+    with torch.no_grad():
+        exact = model(**inputs).logits
+    rounded = PTuningModel.from_pretrained(folder, dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = rounded(**inputs).logits
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.3)
+    rounded.to(torch.float32)
+    assert rounded.backbone.language_head.digest == model.backbone.language_head.digest
+
+
+# -------------------------------------------------------------------------------------- refusals
+
+
+def made_with(folder: Path, task: Task = TASK, *, deep: bool = True, **head: Any) -> PTuningModel:
+    kind: Any = DeepPrompt if deep else InputPrompt
+    return PTuningModel.from_backbone(str(folder), kind(head=ClozeHead(**head)), task=task)
+
+
+def test_what_it_refuses(folders: dict[str, Path]) -> None:
+    masked, causal, fine = folders["roberta"], folders["llama"], "{text} It was {mask}."
+    numbers = Task(problem_type="regression")
+    several = Task(problem_type="multi_label_classification", labels=LABELS)
+    for make, problem in (
+        (lambda: made_with(masked, template="{text} It was"), r"masked language model.*without \{mask\}"),
+        (lambda: made_with(causal, template=fine), r"does not read what is behind \{mask\}"),
+        (lambda: made_with(masked, numbers, template=fine), "a number has no word.*got a regression"),
+        (lambda: made_with(masked, several, template=fine), "cannot answer yes or no each"),
+        (lambda: made_with(masked, template="{text} {mask} {prompt:2}"), "a deep prompt is in the layers"),
+        (lambda: made_with(masked, template="{text} {mask} {mask}"), "got 2 masks"),
+        (lambda: made_with(masked, template=fine, verbalizer={"positve": "a"}), "did you mean 'positive'"),
+        (lambda: made_with(masked, template=fine, verbalizer={"positive": []}), "expected at least one"),
+        (
+            lambda: made_with(
+                masked, template=fine, verbalizer={"negative": "good bad", "positive": "bad good"}
+            ),
+            "'negative' and 'positive' would always have the same score",
+        ),
+        (
+            lambda: InputPrompt(head=ClozeHead(template="{text} {prompt:2} {mask}"), placement="end"),
+            "leave one of them out",
+        ),
+        (
+            lambda: InputPrompt(head=ClozeHead(template="{text} {mask}"), placement="{prompt:2} {text}"),
+            r"put the \{prompt:N\} slots into prompt.head.template",
+        ),
+        (
+            lambda: PTuningModel.from_backbone(
+                str(masked), DeepPrompt(head=ClozeHead(template=fine), pooling="mean"), task=TASK
+            ),
+            "which reads the one token",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"(?s){problem}"):
+            make()
+
+
+def test_a_checkpoint_without_a_language_model_head(tiny_folder: Path) -> None:
+    with pytest.raises(UnsupportedBackbone, match=r"the checkpoint has none.*lacks cls\.predictions"):
+        made_with(tiny_folder, template="{text} {mask}")
+
+
+def test_another_language_model_head(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The transformer is the same one."""
+    folder = tasks_on(folders["roberta"])[0].save_pretrained(tmp_path / "adapter")
+    other = language_model(tmp_path / "other", "roberta")
+    with torch.no_grad():
+        other.lm_head.dense.weight.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(AdapterMismatch, match="language model head"):
+        PTuningModel.from_pretrained(folder, backbone=str(tmp_path / "other"))
+
+
+def test_a_text_is_cut_and_the_template_is_not(folders: dict[str, Path]) -> None:
+    model = tasks_on(folders["roberta"])[1]
+    limit = model.max_text_tokens
+    assert limit is not None
+    assert limit == model.backbone.max_positions - 4 - len(model.anchors[0])
+    long = " ".join(["a great film"] * 100)
+    inputs = batch(model, [long])
+    assert inputs["input_ids"].shape[1] == limit
+    with torch.no_grad():
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_labels_are_their_own_words(folders: dict[str, Path]) -> None:
+    task = Task(problem_type="single_label_classification", labels=("not_good", "good"))
+    model = made_with(folders["llama"], task, template="{text} It was {mask}")
+    words: Any = model.tokenizer
+    assert model.cloze is not None
+    found = [words.convert_ids_to_tokens(list(word)) for label in model.cloze.words for word in label]
+    assert found == [["▁not", "▁good"], ["▁good"]]
+
+
+def test_spaces_in_front_of_words(folders: dict[str, Path]) -> None:
+    """A word is tokenised as it follows the template's last word."""
+    task = Task(problem_type="single_label_classification", labels=("good", "bad"))
+
+    def first(template: str) -> str:
+        model = made_with(folders["llama"], task, template=template)
+        assert model.cloze is not None
+        return str(model.tokenizer.convert_ids_to_tokens(model.cloze.words[0][0])[0])  # type: ignore[union-attr]
+
+    assert first("{text} It was") == first("{text} It was {mask}") == first("{text}") == "▁good"
+    assert first("{text} It was ({mask}")[0] != "▁"
+    assert first("{text} It was:\n")[0] != "▁"

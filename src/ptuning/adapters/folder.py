@@ -270,7 +270,7 @@ def _load(path: Path) -> Adapter:
             units=units,
             head=head,
             anchors=tuple(tuple(ids) for ids in content["anchors"]),
-            cloze=ClozeTokens.from_dict(content["cloze"]) if "cloze" in content else None,
+            cloze=None if content.get("cloze") is None else ClozeTokens.from_dict(content["cloze"]),
             metrics=content["metrics"],
             extra=content["extra"],
         )

@@ -188,7 +188,7 @@ def _check_choices(key: str, got: Any, read: Any) -> None:
     """Refuse values that were converted on reading: in a record, "4" is not accepted as 4."""
     if isinstance(got, dict) and isinstance(read, dict):
         for name, value in got.items():
-            _check_choices(f"{key}.{name}", value, read[name])
+            _check_choices(f"{key}.{name}", value, read.get(name))
     elif got != read or isinstance(got, bool) != isinstance(read, bool):
         raise ValueError(
             f"{key}: got {shortened(got)}, expected what ptuning writes, such as {shortened(read)}"

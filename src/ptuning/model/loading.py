@@ -125,6 +125,12 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
         )
     if adapter.cloze is None:
         _check_head(backbone, adapter)
+    elif (adapter.cloze.mask is None) != backbone.architecture.causal:
+        raise AdapterMismatch(
+            f"the adapter's cloze head has {'no' if adapter.cloze.mask is None else 'a'} mask, and "
+            f"{have['name']} is a {'decoder' if backbone.architecture.causal else 'masked language model'}",
+            remedy="the adapter was altered",
+        )
     elif backbone.language_head.digest != adapter.cloze.head:
         raise AdapterMismatch(
             f"this adapter was trained with the language model head of {origin}, and that of {have['name']} "
