@@ -294,7 +294,7 @@ def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
     start, _, end = text.rpartition("; ")
     if isinstance(default, _Required):
         shown = REQUIRED
-    elif default is not None and default != ():
+    elif default is not None and default not in ((), {}):
         shown = str(default).lower() if isinstance(default, bool) else str(default)
     elif "If left out" in text:
         shown = "chosen automatically"

@@ -189,8 +189,8 @@ class ClozeHead:
             predicts the word at ``{mask}``, a decoder after the last word. For pairs with ``{text_a}`` and
             ``{text_b}``. ``{prompt:4}`` puts virtual tokens of an input prompt there; without such a slot,
             ``placement`` says where they are.
-        verbalizer: The word of each label, or several, such as ``{negative: terrible, positive: great}``. A
-            label that is left out is its own word.
+        verbalizer: The word of each label, or several, such as ``{negative: terrible, positive: great}``;
+            the label's own name, with spaces for underscores.
     """
 
     kind: Literal["cloze"] = "cloze"

@@ -44,7 +44,7 @@ class Weights:
         revision: Its commit on the Hub.
         head_names: Its parameters that every task has a copy of.
         load_language_head: Loads the checkpoint's language model head; ``None`` if that is not possible.
-        language_head: That head, once a task has needed it.
+        language_head: That head, after a task has needed it.
     """
 
     model: nn.Module

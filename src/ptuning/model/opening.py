@@ -57,8 +57,9 @@ class OpeningMixin(TaskModule):
                 is adopted: frozen in place, with ptuning's attention function.
             config: The prompt; ``DeepPrompt()`` if left out.
             num_labels: C, the number of classes; or pass ``task``. 1 means regression. If left out, the
-                backbone's configuration decides. Label names come from its ``id2label`` if that has as
-                many; otherwise labels are numbers until ``fit`` finds names in the rows.
+                backbone's configuration decides. Label names come from a cloze head's verbalizer, or from
+                the configuration's ``id2label`` if that has as many; otherwise labels are numbers until
+                ``fit`` finds names in the rows.
             problem_type: As in transformers; inferred from ``num_labels`` if left out.
             task: The complete task, labels included; replaces these two.
             tokenizer: By default the backbone's own, loaded when needed.
@@ -77,6 +78,8 @@ class OpeningMixin(TaskModule):
                 expected=f"{task.num_labels} and {task.problem_type}, as in task",
                 remedy="leave them out",
             )
+        if task is None and problem_type in (None, "single_label_classification"):
+            task = _named_by_words(config, num_labels)
         requested = task or (None if num_labels is None else plain_task(num_labels, problem_type))
         loaded, tokenizer = load_backbone(
             backbone,
@@ -255,6 +258,15 @@ class OpeningMixin(TaskModule):
             model.set_class_weights(record.get("class_weights"))
         model.provenance = provenance
         return model
+
+
+def _named_by_words(config: PromptConfig | None, num_labels: int | None) -> Task | None:
+    """A task with the labels that a cloze head's verbalizer names; ``None`` if it names none or numbers."""
+    labels = () if config is None or config.head is None else tuple(config.head.verbalizer)
+    numbers = {str(number) for number in range(len(labels))}
+    if not labels or set(labels) == numbers or num_labels not in (None, len(labels)):
+        return None
+    return Task(problem_type="single_label_classification", labels=labels)
 
 
 def _backbone_of(

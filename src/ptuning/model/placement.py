@@ -147,7 +147,7 @@ def _behind_texts(real: Tensor, rank: Tensor, segment_ids: Tensor | None) -> Ten
     inside = real & (segment_ids >= 0)
     if not bool(inside.any(1).all()):
         row = int((~inside.any(1)).nonzero()[0, 0])
-        raise DataError(f"row {row} of the batch has no text", remedy="give every row a text")
+        raise DataError(f"row {row} of the batch has no text", remedy="leave the row out")
     return (rank * inside).amax(1) + 1
 
 
