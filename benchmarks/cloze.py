@@ -27,7 +27,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,36 +223,47 @@ def lora(run: Run, backbone: str, files: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
+Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+"""Makes Markdown of a header and rows."""
+TITLES = {
+    "zero-shot": "the template without a prompt, nothing trained",
+    "cloze-deep": "**cloze, deep prompt**",
+    "cloze-input": "**cloze, input prompt**",
+    "linear": "**trained head, deep prompt** (the default)",
+    "lora": "LoRA",
+}
+NAMES = {"sst2": "SST-2", "mrpc": "MRPC"}
+
+
+def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
     """Mean and standard deviation of the accuracy over seeds, by data and rows."""
-    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
-    columns: dict[str, None] = {}
+    cells: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = {}
     for record in records:
         how = " ".join(f"{name}={value}" for name, value in record["options"].items())
-        column = f"{record['data']}, {record['rows']}"
-        columns[column] = None
         row = cells.setdefault((record["method"], how), {})
-        row.setdefault(column, []).append(record["test"]["accuracy"])
-    ordered = sorted(cells.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1]))
-    return "\n".join(
-        [
-            f"| method | {' | '.join(columns)} |",
-            "|---|" + "---:|" * len(columns),
-            *(
-                f"| {f'{method} {how}'.strip()} | "
-                + " | ".join(_mean(row.get(column, [])) for column in columns)
-                + " |"
-                for (method, how), row in ordered
-            ),
-        ]
+        sizes = {each["rows"] for each in records} if record["method"] == "zero-shot" else {record["rows"]}
+        for size in sizes:  # it has learned from no rows
+            row.setdefault((record["data"], size), []).append(record["test"]["accuracy"])
+    columns = sorted(
+        {column for row in cells.values() for column in row}, key=lambda each: (each[1], each[0])
     )
+    ordered = sorted(cells.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1]))
+    rows = [
+        (f"{TITLES[method]} {how}".strip(), *(_mean(row.get(column, [])) for column in columns))
+        for (method, how), row in ordered
+    ]
+    return markdown(("method", *(f"{NAMES[data]}, {size} rows per class" for data, size in columns)), rows)
 
 
 def _mean(values: Sequence[float]) -> str:
     if not values:
-        return ""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread} ({len(values)})"
+        return "–"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread} ({len(values)})"
+
+
+def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(" | ".join(row) for row in (header, *rows))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -270,7 +281,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     records = read(given.results)
     if given.table:
-        print(table(records))
+        print(table(_plain, records))
         return
     if given.set and not given.development:
         parser.error("options are tried with --development")

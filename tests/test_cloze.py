@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloze import language_model
+from language_models import language_model
 from ptuning import ClozeHead, DeepPrompt, PTuningClassifier, PTuningModel, fit, pipeline
 from ptuning.adapters import details
 from ptuning.cli import main

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cloze import LABELS, language_model
+from language_models import LABELS, language_model
 from mixed import shaken
 from ptuning import ClozeHead, DeepPrompt, InputPrompt, PTuningModel, Task, TaskTable
 from ptuning.data.examples import Example
