@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -305,6 +306,46 @@ def test_saved_and_loaded_to_the_bit(case: str, folders: dict[str, Path], tmp_pa
         assert head is not None
         assert head.template in card
         assert "PEFT cannot load this adapter: it has a cloze head" in card
+
+
+def test_a_state_dict_alone_is_opened_as_the_task(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As transformers' Trainer saves it."""
+    for model in tasks_on(folders["roberta"])[:3]:
+        folder = tmp_path / str(id(model))
+        folder.mkdir()
+        save_file(model.state_dict(), folder / "model.safetensors")
+        opened, inputs = PTuningModel.from_pretrained(folder), batch(model, TEXTS)
+        with torch.no_grad():
+            assert torch.equal(opened(**inputs).logits, model(**inputs).logits)
+
+
+def test_other_labels_get_words_of_their_own(folders: dict[str, Path]) -> None:
+    model = tasks_on(folders["llama"])[0]
+    more = model.with_labels(("positive", "okay", "negative"))
+    with torch.no_grad():
+        old, new = (each(**batch(model, TEXTS)).logits for each in (model, more))
+    torch.testing.assert_close(new[:, [2, 0]], old)
+    assert new.shape == (3, 3)
+
+
+def test_without_segments_an_encoders_last_token_is_special(folders: dict[str, Path]) -> None:
+    model = tasks_on(folders["roberta"])[0]
+    words: Any = model.tokenizer
+    plain = words(list(TEXTS), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**plain).logits, model(**batch(model, TEXTS)).logits)
+
+
+def test_hidden_states_are_those_of_the_text(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        for model in tasks_on(folder)[:4]:
+            ids = batch(model, TEXTS)
+            with torch.no_grad():
+                many = model.encode(**ids)
+                length = int(ids["attention_mask"][0].sum())
+                row = model.encode(**{name: value[:1, :length] for name, value in ids.items()})
+            real = ids["attention_mask"][0].bool()
+            torch.testing.assert_close(many[0][real], row[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_is_frozen_and_the_prompt_learns(folders: dict[str, Path]) -> None:
