@@ -27,6 +27,8 @@ from ptuning.errors import ConfigError
 from ptuning.training.callbacks import Callback
 from ptuning.training.recipe import (
     CHOSEN,
+    CLOZE_RATES,
+    CLOZE_STEPS,
     EPOCHS,
     EVALUATIONS,
     MAX_STEPS,
@@ -143,6 +145,16 @@ def test_an_input_prompt_has_rates_of_its_own() -> None:
     assert rates(plain)[0] == 1e-1
     assert rates(replace(plain, encoder="lstm"))[0] == 1e-2
     assert rates(replace(plain, scaled=True))[0] == 1e-2  # it moves thirty times as far as the rate says
+
+
+def test_a_cloze_head_needs_few_steps() -> None:
+    """It answers before it has learned."""
+    few = Facts(rows=32, tokens=700, cloze=True)
+    assert choice(few, FitConfig())["num_train_epochs"] * few.steps(FitConfig(), 1) == CLOZE_STEPS
+    for depth in ("input", "deep"):
+        assert rates(replace(FACTS, cloze=True, depth=depth))[0] == CLOZE_RATES[depth]
+    by_network = replace(FACTS, cloze=True, depth="input", encoder="mlp")
+    assert rates(by_network)[0] < CLOZE_RATES["input"]
 
 
 def test_what_is_given_wins() -> None:

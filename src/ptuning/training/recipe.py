@@ -116,6 +116,10 @@ QUERIES = 2
 """Queries, with enough rows."""
 MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
+CLOZE_STEPS = 60
+"""Minimum optimizer steps with a cloze head, which answers before it has learned."""
+CLOZE_RATES: Mapping[str, float] = {"input": 3e-2, "deep": 1e-2}
+"""The prompt's learning rate with a cloze head, by depth (docs/cloze.md)."""
 EVALUATIONS = 16
 """Maximum number of evaluations: with so many epochs, an epoch is about as cheap as an evaluation."""
 
@@ -130,11 +134,14 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     """
     steps = facts.steps(fit, 1)
     minimum, usual = (MIN_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (MIN_STEPS, EPOCHS)
+    minimum = CLOZE_STEPS if facts.cloze else minimum
     epochs = fit.num_train_epochs or max(
         math.ceil(minimum / steps), min(usual, max(2, round(MAX_STEPS / steps)))
     )
     gentle = max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))
-    if facts.depth == "input":
+    if facts.cloze:
+        prompt = CLOZE_RATES[facts.depth] * (1.0 if facts.encoder == "embedding" else 0.1)
+    elif facts.depth == "input":
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
         prompt *= min(1.0, gentle / DEEP_RATE) if facts.warm and facts.fitted else 1.0
     elif facts.fitted:
