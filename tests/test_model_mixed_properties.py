@@ -274,7 +274,7 @@ def test_in_half_precision_neighbours_add_no_more_than_rounding(case: str) -> No
         models += [half] * len(lengths)
         tasks += [packed] * len(lengths)
         with torch.inference_mode():
-            own = half(**vars(batch)).logits
+            own = half(**batch.arguments()).logits
         for row in range(len(lengths)):
             wanted.append(alone(model, batch, row))
             off["own"].append(distance(own[row], wanted[-1]))

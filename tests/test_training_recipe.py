@@ -27,7 +27,6 @@ from ptuning.errors import ConfigError
 from ptuning.training.callbacks import Callback
 from ptuning.training.recipe import (
     CHOSEN,
-    CLOZE_RATES,
     CLOZE_STEPS,
     EPOCHS,
     EVALUATIONS,
@@ -151,10 +150,9 @@ def test_a_cloze_head_needs_few_steps() -> None:
     """It answers before it has learned."""
     few = Facts(rows=32, tokens=700, cloze=True)
     assert choice(few, FitConfig())["num_train_epochs"] * few.steps(FitConfig(), 1) == CLOZE_STEPS
-    for depth in ("input", "deep"):
-        assert rates(replace(FACTS, cloze=True, depth=depth))[0] == CLOZE_RATES[depth]
-    by_network = replace(FACTS, cloze=True, depth="input", encoder="mlp")
-    assert rates(by_network)[0] < CLOZE_RATES["input"]
+    many = replace(FACTS, cloze=True)
+    assert choice(many, FitConfig())["num_train_epochs"] == EPOCHS
+    assert rates(few)[0] == rates(many)[0]  # few steps are not hurried
 
 
 def test_what_is_given_wins() -> None:

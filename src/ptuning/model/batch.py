@@ -33,6 +33,15 @@ class Batch:
     segment_ids: Tensor | None = None
     read: Tensor | None = None
 
+    def arguments(self) -> dict[str, Tensor | None]:
+        """The arguments of ``PTuningModel.forward``."""
+        return {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "token_type_ids": self.token_type_ids,
+            "segment_ids": self.segment_ids,
+        }
+
     def segments(self, backbone: Backbone) -> Tensor:
         """``segment_ids``, or what can be inferred from the tokens if they were not given."""
         if self.segment_ids is not None:

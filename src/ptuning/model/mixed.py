@@ -121,12 +121,7 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def _pass(backbone: Backbone, key: Hashable, batch: Batch, tasks: Sequence[PackedTask]) -> Sequence[Tensor]:
     """Each row's logits, from one pass; the rows have one key."""
     if (model := tasks[0].alone) is not None:
-        found: Tensor = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            token_type_ids=batch.token_type_ids,
-            segment_ids=batch.segment_ids,
-        ).logits
+        found: Tensor = model(**batch.arguments()).logits
         return found.unbind()
     encoder = Encoder(backbone)
     parts: Sequence[LayerPart]

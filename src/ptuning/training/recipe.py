@@ -118,8 +118,6 @@ MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
 CLOZE_STEPS = 60
 """Minimum optimizer steps with a cloze head, which answers before it has learned."""
-CLOZE_RATES: Mapping[str, float] = {"input": 3e-2, "deep": 1e-2}
-"""The prompt's learning rate with a cloze head, by depth (docs/cloze.md)."""
 EVALUATIONS = 16
 """Maximum number of evaluations: with so many epochs, an epoch is about as cheap as an evaluation."""
 
@@ -130,7 +128,7 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     docs/recipes.md describes how the values were found. An input prompt without an encoder needs a higher
     learning rate than a deep prompt; with an encoder, a lower one, because all weights of the encoder change
     it. If the head starts fitted or trained, less is left to learn, and with few rows the prompt should
-    change little.
+    change little. With a cloze head there is no head to learn, so few steps are enough.
     """
     steps = facts.steps(fit, 1)
     minimum, usual = (MIN_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (MIN_STEPS, EPOCHS)
@@ -139,13 +137,13 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         math.ceil(minimum / steps), min(usual, max(2, round(MAX_STEPS / steps)))
     )
     gentle = max(2e-3, 1e-2 * math.sqrt(facts.rows / 200))
-    if facts.cloze:
-        prompt = CLOZE_RATES[facts.depth] * (1.0 if facts.encoder == "embedding" else 0.1)
-    elif facts.depth == "input":
+    if facts.depth == "input":
         prompt = 1e-1 if facts.encoder == "embedding" and not facts.scaled else 1e-2
         prompt *= min(1.0, gentle / DEEP_RATE) if facts.warm and facts.fitted else 1.0
     elif facts.fitted:
         prompt = min(DEEP_RATE if facts.warm else 3e-2, gentle)
+    elif facts.cloze:
+        prompt = DEEP_RATE
     else:
         prompt = DEEP_RATE * min(MAX_SPEEDUP, max(1.0, MIN_STEPS / (epochs * steps)))
     every: int | str = "epoch"
