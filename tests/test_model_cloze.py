@@ -29,10 +29,11 @@ TEXTS = ("a great film", "dull", "the plot is good , and the acting is bad")
 SECONDS = ("a film", "good and bad", "no")
 
 MASKED = (
-    *("bert", "roberta", "albert", "distilbert", "electra", "modernbert", "deberta-v2"),
-    *("roberta, two segments", "modernbert, mean pooling"),
+    *("bert", "roberta, two segments", "albert", "distilbert", "electra", "deberta-v2", "mpnet"),
+    "modernbert, mean pooling",
 )
-CAUSAL = ("gpt2", "gpt_neox", "opt", "bloom", "llama", "qwen3", "gemma2", "gemma3_text, sliding")
+CAUSAL = ("gpt2", "opt", "bloom", "gemma2", "gemma3_text, sliding", "qwen3_moe", "nemotron")
+"""Those whose language model heads differ; all others in the table were compared in the same way."""
 
 
 def template(model: PreTrainedModel) -> str:

@@ -50,7 +50,7 @@ from ptuning.model.config import Engine, prompt_from_dict, prompt_to_dict
 from ptuning.model.state import KEY
 from ptuning.peft import PromptEncoderConfig, get_peft_model
 from ptuning.task import Task
-from tiny import DISTINCT, FAMILIES, HIDDEN, LAYERS, PAD, VOCAB, ragged, tiny, tiny_case
+from tiny import FAMILIES, HIDDEN, LAYERS, PAD, THOROUGH, VOCAB, ragged, tiny, tiny_case
 
 P = 4
 DEPTHS: dict[str, PromptConfig] = {
@@ -352,7 +352,7 @@ def test_two_tasks_on_one_backbone_do_not_meet(depth: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "depth"), [*((case, "deep") for case in DISTINCT), *((case, "input") for case in FAMILIES)]
+    ("case", "depth"), [*((case, "deep") for case in THOROUGH), *((case, "input") for case in FAMILIES)]
 )
 def test_disabled_is_plain_transformers_with_its_own_head(case: str, depth: str) -> None:
     plain, model = tiny_case(case), task_on(case, depth)

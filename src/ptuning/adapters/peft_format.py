@@ -75,7 +75,12 @@ WRITTEN_BY_US: Mapping[str, str] = {"written_by": "ptuning"}
 one without its ``ptuning.json``, which has the labels, is not mistaken for a PEFT adapter."""
 
 # PEFT's (0.21) behaviour for some architectures, by ``model_type``. The tests compare this with PEFT.
-NO_CACHE = frozenset({"albert", "distilbert", "modernbert", "deberta-v2"})
+NO_CACHE = frozenset(
+    {
+        *("albert", "distilbert", "modernbert", "deberta-v2", "mpnet"),
+        *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "ultrabert"),
+    }
+)
 """Their forward has no key/value cache, so PEFT's ``PREFIX_TUNING`` raises."""
 NO_POSITION_IDS = frozenset({"bloom"})
 """A cache does not shift positions: ALiBi uses distances from the mask, so PEFT's offset is 0."""

@@ -457,7 +457,7 @@ class Backbone(nn.Module):
         """Whether its own head reads the first token only."""
         if self.architecture.causal:
             return False
-        return bool(getattr(self.config, "classifier_pooling", "cls") == "cls")
+        return getattr(self.config, "classifier_pooling", "cls") in ("cls", "bos")
 
     def has_module(self, name: str) -> bool:
         """Whether the transformer has a module of that name; some are ``None`` in some configurations."""

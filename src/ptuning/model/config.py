@@ -342,7 +342,7 @@ class Engine:
         checkpoint_activations: Activation checkpointing: store each layer's input only, and recompute the
             rest in the backward pass. Less memory, a third more work.
         compile: ``torch.compile`` the layers, for any text length; needs a C++ compiler, and a minute at the
-            start. DeBERTa's layers are never compiled.
+            start. The layers of DeBERTa, MPNet, GPT-J, GPT-Neo, StableLM and Nemotron are never compiled.
     """
 
     attention: Literal["auto", "plain", "fused"] = "auto"

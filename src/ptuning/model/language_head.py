@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -108,17 +109,24 @@ class _Rows(nn.Module):
         return nn.functional.linear(states.float(), self._weight, self._bias)
 
 
+@dataclass
+class _Output(BaseModelOutputWithPastAndCrossAttentions):
+    """With the attributes that any language model asks for."""
+
+    router_logits: None = None
+
+
 class _Done(nn.Module):
     """In place of a transformer that has run already."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
-        self._found = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        self._found = _Output(last_hidden_state=states)
 
     @property
     def decoder(self) -> _Done:
         """OPT's head calls a part of its transformer."""
         return self
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+    def forward(self, *_: Any, **__: Any) -> _Output:
         return self._found

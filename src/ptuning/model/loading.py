@@ -66,6 +66,7 @@ def load_backbone(
             revision=revision,
             token=token,
             allow_pickle=allow_pickle,
+            dtype=dtype,
         )
         tokenizer = tokenizer or load_tokenizer(name, revision, token)
     else:
@@ -192,6 +193,7 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head if its checkpoint has none of that width.
 
@@ -203,6 +205,9 @@ def load(
         token: The Hub's access token; the one of ``hf auth login`` if left out.
         allow_pickle: Read ``pytorch_model.bin`` if there are no safetensors, with torch's restricted
             unpickler. Only for a backbone that the user named, not for one that an adapter names.
+        dtype: What it will be used in. A bf16 checkpoint for fp32 is loaded in fp32, because what a model
+            computes from its configuration would be rounded otherwise, such as the scale of Gemma's
+            embeddings. In all other cases the weights stay in the checkpoint's dtype.
 
     Raises:
         BackboneNotFound: no such folder or model, or a damaged one; names the part.
@@ -229,6 +234,8 @@ def load(
                 raise unsupported(name, config.model_type)
             config.chunk_size_feed_forward = 0  # it would refuse most text lengths
             config._attn_implementation = None  # the file may name code on the Hub
+            config._experts_implementation = None
+        exact = {"dtype": dtype} if dtype == torch.float32 else {}
         try:
             with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):
                 model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -238,6 +245,7 @@ def load(
                     output_loading_info=True,
                     use_safetensors=None if allow_pickle else True,
                     trust_remote_code=False,
+                    **exact,
                     **hub,
                 )
         except BackboneNotFound:
@@ -287,6 +295,12 @@ def _language_head(
         config._attn_implementation = None
         causal = ARCHITECTURES[config.model_type].causal
         kind: Any = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        if type(config) not in kind._model_mapping:
+            raise UnsupportedBackbone(
+                f"{name}: a cloze head needs a language model head, and transformers has none for "
+                f"{config.model_type}",
+                remedy="use another backbone, or leave prompt.head out",
+            )
         model, info = kind.from_pretrained(
             source,
             config=config,

@@ -23,7 +23,6 @@ from ptuning.model.layer_parts import LayerPart
 from ptuning.model.limits import joined_of
 from ptuning.model.packed import DEEP, PackedTask, input_key
 from ptuning.model.placement import apart
-from ptuning.model.pooling import mean_of_tokens
 from ptuning.model.readout import EveryToken
 from ptuning.model.row_heads import row_head
 from ptuning.model.row_parts import Places, RowPrompts, RowReadout, RowUnits
@@ -135,10 +134,10 @@ def _pass(backbone: Backbone, key: Hashable, batch: Batch, tasks: Sequence[Packe
         rows, parts = joined.arranged(encoder, batch, Prepared(prompt=prompts))
         everywhere = torch.arange(len(tasks), device=prompts.device)
         places = {tasks[0].pooling: Places(answers=everywhere, rows=everywhere)}
-    read = _read(encoder, rows, parts, tasks, places)
+    read, mask = _read(encoder, rows, parts, tasks, places)
     return [
         task.task.kind.logits(its[: task.task.num_labels].float(), task.task)
-        for task, its in zip(tasks, _heads(backbone, read, rows.attention_mask, tasks), strict=True)
+        for task, its in zip(tasks, _heads(backbone, read, mask, tasks), strict=True)
     ]
 
 
@@ -146,19 +145,20 @@ def _heads(backbone: Backbone, read: Tensor, mask: Tensor, tasks: Sequence[Packe
     """Each row's output of its task's head; those of classification heads are padded with zeros.
 
     Args:
-        read: ``[N, H]``.
-        mask: As the backbone's own head takes it.
+        read, mask: Of :func:`_read`.
     """
     found: list[Tensor] = [torch.empty(0)] * len(tasks)
     if own := [row for row, task in enumerate(tasks) if task.wording is None]:
         distinct, owners = _distinct([tasks[row] for row in own])
         head = row_head(backbone, [task.head for task in distinct], owners)
-        for row, logits in zip(own, head(read if len(own) == len(tasks) else read[own], mask), strict=True):
+        its_read, its_mask = (read, mask) if len(own) == len(tasks) else (read[own], mask[own])
+        for row, logits in zip(own, head(its_read, its_mask), strict=True):
             found[row] = logits
     cloze = [row for row, task in enumerate(tasks) if task.wording is not None]
     for task in {id(tasks[row]): tasks[row] for row in cloze}.values():
         its = [row for row in cloze if tasks[row] is task]
-        scores = cloze_scores(backbone.language_head, read[its], task.words)
+        states = read[its] if read.dim() == 2 else read[its, 0]
+        scores = cloze_scores(backbone.language_head, states, task.words)
         for row, logits in zip(its, scores, strict=True):
             found[row] = logits
     return found
@@ -254,13 +254,18 @@ def _read(
     parts: Sequence[LayerPart],
     tasks: Sequence[PackedTask],
     places: Mapping[str, Places],
-) -> Tensor:
-    """``[N, H]``, what the head of each row reads."""
+) -> tuple[Tensor, Tensor]:
+    """What the head of each row reads, ``[N, H]``, and the mask ``[N, T]``. A head that pools tokens itself
+    gets ``[N, T, H]``, in which a row that is read in another way is one token.
+    """
     native, mask = encoder.native_readout(), rows.attention_mask
     readout = RowReadout(tasks, places, native, mask, rows.read)
     states = encoder.encode(rows, (*parts, readout))
     read = encoder.finish(readout.read(states))
-    if isinstance(native, EveryToken) and (its := places.get("native")) is not None:
-        # This head averages the tokens behind the final norm.
-        read[its.answers] = mean_of_tokens(encoder.finish(states[its.rows]), mask[its.rows])
-    return read
+    its = places.get("native")
+    if its is None or not isinstance(native, EveryToken):
+        return read, mask
+    every, seen = read.new_zeros(len(read), *states.shape[1:]), mask.new_zeros(len(read), mask.shape[1])
+    every[:, 0], seen[:, 0] = read, 1
+    every[its.answers], seen[its.answers] = encoder.finish(states[its.rows]), mask[its.rows]
+    return every, seen

@@ -218,7 +218,7 @@ class RowReadout(Readout):
                     first, second = states[places.rows].chunk(2)
                     read = pair_similarity(first, second, (one, other))
                 case _ if isinstance(self._native, EveryToken):
-                    continue  # its head averages the tokens behind the final norm
+                    continue  # its head pools the tokens behind the final norm
                 case _:
                     read = self._native.read(states)[rows]
             found[places.answers] = read.to(found.dtype)
