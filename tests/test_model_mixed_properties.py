@@ -278,7 +278,7 @@ def test_in_half_precision_neighbours_add_no_more_than_rounding(case: str) -> No
         for row in range(len(lengths)):
             wanted.append(alone(model, batch, row))
             off["own"].append(distance(own[row], wanted[-1]))
-    values = vars(batch_of(lengths)).items()
+    values = batch_of(lengths).arguments().items()
     repeated = Batch(**{name: value.repeat(len(models) // len(lengths), 1) for name, value in values})
     with torch.inference_mode():
         found = mixed_logits(backbone, repeated, tasks)
