@@ -390,6 +390,7 @@ def test_what_it_refuses(folders: dict[str, Path]) -> None:
         (lambda: made_with(masked, several, template=fine), "cannot answer yes or no each"),
         (lambda: made_with(masked, template="{text} {mask} {prompt:2}"), "a deep prompt is in the layers"),
         (lambda: made_with(masked, template="{text} {mask} {mask}"), "got 2 masks"),
+        (lambda: made_with(masked, template="{text} {mask} <mask>"), "finds 2 masks in its words"),
         (lambda: made_with(masked, template=fine, verbalizer={"positve": "a"}), "did you mean 'positive'"),
         (lambda: made_with(masked, template=fine, verbalizer={"positive": []}), "expected at least one"),
         (

@@ -108,10 +108,7 @@ class Joined:
         """The text with ``prompt`` (``[P, E]``, or one per row, ``[B, P, E]``) inserted, and the layer parts
         that go with it.
         """
-        if self._leads_words and self.wording is not None:
-            batch, _ = self.wording.filled(self.backbone, batch)
-        elif self.wording is not None:
-            batch = texts_alone(self.backbone, batch)
+        batch, _ = self._worded(batch)
         made, front = prompt.prompt, self._front(batch)
         if front is None or made.dim() == 3:
             return self._as_one(batch, made)[0], ()
@@ -138,11 +135,8 @@ class Joined:
 
     def hidden_states(self, encoder: Encoder, batch: Batch, prompt: Tensor) -> Tensor:
         """``[B, T, H]``: the transformer's output for the text's tokens, in their order."""
-        width, filled = batch.input_ids.shape[1], None
-        if self._leads_words and self.wording is not None:
-            batch, filled = self.wording.filled(self.backbone, batch)
-        elif self.wording is not None:
-            batch = texts_alone(self.backbone, batch)
+        width = batch.input_ids.shape[1]
+        batch, filled = self._worded(batch)
         rows, places = self._as_one(batch, prompt)
         found = places.restored(encoder.finish(encoder.encode(rows)), batch.input_ids.shape[1])
         return found if filled is None else filled.restored(found, width)
@@ -171,6 +165,14 @@ class Joined:
             read=self._read(batch, places, sizes),
         )
         return rows, places
+
+    def _worded(self, batch: Batch) -> tuple[Batch, Layout | None]:
+        """The batch with a cloze head's words if they can be inserted first; and the layout that made it."""
+        if self.wording is None:
+            return batch, None
+        if self._leads_words:
+            return self.wording.filled(self.backbone, batch)
+        return texts_alone(self.backbone, batch), None
 
     @property
     def _leads_words(self) -> bool:

@@ -163,6 +163,11 @@ def template_ids(
             continue
         text = piece.anchor.replace(MASK, "" if causal else str(tokenizer.mask_token)).rstrip(" ")
         found.append(tuple(_ids_behind(tokenizer, "" if _is_first(pieces, at) else _SOME_WORD, text)))
+    if mask is not None and (masks := [each for ids in found for each in ids].count(mask)) != 1:
+        raise ConfigError(
+            f"prompt.head.template: the backbone's tokenizer finds {masks} masks in its words",
+            expected=f"one, written as {MASK}",
+        )
     return tuple(found), mask
 
 
