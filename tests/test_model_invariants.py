@@ -575,7 +575,7 @@ def test_a_backbone_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_architecture_outside_the_table_is_named() -> None:
     config = AutoConfig.for_model(
-        "mpnet",
+        "megatron-bert",
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
         num_hidden_layers=1,
@@ -583,7 +583,7 @@ def test_an_architecture_outside_the_table_is_named() -> None:
         intermediate_size=48,
     )
     with pytest.raises(
-        UnsupportedBackbone, match=r"not supported: got 'mpnet', expected one of bert, .*phi3"
+        UnsupportedBackbone, match=r"not supported: got 'megatron-bert', expected one of bert, .*phi3"
     ):
         Backbone(AutoModelForSequenceClassification.from_config(config))
 

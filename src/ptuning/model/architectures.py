@@ -62,6 +62,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "modernbert": Architecture(feed_forward=("mlp.Wi", "mlp.Wo"), final=("final_norm",)),
     "deberta-v2": replace(_BERT, attention="replaced"),
     "mpnet": replace(_ROBERTA, attention="replaced", segments=False),
+    "ernie": _BERT,
+    "xlm-roberta-xl": replace(_ROBERTA, final=("encoder.LayerNorm",)),
+    "roberta-prelayernorm": replace(_ROBERTA, final=("LayerNorm",)),
+    "eurobert": Architecture(final=("norm",)),
+    "nomic_bert": Architecture(segments=True),
+    "gte": Architecture(segments=True),
+    "jina_embeddings_v3": Architecture(feed_forward=("mlp.fc1", "mlp.fc2"), segments=True),
+    "data2vec-text": _ROBERTA,
+    "ultrabert": Architecture(final=("norm",)),
     "gpt2": replace(
         _DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",), same_length=True
     ),
@@ -83,13 +92,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma2": _DECODER,
     "gemma3_text": _DECODER,
     "phi3": replace(_DECODER, feed_forward=("mlp.gate_up_proj", "mlp.down_proj")),
-    "ernie": _BERT,
-    "xlm-roberta-xl": replace(_ROBERTA, final=("encoder.LayerNorm",)),
-    "roberta-prelayernorm": replace(_ROBERTA, final=("LayerNorm",)),
-    "eurobert": Architecture(final=("norm",)),
-    "nomic_bert": Architecture(segments=True),
-    "gte": Architecture(segments=True),
-    "jina_embeddings_v3": Architecture(feed_forward=("mlp.fc1", "mlp.fc2"), segments=True),
     "gpt_bigcode": replace(
         _DECODER, layers="h", feed_forward=("mlp.c_fc", "mlp.c_proj"), final=("ln_f",), same_length=True
     ),
@@ -111,8 +113,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "helium": _DECODER,
     "hunyuan_v1_dense": _DECODER,
     "arcee": replace(_DECODER, feed_forward=("mlp.up_proj", "mlp.down_proj")),
-    "data2vec-text": _ROBERTA,
-    "ultrabert": Architecture(final=("norm",)),
     "ministral3": _DECODER,
     "mixtral": _EXPERTS,
     "qwen2_moe": _EXPERTS,
