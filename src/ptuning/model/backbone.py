@@ -286,7 +286,9 @@ class Backbone(nn.Module):
                         remedy="pass the backbone by its name or folder",
                     )
                 weights.language_head = weights.load_language_head()
-                weights.language_head.apply(lambda value: value.to(self.device, self.dtype))
+                weights.language_head.apply(
+                    lambda value: value.to(self.device, self.dtype if value.is_floating_point() else None)
+                )
             return weights.language_head
 
     def digest(self) -> str:
