@@ -55,7 +55,8 @@ class PackedTask:
             and values of these tokens and the prompt.
         head: By the backbone's names.
         anchors: Token ids of a template's literal words.
-        wording: A cloze head's template; ``None`` with a classification head.
+        wording: A cloze head's template, without words that are in ``prompts``; ``None`` with a classification
+            head.
         words: The tensors of a cloze head's words (``verbalizer.py``), by name.
         max_text_tokens: As the model's; ``None`` for no limit.
         inserted_tokens: As the model's.
@@ -226,6 +227,8 @@ class _Parts:
             prepared = joined.prepared(Encoder(backbone), self.prompt, self.tokenizer)
             if prepared.leading is not None:
                 prompts, front, key = prepared.leading, prepared.tokens, DEEP
+                if wording is not None and not joined.leads_words:  # the words are in the keys and values
+                    wording = replace(wording, pieces=(), anchors=())
         return PackedTask(
             name=name,
             digest=digest,

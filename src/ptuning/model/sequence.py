@@ -170,12 +170,12 @@ class Joined:
         """The batch with a cloze head's words if they can be inserted first; and the layout that made it."""
         if self.wording is None:
             return batch, None
-        if self._leads_words:
+        if self.leads_words:
             return self.wording.filled(self.backbone, batch)
         return texts_alone(self.backbone, batch), None
 
     @property
-    def _leads_words(self) -> bool:
+    def leads_words(self) -> bool:
         """Whether a cloze head's prompt is in front of the text and its words, so that these can be inserted
         first.
         """
@@ -190,7 +190,7 @@ class Joined:
     def _pieces(self) -> tuple[Insertion, ...]:
         """What is inserted at the embeddings."""
         pieces = self.config.insertions
-        return tuple(piece for piece in pieces if piece.tokens) if self._leads_words else pieces
+        return tuple(piece for piece in pieces if piece.tokens) if self.leads_words else pieces
 
     def _read(self, batch: Batch, places: Layout, sizes: Sequence[int]) -> Tensor | None:
         """``[B]``: where the mask is, if there is one."""
