@@ -14,6 +14,7 @@ from language_models import language_model
 from ptuning import ClozeHead, DeepPrompt, PTuningClassifier, PTuningModel, fit, pipeline
 from ptuning.adapters import details
 from ptuning.cli import main
+from ptuning.model.verbalizer import words_for
 from ptuning.training import FitConfig
 from served import registry
 
@@ -121,6 +122,35 @@ def test_a_warm_start_gives_new_labels_words(home: Path, tmp_path: Path) -> None
     assert model.cloze is not None
     assert len(model.cloze.words) == 3
     assert model.cloze.words[:2] == PTuningModel.from_pretrained(home / "cloze").cloze.words  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("place", "written", "labels", "found"),
+    [
+        ("option", "{0: bad, 1: good}", (0, 1), ("bad", "good")),
+        ("file", "{yes: good, no: bad}", ("no", "yes"), ("bad", "good")),
+        ("option", "{false: no, true: yes}", (False, True), ("no", "yes")),
+        ("file", "{bad: [no, dull], good: yes}", ("bad", "good"), ("no", "yes")),
+        ("option", '{"0": "bad", "1": "good"}', (0, 1), ("bad", "good")),
+    ],
+)
+def test_labels_and_words_that_yaml_reads_as_numbers(
+    home: Path, tmp_path: Path, place: str, written: str, labels: Any, found: Any
+) -> None:
+    rows = [{**row, "text": f"{row['text']} {i}"} for i, row in enumerate(rows_of(16, 5, labels))]
+    file = write(tmp_path / "train.jsonl", rows)
+    train = ["train", f"--backbone={home / 'llama'}", f"--data.train={file}", "--fit.num_train_epochs=1"]
+    train += ["--prompt.head.template={text} It was", f"--output={tmp_path / 'task'}", "--report=false"]
+    if place == "option":
+        train.append(f"--prompt.head.verbalizer={written}")
+    else:
+        (tmp_path / "c.yaml").write_text(f"prompt:\n  head:\n    verbalizer: {written}\n")
+        train.append(f"--config={tmp_path / 'c.yaml'}")
+    assert main(train) == 0
+    model = PTuningModel.from_pretrained(tmp_path / "task")
+    head = model.prompt_config.head
+    assert head is not None
+    assert [words_for(head, label)[0] for label in sorted(model.task.labels, key=str)] == list(found)
 
 
 def test_in_python_and_as_an_estimator(home: Path) -> None:

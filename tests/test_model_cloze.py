@@ -397,6 +397,8 @@ def test_what_it_refuses(folders: dict[str, Path]) -> None:
         (lambda: made_with(masked, template="{text} {mask} <mask>"), "finds 2 masks in its words"),
         (lambda: made_with(masked, template=fine, verbalizer={"positve": "a"}), "did you mean 'positive'"),
         (lambda: made_with(masked, template=fine, verbalizer={"positive": []}), "expected at least one"),
+        (lambda: ClozeHead(template=fine, verbalizer={1: "a", "1": "b"}), "each label once.*'1'"),  # type: ignore[dict-item]
+        (lambda: ClozeHead(template=fine, verbalizer="good"), "expected a mapping from label to words"),  # type: ignore[arg-type]
         (
             lambda: made_with(
                 masked, template=fine, verbalizer={"negative": "good bad", "positive": "bad good"}

@@ -61,6 +61,7 @@ class Option(NamedTuple):
         choices: The allowed words, if no other values are allowed.
         applies_to: The choices of the enclosing options that it is for, if it is not for all.
         old: Its earlier name, which is still accepted; empty if it has none.
+        is_mapping: Whether it is a mapping of text, which is read as it is written.
     """
 
     key: str
@@ -70,6 +71,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     applies_to: tuple[str, ...] = ()
     old: str = ""
+    is_mapping: bool = False
 
     def argument(self) -> dict[str, Any]:
         """The arguments of ``add_argument`` without the names; pydantic validates the value later."""
@@ -82,7 +84,7 @@ class Option(NamedTuple):
         if re.match(r"[A-Z][a-z]+ ", summary) and not summary.startswith("Hub "):  # a docstring's sentence
             summary = summary[:1].lower() + summary[1:]
         return {
-            "type": _text if self.is_text else _value,
+            "type": _mapping if self.is_mapping else _text if self.is_text else _value,
             "default": SUPPRESS,
             "metavar": "{" + ",".join(self.choices) + "}"
             if self.choices
@@ -186,8 +188,10 @@ def old_names(config: type[BaseModel]) -> dict[str, str]:
 def nested(given: Namespace, config: type[BaseModel]) -> dict[str, Any]:
     """The given options of ``config`` as a nested mapping, on top of those from the file of ``--config``."""
     file = getattr(given, "config", None)
-    values = {} if file is None else read_config(file, "--config")
-    for option in leaves(config):
+    options = list(leaves(config))
+    texts = [option.key.split(".") for option in options if option.is_mapping]
+    values = {} if file is None else read_config(file, "--config", texts)
+    for option in options:
         names = [name for name in (option.key, option.old) if name and name in given]
         if len(names) > 1:
             raise ConfigError(f"--{names[0]} and --{names[1]}: got both, expected one of them")
@@ -302,7 +306,14 @@ def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
         shown, text = end.removesuffix(".").removesuffix(" if left out").removeprefix("None for "), start
     else:
         shown = ""
-    return Option(key, str in members, shown, text, tuple(map(str, words)) if only else ())
+    return Option(
+        key,
+        str in members,
+        shown,
+        text,
+        tuple(map(str, words)) if only else (),
+        is_mapping=any(get_origin(member) is dict for member in members),
+    )
 
 
 def _documented(kind: type) -> dict[str, str]:
@@ -333,9 +344,14 @@ def _text(value: str) -> str | None:
     return None if value == "null" else value
 
 
-def _value(text: str) -> Any:
-    """A number, boolean or list in YAML syntax; otherwise a string."""
+def _mapping(text: str) -> Any:
+    """A mapping in YAML syntax, with keys and values as they are written."""
+    return _value(text, texts=[()])
+
+
+def _value(text: str, texts: Sequence[Sequence[str]] = ()) -> Any:
+    """A number, boolean, list or mapping in YAML syntax; otherwise a string."""
     try:
-        return parse_yaml(text) if text.strip() else text
+        return parse_yaml(text, texts) if text.strip() else text
     except yaml.YAMLError:
         return text

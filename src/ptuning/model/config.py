@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from ptuning.errors import ConfigError
 from ptuning.model.template import (
@@ -165,11 +166,25 @@ InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminat
 # ------------------------------------------------------------------------------------------ heads
 
 
+def label_name(label: Any) -> str:
+    """A label as a verbalizer has it: as text, a boolean as JSON and YAML write it."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
 def _by_name(value: Any) -> Any:
-    """A verbalizer with labels as text: YAML reads ``1`` as a number and ``true`` as a boolean."""
+    """A verbalizer with labels as text, and a list of words for each."""
     if not isinstance(value, Mapping):
-        return value
-    return {str(label): (words,) if isinstance(words, str) else words for label, words in value.items()}
+        raise PydanticCustomError("verbalizer", "Input should be a mapping from label to words")
+    found: dict[str, Any] = {}
+    for label, words in value.items():
+        if (name := label_name(label)) in found:
+            raise PydanticCustomError(
+                "verbalizer",
+                "Input should be a mapping with each label once, and two of them are {name}",
+                {"name": repr(name)},
+            )
+        found[name] = (words,) if isinstance(words, str) else words
+    return found
 
 
 Verbalizer = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_by_name)]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptuning.errors import ConfigError
 from ptuning.model.backbone import Backbone
-from ptuning.model.config import ClozeHead, PromptConfig
+from ptuning.model.config import ClozeHead, PromptConfig, label_name
 from ptuning.model.language_head import LanguageHead
 from ptuning.model.template import MASK, Insertion, Landmark
 from ptuning.task import Label, Task
@@ -185,7 +185,7 @@ def words_of(
         ConfigError: a verbalizer with a label that the task does not have, a word without a token, or labels
             whose scores would be the same.
     """
-    names = [str(label) for label in task.labels]
+    names = [label_name(label) for label in task.labels]
     if unknown := [label for label in head.verbalizer if label not in names]:
         close = get_close_matches(unknown[0], names, n=1)
         raise ConfigError(
@@ -204,7 +204,8 @@ def words_of(
 
 def words_for(head: ClozeHead, label: Label) -> tuple[str, ...]:
     """The words of a label: those of the verbalizer, or its own name with spaces for underscores."""
-    return head.verbalizer.get(str(label)) or (str(label).replace("_", " "),)
+    name = label_name(label)
+    return head.verbalizer.get(name) or (name.replace("_", " "),)
 
 
 def _in_front(pieces: Sequence[Insertion]) -> tuple[str, str]:
