@@ -124,6 +124,25 @@ def test_a_warm_start_gives_new_labels_words(home: Path, tmp_path: Path) -> None
     assert model.cloze.words[:2] == PTuningModel.from_pretrained(home / "cloze").cloze.words  # type: ignore[union-attr]
 
 
+def test_a_new_head_forgets_the_words_of_other_labels(home: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = [
+        {**row, "text": f"{row['text']} {i}"} for i, row in enumerate(rows_of(16, 6, ("bad", "positive")))
+    ]
+    file = write(tmp_path / "train.jsonl", rows)
+    train = ["train", f"--init_from={home / 'cloze'}", "--init_head=new", f"--data.train={file}"]
+    train += ["--fit.num_train_epochs=1", f"--output={tmp_path / 'more'}", "--report=false"]
+    assert main(train) == 0
+    head = PTuningModel.from_pretrained(tmp_path / "more").prompt_config.head
+    assert head is not None
+    assert head.verbalizer == {"positive": ("great",)}
+    template = f"--prompt.head.template={HEAD['template']}"
+    assert (
+        main([*train[:-2], f"--output={tmp_path / 'typo'}", template, "--prompt.head.verbalizer={bda: x}"])
+        == 2
+    )
+    assert "did you mean 'bad'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("place", "written", "labels", "found"),
     [
