@@ -277,6 +277,8 @@ class Backbone(nn.Module):
             UnsupportedBackbone: the checkpoint has none, or the backbone was not loaded by name.
         """
         weights = self.weights
+        if weights.language_head is not None:
+            return weights.language_head
         with drawing():  # so that two threads do not load it twice
             if weights.language_head is None:
                 if weights.load_language_head is None:
@@ -285,10 +287,11 @@ class Backbone(nn.Module):
                         "classification does not have it",
                         remedy="pass the backbone by its name or folder",
                     )
-                weights.language_head = weights.load_language_head()
-                weights.language_head.apply(
+                loaded = weights.load_language_head()
+                loaded.apply(
                     lambda value: value.to(self.device, self.dtype if value.is_floating_point() else None)
                 )
+                weights.language_head = loaded  # last: other threads read it without the lock
             return weights.language_head
 
     def digest(self) -> str:

@@ -263,14 +263,15 @@ def load(
             remedy="use a complete checkpoint",
         )
     with reading(name, source, "configuration"):
+        commit = _commit(source, revision)
         return Backbone(
             model,
             name=name,
-            revision=_commit(source, revision),
+            revision=commit,
             missing=missing,
             pooling=pooling(name, source, revision, token, cached_only=hub["local_files_only"]),
             load_language_head=partial(
-                _language_head, name, revision=revision, token=token, allow_pickle=allow_pickle
+                _language_head, name, revision=commit or revision, token=token, allow_pickle=allow_pickle
             ),
         )
 
