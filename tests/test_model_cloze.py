@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ptuning.data.examples import Example
 from ptuning.data.tokens import Tokenise, collate
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, UnsupportedBackbone
 from ptuning.inference import MultiPredictor
+from ptuning.model.packed import pack
+from ptuning.threads import GENERATORS
 from reference import SlowReference
 from test_adapters_schema import JUNK, places, record, write
 
@@ -294,6 +297,37 @@ def test_a_record_with_any_field_corrupted(folders: dict[str, Path], tmp_path: P
             PTuningModel.from_pretrained(folder)
 
 
+def test_a_record_that_contradicts_itself(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tasks_on(folders["roberta"])[0].save_pretrained(tmp_path / "adapter")
+    whole = record(folder)
+    two, one = whole["cloze"]["words"]
+    head = whole["prompt"]["head"]
+    open_backbone = {**whole["backbone"], "vocab_size": None}
+    for changed, message in (
+        ({"cloze": {**whole["cloze"], "words": [two, [*one, *one]]}}, "got 2 words of the label 'positive'"),
+        (
+            {"cloze": {**whole["cloze"], "words": [[[5, 6], [6, 5]], [[5, 6]]]}},
+            "the same tokens for two labels",
+        ),
+        (
+            {"prompt": {**whole["prompt"], "head": {**head, "verbalizer": {"odd": ["a"]}}}},
+            r"prompt\.head\.verbalizer: got the label 'odd'",
+        ),
+        ({"anchors": [[]], "cloze": {**whole["cloze"], "mask": None}}, "anchors: got no tokens"),
+        (
+            {"backbone": open_backbone, "cloze": {**whole["cloze"], "words": [two, [[10**6]]]}},
+            "cloze.words.*token id 1000000",
+        ),
+        (
+            {"backbone": open_backbone, "anchors": [[*whole["anchors"][0], 10**6]]},
+            "anchors.*token id 1000000",
+        ),
+    ):
+        write(folder, {**whole, **changed})
+        with pytest.raises(AdapterError, match=message):
+            PTuningModel.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("case", ["roberta", "llama"])
 def test_saved_and_loaded_to_the_bit(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
     for number, model in enumerate(tasks_on(folders[case])[:5]):
@@ -373,6 +407,22 @@ def test_it_moves_and_is_rounded_with_the_backbone(folders: dict[str, Path], tmp
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0.3)
     rounded.to(torch.float32)
     assert rounded.backbone.language_head.digest == model.backbone.language_head.digest
+
+
+def test_the_words_rows_are_those_of_the_rounded_weights(folders: dict[str, Path]) -> None:
+    """A row alone and in a mixed batch have the same ones."""
+    model = tasks_on(folders["roberta"])[0].to(torch.bfloat16)
+    assert model.verbalizer is not None
+    assert torch.equal(model.verbalizer.weight, model.verbalizer.weight.bfloat16().float())
+    assert torch.equal(model.verbalizer.weight, pack(model).words["weight"])
+
+
+def test_a_forward_pass_waits_for_no_other_thread(folders: dict[str, Path]) -> None:
+    """One that draws random numbers, or loads a backbone."""
+    model = tasks_on(folders["roberta"])[0]
+    inputs = batch(model, TEXTS)
+    with ThreadPoolExecutor(1) as other, GENERATORS:
+        assert other.submit(lambda: model(**inputs)).result(timeout=30).logits.isfinite().all()
 
 
 # -------------------------------------------------------------------------------------- refusals

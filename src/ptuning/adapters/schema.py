@@ -7,14 +7,15 @@ used. The user's own fields (``metrics``, ``extra``) may be any JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from ptuning.errors import ConfigError
-from ptuning.model.config import prompt_from_dict, prompt_to_dict
+from ptuning.model.config import label_name, prompt_from_dict, prompt_to_dict
 from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP, ProblemType, Task
 from ptuning.validation import explain, shortened
 
@@ -170,13 +171,41 @@ def _check_tokens(values: Mapping[str, Any]) -> None:
         )
     if cloze is None:
         return
-    pieces = sum(bool(piece.anchor) for piece in prompt.insertions)
-    if len(values["anchors"]) != pieces:
-        raise ValueError(f"anchors: got {len(values['anchors'])}, expected {pieces}, as the template has")
+    pieces = [piece.anchor for piece in prompt.insertions if piece.anchor]
+    if len(values["anchors"]) != len(pieces):
+        raise ValueError(
+            f"anchors: got {len(values['anchors'])}, expected {len(pieces)}, as the template has"
+        )
+    for piece, ids in zip(pieces, values["anchors"], strict=True):
+        if piece.strip() and not ids:
+            raise ValueError(f"anchors: got no tokens for the words {shortened(piece)} of the template")
     if (got := len(cloze["words"])) != (expected := len(values["task"]["labels"])):
         raise ValueError(f"cloze.words: got those of {got} labels, expected {expected}")
     if cloze["mask"] is not None and anchors.count(cloze["mask"]) != 1:
         raise ValueError(f"cloze.mask: got {cloze['mask']}, expected a token that is once among the anchors")
+    assert prompt.head is not None
+    _check_words(cloze["words"], values["task"]["labels"], prompt.head.verbalizer)
+
+
+def _check_words(
+    words: Sequence[Sequence[Sequence[int]]], labels: Sequence[Any], verbalizer: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse tokens that are not those of the verbalizer's words."""
+    names = [label_name(label) for label in labels]
+    if strange := [name for name in verbalizer if name not in names]:
+        raise ValueError(
+            f"prompt.head.verbalizer: got the label {strange[0]!r}, which the task does not have"
+        )
+    known: dict[frozenset[tuple[int, Fraction]], str] = {}
+    for name, its in zip(names, words, strict=True):
+        if len(its) != (expected := len(verbalizer.get(name, (name,)))):
+            raise ValueError(f"cloze.words: got {len(its)} words of the label {name!r}, expected {expected}")
+        shares: dict[int, Fraction] = {}
+        for word in its:
+            for each in word:
+                shares[each] = shares.get(each, Fraction()) + Fraction(1, len(its) * len(word))
+        if (other := known.setdefault(frozenset(shares.items()), name)) != name:
+            raise ValueError(f"cloze.words: got the same tokens for two labels, {other!r} and {name!r}")
 
 
 def _brief(sentence: str) -> str:

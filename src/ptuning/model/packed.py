@@ -55,8 +55,7 @@ class PackedTask:
             and values of these tokens and the prompt.
         head: By the backbone's names.
         anchors: Token ids of a template's literal words.
-        wording: A cloze head's template, without words that are in ``prompts``; ``None`` with a classification
-            head.
+        wording: A cloze head's template, without words that are in ``prompts``; ``None`` without such a head.
         words: The tensors of a cloze head's words (``verbalizer.py``), by name.
         max_text_tokens: As the model's; ``None`` for no limit.
         inserted_tokens: As the model's.
@@ -219,7 +218,7 @@ class _Parts:
         wording = None if self.cloze is None else wording_of(config, self.anchors, self.cloze)
         words: Mapping[str, Tensor] = {}
         if self.cloze is not None:
-            words = dict(verbalizer_of(backbone, self.cloze).named_buffers())
+            words = dict(verbalizer_of(backbone, self.cloze, self.anchors).named_buffers())
         if (joined := joined_of(backbone, config, self.anchors, wording)) is None:
             prompts = self.prompt.to(dtype, copy=True)
         else:

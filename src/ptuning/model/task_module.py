@@ -100,7 +100,7 @@ class TaskModule(nn.Module):
         if config.head is not None:
             made = task_parts.make_cloze(backbone, config, task, tokenizer, anchors, cloze)
             self.anchors, self.cloze = made
-            self.verbalizer = task_parts.verbalizer_of(backbone, self.cloze)
+            self.verbalizer = task_parts.verbalizer_of(backbone, self.cloze, self.anchors)
         if isinstance(config, DeepPrompt):
             self.prompt_encoder, self.units = task_parts.make_deep(backbone, config)
         else:
@@ -208,7 +208,7 @@ class TaskModule(nn.Module):
             self.anchors, self.cloze = task_parts.make_cloze(
                 self.backbone, self.prompt_config, task, self.tokenizer, self.anchors, given
             )
-            self.verbalizer = task_parts.verbalizer_of(self.backbone, self.cloze)
+            self.verbalizer = task_parts.verbalizer_of(self.backbone, self.cloze, self.anchors)
         self.task = task
         self.config = known_as(self.backbone.model.config, task)
 
@@ -312,8 +312,11 @@ class TaskModule(nn.Module):
             moved = fn(value)
             return value.to(moved.device) if moved.dtype.itemsize < value.dtype.itemsize else moved
 
+        before = self.dtype
         self.backbone._apply(fn, recurse)
         super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
+        if self.cloze is not None and self.dtype != before:  # its rows are those of the rounded weights
+            self.verbalizer = task_parts.verbalizer_of(self.backbone, self.cloze, self.anchors)
         return self
 
     def train(self, mode: bool = True) -> Self:

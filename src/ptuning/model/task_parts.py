@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ptuning import adapters
-from ptuning.errors import ConfigError
+from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, InputPrompt, PromptConfig, TextInit
 from ptuning.model.head import Head, first_mix
@@ -133,8 +133,24 @@ def make_cloze(
     return ids, adapters.ClozeTokens(words=words, mask=mask, head=digest)
 
 
-def verbalizer_of(backbone: Backbone, cloze: adapters.ClozeTokens) -> Verbalizer:
-    """The rows of the backbone's language model head for the words of a task."""
+def verbalizer_of(
+    backbone: Backbone, cloze: adapters.ClozeTokens, anchors: Sequence[Sequence[int]]
+) -> Verbalizer:
+    """The rows of the backbone's language model head for the words of a task.
+
+    Args:
+        anchors: The token ids of the template's words.
+
+    Raises:
+        AdapterError: a token that the backbone does not have.
+    """
+    words = (word for label in cloze.words for word in label)
+    for name, pieces in (("cloze.words", words), ("anchors", anchors)):
+        for each in (each for piece in pieces for each in piece if each >= backbone.vocab_size):
+            raise AdapterError(
+                f"{name}: got the token id {each}, and {backbone.name} has {backbone.vocab_size} tokens",
+                remedy="the adapter was altered, or was trained on another backbone",
+            )
     table: Any = backbone.embedding.weight
     return Verbalizer(backbone.language_head, cloze.words, table)
 
