@@ -39,7 +39,9 @@ def tokenizer(way: str) -> PreTrainedTokenizerFast:
     inner = Tokenizer(
         models.BPE(unk_token="<unk>") if kind != "words" else models.WordPiece(unk_token="<unk>")
     )
-    trainer: Any = trainers.BpeTrainer(vocab_size=380, special_tokens=special, show_progress=False)
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=380, special_tokens=special, show_progress=False, initial_alphabet=["\n", "(", ":"]
+    )
     if kind == "bytes":
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()

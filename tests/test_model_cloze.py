@@ -444,6 +444,7 @@ def test_what_it_refuses(folders: dict[str, Path]) -> None:
         (lambda: made_with(masked, several, template=fine), "cannot answer yes or no each"),
         (lambda: made_with(masked, template="{text} {mask} {prompt:2}"), "a deep prompt is in the layers"),
         (lambda: made_with(masked, template="{text} {mask} {mask}"), "got 2 masks"),
+        (lambda: made_with(causal, template="{text} 💥 was"), "does not know all of ' 💥 was'"),
         (lambda: made_with(masked, template="{text} {mask} <mask>"), "finds 2 masks in its words"),
         (lambda: made_with(masked, template=fine, verbalizer={"positve": "a"}), "did you mean 'positive'"),
         (lambda: made_with(masked, template=fine, verbalizer={"positive": []}), "expected at least one"),
@@ -521,5 +522,6 @@ def test_spaces_in_front_of_words(folders: dict[str, Path]) -> None:
         return str(model.tokenizer.convert_ids_to_tokens(model.cloze.words[0][0])[0])  # type: ignore[union-attr]
 
     assert first("{text} It was") == first("{text} It was {mask}") == first("{text}") == "▁good"
+    assert made_with(folders["llama"], task, template="{text} {mask}").anchors == ((),)
     assert first("{text} It was ({mask}")[0] != "▁"
     assert first("{text} It was:\n")[0] != "▁"

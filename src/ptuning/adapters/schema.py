@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from ptuning.errors import ConfigError
 from ptuning.model.config import label_name, prompt_from_dict, prompt_to_dict
+from ptuning.model.template import MASK
 from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP, ProblemType, Task
 from ptuning.validation import explain, shortened
 
@@ -177,7 +178,7 @@ def _check_tokens(values: Mapping[str, Any]) -> None:
             f"anchors: got {len(values['anchors'])}, expected {len(pieces)}, as the template has"
         )
     for piece, ids in zip(pieces, values["anchors"], strict=True):
-        if piece.strip() and not ids:
+        if piece.replace(MASK, "").strip() and not ids:
             raise ValueError(f"anchors: got no tokens for the words {shortened(piece)} of the template")
     if (got := len(cloze["words"])) != (expected := len(values["task"]["labels"])):
         raise ValueError(f"cloze.words: got those of {got} labels, expected {expected}")

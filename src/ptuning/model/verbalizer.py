@@ -149,7 +149,7 @@ def template_ids(
     """The token ids of a template's words, one tuple per piece, and the id of the mask (encoders have one).
 
     Raises:
-        ConfigError: the tokenizer has no mask.
+        ConfigError: the tokenizer has no mask, or does not know the words.
     """
     mask = None if causal else tokenizer.mask_token_id
     if not causal and mask is None:
@@ -162,7 +162,13 @@ def template_ids(
         if piece.tokens:
             continue
         text = piece.anchor.replace(MASK, "" if causal else str(tokenizer.mask_token)).rstrip(" ")
-        found.append(tuple(_ids_behind(tokenizer, "" if _is_first(pieces, at) else _SOME_WORD, text)))
+        ids = tuple(_ids_behind(tokenizer, "" if _is_first(pieces, at) else _SOME_WORD, text))
+        if tokenizer.unk_token_id in ids or (text.strip() and not ids):
+            raise ConfigError(
+                f"prompt.head.template: the backbone's tokenizer does not know all of {piece.anchor!r}",
+                remedy="choose other words",
+            )
+        found.append(ids)
     if mask is not None and (masks := [each for ids in found for each in ids].count(mask)) != 1:
         raise ConfigError(
             f"prompt.head.template: the backbone's tokenizer finds {masks} masks in its words",
