@@ -205,4 +205,8 @@ def test_what_commands_refuse_in_a_line(home: Path, tmp_path: Path, capsys: Any)
         error = capsys.readouterr().err.strip()
         assert said in error
         assert len(error.splitlines()) == 1
+    train[1:3] = [f"--init_from={home / 'cloze'}", f"--data.train={home / 'train.jsonl'}"]
+    assert main([*train, "--prompt.head.template", "{text} So"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "prompt.head.template: got '{text} So', expected '{text} It was', as" in said
     assert not (tmp_path / "none").exists()

@@ -18,7 +18,7 @@ from mixed import shaken
 from ptuning import ClozeHead, DeepPrompt, Engine, InputPrompt, PTuningModel, Task, TaskTable
 from ptuning.data.examples import Example
 from ptuning.data.tokens import Tokenise, collate
-from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, UnsupportedBackbone
+from ptuning.errors import AdapterError, AdapterMismatch, ConfigError, DataError, UnsupportedBackbone
 from ptuning.inference import MultiPredictor
 from ptuning.model.packed import pack
 from ptuning.threads import GENERATORS
@@ -449,6 +449,18 @@ def test_what_it_refuses(folders: dict[str, Path]) -> None:
         (lambda: made_with(masked, template=fine, verbalizer={"positve": "a"}), "did you mean 'positive'"),
         (lambda: made_with(masked, template=fine, verbalizer={"positive": []}), "expected at least one"),
         (lambda: ClozeHead(template=fine, verbalizer={1: "a", "1": "b"}), "each label once.*'1'"),  # type: ignore[dict-item]
+        (lambda: ClozeHead(template="{text"), r"got no \{text\}"),
+        (lambda: ClozeHead(template="It was {mask}"), r"got no \{text\}"),
+        (
+            lambda: made_with(masked, template="{text} {mask}" + " bad" * 700),
+            "the 702 tokens of the template .* leave too few of .* use a shorter template",
+        ),
+        (
+            lambda: PTuningModel.from_backbone(
+                str(masked), DeepPrompt(head=ClozeHead(template=fine, verbalizer=VERBALIZER)), num_labels=3
+            ),
+            "num_labels: got 3, expected 2, the number of labels in prompt.head.verbalizer",
+        ),
         (lambda: ClozeHead(template=fine, verbalizer="good"), "expected a mapping from label to words"),  # type: ignore[arg-type]
         (
             lambda: made_with(
@@ -473,6 +485,20 @@ def test_what_it_refuses(folders: dict[str, Path]) -> None:
     ):
         with pytest.raises(ConfigError, match=f"(?s){problem}"):
             make()
+
+
+def test_words_between_texts_that_are_not_told_apart(folders: dict[str, Path]) -> None:
+    model = made_with(folders["roberta"], PAIRS, template="{text_a} {mask} , {text_b}")
+    words: Any = model.tokenizer
+    with pytest.raises(DataError, match=r"has '\{mask\} ,' before the second text.*pass segment_ids"):
+        model(**words(list(TEXTS), list(SECONDS), padding=True, return_tensors="pt"))
+
+
+def test_an_adapter_with_new_labels_needs_a_tokenizer(folders: dict[str, Path]) -> None:
+    model = tasks_on(folders["roberta"])[0]
+    model.tokenizer = None
+    with pytest.raises(AdapterError, match=r"pass tokenizer=…$"):
+        model.with_labels(("positive", "okay", "negative"))
 
 
 def test_a_checkpoint_without_a_language_model_head(tiny_folder: Path) -> None:

@@ -55,8 +55,8 @@ class Option(NamedTuple):
     Attributes:
         key: Its dotted name.
         is_text: Whether its value may be a string.
-        default: The default in words; ``required`` for a required option, empty for an optional one without a
-            default.
+        default: The default in words; for a required option ``required``, perhaps with what; empty for an
+            optional one without a default.
         help: The full description.
         choices: The allowed words, if no other values are allowed.
         applies_to: The choices of the enclosing options that it is for, if it is not for all.
@@ -75,7 +75,9 @@ class Option(NamedTuple):
 
     def argument(self) -> dict[str, Any]:
         """The arguments of ``add_argument`` without the names; pydantic validates the value later."""
-        default = self.default if self.default in ("", REQUIRED) else f"default: {self.default}"
+        default = self.default
+        if default and not default.startswith(REQUIRED):
+            default = f"default: {default}"
         notes = "; ".join(
             filter(None, (f"for {', '.join(self.applies_to)}" if self.applies_to else "", default))
         )
@@ -240,7 +242,24 @@ def leaves(kind: Any, prefix: str = "") -> Iterator[Option]:
                 if len(same) < len(nested):
                     own = tuple(dict.fromkeys(_choice_name(member) for member, _ in same))
                     option = option._replace(applies_to=(*own, *option.applies_to))
+                if types.NoneType in _members(annotation):
+                    option = _if_given(option, f"{_choice_name(nested[0])} {name}", text)
                 yield _merged(option, same, value, text)
+
+
+def _if_given(option: Option, what: str, text: str) -> Option:
+    """An option of a section that may be left out.
+
+    Args:
+        what: What the section gives.
+        text: The section's help, which ends with what holds without it.
+    """
+    if option.default == REQUIRED:
+        return option._replace(default=f"{REQUIRED} with a {what}")
+    if option.choices == (option.default,):
+        without = _leaf(option.key, None, None, text)
+        return option._replace(default=without.default, help=without.help)
+    return option
 
 
 def _merged(option: Option, same: Sequence[tuple[Any, Option]], default: Any, what: str) -> Option:

@@ -213,6 +213,7 @@ class ClozeHead:
     verbalizer: Verbalizer = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        cloze_insertions(self.template, DEFAULT_PLACEMENT, None)  # refuses a malformed template
         for label, words in self.verbalizer.items():
             if not words or not all(word.strip() for word in words):
                 raise ConfigError(
@@ -241,7 +242,7 @@ class InputPrompt:
         init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
             ``mlp`` and ``lstm`` encoders transform them.
         train_head: Train the head too; otherwise it stays frozen.
-        head: A cloze head, for masked and causal language models; if left out, the classification head.
+        head: A cloze head, for masked and causal language models; the classification head if left out.
     """
 
     depth: Literal["input"] = "input"
@@ -297,7 +298,7 @@ class DeepPrompt:
             ``ptuning train`` adds some for 5,000 rows or more.
         encoder: The network that makes the prompt while training.
         train_head: Train the head too; otherwise it stays frozen.
-        head: A cloze head, for masked and causal language models; if left out, the classification head.
+        head: A cloze head, for masked and causal language models; the classification head if left out.
     """
 
     depth: Literal["deep"] = "deep"

@@ -27,6 +27,7 @@ from ptuning.model.config import (
 from ptuning.model.loading import check_backbone, load_backbone
 from ptuning.model.prompt import Embedding
 from ptuning.model.task_module import TaskModule
+from ptuning.model.task_parts import PASS_TOKENIZER
 from ptuning.model.tasks import new_task, plain_task, task_of, width_of
 from ptuning.task import Task
 
@@ -263,9 +264,16 @@ class OpeningMixin(TaskModule):
 def _named_by_words(config: PromptConfig | None, num_labels: int | None) -> Task | None:
     """A task with the labels that a cloze head's verbalizer names; ``None`` if it names none or numbers."""
     labels = () if config is None or config.head is None else tuple(config.head.verbalizer)
-    numbers = {str(number) for number in range(len(labels))}
-    if not labels or set(labels) == numbers or num_labels not in (None, len(labels)):
+    numbers = {str(number) for number in range(len(labels) if num_labels is None else num_labels)}
+    if not labels or set(labels) <= numbers:
         return None
+    if num_labels not in (None, len(labels)):
+        raise ConfigError(
+            "num_labels",
+            got=num_labels,
+            expected=f"{len(labels)}, the number of labels in prompt.head.verbalizer",
+            remedy="leave num_labels out, or name all labels there",
+        )
     return Task(problem_type="single_label_classification", labels=labels)
 
 
@@ -316,7 +324,8 @@ def _as_recorded(backbone: Backbone) -> Iterator[None]:
     except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, for a wrong shape
         if out_of_memory(error):
             raise
+        wants_tokenizer = isinstance(error, ConfigError) and error.remedy == PASS_TOKENIZER
         raise AdapterError(
             f"the adapter cannot be put on {backbone.name}: {' '.join(str(error).split())}",
-            remedy="it was altered, or was trained on another backbone",
+            remedy=None if wants_tokenizer else "it was altered, or was trained on another backbone",
         ) from error

@@ -172,7 +172,7 @@ class Joined:
             return batch, None
         if self.leads_words:
             return self.wording.filled(self.backbone, batch)
-        return texts_alone(self.backbone, batch), None
+        return texts_alone(self.backbone, batch, self.config.insertions), None
 
     @property
     def leads_words(self) -> bool:

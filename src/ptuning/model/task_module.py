@@ -31,6 +31,7 @@ from ptuning.model.tasks import class_weights_of, known_as
 from ptuning.model.verbalizer import Verbalizer
 from ptuning.model.wording import Wording, wording_of
 from ptuning.task import Task
+from ptuning.validation import shortened
 
 
 class TaskModule(nn.Module):
@@ -292,12 +293,16 @@ class TaskModule(nn.Module):
             return
         narrow = task.max_length is not None and limit == task.max_length - self.inserted_tokens
         places = task.max_length if narrow else self.backbone.max_positions
+        config, longer = self.prompt_config, ", or a longer max_length" if narrow else ""
+        inserted = f"{config.virtual_tokens} virtual tokens and a position offset of {self.position_offset}"
+        if words := sum(map(len, self.anchors)):
+            template = getattr(config, "placement", "") if config.head is None else config.head.template
+            inserted = f"the {words} tokens of the template {shortened(template, 100)}, {inserted}"
         raise ConfigError(
-            f"{self.prompt_config.virtual_tokens} virtual tokens and a position offset of "
-            f"{self.position_offset} leave too few of {places} places for the text",
-            got=limit,
+            f"{inserted} leave too few of {places} places for the text",
+            got=max(limit, 0),
             expected="at least 3",
-            remedy="use fewer virtual tokens" + (", or a longer max_length" if narrow else ""),
+            remedy=("use a shorter template" if words else "use fewer virtual tokens") + longer,
         )
 
     # ------------------------------------------------------------------------- moving and mode

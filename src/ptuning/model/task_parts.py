@@ -22,6 +22,9 @@ from ptuning.model.verbalizer import Verbalizer, check_cloze, template_ids, word
 from ptuning.task import Task
 from ptuning.threads import TOKENIZER
 
+PASS_TOKENIZER = "pass tokenizer=…"
+"""The remedy where words have to be encoded without a tokenizer."""
+
 
 def make_head(
     backbone: Backbone, config: PromptConfig, num_labels: int, given: Mapping[str, Tensor] | None
@@ -124,7 +127,7 @@ def make_cloze(
             "prompt.head",
             got="a cloze head",
             expected="a tokenizer to encode its words with",
-            remedy="pass tokenizer=…",
+            remedy=PASS_TOKENIZER,
         )
     words = words_of(head, task, tokenizer, config.insertions)
     if given is not None:
@@ -162,7 +165,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str)
             option,
             got=f"the words {text!r}",
             expected="a tokenizer to encode them with",
-            remedy="pass tokenizer=…",
+            remedy=PASS_TOKENIZER,
         )
     with TOKENIZER:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

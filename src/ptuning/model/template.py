@@ -135,8 +135,8 @@ def _pieces(template: str, end: Landmark, example: str) -> Iterator[tuple[Landma
     if texts not in (["text_a"], ["text_a", "text_b"]):
         raise ConfigError(
             f"template {template!r}",
-            got=texts or "neither",
-            expected="{text_a} once and then, for pairs, {text_b} once",
+            got=texts or "no {text}",
+            expected="{text} once, or for pairs {text_a} once and then {text_b} once",
         )
     coming = [*map(Landmark, texts), end]  # the landmark that the next piece is inserted before
     for literal, slot in zip(parts[0::2], [*slots, ""], strict=True):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ptuning.adapters import ClozeTokens
+from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
 from ptuning.model.batch import Batch
 from ptuning.model.config import PromptConfig
@@ -52,7 +53,7 @@ class Wording:
         Raises:
             DataError: a row without a text that words are inserted before or behind.
         """
-        batch = texts_alone(backbone, batch)
+        batch = texts_alone(backbone, batch, self.pieces)
         assert batch.segment_ids is not None  # texts_alone gives them
         ids, width = batch.input_ids, batch.input_ids.shape[1]
         sizes = [len(anchor) for anchor in self.anchors]
@@ -84,14 +85,27 @@ def wording_of(config: PromptConfig, anchors: Sequence[Sequence[int]], cloze: Cl
     return Wording(pieces=words, anchors=tuple(tuple(ids) for ids in anchors), mask=cloze.mask)
 
 
-def texts_alone(backbone: Backbone, batch: Batch) -> Batch:
+def texts_alone(backbone: Backbone, batch: Batch, pieces: Sequence[Insertion]) -> Batch:
     """The batch with segments, as a template reads it.
 
     A decoder's text runs on, so special tokens between and behind the texts are left out. Without
     ``segment_ids``, an encoder's last token counts as special: its tokenizer closes every row with one.
+
+    Args:
+        pieces: What the template inserts.
+
+    Raises:
+        DataError: something is inserted before second texts, and nothing says where they start.
     """
     segments, mask = batch.segments(backbone), batch.attention_mask
     real = mask.bool()
+    second = [piece for piece in pieces if piece.before is Landmark.TEXT_B]
+    if second and batch.segment_ids is None and not bool(((segments == 1) & real).any(1).all()):
+        what = repr(second[0].anchor.strip(" ")) if second[0].anchor else f"{{prompt:{second[0].tokens}}}"
+        raise DataError(
+            f"the template has {what} before the second text, and nothing says where that starts in each row",
+            remedy="pass segment_ids (0 first text, 1 second text, -1 special)",
+        )
     if backbone.architecture.causal:
         begun = ((segments >= 0) & real).cumsum(1) > 0
         mask = mask * ((segments >= 0) | ~begun)

@@ -108,6 +108,14 @@ class Source:
             return {name: value}
         if isinstance(value, ClozeHead) and have.head and value.template == have.head.template:
             return {name: value}  # new labels have words of their own
+        if isinstance(value, ClozeHead):
+            theirs = "a classification head" if have.head is None else repr(have.head.template)
+            raise ConfigError(
+                "prompt.head.template",
+                got=repr(value.template),
+                expected=f"{theirs}, {says}",
+                remedy="leave prompt.head out, or leave init_from out",
+            )
         if name == "init":
             raise ConfigError(
                 f"{option} and init_from", got="both", expected="one of them", remedy=f"leave {option} out"
