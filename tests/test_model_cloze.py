@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -515,6 +516,17 @@ def test_another_language_model_head(folders: dict[str, Path], tmp_path: Path) -
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(AdapterMismatch, match="language model head"):
         PTuningModel.from_pretrained(folder, backbone=str(tmp_path / "other"))
+
+
+def test_another_soft_cap(tmp_path: Path) -> None:
+    """All weights are the same ones."""
+    language_model(tmp_path / "backbone", "gemma2")
+    folder = made_with(tmp_path / "backbone", template="{text} It was").save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "backbone" / "config.json").read_text())
+    settings["final_logit_softcapping"] = 5.0
+    (tmp_path / "backbone" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(AdapterMismatch, match="language model head"):
+        PTuningModel.from_pretrained(folder)
 
 
 def test_a_text_is_cut_and_the_template_is_not(folders: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ Shapes: B rows, H hidden size, E embedding size, K tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from ptuning.adapters.tensors import on_cpu
 from ptuning.errors import UnsupportedBackbone
 from ptuning.model import views
+
+_SETTINGS = (
+    *("final_logit_softcapping", "logit_scale"),
+    *("hidden_act", "activation", "classifier_activation", "layer_norm_eps", "norm_eps"),
+)
+"""The entries of a configuration that change the logits of a head with the same weights."""
 
 
 class LanguageHead:
@@ -57,8 +64,12 @@ class LanguageHead:
 
     @cached_property
     def digest(self) -> str:
-        """A SHA-256 of its parameters as they were loaded, rounded to bf16, and of whether it is tied."""
-        found = hashlib.sha256(f"{self.tied}".encode())
+        """A SHA-256 of its parameters as they were loaded, rounded to bf16, its settings, and whether it
+        is tied.
+        """
+        config: Any = self._model.config
+        settings = {name: getattr(config, name) for name in _SETTINGS if hasattr(config, name)}
+        found = hashlib.sha256(json.dumps([self.tied, settings], default=str).encode())
         for name, value in sorted(self._model.named_parameters()):
             found.update(f"{name}{tuple(value.shape)}".encode())
             rounded = on_cpu(value).to(torch.bfloat16).contiguous()

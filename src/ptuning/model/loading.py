@@ -135,7 +135,7 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
     elif backbone.language_head.digest != adapter.cloze.head:
         raise AdapterMismatch(
             f"this adapter was trained with the language model head of {origin}, and that of {have['name']} "
-            "has other weights",
+            "has other weights or settings",
             got=f"the digest {backbone.language_head.digest[:12]}…",
             expected=f"{adapter.cloze.head[:12]}…",
             remedy="use the original backbone",
