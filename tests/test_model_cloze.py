@@ -440,7 +440,7 @@ def test_what_it_refuses(folders: dict[str, Path]) -> None:
     several = Task(problem_type="multi_label_classification", labels=LABELS)
     for make, problem in (
         (lambda: made_with(masked, template="{text} It was"), r"masked language model.*without \{mask\}"),
-        (lambda: made_with(causal, template=fine), r"does not read what is behind \{mask\}"),
+        (lambda: made_with(causal, template=fine), r"cannot see the words after \{mask\}"),
         (lambda: made_with(masked, numbers, template=fine), "a number has no word.*got a regression"),
         (lambda: made_with(masked, several, template=fine), "cannot answer yes or no each"),
         (lambda: made_with(masked, template="{text} {mask} {prompt:2}"), "a deep prompt is in the layers"),

@@ -132,7 +132,7 @@ def check_cloze(config: PromptConfig, task: Task, backbone: Backbone) -> None:
         )
     if backbone.architecture.causal and masked and not _at_end(config.insertions):
         raise ConfigError(
-            f"prompt.head.template: {backbone.name} is a decoder, which does not read what is behind {MASK}",
+            f"prompt.head.template: {backbone.name} is a decoder, which cannot see the words after {MASK}",
             got=repr(head.template),
             expected=f"a template that ends with {MASK}, or one without it, which predicts the next word",
         )
