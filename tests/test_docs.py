@@ -78,6 +78,7 @@ def prompt_choices(_: str) -> str:
         ("encoder.", "`depth: input`, `encoder.kind: mlp`", config.MLPEncoder),
         ("encoder.", "`depth: input`, `encoder.kind: lstm`", config.LSTMEncoder),
         ("encoder.", "`depth: input`, `encoder.kind: residual`", config.ResidualEncoder),
+        ("head.", "`head.kind: cloze`", config.ClozeHead),
         ("init.", "`depth: input`, `init.kind: random`", config.RandomInit),
         ("init.", "`depth: input`, `init.kind: vocabulary`", config.VocabularyInit),
         ("init.", "`depth: input`, `init.kind: text`", config.TextInit),
@@ -205,6 +206,14 @@ def performance(_: str) -> str:
     return tables(table)
 
 
+def cloze(_: str) -> str:
+    """A cloze head next to others, with few rows."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    results = import_module("cloze").RESULTS
+    rendered: str = import_module("cloze").table(table, import_module("quality.records").read(results))
+    return rendered
+
+
 GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("configuration.md", "options"): options,
     ("configuration.md", "prompt choices"): prompt_choices,
@@ -216,6 +225,7 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("trials.md", "runs"): runs,
     ("trials.md", "trials"): trials,
     ("performance.md", "performance"): performance,
+    ("cloze.md", "few rows"): cloze,
 }
 
 

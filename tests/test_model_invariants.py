@@ -912,7 +912,7 @@ def test_an_initial_prompt_shares_no_memory_with_the_backbone() -> None:
             r"prompt\.placement: got 'behind', expected one of start, front",
         ),
         (lambda: InputPrompt(placement="{text_a} {text_b}"), r"no \{prompt:N\}"),
-        (lambda: InputPrompt(placement="{prompt:3}"), r"got neither, expected \{text_a\} once"),
+        (lambda: InputPrompt(placement="{prompt:3}"), r"got no \{text\}, expected \{text\} once"),
         (lambda: InputPrompt(placement="{prompt:3} {text_b}"), r"\{text_a\} once"),
         (lambda: InputPrompt(placement="{prompt:3} {text_b} {text_a}"), r"\{text_a\} once and then"),
         (lambda: InputPrompt(placement="{prompt:3} {text_a} {text_a}"), r"\{text_a\} once"),

@@ -27,6 +27,7 @@ from ptuning.errors import ConfigError
 from ptuning.training.callbacks import Callback
 from ptuning.training.recipe import (
     CHOSEN,
+    CLOZE_STEPS,
     EPOCHS,
     EVALUATIONS,
     MAX_STEPS,
@@ -143,6 +144,15 @@ def test_an_input_prompt_has_rates_of_its_own() -> None:
     assert rates(plain)[0] == 1e-1
     assert rates(replace(plain, encoder="lstm"))[0] == 1e-2
     assert rates(replace(plain, scaled=True))[0] == 1e-2  # it moves thirty times as far as the rate says
+
+
+def test_a_cloze_head_needs_few_steps() -> None:
+    """It answers before it has learned."""
+    few = Facts(rows=32, tokens=700, cloze=True)
+    assert choice(few, FitConfig())["num_train_epochs"] * few.steps(FitConfig(), 1) == CLOZE_STEPS
+    many = replace(FACTS, cloze=True)
+    assert choice(many, FitConfig())["num_train_epochs"] == EPOCHS
+    assert rates(few)[0] == rates(many)[0]  # few steps are not hurried
 
 
 def test_what_is_given_wins() -> None:

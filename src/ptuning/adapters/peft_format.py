@@ -95,6 +95,8 @@ _ALWAYS_SAVED = ("classifier", "score")
 def why_not_peft(adapter: Adapter) -> str | None:
     """Why PEFT cannot load this adapter, and which option would change that; ``None`` if it can."""
     task = adapter.task
+    if adapter.cloze is not None:
+        return "it has a cloze head, and PEFT's sequence classification has a trained one"
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
         return "it has no head, and PEFT expects one; prompt.train_head true saves one"
     if (reason := _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)) is not None:

@@ -52,6 +52,7 @@ class Facts:
         warm: Whether the prompt was trained before.
         features: The root mean square of what the head reads; 0 if it is not known.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
+        cloze: Whether the head is a language model's own, which is not trained.
     """
 
     rows: int
@@ -65,6 +66,7 @@ class Facts:
     scaled: bool = False
     warm: bool = False
     features: float = 0.0
+    cloze: bool = False
 
     @classmethod
     def of(
@@ -93,8 +95,9 @@ class Facts:
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
             warm=start is not None,
-            features=feature_size(model, rows) if features else 0.0,
+            features=feature_size(model, rows) if features and prompt.head is None else 0.0,
             scaled=model.learning_rate_scales != (1.0, 1.0),
+            cloze=prompt.head is not None,
         )
 
     def steps(self, fit: FitConfig, epochs: int) -> int:
@@ -130,6 +133,8 @@ QUERIES = 2
 """Queries, with enough rows."""
 MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
+CLOZE_STEPS = 60
+"""Minimum optimizer steps with a cloze head, which answers before it has learned."""
 EVALUATIONS = 16
 """Maximum number of evaluations: with so many epochs, an epoch is about as cheap as an evaluation."""
 
@@ -140,10 +145,11 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     docs/recipes.md describes how the values were found. An input prompt without an encoder needs a higher
     learning rate than a deep prompt; with an encoder, a lower one, because all weights of the encoder change
     it. If the head starts fitted or trained, less is left to learn, and with few rows the prompt should
-    change little.
+    change little. With a cloze head there is no head to learn, so few steps are enough.
     """
     steps = facts.steps(fit, 1)
     minimum, usual = (MIN_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (MIN_STEPS, EPOCHS)
+    minimum = CLOZE_STEPS if facts.cloze else minimum
     epochs = fit.num_train_epochs or max(
         math.ceil(minimum / steps), min(usual, max(2, round(MAX_STEPS / steps)))
     )
@@ -153,6 +159,8 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         prompt *= min(1.0, gentle / DEEP_RATE) if facts.warm and facts.fitted else 1.0
     elif facts.fitted:
         prompt = min(DEEP_RATE if facts.warm else 3e-2, gentle)
+    elif facts.cloze:
+        prompt = DEEP_RATE
     else:
         prompt = DEEP_RATE * min(MAX_SPEEDUP, max(1.0, MIN_STEPS / (epochs * steps)))
     every: int | str = "epoch"
