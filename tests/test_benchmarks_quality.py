@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import sys
 import tarfile
@@ -29,7 +30,17 @@ from conftest import sentiment
 from quality import elsewhere, plan, tables
 from quality import records as results
 from quality.data import drawn, home, write_rows
-from quality.plan import DATASETS, ELSEWHERE, METHODS, STUDIED, Run, data_set, setting_of
+from quality.plan import (
+    BACKBONES,
+    DATASETS,
+    ELSEWHERE,
+    METHODS,
+    STUDIED,
+    TRAVELLED,
+    Run,
+    data_set,
+    setting_of,
+)
 from quality.study import main as run_study
 from tiny import HIDDEN
 
@@ -340,7 +351,7 @@ def test_a_run_that_fails_is_said_and_tried_again_the_next_time(
     assert len(plan.remaining(results.read(file), ["sst2-16"], ["majority"], [0])) == 1
 
 
-@pytest.mark.parametrize("method", ["head", "default"])
+@pytest.mark.parametrize("method", ["head", "default", "default elsewhere"])
 def test_a_worker_trains(
     method: str, made_data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,10 +368,15 @@ def test_a_worker_trains(
             "checked",
             classmethod(lambda cls, values: checked({**values, "backbone": str(backbone)})),
         )
+        monkeypatch.setattr("ptuning.training.recipe.HEAD_STEP", math.inf)
         setting = setting_of("default", "sst2-4")
+    elif method == "default elsewhere":  # on a backbone that make backbones would have made
+        backbone.rename(tmp_path / BACKBONES["mpnet"])
+        monkeypatch.setenv("PTUNING_BACKBONES", str(tmp_path))
+        setting = setting_of("default", "mpnet/sst2-100")
     else:
         setting = setting_of("head", "sst2-4", 3e-2) | {"backbone": str(backbone), "least_steps": 8}
-    run = Run(dataset="sst2-4", method=method, setting=setting, seed=1)
+    run = Run(dataset="sst2-4", method=method.split()[0], setting=setting, seed=1)
     found = worker.perform(run, made_data)
     assert set(found["metrics"]) == set(found["baseline"]) == {"validation", "test"}
     assert found["baseline"]["test"]["accuracy"] == 0.5
@@ -504,7 +520,7 @@ def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> 
 
 def test_what_the_docs_sum_up_is_what_was_found() -> None:
     """docs/recipes.md and README say in words who is ahead where; this fails when results say otherwise."""
-    records = results.read()
+    records, minilm = results.read(), (*STUDIED, *ELSEWHERE)
 
     def mean(name: str, method: str) -> float:
         found = tables.cell(records, name, method)
@@ -520,19 +536,18 @@ def test_what_the_docs_sum_up_is_what_was_found() -> None:
 
     def behind(method: str) -> set[str]:
         """Where the default recipe is; 0.003 counts as its equal."""
-        return {
-            name for name in METHODS[method].datasets if mean(name, "default") < mean(name, method) - 0.003
-        }
+        shared = [name for name in METHODS[method].datasets if name in minilm]
+        return {name for name in shared if mean(name, "default") < mean(name, method) - 0.003}
 
     assert behind("peft-prefix") == behind("peft-p-tuning") == set()
     assert behind("peft-lora") == {"mrpc-1000"}
     assert behind("setfit") == {"sst2-100", "sst2-1000"}
     assert behind("full") == {"sst2-1000", "reuters", "tweets"}
-    less_steady = {name for name in DATASETS if deviation(name, "default") > deviation(name, "full")}
+    less_steady = {name for name in minilm if deviation(name, "default") > deviation(name, "full")}
     assert less_steady == {"sst2", "sst2-100", "sst2-1000", "mrpc-100", "reuters", "reviews"}
     inputs = [name for name in METHODS if name.startswith("input")]
     assert all(mean("mrpc", name) < mean("mrpc", "majority") + 0.025 for name in inputs)
-    whole = [tables.cell(records, name, "default") for name in DATASETS]
+    whole = [tables.cell(records, name, "default") for name in minilm]
     shares = [run["trained"] / run["total"] for cell in whole if cell for run in cell.runs]
     assert min(shares) > 0.004
     assert max(shares) < 0.0089
@@ -573,3 +588,26 @@ def test_the_short_table_has_pefts_better_prompt_by_validation() -> None:
     (line,) = [line for line in lines if line.startswith("PEFT, the better")]
     assert line.split(" | ")[1:4] == ["1,000", "0.650 †", "not run yet"]
     assert "† The other of the two has not been run there yet." in lines
+
+
+def test_other_backbones_have_a_table_each_and_peers_three_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [
+        record("gemma/sst2-100", "default", 0, None, 0.8, 0.9),
+        *(record("gemma/sst2-100", "full", 0, rate, 0.8, 0.7) for rate in METHODS["full"].rates[1:]),
+    ]
+    text = tables.travelled(
+        lambda header, rows: "\n".join(" | ".join(row) for row in (header, *rows)), records
+    )
+    assert "### all-mpnet-base-v2\n\nNot run yet." in text
+    assert "**ptuning, default recipe** | 1,000 | 0.900 (1)" in text
+    assert "full fine-tuning" not in text  # its sweep is not whole
+    records.append(record("gemma/sst2-100", "full", 0, METHODS["full"].rates[0], 0.9, 0.6))
+    assert [run.seed for run in plan.remaining(records, ["gemma/sst2-100"], ["full"], range(5))] == [1, 2]
+    monkeypatch.setenv("PTUNING_BACKBONES", str(tmp_path))
+    with pytest.raises(SystemExit, match="gemma-3-270m is not there; make backbones makes it"):
+        study("--datasets gemma/sst2-100 --methods default", tmp_path / "results.jsonl")
+    assert set(METHODS["peft-prefix"].datasets) & set(TRAVELLED) == {
+        name for name in TRAVELLED if name.startswith("gemma")
+    }

@@ -40,6 +40,7 @@ def data(tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("data")
+@pytest.mark.usefixtures("any_features")
 def test_a_run_says_what_was_given_what_was_used_and_what_came_of_it(tiny_folder: Path) -> None:
     options = {"fit.seed": 1, "fit.epochs": 2, "prompt.pooling": "mean", "prompt.num_virtual_tokens": 3}
     options |= {"prompt.encoder.kind": "mlp", "prompt.encoder.width": 8}

@@ -66,7 +66,7 @@ def test_every_choice_of_the_configuration_is_an_option_with_its_default() -> No
     options = {option: action for action in parser_of("train")._actions for option in action.option_strings}
     for leaf in leaves(TrainConfig):
         assert f"--{leaf.key}" in options
-        shown = "required)" if leaf.default == "required" else f"default: {leaf.default})"
+        shown = f"{leaf.default})" if leaf.default.startswith("required") else f"default: {leaf.default})"
         text = str(options[f"--{leaf.key}"].help)
         assert shown in text if leaf.default else "default" not in text
         assert not re.search(r"(?i)default: (none|left out)|\bnone or\b|:func:|:class:|<", text), text
@@ -88,6 +88,8 @@ def test_every_choice_of_the_configuration_is_an_option_with_its_default() -> No
         ("data.text", "found by name"),
         ("data.label_separator", ""),
         ("revision", ""),
+        ("prompt.head.kind", "the classification head"),
+        ("prompt.head.template", "required with a cloze head"),
     ],
 )  # fmt: skip
 def test_a_default_says_what_holds(option: str, default: str) -> None:

@@ -58,6 +58,7 @@ def cells(err: str) -> list[list[str]]:
     return [re.split(r"\s*[│┃]\s*", line.strip(" │┃")) for line in lines]
 
 
+@pytest.mark.usefixtures("any_features")
 def test_trials_are_told_and_shown_and_the_best_is_saved(train: Callable[..., Ran], home: Path) -> None:
     code, out, err = train()
     assert code == 0

@@ -130,6 +130,17 @@ def test_any_change_of_a_file_is_read_or_one_sentence(
     assert len(said) < 1000
 
 
+def test_a_mapping_of_text_is_read_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("a: {b: {no: [yes, 1.50], 1: 007, true: off, ~: null, '2': 'x'}}\nb: {c: yes, d: 1}\n")
+    found = read_config(file, "--config", [["a", "b"], ["z", "b"], ["b", "c", "d"]])
+    words = {"no": ["yes", "1.50"], "1": "007", "true": "off", "~": "null", "2": "x"}
+    assert found == {"a": {"b": words}, "b": {"c": True, "d": 1}}
+    file.write_text("a: {b: {1: x, '1': y}}\n")
+    with pytest.raises(ConfigError, match="line 1: the key '1' is given twice"):
+        read_config(file, "--config", [["a", "b"]])
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(),

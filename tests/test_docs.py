@@ -78,6 +78,7 @@ def prompt_choices(_: str) -> str:
         ("encoder.", "`depth: input`, `encoder.kind: mlp`", config.MLPEncoder),
         ("encoder.", "`depth: input`, `encoder.kind: lstm`", config.LSTMEncoder),
         ("encoder.", "`depth: input`, `encoder.kind: residual`", config.ResidualEncoder),
+        ("head.", "`head.kind: cloze`", config.ClozeHead),
         ("init.", "`depth: input`, `init.kind: random`", config.RandomInit),
         ("init.", "`depth: input`, `init.kind: vocabulary`", config.VocabularyInit),
         ("init.", "`depth: input`, `init.kind: text`", config.TextInit),
@@ -102,6 +103,7 @@ def backbones(now: str) -> str:
     notes = {row[1].strip("`"): row[-1] for row in cells(now)}
     how = {
         "interface": "attention interface",
+        "context": "attention interface",
         "cache": "key/value cache",
         "replaced": "own attention",
     }
@@ -137,13 +139,42 @@ def backbones(now: str) -> str:
     return table((*header, "pooled token", "position limit", "notes"), rows)
 
 
-def quality(part: str) -> Callable[[str], str]:
-    """What the quality study has found so far: docs/recipes.md's ``tables``, or README's ``short`` one."""
+def unsupported(now: str) -> str:
+    """Every other class for sequence classification that the installed transformers has, by the reason that
+    is written by hand; a new class has none, which a test refuses.
+    """
+    from transformers.models.auto import modeling_auto
+
+    from ptuning.model import ARCHITECTURES
+
+    known = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    ours = {known[kind] for kind in ARCHITECTURES}
+    reasons = {kind: row[0] for row in cells(now) for kind in spans(row[1])}
+    found: dict[str, list[str]] = {row[0]: [] for row in cells(now)}
+    for kind in sorted(kind for kind, name in known.items() if name not in ours):
+        reason = reasons.get(kind, "")
+        found.setdefault(reason, []).append(f"`{kind}`")
+    return table(
+        ("why not", "`model_type`"), [(reason, ", ".join(kinds)) for reason, kinds in found.items() if kinds]
+    )
+
+
+def test_every_unsupported_architecture_has_a_reason() -> None:
+    """If this fails, transformers has a new class: give it a row of ``ARCHITECTURES``, or a reason."""
+    _, inside, _ = split((DOCS / "backbones.md").read_text(encoding="utf-8"), "unsupported")
+    assert [row for row in cells(unsupported(inside)) if not row[0]] == []
+
+
+def quality(part: str, results: str = "RESULTS") -> Callable[[str], str]:
+    """What the quality study has found so far: docs/recipes.md's ``tables`` and ``travelled``, or README's
+    ``short`` one.
+    """
 
     def make(_: str) -> str:
         sys.path.append(str(ROOT / "benchmarks"))
+        records = import_module("quality.records")
         rendered: str = getattr(import_module("quality.tables"), part)(
-            table, import_module("quality.records").read()
+            table, records.read(getattr(records, results))
         )
         return rendered
 
@@ -175,15 +206,26 @@ def performance(_: str) -> str:
     return tables(table)
 
 
+def cloze(_: str) -> str:
+    """A cloze head next to others, with few rows."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    results = import_module("cloze").RESULTS
+    rendered: str = import_module("cloze").table(table, import_module("quality.records").read(results))
+    return rendered
+
+
 GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("configuration.md", "options"): options,
     ("configuration.md", "prompt choices"): prompt_choices,
     ("backbones.md", "backbones"): backbones,
+    ("backbones.md", "unsupported"): unsupported,
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
+    ("recipes.md", "travelled"): quality("travelled", "BACKBONES"),
     ("trials.md", "runs"): runs,
     ("trials.md", "trials"): trials,
     ("performance.md", "performance"): performance,
+    ("cloze.md", "few rows"): cloze,
 }
 
 

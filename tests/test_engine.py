@@ -33,7 +33,7 @@ from ptuning.model import (
 from ptuning.model.config import Engine
 from ptuning.model.encoder import Encoder
 from ptuning.task import Task
-from tiny import DISTINCT, FAMILIES, LAYERS, PAD, VOCAB, tiny, tiny_case
+from tiny import FAMILIES, LAYERS, PAD, THOROUGH, VOCAB, tiny, tiny_case
 
 P = 4
 OFF = Engine(attention="fused", pooled_layer=False, shared_prompt=False, reuse_stem=False)
@@ -177,7 +177,7 @@ def layers(held: Backbone) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("case", "first_layer"),
     [
-        *((case, 0) for case in DISTINCT),
+        *((case, 0) for case in THOROUGH),
         *((case, 1) for case in FAMILIES if case != "bloom"),  # which has a prompt in every layer or none
         *((case, LAYERS - 1) for case in ("bert", "deberta-v2", "llama")),
     ],
@@ -195,7 +195,7 @@ def test_deep_prompts_learn_the_same_with_each_switch(case: str, first_layer: in
 @pytest.mark.parametrize(
     ("case", "placement"),
     [
-        *((case, "front") for case in DISTINCT),
+        *((case, "front") for case in THOROUGH),
         *((case, BEHIND) for case in FAMILIES),
         *((case, placement) for case in ("bert", "llama") for placement in PLACEMENTS[:-1]),
     ],

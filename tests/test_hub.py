@@ -267,6 +267,8 @@ def test_the_backbones_commit_is_remembered(login: Hub, tiny_folder: Path, revis
     commit = there.branches[revision or "main"]
     model = PTuningModel.from_backbone("someone/tiny-bert", num_labels=2, revision=revision)
     assert model.backbone.revision == commit
+    head: Any = model.backbone.weights.load_language_head
+    assert head.keywords["revision"] == commit  # it is loaded later
     model.push_to_hub("someone/film")
     assert served(login, "someone/film")[0]["backbone"]["revision"] == commit
     there.commit(dict.fromkeys(there.files(), b""), "moved on", revision or "main")

@@ -13,7 +13,7 @@ from ptuning.errors import UnsupportedBackbone
 from ptuning.model import Backbone
 from ptuning.model.fresh import fresh_parameters
 from ptuning.model.loading import load
-from tiny import CASES, tiny, tiny_case
+from tiny import SPECIFICS, tiny, tiny_case
 
 FIVE = Task(problem_type="single_label_classification", labels=tuple("abcde"))
 
@@ -36,7 +36,7 @@ def by_transformers(folder: Path, num_labels: int, seed: int) -> PreTrainedModel
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SPECIFICS)
 def test_a_tasks_head_is_what_transformers_would_have_drawn(name: str, tmp_path: Path) -> None:
     held = load(str(published(name, tmp_path / "model")), num_labels=5, problem_type=None)
     assert held.missing >= {name for name in held.head_names if name.startswith(("classifier", "score"))}

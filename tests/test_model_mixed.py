@@ -11,7 +11,7 @@ from mixed import alone, assert_close, batch_of, unlike
 from ptuning.model import Backbone, PTuningModel
 from ptuning.model.mixed import mixed_logits
 from ptuning.model.packed import PackedTask, pack
-from tiny import CASES, tiny_case
+from tiny import SPECIFICS, THOROUGH, tiny_case
 
 
 @cache
@@ -22,7 +22,7 @@ def tasks_of(case: str) -> tuple[Backbone, list[PTuningModel], list[PackedTask]]
     return backbone, models, [pack(model, str(i)) for i, model in enumerate(models)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", dict.fromkeys((*SPECIFICS, *THOROUGH)))
 def test_unlike_tasks_share_a_batch(case: str) -> None:
     backbone, models, packed = tasks_of(case)
     owners = [*range(len(models)), *reversed(range(len(models))), 0, 0, 0]

@@ -19,9 +19,9 @@ from mixed import KINDS, PROMPTS, alone, assert_close, batch_of, shaken
 from ptuning import Task
 from ptuning.errors import DataError, UnsupportedBackbone
 from ptuning.model import Backbone, DeepPrompt, InputPrompt, PTuningModel
+from ptuning.model.batch import Batch
 from ptuning.model.mixed import mixed_logits
 from ptuning.model.packed import PackedTask, pack
-from ptuning.model.sequence import Batch
 from tiny import FAMILIES, PAD, tiny_case
 
 CASES = (*FAMILIES, "mistral, sliding", "qwen2, sliding")
@@ -274,11 +274,11 @@ def test_in_half_precision_neighbours_add_no_more_than_rounding(case: str) -> No
         models += [half] * len(lengths)
         tasks += [packed] * len(lengths)
         with torch.inference_mode():
-            own = half(**vars(batch)).logits
+            own = half(**batch.arguments()).logits
         for row in range(len(lengths)):
             wanted.append(alone(model, batch, row))
             off["own"].append(distance(own[row], wanted[-1]))
-    values = vars(batch_of(lengths)).items()
+    values = batch_of(lengths).arguments().items()
     repeated = Batch(**{name: value.repeat(len(models) // len(lengths), 1) for name, value in values})
     with torch.inference_mode():
         found = mixed_logits(backbone, repeated, tasks)

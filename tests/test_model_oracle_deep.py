@@ -21,10 +21,16 @@ from tiny import CASES, DISTINCT, FAMILIES, HEADS, HIDDEN, LAYERS, SPECIFICS, ra
 P = 4
 LENGTHS = [9, 3, 6, 2]
 
-NO_CACHE = ("distilbert", "albert", "modernbert", "deberta-v2")
+NO_CACHE = (
+    *("distilbert", "albert", "modernbert", "deberta-v2", "mpnet"),
+    *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "ultrabert"),
+)
 """PEFT's PREFIX_TUNING is a key/value cache, and their forward takes none."""
 HAS_NO_POSITIONS = {"bloom"}
-HAS_SEGMENTS = {"bert", "electra", "albert", "albert, own weights a layer"} | {
+HAS_SEGMENTS = {"bert", "electra", "albert", "albert, own weights a layer", "ernie", "nomic_bert"} | {
+    "ernie, task ids",
+    "gte, two segments",
+    "jina_embeddings_v3, two segments",
     "roberta, two segments",
     "deberta-v2, segments and places",
 }
@@ -178,7 +184,7 @@ def test_mean_pooling_is_the_slow_references(case: str) -> None:
     with torch.no_grad():
         assert_close(model(ids, mask).logits, expected)
         assert_close(model(left_ids, left_mask).logits, expected)
-        if case != "modernbert":  # whose own head may read the mean
+        if backbone(case).reads_first_token or backbone(case).architecture.causal:
             assert not torch.allclose(native(ids, mask).logits, model(ids, mask).logits, atol=1e-4)
 
 
@@ -310,7 +316,7 @@ PAIRS = [([5], [9, 6], [7, 8, 11], [4]), ([5], [6], [10, 7, 8, 12, 9], [4]), ([5
 def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: int) -> None:
     """A ragged batch of pairs, padded on either side, against each text alone in float64."""
     held = backbone(case)
-    if held.architecture.causal or case in ("bloom", "modernbert, mean pooling"):
+    if held.architecture.causal or not held.reads_first_token:
         with pytest.raises(UnsupportedBackbone, match=r"no head that reads its first token.* set prompt"):
             deep(case, pooling="similarity")
         return
@@ -475,10 +481,10 @@ def test_prompts_that_nobody_reads_are_refused_not_ignored(case: str) -> None:
 
 
 def test_an_architecture_whose_attention_does_more_is_refused_not_half_obeyed() -> None:
-    """gpt-oss hands its attention sinks over as an argument."""
+    """Block-sparse attention would hand its blocks over as an argument."""
     states = torch.randn(1, HEADS, 3, HIDDEN // HEADS)
-    with pytest.raises(UnsupportedBackbone, match="Linear passes s_aux to its attention"):
-        attention(torch.nn.Linear(1, 1), states, states, states, None, s_aux=torch.zeros(HEADS))
+    with pytest.raises(UnsupportedBackbone, match="Linear passes block_table to its attention"):
+        attention(torch.nn.Linear(1, 1), states, states, states, None, block_table=torch.zeros(HEADS))
 
 
 # ------------------------------------------------------------------------------------------- bf16

@@ -25,6 +25,11 @@ ANCHORS = ((11, 12),)
 TEMPLATE = "{prompt:2} {text_a} two words {prompt:3} {text_b}"
 NAMED = ("start", "front", "between", "middle", "end")
 SEGMENTED = (
+    "ernie",
+    "ernie, task ids",
+    "nomic_bert",
+    "gte, two segments",
+    "jina_embeddings_v3, two segments",
     "bert",
     "electra",
     "albert",

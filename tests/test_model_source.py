@@ -21,6 +21,7 @@ from ptuning import DeepPrompt, PTuningModel, Task
 from ptuning.cli import main
 from ptuning.errors import BackboneNotFound, UnsupportedBackbone
 from ptuning.model.loading import load, load_tokenizer
+from tiny import tiny
 
 TASK = Task(problem_type="single_label_classification", labels=("no", "yes"))
 Damage = Callable[[Path], Any]
@@ -254,6 +255,26 @@ def test_no_configuration_sends_for_a_kernel(
         config(**{field: "kernels-community/flash-attn"})(folder)
         assert load(str(folder), num_labels=2, problem_type=None).fingerprint() == plain
     assert asked == []
+
+
+def test_no_configuration_chooses_how_experts_are_computed(tmp_path: Path) -> None:
+    tiny("mixtral").save_pretrained(tmp_path)
+    for field in ("experts_implementation", "_experts_implementation", "_experts_implementation_internal"):
+        config(**{field: "kernels-community/experts"})(tmp_path)
+        assert (
+            "kernels"
+            not in load(str(tmp_path), num_labels=3, problem_type=None).config._experts_implementation
+        )
+
+
+def test_a_checkpoint_in_bf16_is_exact_in_fp32(tmp_path: Path) -> None:
+    """Gemma multiplies its embeddings by the root of the hidden size, which bf16 would round."""
+    tiny("gemma3_text").to(torch.bfloat16).save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    found = load(str(tmp_path), num_labels=3, problem_type=None, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(found.model(ids).logits, plain(ids).logits)
 
 
 def test_a_feed_forward_in_chunks_is_run_whole(tiny_folder: Path, tmp_path: Path) -> None:

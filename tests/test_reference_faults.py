@@ -536,7 +536,8 @@ def test_fault_08_a_head_that_is_not_known_is_not_left_at_random(whose: str, kin
     if whose != PEFT:
         assert kind not in ARCHITECTURES
         with pytest.raises(
-            UnsupportedBackbone, match=rf"'{kind}' .* not supported: got .*, expected one of bert, .*phi3"
+            UnsupportedBackbone,
+            match=rf"'{kind}' .* not supported: got .*, expected one of \d+ architectures",
         ):
             made(whose, base)
         assert all(value.requires_grad for value in base.parameters()), "left as it was"
@@ -597,7 +598,7 @@ def test_fault_09_an_encoder_decoder_is_refused_where_the_task_is_made(whose: st
     classifiers take no embeddings. ptuning says so at once, and what it does support."""
     base = unsupported(kind)
     if whose != PEFT:
-        with pytest.raises(UnsupportedBackbone, match=rf"'{kind}' .* expected one of .*roberta.*gpt2"):
+        with pytest.raises(UnsupportedBackbone, match=rf"'{kind}' .* expected one of \d+ architectures"):
             made(whose, base)
         return
     model = made(whose, base)

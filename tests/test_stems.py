@@ -30,7 +30,7 @@ from ptuning.model.config import Engine
 from ptuning.task import Task
 from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.interrupt import Interrupted
-from tiny import DISTINCT, FAMILIES, HIDDEN, LAYERS, VOCAB, tiny, tiny_case
+from tiny import FAMILIES, HIDDEN, LAYERS, THOROUGH, VOCAB, tiny, tiny_case
 from warm import Programs
 
 Rows = Callable[..., list[dict[str, Any]]]
@@ -166,7 +166,7 @@ def made(model: PTuningModel, rows: Iterable[TokenRow] = ROWS) -> tuple[Stems, i
     ("case", "first_layer"),
     [
         (case, first)
-        for first, cases in ((1, DISTINCT), (LAYERS - 1, FAMILIES))
+        for first, cases in ((1, THOROUGH), (LAYERS - 1, FAMILIES))
         for case in cases
         if case != "bloom"
     ],

@@ -44,7 +44,7 @@ from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import TrainConfig
 from ptuning.training.head_init import fit_head
 from ptuning.training.prepare import Split
-from tiny import DISTINCT, ragged, tiny, tiny_case
+from tiny import THOROUGH, ragged, tiny, tiny_case
 
 WAIT = 30.0
 THREE = plain_task(3, None)
@@ -324,7 +324,7 @@ def test_what_stood_in_the_place_of_forward_stands_there_in_every_view() -> None
 # ------------------------------------------------------------------------------------ what a view costs
 
 
-@pytest.mark.parametrize("case", DISTINCT)
+@pytest.mark.parametrize("case", THOROUGH)
 def test_a_view_is_the_same_tensors_in_modules_of_its_own(case: str) -> None:
     backbone = Backbone(tiny_case(case))
     views = [

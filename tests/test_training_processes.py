@@ -27,7 +27,12 @@ from warm import Programs
 
 SEARCH = {"recipe": "search", "search": {"trials": 3, "epochs": 2}}
 CASES: Mapping[str, Mapping[str, Any]] = {
-    "stem": {"prompt": {"num_virtual_tokens": 4, "first_layer": 1}, "report": True, "track": "tensorboard"},
+    "stem": {
+        "prompt": {"num_virtual_tokens": 4, "first_layer": 1},
+        "report": True,
+        "track": "tensorboard",
+        "fit": {"head_learning_rate": 0.01},
+    },
     "several": {"prompt": {"num_virtual_tokens": 4, "first_layer": 2}},
     "search": {**SEARCH, "prompt": {"num_virtual_tokens": 4}, "fit": {"num_train_epochs": 3}},
     "warm": {"init_from": "stem", "prompt": {}},

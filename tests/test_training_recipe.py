@@ -27,6 +27,7 @@ from ptuning.errors import ConfigError
 from ptuning.training.callbacks import Callback
 from ptuning.training.recipe import (
     CHOSEN,
+    CLOZE_STEPS,
     EPOCHS,
     EVALUATIONS,
     MAX_STEPS,
@@ -145,6 +146,15 @@ def test_an_input_prompt_has_rates_of_its_own() -> None:
     assert rates(replace(plain, scaled=True))[0] == 1e-2  # it moves thirty times as far as the rate says
 
 
+def test_a_cloze_head_needs_few_steps() -> None:
+    """It answers before it has learned."""
+    few = Facts(rows=32, tokens=700, cloze=True)
+    assert choice(few, FitConfig())["num_train_epochs"] * few.steps(FitConfig(), 1) == CLOZE_STEPS
+    many = replace(FACTS, cloze=True)
+    assert choice(many, FitConfig())["num_train_epochs"] == EPOCHS
+    assert rates(few)[0] == rates(many)[0]  # few steps are not hurried
+
+
 def test_what_is_given_wins() -> None:
     given = {
         "epochs": 3, "learning_rate": 0.5, "head_learning_rate": 0.25,
@@ -220,8 +230,30 @@ def test_the_facts_are_the_models_and_the_rows(
     ]
     facts = Facts.of(model, rows)
     assert facts == Facts(
-        rows=2, tokens=7, depth=depth, encoder=encoder, virtual_tokens=tokens, first_layer=first
+        rows=2,
+        tokens=7,
+        depth=depth,
+        encoder=encoder,
+        virtual_tokens=tokens,
+        first_layer=first,
+        features=facts.features,
     )
+    outputs = [  # BERT's head reads the pooler's output
+        model.encode(input_ids=torch.tensor([row.input_ids]))[:, 0] for row in rows
+    ]
+    pooled = model.backbone.model.bert.pooler(torch.cat(outputs)[:, None])
+    assert facts.features == pytest.approx(float(pooled.detach().square().mean().sqrt()), rel=1e-4)
+
+
+def test_a_head_learns_slowly_where_what_it_reads_is_large() -> None:
+    slow, usual = replace(FACTS, features=3.3), rates(FACTS)
+    assert rates(slow) == (usual[0], pytest.approx(3e-4))
+    assert rates(replace(FACTS, features=0.03)) == usual  # MiniLM's
+    assert (
+        rates(replace(slow, fitted=True))[1]
+        == choice(replace(FACTS, fitted=True), FitConfig())["head_learning_rate"]
+    )
+    assert rates(slow, head_learning_rate=0.01)[1] == 0.01  # what is given is kept
 
 
 # -------------------------------------------------------------------------------- what a run does with it
@@ -250,6 +282,7 @@ def config(
     return make
 
 
+@pytest.mark.usefixtures("any_features")
 def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]) -> None:
     made, told = config(epochs=2), Told()
     result = train(made, callbacks=[told])
@@ -276,6 +309,7 @@ def test_a_run_says_and_keeps_what_was_chosen(config: Callable[..., TrainConfig]
     assert f"- learning rate: `{prompt}`" in (Path(made.output) / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("any_features")
 def test_fit_chooses_as_well(tiny_folder: Path, rows: Rows) -> None:
     model = PTuningModel.from_backbone(str(tiny_folder), InputPrompt(num_virtual_tokens=4), num_labels=2)
     numbered = [{"text": row["text"], "label": int(row["label"] == "positive")} for row in rows(24)]

@@ -34,6 +34,8 @@ from ptuning.training.records import Evaluation
 from ptuning.training.trials import Space, Trial, best_of, chance, proposal, winner
 from test_training_head_init import scored
 
+pytestmark = pytest.mark.usefixtures("any_features")  # the rates below are around MiniLM's
+
 Rows = Callable[..., list[dict[str, Any]]]
 Made = Callable[..., TrainConfig]
 

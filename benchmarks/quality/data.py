@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quality.plan import DataSet
+from ptuning.model.embedded import resolve
+from quality.plan import BACKBONES, DataSet
 
 SPLITS = ("train", "validation", "test")
 
@@ -37,6 +38,17 @@ def elsewhere() -> Path:
 def home(data: DataSet) -> Path:
     """The folder that the data set's own folder is in."""
     return elsewhere() if data.elsewhere else root()
+
+
+def loadable(backbone: str) -> str:
+    """What to load for a backbone of the plan: its folder, or where MiniLM is embedded."""
+    if backbone not in BACKBONES.values():
+        return resolve(backbone)
+    own = Path(__file__).parent.parent.parent / ".backbones"
+    folder = Path(os.environ.get("PTUNING_BACKBONES", own)) / backbone
+    if not folder.exists():
+        sys.exit(f"{backbone} is not there; make backbones makes it")
+    return str(folder)
 
 
 def write_rows(data: DataSet, seed: int, source: Path, to: Path) -> dict[str, str]:

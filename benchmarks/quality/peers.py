@@ -31,12 +31,12 @@ from ptuning.data.tokens import Tokenise, collate, shuffled_batches, sorted_batc
 from ptuning.errors import TrainingDiverged
 from ptuning.inference.evaluate import BATCH_TOKENS
 from ptuning.model.architectures import ARCHITECTURES
-from ptuning.model.embedded import resolve
 from ptuning.task import Task
 from ptuning.training.config import DataConfig
 from ptuning.training.job import precision
 from ptuning.training.metrics import Baseline, Metrics, Selection, measure
 from ptuning.training.prepare import Split, read
+from quality.data import loadable
 from quality.plan import schedule
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,11 +80,13 @@ def train_peer(setting: Mapping[str, Any], files: Mapping[str, str], seed: int) 
 def make(setting: Mapping[str, Any], task: Task) -> Any:
     """The peer's model, with the numbers that it trains, and no others, requiring a gradient."""
     model = AutoModelForSequenceClassification.from_pretrained(
-        resolve(setting["backbone"]),
+        loadable(setting["backbone"]),
         num_labels=task.num_labels,
         dtype=torch.float32,
         attn_implementation=ATTENTION,
     )
+    if model.config.pad_token_id is None:  # a decoder's head looks for the last token that is not padding
+        model.config.pad_token_id = _tokenizer(setting).pad_token_id
     match setting["peer"]:
         case "full":
             return model
@@ -113,17 +115,21 @@ def make(setting: Mapping[str, Any], task: Task) -> Any:
                     r=setting["r"],
                     lora_alpha=setting["lora_alpha"],
                     lora_dropout=setting["lora_dropout"],
-                    target_modules=["query", "value"],
+                    target_modules=setting.get("target_modules", ["query", "value"]),
                 ),
             )
         case peer:
             raise ValueError(f"no such peer: {peer}")
 
 
+def _tokenizer(setting: Mapping[str, Any]) -> Any:
+    return AutoTokenizer.from_pretrained(loadable(setting["backbone"]))
+
+
 def _tokenise(setting: Mapping[str, Any], model: Any) -> Tokenise:
     config = model.config
     return Tokenise(
-        tokenizer=AutoTokenizer.from_pretrained(resolve(setting["backbone"])),
+        tokenizer=_tokenizer(setting),
         limit=config.max_position_embeddings - setting.get("num_virtual_tokens", 0),
         segments=ARCHITECTURES[config.model_type].segments and config.type_vocab_size > 1,
     )

@@ -15,7 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,6 +47,7 @@ class DataSet:
         limit: Only the first training rows of the file.
         per_class: Few-shot: so many rows of each class, drawn with the run's seed.
         elsewhere: Whether it is one of ``quality.elsewhere``'s.
+        backbone: The model that is trained on it: ``demo``, or one of those that ``make backbones`` makes.
     """
 
     source: str
@@ -59,6 +60,7 @@ class DataSet:
     limit: int | None = None
     per_class: int | None = None
     elsewhere: bool = False
+    backbone: str = "demo"
 
 
 _WHOLE: Mapping[str, DataSet] = {
@@ -99,7 +101,23 @@ ELSEWHERE: Mapping[str, DataSet] = {
 }
 """Where the default recipe stands beside full fine-tuning, frozen embeddings and a constant answer alone."""
 
-DATASETS: Mapping[str, DataSet] = {**STUDIED, **ELSEWHERE}
+BACKBONES: Mapping[str, str] = {"mpnet": "all-mpnet-base-v2", "gemma": "gemma-3-270m"}
+"""The folders that ``make backbones`` makes, by the name that their data sets begin with."""
+
+TRAVELLED: Mapping[str, DataSet] = {
+    f"{name}/{dataset}": replace(data, backbone=backbone)
+    for name, backbone in BACKBONES.items()
+    for dataset, data in {
+        "sst2-100": few_shot("sst2", 100),
+        "newsgroups": ELSEWHERE["newsgroups"],
+        "sst2-1000": few_shot("sst2", 1000),
+        "stsb-2000": replace(_WHOLE["stsb"], rows=2000, limit=2000),
+        "mrpc-1000": few_shot("mrpc", 1000),
+    }.items()
+}
+"""Where the recipe is measured on other backbones than MiniLM (``quality_backbones.py``)."""
+
+DATASETS: Mapping[str, DataSet] = {**STUDIED, **ELSEWHERE, **TRAVELLED}
 
 
 def data_set(name: str) -> DataSet:
@@ -121,6 +139,10 @@ TRAINING: Mapping[str, Any] = {
     "weight_decay": 0.0,
 }
 """What all methods have in common that are trained by a loop of ours or of ptuning's."""
+
+RECIPE = 2
+"""Counts the recipes: raised when what ``ptuning train`` chooses on other backbones than MiniLM changes.
+There the choices depend on what is measured of the backbone, so a setting cannot spell them out."""
 
 MOST_PAIRS = 8000
 """SetFit's pairs grow with the square of the rows: no more than its paper's 20 a row make of 200 rows."""
@@ -191,20 +213,42 @@ _VARIANT: Mapping[str, Any] = {"seeds": 1, "datasets": ("mrpc", "sst2")}
 
 METHODS: Mapping[str, Method] = {
     "majority": Method(title="a constant answer", kind="majority", seeds=1, datasets=tuple(DATASETS)),
-    "frozen": Method(title="frozen embeddings, a regression", kind="frozen", datasets=tuple(DATASETS)),
+    "frozen": Method(title="frozen embeddings, a regression", kind="frozen", datasets=(*STUDIED, *ELSEWHERE)),
     "default": Method(title="**ptuning, default recipe**", kind="default", seeds=5, datasets=tuple(DATASETS)),
     "full": _peer(
         "full fine-tuning", "full", (2e-5, 5e-5, 1e-4), seeds=5, datasets=tuple(DATASETS), epochs=5
     ),
     "deep": _deep("**ptuning deep**"),
-    "peft-prefix": _peer("PEFT `PREFIX_TUNING`", "prefix", (3e-3, 1e-2, 3e-2), num_virtual_tokens=20),
+    "peft-prefix": _peer(
+        "PEFT `PREFIX_TUNING`",
+        "prefix",
+        (3e-3, 1e-2, 3e-2),
+        # MPNet takes no past keys and values, so PEFT's prefixes cannot reach it.
+        datasets=(*STUDIED, *(name for name in TRAVELLED if not name.startswith("mpnet"))),
+        num_virtual_tokens=20,
+    ),
     "peft-lora": _peer("PEFT `LORA`", "lora", (3e-4, 1e-3, 3e-3), r=8, lora_alpha=16, lora_dropout=0.1),
+    "peft-lora-all": _peer(
+        "PEFT `LORA`, every linear layer",
+        "lora",
+        (3e-4, 1e-3, 3e-3),
+        datasets=tuple(TRAVELLED),
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.1,
+        target_modules="all-linear",
+    ),
     "head": _peer("head alone", "head", (1e-2, 3e-2, 1e-1), dropout=False, features="once"),
     "deep-two-thirds": _deep("**ptuning deep, upper two thirds**", LAYERS // 3),
     "deep-half": _deep("**ptuning deep, upper half**", LAYERS // 2),
     "input": _input("**ptuning input**"),
     "peft-p-tuning": _peer(
-        "PEFT `P_TUNING`", "p-tuning", (1e-3, 3e-3, 1e-2), num_virtual_tokens=20, encoder_hidden_size=128
+        "PEFT `P_TUNING`",
+        "p-tuning",
+        (1e-3, 3e-3, 1e-2),
+        datasets=(*STUDIED, *TRAVELLED),
+        num_virtual_tokens=20,
+        encoder_hidden_size=128,
     ),
     "input-start": _input("**ptuning input**, at the start", placement="start", **_VARIANT),
     "input-start-mlp": _input("**ptuning input**, at the start, MLP", "mlp", "start", **_VARIANT),
@@ -274,8 +318,10 @@ def setting_of(method: str, dataset: str, rate: float | None = None) -> dict[str
     if chosen.kind == "majority":
         return {"kind": "majority"}
     if chosen.kind == "default":
+        if dataset in TRAVELLED:
+            return {"kind": "default", "backbone": data.backbone, "recipe": RECIPE, **chosen.options}
         return default_setting(data)
-    setting: dict[str, Any] = {"kind": chosen.kind, "backbone": "demo", **chosen.options}
+    setting: dict[str, Any] = {"kind": chosen.kind, "backbone": data.backbone, **chosen.options}
     if chosen.kind not in ("setfit", "frozen"):
         setting |= TRAINING
     if (prompt := setting.get("prompt")) and prompt["depth"] == "input":
@@ -369,6 +415,12 @@ def pick(validation: Mapping[float, Mapping[str, float]], metric: str) -> float:
     return max(sorted(validation), key=lambda rate: select.key(validation[rate]))
 
 
+def seeds_of(method: str, dataset: str) -> int:
+    """How many seeds a method has on a data set: on large backbones, peers have three."""
+    chosen = METHODS[method]
+    return min(chosen.seeds, 3) if chosen.kind == "peer" and dataset in TRAVELLED else chosen.seeds
+
+
 def cell(records: Sequence[Record], dataset: str, method: str, seeds: Sequence[int]) -> list[Run]:
     """What a method's runs on a data set are, as far as they are known: the sweep, then the seeds."""
     chosen = METHODS[method]
@@ -385,7 +437,7 @@ def cell(records: Sequence[Record], dataset: str, method: str, seeds: Sequence[i
         settings = setting_of(method, dataset, pick(found, data_set(dataset).metric))
     runs = [
         Run(dataset=dataset, method=method, setting=settings, seed=seed)
-        for seed in range(chosen.seeds)
+        for seed in range(seeds_of(method, dataset))
         if seed in seeds
     ]
     return list({run.key: run for run in [*sweeping, *runs]}.values())
@@ -412,14 +464,14 @@ def outstanding(records: Sequence[Record], dataset: str, method: str, seeds: Seq
     done = {key_of(record) for record in records}
     left = sum(run.key not in done for run in cell(records, dataset, method, seeds))
     if chosen.rates and len(sweep(records, dataset, method)) < len(chosen.rates):
-        left += sum(seed in seeds for seed in range(1, chosen.seeds))
+        left += sum(seed in seeds for seed in range(1, seeds_of(method, dataset)))
     return left
 
 
 # ------------------------------------------------------------------------------------------ estimates
 
-GUESS = 5e-4
-"""Seconds a token takes in training, until there is a record."""
+GUESS, LARGER = 5e-4, 7
+"""Seconds a token takes in training on MiniLM, until there is a record; how many times as long on others."""
 
 
 def estimate(records: Sequence[Record], dataset: str, method: str) -> float:
@@ -432,7 +484,8 @@ def estimate(records: Sequence[Record], dataset: str, method: str) -> float:
     tokens = math.fsum(_tokens(record["dataset"], method) for record in same)
     if METHODS[method].kind == "majority":
         return 5.0
-    each = math.fsum(record["cpu_seconds"] for record in same) / tokens if tokens else GUESS
+    guess = GUESS * (LARGER if dataset in TRAVELLED else 1)
+    each = math.fsum(record["cpu_seconds"] for record in same) / tokens if tokens else guess
     return each * _tokens(dataset, method)
 
 

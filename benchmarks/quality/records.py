@@ -11,6 +11,8 @@ from typing import Any
 from quality.plan import Record
 
 RESULTS = Path(__file__).parent.parent / "results" / "quality.jsonl"
+BACKBONES = RESULTS.with_name("quality-backbones.jsonl")
+"""Of ``quality_backbones.py``."""
 
 
 def read(file: Path = RESULTS) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from quality import records
-from quality.data import elsewhere, root
+from quality.data import elsewhere, loadable, root
 from quality.plan import (
     DATASETS,
     ELSEWHERE,
@@ -48,16 +48,27 @@ REPOSITORY = BENCHMARKS.parent
 WORKER = ("-m", "quality.worker")
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(
+    words: Sequence[str] | None = None,
+    *,
+    datasets: Sequence[str] = (*STUDIED, *ELSEWHERE),
+    results: Path = records.RESULTS,
+) -> None:
+    """The study at the command line.
+
+    Args:
+        datasets: Those that are run if none are named.
+        results: Where the results are.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, known in (("datasets", DATASETS), ("methods", METHODS)):
+    for name, known, usual in (("datasets", DATASETS, datasets), ("methods", METHODS, METHODS)):
         parser.add_argument(
             f"--{name}",
             nargs="+",
             choices=list(known),
-            default=list(known),
+            default=list(usual),
             metavar="NAME",
             help="these alone",
         )
@@ -65,16 +76,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
     parser.add_argument("--limit-minutes", type=float, help="start nothing new after so long")
     parser.add_argument("--list", action="store_true", help="say what is done and left, and run nothing")
-    parser.add_argument("--results", type=Path, default=records.RESULTS)
+    parser.add_argument("--results", type=Path, default=results)
     given = parser.parse_args(words)
     study = Study(given)
     if given.list:
         print(study.listing())
         return
-    if any(name in STUDIED for name in given.datasets):
-        root()  # without data nothing is begun
-    wanted = [name for name in given.datasets if name in ELSEWHERE]
-    if missing := [name for name in wanted if not (elsewhere() / name).exists()]:
+    for backbone in {data_set(name).backbone for name in given.datasets}:
+        loadable(backbone)  # without it, and without data, nothing is begun
+    if any(not data_set(name).elsewhere for name in given.datasets):
+        root()
+    wanted = [name for name in given.datasets if data_set(name).elsewhere]
+    if missing := [name for name in wanted if not (elsewhere() / data_set(name).source).exists()]:
         print(f"left out: {', '.join(missing)}; make quality-elsewhere fetches them", file=sys.stderr)
         given.datasets = [name for name in given.datasets if name not in missing]
     if "setfit" in given.methods and not setfit_python().exists():
@@ -251,7 +264,9 @@ def command() -> str:
     """The command line, without where results went, which is this machine's own business."""
     words = sys.argv[1:]
     at = words.index("--results") if "--results" in words else len(words)
-    return shlex.join(["python", "-m", "quality", *words[:at], *words[at + 2 :]])
+    script = Path(sys.argv[0])
+    program = ["-m", "quality"] if script.name == "__main__.py" else [f"benchmarks/{script.name}"]
+    return shlex.join(["python", *program, *words[:at], *words[at + 2 :]])
 
 
 @contextmanager

@@ -14,7 +14,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from quality.plan import DATASETS, METHODS, Record, accelerator, data_set, digest, pick, setting_of
+from quality.plan import (
+    BACKBONES,
+    ELSEWHERE,
+    METHODS,
+    STUDIED,
+    TRAVELLED,
+    Record,
+    accelerator,
+    data_set,
+    digest,
+    pick,
+    setting_of,
+)
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
 
@@ -28,6 +40,7 @@ TITLES: Mapping[str, str] = {
         for rows in (16, 100, 1000)
     },
     "reuters": "Reuters, eight topics, 400 rows",
+    "stsb-2000": "STS-B, 2,000 rows",
     "newsgroups": "Twenty newsgroups, 600 rows",
     "tweets": "Tweets, who of two wrote them, 400 rows",
     "reviews": "Sentences of film reviews, how much they praise, 400 rows",
@@ -105,8 +118,36 @@ def _without_rate(record: Record) -> str:
 
 def tables(table: Table, records: Sequence[Record]) -> str:
     """A heading and a table for each data set, for docs/recipes.md."""
-    parts = [_of(table, records, dataset) for dataset in DATASETS]
-    return "\n\n".join([*parts, *_note(records)])
+    parts = [_of(table, records, dataset) for dataset in (*STUDIED, *ELSEWHERE)]
+    return "\n\n".join([*parts, *_note(records, "make quality")])
+
+
+def travelled(table: Table, records: Sequence[Record]) -> str:
+    """A table for each of the other backbones, for docs/recipes.md: methods in rows, data sets in columns."""
+    parts = []
+    for short, backbone in BACKBONES.items():
+        names = [name for name in TRAVELLED if name.startswith(f"{short}/")]
+        titles = [f"{TITLES[name.partition('/')[2]]}, {NAMES[data_set(name).metric]}" for name in names]
+        rows = []
+        for method, each in METHODS.items():
+            found = [cell(records, name, method) for name in names]
+            if any(found):
+                cells = ["" if one is None else _brief(one) for one in found]
+                trained = {run["trained"] for one in found if one for run in one.runs}
+                largest = f"{max(trained):,}" if trained else ""
+                rows.append((each.title, largest, *cells))
+        parts.append(f"### {backbone}")
+        header = ("test", "trained parameters, at most", *titles)
+        parts.append(table(header, rows) if rows else "Not run yet.")
+    return "\n\n".join([*parts, *_note(records, "make quality-backbones")])
+
+
+def _brief(found: Cell) -> str:
+    """Mean, deviation and number of runs."""
+    if not found.runs:
+        return "diverged"
+    edge = " \\*" if found.edge else ""
+    return f"{found.said(data_set(found.dataset).metric)} ({len(found.runs)}){edge}"
 
 
 def _of(table: Table, records: Sequence[Record], dataset: str) -> str:
@@ -198,7 +239,7 @@ def short(table: Table, records: Sequence[Record]) -> str:
     for mark, means in MARKS.items():
         if any(mark in cell for row in rows for cell in row):
             parts.append(f"{mark} {means}")
-    return "\n\n".join([*parts, *_note(records)])
+    return "\n\n".join([*parts, *_note(records, "make quality")])
 
 
 MARKS = {
@@ -224,10 +265,10 @@ def _best(records: Sequence[Record], dataset: str, methods: Sequence[str]) -> Ce
     return max(found, key=lambda each: fmean(each.values(metric, "validation") or [-math.inf]), default=None)
 
 
-def _note(records: Sequence[Record]) -> list[str]:
-    """On what, when, and how long it took."""
+def _note(records: Sequence[Record], made: str) -> list[str]:
+    """On what, when, and how long it took; ``made`` is the command that does it."""
     if not records:
-        return ["Nothing has been run yet: `make quality` does."]
+        return [f"Nothing has been run yet: `{made}` does."]
     newest = max(records, key=lambda each: str(each["date"]))
     revisions = len({each["revision"] for each in records})
     others = f" and {revisions - 1} before it" if revisions > 1 else ""
@@ -235,7 +276,7 @@ def _note(records: Sequence[Record]) -> list[str]:
     told = [each["machine"]["versions"] for each in records]
     versions = next((each for each in reversed(told) if "setfit" not in each), told[-1])
     return [
-        f"`make quality`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
+        f"`{made}`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, revision "
         f"{newest['revision']}{others}, transformers {versions['transformers']}, PEFT {versions['peft']}; "
         f"{'; '.join(_places(records))}."
     ]

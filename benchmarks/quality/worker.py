@@ -29,7 +29,7 @@ from ptuning.training.callbacks import Callback, RunState
 from ptuning.training.config import DataConfig
 from ptuning.training.metrics import Baseline, measure
 from ptuning.training.prepare import read
-from quality.data import home, write_rows
+from quality.data import home, loadable, write_rows
 from quality.plan import Run, data_set, given, recorded, schedule, setfit_python
 
 
@@ -71,6 +71,10 @@ def _train(run: Run, files: Mapping[str, str], scratch: Path) -> dict[str, Any]:
             return train_prompt(_explicit(run.setting, rows), files, run.seed, scratch)
         case "setfit":
             return train_setfit(run.setting, files, run.seed, scratch)
+        case "default" if "recipe" in run.setting:
+            options = {name: run.setting[name] for name in ("prompt",) if name in run.setting}
+            backbone = loadable(run.setting["backbone"])
+            return train_prompt({"backbone": backbone, **options}, files, run.seed, scratch)
         case "default":
             return train_prompt({}, files, run.seed, scratch, expected=run.setting)
         case kind:
@@ -101,7 +105,7 @@ def _explicit(setting: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """A setting of the plan as options of ``TrainConfig``."""
     epochs, _, every = schedule(setting, rows)
     return {
-        "backbone": setting["backbone"],
+        "backbone": loadable(setting["backbone"]),
         "prompt": setting["prompt"],
         "fit": {
             "epochs": epochs,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ptuning.estimators import PTuningClassifier, PTuningRegressor
     from ptuning.inference import MultiPredictor, Prediction, Predictor, pipeline
     from ptuning.model import (
+        ClozeHead,
         DeepMLPEncoder,
         DeepPrompt,
         EmbeddingEncoder,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODEL = [
+    "ClozeHead",
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",
@@ -87,6 +89,7 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "Callback",
+    "ClozeHead",
     "ConsoleCallback",
     "DataConfig",
     "DeepMLPEncoder",

@@ -7,7 +7,7 @@ options needs none of these, so they are refused, with the line number.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,17 @@ MAX_BYTES = 1 << 20
 """Maximum file size; a file with every option takes about five thousand bytes."""
 MAX_DEPTH = 16
 """Maximum nesting of mappings and lists; the options have four levels."""
+_PLAIN = [f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "null")]
+"""Of values that YAML does not read as text without quotes."""
 
 
-def read_config(path: str | Path, what: str) -> dict[str, Any]:
+def read_config(path: str | Path, what: str, texts: Iterable[Sequence[str]] = ()) -> dict[str, Any]:
     """The options in a YAML file, as nested mappings.
 
     Args:
         path: The file; it is read only once, so it may be a pipe.
         what: The option's name in messages, such as ``--config``; may be empty.
+        texts: As for :func:`parse_yaml`.
 
     Raises:
         ConfigError: the file cannot be read, is not valid YAML, or is not a mapping of options.
@@ -46,7 +49,7 @@ def read_config(path: str | Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not UTF-8 text ({error})", expected="a YAML file") from error
     try:
-        values = parse_yaml(text)
+        values = parse_yaml(text, texts)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}{_yaml_problem(error)}") from error
     if not isinstance(values, dict):
@@ -59,19 +62,42 @@ def read_config(path: str | Path, what: str) -> dict[str, Any]:
     return values
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, texts: Iterable[Sequence[str]] = ()) -> Any:
     """The value of a YAML document: mappings with string keys, lists, strings, numbers, true and false.
+
+    Args:
+        texts: The places, each as the keys that lead to it, below which keys and values are strings as they
+            are written: ``1`` and ``yes`` too.
 
     Raises:
         yaml.YAMLError: invalid YAML, or YAML with anything else in it.
     """
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        root: yaml.Node | None = loader.get_single_node()
+        for path in texts:
+            _as_written(root, path)
+        return None if root is None else loader.construct_document(root)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error  # bugs of PyYAML
     finally:
         loader.dispose()
+
+
+def _as_written(node: yaml.Node | None, path: Sequence[str]) -> None:
+    """Make strings of all scalars at and below a place."""
+    for key in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        node = next((value for name, value in pairs if name.value == key), None)
+    waiting = [node]
+    while waiting:
+        match waiting.pop():
+            case yaml.ScalarNode() as scalar if scalar.tag in _PLAIN:
+                scalar.tag = "tag:yaml.org,2002:str"
+            case yaml.MappingNode() as mapping:
+                waiting += [each for pair in mapping.value for each in pair]
+            case yaml.SequenceNode() as sequence:
+                waiting += sequence.value
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -32,7 +32,7 @@ from ptuning.adapters.peft_format import (
 )
 from ptuning.adapters.peft_import import OPTIONS as PEFT_OPTIONS
 from ptuning.adapters.peft_import import is_peft, peft_config
-from ptuning.adapters.record import MIX, Adapter, output_layer
+from ptuning.adapters.record import MIX, Adapter, ClozeTokens, output_layer
 
 __all__ = [
     "MIX",
@@ -43,6 +43,7 @@ __all__ = [
     "SPLIT_OFF",
     "WRITTEN_BY_US",
     "Adapter",
+    "ClozeTokens",
     "check_destination",
     "details",
     "finite_numbers",

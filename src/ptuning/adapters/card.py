@@ -167,9 +167,17 @@ def _task(adapter: Adapter) -> Iterator[str]:
     if not task.labels:
         yield f"- output: {task.kind.output(task)}"
         return
+    words: Mapping[str, Any] = {}
+    if adapter.cloze is not None:
+        head = adapter.prompt["head"]
+        words = head["verbalizer"]
+        yield f"- template: {_code(head['template'])}; the backbone's language model head scores a word there"
     yield f"- labels, in the order of the logits ({task.num_labels}):"
     for label in task.labels[:_SHOWN_LABELS]:
-        yield f"  - {_code(label if isinstance(label, str) else json.dumps(label))}"
+        said = ", ".join(map(_code, words.get(str(label), ())))
+        yield f"  - {_code(label if isinstance(label, str) else json.dumps(label))}" + (
+            f": {said}" if said else ": its own name" if adapter.cloze is not None else ""
+        )
     if (more := task.num_labels - _SHOWN_LABELS) > 0:
         yield f"  - and {more} more, listed in `ptuning.json`"
 

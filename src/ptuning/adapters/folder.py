@@ -25,7 +25,7 @@ from ptuning.adapters.atomic import moved_aside, recover, replace_folder, write_
 from ptuning.adapters.card import model_card
 from ptuning.adapters.peft_format import from_peft, to_peft
 from ptuning.adapters.peft_import import is_peft, read
-from ptuning.adapters.record import Adapter, installed_versions
+from ptuning.adapters.record import Adapter, ClozeTokens, installed_versions
 from ptuning.adapters.schema import RecordFields, check_fields
 from ptuning.adapters.seal import SELF, digest, is_sealed, json_bytes, sealed
 from ptuning.adapters.tensors import check_finite, first_line, parse_tensors
@@ -173,6 +173,7 @@ def _content(adapter: Adapter) -> dict[str, Any]:
         "prompt": _plain(adapter.prompt, "prompt"),
         "backbone": _plain(adapter.backbone, "backbone"),
         "anchors": _plain(adapter.anchors, "anchors"),
+        **({} if adapter.cloze is None else {"cloze": _plain(adapter.cloze.to_dict(), "cloze")}),
         "metrics": _plain(adapter.metrics, "metrics", undefined=True),
         "extra": _plain(adapter.extra, "extra", undefined=True),
         "versions": installed_versions(),
@@ -269,6 +270,7 @@ def _load(path: Path) -> Adapter:
             units=units,
             head=head,
             anchors=tuple(tuple(ids) for ids in content["anchors"]),
+            cloze=None if content.get("cloze") is None else ClozeTokens.from_dict(content["cloze"]),
             metrics=content["metrics"],
             extra=content["extra"],
         )

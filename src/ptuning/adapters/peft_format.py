@@ -75,7 +75,12 @@ WRITTEN_BY_US: Mapping[str, str] = {"written_by": "ptuning"}
 one without its ``ptuning.json``, which has the labels, is not mistaken for a PEFT adapter."""
 
 # PEFT's (0.21) behaviour for some architectures, by ``model_type``. The tests compare this with PEFT.
-NO_CACHE = frozenset({"albert", "distilbert", "modernbert", "deberta-v2"})
+NO_CACHE = frozenset(
+    {
+        *("albert", "distilbert", "modernbert", "deberta-v2", "mpnet"),
+        *("eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "ultrabert"),
+    }
+)
 """Their forward has no key/value cache, so PEFT's ``PREFIX_TUNING`` raises."""
 NO_POSITION_IDS = frozenset({"bloom"})
 """A cache does not shift positions: ALiBi uses distances from the mask, so PEFT's offset is 0."""
@@ -90,6 +95,8 @@ _ALWAYS_SAVED = ("classifier", "score")
 def why_not_peft(adapter: Adapter) -> str | None:
     """Why PEFT cannot load this adapter, and which option would change that; ``None`` if it can."""
     task = adapter.task
+    if adapter.cloze is not None:
+        return "it has a cloze head, and PEFT's sequence classification has a trained one"
     if not any(_module(name) in _ALWAYS_SAVED for name in adapter.head):
         return "it has no head, and PEFT expects one; prompt.train_head true saves one"
     if (reason := _why_not_prefix(adapter) if adapter.deep else _why_not_input(adapter)) is not None:

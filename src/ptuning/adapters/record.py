@@ -31,6 +31,33 @@ def output_layer(head: Mapping[str, Tensor]) -> str | None:
     return next((layer for layer in OUTPUT_LAYERS if f"{layer}.weight" in head), None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClozeTokens:
+    """What a cloze head's words are in the backbone's tokens.
+
+    Args:
+        words: For each label its words, each as token ids; empty after a change of labels, until a model is
+            made.
+        mask: The id of the mask among the adapter's ``anchors``; ``None`` for a decoder.
+        head: The digest of the backbone's language model head.
+    """
+
+    words: tuple[tuple[tuple[int, ...], ...], ...]
+    mask: int | None
+    head: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        words = [[list(word) for word in label] for label in self.words]
+        return {"words": words, "mask": self.mask, "head": self.head}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClozeTokens:
+        """The inverse of :meth:`to_dict`."""
+        words = tuple(tuple(tuple(word) for word in label) for label in values["words"])
+        return cls(words=words, mask=values["mask"], head=values["head"])
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
     """A trained task: prompt, head, labels, and facts of the backbone that it fits.
@@ -46,6 +73,7 @@ class Adapter:
             ``bert.pooler.dense.weight``); empty if the backbone's own head is used. With pooling ``layers``
             also :data:`MIX` ``[L−s+1, 2+2Q, H]``, the weights of the mix of layers.
         anchors: Token ids of the literal words in a template, one tuple per piece of text.
+        cloze: The words of a cloze head in tokens; ``None`` for a classification head.
         metrics: Metrics by split (``{"test": {"accuracy": 0.9}}``), and ``"baseline"``.
         extra: Any other JSON data, such as a summary of the training.
 
@@ -60,6 +88,7 @@ class Adapter:
     head: Mapping[str, Tensor]
     units: Tensor | None = None
     anchors: tuple[tuple[int, ...], ...] = ()
+    cloze: ClozeTokens | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -88,6 +117,14 @@ class Adapter:
             unit_shape = (self._layers, 2, units, self.backbone["hidden_size"])
         _check_shape(MIX, self.head.get(MIX), mix_shape, f"the pooling {pooling!r}")
         _check_shape("units", self.units, unit_shape, f"{units} virtual units")
+        is_cloze = self.cloze is not None
+        if is_cloze != (self.prompt.get("head") is not None) or (is_cloze and self.head):
+            raise AdapterError(
+                "the head",
+                got=f"{len(self.head)} tensors, and {'' if is_cloze else 'no '}words in tokens",
+                expected="no tensors, and words in tokens, with a cloze head alone",
+                remedy="the adapter was altered",
+            )
         for layer in OUTPUT_LAYERS:
             self._check_rows(f"{layer}.weight", dimensions=2)
             self._check_rows(f"{layer}.bias", dimensions=1)

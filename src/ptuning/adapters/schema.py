@@ -7,14 +7,16 @@ used. The user's own fields (``metrics``, ``extra``) may be any JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from ptuning.errors import ConfigError
-from ptuning.model.config import prompt_from_dict, prompt_to_dict
+from ptuning.model.config import label_name, prompt_from_dict, prompt_to_dict
+from ptuning.model.template import MASK
 from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP, ProblemType, Task
 from ptuning.validation import explain, shortened
 
@@ -98,12 +100,25 @@ class BackboneFields(_Fields):
     fingerprint: Digest | None
 
 
+class ClozeFields(_Fields):
+    """:class:`~ptuning.adapters.record.ClozeTokens`."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+    words: Annotated[
+        list[Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]],
+        Field(min_length=1),
+    ]
+    mask: TokenId | None
+    head: Digest
+
+
 class _Shared(_Fields):
     format_version: Annotated[int, Field(ge=1)]
     task: TaskFields
     prompt: dict[str, Any]
     backbone: BackboneFields
     anchors: list[list[TokenId]]
+    cloze: ClozeFields | None = None
 
 
 class RecordFields(_Shared):
@@ -139,10 +154,59 @@ def check_fields(fields: type[_Shared], values: Mapping[str, Any]) -> None:
         raise ValueError(_brief(str(explain(error)))) from None
     except ConfigError as error:
         raise ValueError(_brief(str(error))) from None
-    vocabulary = values["backbone"]["vocab_size"]
-    ids = [each for anchor in values["anchors"] for each in anchor]
-    if vocabulary is not None and (strange := [each for each in ids if each >= vocabulary]):
-        raise ValueError(f"anchors: got the token id {strange[0]}, expected one below {vocabulary}")
+    _check_tokens(values)
+
+
+def _check_tokens(values: Mapping[str, Any]) -> None:
+    """Refuse token ids that the backbone does not have, and words that do not fit task and template."""
+    vocabulary, cloze = values["backbone"]["vocab_size"], values.get("cloze")
+    anchors = [each for anchor in values["anchors"] for each in anchor]
+    words = [] if cloze is None else [each for label in cloze["words"] for word in label for each in word]
+    for name, ids in (("anchors", anchors), ("cloze.words", words)):
+        if vocabulary is not None and (strange := [each for each in ids if each >= vocabulary]):
+            raise ValueError(f"{name}: got the token id {strange[0]}, expected one below {vocabulary}")
+    prompt = prompt_from_dict(values["prompt"])
+    if (prompt.head is None) != (cloze is None):
+        raise ValueError(
+            f"cloze: got {'none' if cloze is None else 'words'}, expected words with a cloze head alone"
+        )
+    if cloze is None:
+        return
+    pieces = [piece.anchor for piece in prompt.insertions if piece.anchor]
+    if len(values["anchors"]) != len(pieces):
+        raise ValueError(
+            f"anchors: got {len(values['anchors'])}, expected {len(pieces)}, as the template has"
+        )
+    for piece, ids in zip(pieces, values["anchors"], strict=True):
+        if piece.replace(MASK, "").strip() and not ids:
+            raise ValueError(f"anchors: got no tokens for the words {shortened(piece)} of the template")
+    if (got := len(cloze["words"])) != (expected := len(values["task"]["labels"])):
+        raise ValueError(f"cloze.words: got those of {got} labels, expected {expected}")
+    if cloze["mask"] is not None and anchors.count(cloze["mask"]) != 1:
+        raise ValueError(f"cloze.mask: got {cloze['mask']}, expected a token that is once among the anchors")
+    assert prompt.head is not None
+    _check_words(cloze["words"], values["task"]["labels"], prompt.head.verbalizer)
+
+
+def _check_words(
+    words: Sequence[Sequence[Sequence[int]]], labels: Sequence[Any], verbalizer: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse tokens that are not those of the verbalizer's words."""
+    names = [label_name(label) for label in labels]
+    if strange := [name for name in verbalizer if name not in names]:
+        raise ValueError(
+            f"prompt.head.verbalizer: got the label {strange[0]!r}, which the task does not have"
+        )
+    known: dict[frozenset[tuple[int, Fraction]], str] = {}
+    for name, its in zip(names, words, strict=True):
+        if len(its) != (expected := len(verbalizer.get(name, (name,)))):
+            raise ValueError(f"cloze.words: got {len(its)} words of the label {name!r}, expected {expected}")
+        shares: dict[int, Fraction] = {}
+        for word in its:
+            for each in word:
+                shares[each] = shares.get(each, Fraction()) + Fraction(1, len(its) * len(word))
+        if (other := known.setdefault(frozenset(shares.items()), name)) != name:
+            raise ValueError(f"cloze.words: got the same tokens for two labels, {other!r} and {name!r}")
 
 
 def _brief(sentence: str) -> str:
@@ -154,7 +218,7 @@ def _check_choices(key: str, got: Any, read: Any) -> None:
     """Refuse values that were converted on reading: in a record, "4" is not accepted as 4."""
     if isinstance(got, dict) and isinstance(read, dict):
         for name, value in got.items():
-            _check_choices(f"{key}.{name}", value, read[name])
+            _check_choices(f"{key}.{name}", value, read.get(name))
     elif got != read or isinstance(got, bool) != isinstance(read, bool):
         raise ValueError(
             f"{key}: got {shortened(got)}, expected what ptuning writes, such as {shortened(read)}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ptuning.cli.options import Parser
 from ptuning.cli.shared import add_pickle
@@ -85,6 +85,14 @@ def _calibration(task: Task) -> str:
     return f"temperature {task.temperature:.4g}" + (f", thresholds {thresholds}" if thresholds else "")
 
 
+def _cloze(head: Mapping[str, Any]) -> str:
+    """A cloze head, in a line."""
+    from ptuning.visible import visible
+
+    words = "; ".join(f"{label}: {', '.join(its)}" for label, its in head["verbalizer"].items())
+    return visible(f"cloze, template {head['template']!r}, words {words or 'the names of the labels'}")
+
+
 def _print(adapter: Adapter) -> None:
     from rich.table import Table
 
@@ -113,6 +121,7 @@ def _print(adapter: Adapter) -> None:
             + (f", {units} virtual units" if (units := prompt.get("num_virtual_units")) else "")
             + (f", {queries} queries" if (queries := prompt.get("num_queries")) else "")
         ),
+        **({"head": _cloze(prompt["head"])} if prompt.get("head") else {}),
         "encoder": f"{prompt.get('encoder', {}).get('kind', 'embedding')}",
         "parameters": f"{_parameters(adapter):,}",
         "backbone": f"{_known(backbone['name'])} ({_known(backbone['model_type'])}, "

@@ -55,12 +55,13 @@ class Option(NamedTuple):
     Attributes:
         key: Its dotted name.
         is_text: Whether its value may be a string.
-        default: The default in words; ``required`` for a required option, empty for an optional one without a
-            default.
+        default: The default in words; for a required option ``required``, perhaps with what; empty for an
+            optional one without a default.
         help: The full description.
         choices: The allowed words, if no other values are allowed.
         applies_to: The choices of the enclosing options that it is for, if it is not for all.
         old: Its earlier name, which is still accepted; empty if it has none.
+        is_mapping: Whether it is a mapping of text, which is read as it is written.
     """
 
     key: str
@@ -70,10 +71,13 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     applies_to: tuple[str, ...] = ()
     old: str = ""
+    is_mapping: bool = False
 
     def argument(self) -> dict[str, Any]:
         """The arguments of ``add_argument`` without the names; pydantic validates the value later."""
-        default = self.default if self.default in ("", REQUIRED) else f"default: {self.default}"
+        default = self.default
+        if default and not default.startswith(REQUIRED):
+            default = f"default: {default}"
         notes = "; ".join(
             filter(None, (f"for {', '.join(self.applies_to)}" if self.applies_to else "", default))
         )
@@ -82,7 +86,7 @@ class Option(NamedTuple):
         if re.match(r"[A-Z][a-z]+ ", summary) and not summary.startswith("Hub "):  # a docstring's sentence
             summary = summary[:1].lower() + summary[1:]
         return {
-            "type": _text if self.is_text else _value,
+            "type": _mapping if self.is_mapping else _text if self.is_text else _value,
             "default": SUPPRESS,
             "metavar": "{" + ",".join(self.choices) + "}"
             if self.choices
@@ -186,8 +190,10 @@ def old_names(config: type[BaseModel]) -> dict[str, str]:
 def nested(given: Namespace, config: type[BaseModel]) -> dict[str, Any]:
     """The given options of ``config`` as a nested mapping, on top of those from the file of ``--config``."""
     file = getattr(given, "config", None)
-    values = {} if file is None else read_config(file, "--config")
-    for option in leaves(config):
+    options = list(leaves(config))
+    texts = [option.key.split(".") for option in options if option.is_mapping]
+    values = {} if file is None else read_config(file, "--config", texts)
+    for option in options:
         names = [name for name in (option.key, option.old) if name and name in given]
         if len(names) > 1:
             raise ConfigError(f"--{names[0]} and --{names[1]}: got both, expected one of them")
@@ -236,7 +242,24 @@ def leaves(kind: Any, prefix: str = "") -> Iterator[Option]:
                 if len(same) < len(nested):
                     own = tuple(dict.fromkeys(_choice_name(member) for member, _ in same))
                     option = option._replace(applies_to=(*own, *option.applies_to))
+                if types.NoneType in _members(annotation):
+                    option = _if_given(option, f"{_choice_name(nested[0])} {name}", text)
                 yield _merged(option, same, value, text)
+
+
+def _if_given(option: Option, what: str, text: str) -> Option:
+    """An option of a section that may be left out.
+
+    Args:
+        what: What the section gives.
+        text: The section's help, which ends with what holds without it.
+    """
+    if option.default == REQUIRED:
+        return option._replace(default=f"{REQUIRED} with a {what}")
+    if option.choices == (option.default,):
+        without = _leaf(option.key, None, None, text)
+        return option._replace(default=without.default, help=without.help)
+    return option
 
 
 def _merged(option: Option, same: Sequence[tuple[Any, Option]], default: Any, what: str) -> Option:
@@ -244,7 +267,7 @@ def _merged(option: Option, same: Sequence[tuple[Any, Option]], default: Any, wh
     if len(same) == 1:
         return option
     name = option.key.rpartition(".")[2]
-    if all(each.choices == (each.default,) for _, each in same):  # the discriminator
+    if hasattr(default, name) and all(each.choices == (each.default,) for _, each in same):  # discriminator
         chosen = getattr(default, name)
         return option._replace(
             default=chosen, help=what, choices=tuple(dict.fromkeys(each.default for _, each in same))
@@ -294,7 +317,7 @@ def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
     start, _, end = text.rpartition("; ")
     if isinstance(default, _Required):
         shown = REQUIRED
-    elif default is not None and default != ():
+    elif default is not None and default not in ((), {}):
         shown = str(default).lower() if isinstance(default, bool) else str(default)
     elif "If left out" in text:
         shown = "chosen automatically"
@@ -302,7 +325,14 @@ def _leaf(key: str, annotation: Any, default: Any, text: str) -> Option:
         shown, text = end.removesuffix(".").removesuffix(" if left out").removeprefix("None for "), start
     else:
         shown = ""
-    return Option(key, str in members, shown, text, tuple(map(str, words)) if only else ())
+    return Option(
+        key,
+        str in members,
+        shown,
+        text,
+        tuple(map(str, words)) if only else (),
+        is_mapping=any(get_origin(member) is dict for member in members),
+    )
 
 
 def _documented(kind: type) -> dict[str, str]:
@@ -333,9 +363,14 @@ def _text(value: str) -> str | None:
     return None if value == "null" else value
 
 
-def _value(text: str) -> Any:
-    """A number, boolean or list in YAML syntax; otherwise a string."""
+def _mapping(text: str) -> Any:
+    """A mapping in YAML syntax, with keys and values as they are written."""
+    return _value(text, texts=[()])
+
+
+def _value(text: str, texts: Sequence[Sequence[str]] = ()) -> Any:
+    """A number, boolean, list or mapping in YAML syntax; otherwise a string."""
     try:
-        return parse_yaml(text) if text.strip() else text
+        return parse_yaml(text, texts) if text.strip() else text
     except yaml.YAMLError:
         return text

@@ -22,8 +22,8 @@ from ptuning.inference.predictor import Prediction, example_of, prediction_of, r
 from ptuning.inference.windows import windows
 from ptuning.model import mixed
 from ptuning.model.backbone import Backbone
+from ptuning.model.batch import Batch
 from ptuning.model.packed import PackedTask
-from ptuning.model.sequence import Batch
 from ptuning.model.table import TaskTable
 from ptuning.model.windows import mean_of_windows
 

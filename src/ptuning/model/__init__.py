@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ptuning.model.architectures import ARCHITECTURES, Architecture
     from ptuning.model.backbone import Backbone
     from ptuning.model.config import (
+        ClozeHead,
         DeepMLPEncoder,
         DeepPrompt,
         EmbeddingEncoder,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ptuning.model.table import TaskTable
 
 _CONFIG = [
+    "ClozeHead",
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",
@@ -60,6 +62,7 @@ __all__ = [
     "Architecture",
     "Backbone",
     "BackboneFacts",
+    "ClozeHead",
     "DeepMLPEncoder",
     "DeepPrompt",
     "EmbeddingEncoder",

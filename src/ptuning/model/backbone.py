@@ -17,11 +17,13 @@ from transformers import PreTrainedModel
 
 from ptuning.errors import UnsupportedBackbone
 from ptuning.model import layers, packed_weights, views
-from ptuning.model.architectures import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES, EXPECTED
 from ptuning.model.config import Engine
+from ptuning.model.drawing import drawing
 from ptuning.model.embedded import canonical
 from ptuning.model.facts import BackboneFacts, Weights
 from ptuning.model.fresh import fresh_parameters
+from ptuning.model.language_head import LanguageHead
 from ptuning.model.ports import PORTS, AttentionPort
 from ptuning.model.units import reads_units
 
@@ -60,6 +62,7 @@ class Backbone(nn.Module):
         missing: Names of the parameters that the checkpoint lacked, so that they are random; each task trains
             its own.
         pooling: ``mean`` for a sentence embedding model that uses mean pooling.
+        load_language_head: Loads the checkpoint's language model head, for cloze heads.
 
     Raises:
         UnsupportedBackbone: an architecture that is not in the table, or no classification head.
@@ -73,6 +76,7 @@ class Backbone(nn.Module):
         revision: str | None = None,
         missing: frozenset[str] = frozenset(),
         pooling: Literal["native", "mean"] = "native",
+        load_language_head: Callable[[], LanguageHead] | None = None,
     ) -> None:
         super().__init__()
         config = model.config
@@ -80,7 +84,7 @@ class Backbone(nn.Module):
             raise UnsupportedBackbone(
                 f"{config.model_type!r} ({type(model).__name__}) is not supported",
                 got=repr(config.model_type),
-                expected=f"one of {', '.join(ARCHITECTURES)} (docs/backbones.md)",
+                expected=EXPECTED,
             )
         if not any(kind.__name__.endswith("ForSequenceClassification") for kind in type(model).__mro__):
             raise UnsupportedBackbone(
@@ -109,6 +113,7 @@ class Backbone(nn.Module):
             name=canonical(name or str(getattr(config, "_name_or_path", "") or config.model_type)),
             revision=revision or getattr(config, "_commit_hash", None),
             head_names=self.head_names,
+            load_language_head=load_language_head,
         )
         self.private = tuple(name for name, module in model.named_modules() if _writes_to_itself(module))
         self._origin: tuple[Backbone, ...] = ()
@@ -264,6 +269,31 @@ class Backbone(nn.Module):
         """See :meth:`Weights.fingerprint`; of the adopted model, even if this view was changed."""
         return self.weights.fingerprint(without)
 
+    @property
+    def language_head(self) -> LanguageHead:
+        """The checkpoint's own language model head, which all views share; loaded when it is first needed.
+
+        Raises:
+            UnsupportedBackbone: the checkpoint has none, or the backbone was not loaded by name.
+        """
+        weights = self.weights
+        if weights.language_head is not None:
+            return weights.language_head
+        with drawing():  # so that two threads do not load it twice
+            if weights.language_head is None:
+                if weights.load_language_head is None:
+                    raise UnsupportedBackbone(
+                        "a cloze head needs the checkpoint's language model head, and a model for sequence "
+                        "classification does not have it",
+                        remedy="pass the backbone by its name or folder",
+                    )
+                loaded = weights.load_language_head()
+                loaded.apply(
+                    lambda value: value.to(self.device, self.dtype if value.is_floating_point() else None)
+                )
+                weights.language_head = loaded  # last: other threads read it without the lock
+            return weights.language_head
+
     def digest(self) -> str:
         """A SHA-256 of everything that the layers' outputs depend on, to the bit.
 
@@ -372,6 +402,8 @@ class Backbone(nn.Module):
         ]
         self.packed_weights.clear()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weights.language_head is not None:
+            self.weights.language_head.apply(fn)
         for module, name, value in made:
             if (now := module.get_buffer(name)).dtype != value.dtype:
                 setattr(module, name, value.to(now.device))
@@ -430,7 +462,7 @@ class Backbone(nn.Module):
         """Whether its own head reads the first token only."""
         if self.architecture.causal:
             return False
-        return bool(getattr(self.config, "classifier_pooling", "cls") == "cls")
+        return getattr(self.config, "classifier_pooling", "cls") in ("cls", "bos")
 
     def has_module(self, name: str) -> bool:
         """Whether the transformer has a module of that name; some are ``None`` in some configurations."""

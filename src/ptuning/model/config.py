@@ -10,10 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from ptuning.errors import ConfigError
-from ptuning.model.template import Insertion, insertions
+from ptuning.model.template import (
+    DEFAULT_PLACEMENT,
+    Insertion,
+    cloze_insertions,
+    cloze_texts,
+    cloze_words,
+    insertions,
+)
 from ptuning.validation import Float, Int, checked, validated
 
 Width = Annotated[Int, Field(ge=1, le=65_536)]
@@ -155,6 +163,69 @@ class TextInit:
 InitConfig = Annotated[RandomInit | VocabularyInit | TextInit, Field(discriminator="kind")]
 
 
+# ------------------------------------------------------------------------------------------ heads
+
+
+def label_name(label: Any) -> str:
+    """A label as a verbalizer has it: as text, a boolean as JSON and YAML write it."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def _by_name(value: Any) -> Any:
+    """A verbalizer with labels as text, and a list of words for each."""
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("verbalizer", "Input should be a mapping from label to words")
+    found: dict[str, Any] = {}
+    for label, words in value.items():
+        if (name := label_name(label)) in found:
+            raise PydanticCustomError(
+                "verbalizer",
+                "Input should be a mapping with each label once, and two of them are {name}",
+                {"name": repr(name)},
+            )
+        found[name] = (words,) if isinstance(words, str) else words
+    return found
+
+
+Verbalizer = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_by_name)]
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class ClozeHead:
+    """The language model's own head, frozen, which scores words for the labels (PET, arXiv:2001.07676).
+
+    The text is put into a template, and the model predicts the word there. A label's score is the mean of the
+    scores of its words, a word's score the mean of the logits of its tokens, all at the one place. Nothing is
+    trained except the prompt, as in P-tuning's own form (arXiv:2103.10385).
+
+    Args:
+        template: The words around the text, such as ``"{text} It was {mask}."``. A masked language model
+            predicts the word at ``{mask}``, a decoder after the last word. For pairs with ``{text_a}`` and
+            ``{text_b}``. ``{prompt:4}`` puts virtual tokens of an input prompt there; without such a slot,
+            ``placement`` says where they are.
+        verbalizer: The word of each label, or several, such as ``{negative: terrible, positive: great}``;
+            the label's own name, with spaces for underscores.
+    """
+
+    kind: Literal["cloze"] = "cloze"
+    template: str
+    verbalizer: Verbalizer = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        cloze_insertions(self.template, DEFAULT_PLACEMENT, None)  # refuses a malformed template
+        for label, words in self.verbalizer.items():
+            if not words or not all(word.strip() for word in words):
+                raise ConfigError(
+                    f"head.verbalizer: the words of {label!r}", got=repr(list(words)), expected="at least one"
+                )
+
+    @property
+    def texts(self) -> int:
+        """The number of texts in the template."""
+        return cloze_texts(self.template)
+
+
 # --------------------------------------------------------------------------------------- prompts
 
 
@@ -171,14 +242,16 @@ class InputPrompt:
         init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
             ``mlp`` and ``lstm`` encoders transform them.
         train_head: Train the head too; otherwise it stays frozen.
+        head: A cloze head, for masked and causal language models; the classification head if left out.
     """
 
     depth: Literal["input"] = "input"
     num_virtual_tokens: Some | None = None
-    placement: str = "front"
+    placement: str = DEFAULT_PLACEMENT
     encoder: InputEncoderConfig = field(default_factory=EmbeddingEncoder)
     init: InitConfig = field(default_factory=VocabularyInit)
     train_head: bool = True
+    head: ClozeHead | None = None
 
     def __post_init__(self) -> None:
         _ = self.insertions  # so that a malformed template is refused here, not at the first batch
@@ -186,6 +259,8 @@ class InputPrompt:
     @property
     def insertions(self) -> tuple[Insertion, ...]:
         """What is inserted where, in the order of the row."""
+        if self.head is not None:
+            return cloze_insertions(self.head.template, self.placement, self.num_virtual_tokens)
         return insertions(self.placement, self.num_virtual_tokens)
 
     @property
@@ -223,6 +298,7 @@ class DeepPrompt:
             ``ptuning train`` adds some for 5,000 rows or more.
         encoder: The network that makes the prompt while training.
         train_head: Train the head too; otherwise it stays frozen.
+        head: A cloze head, for masked and causal language models; the classification head if left out.
     """
 
     depth: Literal["deep"] = "deep"
@@ -234,11 +310,25 @@ class DeepPrompt:
     num_queries: Count | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
+    head: ClozeHead | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.insertions  # so that a malformed template is refused here, not at the first batch
+
+    @property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """The words that a cloze head's template inserts where, in the order of the row."""
+        return () if self.head is None else cloze_words(self.head.template)
 
     @property
     def virtual_tokens(self) -> int:
         """P."""
         return self.num_virtual_tokens
+
+
+def trains_head(config: InputPrompt | DeepPrompt) -> bool:
+    """Whether the head is trained; a cloze head never is."""
+    return config.train_head and config.head is None
 
 
 PromptConfig = Annotated[InputPrompt | DeepPrompt, Field(discriminator="depth")]
@@ -268,7 +358,7 @@ class Engine:
         checkpoint_activations: Activation checkpointing: store each layer's input only, and recompute the
             rest in the backward pass. Less memory, a third more work.
         compile: ``torch.compile`` the layers, for any text length; needs a C++ compiler, and a minute at the
-            start. DeBERTa's layers are never compiled.
+            start. The layers of DeBERTa, MPNet, GPT-J, GPT-Neo, StableLM and Nemotron are never compiled.
     """
 
     attention: Literal["auto", "plain", "fused"] = "auto"
@@ -286,8 +376,13 @@ class Engine:
 
 
 def prompt_to_dict(config: PromptConfig) -> dict[str, Any]:
-    """Every option by name, ready for JSON."""
-    return asdict(config)
+    """Every option by name, ready for JSON; without ``head`` if there is no cloze head, as earlier versions
+    wrote it.
+    """
+    values = asdict(config)
+    if (head := values.pop("head")) is not None:
+        values["head"] = {**head, "verbalizer": {name: list(x) for name, x in head["verbalizer"].items()}}
+    return values
 
 
 def prompt_from_dict(values: Mapping[str, Any]) -> PromptConfig:

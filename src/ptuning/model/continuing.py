@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ptuning import adapters
 from ptuning.adapters import Adapter
-from ptuning.model.config import DeepPrompt, PromptConfig, prompt_from_dict, prompt_to_dict
+from ptuning.model.config import DeepPrompt, PromptConfig, label_name, prompt_from_dict, prompt_to_dict
 from ptuning.model.pooling import initial_mix
 from ptuning.model.units import initial_units
 from ptuning.task import Task
@@ -32,7 +32,7 @@ def kept_rows(old: Task, new: Task) -> list[int | None]:
 def relabelled(adapter: Adapter, task: Task, *, head: bool = True) -> Adapter:
     """The adapter for another task, without its metrics: labels that it knows keep their rows of the head.
 
-    Rows of other labels are the mean of the known ones.
+    Rows of other labels are the mean of the known ones. A verbalizer loses the labels that are gone.
 
     Args:
         head: Whether the output layer is kept; without it, the adapter has none, and a model gets a new one.
@@ -46,7 +46,14 @@ def relabelled(adapter: Adapter, task: Task, *, head: bool = True) -> Adapter:
         if head:
             kept = old[[row for row in rows if row is not None]].mean(0)
             values[name] = torch.stack([kept if row is None else old[row] for row in rows])
-    return replace(adapter, task=task, head=values, metrics={}, extra={})
+    cloze, prompt = adapter.cloze, adapter.prompt
+    if cloze is not None and task.labels != adapter.task.labels:
+        cloze = replace(cloze, words=())  # the model makes them of the words of the new labels
+        gone = {label_name(label) for label in adapter.task.labels} - set(map(label_name, task.labels))
+        words = prompt["head"]["verbalizer"]
+        words = {label: its for label, its in words.items() if label not in gone}
+        prompt = {**prompt, "head": {**prompt["head"], "verbalizer": words}}
+    return replace(adapter, task=task, prompt=prompt, head=values, cloze=cloze, metrics={}, extra={})
 
 
 def with_prompt(adapter: Adapter, config: PromptConfig) -> Adapter:
@@ -56,6 +63,8 @@ def with_prompt(adapter: Adapter, config: PromptConfig) -> Adapter:
         config: The adapter's prompt configuration otherwise.
     """
     old = prompt_from_dict(adapter.prompt)
+    if adapter.cloze is not None and old.head != config.head:
+        adapter = replace(adapter, cloze=replace(adapter.cloze, words=()))
     if not isinstance(old, DeepPrompt) or not isinstance(config, DeepPrompt):
         return replace(adapter, prompt=prompt_to_dict(config))
     layers, width = len(adapter.prompt_tensor), int(adapter.backbone["hidden_size"])

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ptuning.model.batch import Batch
 from ptuning.model.config import DeepPrompt
 from ptuning.model.encoder import Encoder
 from ptuning.model.layer_parts import FromStem, LayerPart, Prompt, Units
 from ptuning.model.placement import Layout
 from ptuning.model.readout import LayerMix, Mean, Readout, Similarity
 from ptuning.model.rows import Rows
-from ptuning.model.sequence import Batch, text_layout, text_rows
+from ptuning.model.sequence import text_layout, text_rows
 
 
 @dataclass(frozen=True, kw_only=True)

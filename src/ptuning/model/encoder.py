@@ -17,8 +17,9 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.layer_parts import LayerPart, Record, StopAt
 from ptuning.model.layers import ForwardPass
 from ptuning.model.native_heads import LinearHead, NativeHead, ReadHead
-from ptuning.model.readout import EveryToken, FirstToken, LastToken, Readout
+from ptuning.model.readout import AtPlaces, EveryToken, FirstToken, LastToken, Readout
 from ptuning.model.rows import Rows
+from ptuning.model.verbalizer import ClozeScores, Verbalizer
 
 
 class Encoder:
@@ -29,10 +30,16 @@ class Encoder:
     Args:
         backbone: The task's view of the frozen model.
         values: Parameters in place of the model's, by name: the task's head.
+        verbalizer: A cloze head's words; ``None`` for the architecture's own head.
     """
 
-    def __init__(self, backbone: Backbone, values: Mapping[str, Tensor] | None = None) -> None:
-        self.backbone = backbone
+    def __init__(
+        self,
+        backbone: Backbone,
+        values: Mapping[str, Tensor] | None = None,
+        verbalizer: Verbalizer | None = None,
+    ) -> None:
+        self.backbone, self.verbalizer = backbone, verbalizer
         self.model: Any = views.placed(backbone.model, values or {}, backbone.private)
 
     def logits(self, rows: Rows, parts: Sequence[LayerPart] = (), readout: Readout | None = None) -> Tensor:
@@ -41,8 +48,10 @@ class Encoder:
         Args:
             rows: The rows.
             parts: What happens in the layers.
-            readout: What the head reads; by default what it was made for.
+            readout: What the head reads; by default what it was made for, or the rows' own place.
         """
+        if rows.read is not None:
+            readout = AtPlaces(rows.read)
         readout = readout or self.native_readout()
         read = self.finish(readout.read(self.encode(rows, (*parts, readout))))
         return self.head(read, rows.attention_mask)
@@ -73,7 +82,9 @@ class Encoder:
 
     @property
     def head(self) -> ReadHead:
-        """The architecture's own head, with the task's parameters."""
+        """The architecture's own head, with the task's parameters; or the scores of a cloze head's words."""
+        if self.verbalizer is not None:
+            return ClozeScores(self.verbalizer, self.backbone.language_head)
         causal = self.backbone.architecture.causal
         return LinearHead(self.model.score) if causal else NativeHead(self.model)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from ptuning.adapters.tensors import on_cpu
+from ptuning.model.language_head import LanguageHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,16 @@ class Weights:
         name: Its Hub id or folder.
         revision: Its commit on the Hub.
         head_names: Its parameters that every task has a copy of.
+        load_language_head: Loads the checkpoint's language model head; ``None`` if that is not possible.
+        language_head: That head, after a task has needed it.
     """
 
     model: nn.Module
     name: str
     revision: str | None
     head_names: tuple[str, ...]
+    load_language_head: Callable[[], LanguageHead] | None = None
+    language_head: LanguageHead | None = None
     _digests: dict[str, bytes] = field(default_factory=dict)
 
     @property

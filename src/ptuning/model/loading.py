@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -30,6 +33,7 @@ from ptuning.model.architectures import ARCHITECTURES
 from ptuning.model.backbone import Backbone
 from ptuning.model.drawing import drawing
 from ptuning.model.embedded import canonical, resolve
+from ptuning.model.language_head import LanguageHead
 from ptuning.model.source import check_config, check_folder, pooling, reading, unsupported
 
 _PICKLE_ONLY = (
@@ -62,6 +66,7 @@ def load_backbone(
             revision=revision,
             token=token,
             allow_pickle=allow_pickle,
+            dtype=dtype,
         )
         tokenizer = tokenizer or load_tokenizer(name, revision, token)
     else:
@@ -119,7 +124,22 @@ def check_backbone(backbone: Backbone, adapter: adapters.Adapter) -> None:
             expected=f"{want['fingerprint'][:12]}…",
             remedy="use the original backbone",
         )
-    _check_head(backbone, adapter)
+    if adapter.cloze is None:
+        _check_head(backbone, adapter)
+    elif (adapter.cloze.mask is None) != backbone.architecture.causal:
+        raise AdapterMismatch(
+            f"the adapter's cloze head has {'no' if adapter.cloze.mask is None else 'a'} mask, and "
+            f"{have['name']} is a {'decoder' if backbone.architecture.causal else 'masked language model'}",
+            remedy="the adapter was altered",
+        )
+    elif backbone.language_head.digest != adapter.cloze.head:
+        raise AdapterMismatch(
+            f"this adapter was trained with the language model head of {origin}, and that of {have['name']} "
+            "has other weights or settings",
+            got=f"the digest {backbone.language_head.digest[:12]}…",
+            expected=f"{adapter.cloze.head[:12]}…",
+            remedy="use the original backbone",
+        )
 
 
 def _origin(adapter: adapters.Adapter) -> str:
@@ -173,6 +193,7 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Backbone:
     """A backbone by Hub id or folder, with a fresh head if its checkpoint has none of that width.
 
@@ -184,6 +205,9 @@ def load(
         token: The Hub's access token; the one of ``hf auth login`` if left out.
         allow_pickle: Read ``pytorch_model.bin`` if there are no safetensors, with torch's restricted
             unpickler. Only for a backbone that the user named, not for one that an adapter names.
+        dtype: What it will be used in. A bf16 checkpoint for fp32 is loaded in fp32, because what a model
+            computes from its configuration would be rounded otherwise, such as the scale of Gemma's
+            embeddings. In all other cases the weights stay in the checkpoint's dtype.
 
     Raises:
         BackboneNotFound: no such folder or model, or a damaged one; names the part.
@@ -210,6 +234,8 @@ def load(
                 raise unsupported(name, config.model_type)
             config.chunk_size_feed_forward = 0  # it would refuse most text lengths
             config._attn_implementation = None  # the file may name code on the Hub
+            config._experts_implementation = None
+        exact = {"dtype": dtype} if dtype == torch.float32 else {}
         try:
             with reading(name, source, "weights", hint="" if allow_pickle else _PICKLE_ONLY):
                 model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -219,6 +245,7 @@ def load(
                     output_loading_info=True,
                     use_safetensors=None if allow_pickle else True,
                     trust_remote_code=False,
+                    **exact,
                     **hub,
                 )
         except BackboneNotFound:
@@ -236,13 +263,61 @@ def load(
             remedy="use a complete checkpoint",
         )
     with reading(name, source, "configuration"):
+        commit = _commit(source, revision)
         return Backbone(
             model,
             name=name,
-            revision=_commit(source, revision),
+            revision=commit,
             missing=missing,
             pooling=pooling(name, source, revision, token, cached_only=hub["local_files_only"]),
+            load_language_head=partial(
+                _language_head, name, revision=commit or revision, token=token, allow_pickle=allow_pickle
+            ),
         )
+
+
+def _language_head(
+    name: str, *, revision: str | None, token: str | bool | None, allow_pickle: bool
+) -> LanguageHead:
+    """The language model head of a checkpoint; arguments as for :func:`load`.
+
+    Raises:
+        BackboneNotFound: it is not there any more, or damaged.
+        UnsupportedBackbone: it has none.
+    """
+    source = resolve(name)
+    hub: dict[str, Any] = {
+        "revision": revision,
+        "token": token,
+        "local_files_only": adapters.hub_out_of_reach(),
+    }
+    with _quiet(), torch.random.fork_rng(devices=()), reading(name, source, "weights"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
+        config._attn_implementation = None
+        causal = ARCHITECTURES[config.model_type].causal
+        kind: Any = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        if type(config) not in kind._model_mapping:
+            raise UnsupportedBackbone(
+                f"{name}: a cloze head needs a language model head, and transformers has none for "
+                f"{config.model_type}",
+                remedy="use another backbone, or leave prompt.head out",
+            )
+        model, info = kind.from_pretrained(
+            source,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
+            **hub,
+        )
+    inside = f"{model.base_model_prefix}."
+    if lost := sorted(key for key in info["missing_keys"] if not key.startswith(inside)):
+        raise UnsupportedBackbone(
+            f"{name}: a cloze head needs a language model head, and the checkpoint has none (it lacks "
+            f"{lost[0]})",
+            remedy="use a checkpoint of a masked or causal language model, or leave prompt.head out",
+        )
+    return LanguageHead(model)
 
 
 def _commit(source: str, revision: str | None) -> str | None:

@@ -17,17 +17,18 @@ from torch import Tensor
 
 from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
+from ptuning.model.batch import Batch, joined_batches
 from ptuning.model.encoder import Encoder
 from ptuning.model.layer_parts import LayerPart
 from ptuning.model.limits import joined_of
 from ptuning.model.packed import DEEP, PackedTask, input_key
 from ptuning.model.placement import apart
-from ptuning.model.pooling import mean_of_tokens
 from ptuning.model.readout import EveryToken
 from ptuning.model.row_heads import row_head
 from ptuning.model.row_parts import Places, RowPrompts, RowReadout, RowUnits
 from ptuning.model.rows import Rows
-from ptuning.model.sequence import Batch, Prepared, text_layout, text_rows
+from ptuning.model.sequence import Prepared, text_layout, text_rows
+from ptuning.model.verbalizer import cloze_scores
 
 
 def mixed_logits(backbone: Backbone, batch: Batch, tasks: Sequence[PackedTask]) -> list[Tensor]:
@@ -119,7 +120,7 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def _pass(backbone: Backbone, key: Hashable, batch: Batch, tasks: Sequence[PackedTask]) -> Sequence[Tensor]:
     """Each row's logits, from one pass; the rows have one key."""
     if (model := tasks[0].alone) is not None:
-        found: Tensor = model(**vars(batch)).logits
+        found: Tensor = model(**batch.arguments()).logits
         return found.unbind()
     encoder = Encoder(backbone)
     parts: Sequence[LayerPart]
@@ -128,19 +129,39 @@ def _pass(backbone: Backbone, key: Hashable, batch: Batch, tasks: Sequence[Packe
         rows, parts, places = _deep(backbone, batch, tasks)
     else:
         prompts = torch.stack([task.embeddings for task in tasks if task.embeddings is not None])
-        joined = joined_of(backbone, tasks[0].config, tasks[0].anchors)
+        joined = joined_of(backbone, tasks[0].config, tasks[0].anchors, tasks[0].wording)
         assert joined is not None  # the key says so
         rows, parts = joined.arranged(encoder, batch, Prepared(prompt=prompts))
         everywhere = torch.arange(len(tasks), device=prompts.device)
-        places = {"native": Places(answers=everywhere, rows=everywhere)}
-    read = _read(encoder, rows, parts, tasks, places)
-    distinct, owners = _distinct(tasks)
-    head = row_head(backbone, [task.head for task in distinct], owners)
-    logits = head(read, rows.attention_mask).float()
+        places = {tasks[0].pooling: Places(answers=everywhere, rows=everywhere)}
+    read, mask = _read(encoder, rows, parts, tasks, places)
     return [
-        task.task.kind.logits(its[: task.task.num_labels], task.task)
-        for task, its in zip(tasks, logits, strict=True)
+        task.task.kind.logits(its[: task.task.num_labels].float(), task.task)
+        for task, its in zip(tasks, _heads(backbone, read, mask, tasks), strict=True)
     ]
+
+
+def _heads(backbone: Backbone, read: Tensor, mask: Tensor, tasks: Sequence[PackedTask]) -> Sequence[Tensor]:
+    """Each row's output of its task's head; those of classification heads are padded with zeros.
+
+    Args:
+        read, mask: Of :func:`_read`.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(tasks)
+    if own := [row for row, task in enumerate(tasks) if task.wording is None]:
+        distinct, owners = _distinct([tasks[row] for row in own])
+        head = row_head(backbone, [task.head for task in distinct], owners)
+        its_read, its_mask = (read, mask) if len(own) == len(tasks) else (read[own], mask[own])
+        for row, logits in zip(own, head(its_read, its_mask), strict=True):
+            found[row] = logits
+    cloze = [row for row, task in enumerate(tasks) if task.wording is not None]
+    for task in {id(tasks[row]): tasks[row] for row in cloze}.values():
+        its = [row for row in cloze if tasks[row] is task]
+        states = read[its] if read.dim() == 2 else read[its, 0]
+        scores = cloze_scores(backbone.language_head, states, task.words)
+        for row, logits in zip(its, scores, strict=True):
+            found[row] = logits
+    return found
 
 
 def _distinct(tasks: Sequence[PackedTask]) -> tuple[list[PackedTask], list[int]]:
@@ -156,6 +177,7 @@ def _deep(
 ) -> tuple[Rows, Sequence[LayerPart], Mapping[str, Places]]:
     """The rows of a pass with deep prompts, what its layers do, and where each answer is read."""
     device = batch.input_ids.device
+    batch = _filled(backbone, batch, tasks)
     spread, sources = _spread(backbone, batch, tasks)
     layout = text_layout(backbone, spread.attention_mask)
     if not backbone.architecture.causal:  # texts that are encoded apart have left each other's places empty
@@ -178,6 +200,21 @@ def _deep(
         for pooling, its in by_pooling.items()
     }
     return rows, parts, places
+
+
+def _filled(backbone: Backbone, batch: Batch, tasks: Sequence[PackedTask]) -> Batch:
+    """The batch with the words of each cloze head's template, padded to one length."""
+    if all(task.wording is None for task in tasks):
+        return batch
+    groups: dict[int, list[int]] = {}
+    for row, task in enumerate(tasks):
+        groups.setdefault(0 if task.wording is None else id(task), []).append(row)
+    parts = []
+    for rows in groups.values():
+        part, wording = _rows_of(batch, rows), tasks[rows[0]].wording
+        parts.append(part if wording is None else wording.filled(backbone, part)[0])
+    order = torch.tensor([row for rows in groups.values() for row in rows]).argsort()
+    return joined_batches(backbone, parts, order.to(batch.input_ids.device))
 
 
 def _spread(backbone: Backbone, batch: Batch, tasks: Sequence[PackedTask]) -> tuple[Batch, Sequence[int]]:
@@ -205,6 +242,7 @@ def _spread(backbone: Backbone, batch: Batch, tasks: Sequence[PackedTask]) -> tu
             input_ids=batch.input_ids[sources],
             attention_mask=torch.cat((batch.attention_mask[others], both)),
             token_type_ids=types,
+            read=None if batch.read is None else batch.read[sources],
         ),
         sources,
     )
@@ -216,13 +254,18 @@ def _read(
     parts: Sequence[LayerPart],
     tasks: Sequence[PackedTask],
     places: Mapping[str, Places],
-) -> Tensor:
-    """``[N, H]``, what the head of each row reads."""
+) -> tuple[Tensor, Tensor]:
+    """What the head of each row reads, ``[N, H]``, and the mask ``[N, T]``. A head that pools tokens itself
+    gets ``[N, T, H]``, in which a row that is read in another way is one token.
+    """
     native, mask = encoder.native_readout(), rows.attention_mask
-    readout = RowReadout(tasks, places, native, mask)
+    readout = RowReadout(tasks, places, native, mask, rows.read)
     states = encoder.encode(rows, (*parts, readout))
     read = encoder.finish(readout.read(states))
-    if isinstance(native, EveryToken) and (its := places.get("native")) is not None:
-        # This head averages the tokens behind the final norm.
-        read[its.answers] = mean_of_tokens(encoder.finish(states[its.rows]), mask[its.rows])
-    return read
+    its = places.get("native")
+    if its is None or not isinstance(native, EveryToken):
+        return read, mask
+    every, seen = read.new_zeros(len(read), *states.shape[1:]), mask.new_zeros(len(read), mask.shape[1])
+    every[:, 0], seen[:, 0] = read, 1
+    every[its.answers], seen[its.answers] = encoder.finish(states[its.rows]), mask[its.rows]
+    return every, seen

@@ -27,6 +27,7 @@ from ptuning.model.config import (
 from ptuning.model.loading import check_backbone, load_backbone
 from ptuning.model.prompt import Embedding
 from ptuning.model.task_module import TaskModule
+from ptuning.model.task_parts import PASS_TOKENIZER
 from ptuning.model.tasks import new_task, plain_task, task_of, width_of
 from ptuning.task import Task
 
@@ -57,8 +58,9 @@ class OpeningMixin(TaskModule):
                 is adopted: frozen in place, with ptuning's attention function.
             config: The prompt; ``DeepPrompt()`` if left out.
             num_labels: C, the number of classes; or pass ``task``. 1 means regression. If left out, the
-                backbone's configuration decides. Label names come from its ``id2label`` if that has as
-                many; otherwise labels are numbers until ``fit`` finds names in the rows.
+                backbone's configuration decides. Label names come from a cloze head's verbalizer, or from
+                the configuration's ``id2label`` if that has as many; otherwise labels are numbers until
+                ``fit`` finds names in the rows.
             problem_type: As in transformers; inferred from ``num_labels`` if left out.
             task: The complete task, labels included; replaces these two.
             tokenizer: By default the backbone's own, loaded when needed.
@@ -77,6 +79,8 @@ class OpeningMixin(TaskModule):
                 expected=f"{task.num_labels} and {task.problem_type}, as in task",
                 remedy="leave them out",
             )
+        if task is None and problem_type in (None, "single_label_classification"):
+            task = _named_by_words(config, num_labels)
         requested = task or (None if num_labels is None else plain_task(num_labels, problem_type))
         loaded, tokenizer = load_backbone(
             backbone,
@@ -197,6 +201,7 @@ class OpeningMixin(TaskModule):
                 adapter.task,
                 tokenizer=tokenizer,
                 anchors=adapter.anchors,
+                cloze=adapter.cloze,
                 head=head,
             )
         if task is not None:
@@ -227,7 +232,7 @@ class OpeningMixin(TaskModule):
             *(tokenizer, token, dtype, allow_pickle),
         )
         parameters = dict(loaded.model.named_parameters())
-        config, anchors = prompt_from_dict(record["prompt"]), record["anchors"]
+        config, anchors, cloze = prompt_from_dict(record["prompt"]), record["anchors"], record.get("cloze")
         provenance = config
         if isinstance(config, InputPrompt):  # initial values are overwritten below
             config = replace(config, init=InputPrompt().init)
@@ -245,6 +250,7 @@ class OpeningMixin(TaskModule):
                 task,
                 tokenizer=tokenizer,
                 anchors=anchors,
+                cloze=None if cloze is None else adapters.ClozeTokens.from_dict(cloze),
                 head=values,
                 learning_rate_scales=(prompt_scale, head_scale),
             )
@@ -253,6 +259,22 @@ class OpeningMixin(TaskModule):
             model.set_class_weights(record.get("class_weights"))
         model.provenance = provenance
         return model
+
+
+def _named_by_words(config: PromptConfig | None, num_labels: int | None) -> Task | None:
+    """A task with the labels that a cloze head's verbalizer names; ``None`` if it names none or numbers."""
+    labels = () if config is None or config.head is None else tuple(config.head.verbalizer)
+    numbers = {str(number) for number in range(len(labels) if num_labels is None else num_labels)}
+    if not labels or set(labels) <= numbers:
+        return None
+    if num_labels not in (None, len(labels)):
+        raise ConfigError(
+            "num_labels",
+            got=num_labels,
+            expected=f"{len(labels)}, the number of labels in prompt.head.verbalizer",
+            remedy="leave num_labels out, or name all labels there",
+        )
+    return Task(problem_type="single_label_classification", labels=labels)
 
 
 def _backbone_of(
@@ -302,7 +324,8 @@ def _as_recorded(backbone: Backbone) -> Iterator[None]:
     except (ConfigError, RuntimeError) as error:  # RuntimeError: torch's, for a wrong shape
         if out_of_memory(error):
             raise
+        wants_tokenizer = isinstance(error, ConfigError) and error.remedy == PASS_TOKENIZER
         raise AdapterError(
             f"the adapter cannot be put on {backbone.name}: {' '.join(str(error).split())}",
-            remedy="it was altered, or was trained on another backbone",
+            remedy=None if wants_tokenizer else "it was altered, or was trained on another backbone",
         ) from error

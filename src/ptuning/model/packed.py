@@ -20,7 +20,9 @@ from ptuning.model.encoder import Encoder
 from ptuning.model.limits import joined_of, text_limits
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.settling import settle_prompt
+from ptuning.model.task_parts import verbalizer_of
 from ptuning.model.units import scaled_units
+from ptuning.model.wording import Wording, wording_of
 from ptuning.task import Task
 
 DEEP = "deep"
@@ -53,6 +55,8 @@ class PackedTask:
             and values of these tokens and the prompt.
         head: By the backbone's names.
         anchors: Token ids of a template's literal words.
+        wording: A cloze head's template, without words that are in ``prompts``; ``None`` without such a head.
+        words: The tensors of a cloze head's words (``verbalizer.py``), by name.
         max_text_tokens: As the model's; ``None`` for no limit.
         inserted_tokens: As the model's.
         needs_segments: As the model's.
@@ -72,6 +76,8 @@ class PackedTask:
     front: tuple[int, ...]
     head: Mapping[str, Tensor]
     anchors: tuple[tuple[int, ...], ...]
+    wording: Wording | None
+    words: Mapping[str, Tensor]
     max_text_tokens: int | None
     inserted_tokens: int
     needs_segments: bool
@@ -86,6 +92,8 @@ class PackedTask:
     @property
     def pooling(self) -> str:
         """What the head reads."""
+        if self.wording is not None and self.wording.mask is not None:
+            return "mask"
         return self.config.pooling or "native" if isinstance(self.config, DeepPrompt) else "native"
 
     @property
@@ -105,14 +113,18 @@ class PackedTask:
         for name in TENSORS:
             if (value := getattr(self, name)) is not None:
                 yield name, value
-        for name, value in self.head.items():
-            yield f"head.{name}", value
+        for part, values in (("head", self.head), ("words", self.words)):
+            for name, value in values.items():
+                yield f"{part}.{name}", value
 
     def with_tensors(self, tensors: Mapping[str, Tensor | None]) -> PackedTask:
         """The same task with other tensors under the names of :meth:`tensors`."""
         own = {name: tensors.get(name) for name in TENSORS}
-        head = {key.removeprefix("head."): value for key, value in tensors.items() if key.startswith("head.")}
-        return replace(self, **own, head=head)  # type: ignore[arg-type]
+        head, words = (
+            {key.removeprefix(part): value for key, value in tensors.items() if key.startswith(part)}
+            for part in ("head.", "words.")
+        )
+        return replace(self, **own, head=head, words=words)  # type: ignore[arg-type]
 
 
 def pack(model: PTuningModel, name: str = "", digest: str = "") -> PackedTask:
@@ -131,6 +143,7 @@ def pack(model: PTuningModel, name: str = "", digest: str = "") -> PackedTask:
             units=None if model.units is None else model.units(),
             head=model.head.named(),
             anchors=model.anchors,
+            cloze=model.cloze,
             tokenizer=model.tokenizer,
         )
         if model.is_plain or not parts.can_share:
@@ -165,6 +178,7 @@ def pack_adapter(
         units=None if adapter.units is None else adapter.units.to(to),
         head={key: value.to(to) for key, value in adapter.head.items()},
         anchors=adapter.anchors,
+        cloze=adapter.cloze,
         tokenizer=tokenizer,
     )
     if not parts.can_share:
@@ -184,6 +198,7 @@ class _Parts:
     units: Tensor | None
     head: Mapping[str, Tensor]
     anchors: tuple[tuple[int, ...], ...]
+    cloze: adapters.ClozeTokens | None
     tokenizer: PreTrainedTokenizerBase | None
 
     @property
@@ -200,13 +215,19 @@ class _Parts:
         prompts = embeddings = None
         front: tuple[int, ...] = ()
         key: Hashable = DEEP
-        if (joined := joined_of(backbone, config, self.anchors)) is None:
+        wording = None if self.cloze is None else wording_of(config, self.anchors, self.cloze)
+        words: Mapping[str, Tensor] = {}
+        if self.cloze is not None:
+            words = dict(verbalizer_of(backbone, self.cloze, self.anchors).named_buffers())
+        if (joined := joined_of(backbone, config, self.anchors, wording)) is None:
             prompts = self.prompt.to(dtype, copy=True)
         else:
             embeddings, key = self.prompt.to(dtype, copy=True), input_key(config, self.anchors)
             prepared = joined.prepared(Encoder(backbone), self.prompt, self.tokenizer)
             if prepared.leading is not None:
                 prompts, front, key = prepared.leading, prepared.tokens, DEEP
+                if wording is not None and not joined.leads_words:  # the words are in the keys and values
+                    wording = replace(wording, pieces=(), anchors=())
         return PackedTask(
             name=name,
             digest=digest,
@@ -220,6 +241,8 @@ class _Parts:
             front=front,
             head=head,
             anchors=self.anchors,
+            wording=wording,
+            words=words,
             max_text_tokens=limits.max_text_tokens,
             inserted_tokens=limits.inserted_tokens,
             needs_segments=limits.needs_segments,
@@ -231,7 +254,7 @@ class _Parts:
 def input_key(config: PromptConfig, anchors: tuple[tuple[int, ...], ...]) -> Hashable:
     """The key of tasks whose prompts are among the text's embeddings: the same places, the same words."""
     assert not isinstance(config, DeepPrompt)
-    return ("input", tuple(config.insertions), anchors)
+    return ("input", tuple(config.insertions), anchors, config.head is not None)
 
 
 def _has_row_layer(backbone: Backbone, parameter: str) -> bool:

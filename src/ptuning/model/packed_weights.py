@@ -264,7 +264,10 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)  # torch then refuses a weight that was changed before the backward pass
         ctx.linear, ctx.transposed = linear, transposed
-        return linear.multiply(x, weight, bias, transposed)
+        found = linear.multiply(x, weight, bias, transposed)
+        # As torch.matmul does: a view would not allow what a layer does in place, such as OLMo's clamp_.
+        own: Tensor = torch.ops.aten._unsafe_view(found, found.shape)
+        return own
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

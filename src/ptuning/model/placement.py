@@ -43,6 +43,10 @@ class Layout:
             index=self.index[:, :length], mask=self.mask[:, :length], positions=self.positions[:, :length]
         )
 
+    def place_of(self, column: int | Tensor) -> Tensor:
+        """``[B]``: the place of the piece with this column; or one column per row, ``[B, 1]``."""
+        return (self.index == column).int().argmax(1)
+
     def restored(self, arranged: Tensor, tokens: int) -> Tensor:
         """``[B, T, …]``: the first T pieces of ``[B, S, …]``, back in their own order."""
         return replace(self, index=self.index.argsort(dim=1)[:, :tokens]).arrange(arranged)
@@ -125,10 +129,26 @@ def _rank_of(
             return count // 2
         case Landmark.END:
             return count
+        case Landmark.CLOSE:
+            return _behind_texts(real, rank, segment_ids)
         case Landmark.TEXT_A:
             return _first(0, real, rank, segment_ids)
         case Landmark.TEXT_B:
             return _first(1, real, rank, segment_ids)
+
+
+def _behind_texts(real: Tensor, rank: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """``[B]``: the rank behind the last token of the last text."""
+    if segment_ids is None:
+        raise DataError(
+            "words are inserted behind the text, and nothing says where that ends",
+            remedy="pass segment_ids (0 first text, 1 second text, -1 special)",
+        )
+    inside = real & (segment_ids >= 0)
+    if not bool(inside.any(1).all()):
+        row = int((~inside.any(1)).nonzero()[0, 0])
+        raise DataError(f"row {row} of the batch has no text", remedy="leave the row out")
+    return (rank * inside).amax(1) + 1
 
 
 def _first(segment: int, real: Tensor, rank: Tensor, segment_ids: Tensor | None) -> Tensor:

@@ -21,13 +21,14 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, DataError, TrainingDiverged
+from ptuning.model.batch import Batch
 from ptuning.model.config import DeepPrompt
 from ptuning.model.continuing import kept_rows, relabelled
 from ptuning.model.deep import DeepTask
 from ptuning.model.encoder import Encoder
 from ptuning.model.opening import OpeningMixin
 from ptuning.model.saving import SavingMixin
-from ptuning.model.sequence import Batch, Prepared, text_layout, text_rows
+from ptuning.model.sequence import Prepared, text_layout, text_rows
 from ptuning.model.targets import as_targets, loss_of, refuse
 from ptuning.model.windows import counts_of, mean_of_windows
 from ptuning.task import Label
@@ -105,8 +106,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
             segment_ids=segment_ids,
         )
         if self.is_plain:
-            places = text_layout(self.backbone, attention_mask)
-            logits = Encoder(self.backbone).logits(text_rows(self.backbone, batch, places)).float()
+            logits = self._without_prompt(batch).float()
         else:
             self._check_length(attention_mask)
             logits = self._prompted(batch, prompt, stem).float()
@@ -120,7 +120,10 @@ class PTuningModel(OpeningMixin, SavingMixin):
         return out.to_tuple() if return_dict is False else out
 
     def plain(self) -> Self:
-        """The plain backbone with its original head, as a model with the same arguments as this one."""
+        """The plain backbone with its original head, as a model with the same arguments as this one.
+
+        With a cloze head it reads the template's words too: zero-shot classification.
+        """
         made = self.twin(backbone=False)
         made._plain = True
         return made
@@ -204,6 +207,8 @@ class PTuningModel(OpeningMixin, SavingMixin):
         cannot.
         """
         config = self.prompt_config
+        if self.cloze is not None:  # its words are inserted into the text
+            return 0
         if not isinstance(config, DeepPrompt) or not self.backbone.has_stem(self.head.names):
             return 0
         if config.pooling == "similarity":  # a token that both texts are read with is two things there
@@ -249,6 +254,9 @@ class PTuningModel(OpeningMixin, SavingMixin):
         self._check_length(batch.attention_mask)
         prompt: Tensor = self.prompt_encoder()
         if (joined := self._joined) is None:
+            if (wording := self._wording) is not None:
+                filled, places = wording.filled(self.backbone, batch)
+                return places.restored(self._deep(prompt).hidden_states(filled), input_ids.shape[1])
             return self._deep(prompt).hidden_states(batch)
         return joined.hidden_states(self._encoder(), batch, prompt)
 
@@ -257,8 +265,8 @@ class PTuningModel(OpeningMixin, SavingMixin):
             raise ConfigError(
                 "stem: the layers below this model's first prompt cannot be cached",
                 expected="a deep prompt with first_layer above 0, a pooling other than similarity, the "
-                "backbone's dropout off, a head with no parameters of the transformer's layers, and an "
-                "architecture with an attention interface",
+                "backbone's dropout off, a classification head without parameters of the transformer's "
+                "layers, and an architecture with an attention interface",
             )
 
     def _prompted(self, batch: Batch, prompt: Tensor | Prepared | None, stem: Tensor | None) -> Tensor:
@@ -275,12 +283,23 @@ class PTuningModel(OpeningMixin, SavingMixin):
                 "prompt: got one per row, but this task has virtual units, which are the same for all rows",
                 remedy="run the rows of each task separately, or name an adapter per row (ptuning.peft)",
             )
-        return self._deep(prompt.prompt).logits(batch, stem)
+        return self._deep(prompt.prompt).logits(self._filled(batch), stem)
+
+    def _without_prompt(self, batch: Batch) -> Tensor:
+        """``[B, C]``: the plain backbone's; with a cloze head, those of the template without the prompt."""
+        batch = self._filled(batch)
+        rows = text_rows(self.backbone, batch, text_layout(self.backbone, batch.attention_mask))
+        return Encoder(self.backbone, verbalizer=self.verbalizer).logits(rows)
+
+    def _filled(self, batch: Batch) -> Batch:
+        """The batch with the words of a cloze head's template."""
+        wording = self._wording
+        return batch if wording is None else wording.filled(self.backbone, batch)[0]
 
     def _encoder(self) -> Encoder:
         """The backbone with this task's head, for one forward pass."""
         head = {name: value for name, value in self.head.named().items() if name != adapters.MIX}
-        return Encoder(self.backbone, head)
+        return Encoder(self.backbone, head, self.verbalizer)
 
     def _deep(self, prompts: Tensor) -> DeepTask:
         assert isinstance(self.prompt_config, DeepPrompt)

@@ -54,6 +54,20 @@ class LastToken(Readout):
         return states[:, -1]
 
 
+class AtPlaces(Readout):
+    """The token at one place of each row, such as the mask.
+
+    Args:
+        places: ``[B]``.
+    """
+
+    def __init__(self, places: Tensor) -> None:
+        self._places = places
+
+    def read(self, states: Tensor) -> Tensor:
+        return states[torch.arange(len(states), device=states.device), self._places]
+
+
 class EveryToken(Readout):
     """All tokens, in the order of the layout."""
 

@@ -69,19 +69,19 @@ class RowLinear(nn.Module):
             self._by_width.setdefault(len(weights[owner]), {})[owner] = its
 
     def forward(self, states: Tensor) -> Tensor:
-        """``[N, H]`` → ``[N, C]``."""
+        """``[N, …, H]`` → ``[N, …, C]``: of what was read, or of each token that a head will pool itself."""
         states = states.to(self._weights[0].dtype)
         if len(self._by_width) == 1:
             ((_, rows),) = self._by_width.items()
             return self._product(states, rows)[list_order(rows)]
-        found = states.new_zeros(len(states), max(self._by_width))
+        found = states.new_zeros(*states.shape[:-1], max(self._by_width))
         for width, rows in self._by_width.items():
             places = [row for its in rows.values() for row in its]
-            found[places, :width] = self._product(states, rows)
+            found[places, ..., :width] = self._product(states, rows)
         return found
 
     def _product(self, states: Tensor, rows: Mapping[int, list[int]]) -> Tensor:
-        """``[n, C]``, for the rows of tasks with C outputs, task by task."""
+        """``[n, …, C]``, for the rows of tasks with C outputs, task by task."""
         biases = self._biases
         if len(rows) == 1:
             ((owner, its),) = rows.items()
@@ -95,15 +95,17 @@ class RowLinear(nn.Module):
             arranged = states[order][:, None]
         else:
             place = [task * most + i for task, its in enumerate(rows.values()) for i in range(len(its))]
-            arranged = states.new_zeros(len(rows) * most, states.shape[-1])
+            arranged = states.new_zeros(len(rows) * most, *states.shape[1:])
             arranged[place] = states[order]
             arranged = arranged.unflatten(0, (len(rows), most))
+        tokens = arranged.shape[1:-1]
+        arranged = arranged.flatten(1, -2)  # a row's tokens have its task's parameters
         if biases is None:
             found = arranged @ weight.mT
         else:
             bias = torch.stack([biases[owner] for owner in rows])
             found = torch.baddbmm(bias[:, None], arranged, weight.mT)
-        found = found.flatten(0, 1)
+        found = torch.unflatten(found, 1, tokens).flatten(0, 1)
         return found if most == 1 else found[place]
 
 

@@ -19,7 +19,7 @@ from ptuning.model.layer_parts import LayerPart, LayerPass, Prompt
 from ptuning.model.packed import PackedTask
 from ptuning.model.pooling import mean_of_tokens, weighted_pool
 from ptuning.model.ragged import RaggedRows
-from ptuning.model.readout import EveryToken, Readout
+from ptuning.model.readout import AtPlaces, EveryToken, Readout
 from ptuning.model.similarity import pair_similarity
 
 
@@ -168,14 +168,22 @@ class RowReadout(Readout):
 
     Args:
         tasks: The task of each answer.
-        places: Where the rows of each pooling are: ``native``, ``mean``, ``layers``, ``similarity``.
+        places: Where the rows of each pooling are: ``native``, ``mean``, ``layers``, ``similarity``, and
+            ``mask`` for a cloze head of an encoder.
         native: What the architecture's own head reads.
         mask: ``[B, T]``, 1 at real tokens.
+        read: ``[B]``, the place of the mask in rows of the pooling ``mask``.
     """
 
     def __init__(
-        self, tasks: Sequence[PackedTask], places: Mapping[str, Places], native: Readout, mask: Tensor
+        self,
+        tasks: Sequence[PackedTask],
+        places: Mapping[str, Places],
+        native: Readout,
+        mask: Tensor,
+        read: Tensor | None = None,
     ) -> None:
+        self._read = read
         self._answers, self._places, self._native, self._mask = len(tasks), places, native, mask
         if set(places) == {"native"}:
             self.one_token = native.one_token
@@ -198,6 +206,9 @@ class RowReadout(Readout):
             match pooling:
                 case "mean":
                     read = mean_of_tokens(states[rows], self._mask[rows])
+                case "mask":
+                    assert self._read is not None  # there are such rows
+                    read = AtPlaces(self._read[rows]).read(states[rows])
                 case "layers":
                     assert self._mix is not None  # there are such rows
                     self._mix.add(self._layers, states)
@@ -207,7 +218,7 @@ class RowReadout(Readout):
                     first, second = states[places.rows].chunk(2)
                     read = pair_similarity(first, second, (one, other))
                 case _ if isinstance(self._native, EveryToken):
-                    continue  # its head averages the tokens behind the final norm
+                    continue  # its head pools the tokens behind the final norm
                 case _:
                     read = self._native.read(states)[rows]
             found[places.answers] = read.to(found.dtype)

@@ -17,6 +17,8 @@ class Rows:
         attention_mask: ``[B, S]``, 1 at real tokens.
         positions: ``[B, S]``, from 0.
         token_type_ids: ``[B, S]``; ignored where the architecture has no segments.
+        read: ``[B]``, the place of the token that a cloze head reads; ``None`` where it is the one that the
+            backbone's own head reads.
     """
 
     input_ids: Tensor | None = None
@@ -24,3 +26,4 @@ class Rows:
     attention_mask: Tensor
     positions: Tensor
     token_type_ids: Tensor | None = None
+    read: Tensor | None = None

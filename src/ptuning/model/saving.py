@@ -55,6 +55,7 @@ class SavingMixin(TaskModule):
             units=units,
             head=head,
             anchors=self.anchors,
+            cloze=self.cloze,
             metrics=dict(metrics or {}),
             extra=dict(extra or {}),
         )

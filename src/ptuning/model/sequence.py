@@ -18,55 +18,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from ptuning.errors import DataError
 from ptuning.model.backbone import Backbone
+from ptuning.model.batch import Batch
 from ptuning.model.config import InputPrompt
 from ptuning.model.encoder import Encoder
 from ptuning.model.layer_parts import LayerPart, Prompt
-from ptuning.model.placement import Layout, apart, layout
+from ptuning.model.placement import Layout, layout
 from ptuning.model.rows import Rows
-from ptuning.model.template import Landmark
+from ptuning.model.template import Insertion, Landmark
+from ptuning.model.wording import Wording, texts_alone, with_types
 from ptuning.threads import TOKENIZER
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Tokens as the caller gives them, padded on either side.
-
-    Attributes:
-        input_ids: ``[B, T]``.
-        attention_mask: ``[B, T]``, 1 at real tokens.
-        token_type_ids: ``[B, T]``, if the backbone uses them.
-        segment_ids: ``[B, T]``: 0 first text, 1 second, -1 special; ``None`` if not given.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    token_type_ids: Tensor | None = None
-    segment_ids: Tensor | None = None
-
-    def segments(self, backbone: Backbone) -> Tensor:
-        """``segment_ids``, or what can be inferred from the tokens if they were not given."""
-        if self.segment_ids is not None:
-            return self.segment_ids
-        return backbone.segments(self.input_ids, self.attention_mask, self.token_type_ids)
-
-    def apart(self, backbone: Backbone) -> Batch:
-        """``[2B, T]``: the first texts as rows of their own, then the second ones; without token types.
-
-        Raises:
-            DataError: nothing distinguishes the texts.
-        """
-        segments = self.segments(backbone)
-        if self.segment_ids is None and not bool((segments == 1).any()):
-            raise DataError(
-                "no row of the batch has a second text that can be distinguished from the first, and "
-                "prompt.pooling similarity encodes each separately",
-                remedy="pass pairs with token_type_ids or segment_ids (0 first text, 1 second text, "
-                "-1 special), or choose another pooling",
-            )
-        mask = apart(self.attention_mask, segments)
-        return Batch(input_ids=self.input_ids.repeat(2, 1), attention_mask=mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +64,7 @@ def text_rows(backbone: Backbone, batch: Batch, places: Layout, offset: int | Te
         attention_mask=places.mask,
         positions=places.positions + offset,
         token_type_ids=None if types is None else places.arrange(types),
+        read=None if batch.read is None else places.place_of(batch.read[:, None]),
     )
 
 
@@ -114,11 +76,13 @@ class Joined:
         backbone: The model.
         config: Where the prompt is, and its literal words.
         anchors: The token ids of those words, a tuple each.
+        wording: The same words as a cloze head's.
     """
 
     backbone: Backbone
     config: InputPrompt
     anchors: Sequence[Sequence[int]]
+    wording: Wording | None = None
 
     @property
     def inserted_tokens(self) -> int:
@@ -128,13 +92,15 @@ class Joined:
     @property
     def wanted_texts(self) -> tuple[int, ...]:
         """The texts, 0 for the first and 1 for the second, that something is inserted before."""
+        if self.config.head is not None:
+            return tuple(range(self.config.head.texts))
         before = {piece.before for piece in self.config.insertions}
         return tuple(i for i, text in enumerate((Landmark.TEXT_A, Landmark.TEXT_B)) if text in before)
 
     @property
     def needs_segments(self) -> bool:
         """Whether the start of a text matters."""
-        return bool(self.wanted_texts)
+        return self.wording is not None or bool(self.wanted_texts)
 
     def arranged(
         self, encoder: Encoder, batch: Batch, prompt: Prepared
@@ -142,6 +108,7 @@ class Joined:
         """The text with ``prompt`` (``[P, E]``, or one per row, ``[B, P, E]``) inserted, and the layer parts
         that go with it.
         """
+        batch, _ = self._worded(batch)
         made, front = prompt.prompt, self._front(batch)
         if front is None or made.dim() == 3:
             return self._as_one(batch, made)[0], ()
@@ -168,35 +135,83 @@ class Joined:
 
     def hidden_states(self, encoder: Encoder, batch: Batch, prompt: Tensor) -> Tensor:
         """``[B, T, H]``: the transformer's output for the text's tokens, in their order."""
+        width = batch.input_ids.shape[1]
+        batch, filled = self._worded(batch)
         rows, places = self._as_one(batch, prompt)
-        return places.restored(encoder.finish(encoder.encode(rows)), batch.input_ids.shape[1])
+        found = places.restored(encoder.finish(encoder.encode(rows)), batch.input_ids.shape[1])
+        return found if filled is None else filled.restored(found, width)
 
     def _as_one(self, batch: Batch, prompt: Tensor) -> tuple[Rows, Layout]:
         inserted = self._inserted_embeddings(prompt, batch.input_ids)
         sizes = [part.shape[1] for part in inserted]
         places = layout(
             batch.attention_mask,
-            self.config.insertions,
+            self._pieces,
             sizes,
             batch.segments(self.backbone) if self.needs_segments else None,
             pad_left=self.backbone.architecture.causal,
         )
         text, types = self.backbone.embed(batch.input_ids), batch.token_type_ids
         combined = torch.cat((text, *(part.to(text.dtype) for part in inserted)), dim=1)
+        if types is not None and self.wording is not None:
+            types = places.arrange(with_types(types, self._pieces, sizes))
+        elif types is not None:
+            types = _spread(places, types, sum(sizes))
         rows = Rows(
             inputs_embeds=places.arrange(combined),
             attention_mask=places.mask,
             positions=places.positions,
-            token_type_ids=None if types is None else _spread(places, types, sum(sizes)),
+            token_type_ids=types,
+            read=self._read(batch, places, sizes),
         )
         return rows, places
+
+    def _worded(self, batch: Batch) -> tuple[Batch, Layout | None]:
+        """The batch with a cloze head's words if they can be inserted first; and the layout that made it."""
+        if self.wording is None:
+            return batch, None
+        if self.leads_words:
+            return self.wording.filled(self.backbone, batch)
+        return texts_alone(self.backbone, batch, self.config.insertions), None
+
+    @property
+    def leads_words(self) -> bool:
+        """Whether a cloze head's prompt is in front of the text and its words, so that these can be inserted
+        first.
+        """
+        if self.wording is None:
+            return False
+        pieces = list(self.config.insertions)
+        count = sum(piece.tokens > 0 for piece in pieces)
+        front = (Landmark.START, Landmark.TEXT_A)
+        return all(piece.tokens and piece.before in front for piece in pieces[:count])
+
+    @property
+    def _pieces(self) -> tuple[Insertion, ...]:
+        """What is inserted at the embeddings."""
+        pieces = self.config.insertions
+        return tuple(piece for piece in pieces if piece.tokens) if self.leads_words else pieces
+
+    def _read(self, batch: Batch, places: Layout, sizes: Sequence[int]) -> Tensor | None:
+        """``[B]``: where the mask is, if there is one."""
+        if batch.read is not None:
+            return places.place_of(batch.read[:, None])
+        if self.wording is None or self.wording.mask is None:
+            return None
+        words, column = iter(self.anchors), batch.input_ids.shape[1]
+        for piece, size in zip(self._pieces, sizes, strict=True):
+            ids = () if piece.tokens else tuple(next(words))
+            if self.wording.mask in ids:
+                return places.place_of(column + ids.index(self.wording.mask))
+            column += size
+        raise AssertionError("the mask is among the words")
 
     # ------------------------------------------------------- a decoder's prompt in front of the text
 
     @property
     def _leads(self) -> Landmark | None:
         """Where everything is inserted, if that is in front of the text; otherwise ``None``."""
-        places = {piece.before for piece in self.config.insertions}
+        places = {piece.before for piece in self._pieces}
         leads = len(places) == 1 and places <= {Landmark.START, Landmark.TEXT_A}
         return places.pop() if leads else None
 
@@ -239,7 +254,7 @@ class Joined:
 
     def _inserted_embeddings(self, prompt: Tensor, like: Tensor) -> list[Tensor]:
         """Each insertion's embeddings, ``[B, n, E]``: its part of the prompt, or its literal words."""
-        batch, pieces = like.shape[0], self.config.insertions
+        batch, pieces = like.shape[0], self._pieces
         rows = (prompt if prompt.dim() == 3 else prompt[None]).expand(batch, -1, -1)
         shares = iter(rows.split([piece.tokens for piece in pieces if piece.tokens], dim=1))
         words = iter(self.anchors)

@@ -34,6 +34,8 @@ def settle_prompt(config: DeepPrompt, backbone: Backbone, *, is_pair_similarity:
             f"{kind} with inner_group_num {backbone.config.inner_group_num} attends more than once per layer",
             remedy="use an input-depth prompt (prompt.depth: input)",
         )
+    if config.head is not None and config.pooling is None:
+        config = replace(config, pooling="native")
     similarity = backbone.reads_first_token and can.layers  # the head reads it where its first token was
     if config.pooling is None:
         by_mean = backbone.pooling == "mean" and can.layers

@@ -19,7 +19,7 @@ from ptuning.adapters.hub import HTTPError
 from ptuning.adapters.tensors import first_line
 from ptuning.errors import BackboneNotFound, PTuningError, UnsupportedBackbone, out_of_memory
 from ptuning.files import MAX_JSON_BYTES, is_special, parse_json, read_regular
-from ptuning.model.architectures import ARCHITECTURES
+from ptuning.model.architectures import ARCHITECTURES, EXPECTED
 from ptuning.validation import shortened
 
 Part = Literal["configuration", "weights", "tokenizer"]
@@ -160,7 +160,7 @@ def unsupported(name: str, kind: Any) -> UnsupportedBackbone:
     return UnsupportedBackbone(
         f"{name}: this architecture is not supported",
         got=repr(str(kind)[:100]),
-        expected=f"one of {', '.join(ARCHITECTURES)} (docs/backbones.md)",
+        expected=EXPECTED,
     )
 
 

@@ -119,7 +119,7 @@ def compare(record: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     # Old records lack options that did not exist then.
     record = {**record, "prompt": prompt_to_dict(prompt_from_dict(record["prompt"]))}
     record, here = ({**each, "task": {**ADDED_LATER, **each["task"]}} for each in (record, here))
-    for fact in ("task", "prompt", "backbone", "anchors", "head", "rate_scales"):
+    for fact in ("task", "prompt", "backbone", "anchors", "cloze", "head", "rate_scales"):
         theirs, ours = (_leaves(fact, json.loads(json.dumps(each.get(fact)))) for each in (record, here))
         if odd := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
             raise AdapterMismatch(

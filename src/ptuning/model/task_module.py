@@ -28,7 +28,10 @@ from ptuning.model.prompt import Embedding, PromptEncoder, scale_learning_rate
 from ptuning.model.sequence import Joined
 from ptuning.model.settling import settle_prompt
 from ptuning.model.tasks import class_weights_of, known_as
+from ptuning.model.verbalizer import Verbalizer
+from ptuning.model.wording import Wording, wording_of
 from ptuning.task import Task
+from ptuning.validation import shortened
 
 
 class TaskModule(nn.Module):
@@ -40,6 +43,7 @@ class TaskModule(nn.Module):
         task: What the logits mean.
         tokenizer: Needed for a template's literal words and for ``TextInit``.
         anchors: The token ids of a template's literal words, if they are known already.
+        cloze: A cloze head's words in tokens, if they are known already.
         head: Values for parameters of the backbone, by name, that the task has of its own, in addition to or
             in place of those of the backbone's head.
         learning_rate_scales: Factors on the learning rate of the prompt's table and of the head
@@ -53,6 +57,8 @@ class TaskModule(nn.Module):
 
     prompt_encoder: PromptEncoder
     units: Embedding | None
+    cloze: adapters.ClozeTokens | None
+    verbalizer: Verbalizer | None
     class_weights: Tensor | None
     _borrows_backbone = False
 
@@ -71,6 +77,7 @@ class TaskModule(nn.Module):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         anchors: Sequence[Sequence[int]] | None = None,
+        cloze: adapters.ClozeTokens | None = None,
         head: Mapping[str, Tensor] | None = None,
         learning_rate_scales: tuple[float, float] = (1.0, 1.0),
         class_weights: Sequence[float] | None = None,
@@ -90,11 +97,16 @@ class TaskModule(nn.Module):
         self.new_rows = ()
         self.head = task_parts.make_head(backbone, config, task.num_labels, head)
         self.anchors: tuple[tuple[int, ...], ...] = ()
-        self.units = None
+        self.cloze = self.verbalizer = self.units = None
+        if config.head is not None:
+            made = task_parts.make_cloze(backbone, config, task, tokenizer, anchors, cloze)
+            self.anchors, self.cloze = made
+            self.verbalizer = task_parts.verbalizer_of(backbone, self.cloze, self.anchors)
         if isinstance(config, DeepPrompt):
             self.prompt_encoder, self.units = task_parts.make_deep(backbone, config)
         else:
-            self.anchors = task_parts.anchors_of(config, tokenizer, anchors)
+            if config.head is None:
+                self.anchors = task_parts.anchors_of(config, tokenizer, anchors)
             self.prompt_encoder = task_parts.make_input(backbone, config, tokenizer)
         self.learning_rate_scales = (1.0, 1.0)
         self.scale_learning_rates(*learning_rate_scales)
@@ -192,6 +204,12 @@ class TaskModule(nn.Module):
                 got=task.num_labels,
                 expected=f"{self.task.num_labels}, as many as the head has logits",
             )
+        if self.cloze is not None and task.labels != self.task.labels:
+            given = replace(self.cloze, words=())
+            self.anchors, self.cloze = task_parts.make_cloze(
+                self.backbone, self.prompt_config, task, self.tokenizer, self.anchors, given
+            )
+            self.verbalizer = task_parts.verbalizer_of(self.backbone, self.cloze, self.anchors)
         self.task = task
         self.config = known_as(self.backbone.model.config, task)
 
@@ -229,7 +247,7 @@ class TaskModule(nn.Module):
 
     @property
     def inserted_tokens(self) -> int:
-        """P + A at input depth: tokens added to the text's own. 0 deep."""
+        """A, or P + A at input depth: tokens added to the text's own."""
         return self._limits.inserted_tokens
 
     @property
@@ -259,7 +277,14 @@ class TaskModule(nn.Module):
     @property
     def _joined(self) -> Joined | None:
         """How prompt and text become one sequence; ``None`` for a deep prompt."""
-        return joined_of(self.backbone, self.prompt_config, self.anchors)
+        return joined_of(self.backbone, self.prompt_config, self.anchors, self._wording)
+
+    @property
+    def _wording(self) -> Wording | None:
+        """The words of a cloze head's template."""
+        if self.cloze is None:
+            return None
+        return wording_of(self.prompt_config, self.anchors, self.cloze)
 
     def _check_limit(self) -> None:
         """Refuse a prompt that leaves no room for a text."""
@@ -268,12 +293,16 @@ class TaskModule(nn.Module):
             return
         narrow = task.max_length is not None and limit == task.max_length - self.inserted_tokens
         places = task.max_length if narrow else self.backbone.max_positions
+        config, longer = self.prompt_config, ", or a longer max_length" if narrow else ""
+        inserted = f"{config.virtual_tokens} virtual tokens and a position offset of {self.position_offset}"
+        if words := sum(map(len, self.anchors)):
+            template = getattr(config, "placement", "") if config.head is None else config.head.template
+            inserted = f"the {words} tokens of the template {shortened(template, 100)}, {inserted}"
         raise ConfigError(
-            f"{self.prompt_config.virtual_tokens} virtual tokens and a position offset of "
-            f"{self.position_offset} leave too few of {places} places for the text",
-            got=limit,
+            f"{inserted} leave too few of {places} places for the text",
+            got=max(limit, 0),
             expected="at least 3",
-            remedy="use fewer virtual tokens" + (", or a longer max_length" if narrow else ""),
+            remedy=("use a shorter template" if words else "use fewer virtual tokens") + longer,
         )
 
     # ------------------------------------------------------------------------- moving and mode
@@ -288,8 +317,11 @@ class TaskModule(nn.Module):
             moved = fn(value)
             return value.to(moved.device) if moved.dtype.itemsize < value.dtype.itemsize else moved
 
+        before = self.dtype
         self.backbone._apply(fn, recurse)
         super()._apply(exact, recurse)  # type: ignore[no-untyped-call]
+        if self.cloze is not None and self.dtype != before:  # its rows are those of the rounded weights
+            self.verbalizer = task_parts.verbalizer_of(self.backbone, self.cloze, self.anchors)
         return self
 
     def train(self, mode: bool = True) -> Self:
@@ -374,6 +406,7 @@ class TaskModule(nn.Module):
             "prompt": prompt_to_dict(self.prompt_config),
             "backbone": asdict(self.backbone.facts(without=self.head.names)),
             "anchors": [list(ids) for ids in self.anchors],
+            **({} if self.cloze is None else {"cloze": self.cloze.to_dict()}),
             "head": list(self.head.names),
             "rate_scales": list(self.learning_rate_scales),
             "class_weights": None if self.class_weights is None else self.class_weights.tolist(),

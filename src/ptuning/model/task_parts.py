@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ptuning import adapters
-from ptuning.errors import ConfigError
+from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, InputPrompt, PromptConfig, TextInit
 from ptuning.model.head import Head, first_mix
 from ptuning.model.prompt import Embedding, PromptEncoder, deep_encoder, initial_prompt, input_encoder
 from ptuning.model.template import Insertion
 from ptuning.model.units import initial_units
+from ptuning.model.verbalizer import Verbalizer, check_cloze, template_ids, words_of
+from ptuning.task import Task
 from ptuning.threads import TOKENIZER
+
+PASS_TOKENIZER = "pass tokenizer=…"
+"""The remedy where words have to be encoded without a tokenizer."""
 
 
 def make_head(
     backbone: Backbone, config: PromptConfig, num_labels: int, given: Mapping[str, Tensor] | None
 ) -> Head:
-    """The task's head: a copy of the backbone's with ``num_labels`` outputs.
+    """The task's head: a copy of the backbone's with ``num_labels`` outputs. A cloze head has no parameters.
 
     Args:
         given: Values that replace the backbone's, by name, or further parameters that the task gets.
     """
+    if config.head is not None:
+        return Head({}, trained=False)
     head = Head(
         {
             **backbone.head_parameters(num_labels),
@@ -90,6 +99,65 @@ def anchors_of(
     return tuple(tuple(ids) for ids in given)
 
 
+def make_cloze(
+    backbone: Backbone,
+    config: PromptConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase | None,
+    anchors: Sequence[Sequence[int]] | None,
+    given: adapters.ClozeTokens | None,
+) -> tuple[tuple[tuple[int, ...], ...], adapters.ClozeTokens]:
+    """The template's and the labels' words in tokens.
+
+    Args:
+        anchors, given: The tokens, as far as they are known already.
+
+    Raises:
+        ConfigError: a template or words that the task, the backbone or its tokenizer cannot have.
+        UnsupportedBackbone: the checkpoint has no language model head.
+    """
+    head, causal = config.head, backbone.architecture.causal
+    assert head is not None
+    check_cloze(config, task, backbone)
+    digest = backbone.language_head.digest
+    if given is not None and given.words:
+        return tuple(tuple(ids) for ids in anchors or ()), given
+    if tokenizer is None:
+        raise ConfigError(
+            "prompt.head",
+            got="a cloze head",
+            expected="a tokenizer to encode its words with",
+            remedy=PASS_TOKENIZER,
+        )
+    words = words_of(head, task, tokenizer, config.insertions)
+    if given is not None:
+        return tuple(tuple(ids) for ids in anchors or ()), replace(given, words=words)
+    ids, mask = template_ids(tokenizer, config.insertions, causal=causal)
+    return ids, adapters.ClozeTokens(words=words, mask=mask, head=digest)
+
+
+def verbalizer_of(
+    backbone: Backbone, cloze: adapters.ClozeTokens, anchors: Sequence[Sequence[int]]
+) -> Verbalizer:
+    """The rows of the backbone's language model head for the words of a task.
+
+    Args:
+        anchors: The token ids of the template's words.
+
+    Raises:
+        AdapterError: a token that the backbone does not have.
+    """
+    words = (word for label in cloze.words for word in label)
+    for name, pieces in (("cloze.words", words), ("anchors", anchors)):
+        for each in (each for piece in pieces for each in piece if each >= backbone.vocab_size):
+            raise AdapterError(
+                f"{name}: got the token id {each}, and {backbone.name} has {backbone.vocab_size} tokens",
+                remedy="the adapter was altered, or was trained on another backbone",
+            )
+    table: Any = backbone.embedding.weight
+    return Verbalizer(backbone.language_head, cloze.words, table)
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str) -> list[int]:
     """The ids of ``text`` without special tokens; ``option`` is for the error message."""
     if tokenizer is None:
@@ -97,7 +165,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str)
             option,
             got=f"the words {text!r}",
             expected="a tokenizer to encode them with",
-            remedy="pass tokenizer=…",
+            remedy=PASS_TOKENIZER,
         )
     with TOKENIZER:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

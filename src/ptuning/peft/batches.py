@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ptuning.errors import ConfigError
+from ptuning.model.batch import Batch
 from ptuning.model.mixed import mixed_logits
 from ptuning.model.packed import pack
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.sequence import Batch
 
 
 def run_mixed(

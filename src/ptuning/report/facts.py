@@ -70,6 +70,8 @@ def _prompt(prompt: Mapping[str, Any]) -> Iterator[str]:
     for name, text in words.items():
         if prompt.get(name):
             yield text.format(prompt[name])
+    if head := _mapping(prompt.get("head")):
+        yield f"cloze head with the template {head.get('template')!r}"
 
 
 def _fit(fit: Mapping[str, Any], rates: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

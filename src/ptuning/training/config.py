@@ -24,7 +24,7 @@ from pydantic import (
 from ptuning.data.options import WINDOWS, BadRows, Duplicates, ReadOptions, TooLong
 from ptuning.errors import ConfigError
 from ptuning.kinds import KINDS
-from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig
+from ptuning.model.config import Count, DeepPrompt, Engine, PromptConfig, trains_head
 from ptuning.paths import local_path
 from ptuning.task import MAX_OVERLAP, MAX_WINDOWS, OVERLAP
 from ptuning.validation import Checked, Float, Int, OneOf, current_names, shortened, validated
@@ -433,9 +433,10 @@ class TrainConfig(Checked):
             raise ConfigError(
                 "no_texts: no report is written (report: false)", remedy="leave one of them out"
             )
-        if not self.prompt.train_head and self.fit.head_learning_rate is not None:
+        if not trains_head(self.prompt) and self.fit.head_learning_rate is not None:
+            why = "prompt.train_head: false" if self.prompt.head is None else "prompt.head is a cloze head"
             raise ConfigError(
-                "fit.head_learning_rate: the head is not trained (prompt.train_head: false)",
+                f"fit.head_learning_rate: the head is not trained ({why})",
                 remedy="leave one of them out",
             )
         if self.backbone == "demo" and self.revision is not None:

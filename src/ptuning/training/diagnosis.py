@@ -69,6 +69,7 @@ class Reference:
         virtual_tokens: P.
         weighted: Whether classes had weights.
         virtual_units: U.
+        cloze: Whether the head is a language model's own, which is not trained.
     """
 
     constant: float
@@ -80,6 +81,7 @@ class Reference:
     virtual_tokens: int
     weighted: bool
     virtual_units: int = 0
+    cloze: bool = False
 
     @classmethod
     def of(
@@ -100,6 +102,7 @@ class Reference:
             virtual_tokens=facts.virtual_tokens,
             weighted=weighted,
             virtual_units=facts.virtual_units,
+            cloze=facts.cloze,
         )
 
 
@@ -419,13 +422,16 @@ def _class_weights(run: _Run) -> list[str]:
 
 def _up(run: _Run) -> list[str]:
     """Advice that lets a prompt change more."""
+    if run.reference and run.reference.cloze:
+        return [run.other_rate(0, 1)]
     deeper = ["prompt.depth=deep"] if run.reference and run.reference.depth == "input" else []
     return [*deeper, f"{run.other_rate(0, 1)} with {run.other_rate(1, 1)}"]
 
 
 def _down(run: _Run) -> list[str]:
     """Advice to lower the learning rates."""
-    return [run.other_rate(0, -1), run.other_rate(1, -1)]
+    own_head = run.reference is None or not run.reference.cloze
+    return [run.other_rate(0, -1), *([run.other_rate(1, -1)] if own_head else [])]
 
 
 def _more_prompt(reference: Reference) -> list[str]:

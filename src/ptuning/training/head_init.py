@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
 from torch import Tensor
 
-from ptuning.data.tokens import sorted_batches, windows_of
+from ptuning.data.tokens import TokenRow, sorted_batches, windows_of
 from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
 from ptuning.model.config import DeepPrompt
 from ptuning.model.ptuning import PTuningModel
@@ -37,6 +37,8 @@ STRENGTHS = np.logspace(-4, 4, 25)
 """Strengths of the ridge penalty, relative to the mean squared singular value of the features."""
 INVERSE_STRENGTHS = np.logspace(-2, 2, 9)
 """Values of scikit-learn's C, for features with a total variance of 1."""
+FEW = 64
+"""Rows that the size of the features is measured on."""
 FOLDS = 4
 MIN_PER_CLASS = 20
 """Minimum rows per class for an estimate."""
@@ -167,6 +169,19 @@ def explained(model: PTuningModel, split: Split) -> float | None:
     return max(0.0, fit.explained(centred / size, targets))
 
 
+def feature_size(model: PTuningModel, rows: Sequence[TokenRow]) -> float:
+    """The root mean square of what the head reads, over the first :data:`FEW` rows; 0 without a head.
+
+    A backbone decides it: MiniLM's features have 0.03, those of Gemma 3, with their norm's weights, 3.
+    """
+    if not rows or not model.head.names:
+        return 0.0
+    first = model.backbone.head_names[0].rpartition(".")[0]
+    read = torch.cat([each.flatten() for each in _inputs(model, first, rows[:FEW])])
+    size = float(read.square().mean().sqrt())
+    return size if math.isfinite(size) else 0.0
+
+
 def _output(model: PTuningModel) -> str:
     """The name of the head's last layer."""
     return model.backbone.head_names[-1].rpartition(".")[0]
@@ -174,10 +189,7 @@ def _output(model: PTuningModel) -> str:
 
 def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], None]) -> NDArray[np.float64]:
     """``[N, H]``: the input of the head's last layer for each row, the mean over its windows."""
-    model = model.twin().eval()  # a copy, so that the hook does not see another thread's batches
-    output = model.backbone.model.get_submodule(_output(model))
     counts = [len(row.windows) for row in split.rows]
-    seen: list[Tensor] = []
     done = 0
 
     def on_batch(rows: int) -> None:
@@ -185,16 +197,30 @@ def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], N
         done += rows
         on_rows(done, sum(counts))
 
-    hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
-    try:
-        logits_of(model, split.rows, on_batch=on_batch)
-    finally:
-        hook.remove()
+    seen = _inputs(model, _output(model), split.rows, on_batch)
     lengths = list(map(len, windows_of(split.rows)))
     order = [row for batch in sorted_batches(lengths, None, BATCH_TOKENS) for row in batch]
     found = torch.empty(len(order), seen[0].shape[-1])
     found[order] = torch.cat(seen)
     return mean_of_windows(found, counts).numpy().astype(np.float64)
+
+
+def _inputs(
+    model: PTuningModel,
+    layer: str,
+    rows: Sequence[TokenRow],
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Tensor]:
+    """The inputs of a layer of the head, in fp32 on the CPU, a tensor per batch."""
+    model = model.twin().eval()  # a copy, so that the hook does not see another thread's batches
+    seen: list[Tensor] = []
+    module = model.backbone.model.get_submodule(layer)
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
+    try:
+        logits_of(model, rows, on_batch=on_batch)
+    finally:
+        hook.remove()
+    return seen
 
 
 def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:

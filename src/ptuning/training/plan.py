@@ -74,7 +74,8 @@ class SettledPrompt:
 
     def __post_init__(self) -> None:
         if isinstance(self.config, DeepPrompt):
-            assert None not in vars(self.config).values(), f"not settled: {self.config}"
+            options = {name: value for name, value in vars(self.config).items() if name != "head"}
+            assert None not in options.values(), f"not settled: {self.config}"
 
     @property
     def recipe_says(self) -> list[str]:
@@ -121,7 +122,7 @@ def plan_prompt(
     if (resumed := earlier.resumed) is not None:
         names = ("pooling", "num_virtual_units", "num_queries")
         choose("checkpoint", **{name: getattr(resumed, name) for name in names})
-    if prompt.pooling is None and (pooling := measure(prompt)) is not None:
+    if prompt.head is None and prompt.pooling is None and (pooling := measure(prompt)) is not None:
         choose("rows", pooling=pooling)
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
     units, queries = units_and_queries(task, rows) if pooling == "layers" else (0, 0)
@@ -183,7 +184,7 @@ def plan_run(
         ConfigError: options that contradict each other, the task or the rows.
     """
     task, train, validation = model.task, data.train, data.validation
-    facts = Facts.of(model, train.rows, start)
+    facts = Facts.of(model, train.rows, start, features=config.head_learning_rate is None)
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps its own
         model.set_class_weights(class_weights(config, train.targets, task))

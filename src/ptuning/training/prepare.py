@@ -292,6 +292,8 @@ def tokenised(model: PTuningModel, examples: Sequence[Example], too_long: TooLon
     """
     labels = encode_labels(examples, model.task)
     tokens = [example for example in examples if isinstance(example, TokenisedExample)]  # all or none
+    if examples and not tokens:
+        _check_template(model, pair=examples[0].text_b is not None)
     if examples and not tokens and examples[0].text_b is None:
         _refuse_single_texts(model)
     rows = (
@@ -331,6 +333,18 @@ def about_long_rows(
         + (f"; the end of {cut:,} is cut (data.max_windows: {task.max_windows})" if cut else "")
         + (f"; one of {most} windows needs as much memory as {most} cut rows" if most > batch_size else "")
     )
+
+
+def _check_template(model: PTuningModel, *, pair: bool) -> None:
+    """Refuse rows with fewer or more texts than a cloze head's template has."""
+    if (head := model.prompt_config.head) is not None and head.texts != (2 if pair else 1):
+        raise ConfigError(
+            "prompt.head.template",
+            got=repr(head.template),
+            expected="{text_a} and {text_b}, because the rows are pairs of texts"
+            if pair
+            else "{text} without {text_b}, because the rows have one text",
+        )
 
 
 def _refuse_single_texts(model: PTuningModel) -> None:

@@ -50,7 +50,9 @@ class Facts:
         virtual_units: U.
         fitted: Whether the head starts fitted to the rows, or trained.
         warm: Whether the prompt was trained before.
+        features: The root mean square of what the head reads; 0 if it is not known.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
+        cloze: Whether the head is a language model's own, which is not trained.
     """
 
     rows: int
@@ -63,11 +65,24 @@ class Facts:
     fitted: bool = False
     scaled: bool = False
     warm: bool = False
+    features: float = 0.0
+    cloze: bool = False
 
     @classmethod
-    def of(cls, model: PTuningModel, rows: Sequence[TokenRow], start: WarmStart | None = None) -> Facts:
-        """The facts of training ``model`` on ``rows``."""
-        from ptuning.training.head_init import starts_fitted  # imports scikit-learn, which is slow
+    def of(
+        cls,
+        model: PTuningModel,
+        rows: Sequence[TokenRow],
+        start: WarmStart | None = None,
+        *,
+        features: bool = True,
+    ) -> Facts:
+        """The facts of training ``model`` on ``rows``.
+
+        Args:
+            features: Whether to measure the features, which takes a pass over a few rows.
+        """
+        from ptuning.training.head_init import feature_size, starts_fitted  # imports scikit-learn: slow
 
         prompt = model.prompt_config
         return cls(
@@ -80,7 +95,9 @@ class Facts:
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
             warm=start is not None,
+            features=feature_size(model, rows) if features and prompt.head is None else 0.0,
             scaled=model.learning_rate_scales != (1.0, 1.0),
+            cloze=prompt.head is not None,
         )
 
     def steps(self, fit: FitConfig, epochs: int) -> int:
@@ -103,6 +120,9 @@ MAX_SPEEDUP = 3.0
 """Maximum factor on the prompt's learning rate if the user asks for fewer than :data:`MIN_STEPS`."""
 HEAD_RATE_TIMES_STEPS = 2.5
 """The head's learning rate times the number of steps. It is constant, so that a long run does not overfit."""
+HEAD_STEP = 1e-3
+"""Maximum head learning rate times the size of the features. A head that reads large ones learns few rows by
+heart before the prompt has learned anything."""
 FITTED_EPOCHS = 5
 """Epochs if the head starts fitted or trained: less is left to learn."""
 FITTED_HEAD = 2e-4
@@ -113,6 +133,8 @@ QUERIES = 2
 """Queries, with enough rows."""
 MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
+CLOZE_STEPS = 60
+"""Minimum optimizer steps with a cloze head, which answers before it has learned."""
 EVALUATIONS = 16
 """Maximum number of evaluations: with so many epochs, an epoch is about as cheap as an evaluation."""
 
@@ -123,10 +145,11 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     docs/recipes.md describes how the values were found. An input prompt without an encoder needs a higher
     learning rate than a deep prompt; with an encoder, a lower one, because all weights of the encoder change
     it. If the head starts fitted or trained, less is left to learn, and with few rows the prompt should
-    change little.
+    change little. With a cloze head there is no head to learn, so few steps are enough.
     """
     steps = facts.steps(fit, 1)
     minimum, usual = (MIN_STEPS // 2, FITTED_EPOCHS) if facts.fitted else (MIN_STEPS, EPOCHS)
+    minimum = CLOZE_STEPS if facts.cloze else minimum
     epochs = fit.num_train_epochs or max(
         math.ceil(minimum / steps), min(usual, max(2, round(MAX_STEPS / steps)))
     )
@@ -136,6 +159,8 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         prompt *= min(1.0, gentle / DEEP_RATE) if facts.warm and facts.fitted else 1.0
     elif facts.fitted:
         prompt = min(DEEP_RATE if facts.warm else 3e-2, gentle)
+    elif facts.cloze:
+        prompt = DEEP_RATE
     else:
         prompt = DEEP_RATE * min(MAX_SPEEDUP, max(1.0, MIN_STEPS / (epochs * steps)))
     every: int | str = "epoch"
@@ -143,15 +168,13 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         every = math.ceil(epochs * steps / EVALUATIONS)
     elif epochs < usual and steps * usual > MAX_STEPS:  # many rows, so few epochs
         every = math.ceil(epochs * steps / usual)
-    head = (
-        FITTED_HEAD
-        if facts.fitted
-        else _rounded(min(1e-2, max(1e-3, HEAD_RATE_TIMES_STEPS / (epochs * steps))))
-    )
+    head = FITTED_HEAD if facts.fitted else min(1e-2, max(1e-3, HEAD_RATE_TIMES_STEPS / (epochs * steps)))
+    if facts.features:
+        head = min(head, HEAD_STEP / facts.features)
     return {
         "num_train_epochs": epochs,
         "learning_rate": _rounded(prompt),
-        "head_learning_rate": head,
+        "head_learning_rate": _rounded(head),
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem has no dropout
         "evaluate_every": every,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ptuning import adapters
 from ptuning.errors import ConfigError, TrainingDiverged
+from ptuning.model.config import trains_head
 from ptuning.training import run_files
 from ptuning.training.callbacks import Callback
 from ptuning.training.comparing import comparison_of_runs
@@ -199,7 +200,7 @@ def _plan(config: TrainConfig, lists: Mapping[str, Sequence[int | float] | None]
     for name, values in given.items():
         if not values or len(set(values)) != len(values):
             raise ConfigError(f"{name}s", got=list(values), expected="one value or more, without repetition")
-    if "head_learning_rate" in given and not config.prompt.train_head:
+    if "head_learning_rate" in given and not trains_head(config.prompt):
         raise ConfigError(
             "head_learning_rates: the head is frozen (prompt.train_head), so they would have no effect",
             remedy="leave them out",

@@ -26,6 +26,7 @@ from ptuning.data.stems import Stems
 from ptuning.data.tokens import shared, shuffled_batches
 from ptuning.errors import ConfigError, TrainingDiverged
 from ptuning.inference.evaluate import batch_of, pad_id
+from ptuning.model.config import trains_head
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.training import checkpoint
@@ -207,18 +208,20 @@ class Trainer:
         self.position.train_seconds += time.perf_counter() - start
 
     def _start(self, stop: StopRequest) -> None:
-        """Fit a head that starts fitted. Evaluate if there is something to keep before the first step."""
+        """Fit a head that starts fitted. Evaluate if there is something to keep before the first step: with a
+        cloze head, the model answers before it has learned.
+        """
         warm = self.plan.start
         fitted = starts_fitted(self.model, warm)
-        if not fitted and warm is None:
+        if not fitted and warm is None and self.model.cloze is None:
             return
         start, rows = time.perf_counter(), some(self.data.train)
         loss, finished = math.nan, False
         with suppress(_Stopped):
             if fitted:
                 loss = fit_head(self.model, rows, self._progress("head", stop), self.extensions)
-            elif warm is not None:
-                if warm.new_rows and self.model.prompt_config.train_head:
+            else:
+                if warm is not None and warm.new_rows and trains_head(self.model.prompt_config):
                     fit_new_rows(self.model, rows, warm.new_rows, self._progress("head", stop))
                 loss = evaluate(self.model, rows, self.stems, extensions=self.extensions)["loss"]
             finished = True

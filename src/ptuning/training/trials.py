@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ptuning.errors import ConfigError
+from ptuning.model.config import trains_head
 from ptuning.model.settling import settle_prompt
 from ptuning.training.config import OLD_NAMES, TrainConfig
 from ptuning.training.metrics import Selection, standard_error
@@ -152,7 +153,7 @@ class Space:
             ConfigError: there is nothing left to search.
         """
         recipe = Recipe.of(config.fit, facts)
-        names = ["learning_rate"] + (["head_learning_rate"] if config.prompt.train_head else [])
+        names = ["learning_rate"] + (["head_learning_rate"] if trains_head(config.prompt) else [])
         rates = {name: float(recipe.chose[name]) for name in names if name in recipe.chose}
         layers = _layers(config, backbone)
         if not rates and len(layers) < 2:

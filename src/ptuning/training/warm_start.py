@@ -18,7 +18,7 @@ from ptuning import adapters
 from ptuning.adapters import Adapter
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.model.backbone import Backbone
-from ptuning.model.config import EmbeddingEncoder, PromptConfig, prompt_from_dict
+from ptuning.model.config import ClozeHead, EmbeddingEncoder, PromptConfig, prompt_from_dict
 from ptuning.model.continuing import kept_rows, relabelled, with_prompt
 from ptuning.model.loading import check_backbone
 from ptuning.model.ptuning import PTuningModel
@@ -106,6 +106,16 @@ class Source:
         option, says = f"prompt.{name}", f"as {self.name} has"
         if name == "train_head":
             return {name: value}
+        if isinstance(value, ClozeHead) and have.head and value.template == have.head.template:
+            return {name: value}  # new labels have words of their own
+        if isinstance(value, ClozeHead):
+            theirs = "a classification head" if have.head is None else repr(have.head.template)
+            raise ConfigError(
+                "prompt.head.template",
+                got=repr(value.template),
+                expected=f"{theirs}, {says}",
+                remedy="leave prompt.head out, or leave init_from out",
+            )
         if name == "init":
             raise ConfigError(
                 f"{option} and init_from", got="both", expected="one of them", remedy=f"leave {option} out"

@@ -41,6 +41,7 @@ _MASK_ONLY = {
 # What the mask says already, or what changes no value; every other argument must be known.
 _KNOWN = _MASK_ONLY | {
     "softcap",
+    "s_aux",
     "return_dict",
     "output_hidden_states",
     "cache_position",
@@ -94,14 +95,18 @@ class InterfacePort(AttentionPort):
         # transformers has no call that projects keys and values alone: norm, projection and rotary positions
         # are each architecture's own code. So that code runs up to the attention function and stops there.
         try:
-            layer(hidden, **{**arguments, ARGUMENT: _KeysAndValuesOnly()})
+            layer(hidden, **{**arguments, ARGUMENT: KeysAndValuesOnly()})
         except _KeysAndValues as ready:
             return ready.keys_values
         return None  # somebody has set another attention implementation
 
 
-class _KeysAndValuesOnly:
+class KeysAndValuesOnly:
     """In place of a :class:`LayerPass`: stop as soon as the keys and values are there."""
+
+
+Given = LayerPass | KeysAndValuesOnly
+"""What a layer's attention is given."""
 
 
 class _KeysAndValues(Exception):
@@ -121,7 +126,7 @@ def attention(
     *,
     dropout: float = 0.0,
     scaling: float | None = None,
-    forward_pass: LayerPass | _KeysAndValuesOnly | None = None,
+    forward_pass: Given | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with this layer's prompt in front.
@@ -150,7 +155,7 @@ def attention(
             "not support",
             remedy="use an architecture of the table in docs/backbones.md",
         )
-    if isinstance(forward_pass, _KeysAndValuesOnly):
+    if isinstance(forward_pass, KeysAndValuesOnly):
         raise _KeysAndValues(key, value)
     given = forward_pass or LayerPass(plain=prefers_plain(query.device, query.dtype))
     given.read = True
@@ -161,10 +166,10 @@ def attention(
     if given.keys is not None and given.values is not None:
         key = torch.cat((given.keys.to(key.dtype), key), dim=2)
         value = torch.cat((given.values.to(value.dtype), value), dim=2)
-    softcap = kwargs.get("softcap")
-    if given.plain or softcap is not None:
+    softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if given.plain or softcap is not None or sinks is not None:
         bias = None if attention_mask is None else additive(attention_mask, query.dtype)
-        return _plain(query, key, value, bias, dropout, scaling, softcap, module.training), None
+        return _plain(query, key, value, bias, dropout, scaling, softcap, sinks, module.training), None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=False
     )
@@ -206,9 +211,12 @@ def _plain(
     dropout: float,
     scaling: float | None,
     softcap: float | None,
+    sinks: Tensor | None,
     training: bool,
 ) -> Tensor:
-    """``[B, T, h, d]``: attention as the paper writes it."""
+    """``[B, T, h, d]``: attention as the paper writes it; ``sinks`` ``[h]`` are scores of keys without values
+    (gpt-oss).
+    """
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
@@ -224,7 +232,12 @@ def _plain(
             scores = torch.tanh(scores / softcap) * softcap
         if bias is not None:
             scores = (scores.view(batch, heads, length, -1) + bias).view_as(scores)
-    weights = nn.functional.dropout(scores.softmax(-1), p=dropout, training=training)
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        column = sinks.to(scores.dtype).view(1, -1, groups, 1).expand(batch, -1, -1, length)
+        weights = torch.cat((scores, column.reshape(*scores.shape[:2], 1)), dim=-1).softmax(-1)[..., :-1]
+    weights = nn.functional.dropout(weights, p=dropout, training=training)
     out = weights @ value.flatten(0, 1)
     return out.view(batch, heads, length, width).transpose(1, 2).contiguous()
 

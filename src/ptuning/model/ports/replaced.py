@@ -1,33 +1,29 @@
-"""The port for attention outside transformers' interface: DeBERTa-v2's disentangled attention.
+"""The port for attention outside transformers' interface: that of DeBERTa-v2, MPNet, GPT-J and GPT-Neo.
 
 DeBERTa (arXiv:2006.03654, arXiv:2111.09543) adds relative-position terms inside its attention. As in the
 P-tuning v2 reference, a prompt has no position in the text: queries meet its keys by content only, with no
-relative-position term.
-
-DeBERTa's forward hands no keyword arguments down to its layers, so they find the pass, and what they are
-given, in context variables: set for the duration of one call, and separate for every thread.
+relative-position term. Nor has MPNet's attention (arXiv:2004.09297) a relative-position bias for a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
+from transformers.models.gptj.modeling_gptj import GPTJAttention
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from ptuning.model.layer_parts import LayerPart, LayerPass
-from ptuning.model.ports.interface import with_prompt
-from ptuning.model.ports.port import AttentionPort, Capabilities
-
-_pass: ContextVar[object] = ContextVar("ptuning_forward_pass", default=None)
-_layer: ContextVar[LayerPass | None] = ContextVar("ptuning_layer_pass", default=None)
+from ptuning.model.layer_parts import LayerPass
+from ptuning.model.ports.context import InContext, given_here
+from ptuning.model.ports.interface import KeysAndValuesOnly, additive, attention, with_prompt
+from ptuning.model.ports.port import Capabilities
 
 
-class ReplacedPort(AttentionPort):
+class ReplacedPort(InContext):
     """The attention modules get a class of ours; their weights stay the same tensors."""
 
     can = Capabilities(one_token=False, record=False, compile=False)
@@ -36,17 +32,6 @@ class ReplacedPort(AttentionPort):
         for module in model.modules():
             if (ours := REPLACEMENTS.get(type(module))) is not None:
                 module.__class__ = ours
-
-    def under_way(
-        self, found: object, parts: Sequence[LayerPart], inputs: dict[str, Any], dtype: torch.dtype
-    ) -> AbstractContextManager[None]:
-        return _set(_pass, found)
-
-    def find(self, arguments: dict[str, Any]) -> object:
-        return _pass.get()
-
-    def running(self, given: LayerPass) -> AbstractContextManager[None]:
-        return _set(_layer, given)
 
     def hidden(self, output: Any) -> Tensor:
         found: Tensor = output[0]
@@ -69,7 +54,7 @@ class PromptedSelfAttention(DisentangledSelfAttention):
         rel_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]``; returns ``[B, T, H]``."""
-        given = _layer.get()
+        given = _given()
         if given is None or given.keys is None or given.values is None:
             plain: Callable[..., tuple[Tensor, Tensor | None]] = super().forward
             return plain(
@@ -101,14 +86,108 @@ class PromptedSelfAttention(DisentangledSelfAttention):
         return split
 
 
-REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {DisentangledSelfAttention: PromptedSelfAttention}
+class PromptedMPNetAttention(MPNetSelfAttention):
+    """MPNet's attention with the layer's prompt in front; outside of a pass, its parent."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        """``hidden_states`` ``[B, T, H]``, ``attention_mask`` ``[B, 1, T, T]`` and ``position_bias``
+        ``[B, h, T, T]``, both to be added to the scores; returns ``[B, T, H]``.
+        """
+        given = _given()
+        if given is None or (output_attentions and given.keys is None):
+            plain: Callable[..., tuple[Tensor, ...]] = super().forward
+            return plain(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
+        query, key, value = (
+            part(hidden_states).unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        bias = [each for each in (attention_mask, position_bias) if each is not None]
+        mask = in_front(sum(bias[1:], bias[0]), given) if bias else None
+        dropout = self.dropout.p if self.training else 0.0
+        mixed, _ = attention(self, query, key, value, mask, dropout=dropout, forward_pass=given)
+        return (self.o(mixed.flatten(2)),)
+
+
+class PromptedGPTJAttention(GPTJAttention):
+    """GPT-J's attention, whose queries and keys have their rotary positions, with the prompt in front."""
+
+    def _attn(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As its parent: ``[B, h, T, d]``, and a mask to be added to the scores, which are in fp32."""
+        given = _given()
+        if given is None or given.keys is None:
+            plain: Callable[..., tuple[Tensor, Tensor | None]] = super()._attn
+            return plain(query, key, value, attention_mask)
+        return in_fp32(self, (query, key, value), attention_mask, given, 1 / self.scale_attn)
+
+
+class PromptedGPTNeoAttention(GPTNeoSelfAttention):
+    """GPT-Neo's attention with the prompt in front; local layers see it from everywhere, as a sliding window
+    does. Its scores are not scaled.
+    """
+
+    def _attn(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As its parent: ``[B, h, T, d]``, and a mask to be added to the scores, which are in fp32."""
+        given = _given()
+        if given is None:
+            plain: Callable[..., tuple[Tensor, Tensor | None]] = super()._attn
+            return plain(query, key, value, attention_mask)
+        # Its parent's table of who sees whom ends at the last position, and padding may be wider.
+        places = torch.arange(query.shape[2], device=query.device)
+        back = places[:, None] - places
+        visible = back >= 0
+        if self.attention_type == "local":
+            visible &= back < self.config.window_size
+        mask = additive(visible[None, None], torch.float32)
+        mask = mask if attention_mask is None else attention_mask.float() + mask
+        return in_fp32(self, (query, key, value), mask, given, 1.0)
+
+
+def _given() -> LayerPass | None:
+    given = given_here()
+    assert not isinstance(given, KeysAndValuesOnly)  # this port is not asked for keys and values alone
+    return given
+
+
+def in_fp32(
+    module: Any, text: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, given: LayerPass, scaling: float
+) -> tuple[Tensor, None]:
+    """``[B, h, T, d]``: GPT-J's and GPT-Neo's scores can overflow in half precision."""
+    query, key, value = (each.float() for each in text)
+    wide = None if mask is None else in_front(mask.float(), given)
+    dropout = module.attn_dropout.p if module.training else 0.0
+    mixed, _ = attention(
+        module, query, key, value, wide, dropout=dropout, scaling=scaling, forward_pass=given
+    )
+    return mixed.transpose(1, 2).to(text[2].dtype), None
+
+
+def in_front(bias: Tensor, given: LayerPass) -> Tensor:
+    """What is added to the scores, for P virtual tokens more: 0 for those that a row has."""
+    if given.keys is None:
+        return bias
+    wide = nn.functional.pad(bias, (given.keys.shape[2], 0))
+    if given.prompt_mask is not None:
+        hidden = ~given.prompt_mask.bool()[:, None, None]
+        wide = wide.expand(len(hidden), -1, -1, -1).clone()
+        wide[..., : hidden.shape[-1]].masked_fill_(hidden, torch.finfo(bias.dtype).min)
+    return wide
+
+
+REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {
+    DisentangledSelfAttention: PromptedSelfAttention,
+    MPNetSelfAttention: PromptedMPNetAttention,
+    GPTJAttention: PromptedGPTJAttention,
+    GPTNeoSelfAttention: PromptedGPTNeoAttention,
+}
 """transformers' attention class, and ours in its place."""
-
-
-@contextmanager
-def _set(variable: ContextVar[Any], value: object) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
