@@ -57,7 +57,7 @@ torture: $(READY)  ## kills, damage, odd numbers and files, full disks, signals,
 mutations: $(READY)  ## faults planted in copies of the source one at a time: does a test find each? Minutes
 	$(BIN)/python benchmarks/mutations.py
 
-guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: four runs (needs PTUNING_DATA)
+guide: $(READY)  ## the guide's recipe with PEFT and with ptuning, two seeds: six runs (needs PTUNING_DATA; resumes)
 	$(BIN)/python benchmarks/guide.py
 
 bench: $(READY)  ## speed and memory compared with PEFT and full fine-tuning (needs PTUNING_DATA; one to one and a half hours on two cores)
