@@ -16,7 +16,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, InputPrompt, PromptConfig, TextInit
 from ptuning.model.head import Head, first_mix
 from ptuning.model.prompt import Embedding, PromptEncoder, deep_encoder, initial_prompt, input_encoder
-from ptuning.model.template import Insertion
+from ptuning.model.template import Insertion, Landmark
 from ptuning.model.units import initial_units
 from ptuning.model.verbalizer import Verbalizer, check_cloze, template_ids, words_of
 from ptuning.task import Task
@@ -67,11 +67,36 @@ def make_deep(backbone: Backbone, config: DeepPrompt) -> tuple[PromptEncoder, Em
 def make_input(
     backbone: Backbone, config: InputPrompt, tokenizer: PreTrainedTokenizerBase | None
 ) -> PromptEncoder:
-    """The encoder of an input prompt, with its initial values."""
+    """The encoder of an input prompt, with its initial values.
+
+    The head of most encoders reads the first token only. If that is a virtual token, it starts as the token that
+    was there before (``[CLS]``, ``<s>``), which the head can already read. ``TextInit`` is kept unchanged.
+    """
     init = config.init
     text_ids = token_ids(tokenizer, init.text, "init.text") if isinstance(init, TextInit) else None
     start = initial_prompt(init, config.virtual_tokens, backbone.embedding, backbone.vocab_size, text_ids)
+    first = first_token(tokenizer, backbone.config)
+    if text_ids is None and first is not None and reads_virtual_token(backbone, config):
+        with torch.no_grad():
+            start[:1] = backbone.embedding(torch.tensor([first], device=start.device)).float()
     return input_encoder(config.encoder, start)
+
+
+def reads_virtual_token(backbone: Backbone, config: PromptConfig) -> bool:
+    """Whether the head reads the first virtual token: an encoder's, with the placement ``start``."""
+    if config.depth == "deep" or config.head is not None or not backbone.reads_first_token:
+        return False
+    piece = config.insertions[0]
+    return piece.before is Landmark.START and piece.tokens > 0
+
+
+def first_token(*sources: object) -> int | None:
+    """The id of the token that every text starts with, from a tokenizer or a configuration that knows it."""
+    for source in sources:
+        for name in ("cls_token_id", "bos_token_id"):
+            if (found := getattr(source, name, None)) is not None:
+                return int(found)
+    return None
 
 
 def anchors_of(

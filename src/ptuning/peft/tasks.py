@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+from contextlib import suppress
 
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ptuning.errors import BackboneNotFound
 from ptuning.model.backbone import Backbone
-from ptuning.model.config import TextInit
+from ptuning.model.config import InputPrompt, PromptConfig, TextInit
 from ptuning.model.loading import load_tokenizer
 from ptuning.model.prompt import DeepMLP, PromptEncoder
 from ptuning.model.ptuning import PTuningModel
+from ptuning.model.task_parts import reads_virtual_token
 from ptuning.model.tasks import task_of
 from ptuning.peft.arguments import check_facts, parameters_of
 from ptuning.peft.configs import PrefixTuningConfig, PromptLearningConfig
@@ -22,13 +27,11 @@ def untrained_task(backbone: Backbone, config: PromptLearningConfig) -> PTuningM
     """
     check_facts(config, backbone)
     prompt = config.prompt()
-    named = getattr(config, "tokenizer_name_or_path", None)
-    wants_words = isinstance(getattr(prompt, "init", None), TextInit)
     task = PTuningModel(
         backbone,
         prompt,
         task_of(backbone.model.config),
-        tokenizer=load_tokenizer(str(named)) if wants_words else None,
+        tokenizer=_tokenizer(backbone, config, prompt),
         head=parameters_of(backbone, config.modules_to_save or ()),
         learning_rate_scales=(
             getattr(config, "prompt_rate_scale", 1.0),
@@ -38,6 +41,18 @@ def untrained_task(backbone: Backbone, config: PromptLearningConfig) -> PTuningM
     if isinstance(config, PrefixTuningConfig) and config.init_weights == "zero":
         _start_at_zero(task.prompt_encoder)
     return task
+
+
+def _tokenizer(
+    backbone: Backbone, config: PromptLearningConfig, prompt: PromptConfig
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer, where the prompt's initial values need one."""
+    if isinstance(prompt, InputPrompt) and isinstance(prompt.init, TextInit):
+        return load_tokenizer(str(getattr(config, "tokenizer_name_or_path", None)))
+    if reads_virtual_token(backbone, prompt) and (name := str(backbone.config._name_or_path or "")):
+        with suppress(BackboneNotFound):  # a model that was saved without one
+            return load_tokenizer(name, backbone.revision)
+    return None
 
 
 def set_trainable(task: PTuningModel, on: bool) -> None:
