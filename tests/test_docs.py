@@ -214,6 +214,18 @@ def cloze(_: str) -> str:
     return rendered
 
 
+def input_prompts(name: str) -> Callable[[str], str]:
+    """Input prompts by placement: with the guide's recipe (``guide``) or with ours (``input_prompts``)."""
+
+    def make(_: str) -> str:
+        sys.path.append(str(ROOT / "benchmarks"))
+        module = import_module(name)
+        rendered: str = module.table(table, import_module("quality.records").read(module.RESULTS))
+        return rendered
+
+    return make
+
+
 GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("configuration.md", "options"): options,
     ("configuration.md", "prompt choices"): prompt_choices,
@@ -222,6 +234,8 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
     ("recipes.md", "travelled"): quality("travelled", "BACKBONES"),
+    ("recipes.md", "guide"): input_prompts("guide"),
+    ("recipes.md", "input prompts"): input_prompts("input_prompts"),
     ("trials.md", "runs"): runs,
     ("trials.md", "trials"): trials,
     ("performance.md", "performance"): performance,
