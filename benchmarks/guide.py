@@ -50,8 +50,8 @@ WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ptuning.peft": ("ptuning.peft", {"placement": "start"}),
     "ptuning.peft, front": ("ptuning.peft", {"placement": "front", "prompt_rate_scale": 30.0}),
 }
-"""The package that the names come from, and further options of ``PromptEncoderConfig``. The last are those that
-were the default when PEFT could not load what was saved."""
+"""The package that the names come from, and further options of ``PromptEncoderConfig``. The last ones were
+the default when PEFT could not load what was saved."""
 
 
 def compute_metrics(found: Any) -> dict[str, float]:
