@@ -71,15 +71,14 @@ class ScaledParameter(nn.Module):
 
     Args:
         start: The initial value, of any shape.
-        scale: The factor on the learning rate, or the factors, broadcast to the value.
+        scale: The factor on the learning rate.
     """
 
     start: Tensor
-    scale: Tensor
 
-    def __init__(self, start: Tensor, scale: float | Tensor) -> None:
+    def __init__(self, start: Tensor, scale: float) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.as_tensor(scale, device=start.device), persistent=False)
+        self.scale = scale
         self.register_buffer("start", start.detach().clone())
 
     def forward(self, offset: Tensor) -> Tensor:
@@ -91,18 +90,10 @@ class ScaledParameter(nn.Module):
         return torch.zeros_like(value)
 
 
-def scale_learning_rate(module: nn.Module, name: str, scale: float, *, keep_first: bool = False) -> None:
-    """Multiply the learning rate of the parameter ``name`` of ``module``.
-
-    Args:
-        keep_first: Whether the first row has the learning rate that it has without the factor.
-    """
-    if scale == 1:
-        return
-    value: Tensor = getattr(module, name)
-    scales = torch.full((len(value), *(1 for _ in value.shape[1:])), float(scale))
-    scales[:keep_first] = 1
-    parametrize.register_parametrization(module, name, ScaledParameter(value, scales.to(value.device)))
+def scale_learning_rate(module: nn.Module, name: str, scale: float) -> None:
+    """Multiply the learning rate of the parameter ``name`` of ``module``."""
+    if scale != 1:
+        parametrize.register_parametrization(module, name, ScaledParameter(getattr(module, name), scale))
 
 
 class MLP(PromptEncoder):

@@ -172,19 +172,11 @@ class TaskModule(nn.Module):
                 remedy="make the model again with other learning_rate_scales",
             )
         self.learning_rate_scales = (prompt, head)
-        self._scale_prompt()
+        scale_learning_rate(self.prompt_encoder, "weight", prompt)
         if self.units is not None:
             scale_learning_rate(self.units, "weight", prompt)
         if self.prompt_config.train_head:
             self.head.scale_learning_rates(head, mix=prompt)
-
-    def _scale_prompt(self) -> None:
-        """Scale the prompt's learning rate, except that of a virtual token that the head reads.
-
-        It starts as a token that the head can read already, and long steps would undo that.
-        """
-        read = task_parts.reads_virtual_token(self.backbone, self.prompt_config)
-        scale_learning_rate(self.prompt_encoder, "weight", self.learning_rate_scales[0], keep_first=read)
 
     def set_prompt(self, prompt: Tensor) -> None:
         """Replace the prompt encoder by a plain table with these values.
@@ -197,7 +189,7 @@ class TaskModule(nn.Module):
         self.provenance = self.provenance
         self.prompt_config = replace(config, encoder=EmbeddingEncoder())
         self.prompt_encoder = Embedding(prompt.detach().float().to(self.device).clone()).train(old.training)
-        self._scale_prompt()
+        scale_learning_rate(self.prompt_encoder, "weight", self.learning_rate_scales[0])
         self.prompt_encoder.requires_grad_(trained)
 
     def set_task(self, task: Task) -> None:

@@ -219,7 +219,7 @@ class PromptEncoderConfig(PromptLearningConfig):
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
     placement: str = "start"
-    prompt_rate_scale: float = 30.0
+    prompt_rate_scale: float = 100.0
     head_rate_scale: float = 10.0
 
     def __post_init__(self) -> None:
