@@ -47,11 +47,10 @@ from quality.tables import TITLES
 RESULTS = Path(__file__).parent / "results" / "guide.jsonl"
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "PEFT": ("peft", {}),
-    "ptuning.peft": ("ptuning.peft", {"placement": "start"}),
-    "ptuning.peft, front": ("ptuning.peft", {"placement": "front", "prompt_rate_scale": 30.0}),
+    "ptuning.peft": ("ptuning.peft", {}),
+    "ptuning.peft, start": ("ptuning.peft", {"placement": "start"}),
 }
-"""The package that the names come from, and further options of ``PromptEncoderConfig``. The last ones were
-the default when PEFT could not load what was saved."""
+"""The package that the names come from, and further options of ``PromptEncoderConfig``."""
 
 
 def compute_metrics(found: Any) -> dict[str, float]:

@@ -47,7 +47,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "encoder_dropout": 0.1,
     },
     "plain": {"peft_type": "PROMPT_TUNING"},
-    "front": {"peft_type": "P_TUNING", "placement": "front"},
+    "start": {"peft_type": "P_TUNING", "placement": "start"},
     "prefix": {"peft_type": "PREFIX_TUNING"},
     "projected": {"peft_type": "PREFIX_TUNING", "prefix_projection": True, "encoder_hidden_size": 8},
     "upper": {"peft_type": "PREFIX_TUNING", "first_layer": 1},
@@ -255,7 +255,7 @@ def test_labels_come_from_the_backbone() -> None:
 
 
 def test_further_modules_are_trained_and_saved(tmp_path: Path) -> None:
-    made = model("mlp", modules_to_save=["pooler", "classifier", "score"])
+    made = model("start", modules_to_save=["pooler", "classifier", "score"])
     before = made.active.head.named()["bert.pooler.dense.weight"].detach().clone()
     untouched = made.base_model.bert.pooler.dense.weight.clone()
     train(made)
@@ -461,12 +461,12 @@ def test_the_state_dict_holds_the_adapters_alone() -> None:
     assert torch.equal(logits(other), logits(made))
 
 
-@pytest.mark.parametrize("peft_name", ["mlp", "prefix"])
+@pytest.mark.parametrize("peft_name", ["start", "prefix"])
 def test_what_pefts_function_returns_is_taken(peft_name: str) -> None:
     peft = pytest.importorskip("peft")
-    kinds = {"mlp": peft.PromptEncoderConfig, "prefix": peft.PrefixTuningConfig}
+    kinds = {"start": peft.PromptEncoderConfig, "prefix": peft.PrefixTuningConfig}
     wanted: dict[str, Any] = {"task_type": "SEQ_CLS", "num_virtual_tokens": 4}
-    if peft_name == "mlp":
+    if peft_name == "start":
         wanted["encoder_hidden_size"] = 8
     theirs = peft.get_peft_model(tiny("bert"), kinds[peft_name](**wanted)).eval()
     state = peft.get_peft_model_state_dict(theirs, save_embedding_layers=False)
@@ -493,10 +493,10 @@ def test_saving_writes_nothing_elsewhere_than_asked(tmp_path: Path) -> None:
     assert load(tmp_path / "all" / "deep").deep
 
 
-@pytest.mark.parametrize("name", ["mlp", "prefix", "projected"])
+@pytest.mark.parametrize("name", ["start", "prefix", "projected"])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama"])
 def test_peft_gives_our_logits(name: str, kind: str, tmp_path: Path) -> None:
-    """The other direction: what ``get_peft_model`` trains, PEFT loads."""
+    """The other direction: what stands at PEFT's place, PEFT reads."""
     peft = pytest.importorskip("peft")
     base = tiny(kind)
     made = get_peft_model(deepcopy(base), config(name))
@@ -581,16 +581,16 @@ def test_training_goes_on_as_fast_as_before(tmp_path: Path) -> None:
     made.save_pretrained(tmp_path / "adapter")
     config_there = PeftConfig.from_pretrained(tmp_path / "adapter")
     assert isinstance(config_there, PromptEncoderConfig)
-    assert (config_there.prompt_rate_scale, config_there.head_rate_scale) == (100.0, 10.0)
+    assert (config_there.prompt_rate_scale, config_there.head_rate_scale) == (30.0, 10.0)
     back = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter", is_trainable=True)
-    assert back.active.learning_rate_scales == (100.0, 10.0)
+    assert back.active.learning_rate_scales == (30.0, 10.0)
     assert torch.equal(logits(back), logits(made))
     frozen = PeftModel.from_pretrained(tiny("bert"), tmp_path / "adapter")
     assert frozen.active.learning_rate_scales == (1.0, 1.0)
 
 
 def test_a_prompt_that_pefts_function_gave_is_a_prompt_like_any_other(tmp_path: Path) -> None:
-    made = model("mlp", inference_mode=True)
+    made = model("start", inference_mode=True)
     state = {"prompt_embeddings": torch.randn(4, HIDDEN)}
     state |= {k: v for k, v in get_peft_model_state_dict(made).items() if k.startswith("base_model")}
     set_peft_model_state_dict(made, state)

@@ -206,9 +206,9 @@ class PromptEncoderConfig(PromptLearningConfig):
         encoder_hidden_size: The encoder's width; the embedding width E if ``None``.
         encoder_num_layers: The number of LSTM layers. The MLP always has three linear layers, as in PEFT.
         encoder_dropout: Dropout between LSTM layers.
-        placement: ptuning only. ``start`` is PEFT's: before the text, so that an encoder's head reads the
-            first virtual token. PEFT can only load adapters with ``start``. Also ``front`` (after ``[CLS]``,
-            which remains the token that is read), ``between``, ``middle``, ``end``, or a template.
+        placement: ptuning only. ``front`` (after ``[CLS]``, which remains the pooled token), ``between``,
+            ``middle``, ``end``, a template, or ``start``, which is PEFT's placement, where the first virtual
+            token is pooled. PEFT can only read adapters with ``start``.
         prompt_rate_scale: ptuning only. A factor on the Trainer's learning rate for the prompt. The usual
             1e-3 of P-tuning scripts is too low for prompt and head to leave the majority class.
         head_rate_scale: ptuning only. The same for the head.
@@ -218,8 +218,8 @@ class PromptEncoderConfig(PromptLearningConfig):
     encoder_hidden_size: int | None = None
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
-    placement: str = "start"
-    prompt_rate_scale: float = 100.0
+    placement: str = "front"
+    prompt_rate_scale: float = 30.0
     head_rate_scale: float = 10.0
 
     def __post_init__(self) -> None:
@@ -270,7 +270,7 @@ class PromptTuningConfig(PromptLearningConfig):
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
     tokenizer_kwargs: dict[str, Any] | None = None
-    placement: str = "start"
+    placement: str = "front"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -440,9 +440,11 @@ def _own(folder: Path) -> dict[str, Any] | None:
 
 
 def _of_peft(written: Mapping[str, Any]) -> PromptLearningConfig:
-    """The configuration in a file that PEFT wrote."""
+    """The configuration in a file that PEFT wrote; its input prompts are always placed before ``[CLS]``."""
     known = adapters.PEFT_OPTIONS[written["peft_type"]]
     values = {name: value for name, value in written.items() if name in known and value is not None}
+    if values["peft_type"] != "PREFIX_TUNING":
+        values["placement"] = "start"
     if values.get("encoder_reparameterization_type") == "MLP":  # PEFT writes but does not use them
         values.pop("encoder_num_layers", None)
         values.pop("encoder_dropout", None)
