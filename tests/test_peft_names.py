@@ -512,6 +512,21 @@ def test_peft_gives_our_logits(name: str, kind: str, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["mlp", "plain"])
+def test_another_placement_than_start_is_nothing_that_peft_loads(name: str, tmp_path: Path) -> None:
+    """PEFT's own error names no placement, so ours does, before training is lost."""
+    peft = pytest.importorskip("peft")
+    made = model(name)
+    made.save_pretrained(tmp_path / "default")
+    with pytest.raises(KeyError, match="PTUNING"):
+        peft.PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "default"))
+    with pytest.raises(AdapterError, match=r"placed at 'front'.* train again with prompt.placement 'start'"):
+        made.save_pretrained(tmp_path / "asked", peft=True)
+    assert not (tmp_path / "asked").exists()
+    model(name, placement="start").save_pretrained(tmp_path / "start", peft=True)
+    peft.PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "start"))
+
+
 def test_adapters_that_stand_there_are_kept(tmp_path: Path) -> None:
     """Whichever is saved first, and whichever alone."""
     made = model()

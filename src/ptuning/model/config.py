@@ -240,7 +240,8 @@ class InputPrompt:
             ``middle``, ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
         encoder: The network that makes the prompt while training.
         init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
-            ``mlp`` and ``lstm`` encoders transform them.
+            ``mlp`` and ``lstm`` encoders transform them. With ``start`` an encoder's head reads the first virtual
+            token, so that one starts as ``[CLS]`` or ``<s>``, except with ``TextInit``.
         train_head: Train the head too; otherwise it stays frozen.
         head: A cloze head, for masked and causal language models; the classification head if left out.
     """

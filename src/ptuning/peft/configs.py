@@ -206,9 +206,10 @@ class PromptEncoderConfig(PromptLearningConfig):
         encoder_hidden_size: The encoder's width; the embedding width E if ``None``.
         encoder_num_layers: The number of LSTM layers. The MLP always has three linear layers, as in PEFT.
         encoder_dropout: Dropout between LSTM layers.
-        placement: ptuning only. ``front`` (after ``[CLS]``, which remains the pooled token), ``between``,
-            ``middle``, ``end``, a template, or ``start``, which is PEFT's placement, where the first virtual
-            token is pooled. PEFT can only read adapters with ``start``.
+        placement: ptuning only. ``front`` (after ``[CLS]``, which remains the token that the head reads),
+            ``between``, ``middle``, ``end``, a template, or ``start``, which is PEFT's placement: before
+            ``[CLS]``, so that an encoder's head reads the first virtual token. PEFT can load adapters with
+            ``start`` only; in short trainings they learn less.
         prompt_rate_scale: ptuning only. A factor on the Trainer's learning rate for the prompt. The usual
             1e-3 of P-tuning scripts is too low for prompt and head to leave the majority class.
         head_rate_scale: ptuning only. The same for the head.

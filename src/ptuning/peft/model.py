@@ -390,21 +390,25 @@ class PeftModel(nn.Module):
         safe_serialization: bool = True,
         selected_adapters: Sequence[str] | None = None,
         is_main_process: bool = True,
+        peft: bool = False,
         **others: Any,
     ) -> None:
         """Write the adapters: ``default`` into the folder itself, the others into subfolders of their names.
 
-        Adapters of other names in the folder are kept.
+        Adapters of other names in the folder are kept. Of input prompts PEFT itself can only load those with
+        ``placement="start"``; for all others it raises ``KeyError: 'PTUNING'``.
 
         Args:
             save_directory: The destination. An adapter there is replaced, anything else is refused.
             safe_serialization: ``True``; there are no pickles here.
             selected_adapters: Which; all if left out.
             is_main_process: ``False`` writes nothing.
+            peft: ptuning only. As for :meth:`PTuningModel.save_pretrained`: refuse what PEFT cannot load.
             others: Those of :data:`HARMLESS`.
 
         Raises:
             OutputError: it could not be written; what was there before is unchanged.
+            AdapterError: with ``peft``, an adapter that PEFT cannot load; names the option to change.
         """
         check_others("save_pretrained", others)
         if not safe_serialization:
@@ -416,6 +420,8 @@ class PeftModel(nn.Module):
             )
         names = list(self.adapters) if selected_adapters is None else list(selected_adapters)
         tasks = {name: self.task_named(name).to_adapter() for name in names}
+        if peft:
+            tasks = {name: adapters.for_peft(adapter) for name, adapter in tasks.items()}
         if not is_main_process:
             return
         folder = Path(save_directory)
