@@ -109,6 +109,22 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 NAMES = {"demo": "MiniLM"}
 
 
+def of_study(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The quality study's input prompts on whole data sets, as records of this benchmark."""
+    return [
+        {
+            "backbone": record["setting"]["backbone"],
+            "data": record["dataset"],
+            "encoder": record["setting"]["prompt"]["encoder"]["kind"],
+            "placement": record["setting"]["prompt"]["placement"],
+            "seed": record["seed"],
+            "metrics": record["metrics"],
+        }
+        for record in records
+        if record["method"].startswith("input") and record["dataset"] in ("mrpc", "sst2")
+    ]
+
+
 def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
     """Mean and standard deviation of the test metric over seeds, by encoder and placement."""
     cells: dict[tuple[str, str, str], dict[str, list[float]]] = {}
@@ -158,7 +174,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     records = read(given.results)
     if given.table:
-        print(table(_plain, records))
+        print(table(_plain, [*of_study(read()), *records]))
         return
     torch.set_num_threads(1)
     names = list(Run.__dataclass_fields__)

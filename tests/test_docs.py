@@ -214,16 +214,20 @@ def cloze(_: str) -> str:
     return rendered
 
 
-def input_prompts(name: str) -> Callable[[str], str]:
-    """Input prompts by placement: with the guide's recipe (``guide``) or with ours (``input_prompts``)."""
+def guide(_: str) -> str:
+    """The guide's recipe, with PEFT and with ptuning."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    results = import_module("guide").RESULTS
+    rendered: str = import_module("guide").table(table, import_module("quality.records").read(results))
+    return rendered
 
-    def make(_: str) -> str:
-        sys.path.append(str(ROOT / "benchmarks"))
-        module = import_module(name)
-        rendered: str = module.table(table, import_module("quality.records").read(module.RESULTS))
-        return rendered
 
-    return make
+def input_prompts(_: str) -> str:
+    """Input prompts by encoder and placement, the quality study's among them."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    module, read = import_module("input_prompts"), import_module("quality.records").read
+    rendered: str = module.table(table, [*module.of_study(read()), *read(module.RESULTS)])
+    return rendered
 
 
 GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
@@ -234,8 +238,8 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
     ("recipes.md", "travelled"): quality("travelled", "BACKBONES"),
-    ("recipes.md", "guide"): input_prompts("guide"),
-    ("recipes.md", "input prompts"): input_prompts("input_prompts"),
+    ("recipes.md", "guide"): guide,
+    ("recipes.md", "input prompts"): input_prompts,
     ("trials.md", "runs"): runs,
     ("trials.md", "trials"): trials,
     ("performance.md", "performance"): performance,

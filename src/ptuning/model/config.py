@@ -240,8 +240,8 @@ class InputPrompt:
             ``middle``, ``end``, or a template such as ``"{prompt:4} {text_a} {prompt:8} {text_b}"``.
         encoder: The network that makes the prompt while training.
         init: The initial values. With ``embedding`` and ``residual`` the prompt starts as exactly these; the
-            ``mlp`` and ``lstm`` encoders transform them. With ``start`` an encoder's head reads the first virtual
-            token, so that one starts as ``[CLS]`` or ``<s>``, except with ``TextInit``.
+            ``mlp`` and ``lstm`` encoders transform them. The first virtual token of the placement ``start``,
+            which an encoder's head reads, starts as ``[CLS]``, except with ``text``.
         train_head: Train the head too; otherwise it stays frozen.
         head: A cloze head, for masked and causal language models; the classification head if left out.
     """

@@ -69,8 +69,9 @@ def make_input(
 ) -> PromptEncoder:
     """The encoder of an input prompt, with its initial values.
 
-    The head of most encoders reads the first token only. If that is a virtual token, it starts as the token that
-    was there before (``[CLS]``, ``<s>``), which the head can already read. ``TextInit`` is kept unchanged.
+    The head of most encoders reads the first token only. If that is a virtual token, it starts as the token
+    that was there before (``[CLS]``, ``<s>``), which the head can read already. Given words are not
+    replaced.
     """
     init = config.init
     text_ids = token_ids(tokenizer, init.text, "init.text") if isinstance(init, TextInit) else None
