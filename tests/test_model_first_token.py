@@ -80,7 +80,7 @@ def test_under_pefts_names_it_is_that_of_the_backbones_own_tokenizer(config: Any
     base = AutoModelForSequenceClassification.from_pretrained(tiny_folder)
     base.config.bos_token_id = None
     words = base.get_input_embeddings().weight.detach().clone()
-    made = get_peft_model(base, config(num_virtual_tokens=P)).active
+    made = get_peft_model(base, config(num_virtual_tokens=P, placement="start")).active
     with torch.no_grad():
         found = made.prompt_encoder()
     assert torch.equal(found[0], words[AutoTokenizer.from_pretrained(tiny_folder).cls_token_id])
@@ -92,6 +92,7 @@ def test_a_backbone_without_a_tokenizer_has_the_usual_values(tmp_path: Path) -> 
     base.save_pretrained(tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     words = base.get_input_embeddings().weight.detach().clone()
-    made = get_peft_model(base, PromptTuningConfig(num_virtual_tokens=P, prompt_tuning_init="SAMPLE_VOCAB"))
+    config = PromptTuningConfig(num_virtual_tokens=P, placement="start", prompt_tuning_init="SAMPLE_VOCAB")
+    made = get_peft_model(base, config)
     with torch.no_grad():
         assert bool((words == made.active.prompt_encoder()[0]).all(dim=1).any())
