@@ -1,9 +1,9 @@
 """A bound for what oneDNN and torch keep for the shapes of past batches.
 
-Both keep up to 1024 compiled kernels, one per operation and shape. Batches of rows sorted by length have
-shapes that seldom come again, so the kernels are of no use later. They take memory, half a megabyte each in
-bf16, and more in effect: each is allocated amid the tensors of its batch and stays, so the C library cannot
-join the space around it when these are freed. A worker grew by 30 MB per thousand rows.
+On a CPU both keep up to 1024 compiled kernels, one per operation and shape. Batches of rows sorted by length
+have shapes that seldom come again. The kernels take memory, and in effect more than their size: each is
+allocated among the tensors of its batch and stays when these are freed, so the C library has many holes
+instead of free memory that it could reuse for large tensors, and takes more from the operating system.
 """
 
 from __future__ import annotations
