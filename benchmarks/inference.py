@@ -44,10 +44,10 @@ def run(model: str, data: str, precision: str, given: argparse.Namespace, scratc
     folder = model_of(model, scratch)
     batch_size = given.batch_size or BATCH_SIZE
     rows = min(given.rows or MORE_ROWS * MODELS[model].rows, texts.count(data, "test"))
-    tokens = mean_tokens(folder, data, "test", rows)
+    tokens = mean_tokens(model, folder, data, "test", rows)
     common = {
         "folder": str(folder),
-        "tokenizer": str(tokenizer_folder()),
+        "tokenizer": str(tokenizer_folder(model)),
         "precision": precision,
         "data": data,
         "rows": rows,

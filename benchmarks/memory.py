@@ -46,7 +46,7 @@ def run(model: str, precision: str, given: argparse.Namespace, scratch: Path) ->
             what="training",
             side=name,
             folder=str(folder),
-            tokenizer=str(tokenizer_folder()),
+            tokenizer=str(tokenizer_folder(model)),
             precision=precision,  # type: ignore[arg-type]
             data="made",
             length=given.length,

@@ -128,7 +128,7 @@ def training(model: PTuningModel, rows: list[TokenRow]) -> Callable[[], object]:
 
 def whole(precision: str, data: str, count: int, rounds: int) -> dict[str, Any]:
     """Prediction and training of MiniLM."""
-    tokenizer = load_tokenizer(str(tokenizer_folder()))
+    tokenizer = load_tokenizer(str(tokenizer_folder("minilm")))
     rows = {split: token_rows(data, split, count, tokenizer) for split in ("train", "test")}
     deep = models("ptuning deep", precision, tokenizer)
     upper = models("ptuning deep, upper half", precision, tokenizer)

