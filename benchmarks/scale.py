@@ -187,7 +187,7 @@ def figures_of(found: list[dict[str, Any]], arm: str, sizes: tuple[int, int]) ->
 
 
 class Sampling(threading.Thread):
-    """Samples the memory of the cluster's processes every second, and their kind.
+    """Samples the memory of the cluster's processes, which this one has started, every second, by kind.
 
     It is each process's own memory: without the pages of the object store, which is shared.
     """
@@ -201,9 +201,9 @@ class Sampling(threading.Thread):
         began = time.perf_counter()
         while not self._ended.wait(1):
             sample: dict[str, float] = {"second": round(time.perf_counter() - began, 1)}
-            for process in psutil.process_iter(["cmdline"]):
+            for process in psutil.Process().children(recursive=True):
                 try:
-                    words = " ".join(process.info["cmdline"] or ())
+                    words = " ".join(process.cmdline())
                     kind = next((name for name in KINDS if KINDS[name] in words), None)
                     if kind is not None:
                         used = process.memory_info()

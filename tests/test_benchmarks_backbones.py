@@ -118,7 +118,7 @@ def test_speed_is_measured_on_real_backbones_with_their_own_tokenizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PTUNING_BACKBONES", str(tmp_path))
-    with pytest.raises(SystemExit, match="gemma is not in .*: run make backbones first"):
+    with pytest.raises(SystemExit, match=r"gemma is not in .*: run make backbones first"):
         backbones.folder_of("gemma", tmp_path / "scratch")
     made = tmp_path / "gemma-3-270m"
     made.mkdir()

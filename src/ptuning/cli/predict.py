@@ -120,9 +120,11 @@ def main(argv: Sequence[str]) -> None:
     from ptuning.cli.tables import plain_console
     from ptuning.cli.throughput import Throughput
     from ptuning.data import stream_examples
+    from ptuning.inference.kernel_caches import bound_kernel_caches
     from ptuning.inference.read_ahead import read_ahead
     from ptuning.inference.writing import writer
 
+    bound_kernel_caches()
     data = data_of(given, given.input)
     several = given.adapters is not None
     answers = TaskAnswers(given, data) if several else OneAdapter(given, data)

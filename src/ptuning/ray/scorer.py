@@ -19,6 +19,7 @@ from ptuning.data.examples import Example, as_examples
 from ptuning.data.options import BadRows, TooLong
 from ptuning.data.places import Origin, Problem, first_line, shortened
 from ptuning.errors import AdapterError, DataError, OutputError, PTuningError, UserError
+from ptuning.inference.kernel_caches import bound_kernel_caches
 from ptuning.ray.cluster import Versions
 from ptuning.ray.prediction_columns import PredictionColumns
 
@@ -75,6 +76,8 @@ class Scoring:
 class Scorer:
     """A callable for ``Dataset.map_batches`` with ``batch_format="pyarrow"``.
 
+    The process is the actor's own: its folder, torch's threads and the caches of kernels are set.
+
     Args:
         scoring: What to do.
     """
@@ -82,6 +85,7 @@ class Scorer:
     def __init__(self, scoring: Scoring) -> None:
         self._scoring = scoring
         self._failed: PTuningError | None = None
+        bound_kernel_caches()
         try:
             scoring.versions.check()
             with suppress(OSError):
