@@ -192,5 +192,8 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def any_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny backbone's random features are large; MiniLM's leave the head's rate as it is."""
+    """The tiny backbone's random features are large; MiniLM's leave the head and its learning rate as they
+    are.
+    """
     monkeypatch.setattr("ptuning.training.recipe.HEAD_STEP", math.inf)
+    monkeypatch.setattr("ptuning.training.head_init.FIRST_LOGITS", math.inf)

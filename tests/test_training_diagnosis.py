@@ -687,6 +687,7 @@ def test_one_label_nearly_always(trained: Callable[..., TrainResult], rows: Rows
     assert "fit.class_weights=balanced with fit.select_by=matthews" in paragraph
 
 
+@pytest.mark.usefixtures("any_features")
 def test_a_few_mislabelled_rows_for_long(trained: Callable[..., TrainResult], rows: Rows) -> None:
     result = trained(flipped(rows(16), 0.5, 0), rows(100, seed=1), epochs=20)
     paragraph = told(result, "overfitting")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ from ptuning.data.tokens import TokenRow, segments_of
 from ptuning.errors import TrainingDiverged
 from ptuning.training import head_init
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import fit_head, logistic, ridge, starts_fitted
+from ptuning.training.head_init import FIRST_LOGITS, fit_head, logistic, ridge, soften_head, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import Split
 from test_training import StopAfter
@@ -368,3 +369,82 @@ def test_a_resumed_run_does_not_fit_its_head_again(make: Callable[..., PTuningMo
     resumed = fit(make(), data, config, report=False, output=tmp_path / "broken", resume=True)
     assert resumed.history == straight.history
     assert resumed.metrics == straight.metrics
+
+
+# ------------------------------------------------------------------------------- large first logits
+
+
+def enlarged(model: PTuningModel, factor: float) -> dict[str, torch.Tensor]:
+    """``model``'s head with its last layer times ``factor``, and what it is now."""
+    values = {name: value.detach().clone() for name, value in model.head.named().items()}
+    values = {
+        name: value * factor if name.startswith("classifier") else value for name, value in values.items()
+    }
+    model.head.copy_(values)
+    return values
+
+
+def logits_on(model: PTuningModel, rows: list[Any]) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return torch.stack([model(*_inputs(row)).logits[0] for row in rows])
+
+
+@pytest.mark.parametrize("pooling", ["native", "mean"])
+def test_an_untrained_head_with_large_logits_begins_smaller(
+    make: Callable[..., PTuningModel], pooling: str
+) -> None:
+    """The same answers, only less sure of them: the last layer is scaled, and nothing else."""
+    model = make(CLASSES, pooling=pooling)
+    tokens, targets = _tokens(model, alike(30))
+    values = enlarged(model, 400)
+    before = logits_on(model, tokens)
+    soften_head(model, Split(rows=tokens, targets=targets), lambda split: (2.0, 0.7))
+    after = logits_on(model, tokens)
+    assert before.square().mean().sqrt() > 2 * FIRST_LOGITS
+    assert float(after.square().mean().sqrt()) == pytest.approx(FIRST_LOGITS, rel=1e-3)
+    torch.testing.assert_close(after / after.norm(), before / before.norm())
+    changed = {name for name, value in model.head.named().items() if not torch.equal(value, values[name])}
+    assert changed == {"classifier.weight"} | (
+        {"classifier.bias"} if values["classifier.bias"].any() else set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "loss", "choices"),
+    [
+        (1, 2.0, {}),  # MiniLM's size
+        (400, 0.6, {}),  # better than the constant answer: it has been trained
+        (400, 2.0, {"train_head": False}),
+        (math.nan, 2.0, {}),
+    ],
+)
+def test_other_heads_begin_as_they_are(
+    factor: float, loss: float, choices: Any, make: Callable[..., PTuningModel]
+) -> None:
+    model = make(CLASSES, pooling="native", **choices)
+    tokens, targets = _tokens(model, alike(10))
+    values = enlarged(model, factor)
+    soften_head(model, Split(rows=tokens, targets=targets), lambda split: (loss, 0.7))
+    for name, value in model.head.named().items():
+        torch.testing.assert_close(value, values[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_run_makes_large_first_logits_small_and_keeps_a_trained_head(
+    make: Callable[..., PTuningModel],
+) -> None:
+    """Learning rates of nearly nothing, so that the head of the first step is the head before it."""
+    still = FitConfig(num_train_epochs=1, learning_rate=1e-30, head_learning_rate=1e-30)
+    data = {"train": alike(40), "validation": alike(20, seed=1)}
+    model = make(CLASSES, pooling="native")
+    enlarged(model, 400)
+    fit(model, data, still)
+    rows, _ = _tokens(model, data["train"])
+    assert float(logits_on(model, rows).square().mean().sqrt()) == pytest.approx(FIRST_LOGITS, rel=0.01)
+    enlarged(model, 400)
+    right = torch.tensor([row["label"] for row in data["train"]])
+    answers = logits_on(model, rows).argmax(1) == right
+    known = [row for row, is_right in zip(data["train"], answers.tolist(), strict=True) if is_right]
+    assert 0 < len(known) < 40
+    fit(model, {**data, "train": known}, still)  # large logits again, and all of them right
+    assert float(logits_on(model, rows).square().mean().sqrt()) > 2 * FIRST_LOGITS

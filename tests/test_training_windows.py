@@ -155,6 +155,7 @@ def gradients(model: PTuningModel, rows: list[dict[str, Any]], **options: Any) -
     ],
     ids=["deep", "stem", "input", "weights", "weights-accumulation"],
 )
+@pytest.mark.usefixtures("any_features")
 def test_a_steps_gradient_is_that_of_the_mean_of_each_rows_windows(
     tiny_folder: Path, name: str, options: dict[str, Any]
 ) -> None:

@@ -1,4 +1,5 @@
-"""Fits the head to the features of the frozen model before training, where a random start would be harmful.
+"""The head before training: fitted to the features of the frozen model, or made small, where a random start
+would be harmful.
 
 The similarity of two texts often solves most of a task before the first step. With a random head, the first
 gradients would make the prompt distort the mean and scale of the similarity. Fitting the last layer first
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ptuning.data.tokens import TokenRow, sorted_batches, windows_of
 from ptuning.inference.evaluate import BATCH_TOKENS, logits_of
-from ptuning.model.config import DeepPrompt
+from ptuning.model.config import DeepPrompt, trains_head
 from ptuning.model.ptuning import PTuningModel
 from ptuning.model.windows import mean_of_windows
 from ptuning.task import Task
@@ -39,6 +40,9 @@ INVERSE_STRENGTHS = np.logspace(-2, 2, 9)
 """Values of scikit-learn's C, for features with a total variance of 1."""
 FEW = 64
 """Rows that the size of the features is measured on."""
+FIRST_LOGITS = 0.3
+"""Maximum root mean square of the logits that an untrained head begins with. Those of MiniLM, MPNet and BERT
+begin below it; those of Gemma 3, whose features are large, at 1.7, and have to be unlearned first."""
 FOLDS = 4
 MIN_PER_CLASS = 20
 """Minimum rows per class for an estimate."""
@@ -141,6 +145,31 @@ def fit_new_rows(
             for name, value in values.items()
         }
     )
+
+
+def soften_head(model: PTuningModel, split: Split, loss: Callable[[Split], tuple[float, float]]) -> None:
+    """Make the last layer of an untrained head smaller if its first logits are large.
+
+    The layer is scaled so that the logits have a root mean square of :data:`FIRST_LOGITS` on the first
+    :data:`FEW` rows. A head that is better than a constant answer has been trained, and is not changed.
+
+    Args:
+        loss: For rows, the loss of the model and that of a constant answer.
+    """
+    if not trains_head(model.prompt_config) or not model.head.names:
+        return
+    few = Split(rows=split.rows[:FEW], targets=split.targets[:FEW])
+    output, values = _output(model), model.head.named()
+    layer = {name: values[name] for name in values if name.rpartition(".")[0] == output}
+    weight, bias = layer[f"{output}.weight"], layer.get(f"{output}.bias")
+    features = torch.cat([each.flatten(0, -2) for each in _inputs(model, output, few.rows)]).to(weight)
+    size = float(torch.nn.functional.linear(features, weight, bias).detach().square().mean().sqrt())
+    if not math.isfinite(size) or size <= FIRST_LOGITS:
+        return
+    found, constant = loss(few)
+    if found > constant:
+        scaled = {name: value.detach() * (FIRST_LOGITS / size) for name, value in layer.items()}
+        model.head.copy_({**{name: value.detach() for name, value in values.items()}, **scaled})
 
 
 def some(split: Split) -> Split:

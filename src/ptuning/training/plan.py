@@ -21,7 +21,7 @@ from ptuning.training import checkpoint
 from ptuning.training.class_weights import class_weights
 from ptuning.training.config import FitConfig
 from ptuning.training.diagnosis import Reference
-from ptuning.training.evaluation import baseline_metrics, constant_losses, own_metrics
+from ptuning.training.evaluation import baseline_metrics, constant_losses, evaluate, own_metrics
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions, name_of
 from ptuning.training.metrics import Baseline, Selection, effective_rows
 from ptuning.training.recipe import Facts, Recipe, Settled, units_and_queries
@@ -29,7 +29,7 @@ from ptuning.training.recipe import Facts, Recipe, Settled, units_and_queries
 if TYPE_CHECKING:
     from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
-    from ptuning.training.prepare import TrainingData
+    from ptuning.training.prepare import Split, TrainingData
     from ptuning.training.warm_start import WarmStart
 
 Source = Literal["search", "checkpoint", "rows", "recipe", "backbone"]
@@ -175,7 +175,8 @@ def plan_run(
     extensions: Extensions = NO_EXTENSIONS,
     start: WarmStart | None = None,
 ) -> Plan:
-    """Decide everything else, for a model that was created from ``prompt``; sets its class weights.
+    """Decide everything else, for a model that was created from ``prompt``; sets its class weights, and
+    makes the first logits of an untrained head small (:func:`~ptuning.training.head_init.soften_head`).
 
     Args:
         start: How the run starts, if the model was trained before.
@@ -183,6 +184,8 @@ def plan_run(
     Raises:
         ConfigError: options that contradict each other, the task or the rows.
     """
+    from ptuning.training.head_init import soften_head  # imports scikit-learn: slow
+
     task, train, validation = model.task, data.train, data.validation
     facts = Facts.of(model, train.rows, start, features=config.head_learning_rate is None)
     recipe = Recipe.of(config, facts, found)
@@ -195,6 +198,12 @@ def plan_run(
         name: baseline_metrics(baseline, split.targets, task, weights, extensions)
         for name, split in data.evaluated.items()
     }
+
+    def losses(split: Split) -> tuple[float, float]:
+        return evaluate(model, split)["loss"], baseline.measure(split.targets, task, weights)["loss"]
+
+    if start is None:
+        soften_head(model, train, losses)
     select = Selection.for_task(
         config.select_by,
         task,
