@@ -162,7 +162,7 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
     """Mean and standard deviation over seeds, by data and way."""
     kept = [record for record in records if not record["options"]]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for data in dict.fromkeys(record["data"] for record in kept):
         here = [record for record in kept if record["data"] == data]
         first = here[0]["constant"]

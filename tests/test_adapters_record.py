@@ -117,6 +117,7 @@ def test_this_room_stands_below_the_model() -> None:
         "ptuning.files",
         "ptuning.kinds",
         "ptuning.model.config",  # choices alone: no backbone, no torch
+        "ptuning.model.template",  # nor here
         "ptuning.paths",
         "ptuning.task",
         "ptuning.validation",

@@ -190,7 +190,7 @@ def small(backbone: Path, kind: str) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-@pytest.mark.usefixtures("kinds")
+@pytest.mark.usefixtures("kinds", "any_features")
 def test_a_new_kind_of_number_trains_predicts_evaluates_saves_and_loads(
     tiny_folder: Path, files: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptuning import adapters
 from ptuning.errors import AdapterError, ConfigError, out_of_memory
+from ptuning.kinds import BY_FORM, LabelForm
 from ptuning.model import state
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import (
@@ -79,7 +80,7 @@ class OpeningMixin(TaskModule):
                 expected=f"{task.num_labels} and {task.problem_type}, as in task",
                 remedy="leave them out",
             )
-        if task is None and problem_type in (None, "single_label_classification"):
+        if task is None and problem_type in (None, BY_FORM[LabelForm.ONE].name):
             task = _named_by_words(config, num_labels)
         requested = task or (None if num_labels is None else plain_task(num_labels, problem_type))
         loaded, tokenizer = load_backbone(
@@ -274,7 +275,7 @@ def _named_by_words(config: PromptConfig | None, num_labels: int | None) -> Task
             expected=f"{len(labels)}, the number of labels in prompt.head.verbalizer",
             remedy="leave num_labels out, or name all labels there",
         )
-    return Task(problem_type="single_label_classification", labels=labels)
+    return Task(problem_type=BY_FORM[LabelForm.ONE].name, labels=labels)
 
 
 def _backbone_of(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ptuning.errors import ConfigError
+from ptuning.kinds import LabelForm
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import ClozeHead, PromptConfig, label_name
 from ptuning.model.language_head import LanguageHead
@@ -103,7 +104,7 @@ def check_cloze(config: PromptConfig, task: Task, backbone: Backbone) -> None:
     """
     head = config.head
     assert head is not None
-    if task.kind.name != "single_label_classification":
+    if task.kind.form is not LabelForm.ONE:
         why = (
             "a number has no word"
             if task.is_regression
