@@ -950,7 +950,9 @@ def stem_places(monkeypatch: pytest.MonkeyPatch) -> list[Ran]:
 def test_each_text_goes_through_the_stem_once_however_many_epochs(
     config: Callable[..., TrainConfig], rows: Rows, jsonl: Files, stem_places: list[Ran]
 ) -> None:
-    """Texts of one length, so that places are tokens; the test set is looked at once, by itself."""
+    """Texts of one length, so that places are tokens; the test set is looked at once, by itself. Before training,
+    the first rows show how large the first logits are.
+    """
     many = [
         {"text": f"good {word} film", "label": "positive"} for word in ("the", "red", "blue", "page", "app")
     ]
@@ -962,11 +964,11 @@ def test_each_text_goes_through_the_stem_once_however_many_epochs(
     data = {"train": doubled, "validation": str(jsonl("held.jsonl", many[3:7])), "test": test}
     told = Told()
     train(config(data=data, fit={"epochs": 5}), callbacks=[told])
-    tokens = 5
-    assert stem_places[-1].places == len(many) * tokens + 3 * tokens
+    tokens, first = 5, 2 * len(many)
+    assert stem_places[-1].places == (first + len(many) + 3) * tokens
     assert told.stems[-1] == (10, 10)
     train(config("again", data=data, fit={"epochs": 5}))
-    assert stem_places[-1].places == 3 * tokens, "a second run finds it on disk"
+    assert stem_places[-1].places == (first + 3) * tokens, "a second run finds it on disk"
 
 
 def test_other_tasks_on_the_same_texts_hit_the_cache(

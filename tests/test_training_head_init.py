@@ -399,7 +399,7 @@ def test_an_untrained_head_with_large_logits_begins_smaller(
     tokens, targets = _tokens(model, alike(30))
     values = enlarged(model, 400)
     before = logits_on(model, tokens)
-    soften_head(model, Split(rows=tokens, targets=targets), lambda split: (2.0, 0.7))
+    soften_head(model, Split(rows=tokens, targets=targets), lambda split, logits: (2.0, 0.7))
     after = logits_on(model, tokens)
     assert before.square().mean().sqrt() > 2 * FIRST_LOGITS
     assert float(after.square().mean().sqrt()) == pytest.approx(FIRST_LOGITS, rel=1e-3)
@@ -425,7 +425,7 @@ def test_other_heads_begin_as_they_are(
     model = make(CLASSES, pooling="native", **choices)
     tokens, targets = _tokens(model, alike(10))
     values = enlarged(model, factor)
-    soften_head(model, Split(rows=tokens, targets=targets), lambda split: (loss, 0.7))
+    soften_head(model, Split(rows=tokens, targets=targets), lambda split, logits: (loss, 0.7))
     for name, value in model.head.named().items():
         torch.testing.assert_close(value, values[name], rtol=0, atol=0, equal_nan=True)
 

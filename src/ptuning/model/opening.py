@@ -265,8 +265,10 @@ class OpeningMixin(TaskModule):
 def _named_by_words(config: PromptConfig | None, num_labels: int | None) -> Task | None:
     """A task with the labels that a cloze head's verbalizer names; ``None`` if it names none or numbers."""
     labels = () if config is None or config.head is None else tuple(config.head.verbalizer)
-    numbers = {str(number) for number in range(len(labels) if num_labels is None else num_labels)}
-    if not labels or set(labels) <= numbers:
+    if not labels:
+        return None
+    numbers = {str(number) for number in range(num_labels if isinstance(num_labels, int) else len(labels))}
+    if set(labels) <= numbers:
         return None
     if num_labels not in (None, len(labels)):
         raise ConfigError(

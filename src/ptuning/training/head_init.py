@@ -147,14 +147,16 @@ def fit_new_rows(
     )
 
 
-def soften_head(model: PTuningModel, split: Split, loss: Callable[[Split], tuple[float, float]]) -> None:
+def soften_head(
+    model: PTuningModel, split: Split, losses: Callable[[Split, Tensor], tuple[float, float]]
+) -> None:
     """Make the last layer of an untrained head smaller if its first logits are large.
 
     The layer is scaled so that the logits have a root mean square of :data:`FIRST_LOGITS` on the first
     :data:`FEW` rows. A head that is better than a constant answer has been trained, and is not changed.
 
     Args:
-        loss: For rows, the loss of the model and that of a constant answer.
+        losses: For rows and the model's logits, the model's loss and that of a constant answer.
     """
     if not trains_head(model.prompt_config) or not model.head.names:
         return
@@ -162,11 +164,12 @@ def soften_head(model: PTuningModel, split: Split, loss: Callable[[Split], tuple
     output, values = _output(model), model.head.named()
     layer = {name: values[name] for name in values if name.rpartition(".")[0] == output}
     weight, bias = layer[f"{output}.weight"], layer.get(f"{output}.bias")
-    features = torch.cat([each.flatten(0, -2) for each in _inputs(model, output, few.rows)]).to(weight)
+    seen, logits = _inputs(model, output, few.rows)
+    features = torch.cat([each.flatten(0, -2) for each in seen]).to(weight)
     size = float(torch.nn.functional.linear(features, weight, bias).detach().square().mean().sqrt())
     if not math.isfinite(size) or size <= FIRST_LOGITS:
         return
-    found, constant = loss(few)
+    found, constant = losses(few, logits)
     if found > constant:
         scaled = {name: value.detach() * (FIRST_LOGITS / size) for name, value in layer.items()}
         model.head.copy_({**{name: value.detach() for name, value in values.items()}, **scaled})
@@ -206,7 +209,8 @@ def feature_size(model: PTuningModel, rows: Sequence[TokenRow]) -> float:
     if not rows or not model.head.names:
         return 0.0
     first = model.backbone.head_names[0].rpartition(".")[0]
-    read = torch.cat([each.flatten() for each in _inputs(model, first, rows[:FEW])])
+    seen, _ = _inputs(model, first, rows[:FEW])
+    read = torch.cat([each.flatten() for each in seen])
     size = float(read.square().mean().sqrt())
     return size if math.isfinite(size) else 0.0
 
@@ -226,7 +230,7 @@ def _features(model: PTuningModel, split: Split, on_rows: Callable[[int, int], N
         done += rows
         on_rows(done, sum(counts))
 
-    seen = _inputs(model, _output(model), split.rows, on_batch)
+    seen, _ = _inputs(model, _output(model), split.rows, on_batch)
     lengths = list(map(len, windows_of(split.rows)))
     order = [row for batch in sorted_batches(lengths, None, BATCH_TOKENS) for row in batch]
     found = torch.empty(len(order), seen[0].shape[-1])
@@ -239,17 +243,17 @@ def _inputs(
     layer: str,
     rows: Sequence[TokenRow],
     on_batch: Callable[[int], None] | None = None,
-) -> list[Tensor]:
-    """The inputs of a layer of the head, in fp32 on the CPU, a tensor per batch."""
+) -> tuple[list[Tensor], Tensor]:
+    """The inputs of a layer of the head, in fp32 on the CPU, a tensor per batch; and the logits."""
     model = model.twin().eval()  # a copy, so that the hook does not see another thread's batches
     seen: list[Tensor] = []
     module = model.backbone.model.get_submodule(layer)
     hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float().cpu()))
     try:
-        logits_of(model, rows, on_batch=on_batch)
+        logits = logits_of(model, rows, on_batch=on_batch)
     finally:
         hook.remove()
-    return seen
+    return seen, logits
 
 
 def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:

@@ -21,12 +21,20 @@ from ptuning.training import checkpoint
 from ptuning.training.class_weights import class_weights
 from ptuning.training.config import FitConfig
 from ptuning.training.diagnosis import Reference
-from ptuning.training.evaluation import baseline_metrics, constant_losses, evaluate, own_metrics
+from ptuning.training.evaluation import (
+    Scored,
+    baseline_metrics,
+    constant_losses,
+    metrics_of,
+    own_metrics,
+)
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions, name_of
 from ptuning.training.metrics import Baseline, Selection, effective_rows
 from ptuning.training.recipe import Facts, Recipe, Settled, units_and_queries
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
     from ptuning.training.prepare import Split, TrainingData
@@ -199,8 +207,9 @@ def plan_run(
         for name, split in data.evaluated.items()
     }
 
-    def losses(split: Split) -> tuple[float, float]:
-        return evaluate(model, split)["loss"], baseline.measure(split.targets, task, weights)["loss"]
+    def losses(split: Split, logits: Tensor) -> tuple[float, float]:
+        found = metrics_of(model, Scored(split=split, logits=logits))["loss"]
+        return found, baseline.measure(split.targets, task, weights)["loss"]
 
     if start is None:
         soften_head(model, train, losses)
