@@ -950,8 +950,8 @@ def stem_places(monkeypatch: pytest.MonkeyPatch) -> list[Ran]:
 def test_each_text_goes_through_the_stem_once_however_many_epochs(
     config: Callable[..., TrainConfig], rows: Rows, jsonl: Files, stem_places: list[Ran]
 ) -> None:
-    """Texts of one length, so that places are tokens; the test set is looked at once, by itself. Before training,
-    the first rows show how large the first logits are.
+    """Texts of one length, so that places are tokens; the test set is looked at once, by itself. Before
+    training, the first rows show how large the first logits are.
     """
     many = [
         {"text": f"good {word} film", "label": "positive"} for word in ("the", "red", "blue", "page", "app")
