@@ -170,6 +170,16 @@ def test_the_command_line_says_it(
     assert said.startswith(f"ptuning: error: backbone {str(folder)!r} could not be loaded: ")
 
 
+@pytest.mark.parametrize("name", ["./gone", "../gone/model", "/gone", "~/gone", "one/two/three", "C:\\gone"])
+def test_a_path_that_leads_nowhere_is_no_hub_id(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneNotFound) as refused:
+        PTuningModel.from_backbone(name, DeepPrompt(num_virtual_tokens=2), task=TASK)
+    assert str(refused.value).startswith(f"backbone {name!r} could not be loaded: there is no such folder")
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("CUDA out of memory"), KeyboardInterrupt()], ids=type
 )

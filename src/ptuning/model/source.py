@@ -76,6 +76,8 @@ def _unreadable(
     local = _is_there(source)
     reason, shown = first_line(error)[:300], shortened(name)
     problem = f"backbone {shown} could not be loaded"
+    if not local and _is_a_missing_path(source):
+        reason = "there is no such folder"  # the Hub's words about repository ids say nothing of that
     if not local and isinstance(error, OSError | ValueError):  # usually it does not exist
         return BackboneNotFound(
             f"{problem}: {reason}",
@@ -101,6 +103,16 @@ def _is_there(source: str) -> bool:
     """Whether ``source`` is a model's folder on this machine."""
     try:
         return (Path(source) / "config.json").is_file() or (Path(source) / "tokenizer_config.json").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_a_missing_path(source: str) -> bool:
+    """Whether ``source`` is a path, as no Hub id begins like it or has two slashes, and nothing is there."""
+    if not (source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source):
+        return False
+    try:
+        return not Path(source).exists()
     except (OSError, ValueError):
         return False
 
