@@ -138,6 +138,8 @@ def test_every_setting_survives_json_and_no_two_methods_share_one() -> None:
     for dataset in DATASETS:
         found = []
         for name, method in METHODS.items():
+            if dataset not in method.datasets:
+                continue
             settings = [setting_of(name, dataset, rate) for rate in method.rates or (None,)]
             assert settings == json.loads(json.dumps(settings))
             found += map(plan.digest, settings)
@@ -545,7 +547,7 @@ def test_what_the_docs_sum_up_is_what_was_found() -> None:
     assert behind("full") == {"sst2-1000", "reuters", "tweets"}
     less_steady = {name for name in minilm if deviation(name, "default") > deviation(name, "full")}
     assert less_steady == {"sst2", "sst2-100", "sst2-1000", "mrpc-100", "reuters", "reviews"}
-    inputs = [name for name in METHODS if name.startswith("input")]
+    inputs = [name for name, each in METHODS.items() if name.startswith("input") and "mrpc" in each.datasets]
     assert all(mean("mrpc", name) < mean("mrpc", "majority") + 0.025 for name in inputs)
     whole = [tables.cell(records, name, "default") for name in minilm]
     shares = [run["trained"] / run["total"] for cell in whole if cell for run in cell.runs]

@@ -242,6 +242,12 @@ METHODS: Mapping[str, Method] = {
     "deep-two-thirds": _deep("**ptuning deep, upper two thirds**", LAYERS // 3),
     "deep-half": _deep("**ptuning deep, upper half**", LAYERS // 2),
     "input": _input("**ptuning input**"),
+    "input-default": Method(
+        title="**ptuning input**, default recipe",
+        kind="default",
+        options={"prompt": {"depth": "input"}},
+        datasets=tuple(TRAVELLED),
+    ),
     "peft-p-tuning": _peer(
         "PEFT `P_TUNING`",
         "p-tuning",
