@@ -30,6 +30,7 @@ from conftest import sentiment
 from quality import elsewhere, plan, tables
 from quality import records as results
 from quality.data import drawn, home, write_rows
+from quality.estimates import estimate
 from quality.plan import (
     BACKBONES,
     DATASETS,
@@ -161,11 +162,11 @@ def test_few_rows_get_at_least_the_least_number_of_steps() -> None:
 
 
 def test_estimates_learn_from_what_was_run() -> None:
-    guess = plan.estimate([], "sst2", "full")
+    guess = estimate([], "sst2", "full")
     done = [record("mrpc", "full", 0, METHODS["full"].rates[0], 0.8, 0.8)]
-    assert plan.estimate(done, "mrpc", "full") == 90.0
-    assert 0 < plan.estimate(done, "sst2", "full") < 90.0 < guess
-    few, more, most = (plan.estimate([], name, "setfit") for name in ("mrpc-16", "mrpc-100", "mrpc-1000"))
+    assert estimate(done, "mrpc", "full") == 90.0
+    assert 0 < estimate(done, "sst2", "full") < 90.0 < guess
+    few, more, most = (estimate([], name, "setfit") for name in ("mrpc-16", "mrpc-100", "mrpc-1000"))
     assert few < more / 10  # its pairs grow with the square of the rows
     assert more == most  # but not beyond what it is given
 
@@ -514,7 +515,7 @@ def test_the_tables_say_which_runs_were_on_a_gpu_and_leave_its_seconds_out() -> 
         "2 runs on a processor, 2 cores, one thread per run, torch 2, 0.1 core hours; 1 run on one a GPU"
         in text
     )
-    assert plan.estimate(done, "mrpc", "deep") == 91.0
+    assert estimate(done, "mrpc", "deep") == 91.0
     text = tables.tables(plain, done[1:2])
     assert "0.600 | 0.300 | 1 on a GPU | 1,000 (0.0045 %) |  | \n" in text
     assert "PEFT 0; 1 run on one a GPU of some name, torch 2." in text

@@ -140,9 +140,9 @@ TRAINING: Mapping[str, Any] = {
 }
 """What all methods have in common that are trained by a loop of ours or of ptuning's."""
 
-RECIPE = 3
-"""Counts the recipes: raised when what ``ptuning train`` chooses on other backbones than MiniLM changes.
-There the choices depend on what is measured of the backbone, so a setting cannot spell them out."""
+RECIPES: Mapping[str, int] = {"all-mpnet-base-v2": 3, "gemma-3-270m": 4}
+"""Counts the recipes of each: raised when what ``ptuning train`` chooses on it changes. There the choices
+depend on what is measured of the backbone, so a setting cannot spell them out."""
 
 MOST_PAIRS = 8000
 """SetFit's pairs grow with the square of the rows: no more than its paper's 20 a row make of 200 rows."""
@@ -325,7 +325,8 @@ def setting_of(method: str, dataset: str, rate: float | None = None) -> dict[str
         return {"kind": "majority"}
     if chosen.kind == "default":
         if dataset in TRAVELLED:
-            return {"kind": "default", "backbone": data.backbone, "recipe": RECIPE, **chosen.options}
+            recipe = RECIPES[data.backbone]
+            return {"kind": "default", "backbone": data.backbone, "recipe": recipe, **chosen.options}
         return default_setting(data)
     setting: dict[str, Any] = {"kind": chosen.kind, "backbone": data.backbone, **chosen.options}
     if chosen.kind not in ("setfit", "frozen"):
@@ -472,34 +473,3 @@ def outstanding(records: Sequence[Record], dataset: str, method: str, seeds: Seq
     if chosen.rates and len(sweep(records, dataset, method)) < len(chosen.rates):
         left += sum(seed in seeds for seed in range(1, seeds_of(method, dataset)))
     return left
-
-
-# ------------------------------------------------------------------------------------------ estimates
-
-GUESS, LARGER = 5e-4, 7
-"""Seconds a token takes in training on MiniLM, until there is a record; how many times as long on others."""
-
-
-def estimate(records: Sequence[Record], dataset: str, method: str) -> float:
-    """Seconds of a core that a run will take: as it took before, or as the method took elsewhere, a token."""
-    on_cores = [record for record in records if record["metrics"] and not accelerator(record)]
-    same = [record for record in on_cores if record["method"] == method]
-    here = [record["cpu_seconds"] for record in same if record["dataset"] == dataset]
-    if here:
-        return math.fsum(here) / len(here)
-    tokens = math.fsum(_tokens(record["dataset"], method) for record in same)
-    if METHODS[method].kind == "majority":
-        return 5.0
-    guess = GUESS * (LARGER if dataset in TRAVELLED else 1)
-    each = math.fsum(record["cpu_seconds"] for record in same) / tokens if tokens else guess
-    return each * _tokens(dataset, method)
-
-
-def _tokens(dataset: str, method: str) -> float:
-    """Tokens that a run is trained on, more or less."""
-    data, options = data_set(dataset), METHODS[method].options
-    if METHODS[method].kind == "setfit":
-        return float(min(MOST_PAIRS, data.rows**2 / 2) * 2 * data.tokens)
-    batch, epochs = TRAINING["batch_size"], options.get("epochs", 8)
-    steps = max(epochs * math.ceil(data.rows / batch), TRAINING["least_steps"])
-    return float(steps * batch * data.tokens)

@@ -29,6 +29,7 @@ from typing import Any
 
 from quality import records
 from quality.data import elsewhere, loadable, root
+from quality.estimates import estimate
 from quality.plan import (
     DATASETS,
     ELSEWHERE,
@@ -37,7 +38,6 @@ from quality.plan import (
     Record,
     Run,
     data_set,
-    estimate,
     outstanding,
     remaining,
     setfit_python,

@@ -168,6 +168,8 @@ def _task(adapter: Adapter) -> Iterator[str]:
         yield f"- output: {task.kind.output(task)}"
         return
     words: Mapping[str, Any] = {}
+    if template := adapter.prompt.get("template"):
+        yield f"- template: {_code(template)}; its words are added to each text"
     if adapter.cloze is not None:
         head = adapter.prompt["head"]
         words = head["verbalizer"]

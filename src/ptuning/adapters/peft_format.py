@@ -187,6 +187,11 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
             f"its prompt starts at layer {first}, and PEFT's PREFIX_TUNING has a prompt in every layer; "
             "train again with prompt.first_layer 0"
         )
+    if adapter.anchors:
+        return (
+            f"its template {adapter.prompt.get('template')!r} has words, which PEFT does not insert; "
+            "train again with prompt.template '{text}'"
+        )
     if (pooling := adapter.prompt.get("pooling") or "native") != "native":
         return (
             f"its pooling is {pooling!r}, and with PEFT the head reads the backbone's own pooled token; "

@@ -170,7 +170,7 @@ def _check_tokens(values: Mapping[str, Any]) -> None:
         raise ValueError(
             f"cloze: got {'none' if cloze is None else 'words'}, expected words with a cloze head alone"
         )
-    if cloze is None:
+    if cloze is None and prompt.depth == "input":
         return
     pieces = [piece.anchor for piece in prompt.insertions if piece.anchor]
     if len(values["anchors"]) != len(pieces):
@@ -180,6 +180,8 @@ def _check_tokens(values: Mapping[str, Any]) -> None:
     for piece, ids in zip(pieces, values["anchors"], strict=True):
         if piece.replace(MASK, "").strip() and not ids:
             raise ValueError(f"anchors: got no tokens for the words {shortened(piece)} of the template")
+    if cloze is None:
+        return
     if (got := len(cloze["words"])) != (expected := len(values["task"]["labels"])):
         raise ValueError(f"cloze.words: got those of {got} labels, expected {expected}")
     if cloze["mask"] is not None and anchors.count(cloze["mask"]) != 1:

@@ -120,6 +120,7 @@ def _print(adapter: Adapter) -> None:
             else f"from layer {prompt.get('first_layer') or 0}, pooling {prompt.get('pooling') or 'native'}"
             + (f", {units} virtual units" if (units := prompt.get("num_virtual_units")) else "")
             + (f", {queries} queries" if (queries := prompt.get("num_queries")) else "")
+            + (f", template {template!r}" if (template := prompt.get("template")) else "")
         ),
         **({"head": _cloze(prompt["head"])} if prompt.get("head") else {}),
         "encoder": f"{prompt.get('encoder', {}).get('kind', 'embedding')}",

@@ -18,9 +18,9 @@ from ptuning.model.template import (
     DEFAULT_PLACEMENT,
     Insertion,
     cloze_insertions,
-    cloze_texts,
-    cloze_words,
     insertions,
+    template_texts,
+    template_words,
 )
 from ptuning.validation import Float, Int, checked, validated
 
@@ -220,11 +220,6 @@ class ClozeHead:
                     f"head.verbalizer: the words of {label!r}", got=repr(list(words)), expected="at least one"
                 )
 
-    @property
-    def texts(self) -> int:
-        """The number of texts in the template."""
-        return cloze_texts(self.template)
-
 
 # --------------------------------------------------------------------------------------- prompts
 
@@ -265,6 +260,16 @@ class InputPrompt:
         return insertions(self.placement, self.num_virtual_tokens)
 
     @property
+    def written(self) -> str:
+        """The template that has the words, wherever it is given; a named placement if there is none."""
+        return self.placement if self.head is None else self.head.template
+
+    @property
+    def template_texts(self) -> int | None:
+        """The number of texts in a template whose words become a part of them; ``None`` without one."""
+        return None if self.head is None else template_texts(self.head.template)
+
+    @property
     def virtual_tokens(self) -> int:
         """P."""
         return sum(piece.tokens for piece in self.insertions)
@@ -297,6 +302,11 @@ class DeepPrompt:
         num_queries: Q, the number of learned attention queries per layer, a further way to pool the tokens
             with ``layers`` (self-attentive embeddings, arXiv:1703.03130). If left out: none in Python;
             ``ptuning train`` adds some for 5,000 rows or more.
+        template: Words around the text, such as ``"{text}\\nIn one word:"``, frozen as the text's own tokens
+            are. The head of a decoder reads the last token, so what comes behind the text decides what it can
+            read (PromptEOL, arXiv:2307.16645). For pairs with ``{text_a}`` and ``{text_b}``; ``"{text}"``
+            adds none. If left out: none in Python; ``ptuning train`` adds some for a decoder and single texts
+            (docs/recipes.md). PEFT can load none.
         encoder: The network that makes the prompt while training.
         train_head: Train the head too; otherwise it stays frozen.
         head: A cloze head, for masked and causal language models; the classification head if left out.
@@ -309,17 +319,37 @@ class DeepPrompt:
     pooling: Pooling | None = None
     num_virtual_units: Count | None = None
     num_queries: Count | None = None
+    template: str | None = None
     encoder: DeepEncoderConfig = field(default_factory=EmbeddingEncoder)
     train_head: bool = True
     head: ClozeHead | None = None
 
     def __post_init__(self) -> None:
+        if self.template is not None and self.head is not None:
+            raise ConfigError(
+                "prompt.template",
+                got=f"{self.template!r}, beside prompt.head.template {self.head.template!r}",
+                expected="one template",
+                remedy="leave prompt.template out",
+            )
         _ = self.insertions  # so that a malformed template is refused here, not at the first batch
 
     @property
     def insertions(self) -> tuple[Insertion, ...]:
-        """The words that a cloze head's template inserts where, in the order of the row."""
-        return () if self.head is None else cloze_words(self.head.template)
+        """The words that a template inserts where, in the order of the row."""
+        if self.head is None and self.template is None:
+            return ()
+        return template_words(self.written, mask=self.head is not None)
+
+    @property
+    def written(self) -> str:
+        """The template that has the words, wherever it is given; empty if there is none."""
+        return self.template or "" if self.head is None else self.head.template
+
+    @property
+    def template_texts(self) -> int | None:
+        """The number of texts in a template whose words become a part of them; ``None`` without one."""
+        return template_texts(self.written) if self.insertions or self.head is not None else None
 
     @property
     def virtual_tokens(self) -> int:
@@ -377,10 +407,12 @@ class Engine:
 
 
 def prompt_to_dict(config: PromptConfig) -> dict[str, Any]:
-    """Every option by name, ready for JSON; without ``head`` if there is no cloze head, as earlier versions
-    wrote it.
+    """Every option by name, ready for JSON; without ``head`` if there is no cloze head, and without
+    ``template`` if there is none, as earlier versions wrote it.
     """
     values = asdict(config)
+    if values.get("template", "") is None:
+        del values["template"]
     if (head := values.pop("head")) is not None:
         values["head"] = {**head, "verbalizer": {name: list(x) for name, x in head["verbalizer"].items()}}
     return values

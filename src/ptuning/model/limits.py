@@ -50,8 +50,8 @@ def text_limits(
     if (places := backbone.max_positions) is not None:
         limits.append(places - offset)  # the offset takes up positions, not tokens
     wanted = () if joined is None else joined.wanted_texts
-    if config.head is not None:
-        wanted = tuple(range(config.head.texts))
+    if (texts := config.template_texts) is not None:
+        wanted = tuple(range(texts))
     apart = isinstance(config, DeepPrompt) and config.pooling == "similarity"
     return TextLimits(
         max_text_tokens=min(limits) - inserted if limits else None,

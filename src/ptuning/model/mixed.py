@@ -148,13 +148,13 @@ def _heads(backbone: Backbone, read: Tensor, mask: Tensor, tasks: Sequence[Packe
         read, mask: Of :func:`_read`.
     """
     found: list[Tensor] = [torch.empty(0)] * len(tasks)
-    if own := [row for row, task in enumerate(tasks) if task.wording is None]:
+    if own := [row for row, task in enumerate(tasks) if not task.is_cloze]:
         distinct, owners = _distinct([tasks[row] for row in own])
         head = row_head(backbone, [task.head for task in distinct], owners)
         its_read, its_mask = (read, mask) if len(own) == len(tasks) else (read[own], mask[own])
         for row, logits in zip(own, head(its_read, its_mask), strict=True):
             found[row] = logits
-    cloze = [row for row, task in enumerate(tasks) if task.wording is not None]
+    cloze = [row for row, task in enumerate(tasks) if task.is_cloze]
     for task in {id(tasks[row]): tasks[row] for row in cloze}.values():
         its = [row for row in cloze if tasks[row] is task]
         states = read[its] if read.dim() == 2 else read[its, 0]
@@ -203,7 +203,7 @@ def _deep(
 
 
 def _filled(backbone: Backbone, batch: Batch, tasks: Sequence[PackedTask]) -> Batch:
-    """The batch with the words of each cloze head's template, padded to one length."""
+    """The batch with the words of each task's template, padded to one length."""
     if all(task.wording is None for task in tasks):
         return batch
     groups: dict[int, list[int]] = {}

@@ -55,7 +55,8 @@ class PackedTask:
             and values of these tokens and the prompt.
         head: By the backbone's names.
         anchors: Token ids of a template's literal words.
-        wording: A cloze head's template, without words that are in ``prompts``; ``None`` without such a head.
+        wording: The words that are inserted into the text first, a cloze head's or a deep prompt's, without
+            those that are in ``prompts``; ``None`` without any.
         words: The tensors of a cloze head's words (``verbalizer.py``), by name.
         max_text_tokens: As the model's; ``None`` for no limit.
         inserted_tokens: As the model's.
@@ -88,6 +89,11 @@ class PackedTask:
     def first_layer(self) -> int:
         """S."""
         return self.config.first_layer if isinstance(self.config, DeepPrompt) else 0
+
+    @property
+    def is_cloze(self) -> bool:
+        """Whether it has a cloze head."""
+        return self.config.head is not None
 
     @property
     def pooling(self) -> str:
@@ -215,7 +221,7 @@ class _Parts:
         prompts = embeddings = None
         front: tuple[int, ...] = ()
         key: Hashable = DEEP
-        wording = None if self.cloze is None else wording_of(config, self.anchors, self.cloze)
+        wording = wording_of(config, self.anchors, self.cloze)
         words: Mapping[str, Tensor] = {}
         if self.cloze is not None:
             words = dict(verbalizer_of(backbone, self.cloze, self.anchors).named_buffers())

@@ -207,7 +207,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
         cannot.
         """
         config = self.prompt_config
-        if self.cloze is not None:  # its words are inserted into the text
+        if self._wording is not None:  # words are inserted into the text
             return 0
         if not isinstance(config, DeepPrompt) or not self.backbone.has_stem(self.head.names):
             return 0
@@ -286,13 +286,13 @@ class PTuningModel(OpeningMixin, SavingMixin):
         return self._deep(prompt.prompt).logits(self._filled(batch), stem)
 
     def _without_prompt(self, batch: Batch) -> Tensor:
-        """``[B, C]``: the plain backbone's; with a cloze head, those of the template without the prompt."""
+        """``[B, C]``: the plain backbone's, for the text with the words of a template."""
         batch = self._filled(batch)
         rows = text_rows(self.backbone, batch, text_layout(self.backbone, batch.attention_mask))
         return Encoder(self.backbone, verbalizer=self.verbalizer).logits(rows)
 
     def _filled(self, batch: Batch) -> Batch:
-        """The batch with the words of a cloze head's template."""
+        """The batch with the words of a template."""
         wording = self._wording
         return batch if wording is None else wording.filled(self.backbone, batch)[0]
 

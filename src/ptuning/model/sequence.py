@@ -92,8 +92,8 @@ class Joined:
     @property
     def wanted_texts(self) -> tuple[int, ...]:
         """The texts, 0 for the first and 1 for the second, that something is inserted before."""
-        if self.config.head is not None:
-            return tuple(range(self.config.head.texts))
+        if (texts := self.config.template_texts) is not None:
+            return tuple(range(texts))
         before = {piece.before for piece in self.config.insertions}
         return tuple(i for i, text in enumerate((Landmark.TEXT_A, Landmark.TEXT_B)) if text in before)
 

@@ -102,11 +102,11 @@ class TaskModule(nn.Module):
             made = task_parts.make_cloze(backbone, config, task, tokenizer, anchors, cloze)
             self.anchors, self.cloze = made
             self.verbalizer = task_parts.verbalizer_of(backbone, self.cloze, self.anchors)
+        else:
+            self.anchors = task_parts.anchors_of(config, tokenizer, anchors)
         if isinstance(config, DeepPrompt):
             self.prompt_encoder, self.units = task_parts.make_deep(backbone, config)
         else:
-            if config.head is None:
-                self.anchors = task_parts.anchors_of(config, tokenizer, anchors)
             self.prompt_encoder = task_parts.make_input(backbone, config, tokenizer)
         self.learning_rate_scales = (1.0, 1.0)
         self.scale_learning_rates(*learning_rate_scales)
@@ -281,9 +281,7 @@ class TaskModule(nn.Module):
 
     @property
     def _wording(self) -> Wording | None:
-        """The words of a cloze head's template."""
-        if self.cloze is None:
-            return None
+        """The words that are inserted into the text first."""
         return wording_of(self.prompt_config, self.anchors, self.cloze)
 
     def _check_limit(self) -> None:
@@ -296,8 +294,7 @@ class TaskModule(nn.Module):
         config, longer = self.prompt_config, ", or a longer max_length" if narrow else ""
         inserted = f"{config.virtual_tokens} virtual tokens and a position offset of {self.position_offset}"
         if words := sum(map(len, self.anchors)):
-            template = getattr(config, "placement", "") if config.head is None else config.head.template
-            inserted = f"the {words} tokens of the template {shortened(template, 100)}, {inserted}"
+            inserted = f"the {words} tokens of the template {shortened(config.written, 100)}, {inserted}"
         raise ConfigError(
             f"{inserted} leave too few of {places} places for the text",
             got=max(limit, 0),

@@ -18,7 +18,7 @@ from ptuning.model.head import Head, first_mix
 from ptuning.model.prompt import Embedding, PromptEncoder, deep_encoder, initial_prompt, input_encoder
 from ptuning.model.template import Insertion, Landmark
 from ptuning.model.units import initial_units
-from ptuning.model.verbalizer import Verbalizer, check_cloze, template_ids, words_of
+from ptuning.model.verbalizer import Verbalizer, check_cloze, piece_ids, template_ids, words_of
 from ptuning.task import Task
 from ptuning.threads import TOKENIZER
 
@@ -101,11 +101,11 @@ def first_token(*sources: object) -> int | None:
 
 
 def anchors_of(
-    config: InputPrompt,
+    config: PromptConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     given: Sequence[Sequence[int]] | None,
 ) -> tuple[tuple[int, ...], ...]:
-    """The token ids of the template's literal words, one tuple per place.
+    """The token ids of a template's literal words, one tuple per place.
 
     Args:
         given: The ids, if they are known already.
@@ -114,15 +114,19 @@ def anchors_of(
         ConfigError: their number differs from the template's.
     """
     pieces: list[Insertion] = [piece for piece in config.insertions if piece.anchor]
-    if given is None:
-        return tuple(tuple(token_ids(tokenizer, piece.anchor, "prompt.placement")) for piece in pieces)
-    if len(given) != len(pieces):
+    if given is not None and len(given) != len(pieces):
         raise ConfigError(
             "anchors",
             got=f"token ids for {len(given)} literal texts",
-            expected=f"{len(pieces)}, as the placement {config.placement!r} has",
+            expected=f"{len(pieces)}, as the template {config.written!r} has",
         )
-    return tuple(tuple(ids) for ids in given)
+    if given is not None:
+        return tuple(tuple(ids) for ids in given)
+    if config.depth == "input":
+        return tuple(tuple(token_ids(tokenizer, piece.anchor, "prompt.placement")) for piece in pieces)
+    if tokenizer is None and pieces:
+        raise no_tokenizer("prompt.template", config.written)
+    return () if tokenizer is None else piece_ids(tokenizer, pieces, "prompt.template")
 
 
 def make_cloze(
@@ -187,12 +191,14 @@ def verbalizer_of(
 def token_ids(tokenizer: PreTrainedTokenizerBase | None, text: str, option: str) -> list[int]:
     """The ids of ``text`` without special tokens; ``option`` is for the error message."""
     if tokenizer is None:
-        raise ConfigError(
-            option,
-            got=f"the words {text!r}",
-            expected="a tokenizer to encode them with",
-            remedy=PASS_TOKENIZER,
-        )
+        raise no_tokenizer(option, text)
     with TOKENIZER:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def no_tokenizer(option: str, text: str) -> ConfigError:
+    """The error for words that have to be encoded without a tokenizer."""
+    return ConfigError(
+        option, got=f"the words {text!r}", expected="a tokenizer to encode them with", remedy=PASS_TOKENIZER
+    )

@@ -3,7 +3,7 @@
 A tokenised row is ``[CLS] a… [SEP] b… [SEP]`` (or whatever its tokenizer makes of it). An
 :class:`Insertion` says what is inserted before which of its *landmarks*. Most named placements are short for
 a template, so there is one mechanism. The template of a cloze head (:func:`cloze_insertions`) has words, the
-mask, and the prompt if it is at the input.
+mask, and the prompt if it is at the input; that of a deep prompt (:func:`template_words`) has words alone.
 
 ==========  =====================================  ========================================
 placement   as a template                          position
@@ -186,8 +186,11 @@ def cloze_insertions(template: str, placement: str, num_virtual_tokens: int | No
     return found
 
 
-def cloze_words(template: str) -> tuple[Insertion, ...]:
-    """The words and the mask that a cloze head's template inserts where, in the order of the row.
+def template_words(template: str, *, mask: bool) -> tuple[Insertion, ...]:
+    """The words that a template inserts where, in the order of the row, with a deep prompt.
+
+    Args:
+        mask: Whether it may have a mask: a cloze head's.
 
     Raises:
         ConfigError: a malformed template, or one with a prompt.
@@ -200,16 +203,23 @@ def cloze_words(template: str) -> tuple[Insertion, ...]:
             expected="words and texts alone, because a deep prompt is in the layers",
             remedy="leave it out, or set prompt.depth to input",
         )
+    if not mask and any(MASK in piece.anchor for piece in found):
+        raise ConfigError(
+            f"template {template!r}",
+            got=MASK,
+            expected="words and texts alone, because a classification head predicts no word",
+            remedy="leave it out, or use a cloze head (prompt.head.template)",
+        )
     return found
 
 
-def cloze_texts(template: str) -> int:
-    """The number of texts in a cloze head's template: 1 or 2."""
+def template_texts(template: str) -> int:
+    """The number of texts in a template of words: 1 or 2."""
     return 2 if any(slot.strip() == "text_b" for slot in _SLOT.findall(template)) else 1
 
 
 def _cloze(template: str) -> tuple[Insertion, ...]:
-    """The pieces of a cloze head's template. Words between two slots are one piece, the mask among them, with
+    """The pieces of a template of words. Words between two slots are one piece, the mask among them, with
     the spaces in front of them: they decide how the words are tokenised.
     """
     found: list[Insertion] = []

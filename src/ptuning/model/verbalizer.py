@@ -158,24 +158,41 @@ def template_ids(
             "prompt.head: the backbone's tokenizer has no mask token, so it is not a masked language model",
             remedy="use another backbone, or leave prompt.head out",
         )
-    found: list[tuple[int, ...]] = []
-    for at, piece in enumerate(pieces):
-        if piece.tokens:
-            continue
-        text = piece.anchor.replace(MASK, "" if causal else str(tokenizer.mask_token)).rstrip(" ")
-        ids = tuple(_ids_behind(tokenizer, "" if _is_first(pieces, at) else _SOME_WORD, text))
-        if tokenizer.unk_token_id in ids or (text.strip() and not ids):
-            raise ConfigError(
-                f"prompt.head.template: the backbone's tokenizer does not know all of {piece.anchor!r}",
-                remedy="choose other words",
-            )
-        found.append(ids)
+    written = "" if mask is None else str(tokenizer.mask_token)
+    found = piece_ids(tokenizer, pieces, "prompt.head.template", mask=written)
     if mask is not None and (masks := [each for ids in found for each in ids].count(mask)) != 1:
         raise ConfigError(
             f"prompt.head.template: the backbone's tokenizer finds {masks} masks in its words",
             expected=f"one, written as {MASK}",
         )
-    return tuple(found), mask
+    return found, mask
+
+
+def piece_ids(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Insertion], option: str, *, mask: str = ""
+) -> tuple[tuple[int, ...], ...]:
+    """The token ids of a template's words, one tuple per piece, as they follow a text.
+
+    Args:
+        option: The template's, for the error message.
+        mask: What the tokenizer writes in place of :data:`~ptuning.model.template.MASK`.
+
+    Raises:
+        ConfigError: the tokenizer does not know the words.
+    """
+    found: list[tuple[int, ...]] = []
+    for at, piece in enumerate(pieces):
+        if piece.tokens:
+            continue
+        text = piece.anchor.replace(MASK, mask).rstrip(" ")
+        ids = tuple(_ids_behind(tokenizer, "" if _is_first(pieces, at) else _SOME_WORD, text))
+        if tokenizer.unk_token_id in ids or (text.strip() and not ids):
+            raise ConfigError(
+                f"{option}: the backbone's tokenizer does not know all of {piece.anchor!r}",
+                remedy="choose other words",
+            )
+        found.append(ids)
+    return tuple(found)
 
 
 def _is_first(pieces: Sequence[Insertion], at: int) -> bool:

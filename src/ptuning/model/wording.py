@@ -1,4 +1,4 @@
-"""The words of a cloze head's template, as tokens among those of the text.
+"""The words of a template, a cloze head's or a deep prompt's, as tokens among those of the text.
 
 Words are inserted first, so that everything else (deep prompts, a prompt in front, mixed batches) sees an
 ordinary text. Only where an input prompt is among the words are both inserted at once (``sequence.py``).
@@ -30,8 +30,8 @@ class Wording:
     Attributes:
         pieces: The words and where they are inserted, in the order of the row.
         anchors: The token ids of each piece.
-        mask: The id of the mask, which is once among ``anchors``; ``None`` for a decoder, which predicts the
-            word after the last token.
+        mask: The id of a cloze head's mask, which is once among ``anchors``; ``None`` without one, as on a
+            decoder, which predicts the word after the last token.
     """
 
     pieces: tuple[Insertion, ...]
@@ -79,10 +79,18 @@ class Wording:
         return filled, places
 
 
-def wording_of(config: PromptConfig, anchors: Sequence[Sequence[int]], cloze: ClozeTokens) -> Wording:
-    """The words of a cloze head's template in tokens."""
+def wording_of(
+    config: PromptConfig, anchors: Sequence[Sequence[int]], cloze: ClozeTokens | None
+) -> Wording | None:
+    """The words of a template in tokens; ``None`` if there are none that are inserted into the text first.
+
+    Those of an input prompt are inserted with it, unless the head is a cloze head.
+    """
     words = tuple(piece for piece in config.insertions if piece.anchor)
-    return Wording(pieces=words, anchors=tuple(tuple(ids) for ids in anchors), mask=cloze.mask)
+    if cloze is None and (config.depth == "input" or not words):
+        return None
+    mask = None if cloze is None else cloze.mask
+    return Wording(pieces=words, anchors=tuple(tuple(ids) for ids in anchors), mask=mask)
 
 
 def texts_alone(backbone: Backbone, batch: Batch, pieces: Sequence[Insertion]) -> Batch:

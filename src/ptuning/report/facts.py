@@ -66,6 +66,7 @@ def _prompt(prompt: Mapping[str, Any]) -> Iterator[str]:
         "pooling": "pooling {}",
         "num_virtual_units": "{} virtual units",
         "num_queries": "{} queries",
+        "template": "template {!r}",
     }
     for name, text in words.items():
         if prompt.get(name):

@@ -81,7 +81,9 @@ def make_job(
             say(found.message)
         return found.pooling
 
-    prompt = plan_prompt(config.prompt, backbone, task, rows, earlier=earlier, measure=measure)
+    prompt = plan_prompt(
+        config.prompt, backbone, task, rows, tokenizer=tokenizer, earlier=earlier, measure=measure
+    )
     if chosen := prompt.recipe_says:
         kind = task.kind.summary(task)
         say(f"{rows:,} rows of {kind}: {' and '.join(chosen)}")

@@ -30,10 +30,11 @@ from ptuning.training.evaluation import (
 )
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions, name_of
 from ptuning.training.metrics import Baseline, Selection, effective_rows
-from ptuning.training.recipe import Facts, Recipe, Settled, units_and_queries
+from ptuning.training.recipe import NO_WORDS, Facts, Recipe, Settled, template_for, units_and_queries
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from ptuning.model.backbone import Backbone
     from ptuning.model.ptuning import PTuningModel
@@ -73,7 +74,7 @@ class SettledPrompt:
     """A prompt configuration without open options.
 
     Attributes:
-        config: The configuration; every option of a deep prompt has a value.
+        config: The configuration; every option of a deep prompt has a value, but a template and a cloze head.
         chosen_by: What chose each option that the user left open, by name.
     """
 
@@ -82,18 +83,25 @@ class SettledPrompt:
 
     def __post_init__(self) -> None:
         if isinstance(self.config, DeepPrompt):
-            options = {name: value for name, value in vars(self.config).items() if name != "head"}
+            options = {
+                name: value for name, value in vars(self.config).items() if name not in ("head", "template")
+            }
             assert None not in options.values(), f"not settled: {self.config}"
 
     @property
     def recipe_says(self) -> list[str]:
         """What the recipe added for these rows, and how to switch it off."""
         what = {"num_virtual_units": "virtual units", "num_queries": "queries"}
-        return [
+        said = [
             f"{count} {words} (prompt.{name}; 0 switches them off)"
             for name, words in what.items()
             if self.chosen_by.get(name) == "recipe" and (count := getattr(self.config, name))
         ]
+        if self.chosen_by.get("template") == "recipe":
+            said.append(
+                f"the template {self.config.written!r} (prompt.template; '{NO_WORDS}' switches it off)"
+            )
+        return said
 
 
 def plan_prompt(
@@ -102,6 +110,7 @@ def plan_prompt(
     task: Task,
     rows: int,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     earlier: Earlier | None = None,
     measure: Callable[[DeepPrompt], Pooling | None] = lambda prompt: None,
 ) -> SettledPrompt:
@@ -109,6 +118,7 @@ def plan_prompt(
 
     Args:
         rows: The number of training rows.
+        tokenizer: The backbone's; without it, no template is chosen.
         earlier: What a search or the resumed run decided.
         measure: Measures the best pooling on the training rows, if the prompt leaves it open; it returns
             ``None`` if that is not possible.
@@ -128,13 +138,16 @@ def plan_prompt(
         prompt = replace(prompt, first_layer=earlier.found["first_layer"])
         chosen_by["first_layer"] = "search"
     if (resumed := earlier.resumed) is not None:
-        names = ("pooling", "num_virtual_units", "num_queries")
+        names = ("pooling", "num_virtual_units", "num_queries", *(["template"] if resumed.template else []))
         choose("checkpoint", **{name: getattr(resumed, name) for name in names})
+    is_open = prompt.pooling is None  # with a pooling, the prompt is a resumed run's, PEFT's or a user's own
     if prompt.head is None and prompt.pooling is None and (pooling := measure(prompt)) is not None:
         choose("rows", pooling=pooling)
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
     units, queries = units_and_queries(task, rows) if pooling == "layers" else (0, 0)
     choose("recipe", num_virtual_units=units, num_queries=queries)
+    if is_open and tokenizer is not None and (words := template_for(prompt, task, backbone, tokenizer)):
+        choose("recipe", template=words)
     choose("backbone", **vars(settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity)))
     return SettledPrompt(config=prompt, chosen_by=chosen_by)
 

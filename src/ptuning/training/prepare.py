@@ -336,11 +336,12 @@ def about_long_rows(
 
 
 def _check_template(model: PTuningModel, *, pair: bool) -> None:
-    """Refuse rows with fewer or more texts than a cloze head's template has."""
-    if (head := model.prompt_config.head) is not None and head.texts != (2 if pair else 1):
+    """Refuse rows with fewer or more texts than a template of words has."""
+    prompt = model.prompt_config
+    if (texts := prompt.template_texts) is not None and texts != (2 if pair else 1):
         raise ConfigError(
-            "prompt.head.template",
-            got=repr(head.template),
+            "prompt.template" if prompt.head is None else "prompt.head.template",
+            got=repr(prompt.written),
             expected="{text_a} and {text_b}, because the rows are pairs of texts"
             if pair
             else "{text} without {text_b}, because the rows have one text",

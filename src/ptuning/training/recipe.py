@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from ptuning.errors import ConfigError
+from ptuning.model.template import template_words
 from ptuning.training.config import FitConfig
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ptuning.data.tokens import TokenRow
+    from ptuning.model.backbone import Backbone
+    from ptuning.model.config import DeepPrompt
     from ptuning.model.ptuning import PTuningModel
     from ptuning.task import Task
     from ptuning.training.warm_start import WarmStart
@@ -135,6 +141,10 @@ MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
 CLOZE_STEPS = 60
 """Minimum optimizer steps with a cloze head, which answers before it has learned."""
+WORDS = "{text}\nIn one word:"
+"""The template of a decoder that reads single texts (after PromptEOL, arXiv:2307.16645)."""
+NO_WORDS = "{text}"
+"""The template that inserts nothing."""
 EVALUATIONS = 16
 """Maximum number of evaluations: with so many epochs, an epoch is about as cheap as an evaluation."""
 
@@ -178,6 +188,26 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
         "backbone_dropout": facts.virtual_units > 0 and facts.first_layer == 0,  # a stem has no dropout
         "evaluate_every": every,
     }
+
+
+def template_for(
+    prompt: DeepPrompt, task: Task, backbone: Backbone, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """The words behind a text that suit a decoder; ``None`` where none are added.
+
+    A decoder's last token predicts what comes next: behind an ordinary text, whatever may follow its last
+    word. Pairs, where the words gained nothing, have none, and prompts that begin above layer 0, because the
+    layers below run on the text alone.
+    """
+    from ptuning.model.verbalizer import piece_ids  # imports torch: slow
+
+    if not backbone.architecture.causal or task.pair or prompt.first_layer or prompt.head is not None:
+        return None
+    try:
+        piece_ids(tokenizer, template_words(WORDS, mask=False), "prompt.template")
+    except ConfigError:
+        return None  # a tokenizer of another language
+    return WORDS
 
 
 def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
