@@ -316,8 +316,9 @@ PAIRS = [([5], [9, 6], [7, 8, 11], [4]), ([5], [6], [10, 7, 8, 12, 9], [4]), ([5
 def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: int) -> None:
     """A ragged batch of pairs, padded on either side, against each text alone in float64."""
     held = backbone(case)
-    if held.architecture.causal or not held.reads_first_token:
-        with pytest.raises(UnsupportedBackbone, match=r"no head that reads its first token.* set prompt"):
+    causal = held.architecture.causal
+    if not held.port.can.layers or not (causal or held.reads_first_token):
+        with pytest.raises(UnsupportedBackbone, match=r"no head that reads one token.* set prompt"):
             deep(case, pooling="similarity")
         return
     model = deep(case, pooling="similarity", first_layer=first_layer)
@@ -325,6 +326,13 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
     assert model.needs_segments
     expected = []
     for lead, first, second, end in PAIRS:
+        if causal:
+            expected.append(
+                last_tokens_compared(
+                    model, case, first_layer, ([*lead, *each, *end] for each in (first, second))
+                )
+            )
+            continue
         slow, others = reference(case), []
         for text in (first, second):
             logits = slow.logits(
@@ -363,6 +371,27 @@ def test_similarity_pooling_reads_each_text_by_itself(case: str, first_layer: in
                 assert_close(model(ids, mask, types).logits, torch.stack(expected))
         with pytest.raises(DataError, match=r"no row of the batch has a second text .*another pooling"):
             model(ids, mask)
+
+
+def last_tokens_compared(model: Any, case: str, first_layer: int, texts: Any) -> Tensor:
+    """``[C]``: a decoder's, dimension by dimension, of what leaves its last layer."""
+    slow, ends = reference(case), []
+    for text in texts:
+        slow.logits(
+            text,
+            model.prompt_encoder.weight,
+            first_layer=first_layer,
+            position_offset=model.position_offset,
+            mean=True,
+        )
+        end = slow.left[-1]
+        for name in model.backbone.architecture.final:
+            if model.backbone.has_module(name):
+                end = slow.model.base_model.get_submodule(name)(end)
+        ends.append(end / end.square().mean().sqrt())
+    one, other = ends
+    alike = torch.stack([a * b - abs(a - b) for a, b in zip(one, other, strict=True)])
+    return slow.model.score.weight @ (alike + 5 * alike.mean())
 
 
 def test_both_texts_of_a_pair_have_the_prompt_of_their_row() -> None:

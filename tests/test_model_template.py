@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_the_recipe_adds_words_for_a_decoder_and_single_texts(tmp_path: Path) ->
         (decoder, replace(given, pooling="native"), TASK, None),
         (decoder, replace(given, first_layer=1), TASK, None),
         (decoder, replace(given, head=head), TASK, None),
-        (decoder, given, PAIRS, None),
+        (decoder, given, replace(PAIRS, labels=("a", "b", "c")), None),
         (encoder, given, TASK, None),
     ):
         planned = plan_prompt(prompt, model.backbone, task, 100, tokenizer=model.tokenizer)
@@ -198,3 +199,89 @@ def test_words_that_the_tokenizer_does_not_know_are_not_added(tmp_path: Path) ->
     planned = plan_prompt(DeepPrompt(), model.backbone, TASK, 100, tokenizer=words)
     assert isinstance(planned.config, DeepPrompt)
     assert planned.config.template is None
+
+
+# ----------------------------------------------------------------------- pairs that are read apart
+
+
+def test_each_text_of_a_pair_that_is_read_apart_has_the_words(tmp_path: Path) -> None:
+    config = DeepPrompt(num_virtual_tokens=2, template="{text} . It was", pooling="similarity")
+    model = made("llama", tmp_path, config, PAIRS)
+    words: Any = model.tokenizer
+    found = logits(model, batch(model, TEXTS, SECONDS))
+    behind = words(" . It was", add_special_tokens=False)["input_ids"]
+    for text, second, each in zip(TEXTS, SECONDS, found, strict=True):
+        one, other = (
+            [*words(part, add_special_tokens=False)["input_ids"], *behind] for part in (text, second)
+        )
+        ids = torch.tensor([[words.bos_token_id, *one, *other]])
+        places = torch.tensor([[-1, *(0 for _ in one), *(1 for _ in other)]])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "segment_ids": places}
+        torch.testing.assert_close(each, logits(without(model), inputs)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_read_apart_share_passes_with_other_tasks(tmp_path: Path) -> None:
+    first = made("llama", tmp_path, DeepPrompt(pooling="similarity", template="{text} It was"), PAIRS)
+    configs: list[Any] = [
+        DeepPrompt(num_virtual_tokens=2, pooling="similarity"),
+        DeepPrompt(num_virtual_tokens=3, template="{text_a} so {text_b} . It was"),
+        DeepPrompt(num_virtual_tokens=1, pooling="mean"),
+        DeepPrompt(num_virtual_tokens=1, head=ClozeHead(template="{text_a} \n {text_b} \n same ?")),
+        InputPrompt(num_virtual_tokens=3),
+    ]
+    models = [
+        first,
+        *(
+            shaken(
+                PTuningModel.from_backbone(first.backbone, config, task=PAIRS, tokenizer=first.tokenizer)
+            ).eval()
+            for config in configs
+        ),
+    ]
+    assert first.tokenizer is not None
+    table = TaskTable(first.backbone, first.tokenizer)
+    for number, model in enumerate(models):
+        table.put(f"task-{number}", model)
+    pairs = list(zip(TEXTS, SECONDS, strict=True))
+    rows = [(pair, f"task-{i}", model) for i, model in enumerate(models) for pair in pairs]
+    answers = MultiPredictor(table, first.tokenizer).predict([r[0] for r in rows], [r[1] for r in rows])
+    for ((text, second), name, model), answer in zip(rows, answers, strict=True):
+        expected = logits(model, batch(model, [text], [second]))[0].softmax(-1).tolist()
+        assert [p for _, p in answer.probabilities] == pytest.approx(expected, abs=1e-5), name
+    for which in ("task-0", "task-1"):  # alone in their pass, as well
+        its = [(pair, answer) for (pair, name, _), answer in zip(rows, answers, strict=True) if name == which]
+        alone = MultiPredictor(table, first.tokenizer).predict([pair for pair, _ in its], [which] * len(its))
+        for (_, among), own in zip(its, alone, strict=True):
+            assert [p for _, p in own.probabilities] == pytest.approx(
+                [p for _, p in among.probabilities], abs=1e-5
+            )
+
+
+def given_as(pooling: Any, prompt: DeepPrompt) -> Any:
+    """What the rows are said to speak for."""
+    return pooling
+
+
+def test_the_recipe_compares_pairs_on_a_decoder(tmp_path: Path) -> None:
+    model, given = made("llama", tmp_path, DeepPrompt()), DeepPrompt()
+    score, several = Task(problem_type="regression", pair=True), replace(PAIRS, labels=("a", "b", "c"))
+    for prompt, task, measured, expected in (
+        (given, PAIRS, None, ("similarity", WORDS)),
+        (given, score, None, ("similarity", WORDS)),
+        (given, PAIRS, "native", ("native", None)),
+        (given, PAIRS, "similarity", ("similarity", WORDS)),
+        (replace(given, template="{text} so"), PAIRS, None, ("similarity", "{text} so")),
+        (replace(given, template="{text_a} ? {text_b}"), PAIRS, None, ("native", "{text_a} ? {text_b}")),
+        (replace(given, first_layer=1), PAIRS, None, ("similarity", WORDS)),
+        (replace(given, pooling="similarity"), PAIRS, None, ("similarity", WORDS)),
+        (replace(given, pooling="native"), PAIRS, None, ("native", None)),
+        (replace(given, head=ClozeHead(template="{text_a} {text_b}")), PAIRS, None, ("native", None)),
+        (given, several, None, ("native", None)),
+    ):
+        planned = plan_prompt(
+            *(prompt, model.backbone, task, 100),
+            tokenizer=model.tokenizer,
+            measure=partial(given_as, measured),
+        )
+        assert isinstance(planned.config, DeepPrompt)
+        assert (planned.config.pooling, planned.config.template) == expected

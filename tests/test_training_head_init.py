@@ -103,6 +103,23 @@ def test_ridge_of_fewer_rows_than_features_is_finite(rows: int) -> None:
     assert np.isfinite(bias)
 
 
+def test_a_layer_without_a_bias_is_fitted_through_the_origin() -> None:
+    """As those of decoders: the level is in the weights, if a feature is nearly the same in every row."""
+    draw = np.random.default_rng(7)
+    x = draw.normal(size=(300, 5))
+    x[:, 0] = 4 + x[:, 0] / 100
+    score = x[:, 1] * 2 + 1
+    weight, bias = ridge(x, score, free_bias=False)
+    assert bias.tolist() == [0]
+    np.testing.assert_allclose(weight[0], [0.25, 2, 0, 0, 0], atol=0.01)
+    weight, bias = logistic(x, (score > 0).astype(int), 2, free_bias=False)
+    assert bias.tolist() == [0, 0]
+    assert ((x @ weight.T).argmax(1) == (score > 0)).mean() > 0.98
+    weight, bias = logistic(x[:1], np.array([1]), 2, free_bias=False)  # nothing to fit
+    assert not weight.any()
+    assert not bias.any()
+
+
 # ---------------------------------------------------------------------------------------- logistic
 
 

@@ -62,8 +62,11 @@ class Batch:
                 remedy="pass pairs with token_type_ids or segment_ids (0 first text, 1 second text, "
                 "-1 special), or choose another pooling",
             )
-        mask = apart(self.attention_mask, segments)
-        return Batch(input_ids=self.input_ids.repeat(2, 1), attention_mask=mask)
+        return Batch(
+            input_ids=self.input_ids.repeat(2, 1),
+            attention_mask=apart(self.attention_mask, segments),
+            segment_ids=segments.clamp(max=0).repeat(2, 1),
+        )
 
 
 def joined_batches(backbone: Backbone, parts: Sequence[Batch], order: Tensor) -> Batch:

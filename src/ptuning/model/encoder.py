@@ -53,8 +53,8 @@ class Encoder:
         if rows.read is not None:
             readout = AtPlaces(rows.read)
         readout = readout or self.native_readout()
-        read = self.finish(readout.read(self.encode(rows, (*parts, readout))))
-        return self.head(read, rows.attention_mask)
+        read = readout.read(self.encode(rows, (*parts, readout)))
+        return self.head(read if readout.is_final else self.finish(read), rows.attention_mask)
 
     def encode(self, rows: Rows, parts: Sequence[LayerPart] = ()) -> Tensor:
         """``[B, S, H]``: the last layer's output, before any final norm; ``[B, 1, H]`` if a part asks for one

@@ -23,7 +23,7 @@ from ptuning.model.layer_parts import LayerPart
 from ptuning.model.limits import joined_of
 from ptuning.model.packed import DEEP, PackedTask, input_key
 from ptuning.model.placement import apart
-from ptuning.model.readout import EveryToken
+from ptuning.model.readout import EveryToken, LastSimilarity, LastToken
 from ptuning.model.row_heads import row_head
 from ptuning.model.row_parts import Places, RowPrompts, RowReadout, RowUnits
 from ptuning.model.rows import Rows
@@ -177,11 +177,12 @@ def _deep(
 ) -> tuple[Rows, Sequence[LayerPart], Mapping[str, Places]]:
     """The rows of a pass with deep prompts, what its layers do, and where each answer is read."""
     device = batch.input_ids.device
-    batch = _filled(backbone, batch, tasks)
     spread, sources = _spread(backbone, batch, tasks)
+    spread = _filled(backbone, spread, [tasks[source] for source in sources])
+    # Texts that are encoded apart have left each other's places empty.
+    longest = int(spread.attention_mask.sum(1).max())
     layout = text_layout(backbone, spread.attention_mask)
-    if not backbone.architecture.causal:  # texts that are encoded apart have left each other's places empty
-        layout = layout.cut(int(spread.attention_mask.sum(1).max()))
+    layout = layout.cut(longest, pad_left=backbone.architecture.causal)
     offsets = [tasks[source].position_offset for source in sources]
     offset = offsets[0] if len(set(offsets)) == 1 else torch.tensor(offsets, device=device)[:, None]
     rows = text_rows(backbone, spread, layout, offset=offset)
@@ -236,13 +237,15 @@ def _spread(backbone: Backbone, batch: Batch, tasks: Sequence[PackedTask]) -> tu
     if types is not None:
         types = types[sources]
         types[len(others) :] = 0
-    both = apart(batch.attention_mask[pairs], batch.segments(backbone)[pairs])
+    segments = batch.segments(backbone)
+    both = apart(batch.attention_mask[pairs], segments[pairs])
+    single = segments[pairs].clamp(max=0).repeat(2, 1)
     return (
         Batch(
             input_ids=batch.input_ids[sources],
             attention_mask=torch.cat((batch.attention_mask[others], both)),
             token_type_ids=types,
-            read=None if batch.read is None else batch.read[sources],
+            segment_ids=torch.cat((segments[others], single)),
         ),
         sources,
     )
@@ -262,6 +265,8 @@ def _read(
     readout = RowReadout(tasks, places, native, mask, rows.read)
     states = encoder.encode(rows, (*parts, readout))
     read = encoder.finish(readout.read(states))
+    if (pairs := places.get("similarity")) is not None and isinstance(native, LastToken):
+        read[pairs.answers] = LastSimilarity(encoder.finish).read(states[pairs.rows])
     its = places.get("native")
     if its is None or not isinstance(native, EveryToken):
         return read, mask

@@ -37,11 +37,10 @@ class Layout:
     mask: Tensor
     positions: Tensor
 
-    def cut(self, length: int) -> Layout:
-        """Only the first ``length`` places."""
-        return Layout(
-            index=self.index[:, :length], mask=self.mask[:, :length], positions=self.positions[:, :length]
-        )
+    def cut(self, length: int, *, pad_left: bool) -> Layout:
+        """Only ``length`` places: the last ones if rows are padded in front, otherwise the first ones."""
+        kept = slice(self.index.shape[1] - length, None) if pad_left else slice(length)
+        return Layout(index=self.index[:, kept], mask=self.mask[:, kept], positions=self.positions[:, kept])
 
     def place_of(self, column: int | Tensor) -> Tensor:
         """``[B]``: the place of the piece with this column; or one column per row, ``[B, 1]``."""

@@ -254,9 +254,6 @@ class PTuningModel(OpeningMixin, SavingMixin):
         self._check_length(batch.attention_mask)
         prompt: Tensor = self.prompt_encoder()
         if (joined := self._joined) is None:
-            if (wording := self._wording) is not None:
-                filled, places = wording.filled(self.backbone, batch)
-                return places.restored(self._deep(prompt).hidden_states(filled), input_ids.shape[1])
             return self._deep(prompt).hidden_states(batch)
         return joined.hidden_states(self._encoder(), batch, prompt)
 
@@ -283,18 +280,14 @@ class PTuningModel(OpeningMixin, SavingMixin):
                 "prompt: got one per row, but this task has virtual units, which are the same for all rows",
                 remedy="run the rows of each task separately, or name an adapter per row (ptuning.peft)",
             )
-        return self._deep(prompt.prompt).logits(self._filled(batch), stem)
+        return self._deep(prompt.prompt).logits(batch, stem)
 
     def _without_prompt(self, batch: Batch) -> Tensor:
         """``[B, C]``: the plain backbone's, for the text with the words of a template."""
-        batch = self._filled(batch)
+        if (wording := self._wording) is not None:
+            batch, _ = wording.filled(self.backbone, batch)
         rows = text_rows(self.backbone, batch, text_layout(self.backbone, batch.attention_mask))
         return Encoder(self.backbone, verbalizer=self.verbalizer).logits(rows)
-
-    def _filled(self, batch: Batch) -> Batch:
-        """The batch with the words of a template."""
-        wording = self._wording
-        return batch if wording is None else wording.filled(self.backbone, batch)[0]
 
     def _encoder(self) -> Encoder:
         """The backbone with this task's head, for one forward pass."""
@@ -309,6 +302,7 @@ class PTuningModel(OpeningMixin, SavingMixin):
             prompts=prompts,
             units=None if self.units is None else self.units(),
             mix=self.head.named().get(adapters.MIX),
+            wording=self._wording,
         )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

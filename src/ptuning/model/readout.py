@@ -10,17 +10,24 @@ Shapes: B rows, T tokens, H hidden size, L layers, s the first prompted layer, Q
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ptuning.model.layer_parts import LayerPart
 from ptuning.model.pooling import mean_of_tokens, weighted_pool
-from ptuning.model.similarity import pair_similarity
+from ptuning.model.similarity import pair_similarity, vector_similarity
 
 
 class Readout(LayerPart):
-    """One per forward pass; it may store what it saw of the layers."""
+    """One per forward pass; it may store what it saw of the layers.
+
+    Attributes:
+        is_final: Whether the head reads the result as it is, without the norm behind the last layer.
+    """
+
+    is_final = False
 
     @abstractmethod
     def read(self, states: Tensor) -> Tensor:
@@ -134,3 +141,24 @@ class Similarity(Readout):
         first, second = states.chunk(2)
         one, other = self._mask.bool().chunk(2)
         return pair_similarity(first, second, (one, other)).to(states.dtype)
+
+
+class LastSimilarity(Readout):
+    """How similar the last tokens of the two texts of each pair are: a decoder's.
+
+    The rows are as those of :class:`Similarity`. The norm behind the last layer is applied to each text's
+    token: applied to the similarity, it would take away how large that is.
+
+    Args:
+        finish: What the transformer applies behind its last layer.
+    """
+
+    one_token = slice(-1, None)
+    is_final = True
+
+    def __init__(self, finish: Callable[[Tensor], Tensor]) -> None:
+        self._finish = finish
+
+    def read(self, states: Tensor) -> Tensor:
+        first, second = self._finish(states[:, -1]).chunk(2)
+        return vector_similarity(first, second).to(states.dtype)

@@ -19,7 +19,7 @@ from ptuning.model.layer_parts import LayerPart, LayerPass, Prompt
 from ptuning.model.packed import PackedTask
 from ptuning.model.pooling import mean_of_tokens, weighted_pool
 from ptuning.model.ragged import RaggedRows
-from ptuning.model.readout import AtPlaces, EveryToken, Readout
+from ptuning.model.readout import AtPlaces, EveryToken, LastToken, Readout
 from ptuning.model.similarity import pair_similarity
 
 
@@ -213,6 +213,8 @@ class RowReadout(Readout):
                     assert self._mix is not None  # there are such rows
                     self._mix.add(self._layers, states)
                     read = self._mix.read
+                case "similarity" if isinstance(self._native, LastToken):
+                    continue  # it compares tokens behind the final norm
                 case "similarity":
                     one, other = self._mask[places.rows].bool().chunk(2)
                     first, second = states[places.rows].chunk(2)

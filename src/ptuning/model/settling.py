@@ -36,17 +36,18 @@ def settle_prompt(config: DeepPrompt, backbone: Backbone, *, is_pair_similarity:
         )
     if config.head is not None and config.pooling is None:
         config = replace(config, pooling="native")
-    similarity = backbone.reads_first_token and can.layers  # the head reads it where its first token was
+    causal = backbone.architecture.causal
+    # A head that reads one token can read a similarity in its place.
+    similarity = (backbone.reads_first_token or causal) and can.layers
     if config.pooling is None:
         by_mean = backbone.pooling == "mean" and can.layers
         read: Pooling = "layers" if by_mean else "native"
-        config = replace(
-            config, pooling="similarity" if by_mean and is_pair_similarity and similarity else read
-        )
+        apart = by_mean and is_pair_similarity and similarity and not causal
+        config = replace(config, pooling="similarity" if apart else read)
     if config.pooling == "similarity" and not similarity:
         raise UnsupportedBackbone(
-            f"{backbone.name} ({kind}) has no head that reads its first token, which the similarity of two "
-            "texts would replace",
+            f"{backbone.name} ({kind}) has no head that reads one token, which the similarity of two texts "
+            "would replace",
             remedy="set prompt.pooling to mean or native",
         )
     if config.num_queries and config.pooling != "layers":

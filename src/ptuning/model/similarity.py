@@ -41,8 +41,16 @@ def pair_similarity(first: Tensor, second: Tensor, real: tuple[Tensor, Tensor]) 
         mean_of_tokens(_similarity(first, found_second), one),
         mean_of_tokens(_similarity(second, found_first), other),
     )
-    both = (means + tokens) / 2
-    return both + WHOLE * both.mean(-1, keepdim=True)
+    return _with_whole((means + tokens) / 2)
+
+
+def vector_similarity(first: Tensor, second: Tensor) -> Tensor:
+    """``[B, H]`` in fp32: :func:`pair_similarity` of texts that are a vector each, ``[B, H]``."""
+    return _with_whole(_similarity(first.float(), second.float()))
+
+
+def _with_whole(similarity: Tensor) -> Tensor:
+    return similarity + WHOLE * similarity.mean(-1, keepdim=True)
 
 
 def _similarity(one: Tensor, other: Tensor) -> Tensor:

@@ -87,8 +87,9 @@ def fit_head(
     if not np.isfinite(features).all():
         return math.nan
     weights = None if model.class_weights is None else model.class_weights.tolist()
-    weight, bias = fit.layer(features, split.targets, model.task, weights)
     values = model.head.named()
+    free_bias = f"{output}.bias" in values  # decoders' have none
+    weight, bias = fit.layer(features, split.targets, model.task, weights, free_bias=free_bias)
     fitted = {f"{output}.weight": weight, f"{output}.bias": bias}
     model.head.copy_(
         {
@@ -256,11 +257,14 @@ def _inputs(
     return seen, logits
 
 
-def ridge(features: NDArray[np.float64], targets: NDArray[np.float64]) -> Layer:
+def ridge(features: NDArray[np.float64], targets: NDArray[np.float64], *, free_bias: bool = True) -> Layer:
     """A layer with one output; the best of :data:`STRENGTHS` by generalised cross-validation
     (Golub, Heath and Wahba, 1979).
+
+    Args:
+        free_bias: Whether the layer has a bias; otherwise it is 0.
     """
-    centre, mean = features.mean(0), targets.mean()
+    centre, mean = (features.mean(0), targets.mean()) if free_bias else (features.mean(0) * 0, 0.0)
     u, sizes, basis = np.linalg.svd(features - centre, full_matrices=False)
     rotated = u.T @ (targets - mean)
     squares = sizes**2
@@ -283,6 +287,8 @@ def logistic(
     classes: NDArray[np.int_],
     num_labels: int,
     weights: Sequence[float] | None = None,
+    *,
+    free_bias: bool = True,
 ) -> Layer:
     """A layer with one output per class; the best of :data:`INVERSE_STRENGTHS` by cross-validation.
 
@@ -291,17 +297,22 @@ def logistic(
 
     Args:
         weights: Weight per class.
+        free_bias: Whether the layer has biases; otherwise they are 0.
     """
     weight, bias = np.zeros((num_labels, features.shape[1])), np.zeros(num_labels)
     seen, counts = np.unique(classes, return_counts=True)
     centre = features.mean(0)
     size = math.sqrt(((features - centre) ** 2).sum(1).mean())
+    centre = centre if free_bias else centre * 0
     if len(seen) < 2 or counts.min() < 2 or not size:
-        return weight, np.log(np.maximum(np.bincount(classes, minlength=num_labels), 0.5) / len(classes))
+        return weight, free_bias * np.log(
+            np.maximum(np.bincount(classes, minlength=num_labels), 0.5) / len(classes)
+        )
     scaled, folds = (features - centre) / size, min(FOLDS, int(counts.min()))
     each_weight = None if weights is None else {label: weights[label] for label in seen}
     tried = [
-        LogisticRegression(C=each, max_iter=1000, class_weight=each_weight) for each in INVERSE_STRENGTHS
+        LogisticRegression(C=each, max_iter=1000, class_weight=each_weight, fit_intercept=free_bias)
+        for each in INVERSE_STRENGTHS
     ]
     found = max(
         tried,
@@ -362,11 +373,20 @@ def logistic_rows(
 class HeadFit(Protocol):
     """A linear model of the frozen features, from which the head's last layer is initialised."""
 
-    def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
+    def layer(
+        self,
+        features: Floats,
+        targets: Floats,
+        task: Task,
+        weights: Sequence[float] | None,
+        *,
+        free_bias: bool,
+    ) -> Layer:
         """The last layer fitted to ``features`` ``[N, H]``.
 
         Args:
             weights: Weight per class.
+            free_bias: Whether the layer has a bias; otherwise it is 0.
         """
 
     def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
@@ -386,8 +406,16 @@ class HeadFit(Protocol):
 class RidgeFit:
     """Ridge regression, for standardised numbers."""
 
-    def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
-        return ridge(features, (targets - task.mean) / task.scale)
+    def layer(
+        self,
+        features: Floats,
+        targets: Floats,
+        task: Task,
+        weights: Sequence[float] | None,
+        *,
+        free_bias: bool,
+    ) -> Layer:
+        return ridge(features, (targets - task.mean) / task.scale, free_bias=free_bias)
 
     def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
         logits = model.task.kind.logits(raw, model.task)
@@ -407,8 +435,16 @@ class RidgeFit:
 class LogisticFit:
     """Logistic regression, for classes."""
 
-    def layer(self, features: Floats, targets: Floats, task: Task, weights: Sequence[float] | None) -> Layer:
-        return logistic(features, targets.astype(int), task.num_labels, weights)
+    def layer(
+        self,
+        features: Floats,
+        targets: Floats,
+        task: Task,
+        weights: Sequence[float] | None,
+        *,
+        free_bias: bool,
+    ) -> Layer:
+        return logistic(features, targets.astype(int), task.num_labels, weights, free_bias=free_bias)
 
     def loss(self, model: PTuningModel, raw: Tensor, targets: Floats) -> float:
         labels = model.task.kind.as_labels(targets)

@@ -1,8 +1,9 @@
 """Chooses the pooling of pairs from the training rows, if the prompt leaves it open.
 
-``settle_prompt`` decides by backbone and kind of label. But whether two classes mean that two texts are
-similar, or something else, only the rows show. So before training, a head is fitted to the frozen model's
-features of some rows: once to the similarity of the two texts, and once to both texts read together.
+Backbone and kind of label decide whether there is a choice (``recipe.reads_apart``). But whether two classes
+mean that two texts are similar, or something else, only the rows show. So before training, a head is fitted
+to the frozen model's features of some rows: once to the similarity of the two texts, and once to both texts
+read together.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import DeepPrompt, Pooling
 from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
-from ptuning.model.settling import settle_prompt
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
 from ptuning.training.head_init import MIN_PER_CLASS, explained
+from ptuning.training.recipe import reads_apart, template_for
 from ptuning.training.run_cache import RunCache
 
 SAMPLE = 1000
@@ -58,8 +59,9 @@ def measured_pooling(
     """
     if prompt.pooling is not None or len(rows) < MIN_ROWS:
         return Measured()
-    if settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling != "similarity":
+    if not reads_apart(prompt, task, backbone, tokenizer):
         return Measured()
+    together: Pooling = "native" if backbone.architecture.causal else "layers"
     # The first layer has no effect on the choice: a search may vary it, and the prompt is untrained.
     prompt = replace(prompt, first_layer=0)
     key = (id(backbone), config.data, config.fit.seed, prompt)
@@ -70,25 +72,27 @@ def measured_pooling(
     def share(pooling: Pooling) -> float | None:
         # Without an offset, all positions are for the text. Texts that are too long are refused later.
         trial = replace(prompt, position_offset=0, pooling=pooling, num_virtual_units=0, num_queries=0)
+        if trial.template is None:
+            trial = replace(trial, template=template_for(trial, task, backbone, tokenizer))
         with Draws(backbone.device).drawing():
             torch.manual_seed(config.fit.seed)
             model = PTuningModel(backbone, trial, task, tokenizer=tokenizer)
         return explained(model, cache.split(model, sample, None))
 
-    apart, together = share("similarity"), share("layers")
-    if apart is None or together is None:
+    apart, joined = share("similarity"), share(together)
+    if apart is None or joined is None:
         cache.poolings[key] = None
         return Measured(
             message="pairs: too few rows of one class to measure the pooling: prompt.pooling similarity "
-            "(layers reads both texts together)"
+            f"({together} reads both texts together)"
         )
-    found: list[Pooling] = ["similarity" if apart > max(together, NEGLIGIBLE) else "layers"]
+    found: list[Pooling] = ["similarity" if apart > max(joined, NEGLIGIBLE) else together]
     broadcast_object_list(found)  # from the main process: all must build the same model
     cache.poolings[key] = found[0]
     return Measured(
         pooling=found[0],
         message=f"pairs: before training, the two texts' similarity explains {apart:.1%} of the labels, and "
-        f"both read together {together:.1%}: prompt.pooling {found[0]}",
+        f"both read together {joined:.1%}: prompt.pooling {found[0]}",
     )
 
 

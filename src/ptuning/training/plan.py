@@ -30,7 +30,15 @@ from ptuning.training.evaluation import (
 )
 from ptuning.training.extensions import NO_EXTENSIONS, Extensions, name_of
 from ptuning.training.metrics import Baseline, Selection, effective_rows
-from ptuning.training.recipe import NO_WORDS, Facts, Recipe, Settled, template_for, units_and_queries
+from ptuning.training.recipe import (
+    NO_WORDS,
+    Facts,
+    Recipe,
+    Settled,
+    reads_apart,
+    template_for,
+    units_and_queries,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,12 +149,15 @@ def plan_prompt(
         names = ("pooling", "num_virtual_units", "num_queries", *(["template"] if resumed.template else []))
         choose("checkpoint", **{name: getattr(resumed, name) for name in names})
     is_open = prompt.pooling is None  # with a pooling, the prompt is a resumed run's, PEFT's or a user's own
-    if prompt.head is None and prompt.pooling is None and (pooling := measure(prompt)) is not None:
+    if prompt.head is None and is_open and (pooling := measure(prompt)) is not None:
         choose("rows", pooling=pooling)
+    elif reads_apart(prompt, task, backbone, tokenizer):
+        choose("recipe", pooling="similarity")
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
     units, queries = units_and_queries(task, rows) if pooling == "layers" else (0, 0)
     choose("recipe", num_virtual_units=units, num_queries=queries)
-    if is_open and tokenizer is not None and (words := template_for(prompt, task, backbone, tokenizer)):
+    may_add = is_open or prompt.pooling == "similarity"
+    if may_add and (words := template_for(prompt, task, backbone, tokenizer)) is not None:
         choose("recipe", template=words)
     choose("backbone", **vars(settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity)))
     return SettledPrompt(config=prompt, chosen_by=chosen_by)

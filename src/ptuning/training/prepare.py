@@ -338,13 +338,15 @@ def about_long_rows(
 def _check_template(model: PTuningModel, *, pair: bool) -> None:
     """Refuse rows with fewer or more texts than a template of words has."""
     prompt = model.prompt_config
+    if prompt.depth == "deep" and prompt.pooling == "similarity":
+        pair = False  # each text has the words
     if (texts := prompt.template_texts) is not None and texts != (2 if pair else 1):
         raise ConfigError(
             "prompt.template" if prompt.head is None else "prompt.head.template",
             got=repr(prompt.written),
             expected="{text_a} and {text_b}, because the rows are pairs of texts"
             if pair
-            else "{text} without {text_b}, because the rows have one text",
+            else "{text} without {text_b}, because the rows have one text, or are texts that are read apart",
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -190,18 +190,38 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     }
 
 
+def reads_apart(
+    prompt: DeepPrompt, task: Task, backbone: Backbone, tokenizer: PreTrainedTokenizerBase | None
+) -> bool:
+    """Whether the texts of pairs are compared, unless the rows say otherwise (``pair_pooling.py``).
+
+    A sentence embedding model was trained for it, and a decoder's last token behind :data:`WORDS` tells even
+    more about a text.
+    """
+    from ptuning.model.settling import settle_prompt  # imports torch: slow
+
+    if prompt.pooling is not None or prompt.head is not None or not task.is_pair_similarity:
+        return False
+    if settle_prompt(prompt, backbone, is_pair_similarity=True).pooling == "similarity":
+        return True
+    has_words = template_for(replace(prompt, pooling="similarity"), task, backbone, tokenizer) is not None
+    return has_words and backbone.port.can.layers and prompt.template_texts in (None, 1)
+
+
 def template_for(
-    prompt: DeepPrompt, task: Task, backbone: Backbone, tokenizer: PreTrainedTokenizerBase
+    prompt: DeepPrompt, task: Task, backbone: Backbone, tokenizer: PreTrainedTokenizerBase | None
 ) -> str | None:
     """The words behind a text that suit a decoder; ``None`` where none are added.
 
     A decoder's last token predicts what comes next: behind an ordinary text, whatever may follow its last
-    word. Pairs, where the words gained nothing, have none, and prompts that begin above layer 0, because the
-    layers below run on the text alone.
+    word. Pairs that are read together, where the words gained nothing, have none; nor have prompts of single
+    texts that begin above layer 0, because the layers below run on the text alone.
     """
     from ptuning.model.verbalizer import piece_ids  # imports torch: slow
 
-    if not backbone.architecture.causal or task.pair or prompt.first_layer or prompt.head is not None:
+    if tokenizer is None or not backbone.architecture.causal or prompt.head is not None:
+        return None
+    if prompt.pooling != "similarity" and (task.pair or prompt.first_layer):
         return None
     try:
         piece_ids(tokenizer, template_words(WORDS, mask=False), "prompt.template")
