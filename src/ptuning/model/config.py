@@ -293,9 +293,10 @@ class DeepPrompt:
             mean of the text's tokens. ``layers``: a trained mix of the tokens' means and maxima in every
             layer from ``first_layer`` on, which starts as the mean (after ELMo, arXiv:1802.05365).
             ``similarity``, for pairs: each text is encoded separately, and the head reads their similarity
-            in every dimension. If left out: for a sentence embedding model that uses mean pooling,
-            ``similarity`` for pairs with a score or two classes and ``layers`` otherwise; ``native`` for
-            other backbones. PEFT can only load ``native``.
+            in every dimension; on a decoder, that of their last tokens. If left out: for a sentence embedding
+            model that uses mean pooling, ``similarity`` for pairs with a score or two classes and ``layers``
+            otherwise; ``native`` for other backbones, where ``ptuning train`` compares such pairs on a decoder
+            as well. PEFT can only load ``native``.
         num_virtual_units: U, the number of trained hidden units added to the feed-forward network of every
             prompted layer (a parallel adapter, arXiv:2110.04366). If left out: none in Python;
             ``ptuning train`` chooses from the data (docs/recipes.md). PEFT can load none.
