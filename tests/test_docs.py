@@ -230,6 +230,14 @@ def input_prompts(_: str) -> str:
     return rendered
 
 
+def words(_: str) -> str:
+    """What can be read off a decoder, by the words behind the text."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    results = import_module("words").RESULTS
+    rendered: str = import_module("words").table(table, import_module("quality.records").read(results))
+    return rendered
+
+
 GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("configuration.md", "options"): options,
     ("configuration.md", "prompt choices"): prompt_choices,
@@ -238,6 +246,7 @@ GENERATED: Mapping[tuple[str, str], Callable[[str], str]] = {
     ("../README.md", "measured"): quality("short"),
     ("recipes.md", "quality"): quality("tables"),
     ("recipes.md", "travelled"): quality("travelled", "BACKBONES"),
+    ("recipes.md", "words"): words,
     ("recipes.md", "guide"): guide,
     ("recipes.md", "input prompts"): input_prompts,
     ("trials.md", "runs"): runs,
