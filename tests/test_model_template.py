@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from language_models import LABELS, language_model
 from mixed import shaken
@@ -19,6 +20,7 @@ from ptuning.data.tokens import Tokenise, collate
 from ptuning.errors import AdapterError, ConfigError
 from ptuning.inference import MultiPredictor
 from ptuning.model.config import prompt_to_dict
+from ptuning.peft import PeftModel
 from ptuning.training.plan import Earlier, plan_prompt
 from ptuning.training.recipe import WORDS
 from test_adapters_schema import record, write
@@ -130,6 +132,11 @@ def test_an_adapter_keeps_its_words(tmp_path: Path) -> None:
     loaded = PTuningModel.from_pretrained(folder).eval()
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
     assert "'{text} It was' has words" in str(adapters.why_not_peft(adapters.load(folder)))
+    opened = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "backbone"), folder
+    )
+    assert opened.peft_config["default"].template == "{text} It was"
+    assert torch.equal(logits(opened, inputs), logits(model, inputs))
     whole = record(folder)
     for anchors, message in (([], "anchors: got 0, expected 1"), ([[]], "anchors: got no tokens")):
         write(folder, {**whole, "anchors": anchors})

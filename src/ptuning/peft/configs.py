@@ -317,6 +317,7 @@ class PrefixTuningConfig(PromptLearningConfig):
         num_virtual_units: ptuning only. Additional hidden units in the feed-forward network of every layer; 0
             if ``None``.
         num_queries: ptuning only. Learned queries in the mix of ``pooling="layers"``; 0 if ``None``.
+        template: ptuning only. Words around the text, such as ``"{text}\\nIn one word:"``; none if ``None``.
     """
 
     init_weights: str | None = None
@@ -327,6 +328,7 @@ class PrefixTuningConfig(PromptLearningConfig):
     pooling: Pooling | None = None
     num_virtual_units: int | None = None
     num_queries: int | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -344,6 +346,7 @@ class PrefixTuningConfig(PromptLearningConfig):
             pooling=self.pooling,
             num_virtual_units=self.num_virtual_units,
             num_queries=self.num_queries,
+            template=self.template,
             encoder=DeepMLPEncoder(width=self.encoder_hidden_size)
             if self.prefix_projection
             else EmbeddingEncoder(),
@@ -402,6 +405,7 @@ def config_of(adapter: adapters.Adapter) -> PromptLearningConfig:
             pooling=prompt.pooling,
             num_virtual_units=prompt.num_virtual_units,
             num_queries=prompt.num_queries,
+            template=prompt.template,
             prefix_projection=projection is not None,
             encoder_hidden_size=projection.width if projection else None,
         )
