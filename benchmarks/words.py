@@ -40,13 +40,13 @@ DATA: Mapping[str, DataSet] = {
     "mrpc": data_set("mrpc-100"),
     "stsb": data_set("stsb"),
 }
-MOST = 600
-"""Rows; of more, a sample, as STS-B's are sorted by where they come from."""
+MOST_TEXTS = 600
+"""Rows take two texts if they are pairs; of more, a sample, as STS-B's are sorted by where they come from."""
 NAMES = {
     "sst2": "SST-2, 200 rows",
     "newsgroups": "newsgroups, 600",
     "mrpc": "MRPC, 200",
-    "stsb": "STS-B, 600",
+    "stsb": "STS-B, 300",
 }
 
 
@@ -97,8 +97,8 @@ def shares(backbone: str, data: DataSet) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         files = write_rows(data, 0, home(data), Path(scratch))
         examples, task = read(DataConfig(**files), seed=0)
-    rows = examples.train
-    rows = rows if len(rows) <= MOST else random.Random(0).sample(rows, MOST)
+    rows, most = examples.train, MOST_TEXTS // (2 if task.pair else 1)
+    rows = rows if len(rows) <= most else random.Random(0).sample(rows, most)
     found = []
     for way in PAIRS if task.pair else SINGLE:
         torch.manual_seed(0)
