@@ -295,8 +295,8 @@ class DeepPrompt:
             ``similarity``, for pairs: each text is encoded separately, and the head reads their similarity
             in every dimension; on a decoder, that of their last tokens. If left out: for a sentence embedding
             model that uses mean pooling, ``similarity`` for pairs with a score or two classes and ``layers``
-            otherwise; ``native`` for other backbones, where ``ptuning train`` compares such pairs on a decoder
-            as well. PEFT can only load ``native``.
+            otherwise; ``native`` for other backbones, but ``ptuning train`` compares such pairs on a decoder,
+            too. PEFT can only load ``native``.
         num_virtual_units: U, the number of trained hidden units added to the feed-forward network of every
             prompted layer (a parallel adapter, arXiv:2110.04366). If left out: none in Python;
             ``ptuning train`` chooses from the data (docs/recipes.md). PEFT can load none.
