@@ -338,15 +338,17 @@ def about_long_rows(
 def _check_template(model: PTuningModel, *, pair: bool) -> None:
     """Refuse rows with fewer or more texts than a template of words has."""
     prompt = model.prompt_config
-    if prompt.depth == "deep" and prompt.pooling == "similarity":
-        pair = False  # each text has the words
-    if (texts := prompt.template_texts) is not None and texts != (2 if pair else 1):
+    if prompt.depth == "deep" and prompt.pooling == "similarity":  # each text has the words
+        wanted, expected = 1, "{text} alone, because prompt.pooling similarity reads each text for itself"
+    elif pair:
+        wanted, expected = 2, "{text_a} and {text_b}, because the rows are pairs of texts"
+    else:
+        wanted, expected = 1, "{text} without {text_b}, because the rows have one text"
+    if prompt.template_texts not in (None, wanted):
         raise ConfigError(
             "prompt.template" if prompt.head is None else "prompt.head.template",
             got=repr(prompt.written),
-            expected="{text_a} and {text_b}, because the rows are pairs of texts"
-            if pair
-            else "{text} without {text_b}, because the rows have one text, or are texts that are read apart",
+            expected=expected,
         )
 
 
