@@ -96,6 +96,18 @@ def test_pairs_have_words_between_them(tmp_path: Path) -> None:
         torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-4)
 
 
+def together(first: PTuningModel, configs: Any) -> tuple[list[PTuningModel], MultiPredictor]:
+    """Tasks on the backbone of ``first``, ``task-0``, ``task-1``, …, and what answers for all of them."""
+    assert first.tokenizer is not None
+    models, table = [first], TaskTable(first.backbone, first.tokenizer)
+    for config in configs:
+        model = PTuningModel.from_backbone(first.backbone, config, task=first.task, tokenizer=first.tokenizer)
+        models.append(shaken(model).eval())
+    for number, model in enumerate(models):
+        table.put(f"task-{number}", model)
+    return models, MultiPredictor(table, first.tokenizer)
+
+
 def test_tasks_with_and_without_words_share_passes(tmp_path: Path) -> None:
     first = made("llama", tmp_path, DeepPrompt(num_virtual_tokens=3, template="{text} It was"))
     configs: list[Any] = [
@@ -104,21 +116,9 @@ def test_tasks_with_and_without_words_share_passes(tmp_path: Path) -> None:
         DeepPrompt(num_virtual_tokens=1, head=ClozeHead(template="{text} It was")),
         InputPrompt(num_virtual_tokens=3),
     ]
-    models = [
-        first,
-        *(
-            shaken(
-                PTuningModel.from_backbone(first.backbone, config, task=TASK, tokenizer=first.tokenizer)
-            ).eval()
-            for config in configs
-        ),
-    ]
-    assert first.tokenizer is not None
-    table = TaskTable(first.backbone, first.tokenizer)
-    for number, model in enumerate(models):
-        table.put(f"task-{number}", model)
+    models, predictor = together(first, configs)
     rows = [(text, f"task-{number}", model) for number, model in enumerate(models) for text in TEXTS]
-    answers = MultiPredictor(table, first.tokenizer).predict([r[0] for r in rows], [r[1] for r in rows])
+    answers = predictor.predict([r[0] for r in rows], [r[1] for r in rows])
     for (text, _, model), answer in zip(rows, answers, strict=True):
         expected = logits(model, batch(model, [text]))[0].softmax(-1).tolist()
         assert [p for _, p in answer.probabilities] == pytest.approx(expected, abs=1e-5)
@@ -236,28 +236,16 @@ def test_pairs_read_apart_share_passes_with_other_tasks(tmp_path: Path) -> None:
         DeepPrompt(num_virtual_tokens=1, head=ClozeHead(template="{text_a} \n {text_b} \n same ?")),
         InputPrompt(num_virtual_tokens=3),
     ]
-    models = [
-        first,
-        *(
-            shaken(
-                PTuningModel.from_backbone(first.backbone, config, task=PAIRS, tokenizer=first.tokenizer)
-            ).eval()
-            for config in configs
-        ),
-    ]
-    assert first.tokenizer is not None
-    table = TaskTable(first.backbone, first.tokenizer)
-    for number, model in enumerate(models):
-        table.put(f"task-{number}", model)
+    models, predictor = together(first, configs)
     pairs = list(zip(TEXTS, SECONDS, strict=True))
     rows = [(pair, f"task-{i}", model) for i, model in enumerate(models) for pair in pairs]
-    answers = MultiPredictor(table, first.tokenizer).predict([r[0] for r in rows], [r[1] for r in rows])
+    answers = predictor.predict([r[0] for r in rows], [r[1] for r in rows])
     for ((text, second), name, model), answer in zip(rows, answers, strict=True):
         expected = logits(model, batch(model, [text], [second]))[0].softmax(-1).tolist()
         assert [p for _, p in answer.probabilities] == pytest.approx(expected, abs=1e-5), name
     for which in ("task-0", "task-1"):  # alone in their pass, as well
         its = [(pair, answer) for (pair, name, _), answer in zip(rows, answers, strict=True) if name == which]
-        alone = MultiPredictor(table, first.tokenizer).predict([pair for pair, _ in its], [which] * len(its))
+        alone = predictor.predict([pair for pair, _ in its], [which] * len(its))
         for (_, among), own in zip(its, alone, strict=True):
             assert [p for _, p in own.probabilities] == pytest.approx(
                 [p for _, p in among.probabilities], abs=1e-5
