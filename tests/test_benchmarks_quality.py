@@ -556,6 +556,14 @@ def test_what_the_docs_sum_up_is_what_was_found() -> None:
     assert max(shares) < 0.0089
 
 
+def test_the_readme_says_what_was_found_on_a_decoder() -> None:
+    records = results.read(results.BACKBONES)
+    found = [tables.cell(records, "gemma/sst2-100", method) for method in ("default", "peft-lora-all")]
+    means = [sum(cell.values("accuracy")) / len(cell.values("accuracy")) for cell in found if cell]
+    readme = " ".join((Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").split())
+    assert "ahead of LoRA on Gemma ({:.3f}, LoRA {:.3f})".format(*means) in readme
+
+
 def test_tables_of_nothing() -> None:
     assert "make quality" in tables.tables(plain, [])
     assert "make quality" in tables.short(plain, [])

@@ -190,7 +190,7 @@ def _why_not_prefix(adapter: Adapter) -> str | None:
     if adapter.anchors:
         return (
             f"its template {adapter.prompt.get('template')!r} has words, which PEFT does not insert; "
-            "train again with prompt.template '{text}'"
+            "train again with prompt.pooling 'native' and without prompt.template"
         )
     if (pooling := adapter.prompt.get("pooling") or "native") != "native":
         return (
