@@ -192,8 +192,9 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def any_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny backbone's random features are large; MiniLM's leave the head and its learning rate as they
+    """The tiny backbone's random features are large; MiniLM's leave the head and the learning rates as they
     are.
     """
     monkeypatch.setattr("ptuning.training.recipe.HEAD_STEP", math.inf)
+    monkeypatch.setattr("ptuning.training.recipe.PROMPT_STEP", math.inf)
     monkeypatch.setattr("ptuning.training.head_init.FIRST_LOGITS", math.inf)

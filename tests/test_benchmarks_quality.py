@@ -372,6 +372,7 @@ def test_a_worker_trains(
             classmethod(lambda cls, values: checked({**values, "backbone": str(backbone)})),
         )
         monkeypatch.setattr("ptuning.training.recipe.HEAD_STEP", math.inf)
+        monkeypatch.setattr("ptuning.training.recipe.PROMPT_STEP", math.inf)
         setting = setting_of("default", "sst2-4")
     elif method == "default elsewhere":  # on a backbone that make backbones would have made
         backbone.rename(tmp_path / BACKBONES["mpnet"])

@@ -236,24 +236,37 @@ def test_the_facts_are_the_models_and_the_rows(
         encoder=encoder,
         virtual_tokens=tokens,
         first_layer=first,
-        features=facts.features,
+        head_step=facts.head_step,
+        prompt_step=facts.prompt_step,
     )
     outputs = [  # BERT's head reads the pooler's output
         model.encode(input_ids=torch.tensor([row.input_ids]))[:, 0] for row in rows
     ]
     pooled = model.backbone.model.bert.pooler(torch.cat(outputs)[:, None])
-    assert facts.features == pytest.approx(float(pooled.detach().square().mean().sqrt()), rel=1e-4)
+    biased = float(pooled.detach().abs().sum(1).mean()) + 1  # a linear head: its weights' slopes, its bias's
+    assert facts.head_step == pytest.approx(biased, rel=1e-4)
 
 
-def test_a_head_learns_slowly_where_what_it_reads_is_large() -> None:
-    slow, usual = replace(FACTS, features=3.3), rates(FACTS)
-    assert rates(slow) == (usual[0], pytest.approx(3e-4))
-    assert rates(replace(FACTS, features=0.03)) == usual  # MiniLM's
+def test_a_head_learns_slowly_where_its_steps_change_the_logits_much() -> None:
+    slow, usual = replace(FACTS, head_step=1250), rates(FACTS)
+    assert rates(slow) == (usual[0], pytest.approx(2.8e-4))
+    assert rates(replace(FACTS, head_step=17)) == usual  # MiniLM's
     assert (
         rates(replace(slow, fitted=True))[1]
         == choice(replace(FACTS, fitted=True), FitConfig())["head_learning_rate"]
     )
     assert rates(slow, head_learning_rate=0.01)[1] == 0.01  # what is given is kept
+
+
+def test_a_deep_prompt_learns_slowly_where_its_steps_change_the_logits_much() -> None:
+    usual = rates(FACTS)
+    assert rates(replace(FACTS, prompt_step=93)) == usual  # MiniLM's
+    assert rates(replace(FACTS, prompt_step=250)) == (pytest.approx(usual[0] * 0.4), usual[1])  # MPNet's
+    for others in ({"depth": "input"}, {"encoder": "mlp"}):
+        assert rates(replace(FACTS, prompt_step=250, **others)) == rates(replace(FACTS, **others))
+    fitted = replace(FACTS, fitted=True)
+    assert rates(replace(fitted, prompt_step=200))[0] == pytest.approx(rates(fitted)[0] / 2, rel=0.05)
+    assert rates(replace(FACTS, prompt_step=250), learning_rate=0.05)[0] == 0.05  # what is given is kept
 
 
 # -------------------------------------------------------------------------------- what a run does with it

@@ -39,7 +39,7 @@ STRENGTHS = np.logspace(-4, 4, 25)
 INVERSE_STRENGTHS = np.logspace(-2, 2, 9)
 """Values of scikit-learn's C, for features with a total variance of 1."""
 FEW = 64
-"""Rows that the size of the features is measured on."""
+"""Rows that a new head is measured on."""
 FIRST_LOGITS = 0.3
 """Maximum root mean square of the logits that an untrained head begins with. Those of MiniLM, MPNet and BERT
 begin below it; those of Gemma 3, whose features are large, at 1.7, and have to be unlearned first."""
@@ -200,20 +200,6 @@ def explained(model: PTuningModel, split: Split) -> float | None:
     if not np.isfinite(size) or not size:
         return None
     return max(0.0, fit.explained(centred / size, targets))
-
-
-def feature_size(model: PTuningModel, rows: Sequence[TokenRow]) -> float:
-    """The root mean square of what the head reads, over the first :data:`FEW` rows; 0 without a head.
-
-    A backbone decides it: MiniLM's features have 0.03, those of Gemma 3, with their norm's weights, 3.
-    """
-    if not rows or not model.head.names:
-        return 0.0
-    first = model.backbone.head_names[0].rpartition(".")[0]
-    seen, _ = _inputs(model, first, rows[:FEW])
-    read = torch.cat([each.flatten() for each in seen])
-    size = float(read.square().mean().sqrt())
-    return size if math.isfinite(size) else 0.0
 
 
 def _output(model: PTuningModel) -> str:

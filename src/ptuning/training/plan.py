@@ -219,7 +219,8 @@ def plan_run(
     from ptuning.training.head_init import soften_head  # imports scikit-learn: slow
 
     task, train, validation = model.task, data.train, data.validation
-    facts = Facts.of(model, train.rows, start, features=config.head_learning_rate is None)
+    chosen = None in (config.learning_rate, config.head_learning_rate)
+    facts = Facts.of(model, train.rows, start, measure=chosen)
     recipe = Recipe.of(config, facts, found)
     if config.class_weights is not None:  # otherwise the model keeps its own
         model.set_class_weights(class_weights(config, train.targets, task))

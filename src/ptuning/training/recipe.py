@@ -56,7 +56,9 @@ class Facts:
         virtual_units: U.
         fitted: Whether the head starts fitted to the rows, or trained.
         warm: Whether the prompt was trained before.
-        features: The root mean square of what the head reads; 0 if it is not known.
+        head_step: How much the first step changes the logits by the head, at a learning rate of 1; 0 if it is
+            not known (:mod:`ptuning.training.first_step`).
+        prompt_step: By the prompt, likewise.
         scaled: Whether prompt and head have scaled learning rates, as under PEFT's names.
         cloze: Whether the head is a language model's own, which is not trained.
     """
@@ -71,7 +73,8 @@ class Facts:
     fitted: bool = False
     scaled: bool = False
     warm: bool = False
-    features: float = 0.0
+    head_step: float = 0.0
+    prompt_step: float = 0.0
     cloze: bool = False
 
     @classmethod
@@ -81,16 +84,18 @@ class Facts:
         rows: Sequence[TokenRow],
         start: WarmStart | None = None,
         *,
-        features: bool = True,
+        measure: bool = True,
     ) -> Facts:
         """The facts of training ``model`` on ``rows``.
 
         Args:
-            features: Whether to measure the features, which takes a pass over a few rows.
+            measure: Whether to measure the first step, which takes a pass over a few rows.
         """
-        from ptuning.training.head_init import feature_size, starts_fitted  # imports scikit-learn: slow
+        from ptuning.training.first_step import first_step
+        from ptuning.training.head_init import starts_fitted  # imports scikit-learn: slow
 
         prompt = model.prompt_config
+        step = first_step(model, rows if measure and prompt.head is None else ())
         return cls(
             rows=len(rows),
             tokens=sum(row.places() for row in rows),
@@ -101,7 +106,8 @@ class Facts:
             virtual_units=(prompt.num_virtual_units or 0) if prompt.depth == "deep" else 0,
             fitted=starts_fitted(model, start) or (start is not None and start.keeps_head),
             warm=start is not None,
-            features=feature_size(model, rows) if features and prompt.head is None else 0.0,
+            head_step=step.head,
+            prompt_step=step.prompt,
             scaled=model.learning_rate_scales != (1.0, 1.0),
             cloze=prompt.head is not None,
         )
@@ -126,9 +132,11 @@ MAX_SPEEDUP = 3.0
 """Maximum factor on the prompt's learning rate if the user asks for fewer than :data:`MIN_STEPS`."""
 HEAD_RATE_TIMES_STEPS = 2.5
 """The head's learning rate times the number of steps. It is constant, so that a long run does not overfit."""
-HEAD_STEP = 1e-3
-"""Maximum head learning rate times the size of the features. A head that reads large ones learns few rows by
-heart before the prompt has learned anything."""
+HEAD_STEP = 0.35
+"""Maximum change of a logit by the head's first step. A head that moves faster learns few rows by heart
+before the prompt has learned anything."""
+PROMPT_STEP = 2.0
+"""Maximum change of a logit by the prompt's first step, in standard deviations of the logits."""
 FITTED_EPOCHS = 5
 """Epochs if the head starts fitted or trained: less is left to learn."""
 FITTED_HEAD = 2e-4
@@ -179,8 +187,10 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     elif epochs < usual and steps * usual > MAX_STEPS:  # many rows, so few epochs
         every = math.ceil(epochs * steps / usual)
     head = FITTED_HEAD if facts.fitted else min(1e-2, max(1e-3, HEAD_RATE_TIMES_STEPS / (epochs * steps)))
-    if facts.features:
-        head = min(head, HEAD_STEP / facts.features)
+    if facts.head_step:
+        head = min(head, HEAD_STEP / facts.head_step)
+    if facts.prompt_step and facts.depth == "deep" and facts.encoder == "embedding":
+        prompt *= min(1.0, PROMPT_STEP / (DEEP_RATE * facts.prompt_step))
     return {
         "num_train_epochs": epochs,
         "learning_rate": _rounded(prompt),
