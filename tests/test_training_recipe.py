@@ -261,11 +261,11 @@ def test_a_head_learns_slowly_where_its_steps_change_the_logits_much() -> None:
 def test_a_deep_prompt_learns_slowly_where_its_steps_change_the_logits_much() -> None:
     usual = rates(FACTS)
     assert rates(replace(FACTS, prompt_step=93)) == usual  # MiniLM's
-    assert rates(replace(FACTS, prompt_step=250)) == (pytest.approx(usual[0] * 0.4), usual[1])  # MPNet's
+    assert rates(replace(FACTS, prompt_step=230)) == (pytest.approx(usual[0] / 2), usual[1])  # MPNet's
     for others in ({"depth": "input"}, {"encoder": "mlp"}):
         assert rates(replace(FACTS, prompt_step=250, **others)) == rates(replace(FACTS, **others))
     fitted = replace(FACTS, fitted=True)
-    assert rates(replace(fitted, prompt_step=200))[0] == pytest.approx(rates(fitted)[0] / 2, rel=0.05)
+    assert rates(replace(fitted, prompt_step=230))[0] == pytest.approx(rates(fitted)[0] / 2, rel=0.05)
     assert rates(replace(FACTS, prompt_step=250), learning_rate=0.05)[0] == 0.05  # what is given is kept
 
 

@@ -39,11 +39,13 @@ class FirstStep:
 
 
 def first_step(model: PTuningModel, rows: Sequence[TokenRow]) -> FirstStep:
-    """Measure an untrained model on the first :data:`ROWS` rows. Its mode and gradients are not changed.
+    """Measure an untrained model on up to :data:`ROWS` of the rows, evenly spaced, because files may be sorted.
 
-    Row i is measured by the logit of class i modulo C.
+    Row i of them is measured by the logit of class i modulo C. The model's mode and gradients are not changed.
     """
-    model, few = model.for_inference(), windows_of(rows[:ROWS])[:ROWS]
+    count = min(ROWS, len(rows))
+    few = windows_of([rows[i * len(rows) // count] for i in range(count)])[:ROWS]
+    model = model.for_inference()
     parts = [list(part.parameters()) for part in (model.head, model.prompt_encoder)]
     head, prompt = ([each for each in part if each.requires_grad] for part in parts)
     logits, norms = [], []

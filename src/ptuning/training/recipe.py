@@ -135,7 +135,7 @@ HEAD_RATE_TIMES_STEPS = 2.5
 HEAD_STEP = 0.35
 """Maximum change of a logit by the head's first step. A head that moves faster learns few rows by heart
 before the prompt has learned anything."""
-PROMPT_STEP = 2.0
+PROMPT_STEP = 2.3
 """Maximum change of a logit by the prompt's first step, in standard deviations of the logits."""
 FITTED_EPOCHS = 5
 """Epochs if the head starts fitted or trained: less is left to learn."""
