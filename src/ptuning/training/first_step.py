@@ -39,9 +39,10 @@ class FirstStep:
 
 
 def first_step(model: PTuningModel, rows: Sequence[TokenRow]) -> FirstStep:
-    """Measure an untrained model on up to :data:`ROWS` of the rows, evenly spaced, because files may be sorted.
+    """Measure an untrained model on up to :data:`ROWS` rows, evenly spaced, because files may be sorted.
 
-    Row i of them is measured by the logit of class i modulo C. The model's mode and gradients are not changed.
+    Row i of these is measured by the logit of class i modulo C. The model's mode and gradients stay as they
+    are.
     """
     count = min(ROWS, len(rows))
     few = windows_of([rows[i * len(rows) // count] for i in range(count)])[:ROWS]
