@@ -68,13 +68,13 @@ def test_it_is_what_a_step_along_the_signs_of_the_slopes_does(
     assert all(value.grad is None for value in model.parameters())
 
 
-def test_the_size_of_an_untrained_head_matters_to_its_own_steps_alone() -> None:
+def test_the_size_of_an_untrained_linear_head_makes_no_difference() -> None:
     model, rows = make("bert", pooling="native"), [row(5, 9, 7), row(8, 6), row(9, 5, 6)]
     before = first_step(model, rows)
     model.head.copy_({name: value.detach() * 100 for name, value in model.head.named().items()})
     after = first_step(model, rows)
     assert after.prompt == pytest.approx(before.prompt, rel=1e-3)
-    assert after.head == pytest.approx(before.head, rel=1e-3)  # a linear head: what it reads is the same
+    assert after.head == pytest.approx(before.head, rel=1e-3)  # what it reads is the same
 
 
 def test_what_cannot_be_measured_is_zero() -> None:
