@@ -101,4 +101,7 @@ def _where(machine: Mapping[str, Any]) -> str:
 
 
 def _failures(failed: Iterable[tuple[str, list[str]]]) -> list[str]:
-    return [f"Failed {len(errors)} times: {name}." for name, errors in failed]
+    # An error is one line, the parts of a traceback apart by bars: the last one says what went wrong.
+    return [
+        f"{name} failed {len(errors)} times: `{errors[0].rpartition(' | ')[2]}`" for name, errors in failed
+    ]
