@@ -24,28 +24,24 @@ results go to another file. Every run is a line of the results, and what is ther
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from measuring import machine
 from ptuning import ClozeHead, DeepPrompt, PTuningModel, Task, TrainConfig, train
 from ptuning.data import Example
 from ptuning.inference.evaluate import logits_of
 from ptuning.training.metrics import measure
 from ptuning.training.prepare import tokenised
-from quality.data import drawn, root
+from quality.data import Row, drawn, rows_of, write_lines
 from quality.peers import train_peer
 from quality.records import append, read
-from quality.study import revision
 from recipe_data import combinations
+from runs import Table, counted_mean, plain_table, provenance, with_options
 
 RESULTS = Path(__file__).parent / "results" / "cloze.jsonl"
 TEMPLATES = {
@@ -79,8 +75,6 @@ LORA: Mapping[str, Any] = {
     "least_steps": 100,
 }
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -112,25 +106,14 @@ def plan(data: Sequence[str], sizes: Sequence[int], seeds: Sequence[int]) -> Ite
                         yield Run(data=name, method=method, rows=rows, seed=seed)
 
 
-def lines(source: str, split: str) -> list[Row]:
-    text = (root() / source / f"{split}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def splits_of(run: Run) -> dict[str, list[Row]]:
     """Training, validation and test rows."""
-    rows, (first, last) = lines(run.data, "train"), DEVELOPMENT[run.data]
+    rows, (first, last) = rows_of(run.data, "train"), DEVELOPMENT[run.data]
     return {
         "train": drawn(rows[slice(*TRAIN[run.data])], run.rows, run.seed),
         "validation": drawn(rows[slice(*VALIDATION[run.data])], run.rows, run.seed),
-        "test": rows[first:last] if run.development else lines(run.data, "test")[:TEST],
+        "test": rows[first:last] if run.development else rows_of(run.data, "test")[:TEST],
     }
-
-
-def write(rows: Sequence[Row], file: Path) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
 
 
 def judged(model: PTuningModel, rows: Sequence[Row]) -> dict[str, float]:
@@ -151,7 +134,7 @@ def judged(model: PTuningModel, rows: Sequence[Row]) -> dict[str, float]:
 def do(run: Run, backbone: str, folder: Path) -> dict[str, Any]:
     """Train and judge; a line of the results."""
     splits = splits_of(run)
-    files = {name: write(rows, folder / f"{name}.jsonl") for name, rows in splits.items()}
+    files = {name: write_lines(rows, folder / f"{name}.jsonl") for name, rows in splits.items()}
     began = time.process_time()
     match run.method:
         case "zero-shot":
@@ -164,9 +147,7 @@ def do(run: Run, backbone: str, folder: Path) -> dict[str, Any]:
         **asdict(run),
         **found,
         "cpu_seconds": round(time.process_time() - began, 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "revision": revision(),
-        "machine": machine(),
+        **provenance(),
     }
 
 
@@ -192,13 +173,7 @@ def prompted(run: Run, backbone: str, files: Mapping[str, str], folder: Path) ->
     if run.method != "linear":
         depth = run.method.removeprefix("cloze-")
         values["prompt"] = {"depth": depth, "head": dict(TEMPLATES[run.data])}
-    for name, value in run.options.items():
-        *sections, option = name.split(".")
-        place = values
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[option] = value
-    found = train(TrainConfig.checked(values), restart=True)
+    found = train(TrainConfig.checked(with_options(values, run.options)), restart=True)
     return {
         "test": found.metrics["test"],
         "validation": found.metrics["validation"],
@@ -223,8 +198,6 @@ def lora(run: Run, backbone: str, files: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
-"""Makes Markdown of a header and rows."""
 TITLES = {
     "zero-shot": "the template without a prompt, nothing trained",
     "cloze-deep": "**cloze, deep prompt**",
@@ -249,21 +222,10 @@ def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
     )
     ordered = sorted(cells.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1]))
     rows = [
-        (f"{TITLES[method]} {how}".strip(), *(_mean(row.get(column, [])) for column in columns))
+        (f"{TITLES[method]} {how}".strip(), *(counted_mean(row.get(column, [])) for column in columns))
         for (method, how), row in ordered
     ]
     return markdown(("method", *(f"{NAMES[data]}, {size} rows per class" for data, size in columns)), rows)
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread} ({len(values)})"
-
-
-def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(" | ".join(row) for row in (header, *rows))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -281,7 +243,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     records = read(given.results)
     if given.table:
-        print(table(_plain, records))
+        print(table(plain_table, records))
         return
     if given.set and not given.development:
         parser.error("options are tried with --development")

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -36,13 +34,12 @@ from transformers import (
     set_seed,
 )
 
-from measuring import machine
 from ptuning.model.embedded import resolve
 from quality.data import home, write_rows
 from quality.plan import data_set
 from quality.records import append, read
-from quality.study import revision
 from quality.tables import TITLES
+from runs import Table, mean, plain_table, provenance
 
 RESULTS = Path(__file__).parent / "results" / "guide.jsonl"
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -108,6 +105,7 @@ def run(
     seconds = time.perf_counter() - began
     test = trainer.predict(splits["test"]).metrics or {}
     log = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    made = provenance()
     return {
         "way": way,
         "data": data,
@@ -119,9 +117,8 @@ def run(
         "test": {name: test[f"test_{name}"] for name in ("accuracy", "f1", "loss")},
         "constant": constant(splits),
         "seconds": round(seconds, 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "revision": revision(),
-        "machine": machine() | {"peft": version("peft")},
+        **made,
+        "machine": made["machine"] | {"peft": version("peft")},
     }
 
 
@@ -155,10 +152,6 @@ def texts(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (row["sentence1"], row["sentence2"]) if "sentence1" in row else (row["sentence"],)
 
 
-Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
-"""Makes Markdown of a header and rows."""
-
-
 def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
     """Mean and standard deviation over seeds, by data and way."""
     kept = [record for record in records if not record["options"]]
@@ -172,18 +165,9 @@ def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
         for way in WAYS:
             runs = [record for record in here if record["way"] == way]
             if runs:
-                figures = [_mean([run["test"][name] for run in runs]) for name in ("accuracy", "f1", "loss")]
+                figures = [mean([run["test"][name] for run in runs]) for name in ("accuracy", "f1", "loss")]
                 lines.append((TITLES[data], f"{way} ({len(runs)})", *figures))
     return markdown(("data", "names of (runs)", "accuracy", "F1", "loss"), lines)
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
-
-
-def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(" | ".join(row) for row in (header, *rows))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -197,7 +181,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     records = read(given.results)
     if given.table:
-        print(table(_plain, records))
+        print(table(plain_table, records))
         return
     options = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in given.set)}
     tokenizer = AutoTokenizer.from_pretrained(resolve("demo"))

@@ -14,23 +14,20 @@ read once per run, at the end::
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from measuring import machine
 from quality.data import home, loadable, write_rows
 from quality.plan import BACKBONES, data_set
 from quality.records import append, read
-from quality.study import revision
 from quality.tables import TITLES
 from quality.worker import train_prompt
+from runs import Table, counted_mean, plain_table, provenance
 
 RESULTS = Path(__file__).parent / "results" / "input-prompts.jsonl"
 ENCODERS: Mapping[str, Mapping[str, Any]] = {
@@ -98,14 +95,10 @@ def do(run: Run) -> dict[str, Any]:
     return {
         **asdict(run),
         **found,
-        "date": datetime.now(UTC).date().isoformat(),
-        "revision": revision(),
-        "machine": machine(),
+        **provenance(),
     }
 
 
-Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
-"""Makes Markdown of a header and rows."""
 NAMES = {"demo": "MiniLM"}
 
 
@@ -138,7 +131,7 @@ def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
             NAMES.get(backbone, backbone),
             TITLES[data],
             encoder,
-            *(_mean(found.get(placement, [])) for placement in placements),
+            *(counted_mean(found.get(placement, [])) for placement in placements),
         )
         for (backbone, data, encoder), found in sorted(cells.items(), key=lambda item: _place(*item[0]))
     ]
@@ -147,17 +140,6 @@ def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:
 
 def _place(backbone: str, data: str, encoder: str) -> tuple[int, str, int]:
     return ["demo", *BACKBONES.values()].index(backbone), data, list(ENCODERS).index(encoder)
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread} ({len(values)})"
-
-
-def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(" | ".join(row) for row in (header, *rows))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -174,7 +156,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     records = read(given.results)
     if given.table:
-        print(table(_plain, [*of_study(read()), *records]))
+        print(table(plain_table, [*of_study(read()), *records]))
         return
     torch.set_num_threads(1)
     names = list(Run.__dataclass_fields__)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quality.data import root
+from quality.data import rows_of
 
 TRIALS = Path(__file__).parent / "results" / "recipe-trials.jsonl"
 """The results of the prototype, which is no longer here: docs/trials.md says where it is."""
@@ -115,8 +115,7 @@ class Trial:
 def _lines(source: str, split: Literal["train", "validation"]) -> list[dict[str, Any]]:
     """Rows of a file. The test rows have no name here."""
     assert split in ("train", "validation")
-    text = (root() / source / f"{split}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return rows_of(source, split)
 
 
 def examples(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

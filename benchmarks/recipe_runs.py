@@ -16,19 +16,18 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from measuring import machine
 from ptuning import TrainConfig, train
 from ptuning.training.config import OLD_NAMES
+from quality.data import write_lines
 from quality.records import append, read
-from quality.study import revision
 from recipe_data import METRICS, combinations, drawn, examples
+from runs import provenance, with_options
 
 RESULTS = Path(__file__).parent / "results" / "recipe-runs.jsonl"
 
@@ -41,16 +40,10 @@ def run(data: str, options: Mapping[str, Any]) -> dict[str, Any]:
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         files = {"train": [rows[i] for i in places], "validation": development}
-        for name, lines in files.items():
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (Path(folder) / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        values: dict[str, Any] = {"data": {name: f"{folder}/{name}.jsonl" for name in files}}
-        for name, value in options.items():
-            *sections, option = name.split(".")
-            place = values
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[option] = value
+        values: dict[str, Any] = {
+            "data": {name: write_lines(each, Path(folder) / f"{name}.jsonl") for name, each in files.items()}
+        }
+        values = with_options(values, options)
         found = train(TrainConfig.checked({**values, "output": f"{folder}/adapter", "report": False}))
         decided = used(Path(folder) / "adapter")
     return {
@@ -61,9 +54,7 @@ def run(data: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "history": [{"epoch": each.epoch, **each.metrics} for each in found.history],
         "rows": {"train": len(places), "development": len(development)},
         "cpu_seconds": round(time.process_time() - began, 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "revision": revision(),
-        "machine": machine(),
+        **provenance(),
     }
 
 

@@ -25,28 +25,25 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from measuring import machine
 from ptuning import PTuningModel, TrainConfig, train
 from ptuning.data import Example
 from ptuning.inference.evaluate import logits_of
 from ptuning.training.metrics import measure
 from ptuning.training.prepare import tokenised
-from quality.data import drawn, root
+from quality.data import Row, drawn, rows_of, write_lines
 from quality.records import append, read
-from quality.study import revision
 from recipe_data import combinations
+from runs import provenance, with_options
 
 RESULTS = Path(__file__).parent / "results" / "warm-start.jsonl"
 FIRST = {"sst2": 1000, "stsb": 2000}
@@ -59,8 +56,6 @@ DEVELOPMENT = {"sst2": (50_000, 50_800), "mrpc": (2800, 3672)}
 """Training rows that are judged in development, in place of the test rows."""
 OLD_ROWS, NEW_ROWS = 40, 16
 """Rows per class of the demo data: of the adapter, and of the class that is new."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +91,9 @@ def plan(cases: Sequence[str], seeds: Sequence[int], sizes: Sequence[int]) -> It
 # ------------------------------------------------------------------------------------------ the rows
 
 
-def lines(source: str, split: str) -> list[Row]:
-    text = (root() / source / f"{split}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def demo(split: str) -> list[Row]:
     text = (resources.files("ptuning") / "demo_data" / f"{split}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
-
-
-def write(rows: Sequence[Row], file: Path) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
 
 
 def splits_of(run: Run) -> dict[str, list[Row]]:
@@ -117,15 +101,15 @@ def splits_of(run: Run) -> dict[str, list[Row]]:
     if run.case == "class":
         return new_class(run)
     source, seed, old = run.case, run.seed, OLD[run.case]
-    rows = lines(source, "train")
+    rows = rows_of(source, "train")
     first, last = APART[source]
-    validation = drawn(lines(source, "validation"), run.rows, seed)
-    test = rows[slice(*DEVELOPMENT[source])] if run.development else lines(source, "test")
+    validation = drawn(rows_of(source, "validation"), run.rows, seed)
+    test = rows[slice(*DEVELOPMENT[source])] if run.development else rows_of(source, "test")
     return {
         "train": drawn(rows[first:last], run.rows, seed),
         "validation": validation,
         "test": test,
-        "old": lines(old, "train")[: FIRST[old]],
+        "old": rows_of(old, "train")[: FIRST[old]],
     }
 
 
@@ -155,7 +139,7 @@ def adapter(run: Run, splits: Mapping[str, list[Row]], folder: Path) -> Path:
     output = folder / name
     if not (output / "ptuning.json").exists():
         rows = splits["old"]
-        file = write(rows, folder / "rows" / f"{name}.jsonl")
+        file = write_lines(rows, folder / "rows" / f"{name}.jsonl")
         seed = run.seed if run.case == "class" else 0
         began = time.process_time()
         values = {"data": {"train": file}, "output": str(output), "fit": {"seed": seed}}
@@ -209,16 +193,11 @@ def do(run: Run, folder: Path) -> dict[str, Any]:
         values: dict[str, Any] = {"fit": {"seed": run.seed}}
         if run.arm == "warm":
             values["init_from"] = str(adapter(run, splits, folder))
-        for name, value in run.options.items():
-            *sections, option = name.split(".")
-            place = values
-            for section in sections:
-                place = place.setdefault(section, {})
-            place[option] = value
+        values = with_options(values, run.options)
         here, output = folder / "rows", folder / "run"
         files = {
-            "train": write(splits["train"], here / "train.jsonl"),
-            "validation": write(splits["validation"], here / "validation.jsonl"),
+            "train": write_lines(splits["train"], here / "train.jsonl"),
+            "validation": write_lines(splits["validation"], here / "validation.jsonl"),
         }
         began = time.process_time()
         values |= {"data": {**files, "problem_type": "single_label_classification"}, "output": str(output)}
@@ -233,9 +212,7 @@ def do(run: Run, folder: Path) -> dict[str, Any]:
         "history": history,
         "rows_read": {name: len(each) for name, each in splits.items()},
         "cpu_seconds": round(wall, 1),
-        "date": datetime.now(UTC).date().isoformat(),
-        "revision": revision(),
-        "machine": machine(),
+        **provenance(),
     }
 
 

@@ -15,14 +15,12 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from measuring import machine
 from ptuning import DeepPrompt, PTuningModel
 from ptuning.model.config import Pooling
 from ptuning.training.config import DataConfig
@@ -31,7 +29,7 @@ from ptuning.training.prepare import read, tokenised
 from quality.data import home, write_rows
 from quality.plan import DataSet, data_set
 from quality.records import append
-from quality.study import revision
+from runs import Table, provenance
 
 RESULTS = Path(__file__).parent / "results" / "words.jsonl"
 DATA: Mapping[str, DataSet] = {
@@ -81,9 +79,7 @@ def main() -> None:
             "backbone": Path(given.backbone).name,
             "data": name,
             "shares": found,
-            "date": datetime.now(UTC).date().isoformat(),
-            "revision": revision(),
-            "machine": machine(),
+            **provenance(),
         }
         append(record, given.results)
         for each in found:
@@ -106,10 +102,6 @@ def shares(backbone: str, data: DataSet) -> list[dict[str, Any]]:
         share = explained(model, tokenised(model, rows))
         found.append({**way._asdict(), "explained": share})
     return found
-
-
-Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
-"""Makes Markdown of a header and rows."""
 
 
 def table(markdown: Table, records: Sequence[Mapping[str, Any]]) -> str:

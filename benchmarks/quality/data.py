@@ -62,11 +62,20 @@ def write_rows(data: DataSet, seed: int, source: Path, to: Path) -> dict[str, st
             splits["train"]
         ):  # who has few rows to learn from has no more to pick by
             splits["validation"] = drawn(splits["validation"], data.per_class, seed)
-    to.mkdir(parents=True, exist_ok=True)
-    for name, rows in splits.items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (to / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return {name: str(to / f"{name}.jsonl") for name in SPLITS}
+    return {name: write_lines(rows, to / f"{name}.jsonl") for name, rows in splits.items()}
+
+
+def rows_of(source: str, split: str) -> list[Row]:
+    """All rows of one file below ``PTUNING_DATA``."""
+    return _read(root() / source / f"{split}.jsonl")
+
+
+def write_lines(rows: Sequence[Row], file: Path) -> str:
+    """The rows as JSON lines; returns the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text, encoding="utf-8")
+    return str(file)
 
 
 def drawn(rows: Sequence[Row], per_class: int, seed: int) -> list[Row]:
