@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, fit
-from ptuning.training import head_init
+from ptuning.training import head_fits
 
 kind, backbone, train, validation, output = sys.argv[1:]
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ elif "in windows" in kind:
 else:
     task, pooling = Task(problem_type="regression", pair=True, mean=2.75, scale=1.2), "similarity"
     if not accelerator.is_main_process:  # as another machine's rounding, and more of it
-        head_init.ridge = lambda features, targets, **_: (np.ones((1, features.shape[1])), np.ones(1))
+        head_fits.ridge = lambda features, targets, **_: (np.ones((1, features.shape[1])), np.ones(1))
 model = PTuningModel.from_backbone(backbone, DeepPrompt(num_virtual_tokens=4, pooling=pooling), task=task)
 config = FitConfig(epochs=2, batch_size=9, accumulation=2)
 if "weights" in kind:

@@ -20,9 +20,10 @@ from ptuning import DeepPrompt, FitConfig, PTuningModel, Task, TrainResult, adap
 from ptuning.adapters.peft_format import why_not_peft
 from ptuning.data.tokens import TokenRow, segments_of
 from ptuning.errors import TrainingDiverged
-from ptuning.training import head_init
+from ptuning.training import head_fits, head_init
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import FIRST_LOGITS, fit_head, logistic, ridge, soften_head, starts_fitted
+from ptuning.training.head_fits import logistic, ridge
+from ptuning.training.head_init import FIRST_LOGITS, fit_head, soften_head, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.prepare import Split
 from test_training import StopAfter
@@ -74,7 +75,7 @@ def test_ridge_solves_the_normal_equations_at_the_strength_that_leaves_one_out_b
     centred, wanted = x - x.mean(0), y - y.mean()
     trace = (centred**2).sum() / 8
     errors, solutions = [], []
-    for strength in head_init.STRENGTHS * trace:
+    for strength in head_fits.STRENGTHS * trace:
         gram = np.linalg.inv(centred.T @ centred + strength * np.eye(8))
         hat = centred @ gram @ centred.T
         errors.append(((wanted - hat @ wanted) ** 2).sum() / (60 - 1 - np.trace(hat)) ** 2)
@@ -133,13 +134,13 @@ def test_logistic_is_the_least_penalised_loss_at_the_strength_that_predicts_best
     y = noisy.argmax(1)
     weight, bias = logistic(x, y, count)
     z = torch.from_numpy((x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).sum(1).mean()))
-    fits = [descend(z, y, count, strength) for strength in head_init.INVERSE_STRENGTHS]
+    fits = [descend(z, y, count, strength) for strength in head_fits.INVERSE_STRENGTHS]
     mine = torch.from_numpy(x @ weight.T + bias).softmax(1)
     off = [float((mine - torch.softmax(z @ w.T + b, 1)).abs().max()) for w, b in fits]
     assert min(off) < 2e-3  # it is one of them
     losses = []
     folds = StratifiedKFold(4)
-    for strength in head_init.INVERSE_STRENGTHS:
+    for strength in head_fits.INVERSE_STRENGTHS:
         held = []
         for rest, out in folds.split(z, y):
             w, b = descend(z[rest], y[rest], count, strength)

@@ -33,7 +33,8 @@ from ptuning.cli import inspect, main
 from ptuning.data import Example, Origin
 from ptuning.errors import AdapterError, AdapterMismatch, ConfigError
 from ptuning.training.callbacks import Callback
-from ptuning.training.head_init import fit_new_rows, logistic_rows, starts_fitted
+from ptuning.training.head_fits import logistic_rows
+from ptuning.training.head_init import fit_new_rows, starts_fitted
 from ptuning.training.interrupt import Interrupted
 from ptuning.training.metrics import Selection
 from ptuning.training.prepare import tokenised

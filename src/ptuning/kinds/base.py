@@ -72,7 +72,7 @@ class Kind(ABC):
         baseline_rule: What :meth:`constant_answer` does, in words that fit any task.
         transformers_name: Its name in ``config.problem_type`` of transformers; ``None`` if it has none.
         width: C, if every task of this kind has the same and its logits have no labels.
-        head_fit: How a head is fitted to features of the frozen model (:mod:`ptuning.training.head_init`);
+        head_fit: How a head is fitted to features of the frozen model (:mod:`ptuning.training.head_fits`);
             ``None`` if it is not.
         threshold_metrics: The names of those metrics that the thresholds of a task change.
         nan_targets_allowed: Whether an evaluation accepts targets that are not finite; its loss is then NaN.

@@ -24,7 +24,8 @@ from ptuning.model.drawing import Draws
 from ptuning.model.ptuning import PTuningModel
 from ptuning.task import Task
 from ptuning.training.config import TrainConfig
-from ptuning.training.head_init import MIN_PER_CLASS, explained
+from ptuning.training.head_fits import MIN_PER_CLASS
+from ptuning.training.head_init import explained
 from ptuning.training.recipe import reads_apart, template_for
 from ptuning.training.run_cache import RunCache
 
