@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def machine() -> dict[str, Any]:
         **accelerator,
         "versions": {name: version(name) for name in ("ptuning", "torch", "transformers", "accelerate")},
     }
+
+
+def processor(machine: Mapping[str, Any]) -> str:
+    """The CPU of a :func:`machine`, and whether it has AMX, which decides how fast bf16 is there."""
+    amx = " with AMX" if "amx_bf16" in machine.get("fast_bf16", ()) else ""
+    return f"{machine['processor']}{amx}, {machine['cores']} cores"
 
 
 def write(file: Path, found: dict[str, Any]) -> None:

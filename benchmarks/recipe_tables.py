@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+from measuring import processor
 from quality.plan import Record
 from recipe_data import Trial
 
@@ -183,7 +184,7 @@ def _note(records: Sequence[Record], script: str) -> str:
     if not records:
         return "Nothing has been tried yet."
     told = [record["machine"] for record in records]
-    where = dict.fromkeys(f"{each['processor']}, {each['cores']} cores" for each in told)
+    where = dict.fromkeys(processor(each) for each in told)
     versions = dict.fromkeys(
         f"torch {each['versions']['torch']}, transformers {each['versions']['transformers']}" for each in told
     )

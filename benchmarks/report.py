@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from measuring import processor
+
 RESULTS = Path(__file__).parent / "results"
 
 Table = Callable[[tuple[str, ...], list[tuple[str, ...]]], str]
@@ -97,7 +99,7 @@ def _note(file: Path, found: Mapping[str, Any]) -> str:
 
 
 def _where(machine: Mapping[str, Any]) -> str:
-    return str(machine.get("accelerator") or f"{machine['processor']}, {machine['cores']} cores")
+    return str(machine.get("accelerator") or processor(machine))
 
 
 def _failures(failed: Iterable[tuple[str, list[str]]]) -> list[str]:

@@ -248,6 +248,13 @@ METHODS: Mapping[str, Method] = {
         options={"prompt": {"depth": "input"}},
         datasets=tuple(TRAVELLED),
     ),
+    "together": Method(
+        title="**ptuning**, default recipe, but both texts read together",
+        kind="default",
+        options={"prompt": {"pooling": "native"}},
+        seeds=1,
+        datasets=("gemma/stsb-2000",),
+    ),
     "peft-p-tuning": _peer(
         "PEFT `P_TUNING`",
         "p-tuning",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
+from measuring import processor
 from quality.plan import (
     BACKBONES,
     ELSEWHERE,
@@ -290,8 +291,7 @@ def _places(records: Sequence[Record]) -> Iterator[str]:
             yield f"{_runs(count)} on one {gpu}, torch {torch[gpu]}"
             continue
         own = [each for each in records if accelerator(each) is None]
-        machines = {(each["machine"]["processor"], each["machine"]["cores"]): None for each in own}
-        where = " and ".join(f"{processor}, {cores} cores" for processor, cores in machines)
+        where = " and ".join(dict.fromkeys(processor(each["machine"]) for each in own))
         hours = math.fsum(each["cpu_seconds"] for each in own) / 3600
         yield f"{_runs(count)} on {where}, one thread per run, torch {torch[None]}, {hours:.1f} core hours"
 
