@@ -662,17 +662,24 @@ def test_other_adapters(
 ) -> None:
     """Their labels may be in another order than scikit-learn's."""
     model = PTuningModel.from_pretrained(fitted.save_pretrained(tmp_path / "adapter"))
+    opened = {"device": "cpu", "precision": "fp32"}
     names = {"negative": "z", "positive": "a"}
     model.set_task(type(model.task)(**{**vars(model.task), "labels": tuple(names.values())}))
-    found = PTuningClassifier.from_pretrained(model.save_pretrained(tmp_path / "renamed"), device="cpu")
+    found = PTuningClassifier.from_pretrained(model.save_pretrained(tmp_path / "renamed"), **opened)
     assert found.classes_.tolist() == ["a", "z"]
     assert found.predict(NEW).tolist() == [names[label] for label in fitted.predict(NEW).tolist()]
     assert found.predict_proba(NEW).tolist() == fitted.predict_proba(NEW)[:, ::-1].tolist()
     assert found.decision_function(NEW).tolist() == (-fitted.decision_function(NEW)).tolist()
     folder = several.save_pretrained(tmp_path / "several")
-    assert PTuningClassifier.from_pretrained(folder).predict(NEW).tolist() == several.predict(NEW).tolist()
+    assert (
+        PTuningClassifier.from_pretrained(folder, **opened).predict(NEW).tolist()
+        == several.predict(NEW).tolist()
+    )
     folder = scores.save_pretrained(tmp_path / "scores")
-    assert PTuningRegressor.from_pretrained(folder).predict(NEW).tolist() == scores.predict(NEW).tolist()
+    assert (
+        PTuningRegressor.from_pretrained(folder, **opened).predict(NEW).tolist()
+        == scores.predict(NEW).tolist()
+    )
     with pytest.raises(ConfigError, match="open it with PTuningRegressor"):
         PTuningClassifier.from_pretrained(folder)
 

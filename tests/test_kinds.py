@@ -211,7 +211,7 @@ def test_a_new_kind_of_number_trains_predicts_evaluates_saves_and_loads(
     assert "- kind: count regression" in card
     assert "- output: one number" in card
 
-    assert main(["evaluate", "out", "test.jsonl", "--json"]) == 0
+    assert main(["evaluate", "out", "test.jsonl", "--json", "--precision", "fp32"]) == 0
     again = json.loads(capsys.readouterr().out)["metrics"]
     assert again == pytest.approx({name: scores[name] for name in ("loss", "deviance")}, rel=1e-4)
     assert main(["predict", "out", "--input", "test.jsonl", "--format", "csv"]) == 0
@@ -262,7 +262,7 @@ def test_a_new_kind_needs_no_arrays_of_probabilities(
     assert "could not be" not in capsys.readouterr().err
     assert adapters.load(home / "out").task == Task(problem_type="answers", labels=("high", "low"))
     assert (home / "out.run" / "report.html").exists()
-    assert main(["evaluate", "out", "test.jsonl", "--json"]) == 0
+    assert main(["evaluate", "out", "test.jsonl", "--json", "--precision", "fp32"]) == 0
     calibration = json.loads(capsys.readouterr().out)["calibration"]
     predicted = Predictor(PTuningModel.from_pretrained(home / "out"))
     rows = [json.loads(line) for line in (home / "test.jsonl").read_text("utf-8").splitlines()]

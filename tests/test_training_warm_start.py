@@ -97,6 +97,7 @@ def base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {
         "data": {"train": str(file)},
         "backbone": str(tiny_folder),
+        "precision": "fp32",  # as from_pretrained loads it, on every machine
         "output": str(folder / "base"),
         "report": False,
         "prompt": {"num_virtual_tokens": 3, "first_layer": 1, "pooling": "layers"},
@@ -118,6 +119,7 @@ def run(base: Path, tmp_path: Path) -> Run:
             "data": {"train": str(file), **options.pop("data", {})},
             "output": str(tmp_path / "next"),
             "init_from": str(base),
+            "precision": "fp32",
             "report": False,
             "fit": {"num_train_epochs": 1},
             **options,
@@ -472,6 +474,7 @@ def test_a_resumed_run_is_the_same_to_the_bit_and_knows_its_adapter(
         "data": {"train": str(tmp_path / "more.jsonl")},
         "output": str(tmp_path / "next"),
         "init_from": str(tmp_path / "start"),
+        "precision": "fp32",
         "report": False,
         "fit": fit,
     }
