@@ -189,14 +189,15 @@ def test_a_resumed_run_continues_its_curves(
     with pytest.raises(error):
         run(output="broken", callbacks=[TrackerCallback("tensorboard"), Stops(9, error, save=save)])
     (before,) = Path("broken.run/tracking").iterdir()
-    for file in before.iterdir():  # TensorBoard sorts them by the second in their names
-        file.rename(file.with_name(file.name.replace("tfevents.", "tfevents.0")))
+    (file,) = before.iterdir()
+    file.rename(file.with_name(file.name.replace("tfevents.", "tfevents.0")))  # TensorBoard sorts by seconds
     heard = Heard()
     resumed, _ = run(output="broken", callbacks=[TrackerCallback("tensorboard"), heard], resume=True)
     assert min(heard.steps) == kept + 1
     assert resumed.history == straight.history
     (one,), (other,) = Path("straight.run/tracking").iterdir(), Path("broken.run/tracking").iterdir()
     assert other == before
+    assert [len(list(each.iterdir())) for each in (one, other)] == [1, 2], "one file each time it is begun"
     ours, theirs = events(one), events(other)
     for tag in ("train/loss", "learning_rate/prompt", "validation/loss", "final/validation/loss"):
         assert curve(ours, tag) == curve(theirs, tag), tag

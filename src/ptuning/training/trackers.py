@@ -171,8 +171,15 @@ class TensorBoard(BuiltIn):
         self.inner.log({"configuration": indent(text, "    ")})  # Markdown: a block of code
 
     def final(self, metrics: Mapping[str, float], step: int) -> None:
-        # The tab HPARAMS compares runs by these; run_name is a folder below that of the run.
-        self.inner.writer.add_hparams(self.config, dict(metrics), run_name=".", global_step=step)
+        from torch.utils.tensorboard.summary import hparams
+
+        # The tab HPARAMS compares runs by these. add_hparams would write them to a second file; TensorBoard
+        # may read that one first, and then a resumed run's purge_step hides the final metrics.
+        writer = self.inner.writer
+        for summary in hparams(self.config, dict(metrics)):
+            writer.file_writer.add_summary(summary)
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
 
 
 def _put_back(uri: str | None) -> None:
