@@ -21,6 +21,7 @@ from ptuning.errors import AdapterError, ConfigError
 from ptuning.inference import MultiPredictor
 from ptuning.model.config import prompt_to_dict
 from ptuning.peft import PeftModel
+from ptuning.training import recipe
 from ptuning.training.plan import Earlier, plan_prompt
 from ptuning.training.recipe import WORDS
 from test_adapters_schema import record, write
@@ -280,3 +281,48 @@ def test_the_recipe_compares_pairs_on_a_decoder(tmp_path: Path) -> None:
         )
         assert isinstance(planned.config, DeepPrompt)
         assert (planned.config.pooling, planned.config.template) == expected
+
+
+def test_a_decoder_reads_many_pairs_together_with_virtual_units(tmp_path: Path) -> None:
+    model, given, many = made("llama", tmp_path, DeepPrompt()), DeepPrompt(), recipe.PAIRS_TOGETHER
+    score, several = Task(problem_type="regression", pair=True), replace(PAIRS, labels=("a", "b", "c"))
+    head, units = ClozeHead(template="{text_a} {text_b}"), recipe.UNITS
+    for prompt, task, rows, expected in (
+        (given, PAIRS, many, ("native", None, units)),
+        (given, PAIRS, many - 1, ("similarity", WORDS, 0)),
+        (given, score, many, ("native", None, units)),
+        (given, several, many, ("native", None, units)),
+        (given, several, many - 1, ("native", None, 0)),
+        (replace(given, num_virtual_units=0), PAIRS, many, ("similarity", WORDS, 0)),
+        (replace(given, num_virtual_units=3), PAIRS, many, ("native", None, 3)),
+        (replace(given, template="{text} so"), PAIRS, many, ("similarity", "{text} so", 0)),
+        (
+            replace(given, template="{text_a} ? {text_b}"),
+            PAIRS,
+            many,
+            ("native", "{text_a} ? {text_b}", units),
+        ),
+        (replace(given, first_layer=1), PAIRS, many, ("native", None, units)),
+        (replace(given, pooling="similarity"), PAIRS, many, ("similarity", WORDS, 0)),
+        (replace(given, pooling="native"), PAIRS, many, ("native", None, 0)),  # what PEFT reads
+        (replace(given, head=head), PAIRS, many, ("native", None, 0)),
+        (given, TASK, many, ("native", WORDS, 0)),
+        (given, TASK, recipe.MANY_ROWS, ("native", WORDS, units)),
+        (given, replace(TASK, labels=("a", "b", "c")), 10, ("native", WORDS, units)),
+        (given, Task(problem_type="regression"), 10, ("native", WORDS, units)),
+    ):
+        planned = plan_prompt(prompt, model.backbone, task, rows, tokenizer=model.tokenizer)
+        found = planned.config
+        assert isinstance(found, DeepPrompt)
+        assert (found.pooling, found.template, found.num_virtual_units) == expected, (prompt, task, rows)
+        assert found.num_queries == 0
+        said = " ".join(planned.recipe_says)
+        assert ("virtual units" in said) == (found.num_virtual_units == units)
+
+
+def test_a_decoder_without_virtual_units_has_none_however_many_rows(tmp_path: Path) -> None:
+    model = made("bloom", tmp_path, DeepPrompt())
+    for task in (PAIRS, replace(TASK, labels=("a", "b", "c"))):
+        planned = plan_prompt(DeepPrompt(), model.backbone, task, recipe.MANY_ROWS, tokenizer=model.tokenizer)
+        assert isinstance(planned.config, DeepPrompt)
+        assert (planned.config.pooling, planned.config.num_virtual_units) == ("native", 0)

@@ -140,9 +140,13 @@ TRAINING: Mapping[str, Any] = {
 }
 """What all methods have in common that are trained by a loop of ours or of ptuning's."""
 
-RECIPES: Mapping[str, int] = {"all-mpnet-base-v2": 4, "gemma-3-270m": 4}
-"""Counts the recipes of each: raised when what ``ptuning train`` chooses on it changes. There the choices
-depend on what is measured of the backbone, so a setting cannot spell them out."""
+RECIPES: Mapping[str, int] = {
+    "all-mpnet-base-v2": 4,
+    "gemma-3-270m": 4,
+    **dict.fromkeys(("gemma/newsgroups", "gemma/stsb-2000", "gemma/mrpc-1000"), 5),
+}
+"""Counts the recipes of each backbone, or of a data set alone: raised when what ``ptuning train`` chooses there
+changes. The choices depend on what is measured of the backbone, so a setting cannot spell them out."""
 
 MOST_PAIRS = 8000
 """SetFit's pairs grow with the square of the rows: no more than its paper's 20 a row make of 200 rows."""
@@ -248,12 +252,12 @@ METHODS: Mapping[str, Method] = {
         options={"prompt": {"depth": "input"}},
         datasets=tuple(TRAVELLED),
     ),
-    "together": Method(
-        title="**ptuning**, default recipe, but both texts read together",
+    "no-units": Method(
+        title="**ptuning**, default recipe without virtual units",
         kind="default",
-        options={"prompt": {"pooling": "native"}},
+        options={"prompt": {"num_virtual_units": 0}},
         seeds=1,
-        datasets=("gemma/stsb-2000",),
+        datasets=("gemma/newsgroups", "gemma/stsb-2000", "gemma/mrpc-1000"),
     ),
     "peft-p-tuning": _peer(
         "PEFT `P_TUNING`",
@@ -332,7 +336,7 @@ def setting_of(method: str, dataset: str, rate: float | None = None) -> dict[str
         return {"kind": "majority"}
     if chosen.kind == "default":
         if dataset in TRAVELLED:
-            recipe = RECIPES[data.backbone]
+            recipe = RECIPES.get(dataset, RECIPES[data.backbone])
             return {"kind": "default", "backbone": data.backbone, "recipe": recipe, **chosen.options}
         return default_setting(data)
     setting: dict[str, Any] = {"kind": chosen.kind, "backbone": data.backbone, **chosen.options}

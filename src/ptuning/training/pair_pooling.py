@@ -60,7 +60,7 @@ def measured_pooling(
     """
     if prompt.pooling is not None or len(rows) < MIN_ROWS:
         return Measured()
-    if not reads_apart(prompt, task, backbone, tokenizer):
+    if not reads_apart(prompt, task, backbone, tokenizer, len(rows)):
         return Measured()
     together: Pooling = "native" if backbone.architecture.causal else "layers"
     # The first layer has no effect on the choice: a search may vary it, and the prompt is untrained.

@@ -151,10 +151,12 @@ def plan_prompt(
     is_open = prompt.pooling is None  # with a pooling, the prompt is a resumed run's, PEFT's or a user's own
     if prompt.head is None and is_open and (pooling := measure(prompt)) is not None:
         choose("rows", pooling=pooling)
-    elif reads_apart(prompt, task, backbone, tokenizer):
+    elif reads_apart(prompt, task, backbone, tokenizer, rows):
         choose("recipe", pooling="similarity")
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
-    units, queries = units_and_queries(task, rows) if pooling == "layers" else (0, 0)
+    last_token = is_open and pooling == "native" and backbone.architecture.causal and backbone.port.can.layers
+    has_choice = pooling == "layers" or (last_token and prompt.head is None)
+    units, queries = units_and_queries(task, rows, last_token=last_token) if has_choice else (0, 0)
     choose("recipe", num_virtual_units=units, num_queries=queries)
     may_add = is_open or prompt.pooling == "similarity"
     if may_add and (words := template_for(prompt, task, backbone, tokenizer)) is not None:

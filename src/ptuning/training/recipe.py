@@ -147,6 +147,9 @@ QUERIES = 2
 """Queries, with enough rows."""
 MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
+PAIRS_TOGETHER = 1000
+"""Enough pairs for a decoder to read both texts together, with units. With fewer, or without units, it
+learns more from how similar they are."""
 CLOZE_STEPS = 60
 """Minimum optimizer steps with a cloze head, which answers before it has learned."""
 WORDS = "{text}\nIn one word:"
@@ -201,12 +204,19 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
 
 
 def reads_apart(
-    prompt: DeepPrompt, task: Task, backbone: Backbone, tokenizer: PreTrainedTokenizerBase | None
+    prompt: DeepPrompt,
+    task: Task,
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: int,
 ) -> bool:
     """Whether the texts of pairs are compared, unless the rows say otherwise (``pair_pooling.py``).
 
-    A sentence embedding model was trained for it, and a decoder's last token behind :data:`WORDS` tells even
-    more about a text.
+    A sentence embedding model was trained for it. A decoder's last token behind :data:`WORDS` tells even more
+    about a text; but from :data:`PAIRS_TOGETHER` rows on, virtual units learn more from both texts together.
+
+    Args:
+        rows: The number of training rows.
     """
     from ptuning.model.settling import settle_prompt  # imports torch: slow
 
@@ -214,6 +224,8 @@ def reads_apart(
         return False
     if settle_prompt(prompt, backbone, is_pair_similarity=True).pooling == "similarity":
         return True
+    if prompt.template_texts is None and rows >= PAIRS_TOGETHER and prompt.num_virtual_units != 0:
+        return False
     has_words = template_for(replace(prompt, pooling="similarity"), task, backbone, tokenizer) is not None
     return has_words and backbone.port.can.layers and prompt.template_texts in (None, 1)
 
@@ -240,16 +252,20 @@ def template_for(
     return WORDS
 
 
-def units_and_queries(task: Task, rows: int) -> tuple[int, int]:
-    """The number of virtual units and queries for a task and its rows, if the head reads all layers.
+def units_and_queries(task: Task, rows: int, *, last_token: bool = False) -> tuple[int, int]:
+    """The number of virtual units and queries for a task and its rows.
 
-    Both need :data:`MANY_ROWS` rows; with fewer, the model only memorises the rows. The exception is a
-    fine-grained label (a score, or more than two classes) of single texts, which gets :data:`UNITS`. With few
-    pairs, or few rows with several labels per row, they gained nothing.
+    Both need :data:`MANY_ROWS` rows; with fewer, the model only memorises the rows. There are two exceptions.
+    A fine-grained label (a score, or more than two classes) of single texts gets :data:`UNITS`. So do
+    :data:`PAIRS_TOGETHER` pairs on a decoder. With few pairs, or few rows with several labels per row, they
+    gained nothing.
+
+    Args:
+        last_token: Whether the head reads a decoder's last token, and not all layers: then it has no queries.
     """
-    if rows >= MANY_ROWS:
-        return UNITS, QUERIES
-    return (UNITS if task.kind.is_fine_grained(task) and not task.pair else 0), 0
+    few = PAIRS_TOGETHER if last_token and task.pair else MANY_ROWS
+    has_units = rows >= few or (task.kind.is_fine_grained(task) and not task.pair)
+    return UNITS if has_units else 0, QUERIES if rows >= MANY_ROWS and not last_token else 0
 
 
 def _rounded(rate: float) -> float:
