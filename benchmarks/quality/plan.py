@@ -145,7 +145,7 @@ RECIPES: Mapping[str, int] = {
     "gemma-3-270m": 4,
     **dict.fromkeys(("gemma/newsgroups", "gemma/stsb-2000", "gemma/mrpc-1000"), 5),
 }
-"""Counts the recipes of each backbone, or of a data set alone: raised when what ``ptuning train`` chooses there
+"""Counts the recipes of each backbone, or of a data set: raised when what ``ptuning train`` chooses there
 changes. The choices depend on what is measured of the backbone, so a setting cannot spell them out."""
 
 MOST_PAIRS = 8000

@@ -154,12 +154,13 @@ def plan_prompt(
     elif reads_apart(prompt, task, backbone, tokenizer, rows):
         choose("recipe", pooling="similarity")
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
-    last_token = is_open and pooling == "native" and backbone.architecture.causal and backbone.port.can.layers
-    has_choice = pooling == "layers" or (last_token and prompt.head is None)
-    units, queries = units_and_queries(task, rows, last_token=last_token) if has_choice else (0, 0)
+    last_token = pooling == "native" and backbone.architecture.causal and backbone.port.can.layers
+    # PEFT can load neither units nor queries: not with a native pooling that was given.
+    may_have = pooling == "layers" or (last_token and is_open and prompt.head is None)
+    units, queries = units_and_queries(task, rows, last_token=last_token) if may_have else (0, 0)
     choose("recipe", num_virtual_units=units, num_queries=queries)
-    may_add = is_open or prompt.pooling == "similarity"
-    if may_add and (words := template_for(prompt, task, backbone, tokenizer)) is not None:
+    may_have_words = is_open or prompt.pooling == "similarity"
+    if may_have_words and (words := template_for(prompt, task, backbone, tokenizer)) is not None:
         choose("recipe", template=words)
     choose("backbone", **vars(settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity)))
     return SettledPrompt(config=prompt, chosen_by=chosen_by)
