@@ -318,6 +318,9 @@ def test_a_decoder_reads_many_pairs_together_with_virtual_units(tmp_path: Path) 
         assert found.num_queries == 0
         said = " ".join(planned.recipe_says)
         assert ("virtual units" in said) == (found.num_virtual_units == units)
+        together = planned.chosen_by.get("pooling") == "recipe" and found.pooling == "native"
+        assert ("both texts read together" in said) == together
+        assert together == (task in (PAIRS, score) and found.num_virtual_units > 0 and found.template is None)
 
 
 def test_a_decoder_without_virtual_units_has_none_however_many_rows(tmp_path: Path) -> None:

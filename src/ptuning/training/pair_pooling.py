@@ -1,9 +1,9 @@
 """Chooses the pooling of pairs from the training rows, if the prompt leaves it open.
 
-Backbone and kind of label decide whether there is a choice (``recipe.reads_apart``). But whether two classes
-mean that two texts are similar, or something else, only the rows show. So before training, a head is fitted
-to the frozen model's features of some rows: once to the similarity of the two texts, and once to both texts
-read together.
+Whether there is a choice depends on backbone, kind of label and number of rows (``recipe.pairs_pooling``).
+But whether two classes mean that two texts are similar, or something else, only the rows show. So before
+training, a head is fitted to the frozen model's features of some rows: once to the similarity of the two
+texts, and once to both texts read together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ptuning.task import Task
 from ptuning.training.config import TrainConfig
 from ptuning.training.head_fits import MIN_PER_CLASS
 from ptuning.training.head_init import explained
-from ptuning.training.recipe import reads_apart, template_for
+from ptuning.training.recipe import pairs_pooling, template_for
 from ptuning.training.run_cache import RunCache
 
 SAMPLE = 1000
@@ -60,7 +60,7 @@ def measured_pooling(
     """
     if prompt.pooling is not None or len(rows) < MIN_ROWS:
         return Measured()
-    if not reads_apart(prompt, task, backbone, tokenizer, len(rows)):
+    if pairs_pooling(prompt, task, backbone, tokenizer, len(rows)) != "similarity":
         return Measured()
     together: Pooling = "native" if backbone.architecture.causal else "layers"
     # The first layer has no effect on the choice: a search may vary it, and the prompt is untrained.

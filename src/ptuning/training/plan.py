@@ -35,7 +35,7 @@ from ptuning.training.recipe import (
     Facts,
     Recipe,
     Settled,
-    reads_apart,
+    pairs_pooling,
     template_for,
     units_and_queries,
 )
@@ -105,6 +105,8 @@ class SettledPrompt:
             for name, words in what.items()
             if self.chosen_by.get(name) == "recipe" and (count := getattr(self.config, name))
         ]
+        if self.chosen_by.get("pooling") == "recipe" and vars(self.config)["pooling"] == "native":
+            said.insert(0, "both texts read together (prompt.pooling similarity compares them)")
         if self.chosen_by.get("template") == "recipe":
             said.append(
                 f"the template {self.config.written!r} (prompt.template; '{NO_WORDS}' switches it off)"
@@ -151,8 +153,8 @@ def plan_prompt(
     is_open = prompt.pooling is None  # with a pooling, the prompt is a resumed run's, PEFT's or a user's own
     if prompt.head is None and is_open and (pooling := measure(prompt)) is not None:
         choose("rows", pooling=pooling)
-    elif reads_apart(prompt, task, backbone, tokenizer, rows):
-        choose("recipe", pooling="similarity")
+    elif (pooling := pairs_pooling(prompt, task, backbone, tokenizer, rows)) is not None:
+        choose("recipe", pooling=pooling)
     pooling = settle_prompt(prompt, backbone, is_pair_similarity=task.is_pair_similarity).pooling
     last_token = pooling == "native" and backbone.architecture.causal and backbone.port.can.layers
     # PEFT can load neither units nor queries: not with a native pooling that was given.

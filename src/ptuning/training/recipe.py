@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ptuning.data.tokens import TokenRow
     from ptuning.model.backbone import Backbone
-    from ptuning.model.config import DeepPrompt
+    from ptuning.model.config import DeepPrompt, Pooling
     from ptuning.model.ptuning import PTuningModel
     from ptuning.task import Task
     from ptuning.training.warm_start import WarmStart
@@ -203,17 +203,19 @@ def choice(facts: Facts, fit: FitConfig) -> dict[str, Any]:
     }
 
 
-def reads_apart(
+def pairs_pooling(
     prompt: DeepPrompt,
     task: Task,
     backbone: Backbone,
     tokenizer: PreTrainedTokenizerBase | None,
     rows: int,
-) -> bool:
-    """Whether the texts of pairs are compared, unless the rows say otherwise (``pair_pooling.py``).
+) -> Pooling | None:
+    """The pooling of pairs if the prompt leaves it open: ``None`` if the backbone alone decides.
 
-    A sentence embedding model was trained for it. A decoder's last token behind :data:`WORDS` tells even more
-    about a text; but from :data:`PAIRS_TOGETHER` rows on, virtual units learn more from both texts together.
+    ``similarity`` is what a sentence embedding model was trained for, and a decoder's last token behind
+    :data:`WORDS` tells even more about a text. The rows may say otherwise (``pair_pooling.py``). From
+    :data:`PAIRS_TOGETHER` rows on, a decoder with virtual units learns more from both texts together
+    (``native``).
 
     Args:
         rows: The number of training rows.
@@ -221,13 +223,14 @@ def reads_apart(
     from ptuning.model.settling import settle_prompt  # imports torch: slow
 
     if prompt.pooling is not None or prompt.head is not None or not task.is_pair_similarity:
-        return False
+        return None
     if settle_prompt(prompt, backbone, is_pair_similarity=True).pooling == "similarity":
-        return True
-    if prompt.template_texts is None and rows >= PAIRS_TOGETHER and prompt.num_virtual_units != 0:
-        return False
+        return "similarity"
     has_words = template_for(replace(prompt, pooling="similarity"), task, backbone, tokenizer) is not None
-    return has_words and backbone.port.can.layers and prompt.template_texts in (None, 1)
+    if not (has_words and backbone.port.can.layers and prompt.template_texts in (None, 1)):
+        return None
+    together = prompt.template is None and rows >= PAIRS_TOGETHER and prompt.num_virtual_units != 0
+    return "native" if together else "similarity"
 
 
 def template_for(
