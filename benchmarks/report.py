@@ -105,5 +105,6 @@ def _where(machine: Mapping[str, Any]) -> str:
 def _failures(failed: Iterable[tuple[str, list[str]]]) -> list[str]:
     # An error is one line, the parts of a traceback apart by bars: the last one says what went wrong.
     return [
-        f"{name} failed {len(errors)} times: `{errors[0].rpartition(' | ')[2]}`" for name, errors in failed
+        f"{name} failed {len(each)} time{'s' if len(each) > 1 else ''}: `{each[0].rpartition(' | ')[2]}`"
+        for name, each in failed
     ]

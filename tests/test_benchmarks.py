@@ -235,7 +235,7 @@ def test_a_result_becomes_a_table_and_a_chart(tmp_path: Path) -> None:
     file.write_text(json.dumps(found))
     text = report.tables(lambda header, rows: "\n".join(map(" | ".join, [header, *rows])), tmp_path)
     assert "**ptuning deep** | 10 | 10.0 | 20.0 | 10.00 × |" in text
-    assert "PEFT LORA failed 1 times: `ValueError: not here.`" in text
+    assert "PEFT LORA failed 1 time: `ValueError: not here.`" in text
     rounds.chart(file.with_suffix(".png"), found, "a title")
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "make bench" in report.tables(lambda *_: "", tmp_path / "empty")
