@@ -283,29 +283,26 @@ def test_the_recipe_compares_pairs_on_a_decoder(tmp_path: Path) -> None:
         assert (planned.config.pooling, planned.config.template) == expected
 
 
-def test_a_decoder_reads_many_pairs_together_with_virtual_units(tmp_path: Path) -> None:
+def test_a_decoder_reads_many_scored_pairs_together_with_virtual_units(tmp_path: Path) -> None:
     model, given, many = made("llama", tmp_path, DeepPrompt()), DeepPrompt(), recipe.PAIRS_TOGETHER
     score, several = Task(problem_type="regression", pair=True), replace(PAIRS, labels=("a", "b", "c"))
     head, units = ClozeHead(template="{text_a} {text_b}"), recipe.UNITS
+    both = "{text_a} ? {text_b}"
     for prompt, task, rows, expected in (
-        (given, PAIRS, many, ("native", None, units)),
-        (given, PAIRS, many - 1, ("similarity", WORDS, 0)),
         (given, score, many, ("native", None, units)),
+        (given, score, many - 1, ("similarity", WORDS, 0)),
         (given, several, many, ("native", None, units)),
         (given, several, many - 1, ("native", None, 0)),
-        (replace(given, num_virtual_units=0), PAIRS, many, ("similarity", WORDS, 0)),
-        (replace(given, num_virtual_units=3), PAIRS, many, ("native", None, 3)),
-        (replace(given, template="{text} so"), PAIRS, many, ("similarity", "{text} so", 0)),
-        (
-            replace(given, template="{text_a} ? {text_b}"),
-            PAIRS,
-            many,
-            ("native", "{text_a} ? {text_b}", units),
-        ),
-        (replace(given, first_layer=1), PAIRS, many, ("native", None, units)),
-        (replace(given, pooling="similarity"), PAIRS, many, ("similarity", WORDS, 0)),
-        (replace(given, pooling="native"), PAIRS, many, ("native", None, 0)),  # what PEFT reads
-        (replace(given, head=head), PAIRS, many, ("native", None, 0)),
+        (given, PAIRS, recipe.MANY_ROWS, ("similarity", WORDS, 0)),
+        (replace(given, num_virtual_units=0), score, many, ("similarity", WORDS, 0)),
+        (replace(given, num_virtual_units=3), score, many, ("native", None, 3)),
+        (replace(given, template="{text} so"), score, many, ("similarity", "{text} so", 0)),
+        (replace(given, template=both), score, many, ("native", both, units)),
+        (replace(given, template=both), PAIRS, many, ("native", both, 0)),
+        (replace(given, first_layer=1), score, many, ("native", None, units)),
+        (replace(given, pooling="similarity"), score, many, ("similarity", WORDS, 0)),
+        (replace(given, pooling="native"), score, many, ("native", None, 0)),  # what PEFT reads
+        (replace(given, head=head), several, many, ("native", None, 0)),
         (given, TASK, many, ("native", WORDS, 0)),
         (given, TASK, recipe.MANY_ROWS, ("native", WORDS, units)),
         (given, replace(TASK, labels=("a", "b", "c")), 10, ("native", WORDS, units)),
@@ -320,7 +317,7 @@ def test_a_decoder_reads_many_pairs_together_with_virtual_units(tmp_path: Path) 
         assert ("virtual units" in said) == (found.num_virtual_units == units)
         together = planned.chosen_by.get("pooling") == "recipe" and found.pooling == "native"
         assert ("both texts read together" in said) == together
-        assert together == (task in (PAIRS, score) and found.num_virtual_units > 0 and found.template is None)
+        assert together == (task == score and found.num_virtual_units > 0 and found.template is None)
 
 
 def test_a_decoder_without_virtual_units_has_none_however_many_rows(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ QUERIES = 2
 MANY_ROWS = 5000
 """Enough rows for both, for every kind of task."""
 PAIRS_TOGETHER = 1000
-"""Enough pairs for a decoder to read both texts together, with units. With fewer, or without units, it
-learns more from how similar they are."""
+"""Enough pairs with a fine-grained label for a decoder to read both texts together, with units. With fewer
+pairs, two classes or no units, it learns more from how similar they are."""
 CLOZE_STEPS = 60
 """Minimum optimizer steps with a cloze head, which answers before it has learned."""
 WORDS = "{text}\nIn one word:"
@@ -213,8 +213,8 @@ def pairs_pooling(
     """The pooling of pairs if the prompt leaves it open: ``None`` if the backbone alone decides.
 
     ``similarity`` is what a sentence embedding model was trained for, and a decoder's last token behind
-    :data:`WORDS` tells even more about a text. The rows may say otherwise (``pair_pooling.py``). From
-    :data:`PAIRS_TOGETHER` rows on, a decoder with virtual units learns more from both texts together
+    :data:`WORDS` tells even more about a text. The rows may say otherwise (``pair_pooling.py``). Of
+    :data:`PAIRS_TOGETHER` scores and more, a decoder with virtual units learns more from both texts together
     (``native``).
 
     Args:
@@ -229,7 +229,8 @@ def pairs_pooling(
     has_words = template_for(replace(prompt, pooling="similarity"), task, backbone, tokenizer) is not None
     if not (has_words and backbone.port.can.layers and prompt.template_texts in (None, 1)):
         return None
-    together = prompt.template is None and rows >= PAIRS_TOGETHER and prompt.num_virtual_units != 0
+    enough = task.kind.is_fine_grained(task) and rows >= PAIRS_TOGETHER
+    together = prompt.template is None and enough and prompt.num_virtual_units != 0
     return "native" if together else "similarity"
 
 
@@ -259,16 +260,17 @@ def units_and_queries(task: Task, rows: int, *, last_token: bool = False) -> tup
     """The number of virtual units and queries for a task and its rows.
 
     Both need :data:`MANY_ROWS` rows; with fewer, the model only memorises the rows. There are two exceptions.
-    A fine-grained label (a score, or more than two classes) of single texts gets :data:`UNITS`. So do
-    :data:`PAIRS_TOGETHER` pairs on a decoder. With few pairs, or few rows with several labels per row, they
-    gained nothing.
+    A fine-grained label (a score, or more than two classes) of single texts gets :data:`UNITS`; on a decoder,
+    that of :data:`PAIRS_TOGETHER` pairs as well. With fewer pairs, or few rows with several labels per row,
+    they gained nothing.
 
     Args:
         last_token: Whether the head reads a decoder's last token, and not all layers: then it has no queries.
     """
-    few = PAIRS_TOGETHER if last_token and task.pair else MANY_ROWS
-    has_units = rows >= few or (task.kind.is_fine_grained(task) and not task.pair)
-    return UNITS if has_units else 0, QUERIES if rows >= MANY_ROWS and not last_token else 0
+    many = rows >= MANY_ROWS
+    enough = not task.pair or (last_token and rows >= PAIRS_TOGETHER)
+    has_units = many or (enough and task.kind.is_fine_grained(task))
+    return UNITS if has_units else 0, QUERIES if many and not last_token else 0
 
 
 def _rounded(rate: float) -> float:
