@@ -148,7 +148,8 @@ def _brief(found: Cell) -> str:
     if not found.runs:
         return "diverged"
     edge = " \\*" if found.edge else ""
-    return f"{found.said(data_set(found.dataset).metric)} ({len(found.runs)}){edge}"
+    runs = f"{len(found.runs)}, an earlier recipe" if found.earlier else f"{len(found.runs)}"
+    return f"{found.said(data_set(found.dataset).metric)} ({runs}){edge}"
 
 
 def _of(table: Table, records: Sequence[Record], dataset: str) -> str:
