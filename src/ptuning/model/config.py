@@ -296,7 +296,7 @@ class DeepPrompt:
             in every dimension; on a decoder, that of their last tokens. If left out: for a sentence embedding
             model that uses mean pooling, ``similarity`` for pairs with a score or two classes and ``layers``
             otherwise; ``native`` for other backbones, but ``ptuning train`` compares such pairs on a decoder,
-            too. PEFT can only load ``native``.
+            too, unless there are 1,000 or more with a score. PEFT can only load ``native``.
         num_virtual_units: U, the number of trained hidden units added to the feed-forward network of every
             prompted layer (a parallel adapter, arXiv:2110.04366). If left out: none in Python;
             ``ptuning train`` chooses from the data (docs/recipes.md). PEFT can load none.
